@@ -1,0 +1,34 @@
+"""Every operator's formula in plain PyTorch; its own autograd is the gradient oracle.
+
+Inputs are taken as checked. fp16 and bf16 are computed in fp32.
+"""
+
+from itm_kernels.reference.hardest_negatives import hardest_negatives
+from itm_kernels.reference.intra_modal import intra_modal
+from itm_kernels.reference.kmeans import kmeans, kmeans_plus_plus
+from itm_kernels.reference.log_sum_exp import log_sum_exp
+from itm_kernels.reference.max_of_hinges import max_of_hinges, max_of_hinges_from_scores
+from itm_kernels.reference.ranks import ranks
+from itm_kernels.reference.rbf_synthesis import rbf_synthesis, rbf_synthesis_logits
+from itm_kernels.reference.sample_negatives import sample_negatives
+from itm_kernels.reference.sigmoid import sigmoid
+from itm_kernels.reference.similarity import similarity
+from itm_kernels.reference.sum_of_hinges import sum_of_hinges, sum_of_hinges_from_scores
+
+__all__ = [
+    "hardest_negatives",
+    "intra_modal",
+    "kmeans",
+    "kmeans_plus_plus",
+    "log_sum_exp",
+    "max_of_hinges",
+    "max_of_hinges_from_scores",
+    "ranks",
+    "rbf_synthesis",
+    "rbf_synthesis_logits",
+    "sample_negatives",
+    "sigmoid",
+    "similarity",
+    "sum_of_hinges",
+    "sum_of_hinges_from_scores",
+]

@@ -1,0 +1,63 @@
+"""Intra-modal constraint: bounded sums over the pairs of one modality."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.reference._pairs import same_id
+from itm_kernels.reference._rows import wide
+from itm_kernels.reference.similarity import similarity
+
+
+def intra_modal(
+    x: Tensor,  # [N, D]
+    ids: Tensor | None,  # [N]
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    per_row: bool,
+) -> Tensor:  # [N]
+    """Return every row's sum over its pairs, without weight and without 1 / N."""
+    if mode == "official":
+        if metric == "cosine":
+            return _official_cosine(x, ids, lower, upper)
+        return _official_distance(x, ids, metric, lower, upper, per_row)
+    delta = similarity(x, x, metric)
+    if metric == "cosine":
+        delta = 1 - delta
+    if mode == "paper":
+        return _sum_inside(delta, delta, lower, upper, ids)
+    return _sum_inside((upper - delta).relu(), delta, lower, torch.inf, ids)
+
+
+def _official_cosine(x: Tensor, ids: Tensor | None, lower: float, upper: float) -> Tensor:
+    similarities = wide(x) @ wide(x).T
+    return _sum_inside(similarities, similarities, upper, 1 - lower, ids)
+
+
+def _official_distance(
+    x: Tensor, ids: Tensor | None, metric: str, lower: float, upper: float, per_row: bool
+) -> Tensor:
+    distance = similarity(x, x, metric)
+    # Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out, as in F.normalize.
+    norm = torch.linalg.vector_norm(distance, dim=1, keepdim=True).clamp_min(1e-12)
+    relative = distance / norm
+    ranked = relative.detach().sort(1).values  # [N, N]
+    ranked = ranked if per_row else ranked[:1]
+    low, high = (_at_rank(ranked, round(bound * len(x))) for bound in (lower, upper))
+    return _sum_inside(relative, relative, low, high, ids)
+
+
+def _at_rank(ranked: Tensor, rank: int) -> Tensor:
+    """Return the column of that rank; beyond the last there is no bound."""
+    beyond = torch.full_like(ranked[:, :1], torch.inf)
+    return torch.cat([ranked, beyond], 1)[:, min(rank, ranked.shape[1]), None]
+
+
+def _sum_inside(
+    values: Tensor, key: Tensor, low: Tensor | float, high: Tensor | float, ids: Tensor | None
+) -> Tensor:
+    # Written as "not outside", so that a NaN counts as inside and shows in the sum.
+    outside = (key <= low) | (key >= high)
+    off = same_id(key, ids, ids) & ~key.isnan()
+    return values.masked_fill(outside | off, 0).sum(1)

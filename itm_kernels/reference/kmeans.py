@@ -1,0 +1,61 @@
+"""k-means: k-means++ start and Lloyd iterations, for one set of members or one set per anchor."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.reference._rows import wide
+
+
+def kmeans_plus_plus(
+    x: Tensor,  # [M, D]
+    member: Tensor | None,  # [B, M]; None: one problem over all rows
+    draws: Tensor,  # [K, M] from Exp(1)
+) -> Tensor:  # [B, K, D]
+    """Choose K start centroids, each a row drawn in proportion to its squared distance so far.
+
+    The row with the largest weight / draw is such a draw. When every row coincides with a
+    centroid the first one is repeated.
+    """
+    x = wide(x)
+    weight = x.new_ones(1, len(x)) if member is None else member.to(x.dtype)
+    distance = weight
+    chosen: list[Tensor] = []
+    for draw in draws:
+        index = (distance / draw).argmax(1)  # [B]
+        if chosen:
+            index = torch.where(distance.sum(1) > 0, index, chosen[0])
+        chosen.append(index)
+        to_new = (x[index][:, None] - x).square().sum(-1)  # [B, M]
+        distance = weight * to_new if len(chosen) == 1 else distance.minimum(weight * to_new)
+    return x[torch.stack(chosen, 1)]
+
+
+def kmeans(
+    x: Tensor,  # [M, D]
+    member: Tensor | None,  # [B, M]
+    centroids: Tensor,  # [B, K, D]
+    iterations: int,
+) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
+    """Run Lloyd's iterations; the assignment returned is the nearest of the centroids returned.
+
+    Ties go to the lowest cluster, an empty cluster keeps its centroid, non-members get -1.
+    """
+    x = wide(x)
+    centroids = wide(centroids)
+    clusters = torch.arange(centroids.shape[1], device=x.device)
+    for _ in range(iterations):
+        inside = (_nearest(x, centroids)[..., None] == clusters).to(x.dtype)  # [B, M, K]
+        if member is not None:
+            inside = inside * member[..., None]
+        count = inside.sum(1)[..., None]  # [B, K, 1]
+        mean = inside.mT @ x / count.clamp_min(1)
+        centroids = torch.where(count > 0, mean, centroids)
+    assignment = _nearest(x, centroids)
+    if member is not None:
+        assignment = assignment.masked_fill(~member, -1)
+    return assignment, centroids
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    # |x|^2 is the same for every cluster and is left out.
+    return (centroids.square().sum(-1)[:, None] / 2 - x @ centroids.mT).argmin(-1)

@@ -1,0 +1,29 @@
+"""Sigmoid loss: every pair of a batch is a binary classification of its own."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from itm_kernels.reference._pairs import is_positive, positive_scores, same_id
+from itm_kernels.reference._rows import wide
+
+
+def sigmoid(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    scale: Tensor,  # []
+    bias: Tensor,  # []
+    positive: Tensor | None,  # [M]
+    image_ids: Tensor | None,  # [N]
+    text_ids: Tensor | None,  # [M]
+) -> Tensor:  # [M]
+    """Sum -log sigmoid of z (scale s + bias) over images, per text; z is 1 or -1.
+
+    Pairs that share an id without being the positive take no part.
+    """
+    logits = scale * (wide(image) @ wide(text).T) + bias
+    matched = is_positive(logits, positive)
+    ignored = same_id(logits, image_ids, text_ids) & ~matched
+    loss = softplus(torch.where(matched, -logits, logits)).masked_fill(ignored, 0).sum(0)
+    s_positive = positive_scores(logits, positive)
+    return torch.where(s_positive.isnan(), s_positive, loss)

@@ -1,0 +1,25 @@
+"""Batched matrices of similarities and distances."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.reference._rows import unit, wide
+
+
+def similarity(
+    x: Tensor,  # [..., N, D]
+    y: Tensor,  # [..., M, D]
+    metric: str,
+) -> Tensor:  # [..., N, M]
+    """Return s[n, m] for a similarity (dot, cosine) or a distance (l1, l2, sqeuclidean).
+
+    Distances come from direct differences, so that equal rows are exactly 0 apart.
+    """
+    if metric == "dot":
+        return wide(x) @ wide(y).mT
+    if metric == "cosine":
+        return unit(x) @ unit(y).mT
+    p = 1.0 if metric == "l1" else 2.0
+    direct = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(wide(x), wide(y), p=p, compute_mode=direct)
+    return distance.square() if metric == "sqeuclidean" else distance
