@@ -1,0 +1,79 @@
+"""Which image is the positive of which text (maths, "Pairs"), decided once per call."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks
+
+
+class Pairs(NamedTuple):
+    """The pairs of a batch; all None when they are the diagonal."""
+
+    positive: Tensor | None  # [M] index of each text's image, -1 where it has none or several
+    image_ids: Tensor | None  # [N] int64, on the embeddings' device
+    text_ids: Tensor | None  # [M]
+
+
+def resolve(
+    function: str,
+    image: Tensor,  # [N, ...]
+    text: Tensor,  # [M, ...]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    names: tuple[str, str] = ("image", "text"),
+) -> Pairs:
+    """Check the ids and find every text's positive image.
+
+    Values of ids are checked where that costs no device synchronisation and breaks no graph: in
+    eager mode, for ids on the CPU. Elsewhere a text without exactly one image gets positive -1.
+
+    Raises:
+        ValueError: rows differ without ids, or a text matches no image or several.
+    """
+    image_name, text_name = names
+    id_names = (f"{image_name}_ids", f"{text_name}_ids")
+    on_device = _checks.id_pair(function, id_names, (image_ids, text_ids), (image, text))
+    if image_ids is None or text_ids is None:
+        if len(image) != len(text):
+            raise ValueError(
+                f"{function}: {image_name} {list(image.shape)} and {text_name} "
+                f"{list(text.shape)} differ in rows; pass {id_names[0]} and {id_names[1]} "
+                "for unequal batches"
+            )
+        return Pairs(None, None, None)
+    if image_ids.is_cpu and text_ids.is_cpu:
+        # Decided where the ids are: a check of their values then waits for no device.
+        positive = _positives(image_ids.long(), text_ids.long())
+        if not torch.compiler.is_compiling() and type(positive) is Tensor:
+            _refuse_unmatched(function, id_names, positive, image_ids, text_ids)
+        return Pairs(positive.to(image.device, non_blocking=True), *on_device)
+    return Pairs(_positives(*on_device), *on_device)  # type: ignore[arg-type]
+
+
+def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    ordered, order = image_ids.sort(stable=True)
+    first = torch.searchsorted(ordered, text_ids)
+    matches = torch.searchsorted(ordered, text_ids, right=True) - first
+    found = order[first.clamp_max(len(order) - 1)]
+    positive = torch.where(matches == 1, found, -1)
+    if len(image_ids) != len(text_ids):
+        return positive
+    # The same image drawn twice: a square batch with equal ids keeps its diagonal.
+    diagonal = torch.arange(len(text_ids), device=text_ids.device)
+    return torch.where((image_ids == text_ids).all(), diagonal, positive)
+
+
+def _refuse_unmatched(
+    function: str, names: tuple[str, str], positive: Tensor, image_ids: Tensor, text_ids: Tensor
+) -> None:
+    unmatched = (positive < 0).nonzero()[:, 0].tolist()
+    if unmatched:
+        j = unmatched[0]
+        count = int((image_ids == text_ids[j]).sum())
+        raise ValueError(
+            f"{function}: {names[1]}[{j}] = {int(text_ids[j])} matches {count} of {names[0]} "
+            f"({len(unmatched)} of {len(text_ids)} have no single match); "
+            "every text needs exactly one image with its id"
+        )

@@ -1,0 +1,155 @@
+"""The one place that chooses a backend.
+
+A backend is an operator namespace, a device is a dispatch key. What each backend holds is known
+when the package is imported (a build's list, a folder's files), so choosing is a table look-up
+that `torch.compile` can trace.
+"""
+
+import importlib
+import os
+import pkgutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOT_BUILT = ""  # why the compiled extension is not there
+try:
+    from itm_kernels import _C  # type: ignore[attr-defined]
+except ImportError as error:
+    _C = None
+    missing = find_spec("itm_kernels._C") is None
+    NOT_BUILT = "the extension is not built" if missing else f"the extension fails to load: {error}"
+
+OPERATORS = (
+    "similarity",
+    "hardest_negatives",
+    "max_of_hinges",
+    "sum_of_hinges",
+    "intra_modal",
+    "log_sum_exp",
+    "sigmoid",
+    "rbf_synthesis",
+    "rbf_synthesis_logits",
+    "kmeans",
+    "sample_negatives",
+    "ranks",
+)
+NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
+CHOICES = ("auto", "reference", *NAMESPACES)
+PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
+DEVICES = tuple(PREFERENCE)
+
+_TRITON_FOLDER = str(Path(__file__).parent / "triton")
+# device -> operators a backend has kernels for
+NATIVE_KERNELS: dict[str, frozenset[str]] = {
+    device: frozenset(_C.build_info()["operators"][device] if _C else ()) for device in DEVICES
+}
+TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
+_STEM = {"rbf_synthesis_logits": "rbf_synthesis"}  # operators that share a file with another
+HAS_TRITON = find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton's own switch
+
+
+class Availability(NamedTuple):
+    """What "auto" picks for one operator on one device, and why not the others."""
+
+    operator: str
+    device: str
+    auto: str
+    reasons: dict[str, str]  # backend -> why it is not there; empty for those that are
+
+
+def why_not(operator: str, device: str, backend: str) -> str | None:
+    """Return why a backend cannot run an operator on a device type, None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "native":
+        if NOT_BUILT:
+            return NOT_BUILT
+        has_kernel = operator in NATIVE_KERNELS.get(device, ())
+    else:
+        if not HAS_TRITON:
+            return "triton is not installed"
+        if device == "cpu" and not INTERPRETED:
+            return "Triton runs on the CPU only under TRITON_INTERPRET=1"
+        has_kernel = _STEM.get(operator, operator) in TRITON_FILES
+    return None if has_kernel else f"no {backend} kernel for {operator} on {device}"
+
+
+def resolve(function: str, operator: str, like: Tensor, backend: str) -> str | None:
+    """Choose the operator namespace for a tensor's device; None means the reference.
+
+    Raises:
+        ValueError: the backend's name is unknown.
+        RuntimeError: the backend was asked for by name and cannot run here.
+    """
+    device = like.device.type
+    if backend == "reference":
+        return None
+    if backend == "auto":
+        for candidate in PREFERENCE.get(device, ()):
+            if why_not(operator, device, candidate) is None:
+                return _load(candidate, operator)
+        return None
+    if backend not in NAMESPACES:
+        words = ", ".join(repr(choice) for choice in CHOICES)
+        raise ValueError(f"{function}: backend must be one of {words}, got {backend!r}")
+    if why_not(operator, device, backend) is None:
+        return _load(backend, operator)
+    reasons = "; ".join(
+        f"{name}: {why_not(operator, device, name) or 'available'}"
+        for name in (*NAMESPACES, "reference")
+    )
+    raise RuntimeError(
+        f"{function}: backend {backend!r} cannot run {operator} on {device} ({reasons})"
+    )
+
+
+def _load(backend: str, operator: str) -> str:
+    # Triton is imported when its first kernel is needed, never with the package.
+    if backend == "triton":
+        importlib.import_module(f"itm_kernels.triton.{_STEM.get(operator, operator)}")
+    return NAMESPACES[backend]
+
+
+def available() -> list[Availability]:
+    """Return, for each operator and device type, what "auto" picks and why not the others."""
+    table = []
+    for operator in OPERATORS:
+        for device in DEVICES:
+            reasons = {name: why_not(operator, device, name) for name in PREFERENCE[device]}
+            able = [name for name, reason in reasons.items() if reason is None]
+            table.append(
+                Availability(
+                    operator,
+                    device,
+                    (*able, "reference")[0],
+                    {name: reason for name, reason in reasons.items() if reason is not None},
+                )
+            )
+    return table
+
+
+def build_info() -> dict[str, object]:
+    """Return what the extension was built with; empty without it."""
+    return dict(_C.build_info()) if _C else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what runs; empty strings for what is not there."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return ""
+
+    return {
+        "torch": torch.__version__,
+        "triton": installed("triton"),
+        "cuda": torch.version.cuda or "",
+    }
