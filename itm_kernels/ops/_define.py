@@ -1,0 +1,67 @@
+"""Operators are defined here once: the same schema and fake kernel in every backend's namespace.
+
+A backend adds nothing but `torch.library.impl` (or TORCH_LIBRARY_IMPL) for its dispatch key. The
+autograd formula of an operator is the `autograd.Function` in its own file, one for all backends.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from itm_kernels.backends import NAMESPACES
+
+
+class Definition(NamedTuple):
+    """One operator, as every namespace holds it."""
+
+    name: str
+    schema: str
+    fake: Callable[..., Any]
+
+
+DEFINITIONS: list[Definition] = []
+
+
+def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define an operator in all namespaces; one named *_backward refuses to be differentiated."""
+    DEFINITIONS.append(Definition(name, schema, fake))
+    for namespace in NAMESPACES.values():
+        define_in(namespace, DEFINITIONS[-1])
+
+
+def define_in(namespace: str, definition: Definition) -> None:
+    """Define an operator in one namespace."""
+    qualified = f"{namespace}::{definition.name}"
+    torch.library.define(qualified, definition.schema)
+    torch.library.register_fake(qualified, definition.fake)
+    if definition.name.endswith("_backward"):
+        # Without a formula of its own a second derivative would silently be None.
+        torch.library.register_autograd(qualified, _refuse_second_derivative(definition.name))
+
+
+def _refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
+    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            f"{name} has no derivative: fused operators are differentiable once; "
+            'for second derivatives pass backend="reference"'
+        )
+
+    return refuse
+
+
+def operator(namespace: str, name: str) -> Callable[..., Any]:
+    """Return a namespace's operator."""
+    return getattr(getattr(torch.ops, namespace), name)
+
+
+def wide_empty(like: Tensor, *shape: int) -> Tensor:
+    """Return an uninitialised tensor in the precision that an input is computed in."""
+    half = like.dtype in (torch.float16, torch.bfloat16)
+    return like.new_empty(shape, dtype=torch.float32 if half else like.dtype)
+
+
+def index_empty(like: Tensor, *shape: int) -> Tensor:
+    """Return an uninitialised index tensor."""
+    return like.new_empty(shape, dtype=torch.int64)

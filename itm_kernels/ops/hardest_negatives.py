@@ -1,0 +1,140 @@
+"""The hardest negative of every anchor, as scores and indices."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, _pairs, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+
+
+class HardestNegatives(NamedTuple):
+    """Scores of positives and hardest negatives; -inf and -1 where an anchor has no negative."""
+
+    positive: Tensor  # [M]
+    text_score: Tensor  # [N]
+    text_index: Tensor  # [N] int64
+    image_score: Tensor  # [M]
+    image_index: Tensor  # [M] int64
+
+
+def _forward_fake(
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    N, M = len(image), len(text)
+    return (
+        wide_empty(text, M),
+        wide_empty(text, N),
+        index_empty(text, N),
+        wide_empty(text, M),
+        index_empty(text, M),
+    )
+
+
+def _backward_fake(
+    grad_positive: Tensor,
+    grad_text_score: Tensor,
+    grad_image_score: Tensor,
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    text_index: Tensor,
+    image_index: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape)
+
+
+define(
+    "hardest_negatives_forward",
+    "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward_fake,
+)
+define(
+    "hardest_negatives_backward",
+    "(Tensor grad_positive, Tensor grad_text_score, Tensor grad_image_score, Tensor image, "
+    "Tensor text, Tensor? positive, Tensor text_index, Tensor image_index) -> (Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class _HardestNegatives(torch.autograd.Function):
+    """Sends the gradient of every score to the two rows that made it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        forward = operator(namespace, "hardest_negatives_forward")
+        found = HardestNegatives(*forward(image, text, positive, image_ids, text_ids))
+        ctx.mark_non_differentiable(found.text_index, found.image_index)
+        ctx.save_for_backward(image, text, positive, found.text_index, found.image_index)
+        ctx.namespace = namespace
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_positive, grad_text_score, _, grad_image_score, _ = grads
+        backward = operator(ctx.namespace, "hardest_negatives_backward")
+        grad_image, grad_text = backward(
+            grad_positive, grad_text_score, grad_image_score, *ctx.saved_tensors
+        )
+        return None, grad_image, grad_text, None, None, None
+
+
+@outside_autocast
+def run(image: Tensor, text: Tensor, pairs: _pairs.Pairs, backend: str) -> HardestNegatives:
+    """Compute `hardest_negatives` of checked arguments."""
+    namespace = resolve("hardest_negatives", "hardest_negatives", image, backend)
+    if namespace is None:
+        return HardestNegatives(*reference.hardest_negatives(image, text, *pairs))
+    return HardestNegatives(*_HardestNegatives.apply(namespace, image, text, *pairs))
+
+
+def hardest_negatives(
+    image: Tensor,
+    text: Tensor,
+    *,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> HardestNegatives:
+    """Find the negative text of every image, and image of every text, with the highest score.
+
+    Args:
+        image: `[N, D]`, scored by dot product as it is.
+        text: `[M, D]`; M = N without ids.
+        image_ids: `[N]` integers; pairs that share an id are no negatives.
+        text_ids: `[M]` integers, each the id of exactly one image.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `HardestNegatives`; scores are differentiable and fp32 for fp16 and bf16 inputs. Ties go
+        to the lowest index. An anchor without a negative has score -inf and index -1.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices or ids do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    >>> import torch
+    >>> scores = torch.tensor([[0.8, 0.7, 0.65], [0.3, 0.6, 0.55], [0.75, 0.2, 0.5]])
+    >>> hardest_negatives(scores, torch.eye(3)).text_index
+    tensor([1, 2, 0])
+    """
+    _checks.embeddings("hardest_negatives", image=image, text=text)
+    pairs = _pairs.resolve("hardest_negatives", image, text, image_ids, text_ids)
+    return run(image, text, pairs, backend)

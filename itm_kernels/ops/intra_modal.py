@@ -1,0 +1,154 @@
+"""Bounded sums over the pairs of one modality."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+METRICS = ("cosine", "l1", "l2", "sqeuclidean")
+
+
+def _forward_fake(
+    x: Tensor,
+    ids: Tensor | None,
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    per_row: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N = len(x)
+    return wide_empty(x, N), wide_empty(x, N), wide_empty(x, N), wide_empty(x, N)
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    ids: Tensor | None,
+    row: Tensor,
+    low: Tensor,
+    high: Tensor,
+    norm: Tensor,
+    metric: str,
+    mode: str,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+# low, high [N]: the strict bounds that row n was summed within, on the quantity that the mode
+# compares (S for official cosine, D / |D_n| for official distances, else delta); repel has high =
+# upper, the point that its hinge falls to. norm [N]: |D_n| for official distances, else 1.
+define(
+    "intra_modal_forward",
+    "(Tensor x, Tensor? ids, str metric, str mode, float lower, float upper, bool per_row) "
+    "-> (Tensor row, Tensor low, Tensor high, Tensor norm)",
+    _forward_fake,
+)
+define(
+    "intra_modal_backward",
+    "(Tensor grad, Tensor x, Tensor? ids, Tensor row, Tensor low, Tensor high, Tensor norm, "
+    "str metric, str mode) -> Tensor",
+    _backward_fake,
+)
+
+
+class IntraModal(torch.autograd.Function):
+    """Recomputes the pairs inside the saved bounds in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        x: Tensor,
+        ids: Tensor | None,
+        metric: str,
+        mode: str,
+        lower: float,
+        upper: float,
+        per_row: bool,
+    ) -> Tensor:
+        forward = operator(namespace, "intra_modal_forward")
+        row, low, high, norm = forward(x, ids, metric, mode, lower, upper, per_row)
+        ctx.save_for_backward(x, ids, row, low, high, norm)
+        ctx.options = namespace, metric, mode
+        return row
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, metric, mode = ctx.options
+        backward = operator(namespace, "intra_modal_backward")
+        grad_x = backward(grad, *ctx.saved_tensors, metric, mode)
+        return None, grad_x, None, None, None, None, None, None
+
+
+@outside_autocast
+def run(
+    x: Tensor,  # [N, D]
+    ids: Tensor | None,
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    per_row: bool,
+    function: str,
+    backend: str,
+) -> Tensor:  # [N]
+    """Compute the row sums of checked arguments, on behalf of a public function."""
+    ids = None if ids is None else ids.to(x.device, torch.int64, non_blocking=True)
+    options = metric, mode, float(lower), float(upper), per_row
+    namespace = resolve(function, "intra_modal", x, backend)
+    if namespace is None:
+        return reference.intra_modal(x, ids, *options)
+    return IntraModal.apply(namespace, x, ids, *options)
+
+
+def intra_modal_sum(
+    x: Tensor,
+    lower: float,
+    upper: float,
+    metric: str = "cosine",
+    *,
+    ids: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum, for every row, its distances to the other rows that lie strictly between two bounds.
+
+    .. math:: r_n = \sum_{m \ne n} \delta_{nm} \, [\text{lower} < \delta_{nm} < \text{upper}]
+
+    Args:
+        x: `[N, D]`, floating point.
+        lower: bound on the distance, in the distance's own unit.
+        upper: bound on the distance, above lower.
+        metric: `"cosine"` (1 - cos, rows normalised inside), `"l1"` (sum, not mean), `"l2"`, or
+            `"sqeuclidean"`.
+        ids: `[N]` integers; rows that share an id are no pair.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `[N]`, fp32 for fp16 and bf16 inputs. The bounds carry no gradient.
+
+    Raises:
+        TypeError: x is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, bounds or the metric do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: Chen et al., Intra-modal constraint loss, 2022, eqs 4-8.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    >>> intra_modal_sum(x, 0.05, 0.5)
+    tensor([0.2000, 0.6000, 0.4000])
+    """
+    name = "intra_modal_sum"
+    _checks.embeddings(name, x=x)
+    _checks.number(name, "lower", lower)
+    _checks.number(name, "upper", upper, above=lower)
+    _checks.option(name, "metric", metric, METRICS)
+    if ids is not None:
+        _checks.identifiers(name, "ids", ids, len(x), x)
+    return run(x, ids, metric, "paper", lower, upper, False, name, backend)

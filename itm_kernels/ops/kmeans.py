@@ -1,0 +1,102 @@
+"""k-means, for one set of members or one set per anchor."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+
+
+class KMeans(NamedTuple):
+    """Every row's cluster, and the centroids that it is nearest to."""
+
+    assignment: Tensor  # [M] int64
+    centroids: Tensor  # [K, D]
+
+
+def _fake(
+    x: Tensor, member: Tensor | None, centroids: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    return index_empty(x, len(centroids), len(x)), wide_empty(x, *centroids.shape)
+
+
+define(
+    "kmeans",
+    "(Tensor x, Tensor? member, Tensor centroids, int iterations) "
+    "-> (Tensor assignment, Tensor centroids)",
+    _fake,
+)
+
+
+@outside_autocast
+@torch.no_grad()
+def run(
+    x: Tensor,  # [M, D]
+    member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
+    num_clusters: int,
+    iterations: int,
+    init: Tensor | None,  # [B, K, D]
+    generator: torch.Generator | None,
+    function: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
+    """Cluster checked arguments, on behalf of a public function."""
+    if init is None:
+        draws = x.new_empty((num_clusters, len(x)), dtype=torch.float32)
+        init = reference.kmeans_plus_plus(x, member, draws.exponential_(generator=generator))
+    namespace = resolve(function, "kmeans", x, backend)
+    if namespace is None:
+        return reference.kmeans(x, member, init, iterations)
+    return operator(namespace, "kmeans")(x, member, init, iterations)
+
+
+def kmeans(
+    x: Tensor,
+    num_clusters: int,
+    *,
+    iterations: int = 10,
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> KMeans:
+    """Cluster rows by Lloyd's iterations from a k-means++ start.
+
+    Args:
+        x: `[M, D]`, floating point; used as it is.
+        num_clusters: K >= 1; more than M is allowed, the surplus stays empty.
+        iterations: how many updates of the centroids, >= 0; there is no early stop, so that
+            nothing waits for the device.
+        init: `[K, D]` start centroids instead of k-means++.
+        generator: source of the k-means++ draws, on the device of x.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `KMeans(assignment [M], centroids [K, D])`, without gradient: each row's nearest centroid,
+        ties to the lowest; an empty cluster keeps its centroid. Same bits for the same seed.
+
+    Raises:
+        TypeError: x is no floating-point tensor.
+        ValueError: shapes or options do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    >>> import torch
+    >>> kmeans(torch.tensor([[0.0], [1.0], [10.0]]), 2, init=torch.tensor([[0.0], [9.0]]))
+    KMeans(assignment=tensor([0, 0, 1]), centroids=tensor([[ 0.5000],
+            [10.0000]]))
+    """
+    _checks.embeddings("kmeans", x=x)
+    _checks.integer("kmeans", "num_clusters", num_clusters, least=1)
+    _checks.integer("kmeans", "iterations", iterations, least=0)
+    if init is not None:
+        _checks.embeddings("kmeans", x=x, init=init)
+        if len(init) != num_clusters:
+            raise ValueError(
+                f"kmeans: init {list(init.shape)} must hold num_clusters = {num_clusters} rows"
+            )
+        init = init[None]
+    found = run(x, None, num_clusters, iterations, init, generator, "kmeans", backend)
+    return KMeans(found[0][0], found[1][0])

@@ -1,0 +1,139 @@
+"""Row and column log-sum-exp of a scaled score matrix that is never stored."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+
+class LogSumExp(NamedTuple):
+    """Log-sum-exp of every row and of every column."""
+
+    row: Tensor  # [N]
+    column: Tensor  # [M]
+
+
+def _forward_fake(
+    x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor | None, y_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return wide_empty(x, len(x)), wide_empty(y, len(y))
+
+
+def _backward_fake(
+    grad_row: Tensor,
+    grad_column: Tensor,
+    row: Tensor,
+    column: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), y.new_empty(y.shape), scale.new_empty(scale.shape)
+
+
+_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids"
+define("log_sum_exp_forward", f"({_INPUTS}) -> (Tensor row, Tensor column)", _forward_fake)
+define(
+    "log_sum_exp_backward",
+    f"(Tensor grad_row, Tensor grad_column, Tensor row, Tensor column, {_INPUTS}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Recomputes tiles of softmax from the saved log-sum-exp in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        x_ids: Tensor | None,
+        y_ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = x, y, scale, x_ids, y_ids
+        row, column = operator(namespace, "log_sum_exp_forward")(*inputs)
+        ctx.save_for_backward(row, column, *inputs)
+        ctx.namespace = namespace
+        return row, column
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        backward = operator(ctx.namespace, "log_sum_exp_backward")
+        return None, *backward(*grads, *ctx.saved_tensors), None, None
+
+
+@outside_autocast
+def run(
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [M, D]
+    scale: Tensor,  # []
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+    function: str,
+    backend: str,
+) -> LogSumExp:
+    """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
+    namespace = resolve(function, "log_sum_exp", x, backend)
+    if namespace is None:
+        return LogSumExp(*reference.log_sum_exp(x, y, scale, x_ids, y_ids))
+    return LogSumExp(*_LogSumExp.apply(namespace, x, y, scale, x_ids, y_ids))
+
+
+def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a scale or bias as a tensor without dimensions, in the precision of the scores."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(like.device, dtype)
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def log_sum_exp(
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    *,
+    x_ids: Tensor | None = None,
+    y_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> LogSumExp:
+    r"""Return the log-sum-exp of every row and column of the scaled dot products of x and y.
+
+    .. math:: r_n = \log \sum_m e^{\text{scale} \, x_n \cdot y_m}, \quad
+              c_m = \log \sum_n e^{\text{scale} \, x_n \cdot y_m}
+
+    Args:
+        x: `[N, D]`, floating point, used as it is.
+        y: `[M, D]`.
+        scale: a number or a tensor of one element (differentiable); 1 / temperature.
+        x_ids: `[N]` integers. With ids, pairs that share one leave both sums, positives included:
+            a loss adds its positive back with `torch.logaddexp`.
+        y_ids: `[M]` integers.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `LogSumExp(row [N], column [M])`, fp32 for fp16 and bf16 inputs; -inf for an empty sum.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, scale or ids do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    >>> import torch
+    >>> log_sum_exp(torch.eye(2), torch.eye(2), 2.0).row
+    tensor([2.1269, 2.1269])
+    """
+    _checks.embeddings("log_sum_exp", x=x, y=y)
+    _checks.scalar("log_sum_exp", "scale", scale)
+    ids = _checks.id_pair("log_sum_exp", ("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
+    return run(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)

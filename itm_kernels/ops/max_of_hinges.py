@@ -1,0 +1,98 @@
+"""Max of hinges, one value per pair; what survives the forward pass are the hardest indices."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels._pairs import Pairs
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+
+
+def _forward_fake(
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    margin: float,
+    semihard: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    M = len(text)
+    return wide_empty(text, M), index_empty(text, M), index_empty(text, M)
+
+
+def _backward_fake(
+    grad: Tensor,
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    text_index: Tensor,
+    image_index: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape)
+
+
+# text_index, image_index [M]: the hardest negative of pair j, -1 where its hinge is not active.
+define(
+    "max_of_hinges_forward",
+    "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
+    "float margin, bool semihard) -> (Tensor loss, Tensor text_index, Tensor image_index)",
+    _forward_fake,
+)
+define(
+    "max_of_hinges_backward",
+    "(Tensor grad, Tensor image, Tensor text, Tensor? positive, Tensor text_index, "
+    "Tensor image_index) -> (Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class MaxOfHinges(torch.autograd.Function):
+    """The gradient is a gather of the rows that the saved indices name: no N x M, no scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+        margin: float,
+        semihard: bool,
+    ) -> Tensor:
+        forward = operator(namespace, "max_of_hinges_forward")
+        loss, text_index, image_index = forward(
+            image, text, positive, image_ids, text_ids, margin, semihard
+        )
+        ctx.save_for_backward(image, text, positive, text_index, image_index)
+        ctx.namespace = namespace
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = operator(ctx.namespace, "max_of_hinges_backward")
+        grad_image, grad_text = backward(grad, *ctx.saved_tensors)
+        return None, grad_image, grad_text, None, None, None, None, None
+
+
+@outside_autocast
+def run(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    pairs: Pairs,
+    margin: float,
+    semihard: bool,
+    function: str,
+    backend: str,
+) -> Tensor:  # [M]
+    """Compute the hinges of checked arguments, on behalf of a public function."""
+    namespace = resolve(function, "max_of_hinges", image, backend)
+    if namespace is None:
+        return reference.max_of_hinges(image, text, *pairs, margin, semihard)
+    return MaxOfHinges.apply(namespace, image, text, *pairs, margin, semihard)

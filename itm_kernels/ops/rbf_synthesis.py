@@ -1,0 +1,265 @@
+"""Per-anchor RBF synthesis: one synthetic vector per cluster, or only its cosine."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+WEIGHTS = ("kam", "attention")
+
+
+class Synthesis(NamedTuple):
+    """Synthetic vectors; where valid is False the cluster had no member for that anchor."""
+
+    vectors: Tensor  # [N, K, D]
+    valid: Tensor  # [N, K] bool
+
+
+class SynthesisLogits(NamedTuple):
+    """Cosines of every anchor with its synthetic vectors, which are not stored."""
+
+    cosine: Tensor  # [N, K]
+    valid: Tensor  # [N, K] bool
+
+
+class Options(NamedTuple):
+    """What a synthesis depends on besides its tensors."""
+
+    num_clusters: int
+    sigma: float
+    weights: str
+    ridge: float
+
+
+def _vectors_fake(
+    anchors: Tensor,
+    members: Tensor,
+    assignment: Tensor,
+    anchor_ids: Tensor | None,
+    member_ids: Tensor | None,
+    num_clusters: int,
+    sigma: float,
+    weights: str,
+    ridge: float,
+) -> tuple[Tensor, Tensor]:
+    N, D = anchors.shape
+    valid = anchors.new_empty((N, num_clusters), dtype=torch.bool)
+    return wide_empty(anchors, N, num_clusters, D), valid
+
+
+def _logits_fake(anchors: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    vectors, valid = _vectors_fake(anchors, *inputs[:-1])
+    return wide_empty(anchors, *vectors.shape[:2]), valid
+
+
+def _backward_fake(
+    grad: Tensor, anchors: Tensor, members: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor]:
+    return anchors.new_empty(anchors.shape), members.new_empty(members.shape)
+
+
+_INPUTS = (
+    "Tensor anchors, Tensor members, Tensor assignment, Tensor? anchor_ids, Tensor? member_ids, "
+    "int num_clusters, float sigma, str weights, float ridge"
+)
+for _name, _inputs, _fake in (
+    ("rbf_synthesis", _INPUTS, _vectors_fake),
+    # detach: the vectors are constants, so only the anchor of the cosine has a gradient.
+    ("rbf_synthesis_logits", f"{_INPUTS}, bool detach", _logits_fake),
+):
+    define(f"{_name}_forward", f"({_inputs}) -> (Tensor, Tensor valid)", _fake)
+    define(f"{_name}_backward", f"(Tensor grad, {_inputs}) -> (Tensor, Tensor)", _backward_fake)
+
+
+class RbfSynthesis(torch.autograd.Function):
+    """Vectors or logits, by the operator's name; both recompute the softmax in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        name: str,
+        anchors: Tensor,
+        members: Tensor,
+        assignment: Tensor,
+        anchor_ids: Tensor | None,
+        member_ids: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = anchors, members, assignment, anchor_ids, member_ids
+        output, valid = operator(namespace, f"{name}_forward")(*inputs, *options)
+        ctx.mark_non_differentiable(valid)
+        ctx.save_for_backward(*inputs)
+        ctx.options = namespace, name, options
+        return output, valid
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, name, options = ctx.options
+        backward = operator(namespace, f"{name}_backward")
+        grad_anchors, grad_members = backward(grads[0], *ctx.saved_tensors, *options)
+        return None, None, grad_anchors, grad_members, *[None] * (3 + len(options))
+
+
+@outside_autocast
+def run(
+    anchors: Tensor,  # [N, D]
+    members: Tensor,  # [M, D]
+    assignment: Tensor,  # [M] or [N, M]
+    anchor_ids: Tensor | None,  # [N] int64, on the anchors' device
+    member_ids: Tensor | None,  # [M]
+    options: Options,
+    function: str,
+    backend: str,
+) -> Synthesis:
+    """Compute the vectors of checked arguments, on behalf of a public function."""
+    inputs = anchors, members, assignment, anchor_ids, member_ids
+    namespace = resolve(function, "rbf_synthesis", anchors, backend)
+    if namespace is None:
+        return Synthesis(*reference.rbf_synthesis(*inputs, *options))
+    return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *inputs, *options))
+
+
+@outside_autocast
+def run_logits(
+    anchors: Tensor,  # [N, D]
+    members: Tensor,  # [M, D]
+    assignment: Tensor,  # [M] or [N, M]
+    anchor_ids: Tensor | None,  # [N] int64, on the anchors' device
+    member_ids: Tensor | None,  # [M]
+    options: Options,
+    detach: bool,
+    function: str,
+    backend: str,
+) -> SynthesisLogits:
+    """Compute the cosines of checked arguments, on behalf of a public function."""
+    inputs = anchors, members, assignment, anchor_ids, member_ids
+    name = "rbf_synthesis_logits"
+    namespace = resolve(function, name, anchors, backend)
+    if namespace is None:
+        return SynthesisLogits(*reference.rbf_synthesis_logits(*inputs, *options, detach))
+    return SynthesisLogits(*RbfSynthesis.apply(namespace, name, *inputs, *options, detach))
+
+
+def check_options(
+    function: str, num_clusters: object, sigma: object, weights: object, ridge: object, least: int
+) -> None:
+    """Check the options that every synthesis shares."""
+    _checks.integer(function, "num_clusters", num_clusters, least)
+    _checks.number(function, "sigma", sigma, above=0)
+    _checks.option(function, "weights", weights, WEIGHTS)
+    _checks.number(function, "ridge", ridge, least=0)
+
+
+def _checked(
+    function: str,
+    anchors: Tensor,
+    members: Tensor,
+    assignment: Tensor,
+    anchor_ids: Tensor | None,
+    member_ids: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Check everything; return the tensors on the anchors' device."""
+    _checks.embeddings(function, anchors=anchors, members=members)
+    check_options(function, *options, least=1)
+    _checks.is_tensor(function, "assignment", assignment)
+    N, M = len(anchors), len(members)
+    if assignment.dtype not in _checks.INTEGER or assignment.shape not in ((M,), (N, M)):
+        raise ValueError(
+            f"{function}: assignment must be integers [{M}] or [{N}, {M}], one cluster per member "
+            f"(and anchor), got {_checks.describe(assignment)}"
+        )
+    names, sides = ("anchor_ids", "member_ids"), (anchors, members)
+    ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
+    return anchors, members, assignment.to(anchors.device, torch.int64), *ids
+
+
+def rbf_synthesis(
+    anchors: Tensor,
+    members: Tensor,
+    assignment: Tensor,
+    num_clusters: int,
+    sigma: float,
+    *,
+    weights: str = "kam",
+    ridge: float = 1e-4,
+    anchor_ids: Tensor | None = None,
+    member_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> Synthesis:
+    r"""Synthesise one vector per anchor and cluster from the cluster's members.
+
+    .. math:: \bar q_k = \sum_{n \in k} w_n \hat k_n, \quad
+              \hat k = \mathrm{softmax}_{n \in k} \left( -|q - x_n|^2 / 2 \sigma^2 \right)
+
+    Args:
+        anchors: `[N, D]`, used as they are (the losses normalise first).
+        members: `[M, D]`.
+        assignment: `[M]` integers, every member's cluster, or `[N, M]`, one clustering per anchor;
+            -1 keeps a member out of all clusters.
+        num_clusters: K, at least 1.
+        sigma: width of the kernel, in units of distance, > 0.
+        weights: `"kam"`, :math:`W = X (K + \text{ridge} \, I)^{-1}` per cluster with the Gram
+            matrix K (over the whole cluster: it does not depend on the anchor), or `"attention"`,
+            :math:`w_n = x_n`.
+        ridge: >= 0; with 0, a cluster that holds duplicates gives NaN.
+        anchor_ids: `[N]` integers; an anchor's softmax leaves out the members that share its id.
+        member_ids: `[M]` integers.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `Synthesis(vectors [N, K, D], valid [N, K])`; vectors are fp32 for fp16 and bf16 inputs and
+        0 where invalid.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices or options do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: ITContrast, section 3.2, eqs 3-5. Eq. 5 as printed does not type-check; this solves the
+    kernel associative memory that it cites.
+
+    >>> import torch
+    >>> q, x = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    >>> rbf_synthesis(q, x, torch.tensor([0, 0]), 1, 0.5, weights="attention").vectors
+    tensor([[[0.7687, 0.6157]]])
+    """
+    options = Options(num_clusters, sigma, weights, ridge)
+    name = "rbf_synthesis"
+    inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
+    return run(*inputs, options, name, backend)
+
+
+def rbf_synthesis_logits(
+    anchors: Tensor,
+    members: Tensor,
+    assignment: Tensor,
+    num_clusters: int,
+    sigma: float,
+    *,
+    weights: str = "kam",
+    ridge: float = 1e-4,
+    anchor_ids: Tensor | None = None,
+    member_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> SynthesisLogits:
+    """Return the cosine of every anchor with the vectors that `rbf_synthesis` would make.
+
+    Takes the arguments of `rbf_synthesis` and raises its errors. The output is `[N, K]`, so a
+    kernel need not store the vectors `[N, K, D]`; cosines are 0 where invalid.
+
+    >>> import torch
+    >>> q, x = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    >>> rbf_synthesis_logits(q, x, torch.tensor([0, 0]), 1, 0.5, ridge=0.0).cosine
+    tensor([[0.8774]])
+    """
+    options = Options(num_clusters, sigma, weights, ridge)
+    name = "rbf_synthesis_logits"
+    inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
+    return run_logits(*inputs, options, False, name, backend)

@@ -1,0 +1,92 @@
+"""Sigmoid loss over all pairs, one value per text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels._pairs import Pairs
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+
+def _forward_fake(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+) -> Tensor:
+    return wide_empty(text, len(text))
+
+
+def _backward_fake(
+    grad: Tensor,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (image, text, scale, bias))
+
+
+_INPUTS = (
+    "Tensor image, Tensor text, Tensor scale, Tensor bias, Tensor? positive, Tensor? image_ids, "
+    "Tensor? text_ids"
+)
+define("sigmoid_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
+define(
+    "sigmoid_backward",
+    f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class Sigmoid(torch.autograd.Function):
+    """Recomputes tiles of scores in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+    ) -> Tensor:
+        inputs = image, text, scale, bias, positive, image_ids, text_ids
+        ctx.save_for_backward(*inputs)
+        ctx.namespace = namespace
+        return operator(namespace, "sigmoid_forward")(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = operator(ctx.namespace, "sigmoid_backward")
+        return None, *backward(grad, *ctx.saved_tensors), None, None, None
+
+
+@outside_autocast
+def run(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    scale: Tensor,  # []
+    bias: Tensor,  # []
+    pairs: Pairs,
+    function: str,
+    backend: str,
+) -> Tensor:  # [M]
+    """Compute the sums of checked arguments, on behalf of a public function."""
+    namespace = resolve(function, "sigmoid", image, backend)
+    if namespace is None:
+        return reference.sigmoid(image, text, scale, bias, *pairs)
+    return Sigmoid.apply(namespace, image, text, scale, bias, *pairs)

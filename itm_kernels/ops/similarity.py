@@ -1,0 +1,95 @@
+"""Batched similarity matrices."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator
+
+METRICS = ("dot", "cosine", "l1", "l2", "sqeuclidean")
+
+
+def _forward_fake(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    return x.new_empty((*batch, x.shape[-2], y.shape[-2]))
+
+
+def _backward_fake(grad: Tensor, x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+define("similarity_forward", "(Tensor x, Tensor y, str metric) -> Tensor", _forward_fake)
+define(
+    "similarity_backward",
+    "(Tensor grad, Tensor x, Tensor y, str metric) -> (Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class Similarity(torch.autograd.Function):
+    """Recomputes what the gradient of a metric needs from x and y."""
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, x: Tensor, y: Tensor, metric: str) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.options = namespace, metric
+        return operator(namespace, "similarity_forward")(x, y, metric)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, metric = ctx.options
+        backward = operator(namespace, "similarity_backward")
+        return None, *backward(grad, *ctx.saved_tensors, metric), None
+
+
+@outside_autocast
+def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
+    """Compute `similarity` of checked arguments."""
+    namespace = resolve("similarity", "similarity", x, backend)
+    if namespace is None:
+        return reference.similarity(x, y, metric).to(x.dtype)
+    return Similarity.apply(namespace, x, y, metric)
+
+
+def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "auto") -> Tensor:
+    """Compare every row of x with every row of y.
+
+    Args:
+        x: `[..., N, D]`, floating point. Products and sums of fp16 and bf16 are taken in fp32.
+        y: `[..., M, D]`, same dtype and device; batch dimensions broadcast.
+        metric: `"dot"` and `"cosine"` are similarities; `"l1"`, `"l2"` and `"sqeuclidean"` are
+            distances, taken from direct differences: equal rows are exactly 0 apart.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        `[..., N, M]` in the dtype of x. The gradient of l2 at distance 0 is 0, that of l1 uses
+        sign(0) = 0.
+
+    Raises:
+        TypeError: x or y is no floating-point tensor, or their dtypes differ.
+        ValueError: shapes, devices or the metric do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    >>> import torch
+    >>> similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), "l2")
+    tensor([[5.]])
+    """
+    for name, value in (("x", x), ("y", y)):
+        tensor = _checks.is_tensor("similarity", name, value)
+        leading = ", ".join(["..."] * max(0, tensor.dim() - 2))
+        layout = f"[{leading}, rows, D]" if leading else "[rows, D]"
+        _checks.floating("similarity", name, tensor, layout)
+    _checks.alike("similarity", x=x, y=y)
+    _checks.option("similarity", "metric", metric, METRICS)
+    try:
+        torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"similarity: batch dimensions of x {list(x.shape)} and y {list(y.shape)} "
+            "do not broadcast"
+        ) from None
+    return run(x, y, metric, backend)
