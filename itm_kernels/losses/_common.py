@@ -1,0 +1,42 @@
+"""What every loss shares: the reduction, the common options, the logit scale."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import _checks
+from itm_kernels.backends import CHOICES
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def check_options(function: str, reduction: object, backend: object) -> None:
+    """Check the options that every loss takes."""
+    _checks.option(function, "reduction", reduction, REDUCTIONS)
+    _checks.option(function, "backend", backend, CHOICES)
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """Reduce one value per pair to the sum, the mean, or leave it."""
+    if reduction == "none":
+        return values
+    return values.sum() if reduction == "sum" else values.mean()
+
+
+class LogitScale(nn.Module):
+    """A positive scale of logits, fixed or learnt as its logarithm (as CLIP does)."""
+
+    def __init__(self, owner: str, value: float, learnable: bool) -> None:
+        super().__init__()
+        _checks.number(owner, "logit_scale", value, above=0)
+        self.value = float(value)
+        self.log = nn.Parameter(torch.tensor(math.log(value))) if learnable else None
+
+    def forward(self) -> float | Tensor:
+        """Return the scale, as a tensor with gradient when it is learnt."""
+        return self.value if self.log is None else self.log.exp()
+
+    def extra_repr(self) -> str:
+        """Show the value that training starts from, or the fixed one."""
+        return f"{self.value:g}, learnable={self.log is not None}"

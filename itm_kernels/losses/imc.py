@@ -1,0 +1,138 @@
+"""Max of hinges with the intra-modal constraint of both modalities (paper 3 eq. 3)."""
+
+from torch import Tensor, nn
+
+from itm_kernels import _checks, _pairs
+from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses.intra_modal import check_constraint, own_reduction
+from itm_kernels.ops import intra_modal, max_of_hinges
+
+
+def imc_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    margin: float = 0.2,
+    metric: str = "cosine",
+    lower: float = 0.05,
+    upper: float = 0.5,
+    weight: float = 1.0,
+    mode: str = "official",
+    thresholds: str = "row0",
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Add the intra-modal constraint of images and of texts to the max of hinges.
+
+    .. math:: L = L_{MH}(image, text) + IMC(image) + IMC(text)
+
+    Args:
+        image: `[N, D]` embeddings, normalised by the encoder for the official cosine.
+        text: `[M, D]` embeddings; M = N without ids.
+        margin: margin of the hinges, in units of the score.
+        metric: see `intra_modal_constraint`, as for all options down to thresholds.
+        lower: lower bound of the band.
+        upper: upper bound of the band.
+        weight: factor of both constraints.
+        mode: `"official"`, `"paper"` or `"repel"`.
+        thresholds: `"row0"` or `"per_row"`.
+        image_ids: `[N]` integers. Pairs that share an id are never negatives, in any term.
+        text_ids: `[M]` integers, each the id of exactly one image.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        The loss: the sum of hinges over pairs plus both constraints.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, ids or options do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: Chen et al., Intra-modal constraint loss, 2022, eq. 3.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    >>> imc_loss(x, x)
+    tensor(1.8667)
+    """
+    name = "imc_loss"
+    _checks.embeddings(name, image=image, text=text)
+    _checks.number(name, "margin", margin)
+    check_constraint(name, metric, lower, upper, weight, mode, thresholds)
+    check_options(name, "sum", backend)
+    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    loss = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend).sum()
+    band = metric, mode, lower, upper, thresholds == "per_row", name, backend
+    for rows, ids in ((image, pairs.image_ids), (text, pairs.text_ids)):
+        constraint = reduce(intra_modal.run(rows, ids, *band), own_reduction(mode))
+        loss = loss + weight * constraint
+    return loss
+
+
+class IMCLoss(nn.Module):
+    """Max of hinges with the intra-modal constraint, as a Module; see `imc_loss`.
+
+    >>> import torch
+    >>> image = torch.eye(4, requires_grad=True)
+    >>> loss = IMCLoss(metric="l2", thresholds="per_row")(image, torch.eye(4))
+    >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        *,
+        metric: str = "cosine",
+        lower: float = 0.05,
+        upper: float = 0.5,
+        weight: float = 1.0,
+        mode: str = "official",
+        thresholds: str = "row0",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        name = "IMCLoss"
+        _checks.number(name, "margin", margin)
+        check_constraint(name, metric, lower, upper, weight, mode, thresholds)
+        check_options(name, "sum", backend)
+        self.margin = margin
+        self.metric = metric
+        self.lower = lower
+        self.upper = upper
+        self.weight = weight
+        self.mode = mode
+        self.thresholds = thresholds
+        self.backend = backend
+
+    def forward(
+        self,
+        image: Tensor,  # [N, D]
+        text: Tensor,  # [M, D]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch of embeddings."""
+        return imc_loss(
+            image,
+            text,
+            margin=self.margin,
+            metric=self.metric,
+            lower=self.lower,
+            upper=self.upper,
+            weight=self.weight,
+            mode=self.mode,
+            thresholds=self.thresholds,
+            image_ids=image_ids,
+            text_ids=text_ids,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return (
+            f"margin={self.margin}, metric={self.metric!r}, lower={self.lower}, "
+            f"upper={self.upper}, weight={self.weight}, mode={self.mode!r}, "
+            f"thresholds={self.thresholds!r}, backend={self.backend!r}"
+        )

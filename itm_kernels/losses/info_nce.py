@@ -1,0 +1,109 @@
+"""InfoNCE: the symmetric cross-entropy of CLIP."""
+
+from torch import Tensor, nn
+
+from itm_kernels import _checks, _pairs
+from itm_kernels.losses._common import LogitScale, check_options, reduce
+from itm_kernels.losses._contrast import contrast
+from itm_kernels.ops.log_sum_exp import as_scalar
+from itm_kernels.reference._rows import unit
+
+
+def info_nce_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: float | Tensor = 20.0,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Classify each image's text among all texts and each text's image among all images.
+
+    .. math:: \ell_j = - \gamma s_{ij} + \frac{1}{2} \log \sum_t e^{\gamma s_{it}}
+              + \frac{1}{2} \log \sum_k e^{\gamma s_{kj}}
+
+    for every pair (i, j), with cosines s and logit scale :math:`\gamma`.
+
+    Args:
+        image: `[N, D]` embeddings, normalised inside.
+        text: `[M, D]` embeddings; M = N without ids.
+        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable).
+        image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
+        text_ids: `[M]` integers, each the id of exactly one image.
+        reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, ids or options do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: Radford et al., CLIP, 2021.
+
+    >>> import torch
+    >>> text = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    >>> info_nce_loss(torch.eye(2), text, logit_scale=2.0)
+    tensor(0.2987)
+    """
+    name = "info_nce_loss"
+    _checks.embeddings(name, image=image, text=text)
+    _checks.scalar(name, "logit_scale", logit_scale, above=0)
+    check_options(name, reduction, backend)
+    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    scale = as_scalar(logit_scale, image)
+    values = contrast(unit(image), unit(text), scale, pairs, name, backend).mean()
+    return reduce(values, reduction)
+
+
+class InfoNCELoss(nn.Module):
+    """InfoNCE as a Module, with a fixed or learnable logit scale; see `info_nce_loss`.
+
+    A learnable scale is the parameter `logit_scale.log`.
+
+    >>> import torch
+    >>> criterion = InfoNCELoss(14.3, learnable=True)
+    >>> criterion(torch.eye(4), torch.eye(4)).backward()
+    """
+
+    def __init__(
+        self,
+        logit_scale: float = 20.0,
+        *,
+        learnable: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_options("InfoNCELoss", reduction, backend)
+        self.logit_scale = LogitScale("InfoNCELoss", logit_scale, learnable)
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        image: Tensor,  # [N, D]
+        text: Tensor,  # [M, D]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch; a logit scale given here replaces the Module's own."""
+        return info_nce_loss(
+            image,
+            text,
+            logit_scale=self.logit_scale() if logit_scale is None else logit_scale,
+            image_ids=image_ids,
+            text_ids=text_ids,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"reduction={self.reduction!r}, backend={self.backend!r}"

@@ -1,0 +1,122 @@
+"""Sum of hinges (VSE, paper 3 eq. 1)."""
+
+from torch import Tensor, nn
+
+from itm_kernels import _checks, _pairs, reference
+from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._scores import pairs_of_scores
+from itm_kernels.ops import sum_of_hinges as operator
+
+
+def sum_of_hinges_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    margin: float = 0.2,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    reduction: str = "sum",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum the violations of a margin over all negatives, in both directions.
+
+    .. math:: \ell_j = \sum_t [\alpha + s_{it} - s_{ij}]_+ + \sum_k [\alpha + s_{kj} - s_{ij}]_+
+
+    for every pair (i, j) of an image and its text, over the texts t and images k with another id.
+
+    Args:
+        image: `[N, D]` embeddings, one per image; not normalised here. s is their dot product.
+        text: `[M, D]` embeddings, one per text; M = N without ids.
+        margin: :math:`\alpha`, in units of the score.
+        image_ids: `[N]` integers. Pairs that share an id are never negatives.
+        text_ids: `[M]` integers, each the id of exactly one image; five captions per image give
+            M = 5 N. With equal ids in a square batch the diagonal stays the positive.
+        reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Returns:
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, ids or options do not fit.
+        RuntimeError: the backend asked for cannot run here.
+
+    Source: Chen et al., Intra-modal constraint loss, 2022, eq. 1, with l read as a similarity (the
+    text calls it a distance); Faghri et al., VSE++, 2018, eq. 5.
+
+    >>> import torch
+    >>> scores = torch.tensor([[0.8, 0.7, 0.65], [0.3, 0.6, 0.55], [0.75, 0.2, 0.5]])
+    >>> sum_of_hinges_loss(scores, torch.eye(3))
+    tensor(1.8000)
+    """
+    name = "sum_of_hinges_loss"
+    _checks.embeddings(name, image=image, text=text)
+    _checks.number(name, "margin", margin)
+    check_options(name, reduction, backend)
+    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    return reduce(operator.run(image, text, pairs, float(margin), name, backend), reduction)
+
+
+class SumOfHingesLoss(nn.Module):
+    """Sum of hinges as a Module; see `sum_of_hinges_loss`.
+
+    >>> import torch
+    >>> image = torch.eye(4, requires_grad=True)
+    >>> loss = SumOfHingesLoss(margin=0.2)(image, torch.eye(4))
+    >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        *,
+        mining: str = "all",
+        reduction: str = "sum",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        name = "SumOfHingesLoss"
+        _checks.number(name, "margin", margin)
+        _checks.option(name, "mining", mining, ("all",))
+        check_options(name, reduction, backend)
+        self.margin = margin
+        self.mining = mining
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        image: Tensor,  # [N, D]
+        text: Tensor,  # [M, D]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch of embeddings."""
+        return sum_of_hinges_loss(
+            image,
+            text,
+            margin=self.margin,
+            image_ids=image_ids,
+            text_ids=text_ids,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def from_scores(
+        self,
+        scores: Tensor,  # [N, M]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a score matrix, for models that have no embeddings to multiply."""
+        name = "SumOfHingesLoss.from_scores"
+        pairs = pairs_of_scores(name, scores, image_ids, text_ids)
+        values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
+        return reduce(values, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"margin={self.margin}, reduction={self.reduction!r}, backend={self.backend!r}"

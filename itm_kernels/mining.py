@@ -1,0 +1,90 @@
+"""Mining of hard negatives for image-text matching."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks, _pairs
+from itm_kernels.backends import CHOICES
+from itm_kernels.ops.sample_negatives import STRATEGIES, run
+
+
+class HardNegatives(NamedTuple):
+    """One negative per anchor; -1 where it has none."""
+
+    text_index: Tensor  # [N] int64, a negative text for every image
+    image_index: Tensor  # [M] int64, a negative image for every text
+
+
+class HardNegativeSampler:
+    r"""Draw one negative text per image and one negative image per text.
+
+    .. math:: p(j | i) = \mathrm{softmax}_j (s_{ij} / t)
+
+    over valid negatives: same-id pairs are masked before the softmax, not after it.
+
+    Args:
+        strategy: `"multinomial"`, `"hardest"` (its zero-temperature limit), or `"uniform"`.
+        temperature: t > 0.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, ids or options do not fit.
+
+    Source: Li et al., ALBEF, 2021, section 3.2.
+
+    >>> import torch
+    >>> scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]])
+    >>> HardNegativeSampler("hardest")(scores, torch.eye(3)).text_index
+    tensor([1, 2, 0])
+    """
+
+    def __init__(
+        self,
+        strategy: str = "multinomial",
+        *,
+        temperature: float = 0.07,
+        backend: str = "auto",
+    ) -> None:
+        name = "HardNegativeSampler"
+        _checks.option(name, "strategy", strategy, STRATEGIES)
+        _checks.number(name, "temperature", temperature, above=0)
+        _checks.option(name, "backend", backend, CHOICES)
+        self.strategy = strategy
+        self.temperature = temperature
+        self.backend = backend
+
+    def __call__(
+        self,
+        image: Tensor,  # [N, D], scored by dot product as it is
+        text: Tensor,  # [M, D]; M = N without ids
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> HardNegatives:
+        """Return the indices of the negatives, without gradient."""
+        name = "HardNegativeSampler"
+        _checks.embeddings(name, image=image, text=text)
+        pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+        text_index, image_index = run(
+            image,
+            text,
+            pairs.image_ids,
+            pairs.text_ids,
+            self.strategy,
+            self.temperature,
+            generator,
+            name,
+            self.backend,
+        )
+        return HardNegatives(text_index, image_index)
+
+    def __repr__(self) -> str:
+        """Show the options."""
+        return (
+            f"HardNegativeSampler({self.strategy!r}, temperature={self.temperature}, "
+            f"backend={self.backend!r})"
+        )

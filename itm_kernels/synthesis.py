@@ -1,0 +1,135 @@
+"""Hard negative synthesis by clustering (SynHNC)."""
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import _checks
+from itm_kernels.backends import CHOICES
+from itm_kernels.ops import Synthesis, SynthesisLogits
+from itm_kernels.ops.kmeans import run as kmeans
+from itm_kernels.ops.rbf_synthesis import Options, check_options, run, run_logits
+from itm_kernels.reference._rows import unit
+
+CLUSTERINGS = ("shared", "per_anchor")
+
+
+class HardNegativeSynthesis(nn.Module):
+    r"""Synthesise hard negatives for every anchor from the clusters of the other modality.
+
+    The members that do not share an anchor's id are clustered; each cluster yields one vector,
+    :math:`\bar q_k = \sum_{n \in k} w_n \hat k_n` (see `ops.rbf_synthesis`). Has no parameters.
+
+    Args:
+        num_clusters: K >= 1; more than there are members is allowed, the surplus is invalid.
+        sigma: width of the kernel on unit vectors, > 0.
+        weights: `"kam"` (kernel associative memory) or `"attention"`.
+        clustering: `"shared"`, one k-means per call in which each anchor ignores the members that
+            share its id, or `"per_anchor"`, the paper's literal reading: one k-means per anchor.
+        iterations: k-means iterations.
+        ridge: regularisation of the kam weights, >= 0.
+        detach: stop gradients into the synthetic vectors; `False` sends them to anchors, members
+            and weights (assignments never carry one).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        ValueError: shapes, devices, ids or options do not fit.
+
+    Source: ITContrast, section 3.2.
+
+    >>> import torch
+    >>> synthesis = HardNegativeSynthesis(num_clusters=2, sigma=0.5)
+    >>> synthesis(torch.eye(4), torch.eye(4)).vectors.shape
+    torch.Size([4, 2, 4])
+    """
+
+    def __init__(
+        self,
+        num_clusters: int = 8,
+        *,
+        sigma: float = 0.1,
+        weights: str = "kam",
+        clustering: str = "shared",
+        iterations: int = 10,
+        ridge: float = 1e-4,
+        detach: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        name = "HardNegativeSynthesis"
+        check_options(name, num_clusters, sigma, weights, ridge, least=1)
+        _checks.option(name, "clustering", clustering, CLUSTERINGS)
+        _checks.integer(name, "iterations", iterations, least=0)
+        _checks.option(name, "backend", backend, CHOICES)
+        self.options = Options(num_clusters, float(sigma), weights, float(ridge))
+        self.clustering = clustering
+        self.iterations = iterations
+        self.detach = detach
+        self.backend = backend
+
+    def forward(
+        self,
+        anchors: Tensor,  # [N, D], normalised inside
+        members: Tensor,  # [M, D]; M = N without ids, anchor n then ignores member n
+        *,
+        anchor_ids: Tensor | None = None,  # [N]
+        member_ids: Tensor | None = None,  # [M]
+        generator: torch.Generator | None = None,
+    ) -> Synthesis:
+        """Return synthetic vectors `[N, K, D]` and where they exist `[N, K]`."""
+        name = "HardNegativeSynthesis"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            inputs = self._clustered(name, anchors, members, anchor_ids, member_ids, generator)
+            return run(*inputs, self.options, name, self.backend)
+
+    def logits(
+        self,
+        anchors: Tensor,
+        members: Tensor,
+        *,
+        anchor_ids: Tensor | None = None,
+        member_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SynthesisLogits:
+        """Return the cosine of every anchor with its synthetic vectors, `[N, K]`.
+
+        With detach the vectors are constants and the cosine is differentiable in the anchor.
+        """
+        name = "HardNegativeSynthesis.logits"
+        inputs = self._clustered(name, anchors, members, anchor_ids, member_ids, generator)
+        return run_logits(*inputs, self.options, self.detach, name, self.backend)
+
+    def _clustered(
+        self,
+        function: str,
+        anchors: Tensor,
+        members: Tensor,
+        anchor_ids: Tensor | None,
+        member_ids: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        _checks.embeddings(function, anchors=anchors, members=members)
+        names, sides = ("anchor_ids", "member_ids"), (anchors, members)
+        anchor_ids, member_ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
+        if anchor_ids is None or member_ids is None:
+            if len(anchors) != len(members):
+                raise ValueError(
+                    f"{function}: anchors {list(anchors.shape)} and members "
+                    f"{list(members.shape)} differ in rows; pass anchor_ids and member_ids"
+                )
+            anchor_ids = member_ids = torch.arange(len(anchors), device=anchors.device)
+        q, x = unit(anchors), unit(members)
+        own = anchor_ids[:, None] != member_ids if self.clustering == "per_anchor" else None
+        K, iterations = self.options.num_clusters, self.iterations
+        assignment, _ = kmeans(
+            x.detach(), own, K, iterations, None, generator, function, self.backend
+        )
+        return q, x, assignment[0] if own is None else assignment, anchor_ids, member_ids
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+        return (
+            f"{options}, clustering={self.clustering!r}, iterations={self.iterations}, "
+            f"detach={self.detach}, backend={self.backend!r}"
+        )
