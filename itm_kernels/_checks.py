@@ -94,7 +94,8 @@ def number(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a number, got {describe(value)}")
     x = float(value)
-    if not (math.isfinite(x) and x > above and x >= least and x < below):
+    # In comparisons alone: torch.compile(dynamic=True) makes a symbol of a Module's number.
+    if not (max(above, -math.inf) < x < below and least <= x < math.inf):
         bounds = [f"> {above:g}"] if above > -math.inf else []
         bounds += [f">= {least:g}"] if least > -math.inf else []
         bounds += [f"< {below:g}"] if below < math.inf else []
@@ -149,7 +150,7 @@ def id_pair(
         raise ValueError(f"{function}: {given} is given without {missing}; pass both or neither")
     for name, value, side in zip(names, ids, sides, strict=True):
         if value is not None:
-            identifiers(function, name, value, len(side), sides[0])
+            identifiers(function, name, value, side.shape[0], sides[0])
     first, second = (
         None if value is None else value.to(sides[0].device, torch.int64, non_blocking=True)
         for value in ids

@@ -36,7 +36,7 @@ def resolve(
     id_names = (f"{image_name}_ids", f"{text_name}_ids")
     on_device = _checks.id_pair(function, id_names, (image_ids, text_ids), (image, text))
     if image_ids is None or text_ids is None:
-        if len(image) != len(text):
+        if image.shape[0] != text.shape[0]:
             raise ValueError(
                 f"{function}: {image_name} {list(image.shape)} and {text_name} "
                 f"{list(text.shape)} differ in rows; pass {id_names[0]} and {id_names[1]} "
@@ -58,10 +58,10 @@ def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
     matches = torch.searchsorted(ordered, text_ids, right=True) - first
     found = order[first.clamp_max(len(order) - 1)]
     positive = torch.where(matches == 1, found, -1)
-    if len(image_ids) != len(text_ids):
+    if image_ids.shape[0] != text_ids.shape[0]:
         return positive
     # The same image drawn twice: a square batch with equal ids keeps its diagonal.
-    diagonal = torch.arange(len(text_ids), device=text_ids.device)
+    diagonal = torch.arange(text_ids.shape[0], device=text_ids.device)
     return torch.where((image_ids == text_ids).all(), diagonal, positive)
 
 
@@ -74,6 +74,6 @@ def _refuse_unmatched(
         count = int((image_ids == text_ids[j]).sum())
         raise ValueError(
             f"{function}: {names[1]}[{j}] = {int(text_ids[j])} matches {count} of {names[0]} "
-            f"({len(unmatched)} of {len(text_ids)} have no single match); "
+            f"({len(unmatched)} of {text_ids.shape[0]} have no single match); "
             "every text needs exactly one image with its id"
         )

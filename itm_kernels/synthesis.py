@@ -112,12 +112,12 @@ class HardNegativeSynthesis(nn.Module):
         names, sides = ("anchor_ids", "member_ids"), (anchors, members)
         anchor_ids, member_ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
         if anchor_ids is None or member_ids is None:
-            if len(anchors) != len(members):
+            if anchors.shape[0] != members.shape[0]:
                 raise ValueError(
                     f"{function}: anchors {list(anchors.shape)} and members "
                     f"{list(members.shape)} differ in rows; pass anchor_ids and member_ids"
                 )
-            anchor_ids = member_ids = torch.arange(len(anchors), device=anchors.device)
+            anchor_ids = member_ids = torch.arange(anchors.shape[0], device=anchors.device)
         q, x = unit(anchors), unit(members)
         own = anchor_ids[:, None] != member_ids if self.clustering == "per_anchor" else None
         K, iterations = self.options.num_clusters, self.iterations

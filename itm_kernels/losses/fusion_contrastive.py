@@ -44,7 +44,7 @@ def fusion_contrastive_loss(
     """
     name = "fusion_contrastive_loss"
     check_views(name, fused=fused)
-    if len(fused) < 2:
+    if fused.shape[0] < 2:
         raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)

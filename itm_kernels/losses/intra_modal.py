@@ -98,7 +98,7 @@ def intra_modal_constraint(
     reduction = own_reduction(mode) if reduction is None else reduction
     check_options(name, reduction, backend)
     if ids is not None:
-        _checks.identifiers(name, "ids", ids, len(embeddings), embeddings)
+        _checks.identifiers(name, "ids", ids, embeddings.shape[0], embeddings)
     values = operator.run(
         embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", name, backend
     )

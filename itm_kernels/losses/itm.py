@@ -47,14 +47,14 @@ def itm_loss(
     _checks.floating(name, "logits", logits, "[P]" if logits.dim() == 1 else "[P, 2]")
     if logits.dim() == 2 and logits.shape[1] != 2:
         raise ValueError(f"{name}: logits must be [P] or [P, 2], got {list(logits.shape)}")
-    _checks.identifiers(name, "labels", labels, len(logits), logits)
+    _checks.identifiers(name, "labels", labels, logits.shape[0], logits)
     _checks.option(name, "reduction", reduction, REDUCTIONS)
     _checks.number(name, "label_smoothing", label_smoothing, least=0)
     if label_smoothing > 1:
         raise ValueError(f"{name}: label_smoothing must be at most 1, got {label_smoothing}")
     if exists is not None and (exists.dtype != torch.bool or exists.shape != logits.shape[:1]):
         raise ValueError(
-            f"{name}: exists must be bool [{len(logits)}], got {_checks.describe(exists)}"
+            f"{name}: exists must be bool [{logits.shape[0]}], got {_checks.describe(exists)}"
         )
     half = logits.dtype in (torch.float16, torch.bfloat16)
     logits = logits.float() if half else logits
@@ -135,12 +135,12 @@ class ITMLoss(nn.Module):
         negatives = self.sampler(
             image, text, image_ids=image_ids, text_ids=text_ids, generator=generator
         )
-        images = torch.arange(len(image), device=image.device)
-        texts = torch.arange(len(text), device=image.device)
+        images = torch.arange(image.shape[0], device=image.device)
+        texts = torch.arange(text.shape[0], device=image.device)
         matched = texts if pairs.positive is None else pairs.positive
         image_index = [matched]
         text_index = [texts]
-        if len(image) > 1 or len(text) > 1:
+        if image.shape[0] > 1 or text.shape[0] > 1:
             image_index += [images, negatives.image_index]
             text_index += [negatives.text_index, texts]
         image_row, text_row = torch.cat(image_index), torch.cat(text_index)
@@ -149,10 +149,10 @@ class ITMLoss(nn.Module):
         _checks.is_tensor(name, "the result of match", logits)
         if logits.shape[:1] != found.shape:
             raise ValueError(
-                f"{name}: match returned {list(logits.shape)} for {len(found)} pairs; "
+                f"{name}: match returned {list(logits.shape)} for {found.shape[0]} pairs; "
                 "it must return logits [P] or [P, 2]"
             )
-        positive = torch.arange(len(found), device=image.device) < len(text)
+        positive = torch.arange(found.shape[0], device=image.device) < text.shape[0]
         # A text without exactly one image is a mistake that only NaN can show at this point.
         mistake = positive & ~found
         logits = logits.masked_fill(mistake if logits.dim() == 1 else mistake[:, None], torch.nan)

@@ -56,6 +56,16 @@ def operator(namespace: str, name: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops, namespace), name)
 
 
+def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors, a repeated one as a view: Dynamo takes none twice in one Function."""
+    return tuple(
+        tensor.view_as(tensor)
+        if tensor is not None and any(tensor is other for other in tensors[:i])
+        else tensor
+        for i, tensor in enumerate(tensors)
+    )
+
+
 def wide_empty(like: Tensor, *shape: int) -> Tensor:
     """Return an uninitialised tensor in the precision that an input is computed in."""
     half = like.dtype in (torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, _pairs, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
 
 
 class HardestNegatives(NamedTuple):
@@ -28,7 +28,7 @@ def _forward_fake(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    N, M = len(image), len(text)
+    N, M = image.shape[0], text.shape[0]
     return (
         wide_empty(text, M),
         wide_empty(text, N),
@@ -101,7 +101,7 @@ def run(image: Tensor, text: Tensor, pairs: _pairs.Pairs, backend: str) -> Harde
     namespace = resolve("hardest_negatives", "hardest_negatives", image, backend)
     if namespace is None:
         return HardestNegatives(*reference.hardest_negatives(image, text, *pairs))
-    return HardestNegatives(*_HardestNegatives.apply(namespace, image, text, *pairs))
+    return HardestNegatives(*_HardestNegatives.apply(namespace, *distinct(image, text, *pairs)))
 
 
 def hardest_negatives(

@@ -22,7 +22,7 @@ def _forward_fake(
     upper: float,
     per_row: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    N = len(x)
+    N = x.shape[0]
     return wide_empty(x, N), wide_empty(x, N), wide_empty(x, N), wide_empty(x, N)
 
 
@@ -150,5 +150,5 @@ def intra_modal_sum(
     _checks.number(name, "upper", upper, above=lower)
     _checks.option(name, "metric", metric, METRICS)
     if ids is not None:
-        _checks.identifiers(name, "ids", ids, len(x), x)
+        _checks.identifiers(name, "ids", ids, x.shape[0], x)
     return run(x, ids, metric, "paper", lower, upper, False, name, backend)

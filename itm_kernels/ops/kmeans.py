@@ -21,7 +21,7 @@ class KMeans(NamedTuple):
 def _fake(
     x: Tensor, member: Tensor | None, centroids: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    return index_empty(x, len(centroids), len(x)), wide_empty(x, *centroids.shape)
+    return index_empty(x, centroids.shape[0], x.shape[0]), wide_empty(x, *centroids.shape)
 
 
 define(
@@ -46,7 +46,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Cluster checked arguments, on behalf of a public function."""
     if init is None:
-        draws = x.new_empty((num_clusters, len(x)), dtype=torch.float32)
+        draws = x.new_empty((num_clusters, x.shape[0]), dtype=torch.float32)
         init = reference.kmeans_plus_plus(x, member, draws.exponential_(generator=generator))
     namespace = resolve(function, "kmeans", x, backend)
     if namespace is None:
@@ -93,7 +93,7 @@ def kmeans(
     _checks.integer("kmeans", "iterations", iterations, least=0)
     if init is not None:
         _checks.embeddings("kmeans", x=x, init=init)
-        if len(init) != num_clusters:
+        if init.shape[0] != num_clusters:
             raise ValueError(
                 f"kmeans: init {list(init.shape)} must hold num_clusters = {num_clusters} rows"
             )

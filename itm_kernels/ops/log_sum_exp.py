@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, operator, wide_empty
 
 
 class LogSumExp(NamedTuple):
@@ -21,7 +21,7 @@ class LogSumExp(NamedTuple):
 def _forward_fake(
     x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor | None, y_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return wide_empty(x, len(x)), wide_empty(y, len(y))
+    return wide_empty(x, x.shape[0]), wide_empty(y, y.shape[0])
 
 
 def _backward_fake(
@@ -87,7 +87,7 @@ def run(
     namespace = resolve(function, "log_sum_exp", x, backend)
     if namespace is None:
         return LogSumExp(*reference.log_sum_exp(x, y, scale, x_ids, y_ids))
-    return LogSumExp(*_LogSumExp.apply(namespace, x, y, scale, x_ids, y_ids))
+    return LogSumExp(*_LogSumExp.apply(namespace, *distinct(x, y, scale, x_ids, y_ids)))
 
 
 def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:

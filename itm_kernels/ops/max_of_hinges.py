@@ -9,7 +9,7 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
 
 
 def _forward_fake(
@@ -21,7 +21,7 @@ def _forward_fake(
     margin: float,
     semihard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    M = len(text)
+    M = text.shape[0]
     return wide_empty(text, M), index_empty(text, M), index_empty(text, M)
 
 
@@ -95,4 +95,4 @@ def run(
     namespace = resolve(function, "max_of_hinges", image, backend)
     if namespace is None:
         return reference.max_of_hinges(image, text, *pairs, margin, semihard)
-    return MaxOfHinges.apply(namespace, image, text, *pairs, margin, semihard)
+    return MaxOfHinges.apply(namespace, *distinct(image, text, *pairs), margin, semihard)

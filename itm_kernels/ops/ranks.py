@@ -10,7 +10,7 @@ from itm_kernels.ops._define import define, index_empty, operator
 
 
 def _fake(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
-    return index_empty(queries, len(queries))
+    return index_empty(queries, queries.shape[0])
 
 
 define(
@@ -65,8 +65,8 @@ def ranks(
     tensor([2, 1])
     """
     _checks.embeddings("ranks", queries=queries, gallery=gallery)
-    _checks.identifiers("ranks", "query_ids", query_ids, len(queries), queries)
-    _checks.identifiers("ranks", "gallery_ids", gallery_ids, len(gallery), queries)
+    _checks.identifiers("ranks", "query_ids", query_ids, queries.shape[0], queries)
+    _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device
     return run(
         queries, gallery, query_ids.to(device).long(), gallery_ids.to(device).long(), backend

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, operator, wide_empty
 
 WEIGHTS = ("kam", "attention")
 
@@ -122,7 +122,7 @@ def run(
     namespace = resolve(function, "rbf_synthesis", anchors, backend)
     if namespace is None:
         return Synthesis(*reference.rbf_synthesis(*inputs, *options))
-    return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *inputs, *options))
+    return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *distinct(*inputs), *options))
 
 
 @outside_autocast
@@ -143,7 +143,9 @@ def run_logits(
     namespace = resolve(function, name, anchors, backend)
     if namespace is None:
         return SynthesisLogits(*reference.rbf_synthesis_logits(*inputs, *options, detach))
-    return SynthesisLogits(*RbfSynthesis.apply(namespace, name, *inputs, *options, detach))
+    return SynthesisLogits(
+        *RbfSynthesis.apply(namespace, name, *distinct(*inputs), *options, detach)
+    )
 
 
 def check_options(
@@ -169,7 +171,7 @@ def _checked(
     _checks.embeddings(function, anchors=anchors, members=members)
     check_options(function, *options, least=1)
     _checks.is_tensor(function, "assignment", assignment)
-    N, M = len(anchors), len(members)
+    N, M = anchors.shape[0], members.shape[0]
     if assignment.dtype not in _checks.INTEGER or assignment.shape not in ((M,), (N, M)):
         raise ValueError(
             f"{function}: assignment must be integers [{M}] or [{N}, {M}], one cluster per member "

@@ -20,7 +20,7 @@ def _fake(
     temperature: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return index_empty(image, len(image)), index_empty(text, len(text))
+    return index_empty(image, image.shape[0]), index_empty(text, text.shape[0])
 
 
 # seed [2] int64: key and counter of the noise, so that a kernel draws it where it is used.

@@ -9,7 +9,7 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, operator, wide_empty
 
 
 def _forward_fake(
@@ -21,7 +21,7 @@ def _forward_fake(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
 ) -> Tensor:
-    return wide_empty(text, len(text))
+    return wide_empty(text, text.shape[0])
 
 
 def _backward_fake(
@@ -89,4 +89,4 @@ def run(
     namespace = resolve(function, "sigmoid", image, backend)
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)
-    return Sigmoid.apply(namespace, image, text, scale, bias, *pairs)
+    return Sigmoid.apply(namespace, *distinct(image, text, scale, bias, *pairs))

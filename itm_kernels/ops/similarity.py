@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator
+from itm_kernels.ops._define import define, distinct, operator
 
 METRICS = ("dot", "cosine", "l1", "l2", "sqeuclidean")
 
@@ -52,7 +52,7 @@ def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     namespace = resolve("similarity", "similarity", x, backend)
     if namespace is None:
         return reference.similarity(x, y, metric).to(x.dtype)
-    return Similarity.apply(namespace, x, y, metric)
+    return Similarity.apply(namespace, *distinct(x, y), metric)
 
 
 def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "auto") -> Tensor:

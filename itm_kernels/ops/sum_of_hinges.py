@@ -9,7 +9,7 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, operator, wide_empty
 
 
 def _forward_fake(
@@ -20,7 +20,7 @@ def _forward_fake(
     text_ids: Tensor | None,
     margin: float,
 ) -> Tensor:
-    return wide_empty(text, len(text))
+    return wide_empty(text, text.shape[0])
 
 
 def _backward_fake(
@@ -81,4 +81,4 @@ def run(
     namespace = resolve(function, "sum_of_hinges", image, backend)
     if namespace is None:
         return reference.sum_of_hinges(image, text, *pairs, margin)
-    return SumOfHinges.apply(namespace, image, text, *pairs, margin)
+    return SumOfHinges.apply(namespace, *distinct(image, text, *pairs), margin)

@@ -44,14 +44,14 @@ def _official_distance(
     relative = distance / norm
     ranked = relative.detach().sort(1).values  # [N, N]
     ranked = ranked if per_row else ranked[:1]
-    low, high = (_at_rank(ranked, round(bound * len(x))) for bound in (lower, upper))
+    low, high = (_at_rank(ranked, round(bound * x.shape[0])) for bound in (lower, upper))
     return _sum_inside(relative, relative, low, high, ids)
 
 
 def _at_rank(ranked: Tensor, rank: int) -> Tensor:
     """Return the column of that rank; beyond the last there is no bound."""
     beyond = torch.full_like(ranked[:, :1], torch.inf)
-    return torch.cat([ranked, beyond], 1)[:, min(rank, ranked.shape[1]), None]
+    return torch.cat([ranked, beyond], 1).narrow(1, torch.sym_min(rank, ranked.shape[1]), 1)
 
 
 def _sum_inside(

@@ -17,7 +17,7 @@ def kmeans_plus_plus(
     centroid the first one is repeated.
     """
     x = wide(x)
-    weight = x.new_ones(1, len(x)) if member is None else member.to(x.dtype)
+    weight = x.new_ones(1, x.shape[0]) if member is None else member.to(x.dtype)
     distance = weight
     chosen: list[Tensor] = []
     for draw in draws:

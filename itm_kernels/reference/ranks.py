@@ -15,7 +15,7 @@ def ranks(
     gallery_ids: Tensor,  # [G]
 ) -> Tensor:  # [Q]
     """Return 1 + the number of candidates that score above the query's best positive."""
-    rows = max(1, _SCORES_AT_ONCE // len(gallery))
+    rows = max(1, _SCORES_AT_ONCE // gallery.shape[0])
     blocks = []
     for block, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
         scores = wide(block) @ wide(gallery).T

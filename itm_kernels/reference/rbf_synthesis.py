@@ -77,7 +77,7 @@ def _gram_factor(x: Tensor, assignment: Tensor, sigma: float, ridge: float) -> T
     square = x.square().sum(-1)
     distance = (square[:, None] + square - 2 * x @ x.T).clamp_min(0)
     same = (assignment[..., :, None] == assignment[..., None, :]) & (assignment >= 0)[..., None]
-    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    eye = torch.eye(x.shape[0], dtype=x.dtype, device=x.device)
     kernel = torch.where(eye.bool(), 1, torch.exp(-distance / (2 * sigma**2)) * same)
     factor, info = torch.linalg.cholesky_ex(kernel + ridge * eye)
     return factor.masked_fill((info != 0)[..., None, None], torch.nan)
