@@ -42,3 +42,12 @@ def rows_of_pairs(
 ) -> Tensor:  # [M, M]
     """Return, for every pair, the row of its image."""
     return scores if positive is None else scores[positive.clamp_min(0)]
+
+
+def show_not_finite(scores: Tensor) -> Tensor:
+    """Return 0 for a finite score and NaN otherwise, to add to a loss that may not depend on it.
+
+    A pair without negatives has no term that would show a NaN, and [-inf]+ = 0 hides an infinite
+    positive score.
+    """
+    return 0 * scores

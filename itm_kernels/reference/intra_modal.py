@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import same_id
+from itm_kernels.reference._pairs import same_id, show_not_finite
 from itm_kernels.reference._rows import wide
 from itm_kernels.reference.similarity import similarity
 
@@ -32,7 +32,9 @@ def intra_modal(
 
 def _official_cosine(x: Tensor, ids: Tensor | None, lower: float, upper: float) -> Tensor:
     similarities = wide(x) @ wide(x).T
-    return _sum_inside(similarities, similarities, upper, 1 - lower, ids)
+    # An infinite row lies outside every band: its own diagonal entry shows it.
+    show = show_not_finite(similarities.diagonal())
+    return _sum_inside(similarities, similarities, upper, 1 - lower, ids) + show
 
 
 def _official_distance(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id
+from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id, show_not_finite
 from itm_kernels.reference._rows import wide
 
 
@@ -26,9 +26,9 @@ def max_of_hinges_from_scores(
         images = images.masked_fill(images >= s_positive[:, None], -torch.inf)
     hardest_text = texts.max(1).values
     hardest_image = images.max(1).values
-    return (margin + hardest_text - s_positive).relu() + (
-        margin + hardest_image - s_positive
-    ).relu()
+    text_hinge = (margin + hardest_text - s_positive).relu()
+    image_hinge = (margin + hardest_image - s_positive).relu()
+    return text_hinge + image_hinge + show_not_finite(s_positive)
 
 
 def max_of_hinges(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from itm_kernels.reference._pairs import is_positive, positive_scores, same_id
+from itm_kernels.reference._pairs import is_positive, positive_scores, same_id, show_not_finite
 from itm_kernels.reference._rows import wide
 
 
@@ -25,5 +25,4 @@ def sigmoid(
     matched = is_positive(logits, positive)
     ignored = same_id(logits, image_ids, text_ids) & ~matched
     loss = softplus(torch.where(matched, -logits, logits)).masked_fill(ignored, 0).sum(0)
-    s_positive = positive_scores(logits, positive)
-    return torch.where(s_positive.isnan(), s_positive, loss)
+    return loss + show_not_finite(positive_scores(logits, positive))

@@ -1,9 +1,8 @@
 """Sum of hinges: every anchor against all of its negatives."""
 
-import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id
+from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id, show_not_finite
 from itm_kernels.reference._rows import wide
 
 
@@ -21,8 +20,7 @@ def sum_of_hinges_from_scores(
     a = (margin + rows_of_pairs(scores, positive) - s_positive[:, None]).relu()
     b = (margin + scores - s_positive[None, :]).relu()
     loss = a.masked_fill(rows_of_pairs(same, positive), 0).sum(1) + b.masked_fill(same, 0).sum(0)
-    # A pair without negatives has no term left that would show its NaN.
-    return torch.where(s_positive.isnan(), s_positive, loss)
+    return loss + show_not_finite(s_positive)
 
 
 def sum_of_hinges(
