@@ -1,0 +1,55 @@
+"""Brute-force oracles in float64, written from the published formulas alone.
+
+They share no code with the package: plain loops over i and j, one function per loss and operator,
+slow and obvious. Arguments and results are numpy arrays and floats.
+"""
+
+from oracles.contrastive import (
+    fusion_contrastive,
+    info_cmr,
+    info_nce,
+    ito,
+    log_sum_exp,
+    multi_view_alignment,
+    sigmoid,
+)
+from oracles.hinges import (
+    hardest_negatives,
+    max_of_hinges,
+    max_of_hinges_from_scores,
+    sum_of_hinges,
+    sum_of_hinges_from_scores,
+)
+from oracles.intra_modal import imc, intra_modal, intra_modal_sum
+from oracles.matching import itm, sampler_probabilities
+from oracles.pairing import normalized, positives, reduced, score_matrix
+from oracles.ranking import recall_report
+from oracles.synthesis import kmeans, rbf_synthesis, rbf_synthesis_cosines
+
+__all__ = [
+    "fusion_contrastive",
+    "hardest_negatives",
+    "imc",
+    "info_cmr",
+    "info_nce",
+    "intra_modal",
+    "intra_modal_sum",
+    "itm",
+    "ito",
+    "kmeans",
+    "log_sum_exp",
+    "max_of_hinges",
+    "max_of_hinges_from_scores",
+    "multi_view_alignment",
+    "normalized",
+    "positives",
+    "rbf_synthesis",
+    "rbf_synthesis_cosines",
+    "recall_report",
+    "reduced",
+    "sampler_probabilities",
+    "score_matrix",
+    "sigmoid",
+    "sum_of_hinges",
+    "sum_of_hinges_from_scores",
+]

@@ -1,0 +1,128 @@
+"""Batches with nothing to violate and batches with nothing to compare."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from itm_kernels import losses, mining, ops
+from oracles.comparing import tensor
+
+
+def hinge_and_band_losses() -> list[object]:
+    """Every loss whose value is 0 when nothing violates a margin or meets a band."""
+    found: list[object] = [
+        losses.SumOfHingesLoss(),
+        losses.MaxOfHingesLoss(),
+        losses.MaxOfHingesLoss(mining="semihard"),
+    ]
+    for metric in ("cosine", "l1", "l2", "sqeuclidean"):
+        for mode in ("paper", "official", "repel"):
+            # Orthonormal rows: distances 1, sqrt 2 and 2, similarities 0, all outside .05 .. .5.
+            if mode != "official" or metric == "cosine":
+                found.append(losses.IMCLoss(metric=metric, mode=mode))
+    return found
+
+
+@pytest.mark.parametrize("loss", hinge_and_band_losses(), ids=repr)
+def test_a_loss_of_zero_stays_attached(loss) -> None:
+    """Orthonormal pairs violate nothing; backward works and gives zeros."""
+    image = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    text = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    result = loss(image, text)
+    assert result.item() == 0.0
+    result.backward()
+    assert image.grad.abs().max() == 0
+    assert text.grad.abs().max() == 0
+
+
+def losses_of_negatives() -> list[object]:
+    """Every loss that is 0 without a negative."""
+    found = hinge_and_band_losses()
+    for metric in ("l1", "l2", "sqeuclidean"):
+        for thresholds in ("row0", "per_row"):
+            found.append(losses.IMCLoss(metric=metric, thresholds=thresholds))
+    found.append(losses.InfoNCELoss())
+    found.append(losses.InfoCMRLoss(num_clusters=0, num_noise=0))
+    for clustering in ("shared", "per_anchor"):
+        found.append(losses.InfoCMRLoss(clustering=clustering, num_noise=0))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("loss", losses_of_negatives(), ids=repr)
+def test_no_negative_gives_zero(loss, size) -> None:
+    """One pair, or pairs that all share one id: nothing to compare with, no NaN."""
+    image = tensor([[0.8, 0.6], [0.1, -0.9], [0.4, 0.7]], requires_grad=True)
+    text = tensor([[0.3, -0.6], [0.2, 0.9], [0.5, 0.5]], requires_grad=True)
+    ids = None if size == 1 else torch.tensor([5, 5, 5])
+    result = loss(image[:size], text[:size], image_ids=ids, text_ids=ids)
+    assert abs(result.item()) <= 1e-12
+    result.backward()
+    assert image.grad.abs().max() <= 1e-12
+    assert text.grad.abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_negative_in_the_operators(size) -> None:
+    """Index -1, score -inf, no log-sum-exp, no synthetic vector, no row to classify."""
+    x = tensor([[0.8, 0.6], [0.1, -0.9], [0.4, 0.7]])[:size]
+    ids = torch.full((size,), 5)
+    hardest = ops.hardest_negatives(x, x, image_ids=ids, text_ids=ids)
+    torch.testing.assert_close(hardest.positive, (x * x).sum(1))
+    for score, index in (
+        (hardest.text_score, hardest.text_index),
+        (hardest.image_score, hardest.image_index),
+    ):
+        assert score.tolist() == [-math.inf] * size
+        assert index.tolist() == [-1] * size
+    for sums in ops.log_sum_exp(x, x, 2.0, x_ids=ids, y_ids=ids):
+        assert sums.tolist() == [-math.inf] * size
+    cluster = torch.zeros(size, dtype=torch.int64)
+    result = ops.rbf_synthesis(x, x, cluster, 2, 0.5, anchor_ids=ids, member_ids=ids)
+    assert not result.valid.any()
+    assert torch.isfinite(result.vectors).all()
+    for strategy in ("multinomial", "hardest", "uniform"):
+        drawn = mining.HardNegativeSampler(strategy)(x, x, image_ids=ids, text_ids=ids)
+        assert drawn.text_index.tolist() == [-1] * size
+        assert drawn.image_index.tolist() == [-1] * size
+
+
+def test_matching_without_negatives_uses_the_positives() -> None:
+    """The mean is over the rows that exist: with all ids equal, the positives alone."""
+    x, ids = tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([5, 5])
+
+    def match(image_index: Tensor, text_index: Tensor) -> Tensor:
+        existing = (image_index >= 0) & (text_index >= 0)
+        return torch.where(existing, math.log(3.0), torch.nan).double()
+
+    # A probability of three quarters for every match.
+    result = losses.ITMLoss()(x, x, match, image_ids=ids, text_ids=ids)
+    assert result.item() == pytest.approx(math.log(4.0 / 3.0))
+
+
+def test_sigmoid_of_one_pair() -> None:
+    """SigLIP keeps the positive: softplus(-(10 cos - 10)) is log 2 at a cosine of 1."""
+    x = tensor([[3.0, 4.0]])
+    assert losses.SigmoidLoss()(x, 2 * x).item() == pytest.approx(math.log(2.0))
+
+
+@pytest.mark.parametrize("loss", [losses.SumOfHingesLoss(0.5), losses.MaxOfHingesLoss(0.5)])
+def test_the_hinge_has_no_gradient_at_its_kink(loss) -> None:
+    """Every violation is exactly 0 (halves are exact): VSE++'s clamp would pass a gradient."""
+    scores = tensor([[1.0, 0.5], [0.5, 1.0]], requires_grad=True)
+    result = loss.from_scores(scores)
+    assert result.item() == 0.0
+    result.backward()
+    assert scores.grad.abs().max() == 0
+
+
+def test_semihard_leaves_out_a_negative_as_good_as_the_positive() -> None:
+    """Strictly below: the tied text is passed over for the next one."""
+    scores = tensor([[1.0, 1.0, 0.75], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    loss = losses.MaxOfHingesLoss(0.5, mining="semihard", reduction="none")
+    assert loss.from_scores(scores).tolist() == [0.25, 0.0, 0.0]
+    assert losses.MaxOfHingesLoss(0.5, reduction="none").from_scores(scores)[0] == 0.5
