@@ -1,0 +1,212 @@
+"""A backend in eager PyTorch that implements every operator's contract, to test the layer above.
+
+It stands where a compiled backend stands: behind the dispatcher, without autograd of its own,
+given only what an operator's schema passes and saves. Gradients are derived again from the
+recomputed formula, except where the contract is to use saved indices.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from itm_kernels import backends, reference
+from itm_kernels.ops import _define
+
+NAMESPACE = "itm_eager"
+
+
+def differentiate(
+    formula: Callable[..., Any], inputs: list[Any], wrt: list[int], grads: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Recompute a formula and return its vector-Jacobian product for some of its inputs.
+
+    Kernels run below autograd, a state that belongs to the thread: a new thread has autograd.
+    """
+
+    def product() -> tuple[Tensor, ...]:
+        leaves = list(inputs)
+        for i in wrt:
+            leaves[i] = inputs[i].detach().requires_grad_()
+        outputs = formula(*leaves)
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)[: len(grads)]
+        return torch.autograd.grad(
+            outputs, [leaves[i] for i in wrt], grads, allow_unused=True, materialize_grads=True
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        return tuple(grad.contiguous().clone() for grad in pool.submit(product).result())
+
+
+def hinge(scores: Tensor, positive: Tensor, margin: float, semihard: bool) -> Tensor:
+    """Return the index of the hardest negative `[rows]`, -1 where its hinge is not active."""
+    allowed = scores.masked_fill(scores >= positive[:, None], -torch.inf) if semihard else scores
+    value, index = allowed.max(1)
+    return torch.where((margin + value - positive > 0) | value.isnan(), index, -1)
+
+
+def max_of_hinges_forward(image, text, positive, image_ids, text_ids, margin, semihard):
+    loss = reference.max_of_hinges(image, text, positive, image_ids, text_ids, margin, semihard)
+    scores = image.double() @ text.double().T
+    if image_ids is None:
+        image_ids = text_ids = positive = torch.arange(len(text))
+    negatives = scores.masked_fill(image_ids[:, None] == text_ids, -torch.inf)
+    s_positive = scores[positive, torch.arange(len(text))]
+    text_index = hinge(negatives[positive], s_positive, margin, semihard)
+    return loss, text_index, hinge(negatives.T, s_positive, margin, semihard)
+
+
+def max_of_hinges_backward(grad, image, text, positive, text_index, image_index):
+    j = torch.arange(len(text))
+    i = j if positive is None else positive
+    weights = torch.zeros(len(image), len(text), dtype=torch.float64)
+    for rows, columns, active in (
+        (i, text_index.clamp_min(0), text_index >= 0),
+        (image_index.clamp_min(0), j, image_index >= 0),
+    ):
+        share = grad.double() * active
+        weights.index_put_((rows, columns), share, accumulate=True)
+        weights.index_put_((i, j), -share, accumulate=True)
+    grad_image, grad_text = weights @ text.double(), weights.T @ image.double()
+    return grad_image.to(image.dtype), grad_text.to(text.dtype)
+
+
+def hardest_negatives_backward(
+    grad_positive, grad_text, grad_image, image, text, positive, text_index, image_index
+):
+    i, j = torch.arange(len(image)), torch.arange(len(text))
+    weights = torch.zeros(len(image), len(text), dtype=torch.float64)
+    for rows, columns, share in (
+        (j if positive is None else positive, j, grad_positive),
+        (i, text_index.clamp_min(0), grad_text * (text_index >= 0)),
+        (image_index.clamp_min(0), j, grad_image * (image_index >= 0)),
+    ):
+        weights.index_put_((rows, columns), share.double(), accumulate=True)
+    grad_image, grad_text = weights @ text.double(), weights.T @ image.double()
+    return grad_image.to(image.dtype), grad_text.to(text.dtype)
+
+
+def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row):
+    row = reference.intra_modal(x, ids, metric, mode, lower, upper, per_row)
+    low, high = torch.full_like(row, lower), torch.full_like(row, upper)
+    norm = torch.ones_like(row)
+    if mode == "official" and metric == "cosine":
+        low, high = torch.full_like(row, upper), torch.full_like(row, 1 - lower)
+    elif mode == "official":
+        distance = reference.similarity(x, x, metric)
+        norm = distance.norm(dim=1).clamp_min(1e-12)
+        ranked = (distance / norm[:, None]).sort(1).values
+        ranked = ranked if per_row else ranked[:1].expand_as(ranked)
+        beyond = torch.full_like(row, torch.inf)
+        low, high = (
+            ranked[:, round(bound * len(x))].clone() if round(bound * len(x)) < len(x) else beyond
+            for bound in (lower, upper)
+        )
+    return row, low, high.clone(), norm
+
+
+def intra_modal_backward(grad, x, ids, row, low, high, norm, metric, mode):
+    def banded(x: Tensor) -> Tensor:
+        """Sum over the pairs inside the saved bounds, as a kernel that recomputes tiles would."""
+        values = reference.similarity(x, x, "dot" if _raw(metric, mode) else metric)
+        if metric == "cosine" and mode != "official":
+            values = 1 - values
+        if mode == "official" and metric != "cosine":
+            values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        outside = (values <= low[:, None]) | (
+            torch.tensor(mode != "repel") & (values >= high[:, None])
+        )
+        own = torch.arange(len(x)) if ids is None else ids
+        if mode == "repel":
+            values = (high[:, None] - values).relu()
+        return values.masked_fill(outside | (own[:, None] == own), 0).sum(1)
+
+    return differentiate(banded, [x], [0], [grad.to(row.dtype)])[0]
+
+
+def _raw(metric: str, mode: str) -> bool:
+    return metric == "cosine" and mode == "official"
+
+
+def sample_negatives(image, text, image_ids, text_ids, strategy, temperature, seed):
+    generator = torch.Generator().manual_seed(int(seed[0]))
+    return reference.sample_negatives(
+        image, text, image_ids, text_ids, strategy, temperature, generator
+    )
+
+
+def recomputing(formula: Callable[..., Any], outputs: int, wrt: list[int]) -> Callable[..., Any]:
+    """Return the backward kernel of an operator that saves nothing but its inputs."""
+
+    def backward(*arguments: Any) -> Any:
+        grads, inputs = list(arguments[:outputs]), list(arguments[outputs:])
+        found = differentiate(formula, inputs, wrt, grads)
+        return found if len(found) > 1 else found[0]
+
+    return backward
+
+
+def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    return reference.similarity(x, y, metric).to(x.dtype)
+
+
+def log_sum_exp_backward(grad_row, grad_column, row, column, *inputs):
+    return differentiate(reference.log_sum_exp, list(inputs), [0, 1, 2], [grad_row, grad_column])
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "similarity_forward": similarity,
+    "similarity_backward": recomputing(similarity, 1, [0, 1]),
+    "hardest_negatives_forward": reference.hardest_negatives,
+    "hardest_negatives_backward": hardest_negatives_backward,
+    "max_of_hinges_forward": max_of_hinges_forward,
+    "max_of_hinges_backward": max_of_hinges_backward,
+    "sum_of_hinges_forward": reference.sum_of_hinges,
+    "sum_of_hinges_backward": recomputing(reference.sum_of_hinges, 1, [0, 1]),
+    "intra_modal_forward": intra_modal_forward,
+    "intra_modal_backward": intra_modal_backward,
+    "log_sum_exp_forward": reference.log_sum_exp,
+    "log_sum_exp_backward": log_sum_exp_backward,
+    "sigmoid_forward": reference.sigmoid,
+    "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3]),
+    "rbf_synthesis_forward": reference.rbf_synthesis,
+    "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1]),
+    "rbf_synthesis_logits_forward": reference.rbf_synthesis_logits,
+    "rbf_synthesis_logits_backward": recomputing(reference.rbf_synthesis_logits, 1, [0, 1]),
+    "kmeans": reference.kmeans,
+    "sample_negatives": sample_negatives,
+    "ranks": reference.ranks,
+}
+
+
+def _register() -> None:
+    for definition in _define.DEFINITIONS:
+        _define.define_in(NAMESPACE, definition)
+        kernel = KERNELS[definition.name]
+
+        def run(*arguments: Any, kernel: Callable[..., Any] = kernel) -> Any:
+            found = kernel(*arguments)
+            # An operator's output may be no view of an input.
+            copy = [t.clone() for t in ([found] if isinstance(found, Tensor) else found)]
+            return copy[0] if isinstance(found, Tensor) else tuple(copy)
+
+        torch.library.impl(f"{NAMESPACE}::{definition.name}", "CPU", run)
+
+
+_register()
+
+
+@contextmanager
+def as_native() -> Iterator[None]:
+    """Let this backend stand in for the compiled one on the CPU."""
+    kernels = {"cpu": frozenset(backends.OPERATORS), "cuda": frozenset()}
+    with (
+        patch.dict(backends.NAMESPACES, native=NAMESPACE),
+        patch.dict(backends.NATIVE_KERNELS, kernels),
+        patch.object(backends, "NOT_BUILT", ""),
+    ):
+        yield

@@ -1,0 +1,101 @@
+"""Every loss of the package behind one signature, for the tests that hold for all of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import losses
+from itm_kernels.mining import HardNegativeSampler
+
+
+class Case(NamedTuple):
+    """A Module and how a batch of image and text embeddings is put into it."""
+
+    name: str
+    build: Callable[[str], nn.Module]  # backend -> Module
+    apply: Callable[..., Tensor]  # module, image, text, ids -> loss
+    takes_ids: bool = True
+
+    def loss(
+        self, image: Tensor, text: Tensor, backend: str = "reference", **ids: Tensor
+    ) -> Tensor:
+        """Build the Module and apply it; losses that draw do so from the same seed."""
+        torch.manual_seed(0)
+        return self.apply(self.build(backend), image, text, **ids)
+
+
+def plain(module: nn.Module, image: Tensor, text: Tensor, **ids: Tensor) -> Tensor:
+    return module(image, text, **ids)
+
+
+def constraint(module: nn.Module, image: Tensor, text: Tensor, **ids: Tensor) -> Tensor:
+    image_ids, text_ids = ids.get("image_ids"), ids.get("text_ids")
+    return module(image, ids=image_ids) + module(text, ids=text_ids)
+
+
+def matching(module: nn.Module, image: Tensor, text: Tensor, **ids: Tensor) -> Tensor:
+    def match(i: Tensor, t: Tensor) -> Tensor:
+        # Gathered rows, as a fusion model takes them.
+        return (image[i] * text[t]).sum(1)
+
+    return module(image, text, match, **ids)
+
+
+def views(module: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+    return module(torch.stack([image, image + text]), torch.stack([text, text - image]))
+
+
+def fused(module: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+    return module(torch.stack([image, text, image + text]))
+
+
+def ito(module: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+    return module(image[None], text[None], torch.stack([image, text]))
+
+
+def itm(backend: str) -> nn.Module:
+    # The hardest: backends draw differently.
+    return losses.ITMLoss(sampler=HardNegativeSampler("hardest", backend=backend))
+
+
+CASES = [
+    Case("sum_of_hinges", lambda b: losses.SumOfHingesLoss(backend=b), plain),
+    Case("max_of_hinges", lambda b: losses.MaxOfHingesLoss(backend=b), plain),
+    Case("semihard", lambda b: losses.MaxOfHingesLoss(mining="semihard", backend=b), plain),
+    *(
+        Case(
+            f"constraint-{mode}-{metric}",
+            lambda b, mode=mode, metric=metric: losses.IntraModalConstraint(
+                metric, mode=mode, lower=0.1, upper=0.9, thresholds="per_row", backend=b
+            ),
+            constraint,
+        )
+        for mode in ("official", "paper", "repel")
+        for metric in ("cosine", "l1", "l2", "sqeuclidean")
+    ),
+    Case("imc", lambda b: losses.IMCLoss(backend=b), plain),
+    Case("imc-l1", lambda b: losses.IMCLoss(metric="l1", backend=b), plain),
+    Case("info_cmr", lambda b: losses.InfoCMRLoss(num_clusters=3, num_noise=5, backend=b), plain),
+    Case(
+        "info_cmr-attached",
+        lambda b: losses.InfoCMRLoss(
+            num_clusters=2,
+            num_noise=3,
+            sigma=0.5,
+            clustering="per_anchor",
+            weights="attention",
+            detach=False,
+            backend=b,
+        ),
+        plain,
+    ),
+    Case("info_nce", lambda b: losses.InfoNCELoss(learnable=True, backend=b), plain),
+    Case("sigmoid", lambda b: losses.SigmoidLoss(learnable=True, backend=b), plain),
+    Case("itm", itm, matching),
+    Case("multi_view", lambda b: losses.MultiViewAlignmentLoss(backend=b), views, False),
+    Case("fusion", lambda b: losses.FusionContrastiveLoss(backend=b), fused, False),
+    Case("ito", lambda b: losses.ITOLoss(backend=b), ito, False),
+]
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,106 @@
+"""The one place that chooses: what "auto" picks, what is refused and why, what `info` says."""
+
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from eager_backend import NAMESPACE, as_native
+from itm_kernels import __main__, backends, losses
+
+IMAGE = torch.eye(3)
+
+
+def test_auto_falls_through_to_the_reference() -> None:
+    empty = {"cpu": frozenset[str](), "cuda": frozenset[str]()}
+    with patch.dict(backends.NATIVE_KERNELS, empty):
+        assert backends.resolve("f", "max_of_hinges", IMAGE, "auto") is None
+
+
+def test_auto_prefers_what_the_table_prefers() -> None:
+    with as_native():
+        assert backends.resolve("f", "max_of_hinges", IMAGE, "auto") == NAMESPACE
+        assert backends.resolve("f", "max_of_hinges", IMAGE, "reference") is None
+        assert backends.resolve("f", "max_of_hinges", IMAGE.to("meta"), "auto") is None
+
+
+@pytest.mark.parametrize(
+    ("patches", "device", "backend", "reason"),
+    [
+        (
+            {"NOT_BUILT": "the extension is not built"},
+            "cpu",
+            "native",
+            "the extension is not built",
+        ),
+        ({"NOT_BUILT": ""}, "cuda", "native", "no native kernel for ranks on cuda"),
+        ({"HAS_TRITON": False}, "cuda", "triton", "triton is not installed"),
+        ({"HAS_TRITON": True, "INTERPRETED": False}, "cpu", "triton", "TRITON_INTERPRET=1"),
+        ({"HAS_TRITON": True, "INTERPRETED": True}, "cpu", "triton", "no triton kernel for ranks"),
+    ],
+)
+def test_every_missing_backend_has_a_reason(
+    patches: dict[str, object], device: str, backend: str, reason: str
+) -> None:
+    with (
+        patch.multiple(backends, TRITON_FILES=frozenset(), **patches),
+        patch.dict(backends.NATIVE_KERNELS, cpu=frozenset(), cuda=frozenset()),
+    ):
+        assert reason in str(backends.why_not("ranks", device, backend))
+
+
+def test_an_explicit_request_is_never_replaced() -> None:
+    with (
+        patch.multiple(backends, NOT_BUILT="the extension is not built", HAS_TRITON=False),
+        pytest.raises(
+            RuntimeError,
+            match=r"max_of_hinges_loss: backend 'native' cannot run max_of_hinges on cpu "
+            r"\(native: the extension is not built; triton: triton is not installed; "
+            r"reference: available\)",
+        ),
+    ):
+        losses.MaxOfHingesLoss(backend="native")(IMAGE, IMAGE)
+
+
+def test_unknown_backend_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="f: backend must be one of 'auto', .*got 'cuda'"):
+        backends.resolve("f", "ranks", IMAGE, "cuda")
+
+
+def test_info_lists_every_operator_and_device(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys, "argv", ["itm_kernels", "info"]):
+        __main__.main()
+    printed = capsys.readouterr().out
+    rows = [line.split()[:2] for line in printed.splitlines()]
+    for operator in backends.OPERATORS:
+        for device in backends.DEVICES:
+            assert [operator, device] in rows
+    assert torch.__version__ in printed
+
+
+def test_info_shows_the_build_and_what_auto_picks() -> None:
+    build = {"compiler": "gcc 99", "operators": {"cpu": ["ranks"], "cuda": []}}
+    with as_native(), patch.object(backends, "build_info", lambda: dict(build)):
+        report = __main__.info()
+    assert "compiler gcc 99" in report
+    assert any(line.split()[:3] == ["ranks", "cpu", "native"] for line in report.splitlines())
+
+
+def test_info_runs_as_a_command() -> None:
+    command = [sys.executable, "-m", "itm_kernels"]
+    done = subprocess.run([*command, "info"], capture_output=True, text=True, check=True)
+    assert "max_of_hinges" in done.stdout
+    wrong = subprocess.run([*command, "inform"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "invalid choice: 'inform'" in wrong.stderr
+
+
+def test_operators_of_the_table_are_those_defined() -> None:
+    from itm_kernels.ops import _define
+
+    defined = {
+        d.name.removesuffix("_forward").removesuffix("_backward") for d in _define.DEFINITIONS
+    }
+    assert defined == set(backends.OPERATORS)

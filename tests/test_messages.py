@@ -1,0 +1,324 @@
+"""Bad input is refused at the public function, by a sentence that names values and remedy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from itm_kernels import functional as F
+from itm_kernels import losses, mining, ops, synthesis
+
+X, Y = torch.randn(4, 3), torch.randn(4, 3)
+LONG = torch.arange(4)
+PAIRWISE = [
+    F.sum_of_hinges_loss,
+    F.max_of_hinges_loss,
+    F.imc_loss,
+    F.info_cmr_loss,
+    F.info_nce_loss,
+    F.sigmoid_loss,
+    ops.hardest_negatives,
+]
+
+
+@pytest.mark.parametrize("function", PAIRWISE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0], Y), TypeError, r"image must be a torch.Tensor, got list \[1.0\]"),
+        (
+            (X, LONG),
+            TypeError,
+            r"text must be floating point .*got int64 \[4\] on cpu; .*float\(\)",
+        ),
+        ((X[0], Y), ValueError, r"image must have shape \[rows, D\], got \[3\]"),
+        ((X[:0], Y), ValueError, r"image \[0, 3\] is empty"),
+        ((X[:, :0], Y), ValueError, r"image \[4, 0\] is empty"),
+        ((X, Y[:, :2]), ValueError, r"image \[4, 3\] and text \[4, 2\] differ in the last dim"),
+        ((X, Y.double()), TypeError, "differ in dtype, float32 and float64; convert one"),
+        ((X, Y.to("meta")), ValueError, "different devices, cpu and meta; move one"),
+        ((X, Y[:3]), ValueError, "differ in rows; pass image_ids and text_ids"),
+    ],
+    ids=["type", "dtype", "rank", "no-rows", "no-columns", "width", "dtypes", "devices", "rows"],
+)
+def test_embeddings(
+    function: Callable[..., Any], arguments: tuple[Any, ...], error: type, message: str
+) -> None:
+    for mode in (torch.enable_grad, torch.inference_mode):
+        with mode(), pytest.raises(error, match=f"^{function.__name__}: .*{message}"):
+            function(*arguments)
+
+
+@pytest.mark.parametrize("function", PAIRWISE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ((LONG, None), ValueError, "image_ids is given without text_ids; pass both or neither"),
+        ((None, LONG), ValueError, "text_ids is given without image_ids; pass both or neither"),
+        (([0, 1, 2, 3], LONG), TypeError, "image_ids must be a torch.Tensor"),
+        ((LONG.float(), LONG), TypeError, r"image_ids must be integers, got float32 .*\.long\(\)"),
+        (
+            (LONG, LONG[:3]),
+            ValueError,
+            r"text_ids must have shape \[4\], one id per row, got \[3\]",
+        ),
+        (
+            (LONG, LONG.to("meta")),
+            ValueError,
+            "text_ids is on meta, the embeddings on cpu; move it",
+        ),
+        (
+            (LONG, LONG + 2),
+            ValueError,
+            r"text_ids\[2\] = 4 matches 0 of image_ids \(2 of 4 have no single match\)",
+        ),
+        ((LONG // 2, LONG.flip(0) // 2), ValueError, r"text_ids\[0\] = 1 matches 2 of image_ids"),
+    ],
+    ids=["one", "other", "list", "dtype", "length", "device", "none", "several"],
+)
+def test_ids(function: Callable[..., Any], ids: tuple[Any, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^{function.__name__}: {message}"):
+        function(X, Y, image_ids=ids[0], text_ids=ids[1])
+
+
+OPTIONS: list[tuple[Callable[..., Any], dict[str, Any], type, str]] = [
+    (losses.SumOfHingesLoss, {"margin": "a"}, TypeError, "margin must be a number, got str 'a'"),
+    (
+        losses.SumOfHingesLoss,
+        {"margin": float("nan")},
+        ValueError,
+        "margin must be finite, got nan",
+    ),
+    (losses.SumOfHingesLoss, {"mining": "hardest"}, ValueError, "mining must be one of 'all'"),
+    (
+        losses.MaxOfHingesLoss,
+        {"mining": "all"},
+        ValueError,
+        "mining must be one of 'hardest', 'sem",
+    ),
+    (losses.MaxOfHingesLoss, {"reduction": "avg"}, ValueError, "reduction must be one of 'none', "),
+    (losses.MaxOfHingesLoss, {"margin": True}, TypeError, "margin must be a number, got bool True"),
+    (losses.IntraModalConstraint, {"metric": "l3"}, ValueError, "metric must be one of 'cosine', "),
+    (losses.IntraModalConstraint, {"mode": "code"}, ValueError, "mode must be one of 'official', "),
+    (losses.IntraModalConstraint, {"thresholds": "row1"}, ValueError, "thresholds must be one of "),
+    (
+        losses.IMCLoss,
+        {"mode": "paper", "lower": 0.5, "upper": 0.5},
+        ValueError,
+        "upper must be finite and > 0.5, got 0.5",
+    ),
+    (
+        losses.IMCLoss,
+        {"metric": "l1", "lower": -0.1},
+        ValueError,
+        "lower must be finite and >= 0, got -0.1",
+    ),
+    (
+        losses.InfoCMRLoss,
+        {"temperature": 0},
+        ValueError,
+        "temperature must be finite and > 0, got 0",
+    ),
+    (losses.InfoCMRLoss, {"sigma": -1.0}, ValueError, "sigma must be finite and > 0, got -1.0"),
+    (losses.InfoCMRLoss, {"num_clusters": -1}, ValueError, "num_clusters must be >= 0, got -1"),
+    (
+        losses.InfoCMRLoss,
+        {"num_clusters": 2.0},
+        TypeError,
+        "num_clusters must be an int, got float",
+    ),
+    (losses.InfoCMRLoss, {"num_noise": -1}, ValueError, "num_noise must be >= 0, got -1"),
+    (
+        losses.InfoCMRLoss,
+        {"weights": "mean"},
+        ValueError,
+        "weights must be one of 'kam', 'attention'",
+    ),
+    (losses.InfoCMRLoss, {"clustering": "all"}, ValueError, "clustering must be one of 'shared', "),
+    (losses.InfoNCELoss, {"logit_scale": 0.0}, ValueError, "logit_scale must be finite and > 0"),
+    (
+        losses.SigmoidLoss,
+        {"logit_bias": None},
+        TypeError,
+        "logit_bias must be a number, got NoneType",
+    ),
+    (
+        losses.ITMLoss,
+        {"reduction": "all"},
+        ValueError,
+        "reduction must be one of 'none', 'sum', 'mean",
+    ),
+    (
+        losses.ITMLoss,
+        {"label_smoothing": -0.1},
+        ValueError,
+        "label_smoothing must be finite and >= 0",
+    ),
+    (losses.ITOLoss, {"fusion_weight": -1}, ValueError, "fusion_weight must be finite and >= 0"),
+    (
+        mining.HardNegativeSampler,
+        {"strategy": "easy"},
+        ValueError,
+        "strategy must be one of 'multi",
+    ),
+    (
+        mining.HardNegativeSampler,
+        {"temperature": 0},
+        ValueError,
+        "temperature must be finite and > 0",
+    ),
+    (synthesis.HardNegativeSynthesis, {"num_clusters": 0}, ValueError, "num_clusters must be >= 1"),
+    (synthesis.HardNegativeSynthesis, {"ridge": -1.0}, ValueError, "ridge must be finite and >= 0"),
+    (synthesis.HardNegativeSynthesis, {"iterations": -1}, ValueError, "iterations must be >= 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "error", "message"),
+    OPTIONS,
+    ids=[f"{build.__name__}-{'-'.join(options)}" for build, options, *_ in OPTIONS],
+)
+def test_options_of_modules(
+    build: Callable[..., Any], options: dict[str, Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=f"^{build.__name__}: {message}"):
+        build(**options)
+
+
+CALLS: list[tuple[str, Callable[[], Any], type, str]] = [
+    (
+        "scores-square",
+        lambda: losses.MaxOfHingesLoss().from_scores(torch.ones(3, 4)),
+        ValueError,
+        r"MaxOfHingesLoss.from_scores: scores \[3, 4\] is not square; pass image_ids and text_ids",
+    ),
+    (
+        "scores-rank",
+        lambda: losses.SumOfHingesLoss().from_scores(torch.ones(3)),
+        ValueError,
+        r"SumOfHingesLoss.from_scores: scores must have shape \[N, M\], got \[3\]",
+    ),
+    (
+        "scale-tensor",
+        lambda: F.info_nce_loss(X, Y, logit_scale=torch.ones(2)),
+        ValueError,
+        r"info_nce_loss: logit_scale must be a number or a floating-point tensor of one element",
+    ),
+    (
+        "constraint-ids",
+        lambda: F.intra_modal_constraint(X, ids=LONG[:2]),
+        ValueError,
+        r"intra_modal_constraint: ids must have shape \[4\]",
+    ),
+    (
+        "views",
+        lambda: F.multi_view_alignment_loss(X, Y),
+        ValueError,
+        r"multi_view_alignment_loss: images must have shape \[views, N, D\], got \[4, 3\]",
+    ),
+    (
+        "views-samples",
+        lambda: F.multi_view_alignment_loss(X[None], Y[None, :2]),
+        ValueError,
+        r"images \[1, 4, 3\] and texts \[1, 2, 3\] differ in samples",
+    ),
+    (
+        "one-view",
+        lambda: F.fusion_contrastive_loss(X[None]),
+        ValueError,
+        r"fusion_contrastive_loss: fused \[1, 4, 3\] must hold at least two views",
+    ),
+    (
+        "itm-columns",
+        lambda: F.itm_loss(X, LONG),
+        ValueError,
+        r"itm_loss: logits must be \[P\] or \[P, 2\], got \[4, 3\]",
+    ),
+    (
+        "itm-labels",
+        lambda: F.itm_loss(X[:, :2], LONG.float()),
+        TypeError,
+        "itm_loss: labels must be integers, got float32",
+    ),
+    (
+        "itm-exists",
+        lambda: F.itm_loss(X[:, :2], LONG % 2, exists=LONG),
+        ValueError,
+        r"itm_loss: exists must be bool \[4\], got int64",
+    ),
+    (
+        "itm-smoothing",
+        lambda: F.itm_loss(X[:, :2], LONG % 2, label_smoothing=1.5),
+        ValueError,
+        "itm_loss: label_smoothing must be at most 1, got 1.5",
+    ),
+    (
+        "itm-match",
+        lambda: losses.ITMLoss()(X, Y, lambda i, t: X[:2, 0]),
+        ValueError,
+        r"ITMLoss: match returned \[2\] for 12 pairs",
+    ),
+    (
+        "itm-match-type",
+        lambda: losses.ITMLoss()(X, Y, lambda i, t: None),
+        TypeError,
+        "ITMLoss: the result of match must be a torch.Tensor, got NoneType None",
+    ),
+    (
+        "similarity-batch",
+        lambda: ops.similarity(torch.ones(2, 3, 4), torch.ones(3, 3, 4)),
+        ValueError,
+        r"similarity: batch dimensions of x \[2, 3, 4\] and y \[3, 3, 4\] do not broadcast",
+    ),
+    (
+        "band",
+        lambda: ops.intra_modal_sum(X, 0.5, 0.1),
+        ValueError,
+        "intra_modal_sum: upper must be finite and > 0.5, got 0.1",
+    ),
+    (
+        "kmeans-init",
+        lambda: ops.kmeans(X, 2, init=Y),
+        ValueError,
+        r"kmeans: init \[4, 3\] must hold num_clusters = 2 rows",
+    ),
+    (
+        "assignment",
+        lambda: ops.rbf_synthesis(X, Y, LONG[:2], 2, 0.1),
+        ValueError,
+        r"rbf_synthesis: assignment must be integers \[4\] or \[4, 4\]",
+    ),
+    (
+        "member-ids",
+        lambda: ops.rbf_synthesis_logits(X, Y, LONG, 4, 0.1, member_ids=LONG),
+        ValueError,
+        "rbf_synthesis_logits: member_ids is given without anchor_ids",
+    ),
+    (
+        "synthesis-rows",
+        lambda: synthesis.HardNegativeSynthesis()(X, Y[:3]),
+        ValueError,
+        r"HardNegativeSynthesis: anchors \[4, 3\] and members \[3, 3\] differ in rows",
+    ),
+    (
+        "sampler-rows",
+        lambda: mining.HardNegativeSampler()(X, Y[:3]),
+        ValueError,
+        r"HardNegativeSampler: image \[4, 3\] and text \[3, 3\] differ in rows",
+    ),
+    (
+        "ranks-ids",
+        lambda: ops.ranks(X, Y, LONG, LONG[:2]),
+        ValueError,
+        r"ranks: gallery_ids must have shape \[4\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"), [case[1:] for case in CALLS], ids=[case[0] for case in CALLS]
+)
+def test_calls(call: Callable[[], Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
