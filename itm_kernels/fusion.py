@@ -1,0 +1,152 @@
+"""Training-time fusion of image and text tokens into one vector per pair (maths, section 6)."""
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import _checks
+
+_FUNCTION = "FusionHead"
+
+
+class FusionHead(nn.Module):
+    """A small transformer encoder over ``[image tokens; text tokens]``, read out at the first.
+
+    Every token gets a learned position within its own modality and its modality's embedding; the
+    blocks normalise first. Train with it and drop it at inference: the encoders' embeddings do
+    not depend on it. Source: ITO, training-time multimodal fusion.
+
+    Args:
+        dim: width of the tokens and of the fused vector.
+        heads: attention heads; must divide `dim`.
+        layers: number of blocks.
+        mlp_ratio: width of the feed-forward part in units of `dim`.
+        dropout: probability, in [0, 1).
+        max_tokens: longest sequence of either modality that gets positions.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range or `heads` does not divide `dim`.
+
+    Example:
+        >>> import torch
+        >>> from itm_kernels.fusion import FusionHead
+        >>> head = FusionHead(16, heads=4)
+        >>> image_tokens, text_tokens = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
+        >>> padding = torch.tensor([[False, False, False], [False, True, True]])
+        >>> head(image_tokens, text_tokens, padding).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        layers: int = 2,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        max_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        options = {"dim": dim, "heads": heads, "layers": layers, "max_tokens": max_tokens}
+        for name, value in options.items():
+            _checks.integer(_FUNCTION, name, value, 1)
+        _checks.number(_FUNCTION, "mlp_ratio", mlp_ratio, above=0)
+        _checks.number(_FUNCTION, "dropout", dropout, least=0, below=1)
+        if dim % heads:
+            raise ValueError(
+                f"{_FUNCTION}: heads {heads} does not divide dim {dim}; choose a divisor of dim"
+            )
+        # Positions start small, so that at first the tokens' content decides.
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(max_tokens, dim), std=0.02))
+        self.modality = nn.Parameter(nn.init.trunc_normal_(torch.empty(2, dim), std=0.02))
+        # Not nn.TransformerEncoder: it copies one block, so that all layers would start equal.
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                dim,
+                heads,
+                dim_feedforward=max(1, round(mlp_ratio * dim)),
+                dropout=dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        image_tokens: Tensor,  # [N, P, dim]
+        text_tokens: Tensor,  # [N, L, dim]
+        text_padding_mask: Tensor | None = None,  # [N, L]
+    ) -> Tensor:  # [N, dim]
+        """Return one fused vector per pair.
+
+        Args:
+            image_tokens: ``[N, P, dim]``, the token to read out at first.
+            text_tokens: ``[N, L, dim]``, text i belonging to image i.
+            text_padding_mask: ``[N, L]`` bool, True where a text is padding; what stands there
+                has no influence.
+
+        Returns:
+            ``[N, dim]`` after the last LayerNorm.
+
+        Raises:
+            TypeError: tokens are not floating point, or the mask is not bool.
+            ValueError: shapes do not fit together, or a sequence exceeds `max_tokens`.
+        """
+        self._check(image_tokens, text_tokens, text_padding_mask)
+        padding = None
+        if text_padding_mask is not None:
+            # Weights of 0 would still let NaN through, which uninitialised padding may hold.
+            text_tokens = text_tokens.masked_fill(text_padding_mask[:, :, None], 0)
+            image_padding = text_padding_mask.new_zeros(image_tokens.shape[:2])
+            padding = torch.cat([image_padding, text_padding_mask], 1)
+        modalities = zip((image_tokens, text_tokens), self.modality, strict=True)
+        embedded = [
+            tokens.to(self.positions.dtype) + self.positions[: tokens.shape[1]] + modality
+            for tokens, modality in modalities
+        ]
+        hidden = torch.cat(embedded, 1)
+        for block in self.blocks:
+            hidden = block(hidden, src_key_padding_mask=padding)
+        return self.norm(hidden[:, 0])
+
+    def _check(
+        self, image_tokens: Tensor, text_tokens: Tensor, text_padding_mask: Tensor | None
+    ) -> None:
+        max_tokens, dim = self.positions.shape
+        for name, tokens, layout in (
+            ("image_tokens", image_tokens, "[N, P, dim]"),
+            ("text_tokens", text_tokens, "[N, L, dim]"),
+        ):
+            _checks.floating(_FUNCTION, name, tokens, layout)
+            if tokens.shape[2] != dim:
+                raise ValueError(
+                    f"{_FUNCTION}: {name} {list(tokens.shape)} must have width {dim}; "
+                    f"project the tokens or build FusionHead({tokens.shape[2]})"
+                )
+            if tokens.shape[1] > max_tokens:
+                raise ValueError(
+                    f"{_FUNCTION}: {name} {list(tokens.shape)} is longer than the {max_tokens} "
+                    f"positions; build FusionHead with max_tokens={tokens.shape[1]}"
+                )
+        if len(image_tokens) != len(text_tokens):
+            raise ValueError(
+                f"{_FUNCTION}: image_tokens {list(image_tokens.shape)} and text_tokens "
+                f"{list(text_tokens.shape)} differ in rows; pass pairs, text i with image i"
+            )
+        if text_padding_mask is None:
+            return
+        mask = _checks.is_tensor(_FUNCTION, "text_padding_mask", text_padding_mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f"{_FUNCTION}: text_padding_mask must be bool, True where a text is padding, "
+                f"got {_checks.describe(mask)}"
+            )
+        if mask.shape != text_tokens.shape[:2]:
+            raise ValueError(
+                f"{_FUNCTION}: text_padding_mask {list(mask.shape)} must have shape "
+                f"{list(text_tokens.shape[:2])}, one entry per token of text_tokens"
+            )

@@ -1,0 +1,218 @@
+"""Recall, median rank and R-sum against a brute-force loop over the whole score matrix."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from itm_kernels.retrieval import RetrievalReport, evaluate
+from oracles.ranking import recall_report
+
+
+def vsepp_ids(num_images: int, texts_per_image: int) -> tuple[Tensor, Tensor]:
+    image_ids = torch.arange(num_images)
+    return image_ids, image_ids.repeat_interleave(texts_per_image)
+
+
+def related(
+    num_images: int, texts_per_image: int, dim: int = 8, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Texts around their image, near enough that some ranks are 1 and some are not."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(num_images, dim, generator=generator)
+    noise = torch.randn(num_images * texts_per_image, dim, generator=generator)
+    return image, image.repeat_interleave(texts_per_image, 0) + noise
+
+
+def agrees(
+    report: RetrievalReport,
+    image: Tensor,
+    text: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    ks: tuple[int, ...] = (1, 5, 10),
+) -> None:
+    scores = (image.double() @ text.double().T).numpy()
+    expected = recall_report(scores, image_ids.tolist(), text_ids.tolist(), ks)
+    assert report.i2t == pytest.approx(expected["i2t"])
+    assert report.t2i == pytest.approx(expected["t2i"])
+    assert report.i2t_median_rank == expected["i2t_median_rank"]
+    assert report.t2i_median_rank == expected["t2i_median_rank"]
+    assert report.rsum == pytest.approx(expected["rsum"])
+
+
+@pytest.mark.parametrize("texts_per_image", [1, 5])
+@pytest.mark.parametrize("num_images", [1, 2, 30])
+def test_layout_of_vsepp(num_images: int, texts_per_image: int) -> None:
+    image, text = related(num_images, texts_per_image)
+    report = evaluate(image, text)
+    agrees(report, image, text, *vsepp_ids(num_images, texts_per_image))
+    if num_images == 30:
+        assert 0 < report.i2t[1] < report.i2t[10] < 100  # the batch is neither trivial nor hopeless
+
+
+def test_ids_in_any_order() -> None:
+    image, text = related(30, 5)
+    image_ids, text_ids = vsepp_ids(30, 5)
+    generator = torch.Generator().manual_seed(3)
+    rows, columns = (
+        torch.randperm(30, generator=generator),
+        torch.randperm(150, generator=generator),
+    )
+    shuffled = evaluate(
+        image[rows],
+        text[columns],
+        # Names need not be small, nor of one integer type.
+        image_ids=image_ids[rows] * 10**12,
+        text_ids=text_ids[columns] * 10**12,
+    )
+    assert shuffled == evaluate(image, text)
+
+
+@settings(deadline=None)  # a machine shared with other work is slow without being wrong
+@given(st.data())
+def test_uneven_groups_and_ties(data: st.DataObject) -> None:
+    # Small integers: scores are exact in every precision, and most of them tie.
+    size = st.integers(1, 7)
+    names = data.draw(st.lists(st.integers(-2, 3), min_size=1, max_size=4, unique=True))
+    sides = []
+    for _ in ("image", "text"):
+        ids = names + data.draw(st.lists(st.sampled_from(names), max_size=5))
+        sides.append(data.draw(st.permutations(ids)))
+    dim = data.draw(size)
+    entries = st.integers(-1, 1)
+    image, text = (
+        torch.tensor(
+            data.draw(
+                st.lists(st.lists(entries, min_size=dim, max_size=dim), min_size=n, max_size=n)
+            )
+        ).float()
+        for n in map(len, sides)
+    )
+    image_ids, text_ids = map(torch.tensor, sides)
+    report = evaluate(image, text, image_ids=image_ids, text_ids=text_ids, ks=(1, 2, 3))
+    agrees(report, image, text, image_ids, text_ids, (1, 2, 3))
+
+
+def test_ties_count_in_the_querys_favour() -> None:
+    report = evaluate(torch.ones(7, 4), torch.ones(35, 4))
+    assert set(report.i2t.values()) == set(report.t2i.values()) == {100.0}
+    assert report.i2t_median_rank == report.t2i_median_rank == 1
+    assert report.rsum == 600
+
+
+def test_median_of_an_even_number_of_ranks() -> None:
+    # Ranks 1 and 2 both ways: the second image prefers the first text, and the other way round.
+    report = evaluate(torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.eye(2))
+    assert report.i2t_median_rank == 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    # Quarters below 4 are exact in bfloat16; their dot products need more than float16's 11 bits.
+    image, text = ((4 * x).round().clamp(-15, 15) / 4 for x in related(30, 5, dim=32))
+    report = evaluate(image.to(dtype), text.to(dtype))
+    agrees(report, image, text, *vsepp_ids(30, 5))
+
+
+def test_embeddings_are_scored_as_given() -> None:
+    image, text = related(30, 1)
+    stretched = text * torch.linspace(0.1, 10, 30)[:, None]
+    agrees(evaluate(image, stretched), image, stretched, *vsepp_ids(30, 1))
+    assert evaluate(image, stretched) != evaluate(image, text)
+
+
+def test_keeps_no_graph() -> None:
+    image, text = (x.requires_grad_() for x in related(4, 1))
+    with torch.autograd.graph.saved_tensors_hooks(lambda _: pytest.fail("saved"), lambda x: x):
+        evaluate(image, text)
+
+
+class LargestOutput(TorchDispatchMode):
+    """Records the largest tensor that any operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return result
+
+
+def test_no_matrix_of_all_scores_in_memory() -> None:
+    # 2,000 x 10,000 scores are five times the reference's block of 2^22; D = 2 keeps it quick.
+    image, text = related(2_000, 5, dim=2)
+    with LargestOutput() as largest:
+        evaluate(image, text)
+    assert text.numel() <= largest.numel <= len(image) * len(text) // 4
+
+
+def test_prints_an_aligned_table() -> None:
+    report = RetrievalReport({1: 5.0, 10: 100.0}, {1: 33.333, 10: 66.667}, 12.5, 3.0, 205.0)
+    assert str(report).splitlines() == [
+        "                   R@1    R@10  median rank",
+        "image to text      5.0   100.0         12.5",
+        "text to image     33.3    66.7          3.0",
+        "R-sum 205.0",
+    ]
+
+
+IMAGE, TEXT = related(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"text": TEXT[:5]},
+            ValueError,
+            r"text \[5, 8\] is no multiple of image \[3, 8\] in rows; pass image_ids and text_ids",
+        ),
+        ({"text": TEXT[:2]}, ValueError, r"text \[2, 8\] is no multiple of image \[3, 8\]"),
+        ({"text": TEXT[:, :4]}, ValueError, r"image \[3, 8\] and text \[6, 4\] differ in the last"),
+        ({"image": IMAGE.long()}, TypeError, r"image must be floating point"),
+        ({"image": IMAGE[0]}, ValueError, r"image must have shape \[rows, D\], got \[8\]"),
+        ({"image_ids": torch.arange(3)}, ValueError, r"image_ids is given without text_ids"),
+        (
+            {"image_ids": torch.tensor([0, 1, 7]), "text_ids": torch.tensor([0, 0, 1, 1, 7, 8])},
+            ValueError,
+            r"1 of the ids in text_ids do not appear in image_ids \(8\); every row needs",
+        ),
+        (
+            {"image_ids": torch.tensor([0, 8, 7]), "text_ids": torch.tensor([0, 0, 0, 0, 0, 0])},
+            ValueError,
+            r"2 of the ids in image_ids do not appear in text_ids \(7, 8\)",
+        ),
+        (
+            {"text": TEXT.clone().index_fill_(0, torch.tensor([1, 4]), math.nan)},
+            ValueError,
+            r"text\[1\] is not finite \(2 of 6 rows are not\)",
+        ),
+        (
+            {"image": IMAGE.clone().index_fill_(0, torch.tensor([2]), math.inf)},
+            ValueError,
+            r"image\[2\] is not finite \(1 of 3 rows are not\)",
+        ),
+        ({"ks": ()}, ValueError, r"ks must hold at least one number, each once, got \(\)"),
+        ({"ks": (1, 5, 1)}, ValueError, r"ks must hold .* each once, got \(1, 5, 1\)"),
+        ({"ks": (0, 1)}, ValueError, r"every k in ks must be >= 1, got 0"),
+        ({"ks": (1.5,)}, TypeError, r"every k in ks must be an int, got float 1.5"),
+        ({"ks": 5}, TypeError, r"ks must be a sequence of integers, got int 5"),
+    ],
+)
+def test_arguments_are_checked(change: dict[str, object], error: type, message: str) -> None:
+    arguments = {"image": IMAGE, "text": TEXT, **change}
+    with pytest.raises(error, match=f"evaluate: {message}"):
+        evaluate(arguments.pop("image"), arguments.pop("text"), **arguments)
