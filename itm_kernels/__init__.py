@@ -1,0 +1,29 @@
+"""Fused kernels for the losses that train image-text matching models."""
+
+from itm_kernels import (
+    backends,
+    compat,
+    functional,
+    fusion,
+    losses,
+    mining,
+    ops,
+    reference,
+    retrieval,
+    synthesis,
+)
+from itm_kernels._version import __version__
+
+__all__ = [
+    "__version__",
+    "backends",
+    "compat",
+    "functional",
+    "fusion",
+    "losses",
+    "mining",
+    "ops",
+    "reference",
+    "retrieval",
+    "synthesis",
+]
