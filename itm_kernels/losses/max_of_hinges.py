@@ -122,7 +122,10 @@ class MaxOfHingesLoss(nn.Module):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that have no embeddings to multiply."""
+        """Return the loss of a score matrix, for models that have no embeddings to multiply.
+
+        This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
+        """
         name = "MaxOfHingesLoss.from_scores"
         pairs = pairs_of_scores(name, scores, image_ids, text_ids)
         semihard = self.mining == "semihard"

@@ -111,7 +111,10 @@ class SumOfHingesLoss(nn.Module):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that have no embeddings to multiply."""
+        """Return the loss of a score matrix, for models that have no embeddings to multiply.
+
+        This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
+        """
         name = "SumOfHingesLoss.from_scores"
         pairs = pairs_of_scores(name, scores, image_ids, text_ids)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
