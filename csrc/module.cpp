@@ -12,7 +12,7 @@ namespace py = pybind11;
 
 namespace {
 
-// One line per operator and device; `itm_kernels.backends` offers what stands here and nothing else.
+// Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
 const std::vector<std::string> cpu_operators = {};
 const std::vector<std::string> cuda_operators = {};
 

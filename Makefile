@@ -1,0 +1,58 @@
+# `make test` and `make demo` run from nothing; a second call installs and builds only what changed.
+# PYTHON chooses the interpreter of a new environment. ITM_KERNELS_BUILD=0 leaves the extension out.
+PYTHON ?= python3
+ITM_KERNELS_BUILD ?= 1
+
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+CSRC := $(shell find csrc -type f)
+FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
+
+# torch looks for ninja on PATH.
+export PATH := $(BIN):$(PATH)
+export ITM_KERNELS_BUILD
+
+.PHONY: test demo lint format clean
+.DELETE_ON_ERROR:
+
+test: $(VENV)/dev $(VENV)/built
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --doctest-modules itm_kernels
+
+demo: $(VENV)/demo $(VENV)/built
+	$(BIN)/python examples/train_retrieval.py --out runs/demo
+
+lint: $(VENV)/dev $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf $(VENV) build *.egg-info itm_kernels/*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The files $(VENV)/{demo,dev,built} are stamps: each is as new as the last time its recipe succeeded.
+$(VENV)/demo: requirements-demo.txt | $(BIN)/python
+	$(BIN)/python -m pip install -r requirements-demo.txt
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/demo
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+# The package is installed in place once; the extension is then rebuilt file by file, which pip cannot.
+$(VENV)/package: pyproject.toml setup.py itm_kernels/_version.py $(VENV)/demo
+	ITM_KERNELS_BUILD=0 $(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/built: $(VENV)/package $(CSRC)
+	$(BIN)/python setup.py build_ext --inplace
+	touch $@

@@ -1,0 +1,245 @@
+"""What holds of the package as a whole: version, build, imports, size of files."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata, version
+from pathlib import Path
+
+import pytest
+import torch
+
+import itm_kernels
+from itm_kernels import backends
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "itm_kernels"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def run(
+    *command: object, env: dict[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    inherited = {key: value for key, value in os.environ.items() if key != "ITM_KERNELS_BUILD"}
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**inherited, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# -- version ---------------------------------------------------------------------------------------
+
+
+def test_version_stands_once() -> None:
+    number = re.compile(rf"(?<![\d.]){re.escape(itm_kernels.__version__)}(?![\d.])")
+    places = [ROOT / name for name in ("setup.py", "pyproject.toml", "Makefile")]
+    places += [*MODULES, *(ROOT / "csrc").rglob("*.*")]
+    found = [
+        path.relative_to(ROOT).as_posix() for path in places if number.search(path.read_text())
+    ]
+    assert found == ["itm_kernels/_version.py"]
+
+
+def test_version_of_the_build_is_the_packages() -> None:
+    built = run(sys.executable, "setup.py", "--version", env={"ITM_KERNELS_BUILD": "0"})
+    assert built.stdout.split()[-1:] == [itm_kernels.__version__], built.stderr
+
+
+def installed() -> bool:
+    try:
+        metadata("itm-kernels")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def test_version_of_the_installed_package() -> None:
+    # A checkout that is only on the path has no metadata to disagree with.
+    assert not installed() or version("itm-kernels") == itm_kernels.__version__
+
+
+# -- the extension ---------------------------------------------------------------------------------
+
+
+def test_build_info() -> None:
+    info = backends.build_info()
+    if not info:
+        assert backends.why_not("ranks", "cpu", "native") is not None
+        return
+    assert set(info) == {"compiler", "cxx_standard", "torch", "openmp", "cuda", "operators"}
+    assert info["cxx_standard"] >= 202002
+    assert torch.__version__.startswith(info["torch"])
+    assert info["openmp"] is True
+    assert info["cuda"] is bool(info["operators"]["cuda"])
+    assert set(info["operators"]) == set(backends.DEVICES)
+    for operators in info["operators"].values():
+        assert set(operators) <= set(backends.OPERATORS)
+
+
+def build(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
+    into = ("--build-lib", folder, "--build-temp", folder)
+    return run(sys.executable, "setup.py", "build_ext", *into, env=env)
+
+
+def test_unknown_build_choice_is_refused(tmp_path: Path) -> None:
+    result = build(tmp_path, ITM_KERNELS_BUILD="yes")
+    assert result.returncode != 0
+    assert "ITM_KERNELS_BUILD is 'yes'; set it to '0', '1' or 'auto'" in result.stderr
+
+
+def test_build_can_be_left_out(tmp_path: Path) -> None:
+    result = build(tmp_path, ITM_KERNELS_BUILD="0", CXX="missing-compiler")
+    assert result.returncode == 0, result.stderr
+    assert "itm_kernels._C" not in result.stdout + result.stderr
+
+
+WITHOUT_COMPILER = {"CC": "missing-compiler", "CXX": "missing-compiler"}
+
+
+@pytest.mark.parametrize("choice", [{}, {"ITM_KERNELS_BUILD": "auto"}], ids=["unset", "auto"])
+def test_without_a_compiler_one_warning_says_what_to_do(
+    tmp_path: Path, choice: dict[str, str]
+) -> None:
+    result = build(tmp_path, **WITHOUT_COMPILER, **choice)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
+    assert "C++20 compiler" in result.stderr
+    assert "pip install --no-build-isolation ." in result.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_without_torch_one_warning_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch in this environment')")
+    result = build(tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
+    assert "cannot import torch (no torch in this environment)" in result.stderr
+
+
+def test_a_required_build_fails_loudly(tmp_path: Path) -> None:
+    result = build(tmp_path, **WITHOUT_COMPILER, ITM_KERNELS_BUILD="1")
+    assert result.returncode != 0
+    assert "error: itm_kernels._C was not built" in result.stderr
+
+
+# -- imports ---------------------------------------------------------------------------------------
+
+# What each part of the package may import of it. A part that is not here is one of "the parts
+# around": it may import anything but another part around, and only what AROUND names of those.
+LAYERS: dict[str, set[str]] = {
+    "_version": set(),
+    "_checks": set(),
+    "_autocast": set(),
+    "reference": set(),
+    "triton": set(),
+    "backends": {"_C"},
+    "_pairs": {"_checks"},
+    "ops": {"backends", "reference", "_checks", "_pairs", "_autocast"},
+    "losses": {
+        *("ops", "reference", "backends", "mining", "synthesis"),
+        *("_checks", "_pairs", "_autocast"),
+    },
+    "functional": {"losses"},
+}
+FOUNDATION = {"ops", "reference", "backends", "_checks", "_pairs", "_autocast"}
+AROUND: dict[str, set[str]] = {
+    "mining": FOUNDATION,
+    "synthesis": FOUNDATION,
+    "retrieval": FOUNDATION,
+    "fusion": FOUNDATION,
+    "compat": FOUNDATION | {"losses", "functional"},
+    "__main__": {"backends", "__version__"},
+}
+
+
+def part(path: Path) -> str:
+    """Return the part of the package that a file belongs to; "" for the root."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def package_imports(path: Path) -> Iterator[str]:
+    """Yield the dotted names, within the package, that a file imports anywhere in it."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = folder[: len(folder) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "itm_kernels":
+                yield name.removeprefix("itm_kernels").removeprefix(".")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_layers(path: Path) -> None:
+    own = part(path)
+    allowed = LAYERS | AROUND
+    assert not own or own in allowed, f"give {own} a layer in this test"
+    for name in package_imports(path):
+        target = name.split(".")[0]
+        if own and target != own:
+            assert target in allowed[own], f"{own} must not import {name}"
+
+
+@pytest.mark.parametrize("folder", ["reference", "triton"])
+def test_kernels_share_only_private_pieces(folder: str) -> None:
+    # similarity is the one formula that other formulas are written in.
+    public = {"reference.similarity"}
+    for path in (PACKAGE / folder).glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        for name in package_imports(path):
+            module = ".".join(name.split(".")[:2])
+            assert module in public or name.split(".")[1].startswith("_"), f"{path.name}: {name}"
+
+
+def test_importing_the_package_stays_light() -> None:
+    heavy = ("triton", "matplotlib", "tqdm", "torch._dynamo", "torch._inductor")
+    script = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import itm_kernels\n"
+        f"print(sorted(set({heavy}) & (set(sys.modules) - before)), torch.cuda.is_initialized())"
+    )
+    result = run(sys.executable, "-W", "error", "-c", script)
+    assert result.stdout.strip() == "[] False", result.stdout + result.stderr
+
+
+def test_importing_the_package_probes_no_device() -> None:
+    script = (
+        "import torch\n"
+        "def probe(*args): raise SystemExit('probed')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = probe\n"
+        "import itm_kernels\n"
+        "print('clean')"
+    )
+    result = run(sys.executable, "-c", script)
+    assert result.stdout.strip() == "clean", result.stderr
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+LONG_FILES: dict[str, str] = {}  # path -> why it may exceed 300 lines
+
+
+def test_files_stay_short() -> None:
+    folders = ("itm_kernels", "tests", "examples", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    long = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if len(path.read_text().splitlines()) > 300
+    }
+    assert long == set(LONG_FILES)
