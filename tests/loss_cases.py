@@ -99,3 +99,17 @@ CASES = [
     Case("ito", lambda b: losses.ITOLoss(backend=b), ito, False),
 ]
 BY_NAME = {case.name: case for case in CASES}
+
+
+def batch(
+    N: int = 5, D: int = 7, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return unit rows, as the encoders of these losses make them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2, N, D, generator=generator, dtype=torch.float64)
+    image, text = torch.nn.functional.normalize(rows, dim=-1).to(dtype)
+    return image.clone().requires_grad_(), text.clone().requires_grad_()
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)

@@ -2,67 +2,40 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from eager_backend import as_native
-from loss_cases import BY_NAME, CASES, Case
+from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
-BACKENDS = ("reference", "native")
 DRAWING = ("info_cmr", "info_cmr-attached")  # draw noise, and other noise in another precision
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run on the formula, and through operators, dispatcher and autograd.Function."""
-    with as_native():
-        yield request.param
-
-
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
-
-
-def batch(
-    N: int = 5, D: int = 7, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Return unit rows, as the encoders of these losses make them."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(2, N, D, generator=generator, dtype=torch.float64)
-    image, text = torch.nn.functional.normalize(rows, dim=-1).to(dtype)
-    return image.clone().requires_grad_(), text.clone().requires_grad_()
-
-
-def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
 
 # 1: no negatives; 2: one; 33, 127: ragged against every tile size; D 1, 3, 333: no alignment.
 @pytest.mark.parametrize(("N", "D"), [(1, 3), (2, 1), (33, 96), (127, 333)])
-def test_value_and_gradient_equal_the_reference_in_fp64(
-    case: Case, backend: str, N: int, D: int
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_error_is_at_most_twice_the_references(
+    case: Case, backend: str, N: int, D: int, dtype: torch.dtype
 ) -> None:
-    image, text = batch(N, D)
-    exact = case.loss(image, text)
-    for dtype, epsilon in ((torch.float64, 2**-50), (torch.float32, 2**-21)):
-        x, y = (t.detach().to(dtype).requires_grad_() for t in (image, text))
-        loss = case.loss(x, y, backend)
-        # Rounded inputs may move a pair across a hinge or a band: compare with the formula at them.
-        wide = [t.detach().double().requires_grad_() for t in (x, y)]
-        exact = case.loss(*wide)
-        scale = max(1.0, exact.abs().item())
-        if case.name in DRAWING and dtype is torch.float32:
-            continue  # other draws in another precision
-        assert abs(loss.item() - exact.item()) <= 64 * epsilon * scale * max(N, D) ** 0.5
-        for found, wanted in zip(gradients(loss, x, y), gradients(exact, *wide), strict=True):
-            error = (found.double() - wanted).abs().max()
-            size = max(1.0, wanted.abs().max().item())
-            if dtype is torch.float64:
-                assert error <= 1e-9 * size
+    if case.name in DRAWING and dtype != torch.float64:
+        dtype = torch.float64  # there is no fp64 result of the same draws
+    inputs = [t.detach().to(dtype).requires_grad_() for t in batch(N, D)]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+
+    def results(rows: list[Tensor], backend: str) -> list[Tensor]:
+        loss = case.loss(*rows, backend)
+        return [t.detach().double() for t in (loss, *gradients(loss, *rows))]
+
+    exact, eager, found = (
+        results(rows, name)
+        for rows, name in ((wide, "reference"), (inputs, "reference"), (inputs, backend))
+    )
+    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
+        size = max(1.0, wanted.abs().max().item())
+        allowed = 2 * (theirs - wanted).abs().max() + 64 * torch.finfo(dtype).eps * size
+        assert (ours - wanted).abs().max() <= allowed
 
 
 # Detached synthetic vectors are constants for the gradient and no constants for differences.
@@ -175,74 +148,6 @@ def test_collapsed_embeddings_are_finite(case: Case, backend: str) -> None:
         assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(case.name for case in CASES))
-def test_compiles_into_one_graph(name: str, backend: str) -> None:
-    case = BY_NAME[name]
-    image, text = batch(6, 8, torch.float32)
-    expected = case.loss(image, text, backend)
-    wanted = gradients(expected, image, text)
-    module = case.build(backend)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, y: case.apply(module, x, y), fullgraph=True, backend="aot_eager"
-    )
-    torch.manual_seed(0)
-    loss = compiled(image, text)
-    torch.testing.assert_close(loss, expected)
-    for found, grad in zip(gradients(loss, image, text), wanted, strict=True):
-        torch.testing.assert_close(found, grad)
-
-
-@pytest.mark.parametrize("name", sorted(case.name for case in CASES if case.takes_ids))
-def test_compiles_with_ids(name: str, backend: str) -> None:
-    case = BY_NAME[name]
-    image, text = batch(6, 8, torch.float32)
-    ids = torch.tensor([3, 1, 1, 0, 2, 2])
-    expected = case.loss(image, text, backend, image_ids=ids, text_ids=ids)
-    module = case.build(backend)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, y, i: case.apply(module, x, y, image_ids=i, text_ids=i),
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    torch.manual_seed(0)
-    torch.testing.assert_close(compiled(image, text, ids), expected)
-
-
-def test_fake_tensors_flow_through(case: Case, backend: str) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode() as mode:
-        image, text = (
-            mode.from_tensor(t.detach()).requires_grad_() for t in batch(6, 8, torch.float32)
-        )
-        loss = case.loss(image, text, backend)
-        assert loss.shape == ()
-        assert loss.dtype == torch.float32
-        assert gradients(loss, image, text)[0].shape == (6, 8)
-
-
-class Applied(torch.nn.Module):
-    """A loss as a Module of two tensors, which is what torch.export takes."""
-
-    def __init__(self, case: Case, backend: str) -> None:
-        super().__init__()
-        self.criterion = case.build(backend)
-        self.apply_loss = case.apply
-
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        return self.apply_loss(self.criterion, image, text)
-
-
-def test_exports(case: Case, backend: str) -> None:
-    image, text = (t.detach() for t in batch(6, 8, torch.float32))
-    exported = torch.export.export(Applied(case, backend), (image, text))
-    torch.manual_seed(0)
-    found = exported.module()(image, text)
-    torch.testing.assert_close(found, case.loss(image, text, backend))
-
-
 def test_module_prints_copies_and_keeps_its_state(case: Case) -> None:
     module = case.build("reference")
     assert "backend='reference'" in repr(module)
@@ -276,37 +181,3 @@ def test_second_derivative_of_a_fused_operator_is_refused(name: str) -> None:
         )
         with pytest.raises(RuntimeError, match='differentiable once.*backend="reference"'):
             grad.sum().backward()
-
-
-@pytest.mark.parametrize("name", ["max_of_hinges", "info_nce", "imc-l1"])
-def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
-    """The default compiler, once per family: it takes seconds a graph."""
-    case = BY_NAME[name]
-    image, text = batch(6, 8, torch.float32)
-    module = case.build(backend)
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x, y: case.apply(module, x, y), fullgraph=True)
-    loss = compiled(image, text)
-    expected = case.loss(image, text, backend)
-    torch.testing.assert_close(loss, expected)
-    for found, grad in zip(
-        gradients(loss, image, text), gradients(expected, image, text), strict=True
-    ):
-        torch.testing.assert_close(found, grad)
-
-
-@pytest.mark.parametrize("name", sorted(case.name for case in CASES))
-def test_one_compiled_graph_serves_many_batch_sizes(name: str) -> None:
-    """The last batch of an epoch is smaller: no size may be burnt into the graph."""
-    case = BY_NAME[name]
-    if name.startswith("info_cmr"):
-        return
-    module = case.build("reference")
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, y: case.apply(module, x, y), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for N in (6, 9, 17):
-            image, text = (t.detach() for t in batch(N, 8, torch.float32))
-            torch.testing.assert_close(compiled(image, text), case.loss(image, text))

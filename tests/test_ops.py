@@ -1,7 +1,6 @@
 """Operators: schemas and fakes against real kernels, and the public functions over them."""
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -94,12 +93,6 @@ def test_fake_gives_the_kernels_dtypes(name: str, dtype: torch.dtype) -> None:
         real, fake = operator(*cast), operator(*meta)
         real, fake = ([t] if isinstance(t, Tensor) else t for t in (real, fake))
         assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in fake]
-
-
-@pytest.fixture(params=["reference", "native"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with eager_backend.as_native():
-        yield request.param
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
