@@ -12,11 +12,14 @@ from loss_cases import CASES, Case
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture(params=["reference", "eager", "auto"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run on the formula, and through operators, dispatcher and autograd.Function."""
+    """Run on the formula, on operators in eager PyTorch, and on what this build has kernels for."""
+    if request.param == "auto":
+        yield "auto"
+        return
     with as_native():
-        yield request.param
+        yield "native" if request.param == "eager" else "reference"
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -1,0 +1,286 @@
+// Max of hinges and hardest negatives: one product, two running maxima, no matrix.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <numeric>
+#include <tuple>
+
+#include "binding/common.h"
+#include "binding/pairs.h"
+
+namespace itm {
+namespace {
+
+// The hardest negative of every row and column, and every column's positive score.
+template <typename T>
+struct Hardest {
+  Tensor positive, row, row_index, column, column_index;
+
+  Hardest(const Tensor& x, const Tensor& y) {
+    const auto lowest = -std::numeric_limits<double>::infinity();
+    const auto index = x.options().dtype(at::kLong);
+    positive = at::full({y.size(0)}, std::numeric_limits<double>::quiet_NaN(), x.options());
+    row = at::full({x.size(0)}, lowest, x.options());
+    column = at::full({y.size(0)}, lowest, x.options());
+    row_index = at::full({x.size(0)}, -1, index);
+    column_index = at::full({y.size(0)}, -1, index);
+  }
+};
+
+// Notes the tile's positives and takes its same-id pairs out of the running.
+template <typename T>
+void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T* positive) {
+  at::parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      same.for_each_in_row(tile, r, [&](int64_t c) {
+        const int64_t i = tile.first_row + r, j = tile.first_column + c;
+        if (positive && (positive_of ? positive_of[j] == i : true)) positive[j] = tile.row(r)[c];
+        tile.row(r)[c] = -std::numeric_limits<T>::infinity();
+      });
+    }
+  });
+}
+
+template <typename T>
+Hardest<T> hardest(const Tensor& image, const Tensor& text, const int64_t* positive_of,
+                   const SameId& same) {
+  Hardest<T> found(image, text);
+  const auto& loop = cpu::loops<T>(kernels());
+  T* positive = found.positive.template mutable_data_ptr<T>();
+  T* row = found.row.template mutable_data_ptr<T>();
+  T* column = found.column.template mutable_data_ptr<T>();
+  int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
+  int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
+  for_each_tile<T>(image, text, [&](const Tile<T>& t) {
+    mask(t, same, positive_of, positive);
+    at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+      loop.row_max(t.data, t.columns, r0, r1, t.first_column, row + t.first_row,
+                   row_index + t.first_row);
+    });
+    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+      loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, column + t.first_column,
+                      column_index + t.first_column);
+    });
+  });
+  return found;
+}
+
+// Negatives below each pair's own positive. Rows are per pair here: [M], not [N].
+template <typename T>
+Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* positive_of,
+                    const SameId& same) {
+  Hardest<T> found(image, text);
+  const int64_t M = text.size(0);
+  found.row = at::full_like(found.column, -std::numeric_limits<double>::infinity());
+  found.row_index = at::full_like(found.column_index, -1);
+  const auto& loop = cpu::loops<T>(kernels());
+  T* positive = found.positive.template mutable_data_ptr<T>();
+  for_each_tile<T>(image, text, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
+  std::vector<int64_t> diagonal;
+  if (!positive_of) {
+    diagonal.resize(M);
+    std::iota(diagonal.begin(), diagonal.end(), 0);
+    positive_of = diagonal.data();
+  }
+  const Groups pairs(positive_of, M, image.size(0));
+  T* row = found.row.template mutable_data_ptr<T>();
+  T* column = found.column.template mutable_data_ptr<T>();
+  int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
+  int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
+  for_each_tile<T>(image, text, [&](const Tile<T>& t) {
+    mask<T>(t, same, nullptr, nullptr);
+    at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+      for (int64_t r = r0; r < r1; ++r) {
+        const int64_t i = t.first_row + r;
+        for (int64_t k = pairs.start[i]; k < pairs.start[i + 1]; ++k) {
+          const int64_t j = pairs.order[k];
+          loop.row_max_below(t.row(r), t.columns, t.first_column, positive[j], row + j,
+                             row_index + j);
+        }
+      }
+    });
+    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+      loop.column_max_below(t.data, t.rows, t.columns, c0, c1, t.first_row,
+                            positive + t.first_column, column + t.first_column,
+                            column_index + t.first_column);
+    });
+  });
+  return found;
+}
+
+// Rows that a gradient is made of: grad[target] += weight * source_rows[source], for the entries
+// of each target in the order in which they were noted. One thread owns a target: no atomics, and
+// the same bits for any number of threads.
+template <typename T>
+class RowSum {
+ public:
+  explicit RowSum(int64_t most) {
+    target_.reserve(most), source_.reserve(most), weight_.reserve(most);
+  }
+
+  void note(int64_t target, int64_t source, T weight) {
+    target_.push_back(target), source_.push_back(source), weight_.push_back(weight);
+  }
+
+  Tensor sum(int64_t targets, const Tensor& source_rows) const {
+    const int64_t D = source_rows.size(1);
+    Tensor grad = at::zeros({targets, D}, source_rows.options());
+    const Groups groups(target_.data(), static_cast<int64_t>(target_.size()), targets);
+    const T* rows = source_rows.const_data_ptr<T>();
+    T* out = grad.template mutable_data_ptr<T>();
+    const auto& loop = cpu::loops<T>(kernels());
+    at::parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g)
+        for (int64_t k = groups.start[g]; k < groups.start[g + 1]; ++k) {
+          const int64_t entry = groups.order[k];
+          loop.add_row(out + g * D, rows + source_[entry] * D, weight_[entry], D);
+        }
+    });
+    return grad;
+  }
+
+ private:
+  std::vector<int64_t> target_, source_;
+  std::vector<T> weight_;
+};
+
+// Every score whose gradient is a number, not 0, sends it to the two rows that made it.
+template <typename T>
+struct ScoreGradients {
+  RowSum<T> image, text;
+
+  explicit ScoreGradients(int64_t most) : image(most), text(most) {}
+
+  void note(int64_t i, int64_t j, T weight) {
+    image.note(i, j, weight);
+    text.note(j, i, weight);
+  }
+
+  std::tuple<Tensor, Tensor> sum(const Tensor& image_rows, const Tensor& text_rows,
+                                 at::ScalarType dtype) const {
+    return {image.sum(image_rows.size(0), text_rows).to(dtype),
+            text.sum(text_rows.size(0), image_rows).to(dtype)};
+  }
+};
+
+// [x]+ that lets NaN through.
+template <typename T>
+T hinge(T x) {
+  return x <= 0 ? T(0) : x;
+}
+
+std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, const Tensor& text,
+                                                         const OptionalTensor& positive,
+                                                         const OptionalTensor& image_ids,
+                                                         const OptionalTensor& text_ids,
+                                                         double margin, bool is_semihard) {
+  const Tensor x = wide(image), y = wide(text);
+  const int64_t M = y.size(0);
+  const SameId same(image_ids, text_ids);
+  const int64_t* positive_of = ids_or_null(positive);
+  Tensor loss = at::empty({M}, y.options());
+  Tensor text_index = at::empty({M}, y.options().dtype(at::kLong));
+  Tensor image_index = at::empty_like(text_index);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_forward", [&] {
+    const auto found = is_semihard ? semihard<scalar_t>(x, y, positive_of, same)
+                                   : hardest<scalar_t>(x, y, positive_of, same);
+    const scalar_t* s = found.positive.template const_data_ptr<scalar_t>();
+    const scalar_t* row = found.row.template const_data_ptr<scalar_t>();
+    const scalar_t* column = found.column.template const_data_ptr<scalar_t>();
+    const int64_t* row_index = found.row_index.template const_data_ptr<int64_t>();
+    const int64_t* column_index = found.column_index.template const_data_ptr<int64_t>();
+    scalar_t* out = loss.mutable_data_ptr<scalar_t>();
+    int64_t* hardest_text = text_index.mutable_data_ptr<int64_t>();
+    int64_t* hardest_image = image_index.mutable_data_ptr<int64_t>();
+    const auto alpha = static_cast<scalar_t>(margin);
+    for (int64_t j = 0; j < M; ++j) {
+      const int64_t i = is_semihard || !positive_of ? j : std::max<int64_t>(positive_of[j], 0);
+      const scalar_t a = hinge(alpha + row[i] - s[j]), b = hinge(alpha + column[j] - s[j]);
+      out[j] = a + b + 0 * s[j];
+      hardest_text[j] = a != 0 ? row_index[i] : -1;
+      hardest_image[j] = b != 0 ? column_index[j] : -1;
+    }
+  });
+  return {loss, text_index, image_index};
+}
+
+std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tensor& image,
+                                                  const Tensor& text,
+                                                  const OptionalTensor& positive,
+                                                  const Tensor& text_index,
+                                                  const Tensor& image_index) {
+  const Tensor x = wide(image), y = wide(text), g = grad.to(x.scalar_type()).contiguous();
+  const int64_t M = y.size(0);
+  const int64_t* positive_of = ids_or_null(positive);
+  const int64_t* hardest_text = text_index.const_data_ptr<int64_t>();
+  const int64_t* hardest_image = image_index.const_data_ptr<int64_t>();
+  return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_backward", [&] {
+    ScoreGradients<scalar_t> gradients(3 * M);
+    const scalar_t* share = g.const_data_ptr<scalar_t>();
+    for (int64_t j = 0; j < M; ++j) {
+      const int64_t i = positive_of ? positive_of[j] : j;
+      const int active = (hardest_text[j] >= 0) + (hardest_image[j] >= 0);
+      if (!active || i < 0) continue;
+      if (hardest_text[j] >= 0) gradients.note(i, hardest_text[j], share[j]);
+      if (hardest_image[j] >= 0) gradients.note(hardest_image[j], j, share[j]);
+      gradients.note(i, j, -share[j] * active);
+    }
+    return gradients.sum(x, y, image.scalar_type());
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hardest_negatives_forward(
+    const Tensor& image, const Tensor& text, const OptionalTensor& positive,
+    const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
+  const Tensor x = wide(image), y = wide(text);
+  const SameId same(image_ids, text_ids);
+  return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "hardest_negatives_forward", [&] {
+    auto found = hardest<scalar_t>(x, y, ids_or_null(positive), same);
+    return std::make_tuple(found.positive, found.row, found.row_index, found.column,
+                           found.column_index);
+  });
+}
+
+std::tuple<Tensor, Tensor> hardest_negatives_backward(
+    const Tensor& grad_positive, const Tensor& grad_text, const Tensor& grad_image,
+    const Tensor& image, const Tensor& text, const OptionalTensor& positive,
+    const Tensor& text_index, const Tensor& image_index) {
+  const Tensor x = wide(image), y = wide(text);
+  const int64_t N = x.size(0), M = y.size(0);
+  const int64_t* positive_of = ids_or_null(positive);
+  const int64_t* hardest_text = text_index.const_data_ptr<int64_t>();
+  const int64_t* hardest_image = image_index.const_data_ptr<int64_t>();
+  return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "hardest_negatives_backward", [&] {
+    const Tensor shares[] = {grad_positive.to(x.scalar_type()).contiguous(),
+                             grad_text.to(x.scalar_type()).contiguous(),
+                             grad_image.to(x.scalar_type()).contiguous()};
+    const scalar_t* of_positive = shares[0].const_data_ptr<scalar_t>();
+    const scalar_t* of_text = shares[1].const_data_ptr<scalar_t>();
+    const scalar_t* of_image = shares[2].const_data_ptr<scalar_t>();
+    ScoreGradients<scalar_t> gradients(N + 2 * M);
+    for (int64_t i = 0; i < N; ++i)
+      if (hardest_text[i] >= 0) gradients.note(i, hardest_text[i], of_text[i]);
+    for (int64_t j = 0; j < M; ++j) {
+      const int64_t i = positive_of ? positive_of[j] : j;
+      if (i >= 0) gradients.note(i, j, of_positive[j]);
+      if (hardest_image[j] >= 0) gradients.note(hardest_image[j], j, of_image[j]);
+    }
+    return gradients.sum(x, y, image.scalar_type());
+  });
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("max_of_hinges_forward", max_of_hinges_forward);
+  m.impl("max_of_hinges_backward", max_of_hinges_backward);
+  m.impl("hardest_negatives_forward", hardest_negatives_forward);
+  m.impl("hardest_negatives_backward", hardest_negatives_backward);
+}
+
+}  // namespace
+}  // namespace itm

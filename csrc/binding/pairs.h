@@ -1,0 +1,58 @@
+#pragma once
+// Which entries of a tile are no negatives, and which are positives.
+
+#include <ATen/ops/sort.h>
+
+#include "binding/common.h"
+
+namespace itm {
+
+// Pairs that share an id. Without ids that is the diagonal; with ids, each row's columns are found
+// by a binary search in the sorted ids, so that the dense loops never compare ids.
+class SameId {
+ public:
+  SameId(const OptionalTensor& row_ids, const OptionalTensor& column_ids) {
+    if (!row_ids.has_value()) return;
+    rows_ = row_ids->contiguous();
+    std::tie(sorted_, order_) = at::sort(*column_ids, std::optional<bool>(true), /*dim=*/0);
+  }
+
+  // Calls found(r, c) for every entry of the tile (local row and column) whose pair shares an id.
+  template <typename T, typename Found>
+  void for_each_in_row(const Tile<T>& tile, int64_t r, Found&& found) const {
+    const int64_t i = tile.first_row + r, last = tile.first_column + tile.columns;
+    if (!rows_.defined()) {
+      if (i >= tile.first_column && i < last) found(i - tile.first_column);
+      return;
+    }
+    const int64_t id = rows_.const_data_ptr<int64_t>()[i];
+    const int64_t* sorted = sorted_.const_data_ptr<int64_t>();
+    const auto [first, end] = std::equal_range(sorted, sorted + sorted_.size(0), id);
+    // The sort is stable: columns of one id stand in increasing order.
+    const int64_t* order = order_.const_data_ptr<int64_t>();
+    const int64_t* stop = order + (end - sorted);
+    const int64_t* at = std::lower_bound(order + (first - sorted), stop, tile.first_column);
+    for (; at != stop && *at < last; ++at) found(*at - tile.first_column);
+  }
+
+ private:
+  Tensor rows_, sorted_, order_;
+};
+
+// Items grouped by an index in [0, groups): items of group g are order[start[g] .. start[g + 1]),
+// in increasing order. Negative indices are left out.
+struct Groups {
+  std::vector<int64_t> start, order;
+
+  Groups(const int64_t* index, int64_t size, int64_t groups) : start(groups + 1, 0) {
+    for (int64_t k = 0; k < size; ++k)
+      if (index[k] >= 0) ++start[index[k] + 1];
+    for (int64_t g = 0; g < groups; ++g) start[g + 1] += start[g];
+    order.resize(start[groups]);
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t k = 0; k < size; ++k)
+      if (index[k] >= 0) order[next[index[k]]++] = k;
+  }
+};
+
+}  // namespace itm

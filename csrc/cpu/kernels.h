@@ -1,0 +1,53 @@
+#pragma once
+// The inner loops of the CPU backend, one table of function pointers per instruction set.
+//
+// Everything here is torch-free. A tile is a block of scores that a library product has just
+// written, `rows` x `columns` with row stride `columns`; it still lies in the cache when these
+// loops reduce it, and nothing of it is kept.
+
+#include <cstdint>
+
+namespace itm::cpu {
+
+// Running maximum of rows (or columns) over tiles. NaN is larger than everything and stays; ties go
+// to the lowest index, because tiles come in increasing order.
+template <typename T>
+struct Loops {
+  // best[r], index[r] over columns [0, columns), which are texts first_column + c. For rows [r0,
+  // r1).
+  void (*row_max)(const T* tile, int64_t columns, int64_t r0, int64_t r1, int64_t first_column,
+                  T* best, int64_t* index);
+  // best[c], index[c] over rows [0, rows), which are images first_row + r. For columns [c0, c1).
+  void (*column_max)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                     int64_t first_row, T* best, int64_t* index);
+  // The same, over scores below limit[c] alone.
+  void (*column_max_below)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                           int64_t first_row, const T* limit, T* best, int64_t* index);
+  // Maximum of one row over scores below a limit.
+  void (*row_max_below)(const T* row, int64_t columns, int64_t first_column, T limit, T* best,
+                        int64_t* index);
+  // out += weight * row
+  void (*add_row)(T* out, const T* row, T weight, int64_t size);
+};
+
+struct Kernels {
+  Loops<float> f32;
+  Loops<double> f64;
+};
+
+extern const Kernels kernels_default;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+template <typename T>
+const Loops<T>& loops(const Kernels& kernels);
+template <>
+inline const Loops<float>& loops<float>(const Kernels& kernels) {
+  return kernels.f32;
+}
+template <>
+inline const Loops<double>& loops<double>(const Kernels& kernels) {
+  return kernels.f64;
+}
+
+}  // namespace itm::cpu
