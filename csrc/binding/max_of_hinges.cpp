@@ -36,14 +36,10 @@ struct Hardest {
 // Notes the tile's positives and takes its same-id pairs out of the running.
 template <typename T>
 void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T* positive) {
-  at::parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
-    for (int64_t r = r0; r < r1; ++r) {
-      same.for_each_in_row(tile, r, [&](int64_t c) {
-        const int64_t i = tile.first_row + r, j = tile.first_column + c;
-        if (positive && (positive_of ? positive_of[j] == i : true)) positive[j] = tile.row(r)[c];
-        tile.row(r)[c] = -std::numeric_limits<T>::infinity();
-      });
-    }
+  for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
+    const int64_t i = tile.first_row + r, j = tile.first_column + c;
+    if (positive && (positive_of ? positive_of[j] == i : true)) positive[j] = tile.row(r)[c];
+    tile.row(r)[c] = -std::numeric_limits<T>::infinity();
   });
 }
 
@@ -57,7 +53,7 @@ Hardest<T> hardest(const Tensor& image, const Tensor& text, const int64_t* posit
   T* column = found.column.template mutable_data_ptr<T>();
   int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
   int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
-  for_each_tile<T>(image, text, [&](const Tile<T>& t) {
+  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     mask(t, same, positive_of, positive);
     at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
       loop.row_max(t.data, t.columns, r0, r1, t.first_column, row + t.first_row,
@@ -81,7 +77,7 @@ Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* posi
   found.row_index = at::full_like(found.column_index, -1);
   const auto& loop = cpu::loops<T>(kernels());
   T* positive = found.positive.template mutable_data_ptr<T>();
-  for_each_tile<T>(image, text, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
+  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
   std::vector<int64_t> diagonal;
   if (!positive_of) {
     diagonal.resize(M);
@@ -93,7 +89,7 @@ Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* posi
   T* column = found.column.template mutable_data_ptr<T>();
   int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
   int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
-  for_each_tile<T>(image, text, [&](const Tile<T>& t) {
+  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     mask<T>(t, same, nullptr, nullptr);
     at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r) {

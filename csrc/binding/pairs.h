@@ -39,6 +39,15 @@ class SameId {
   Tensor rows_, sorted_, order_;
 };
 
+// Calls found(r, c) for every entry of the tile whose pair shares an id, rows in parallel.
+template <typename T, typename Found>
+void for_each_same_id(const Tile<T>& tile, const SameId& same, Found&& found) {
+  at::parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      same.for_each_in_row(tile, r, [&](int64_t c) { found(r, c); });
+  });
+}
+
 // Items grouped by an index in [0, groups): items of group g are order[start[g] .. start[g + 1]),
 // in increasing order. Negative indices are left out.
 struct Groups {

@@ -5,7 +5,10 @@
 // written, `rows` x `columns` with row stride `columns`; it still lies in the cache when these
 // loops reduce it, and nothing of it is kept.
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace itm::cpu {
 
@@ -26,6 +29,19 @@ struct Loops {
   // Maximum of one row over scores below a limit.
   void (*row_max_below)(const T* row, int64_t columns, int64_t first_column, T limit, T* best,
                         int64_t* index);
+  // Running log-sum-exp of rows [r0, r1): maximum m[r] and sum l[r] of e^(score - m[r]).
+  void (*row_exp_sum)(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T* l);
+  // The same of columns [c0, c1).
+  void (*column_exp_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1, T* m,
+                         T* l);
+  // Turns scores of rows [r0, r1) into a[r] e^(score - row[r]) + b[c] e^(score - column[c]).
+  void (*softmax_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* a,
+                          const T* row, const T* b, const T* column);
+  // sum[c] += log(1 + e^score) over rows, for columns [c0, c1).
+  void (*column_softplus_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                              T* sum);
+  // Turns scores of rows [r0, r1) into g[c] / (1 + e^-score).
+  void (*sigmoid_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* g);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
 };

@@ -1,0 +1,98 @@
+// Row and column log-sum-exp: every tile of logits is summed along both sides and forgotten.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "binding/common.h"
+#include "binding/pairs.h"
+
+namespace itm {
+namespace {
+
+// Maximum and sum of e^(logit - maximum), over what has been seen so far.
+template <typename T>
+struct Running {
+  Tensor highest, total;
+  T *m, *l;
+
+  explicit Running(int64_t size, const at::TensorOptions& options)
+      : highest(at::full({size}, -std::numeric_limits<double>::infinity(), options)),
+        total(at::zeros({size}, options)),
+        m(highest.mutable_data_ptr<T>()),
+        l(total.mutable_data_ptr<T>()) {}
+
+  Tensor log_sum() const {
+    Tensor out = at::empty_like(total);
+    T* to = out.mutable_data_ptr<T>();
+    for (int64_t k = 0; k < total.size(0); ++k) to[k] = l[k] == 0 ? m[k] : m[k] + std::log(l[k]);
+    return out;
+  }
+};
+
+std::tuple<Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
+                                               const Tensor& scale, const OptionalTensor& x_ids,
+                                               const OptionalTensor& y_ids) {
+  const Tensor left = wide(x), right = wide(y);
+  const SameId same(x_ids, y_ids);
+  return AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_forward", [&] {
+    Running<scalar_t> row(left.size(0), left.options()), column(right.size(0), left.options());
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    for_each_tile<scalar_t>(left, right, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+      if (x_ids.has_value())
+        for_each_same_id(t, same, [&](int64_t r, int64_t c) {
+          t.row(r)[c] = -std::numeric_limits<scalar_t>::infinity();
+        });
+      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+        loop.row_exp_sum(t.data, t.columns, r0, r1, row.m + t.first_row, row.l + t.first_row);
+      });
+      at::parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
+        loop.column_exp_sum(t.data, t.rows, t.columns, c0, c1, column.m + t.first_column,
+                            column.l + t.first_column);
+      });
+    });
+    return std::make_tuple(row.log_sum(), column.log_sum());
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
+    const Tensor& grad_row, const Tensor& grad_column, const Tensor& row, const Tensor& column,
+    const Tensor& x, const Tensor& y, const Tensor& scale, const OptionalTensor& x_ids,
+    const OptionalTensor& y_ids) {
+  const Tensor left = wide(x), right = wide(y);
+  const Tensor a = grad_row.to(left.scalar_type()).contiguous();
+  const Tensor b = grad_column.to(left.scalar_type()).contiguous();
+  const SameId same(x_ids, y_ids);
+  const double alpha = scale.item<double>();
+  Tensor grad_x, grad_y;
+  AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_backward", [&] {
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto *ga = a.const_data_ptr<scalar_t>(), *gb = b.const_data_ptr<scalar_t>();
+    const auto *lr = row.const_data_ptr<scalar_t>(), *lc = column.const_data_ptr<scalar_t>();
+    auto weigh = [&](const Tile<scalar_t>& t) {
+      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+        loop.softmax_weights(t.data, t.columns, r0, r1, ga + t.first_row, lr + t.first_row,
+                             gb + t.first_column, lc + t.first_column);
+      });
+      if (x_ids.has_value())
+        for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = 0; });
+    };
+    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, weigh);
+  });
+  // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
+  Tensor grad_scale = grad_x.mul(left).sum(at::kDouble).to(scale.scalar_type());
+  return {grad_x.mul_(alpha).to(x.scalar_type()), grad_y.mul_(alpha).to(y.scalar_type()),
+          grad_scale};
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("log_sum_exp_forward", log_sum_exp_forward);
+  m.impl("log_sum_exp_backward", log_sum_exp_backward);
+}
+
+}  // namespace
+}  // namespace itm

@@ -1,0 +1,92 @@
+// Sigmoid loss: every tile of logits is added up per text and forgotten.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "binding/common.h"
+#include "binding/pairs.h"
+
+namespace itm {
+namespace {
+
+// Adds the bias to a tile of scores. A positive's logit changes sign, so that its loss is the same
+// log(1 + e^logit) as a negative's; a pair that only shares an id drops out as e^-inf = 0.
+template <typename T>
+void to_logits(const Tile<T>& t, T bias, const SameId& same, const int64_t* positive_of) {
+  at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+    for (T* s = t.row(r0); s < t.row(r1); ++s) *s += bias;
+  });
+  for_each_same_id(t, same, [&](int64_t r, int64_t c) {
+    T& s = t.row(r)[c];
+    const bool positive = !positive_of || positive_of[t.first_column + c] == t.first_row + r;
+    // + 0 s: an infinite positive score shows as NaN.
+    s = positive ? -s + 0 * s : -std::numeric_limits<T>::infinity();
+  });
+}
+
+Tensor sigmoid_forward(const Tensor& image, const Tensor& text, const Tensor& scale,
+                       const Tensor& bias, const OptionalTensor& positive,
+                       const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
+  const Tensor x = wide(image), y = wide(text);
+  const SameId same(image_ids, text_ids);
+  const int64_t* positive_of = ids_or_null(positive);
+  Tensor loss = at::zeros({y.size(0)}, y.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_forward", [&] {
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto b = bias.item<scalar_t>();
+    auto* out = loss.mutable_data_ptr<scalar_t>();
+    for_each_tile<scalar_t>(x, y, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+      to_logits(t, b, same, positive_of);
+      at::parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
+        loop.column_softplus_sum(t.data, t.rows, t.columns, c0, c1, out + t.first_column);
+      });
+    });
+    // A text without exactly one image has no positive whose loss could show the mistake.
+    for (int64_t j = 0; positive_of && j < y.size(0); ++j)
+      if (positive_of[j] < 0) out[j] = std::numeric_limits<scalar_t>::quiet_NaN();
+  });
+  return loss;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(const Tensor& grad, const Tensor& image,
+                                                            const Tensor& text, const Tensor& scale,
+                                                            const Tensor& bias,
+                                                            const OptionalTensor& positive,
+                                                            const OptionalTensor& image_ids,
+                                                            const OptionalTensor& text_ids) {
+  const Tensor x = wide(image), y = wide(text), g = grad.to(x.scalar_type()).contiguous();
+  const SameId same(image_ids, text_ids);
+  const int64_t* positive_of = ids_or_null(positive);
+  const double alpha = scale.item<double>();
+  Tensor grad_x, grad_y;
+  double grad_bias = 0;
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_backward", [&] {
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto* share = g.const_data_ptr<scalar_t>();
+    const auto b = bias.item<scalar_t>();
+    auto weigh = [&](const Tile<scalar_t>& t) {
+      to_logits(t, b, same, positive_of);
+      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+        loop.sigmoid_weights(t.data, t.columns, r0, r1, share + t.first_column);
+      });
+      for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = -t.row(r)[c]; });
+      grad_bias += at::from_blob(t.data, {t.rows * t.columns}, x.options())
+                       .sum(at::kDouble)
+                       .template item<double>();
+    };
+    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, weigh);
+  });
+  Tensor grad_scale = grad_x.mul(x).sum(at::kDouble).to(scale.scalar_type());
+  return {grad_x.mul_(alpha).to(image.scalar_type()), grad_y.mul_(alpha).to(text.scalar_type()),
+          grad_scale, at::full({}, grad_bias, bias.options())};
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("sigmoid_forward", sigmoid_forward);
+  m.impl("sigmoid_backward", sigmoid_backward);
+}
+
+}  // namespace
+}  // namespace itm
