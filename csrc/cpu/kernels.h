@@ -42,6 +42,19 @@ struct Loops {
                               T* sum);
   // Turns scores of rows [r0, r1) into g[c] / (1 + e^-score).
   void (*sigmoid_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* g);
+  // Returns the sum of [score + offset]+ over a row.
+  T (*row_hinge_sum)(const T* row, int64_t columns, T offset);
+  // sum[c] += [score + offset[c]]+ over rows, for columns [c0, c1).
+  void (*column_hinge_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                           const T* offset, T* sum);
+  // weights[c] += share where score + offset > 0; returns how many there are.
+  int64_t (*row_hinge_weights)(const T* row, T* weights, int64_t columns, T offset, T share);
+  // weights[c] = share[c] where score + offset[c] > 0, else 0.
+  void (*column_hinge_weights)(const T* row, T* weights, int64_t columns, const T* offset,
+                               const T* share);
+  // count[c] += how many rows have score + offset[c] > 0, for columns [c0, c1).
+  void (*column_hinge_count)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                             const T* offset, T* count);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
 };

@@ -2,12 +2,27 @@
 // own, after every other header: a target pragma must reach nothing but these loops.
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
+#include "cpu/hinge_sum.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {
-  return {row_max<T>,         column_max<T>,     column_max_below<T>, row_max_below<T>,
-          row_exp_sum<T>,     column_exp_sum<T>, softmax_weights<T>,  column_softplus_sum<T>,
-          sigmoid_weights<T>, add_row<T>};
+  return {
+      .row_max = row_max<T>,
+      .column_max = column_max<T>,
+      .column_max_below = column_max_below<T>,
+      .row_max_below = row_max_below<T>,
+      .row_exp_sum = row_exp_sum<T>,
+      .column_exp_sum = column_exp_sum<T>,
+      .softmax_weights = softmax_weights<T>,
+      .column_softplus_sum = column_softplus_sum<T>,
+      .sigmoid_weights = sigmoid_weights<T>,
+      .row_hinge_sum = row_hinge_sum<T>,
+      .column_hinge_sum = column_hinge_sum<T>,
+      .row_hinge_weights = row_hinge_weights<T>,
+      .column_hinge_weights = column_hinge_weights<T>,
+      .column_hinge_count = column_hinge_count<T>,
+      .add_row = add_row<T>,
+  };
 }
 
 constexpr Kernels table() { return {loops_of<float>(), loops_of<double>()}; }
