@@ -1,0 +1,115 @@
+"""What only the compiled CPU kernels can get wrong: tiles, threads, instruction sets."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from itm_kernels import backends, ops
+from loss_cases import BY_NAME, CASES, Case, batch, gradients
+
+# Losses whose pairwise work is compiled; the others run on the reference and need no second look.
+NATIVE = [
+    case
+    for case in CASES
+    if not case.name.startswith(("constraint", "imc-", "info_cmr")) and case.name != "itm"
+]
+
+
+def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return five texts per image in shuffled order, and the ids that say so."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [
+        torch.randn(size, D, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in (N, 5 * N)
+    ]
+    text_ids = torch.randperm(5 * N, generator=generator) // 5
+    return rows, {"image_ids": torch.arange(N), "text_ids": text_ids}
+
+
+@pytest.mark.parametrize("case", NATIVE, ids=lambda case: case.name)
+def test_many_tiles_are_one_matrix(case: Case) -> None:
+    # 2,100 rows and columns: more than one tile of 128 (per thread) x 2,048 both ways, ragged.
+    image, text = batch(2100, 3)
+    wanted, found = case.loss(image, text), case.loss(image, text, "auto")
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(
+        gradients(found, image, text), gradients(wanted, image, text), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in NATIVE if case.takes_ids], ids=lambda case: case.name
+)
+def test_five_captions_over_many_tiles(case: Case) -> None:
+    rows, ids = captions(430, 3)
+    wanted, found = case.loss(*rows, **ids), case.loss(*rows, "auto", **ids)
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(gradients(found, *rows), gradients(wanted, *rows), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_ties_across_tiles_go_to_the_lowest_index() -> None:
+    image, text = torch.ones(2100, 2), torch.ones(2100, 2)
+    found = ops.hardest_negatives(image, text, backend="auto")
+    expected = [1] + [0] * 2099
+    assert found.text_index.tolist() == expected
+    assert found.image_index.tolist() == expected
+
+
+@pytest.mark.parametrize("case", NATIVE, ids=lambda case: case.name)
+def test_concurrent_calls_do_not_share_anything(case: Case) -> None:
+    inputs = [tuple(t.detach() for t in batch(70, 9, torch.float32, seed)) for seed in range(4)]
+    alone = [case.loss(*rows, "auto") for rows in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = pool.map(lambda rows: case.loss(*rows, "auto"), inputs)
+            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+CAPABILITIES = ("default", "avx2", "avx512")
+REPORT = """
+import torch
+from loss_cases import BY_NAME, batch, gradients
+print(torch.backends.cpu.get_cpu_capability())
+for name in {names}:
+    image, text = batch(300, 37, torch.float32)
+    loss = BY_NAME[name].loss(image, text, "auto")
+    sizes = [grad.double().square().sum().item() for grad in gradients(loss, image, text)]
+    print(loss.item(), *sizes)
+"""
+
+
+def test_instruction_sets_agree() -> None:
+    """Each set compiles its own loops; those of the others must say the same."""
+    names = [case.name for case in NATIVE]
+    reports = {}
+    for capability in CAPABILITIES:
+        env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        script = REPORT.format(names=names)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        used, *lines = done.stdout.splitlines()
+        reports[used] = torch.tensor([[float(x) for x in line.split()] for line in lines])
+    for a, b in combinations(reports.values(), 2):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_the_build_is_what_auto_uses() -> None:
+    for operator in backends.NATIVE_KERNELS["cpu"]:
+        assert backends.why_not(operator, "cpu", "native") is None
+    for name in ("max_of_hinges", "sigmoid"):
+        if backends.NATIVE_KERNELS["cpu"]:
+            loss = BY_NAME[name].loss(*batch(), "native")
+            torch.testing.assert_close(loss, BY_NAME[name].loss(*batch()))
