@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace itm::cpu {
 
@@ -57,6 +58,18 @@ struct Loops {
                              const T* offset, T* count);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
+  // Columns that the next two take at once, and their packing: packed[d][c] of up to that many
+  // rows of y, the last one repeated.
+  int64_t (*group_size)();
+  void (*pack_columns)(const T* y, int64_t columns, int64_t D, T* packed);
+  // out[r][c] = sum over d of |x[r][d] - packed[d][c]|, or of its square; out has a row stride.
+  void (*l1_rows)(const T* x, int64_t rows, const T* packed, int64_t D, T* out, int64_t stride,
+                  int64_t columns);
+  void (*squared_rows)(const T* x, int64_t rows, const T* packed, int64_t D, T* out, int64_t stride,
+                       int64_t columns);
+  // out += sum over rows r of weight[r] sign(x - y[r]), or of weight[r] (x - y[r]).
+  void (*add_signs)(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D);
+  void (*add_differences)(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D);
 };
 
 struct Kernels {

@@ -1,5 +1,6 @@
 // All loops of one instruction set. Included once per instruction set, inside a namespace of its
 // own, after every other header: a target pragma must reach nothing but these loops.
+#include "cpu/difference.inl"
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
@@ -22,6 +23,12 @@ constexpr Loops<T> loops_of() {
       .column_hinge_weights = column_hinge_weights<T>,
       .column_hinge_count = column_hinge_count<T>,
       .add_row = add_row<T>,
+      .group_size = group_size<T>,
+      .pack_columns = pack_columns<T>,
+      .l1_rows = l1_rows<T>,
+      .squared_rows = squared_rows<T>,
+      .add_signs = add_signs<T>,
+      .add_differences = add_differences<T>,
   };
 }
 

@@ -1,0 +1,163 @@
+// Batched similarity matrices. Products are the library's; distances are direct differences, from
+// loops of our own, because the library's expanded form cancels and its direct form is slow.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/matmul.h>
+#include <torch/library.h>
+
+#include <string_view>
+
+#include "binding/common.h"
+
+namespace itm {
+namespace {
+
+constexpr double kSmallestNorm = 1e-12;  // as torch.nn.functional.normalize
+
+// x [B, N, D] and y [B, M, D] in fp32 or better, batch dimensions broadcast and flattened.
+struct Batches {
+  std::vector<int64_t> shape;  // of the batch
+  Tensor x, y;
+
+  Batches(const Tensor& left, const Tensor& right)
+      : shape(at::infer_size(left.sizes().slice(0, left.dim() - 2),
+                             right.sizes().slice(0, right.dim() - 2))),
+        x(flat(left)),
+        y(flat(right)) {}
+
+  Tensor flat(const Tensor& t) const {
+    std::vector<int64_t> sizes = shape;
+    sizes.insert(sizes.end(), {t.size(-2), t.size(-1)});
+    return wide(t.expand(sizes)).reshape({-1, t.size(-2), t.size(-1)});
+  }
+
+  // The gradient of a tensor that was broadcast: summed over what it was repeated for.
+  static Tensor unflat(const Tensor& grad, const std::vector<int64_t>& batch, const Tensor& like) {
+    std::vector<int64_t> sizes = batch;
+    sizes.insert(sizes.end(), {like.size(-2), like.size(-1)});
+    return at::sum_to(grad.reshape(sizes), like.sizes()).to(like.scalar_type());
+  }
+};
+
+template <typename T>
+void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
+  const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
+  const auto& loop = cpu::loops<T>(kernels());
+  const int64_t group = loop.group_size();
+  const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
+  T* result = out.mutable_data_ptr<T>();
+  at::parallel_for(0, (M + group - 1) / group, grain(N * D), [&](int64_t g0, int64_t g1) {
+    std::vector<T> packed(group * D);
+    for (int64_t g = g0; g < g1; ++g) {
+      const int64_t first = g * group, columns = std::min(group, M - first);
+      loop.pack_columns(to + first * D, columns, D, packed.data());
+      const auto rows = squared ? loop.squared_rows : loop.l1_rows;
+      rows(from, N, packed.data(), D, result + first, M, columns);
+    }
+  });
+}
+
+Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view metric) {
+  const Batches in(x, y);
+  const int64_t batches = in.x.size(0), N = in.x.size(1), M = in.y.size(1);
+  Tensor out;
+  if (metric == "dot" || metric == "cosine") {
+    out = at::matmul(in.x, in.y.mT());
+    if (metric == "cosine") {
+      const auto norm = [](const Tensor& t) {
+        return at::linalg_vector_norm(t, 2, at::IntArrayRef{-1}, true).clamp_min_(kSmallestNorm);
+      };
+      out.div_(norm(in.x)).div_(norm(in.y).mT());
+    }
+  } else {
+    out = at::empty({batches, N, M}, in.x.options());
+    AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_forward", [&] {
+      for (int64_t b = 0; b < batches; ++b) {
+        Tensor matrix = out[b];
+        distances<scalar_t>(in.x[b], in.y[b], metric != "l1", matrix);
+      }
+    });
+    if (metric == "l2") out.sqrt_();
+  }
+  std::vector<int64_t> sizes = in.shape;
+  sizes.insert(sizes.end(), {N, M});
+  return out.reshape(sizes).to(x.scalar_type());
+}
+
+// out[i] = sum over j of weight[i][j] times sign(x[i] - y[j]), or times x[i] - y[j].
+template <typename T>
+void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, Tensor& out) {
+  const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
+  const auto& loop = cpu::loops<T>(kernels());
+  const auto add = sign ? loop.add_signs : loop.add_differences;
+  const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
+  const T* w = weight.const_data_ptr<T>();
+  T* result = out.mutable_data_ptr<T>();
+  // Rows of y that stay in a second-level cache while all rows of x pass by.
+  const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
+  at::parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
+    for (int64_t j = 0; j < M; j += block)
+      for (int64_t i = i0; i < i1; ++i)
+        add(result + i * D, from + i * D, to + j * D, w + i * M + j, std::min(block, M - j), D);
+  });
+}
+
+std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
+                                        std::string_view metric) {
+  Tensor grad_x = at::zeros_like(in.x), grad_y = at::zeros_like(in.y);
+  AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_backward", [&] {
+    for (int64_t b = 0; b < in.x.size(0); ++b) {
+      const Tensor x = in.x[b], y = in.y[b];
+      Tensor weight = grad[b].contiguous();
+      if (metric == "sqeuclidean") weight = weight.mul(2);
+      if (metric == "l2") {
+        Tensor distance = at::empty({x.size(0), y.size(0)}, x.options());
+        distances<scalar_t>(x, y, true, distance);
+        // At distance 0 the gradient is 0, not 0 / 0.
+        weight = weight.div(distance.sqrt_()).masked_fill_(distance.eq(0), 0);
+      }
+      Tensor to_x = grad_x[b], to_y = grad_y[b];
+      add_all<scalar_t>(weight, x, y, metric == "l1", to_x);
+      add_all<scalar_t>(weight.t().contiguous(), y, x, metric == "l1", to_y);
+    }
+  });
+  return {grad_x, grad_y};
+}
+
+std::tuple<Tensor, Tensor> of_products(const Tensor& grad, const Batches& in, bool cosine) {
+  if (!cosine) return {at::matmul(grad, in.y), at::matmul(grad.mT(), in.x)};
+  const auto norm = [](const Tensor& t) {
+    return at::linalg_vector_norm(t, 2, at::IntArrayRef{-1}, true);
+  };
+  // Through x / max(|x|, eps): along x itself a unit vector does not move.
+  const auto through_norm = [](const Tensor& unit_grad, const Tensor& unit, const Tensor& length) {
+    const Tensor along = unit_grad.mul(unit).sum(-1, true).mul(unit);
+    const Tensor moved = at::where(length.gt(kSmallestNorm), unit_grad.sub(along), unit_grad);
+    return moved.div(length.clamp_min(kSmallestNorm));
+  };
+  const Tensor of_x = norm(in.x), of_y = norm(in.y);
+  const Tensor x = in.x.div(of_x.clamp_min(kSmallestNorm));
+  const Tensor y = in.y.div(of_y.clamp_min(kSmallestNorm));
+  return {through_norm(at::matmul(grad, y), x, of_x),
+          through_norm(at::matmul(grad.mT(), x), y, of_y)};
+}
+
+std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                               std::string_view metric) {
+  const Batches in(x, y);
+  const Tensor g = wide(grad).reshape({-1, in.x.size(1), in.y.size(1)});
+  const bool product = metric == "dot" || metric == "cosine";
+  const auto [grad_x, grad_y] =
+      product ? of_products(g, in, metric == "cosine") : of_distances(g, in, metric);
+  return {Batches::unflat(grad_x, in.shape, x), Batches::unflat(grad_y, in.shape, y)};
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("similarity_forward", similarity_forward);
+  m.impl("similarity_backward", similarity_backward);
+}
+
+}  // namespace
+}  // namespace itm
