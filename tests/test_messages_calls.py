@@ -77,7 +77,7 @@ CALLS: list[tuple[str, Callable[[], Any], type, str]] = [
         "itm-smoothing",
         lambda: F.itm_loss(X[:, :2], LONG % 2, label_smoothing=1.5),
         ValueError,
-        "itm_loss: label_smoothing must be at most 1, got 1.5",
+        "itm_loss: label_smoothing must be finite and >= 0 and < 1, got 1.5",
     ),
     (
         "itm-match",

@@ -26,7 +26,7 @@ def itm_loss(
         labels: `[P]` integers, 1 = match, 0 = mismatch.
         exists: `[P]` bool; rows marked False take no part (zero in `"none"`).
         reduction: `"none"` (one value per row, `[P]`), `"sum"`, or `"mean"` over rows that exist.
-        label_smoothing: share of the label's weight that is spread evenly, in [0, 1].
+        label_smoothing: share of the label's weight that is spread evenly, in [0, 1).
 
     Returns:
         The cross-entropy, in fp32 for fp16 and bf16 logits.
@@ -48,10 +48,7 @@ def itm_loss(
     if logits.dim() == 2 and logits.shape[1] != 2:
         raise ValueError(f"{name}: logits must be [P] or [P, 2], got {list(logits.shape)}")
     _checks.identifiers(name, "labels", labels, logits.shape[0], logits)
-    _checks.option(name, "reduction", reduction, REDUCTIONS)
-    _checks.number(name, "label_smoothing", label_smoothing, least=0)
-    if label_smoothing > 1:
-        raise ValueError(f"{name}: label_smoothing must be at most 1, got {label_smoothing}")
+    _check_options(name, reduction, label_smoothing)
     if exists is not None and (exists.dtype != torch.bool or exists.shape != logits.shape[:1]):
         raise ValueError(
             f"{name}: exists must be bool [{logits.shape[0]}], got {_checks.describe(exists)}"
@@ -72,6 +69,11 @@ def itm_loss(
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.sum() / exists.sum()
+
+
+def _check_options(function: str, reduction: object, label_smoothing: object) -> None:
+    _checks.option(function, "reduction", reduction, REDUCTIONS)
+    _checks.number(function, "label_smoothing", label_smoothing, least=0, below=1)
 
 
 class ITMLoss(nn.Module):
@@ -98,8 +100,7 @@ class ITMLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        _checks.option("ITMLoss", "reduction", reduction, REDUCTIONS)
-        _checks.number("ITMLoss", "label_smoothing", label_smoothing, least=0)
+        _check_options("ITMLoss", reduction, label_smoothing)
         self.sampler = HardNegativeSampler() if sampler is None else sampler
         self.reduction = reduction
         self.label_smoothing = label_smoothing
