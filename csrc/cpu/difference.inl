@@ -3,14 +3,6 @@
 // 16 accumulators stay in registers; each loaded vector of columns serves 4 rows, so that loads do
 // not bound the loop. Columns are packed first: packed[d][c] for c in a group of kGroup.
 
-#if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
-
 template <typename T>
 struct Vector;
 template <>

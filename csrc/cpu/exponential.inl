@@ -43,7 +43,7 @@ inline double logarithm_of_one_plus(double e) { return std::log1p(e); }
 
 template <typename T>
 void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T* l) {
-  constexpr int64_t kLanes = 64 / sizeof(T);
+  constexpr int64_t kLanes = 64 / sizeof(T), kBlock = 512;
   for (int64_t r = r0; r < r1; ++r) {
     const T* row = tile + r * columns;
     T lane[kLanes];
@@ -56,12 +56,19 @@ void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T
     for (; c < columns; ++c) highest = row[c] > highest ? row[c] : highest;
     // While everything is -inf there is nothing to subtract it from; NaN goes into the sum.
     const T base = highest == -std::numeric_limits<T>::infinity() ? T(0) : highest;
-    for (int64_t k = 0; k < kLanes; ++k) lane[k] = 0;
-    for (c = 0; c + kLanes <= columns; c += kLanes)
-      for (int64_t k = 0; k < kLanes; ++k) lane[k] += exponential(row[c + k] - base);
+    // Exponentials go through a buffer in the first-level cache: one plain loop to vectorise.
     T sum = l[r] == 0 ? T(0) : l[r] * exponential(m[r] - base);
+    for (int64_t k = 0; k < kLanes; ++k) lane[k] = 0;
+    for (int64_t b = 0; b < columns; b += kBlock) {
+      const int64_t size = b + kBlock < columns ? kBlock : columns - b;
+      T e[kBlock];
+      for (int64_t k = 0; k < size; ++k) e[k] = exponential(row[b + k] - base);
+      int64_t d = 0;
+      for (; d + kLanes <= size; d += kLanes)
+        for (int64_t k = 0; k < kLanes; ++k) lane[k] += e[d + k];
+      for (; d < size; ++d) sum += e[d];
+    }
     for (int64_t k = 0; k < kLanes; ++k) sum += lane[k];
-    for (; c < columns; ++c) sum += exponential(row[c] - base);
     m[r] = highest;
     l[r] = sum;
   }

@@ -7,7 +7,8 @@
 
 namespace itm::cpu {
 namespace isa_avx2 {
+constexpr int64_t kVectorBytes = 32;
 #include "cpu/table.inl"
-}
+}  // namespace isa_avx2
 const Kernels kernels_avx2 = isa_avx2::table();
 }  // namespace itm::cpu

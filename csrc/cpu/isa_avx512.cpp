@@ -7,7 +7,8 @@
 
 namespace itm::cpu {
 namespace isa_avx512 {
+constexpr int64_t kVectorBytes = 64;
 #include "cpu/table.inl"
-}
+}  // namespace isa_avx512
 const Kernels kernels_avx512 = isa_avx512::table();
 }  // namespace itm::cpu

@@ -1,5 +1,6 @@
 // All loops of one instruction set. Included once per instruction set, inside a namespace of its
-// own, after every other header: a target pragma must reach nothing but these loops.
+// own, after every other header: a target pragma must reach nothing but these loops. The file that
+// includes it says kVectorBytes, because g++ reads macros before it obeys the pragma.
 #include "cpu/difference.inl"
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
