@@ -1,6 +1,7 @@
 """What every loss shares: the reduction, the common options, the logit scale."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,25 @@ def reduce(values: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.mean()
+
+
+class OptionsModule(nn.Module):
+    """A Module that is nothing but a loss function with its options held as attributes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options as the function's keyword arguments."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 class LogitScale(nn.Module):

@@ -1,9 +1,9 @@
 """Max of hinges with the intra-modal constraint of both modalities (paper 3 eq. 3)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, reduce
 from itm_kernels.losses.intra_modal import check_constraint, own_reduction
 from itm_kernels.ops import intra_modal, max_of_hinges
 
@@ -70,7 +70,7 @@ def imc_loss(
     return loss
 
 
-class IMCLoss(nn.Module):
+class IMCLoss(OptionsModule):
     """Max of hinges with the intra-modal constraint, as a Module; see `imc_loss`.
 
     >>> import torch
@@ -91,19 +91,20 @@ class IMCLoss(nn.Module):
         thresholds: str = "row0",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         name = "IMCLoss"
         _checks.number(name, "margin", margin)
         check_constraint(name, metric, lower, upper, weight, mode, thresholds)
         check_options(name, "sum", backend)
-        self.margin = margin
-        self.metric = metric
-        self.lower = lower
-        self.upper = upper
-        self.weight = weight
-        self.mode = mode
-        self.thresholds = thresholds
-        self.backend = backend
+        super().__init__(
+            margin=margin,
+            metric=metric,
+            lower=lower,
+            upper=upper,
+            weight=weight,
+            mode=mode,
+            thresholds=thresholds,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -114,25 +115,4 @@ class IMCLoss(nn.Module):
         text_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
-        return imc_loss(
-            image,
-            text,
-            margin=self.margin,
-            metric=self.metric,
-            lower=self.lower,
-            upper=self.upper,
-            weight=self.weight,
-            mode=self.mode,
-            thresholds=self.thresholds,
-            image_ids=image_ids,
-            text_ids=text_ids,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"margin={self.margin}, metric={self.metric!r}, lower={self.lower}, "
-            f"upper={self.upper}, weight={self.weight}, mode={self.mode!r}, "
-            f"thresholds={self.thresholds!r}, backend={self.backend!r}"
-        )
+        return imc_loss(image, text, image_ids=image_ids, text_ids=text_ids, **self.options)

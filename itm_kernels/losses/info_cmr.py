@@ -1,10 +1,10 @@
 """InfoCMR: InfoNCE with synthetic hard negatives and noise (paper 1 eqs 6-7)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, reduce
 from itm_kernels.losses._contrast import contrast, of_image
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
@@ -123,7 +123,7 @@ def _log_sum_exp_valid(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:
     return (scale * cosine).masked_fill(~valid, -torch.inf).logsumexp(1)
 
 
-class InfoCMRLoss(nn.Module):
+class InfoCMRLoss(OptionsModule):
     """InfoCMR as a Module; see `info_cmr_loss`.
 
     >>> import torch
@@ -144,19 +144,20 @@ class InfoCMRLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         name = "InfoCMRLoss"
         _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
         check_options(name, reduction, backend)
-        self.temperature = temperature
-        self.num_clusters = num_clusters
-        self.sigma = sigma
-        self.weights = weights
-        self.clustering = clustering
-        self.num_noise = num_noise
-        self.detach = detach
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(
+            temperature=temperature,
+            num_clusters=num_clusters,
+            sigma=sigma,
+            weights=weights,
+            clustering=clustering,
+            num_noise=num_noise,
+            detach=detach,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -169,27 +170,5 @@ class InfoCMRLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
         return info_cmr_loss(
-            image,
-            text,
-            temperature=self.temperature,
-            num_clusters=self.num_clusters,
-            sigma=self.sigma,
-            weights=self.weights,
-            clustering=self.clustering,
-            num_noise=self.num_noise,
-            detach=self.detach,
-            image_ids=image_ids,
-            text_ids=text_ids,
-            generator=generator,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"temperature={self.temperature}, num_clusters={self.num_clusters}, "
-            f"sigma={self.sigma}, weights={self.weights!r}, clustering={self.clustering!r}, "
-            f"num_noise={self.num_noise}, detach={self.detach}, reduction={self.reduction!r}, "
-            f"backend={self.backend!r}"
+            image, text, image_ids=image_ids, text_ids=text_ids, generator=generator, **self.options
         )

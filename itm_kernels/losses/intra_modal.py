@@ -1,9 +1,9 @@
 """Intra-modal constraint, one modality (paper 3 eqs 4-8)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, reduce
 from itm_kernels.ops import intra_modal as operator
 
 MODES = ("official", "paper", "repel")
@@ -110,7 +110,7 @@ def own_reduction(mode: str) -> str:
     return "sum" if mode == "paper" else "mean"
 
 
-class IntraModalConstraint(nn.Module):
+class IntraModalConstraint(OptionsModule):
     """Intra-modal constraint as a Module; see `intra_modal_constraint`.
 
     >>> import torch
@@ -130,18 +130,20 @@ class IntraModalConstraint(nn.Module):
         reduction: str | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         name = "IntraModalConstraint"
         check_constraint(name, metric, lower, upper, weight, mode, thresholds)
-        self.reduction = own_reduction(mode) if reduction is None else reduction
-        check_options(name, self.reduction, backend)
-        self.metric = metric
-        self.lower = lower
-        self.upper = upper
-        self.weight = weight
-        self.mode = mode
-        self.thresholds = thresholds
-        self.backend = backend
+        reduction = own_reduction(mode) if reduction is None else reduction
+        check_options(name, reduction, backend)
+        super().__init__(
+            metric=metric,
+            lower=lower,
+            upper=upper,
+            weight=weight,
+            mode=mode,
+            thresholds=thresholds,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -150,23 +152,4 @@ class IntraModalConstraint(nn.Module):
         ids: Tensor | None = None,
     ) -> Tensor:
         """Return the constraint of one modality."""
-        return intra_modal_constraint(
-            embeddings,
-            metric=self.metric,
-            lower=self.lower,
-            upper=self.upper,
-            weight=self.weight,
-            mode=self.mode,
-            thresholds=self.thresholds,
-            ids=ids,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"metric={self.metric!r}, lower={self.lower}, upper={self.upper}, "
-            f"weight={self.weight}, mode={self.mode!r}, thresholds={self.thresholds!r}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        return intra_modal_constraint(embeddings, ids=ids, **self.options)

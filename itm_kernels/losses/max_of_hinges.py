@@ -1,9 +1,9 @@
 """Max of hinges (VSE++, paper 3 eq. 2)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, reduce
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
 
@@ -68,7 +68,7 @@ def max_of_hinges_loss(
     return reduce(values, reduction)
 
 
-class MaxOfHingesLoss(nn.Module):
+class MaxOfHingesLoss(OptionsModule):
     """Max of hinges as a Module; see `max_of_hinges_loss`.
 
     >>> import torch
@@ -76,6 +76,10 @@ class MaxOfHingesLoss(nn.Module):
     >>> loss = MaxOfHingesLoss(margin=0.2)(image, torch.eye(4))
     >>> loss.backward()
     """
+
+    margin: float
+    mining: str
+    reduction: str
 
     def __init__(
         self,
@@ -85,15 +89,11 @@ class MaxOfHingesLoss(nn.Module):
         reduction: str = "sum",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         name = "MaxOfHingesLoss"
         _checks.number(name, "margin", margin)
         _checks.option(name, "mining", mining, MININGS)
         check_options(name, reduction, backend)
-        self.margin = margin
-        self.mining = mining
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(margin=margin, mining=mining, reduction=reduction, backend=backend)
 
     def forward(
         self,
@@ -105,14 +105,7 @@ class MaxOfHingesLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
         return max_of_hinges_loss(
-            image,
-            text,
-            margin=self.margin,
-            mining=self.mining,
-            image_ids=image_ids,
-            text_ids=text_ids,
-            reduction=self.reduction,
-            backend=self.backend,
+            image, text, image_ids=image_ids, text_ids=text_ids, **self.options
         )
 
     def from_scores(
@@ -131,10 +124,3 @@ class MaxOfHingesLoss(nn.Module):
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
         return reduce(values, self.reduction)
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"margin={self.margin}, mining={self.mining!r}, reduction={self.reduction!r}, "
-            f"backend={self.backend!r}"
-        )

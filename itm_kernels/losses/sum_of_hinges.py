@@ -1,9 +1,9 @@
 """Sum of hinges (VSE, paper 3 eq. 1)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, reduce
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
@@ -58,7 +58,7 @@ def sum_of_hinges_loss(
     return reduce(operator.run(image, text, pairs, float(margin), name, backend), reduction)
 
 
-class SumOfHingesLoss(nn.Module):
+class SumOfHingesLoss(OptionsModule):
     """Sum of hinges as a Module; see `sum_of_hinges_loss`.
 
     >>> import torch
@@ -66,6 +66,9 @@ class SumOfHingesLoss(nn.Module):
     >>> loss = SumOfHingesLoss(margin=0.2)(image, torch.eye(4))
     >>> loss.backward()
     """
+
+    margin: float
+    reduction: str
 
     def __init__(
         self,
@@ -75,15 +78,11 @@ class SumOfHingesLoss(nn.Module):
         reduction: str = "sum",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         name = "SumOfHingesLoss"
         _checks.number(name, "margin", margin)
         _checks.option(name, "mining", mining, ("all",))
         check_options(name, reduction, backend)
-        self.margin = margin
-        self.mining = mining
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(margin=margin, reduction=reduction, backend=backend)
 
     def forward(
         self,
@@ -95,13 +94,7 @@ class SumOfHingesLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
         return sum_of_hinges_loss(
-            image,
-            text,
-            margin=self.margin,
-            image_ids=image_ids,
-            text_ids=text_ids,
-            reduction=self.reduction,
-            backend=self.backend,
+            image, text, image_ids=image_ids, text_ids=text_ids, **self.options
         )
 
     def from_scores(
@@ -119,7 +112,3 @@ class SumOfHingesLoss(nn.Module):
         pairs = pairs_of_scores(name, scores, image_ids, text_ids)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
         return reduce(values, self.reduction)
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"margin={self.margin}, reduction={self.reduction!r}, backend={self.backend!r}"
