@@ -21,6 +21,8 @@ def info() -> str:
     lines += ["", f"{'operator':{width}}{'device':8}{'auto':11}why not the others"]
     for row in rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in row.reasons.items())
+        if row.least_pairs:
+            reasons = f"from {row.least_pairs:,} pairs on, below reference (faster); {reasons}"
         lines.append(f"{row.operator:{width}}{row.device:8}{row.auto:11}{reasons}")
     return "\n".join(lines)
 

@@ -26,6 +26,16 @@ def test_auto_prefers_what_the_table_prefers() -> None:
         assert backends.resolve("f", "max_of_hinges", IMAGE.to("meta"), "auto") is None
 
 
+def test_auto_takes_recomputing_kernels_for_large_batches_alone() -> None:
+    with as_native():
+        least = backends.LEAST_PAIRS["native", "log_sum_exp"]
+        assert backends.choose("log_sum_exp", "cpu", least - 1) == "reference"
+        assert backends.choose("log_sum_exp", "cpu", least) == "native"
+        assert backends.choose("max_of_hinges", "cpu", 1) == "native"
+        assert backends.resolve("f", "log_sum_exp", IMAGE, "native", 1) == NAMESPACE
+        assert f"from {least:,} pairs on" in __main__.info()
+
+
 @pytest.mark.parametrize(
     ("patches", "device", "backend", "reason"),
     [

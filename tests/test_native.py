@@ -21,6 +21,11 @@ NATIVE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "LEAST_PAIRS", {})
+
+
 def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return five texts per image in shuffled order, and the ids that say so."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +81,9 @@ def test_concurrent_calls_do_not_share_anything(case: Case) -> None:
 CAPABILITIES = ("default", "avx2", "avx512")
 REPORT = """
 import torch
+from itm_kernels import backends
 from loss_cases import BY_NAME, batch, gradients
+backends.LEAST_PAIRS.clear()
 print(torch.backends.cpu.get_cpu_capability())
 for name in {names}:
     image, text = batch(300, 37, torch.float32)

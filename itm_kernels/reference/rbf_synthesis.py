@@ -31,8 +31,7 @@ def rbf_synthesis(
         inside = allowed & (assignment == k)  # [N, M]
         khat = _softmax_inside(logits, inside)
         if factor is not None:
-            # qbar = X (K + ridge I)^-1 khat: one solve per anchor instead of W.
-            khat = torch.cholesky_solve(khat.to(factor.dtype)[..., None], factor)[..., 0]
+            khat = _solve(factor, khat.to(factor.dtype))
         vectors.append(khat.to(x.dtype) @ x)
         valid.append(inside.any(1))
     return torch.stack(vectors, 1), torch.stack(valid, 1)
@@ -59,6 +58,13 @@ def rbf_synthesis_logits(
         q, x, assignment, anchor_ids, member_ids, num_clusters, sigma, weights, ridge
     )
     return cosine_similarity(wide(anchors)[:, None], vectors, dim=-1), valid
+
+
+def _solve(factor: Tensor, khat: Tensor) -> Tensor:
+    """Return (K + ridge I)^-1 khat per anchor, so that qbar = X of it: W itself is never needed."""
+    if factor.dim() == 2:  # one clustering: all anchors are right-hand sides of one system
+        return torch.cholesky_solve(khat.mT, factor).mT
+    return torch.cholesky_solve(khat[..., None], factor)[..., 0]
 
 
 def _softmax_inside(logits: Tensor, inside: Tensor) -> Tensor:

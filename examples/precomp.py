@@ -1,0 +1,144 @@
+"""Reader of VSE++'s "precomp" layout: one array of image features and five captions an image.
+
+A directory holds, for each split, ``{train,dev,test}_ims.npy`` with one row of features per image
+(or that row five times over, as in VSE++'s own files) and ``_caps.txt`` in UTF-8, whose lines
+``5 i .. 5 i + 4`` describe image ``i``. ``_names.txt``, one name a line, is optional.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset import CAPTIONS_PER_IMAGE, RetrievalData, Split
+
+
+def load_precomp(directory: Path) -> RetrievalData:
+    """Read the three splits of a directory in the precomp layout.
+
+    Args:
+        directory: where the nine (or six) files are.
+
+    Returns:
+        Features as float32 ``[N, F]``, one row an image, with their captions.
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit its neighbours. The message names
+            the file and what was expected.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"load_precomp: {directory} is not a directory")
+    splits = [load_split(directory, name) for name in ("train", "dev", "test")]
+    widths = [split.images.shape[1] for split in splits]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"load_precomp: {directory}: features of train, dev and test have {widths} columns; "
+            "expected the same number in all three"
+        )
+    return RetrievalData(*splits)
+
+
+def load_split(directory: Path, name: str) -> Split:
+    """Read one split.
+
+    Args:
+        directory: where the files are.
+        name: ``"train"``, ``"dev"`` or ``"test"``.
+
+    Returns:
+        The split, one row per image.
+
+    Raises:
+        ValueError: as `load_precomp`.
+    """
+    features_path = directory / f"{name}_ims.npy"
+    captions_path = directory / f"{name}_caps.txt"
+    captions = _read_captions(captions_path)
+    features = _one_row_per_image(_read_features(features_path), features_path, captions)
+    names_path = directory / f"{name}_names.txt"
+    if names_path.exists():
+        names = _read_lines(names_path)
+        if len(names) != len(features):
+            raise ValueError(
+                f"load_precomp: {names_path}: {len(names)} lines; expected one for each of the "
+                f"{len(features)} images"
+            )
+    else:
+        names = [f"{name} image {row}" for row in range(len(features))]
+    return Split(features, captions, names)
+
+
+def _read_features(path: Path) -> NDArray[np.float32]:
+    if not path.is_file():
+        raise ValueError(f"load_precomp: {path} is missing; expected an array [N, F] of features")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"load_precomp: {path} is no .npy array of numbers ({error})") from error
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"load_precomp: {path}: shape {list(array.shape)}; expected [N, F], "
+            "one row of features per image"
+        )
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"load_precomp: {path}: dtype {array.dtype}; expected real numbers")
+    with np.errstate(over="ignore"):  # too large for float32: Inf, refused below
+        features = array.astype(np.float32)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"load_precomp: {path}: {int((~finite).sum())} rows hold NaN or Inf (first: row "
+            f"{int(np.argmin(finite))}); expected finite float32 values"
+        )
+    return features
+
+
+def _one_row_per_image(
+    features: NDArray[np.float32], path: Path, captions: list[str]
+) -> NDArray[np.float32]:
+    """Reduce five equal rows per image to one, as the numbers of rows and captions tell."""
+    rows, lines = len(features), len(captions)
+    if lines == CAPTIONS_PER_IMAGE * rows:
+        return features
+    if lines == rows and rows % CAPTIONS_PER_IMAGE == 0:
+        groups = features.reshape(-1, CAPTIONS_PER_IMAGE, features.shape[1])
+        differing = np.flatnonzero((groups != groups[:, :1]).any(axis=(1, 2)))
+        if len(differing):
+            first = CAPTIONS_PER_IMAGE * int(differing[0])
+            raise ValueError(
+                f"load_precomp: {path}: rows {first} to {first + CAPTIONS_PER_IMAGE - 1} differ; "
+                "with as many rows as captions, every image's row stands five times"
+            )
+        return np.ascontiguousarray(groups[:, 0])
+    raise ValueError(
+        f"load_precomp: {path}: {rows} rows for {lines} captions; expected {lines / 5:g} rows "
+        f"(one per image) or {lines} (each image five times)"
+    )
+
+
+def _read_captions(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(
+            f"load_precomp: {path} is missing; expected a text file with five captions per image"
+        )
+    captions = _read_lines(path)
+    for number, caption in enumerate(captions, start=1):
+        if not caption.strip():
+            raise ValueError(f"load_precomp: {path}: line {number} is empty; expected a caption")
+    if not captions or len(captions) % CAPTIONS_PER_IMAGE:
+        raise ValueError(
+            f"load_precomp: {path}: {len(captions)} captions; expected a positive multiple of "
+            f"{CAPTIONS_PER_IMAGE}, five for every image"
+        )
+    return captions
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Split at line feeds alone: other separators of Unicode may occur inside a caption."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"load_precomp: {path}: byte {error.start} is not UTF-8; expected UTF-8 text"
+        ) from error
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")] if text else []

@@ -1,0 +1,256 @@
+"""The training run: epochs, evaluation on dev, and checkpoints that resume bit for bit."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import CAPTIONS_PER_IMAGE, RetrievalData, Split
+from itm_kernels.retrieval import RetrievalReport, evaluate
+from models import build_model
+from objectives import Batch, build_objective
+from vocabulary import PADDING, Vocabulary
+
+LAST, BEST = "last.pt", "best.pt"
+WARM_UP_LOSS = "sum_of_hinges"  # has no parameters, so a checkpoint need not hold it
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides the result of a run, besides the data's bytes."""
+
+    data: str
+    loss: str
+    text_encoder: str
+    epochs: int
+    batch_size: int
+    dim: int
+    learning_rate: float
+    warm_up: int
+    seed: int
+
+
+class Run:
+    """One training run in one directory.
+
+    Args:
+        options: what to train.
+        data: images and captions.
+        directory: where checkpoints go; made if need be.
+    """
+
+    def __init__(self, options: Options, data: RetrievalData, directory: Path) -> None:
+        torch.manual_seed(options.seed)
+        self.options = options
+        self.data = data
+        self.directory = directory
+        pixels = data.train.has_pixels
+        self.vocabulary = Vocabulary(data.train.captions, min_count=1 if pixels else 2)
+        self.images = torch.from_numpy(data.train.images)
+        self.words = self.vocabulary.encode(data.train.captions)
+        self.model = build_model(
+            data.train,
+            self.words,
+            len(self.vocabulary),
+            dim=options.dim,
+            reader=options.text_encoder,
+        )
+        self.objective = build_objective(options.loss, self.model.widths)
+        self.warm_up_objective = build_objective(WARM_UP_LOSS, self.model.widths)
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.optimiser = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
+        self.batch_size = min(options.batch_size, len(data.train))
+        self.steps_per_epoch = CAPTIONS_PER_IMAGE * (len(data.train) // self.batch_size)
+        # One-cycle: a third of the steps upwards, a cosine downwards.
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser,
+            max_lr=options.learning_rate,
+            total_steps=options.epochs * self.steps_per_epoch,
+            cycle_momentum=False,
+        )
+        # Order of the data, clusters, noise and mined negatives; dropout has PyTorch's generator.
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.history: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.options.epochs
+
+    @property
+    def best_epoch(self) -> int:
+        """Number (from 1) of the epoch with the highest dev R-sum, the first one of equals."""
+        return max(self.history, key=lambda row: row["dev"]["rsum"])["epoch"]
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Train one epoch, evaluate it on dev and write the checkpoints.
+
+        Returns:
+            The epoch's row of the history.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        start = time.perf_counter()
+        epoch = len(self.history) + 1
+        warming_up = epoch <= self.options.warm_up
+        objective = self.warm_up_objective if warming_up else self.objective
+        total = torch.zeros((), dtype=torch.float64)
+        bar = tqdm(
+            self.batches(),
+            total=self.steps_per_epoch,
+            desc=f"epoch {epoch}/{self.options.epochs}",
+            leave=False,
+            disable=None,  # no bar in a log file
+        )
+        for step, batch in enumerate(bar, start=1):
+            loss = objective(self.model, batch, self.generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} in epoch {epoch}, step {step}; try a lower --lr"
+                )
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+            self.schedule.step()
+            total += loss.detach()
+            bar.set_postfix(loss=f"{total.item() / step:.4f}", refresh=False)
+        report = self.evaluate(self.data.dev)
+        best_before = max((row["dev"]["rsum"] for row in self.history), default=-1.0)
+        row = {
+            "epoch": epoch,
+            "trained_with": WARM_UP_LOSS if warming_up else self.options.loss,
+            "loss": total.item() / self.steps_per_epoch,
+            "dev": report_as_json(report),
+        }
+        self.history.append(row)
+        self.seconds.append(time.perf_counter() - start)
+        if report.rsum > best_before:
+            write_atomically(self.directory / BEST, {"model": self.model.state_dict()})
+        # After the best one: a stop between the two repeats this epoch and its best checkpoint.
+        write_atomically(self.directory / LAST, self._state())
+        return row
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield an epoch's batches: every image five times, each time with another caption.
+
+        A batch's images differ. What does not fill a batch is left out of that pass.
+        """
+        count = len(self.data.train)
+        order = torch.rand(count, CAPTIONS_PER_IMAGE, generator=self.generator).argsort(dim=1)
+        captions = order + CAPTIONS_PER_IMAGE * torch.arange(count)[:, None]
+        for number in range(CAPTIONS_PER_IMAGE):
+            shuffled = torch.randperm(count, generator=self.generator)
+            for ids in shuffled.split(self.batch_size):
+                if len(ids) == self.batch_size:
+                    yield Batch(
+                        self.images[ids],
+                        self._words(captions[ids, number]),
+                        self._words(captions[ids, (number + 1) % CAPTIONS_PER_IMAGE]),
+                        ids,
+                    )
+
+    def embed(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Encode a split's images and captions."""
+        return self.model.embed(
+            torch.from_numpy(split.images), self.vocabulary.encode(split.captions)
+        )
+
+    def evaluate(self, split: Split) -> RetrievalReport:
+        """Measure retrieval on a split in both directions."""
+        return evaluate(*self.embed(split))
+
+    def restore_best(self) -> None:
+        """Put the weights of the best dev epoch into the model."""
+        state = torch.load(self.directory / BEST, weights_only=True)
+        self.model.load_state_dict(state["model"])
+
+    def resume(self) -> bool:
+        """Continue from the last finished epoch, if there is one.
+
+        Returns:
+            Whether there was a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint belongs to other options or other data, or is damaged.
+        """
+        path = self.directory / LAST
+        if not path.exists():
+            return False
+        start_anew = "give --no-resume to start anew"
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"--resume: {path} is no checkpoint; {start_anew}") from error
+        mine = asdict(self.options)
+        differing = [name for name in mine if state["options"].get(name) != mine[name]]
+        if differing:
+            told = ", ".join(
+                f"{name} {state['options'].get(name)!r}, now {mine[name]!r}" for name in differing
+            )
+            raise ValueError(
+                f"--resume: {path} was made with {told}; "
+                f"give the same options or another --out, or {start_anew}"
+            )
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+        except RuntimeError as error:
+            raise ValueError(
+                f"--resume: {path} does not fit the data, which must have changed; {start_anew}"
+            ) from error
+        torch.set_rng_state(state["dropout_generator"])
+        self.generator.set_state(state["generator"])
+        self.history = state["history"]
+        self.seconds = state["seconds"]
+        return True
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "objective": self.objective,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "options": asdict(self.options),
+            "dropout_generator": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+
+    def _words(self, captions: Tensor) -> Tensor:
+        """Return the captions' words, ``[N, L]`` with L cut to the longest of them."""
+        words = self.words[captions]
+        return words[:, : int((words != PADDING).sum(1).max())]
+
+
+def report_as_json(report: RetrievalReport) -> dict[str, Any]:
+    """Return a report's figures for a machine to read; recalls in percent."""
+    return {
+        "i2t": {str(k): recall for k, recall in report.i2t.items()},
+        "t2i": {str(k): recall for k, recall in report.t2i.items()},
+        "i2t_median_rank": report.i2t_median_rank,
+        "t2i_median_rank": report.t2i_median_rank,
+        "rsum": report.rsum,
+    }
+
+
+def write_atomically(path: Path, state: dict[str, Any]) -> None:
+    """Save under another name, then rename: a stop never leaves half a file under ``path``."""
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)

@@ -1,0 +1,57 @@
+"""Captions to padded word numbers."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+PADDING, UNKNOWN = 0, 1
+_WORD = re.compile(r"[^\W_]+")
+
+
+def split_words(caption: str) -> list[str]:
+    """Return the lower-case runs of letters and digits of any script."""
+    return _WORD.findall(caption.lower())
+
+
+class Vocabulary:
+    """Numbers for the words of the training captions.
+
+    Args:
+        captions: the training captions.
+        min_count: rarer words become the unknown word.
+
+    Raises:
+        ValueError: ``min_count`` is below 1.
+    """
+
+    def __init__(self, captions: Iterable[str], *, min_count: int = 1) -> None:
+        if min_count < 1:
+            raise ValueError(f"Vocabulary: min_count must be at least 1, got {min_count}")
+        counts = Counter(word for caption in captions for word in split_words(caption))
+        kept = sorted(word for word, count in counts.items() if count >= min_count)
+        self.numbers = {word: number for number, word in enumerate(kept, start=UNKNOWN + 1)}
+
+    def __len__(self) -> int:
+        """Number of rows an embedding needs, padding and the unknown word included."""
+        return len(self.numbers) + UNKNOWN + 1
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Turn captions into one padded array.
+
+        Args:
+            captions: M captions; one without a word becomes a single unknown word.
+
+        Returns:
+            int64 ``[M, L]``, L the longest caption's words; `PADDING` fills the right.
+        """
+        rows = [
+            [self.numbers.get(word, UNKNOWN) for word in split_words(caption)] or [UNKNOWN]
+            for caption in captions
+        ]
+        words = torch.full((len(rows), max(map(len, rows))), PADDING)
+        for row, numbers in zip(words, rows, strict=True):
+            row[: len(numbers)] = torch.tensor(numbers)
+        return words
