@@ -3,18 +3,15 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ExpandUtils.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/matmul.h>
 #include <torch/library.h>
 
 #include <string_view>
 
-#include "binding/common.h"
+#include "binding/rows.h"
 
 namespace itm {
 namespace {
-
-constexpr double kSmallestNorm = 1e-12;  // as torch.nn.functional.normalize
 
 // x [B, N, D] and y [B, M, D] in fp32 or better, batch dimensions broadcast and flattened.
 struct Batches {
@@ -41,36 +38,14 @@ struct Batches {
   }
 };
 
-template <typename T>
-void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
-  const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
-  const int64_t group = loop.group_size();
-  const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
-  T* result = out.mutable_data_ptr<T>();
-  at::parallel_for(0, (M + group - 1) / group, grain(N * D), [&](int64_t g0, int64_t g1) {
-    std::vector<T> packed(group * D);
-    for (int64_t g = g0; g < g1; ++g) {
-      const int64_t first = g * group, columns = std::min(group, M - first);
-      loop.pack_columns(to + first * D, columns, D, packed.data());
-      const auto rows = squared ? loop.squared_rows : loop.l1_rows;
-      rows(from, N, packed.data(), D, result + first, M, columns);
-    }
-  });
-}
-
 Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view metric) {
   const Batches in(x, y);
   const int64_t batches = in.x.size(0), N = in.x.size(1), M = in.y.size(1);
   Tensor out;
   if (metric == "dot" || metric == "cosine") {
-    out = at::matmul(in.x, in.y.mT());
-    if (metric == "cosine") {
-      const auto norm = [](const Tensor& t) {
-        return at::linalg_vector_norm(t, 2, at::IntArrayRef{-1}, true).clamp_min_(kSmallestNorm);
-      };
-      out.div_(norm(in.x)).div_(norm(in.y).mT());
-    }
+    const bool cosine = metric == "cosine";
+    out =
+        at::matmul(cosine ? UnitRows(in.x).rows : in.x, (cosine ? UnitRows(in.y).rows : in.y).mT());
   } else {
     out = at::empty({batches, N, M}, in.x.options());
     AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_forward", [&] {
@@ -84,24 +59,6 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
   std::vector<int64_t> sizes = in.shape;
   sizes.insert(sizes.end(), {N, M});
   return out.reshape(sizes).to(x.scalar_type());
-}
-
-// out[i] = sum over j of weight[i][j] times sign(x[i] - y[j]), or times x[i] - y[j].
-template <typename T>
-void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, Tensor& out) {
-  const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
-  const auto add = sign ? loop.add_signs : loop.add_differences;
-  const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
-  const T* w = weight.const_data_ptr<T>();
-  T* result = out.mutable_data_ptr<T>();
-  // Rows of y that stay in a second-level cache while all rows of x pass by.
-  const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
-  at::parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
-    for (int64_t j = 0; j < M; j += block)
-      for (int64_t i = i0; i < i1; ++i)
-        add(result + i * D, from + i * D, to + j * D, w + i * M + j, std::min(block, M - j), D);
-  });
 }
 
 std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
@@ -128,20 +85,8 @@ std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
 
 std::tuple<Tensor, Tensor> of_products(const Tensor& grad, const Batches& in, bool cosine) {
   if (!cosine) return {at::matmul(grad, in.y), at::matmul(grad.mT(), in.x)};
-  const auto norm = [](const Tensor& t) {
-    return at::linalg_vector_norm(t, 2, at::IntArrayRef{-1}, true);
-  };
-  // Through x / max(|x|, eps): along x itself a unit vector does not move.
-  const auto through_norm = [](const Tensor& unit_grad, const Tensor& unit, const Tensor& length) {
-    const Tensor along = unit_grad.mul(unit).sum(-1, true).mul(unit);
-    const Tensor moved = at::where(length.gt(kSmallestNorm), unit_grad.sub(along), unit_grad);
-    return moved.div(length.clamp_min(kSmallestNorm));
-  };
-  const Tensor of_x = norm(in.x), of_y = norm(in.y);
-  const Tensor x = in.x.div(of_x.clamp_min(kSmallestNorm));
-  const Tensor y = in.y.div(of_y.clamp_min(kSmallestNorm));
-  return {through_norm(at::matmul(grad, y), x, of_x),
-          through_norm(at::matmul(grad.mT(), x), y, of_y)};
+  const UnitRows x(in.x), y(in.y);
+  return {x.gradient(at::matmul(grad, y.rows)), y.gradient(at::matmul(grad.mT(), x.rows))};
 }
 
 std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor& x, const Tensor& y,

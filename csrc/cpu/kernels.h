@@ -56,6 +56,12 @@ struct Loops {
   // count[c] += how many rows have score + offset[c] > 0, for columns [c0, c1).
   void (*column_hinge_count)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                              const T* offset, T* count);
+  // Returns the sum of keys that lie strictly between low and high; NaN counts as inside.
+  T (*band_sum)(const T* row, int64_t columns, T low, T high);
+  // Returns the sum of high - key over the same keys.
+  T (*repel_sum)(const T* row, int64_t columns, T low, T high);
+  // Turns keys into slope * key, plus share where they lie inside.
+  void (*band_weights)(T* row, int64_t columns, T low, T high, T share, T slope);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
   // Columns that the next two take at once, and their packing: packed[d][c] of up to that many

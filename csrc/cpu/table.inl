@@ -1,6 +1,7 @@
 // All loops of one instruction set. Included once per instruction set, inside a namespace of its
 // own, after every other header: a target pragma must reach nothing but these loops. The file that
 // includes it says kVectorBytes, because g++ reads macros before it obeys the pragma.
+#include "cpu/band.inl"
 #include "cpu/difference.inl"
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
@@ -23,6 +24,9 @@ constexpr Loops<T> loops_of() {
       .row_hinge_weights = row_hinge_weights<T>,
       .column_hinge_weights = column_hinge_weights<T>,
       .column_hinge_count = column_hinge_count<T>,
+      .band_sum = band_sum<T>,
+      .repel_sum = repel_sum<T>,
+      .band_weights = band_weights<T>,
       .add_row = add_row<T>,
       .group_size = group_size<T>,
       .pack_columns = pack_columns<T>,
