@@ -143,48 +143,38 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
   Tensor result = at::zeros_like(rows);
   AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
-    const Tensor g = grad.to(keys.x.scalar_type()).contiguous();
-    const auto *share = g.const_data_ptr<scalar_t>(), *sum = row.const_data_ptr<scalar_t>();
-    const auto *lo = low.const_data_ptr<scalar_t>(), *hi = high.const_data_ptr<scalar_t>();
-    const auto* r_norm = norm.const_data_ptr<scalar_t>();
+    // d(sum of D / |D|): a pair inside pulls on itself, and on every distance through the norm.
+    const Tensor share = grad.to(keys.x.scalar_type()).div(norm).mul_(keys.repel ? -1 : 1);
+    const Tensor slope = keys.relative() ? share.mul(row).neg_() : at::zeros_like(share);
+    const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
+    const cpu::Bands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
     keys.for_each_block<scalar_t>(N, [&](const Tile<scalar_t>& t, const Tensor& W) {
       Tensor distance;
       if (keys.l2) distance = W.clone();
-      at::parallel_for(0, t.rows, grain(4 * t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<int64_t> taken;  // pairs that share an id and lie inside: no negatives
+      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+        std::vector<std::pair<int64_t, scalar_t>> excluded;  // same id: no pair, but in the norm
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;
-          scalar_t* key = t.row(r);
-          for (int64_t c = 0; keys.relative() && c < N; ++c) key[c] /= r_norm[n];
-          taken.clear();
-          same.for_each_in_row(t, r, [&](int64_t c) {
-            if (!(key[c] <= lo[n]) && !(key[c] >= hi[n])) taken.push_back(c);
-          });
-          // D / |D|: what lies inside pulls on every distance of its row, through the norm.
-          const scalar_t inside = (keys.repel ? -share[n] : share[n]) / r_norm[n];
-          const scalar_t slope = keys.relative() ? -inside * sum[n] : scalar_t(0);
-          loop.band_weights(key, N, lo[n], hi[n], inside, slope);
-          for (const int64_t c : taken) key[c] -= inside;
+          excluded.clear();
+          same.for_each_in_row(t, r, [&](int64_t c) { excluded.emplace_back(c, t.row(r)[c]); });
+          loop.band_weights(t.row(r), N, n, bands);
+          for (const auto& [c, key] : excluded)
+            t.row(r)[c] =
+                bands.slope[n] * key / bands.norm[n] + bands.slope[c] * key / bands.norm[c];
         }
       });
+      // W holds both places where a pair appears, so a block's rows get all of their gradient here.
+      Tensor own = result.narrow(0, t.first_row, t.rows);
       if (keys.product) {
-        const double sign = keys.unit ? -1 : 1;  // delta = 1 - cos
-        Tensor own = result.narrow(0, t.first_row, t.rows);
-        own.addmm_(W, rows, 1, sign);
-        result.addmm_(W.t(), rows.narrow(0, t.first_row, t.rows), 1, sign);
+        at::addmm_out(own, own, W, rows, /*beta=*/0, keys.unit ? -1 : 1);  // delta = 1 - cos
         return;
       }
-      if (!keys.l1) {
-        // l2: sign(x - y) becomes (x - y) / D, 0 at D = 0; sqeuclidean: 2 (x - y).
-        if (keys.l2)
-          W.div_(distance).masked_fill_(distance.eq(0), 0);
-        else
-          W.mul_(2);
-      }
-      const Tensor block = keys.x.narrow(0, t.first_row, t.rows);
-      Tensor own = result.narrow(0, t.first_row, t.rows);
-      add_all<scalar_t>(W, block, keys.x, keys.l1, own);
-      add_all<scalar_t>(W.t().contiguous(), keys.x, block, keys.l1, result);
+      // l2: sign(x - y) becomes (x - y) / D, 0 at D = 0; sqeuclidean: 2 (x - y).
+      if (keys.l2)
+        W.div_(distance).masked_fill_(distance.eq(0), 0);
+      else if (!keys.l1)
+        W.mul_(2);
+      add_all<scalar_t>(W, keys.x.narrow(0, t.first_row, t.rows), keys.x, keys.l1, own);
     });
   });
   return (keys.unit ? keys.directions->gradient(result) : result).to(x.scalar_type());

@@ -29,9 +29,19 @@ T repel_sum(const T* row, int64_t columns, T low, T high) {
   return sum;
 }
 
-// Turns keys into their gradient: share where inside, and slope times the key everywhere.
+// The gradient of one pair in one row's sum: share inside the row's band, slope times the key
+// everywhere, for keys that are divided by the row's norm first.
 template <typename T>
-void band_weights(T* row, int64_t columns, T low, T high, T share, T slope) {
+inline T pull(T key, T norm, T low, T high, T share, T slope) {
+  const T relative = key / norm;
+  return (inside(relative, low, high) ? share : T(0)) + slope * relative;
+}
+
+template <typename T>
+void band_weights(T* row, int64_t columns, int64_t n, const Bands<T>& b) {
+  const T norm = b.norm[n], low = b.low[n], high = b.high[n], share = b.share[n];
+  const T slope = b.slope[n];
   for (int64_t c = 0; c < columns; ++c)
-    row[c] = (inside(row[c], low, high) ? share : T(0)) + slope * row[c];
+    row[c] = pull(row[c], norm, low, high, share, slope) +
+             pull(row[c], b.norm[c], b.low[c], b.high[c], b.share[c], b.slope[c]);
 }

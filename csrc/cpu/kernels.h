@@ -13,6 +13,12 @@
 
 namespace itm::cpu {
 
+// What the gradient of every row's bounded sum is made of, for N rows.
+template <typename T>
+struct Bands {
+  const T *low, *high, *norm, *share, *slope;
+};
+
 // Running maximum of rows (or columns) over tiles. NaN is larger than everything and stays; ties go
 // to the lowest index, because tiles come in increasing order.
 template <typename T>
@@ -60,8 +66,9 @@ struct Loops {
   T (*band_sum)(const T* row, int64_t columns, T low, T high);
   // Returns the sum of high - key over the same keys.
   T (*repel_sum)(const T* row, int64_t columns, T low, T high);
-  // Turns keys into slope * key, plus share where they lie inside.
-  void (*band_weights)(T* row, int64_t columns, T low, T high, T share, T slope);
+  // Turns the keys of row n into their gradient, from the sum of row n and from those of the
+  // columns.
+  void (*band_weights)(T* row, int64_t columns, int64_t n, const Bands<T>& bands);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
   // Columns that the next two take at once, and their packing: packed[d][c] of up to that many
