@@ -10,5 +10,5 @@ namespace isa_avx2 {
 constexpr int64_t kVectorBytes = 32;
 #include "cpu/table.inl"
 }  // namespace isa_avx2
-const Kernels kernels_avx2 = isa_avx2::table();
+constinit const Kernels kernels_avx2 = isa_avx2::table();
 }  // namespace itm::cpu

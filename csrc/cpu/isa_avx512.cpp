@@ -10,5 +10,5 @@ namespace isa_avx512 {
 constexpr int64_t kVectorBytes = 64;
 #include "cpu/table.inl"
 }  // namespace isa_avx512
-const Kernels kernels_avx512 = isa_avx512::table();
+constinit const Kernels kernels_avx512 = isa_avx512::table();
 }  // namespace itm::cpu

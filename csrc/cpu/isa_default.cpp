@@ -6,5 +6,5 @@ namespace isa_default {
 constexpr int64_t kVectorBytes = 16;
 #include "cpu/table.inl"
 }  // namespace isa_default
-const Kernels kernels_default = isa_default::table();
+constinit const Kernels kernels_default = isa_default::table();
 }  // namespace itm::cpu

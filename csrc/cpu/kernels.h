@@ -23,11 +23,10 @@ struct Bands {
 // to the lowest index, because tiles come in increasing order.
 template <typename T>
 struct Loops {
-  // best[r], index[r] over columns [0, columns), which are texts first_column + c. For rows [r0,
-  // r1).
+  // best[r], index[r] over all columns, which are texts first_column + c, for rows [r0, r1).
   void (*row_max)(const T* tile, int64_t columns, int64_t r0, int64_t r1, int64_t first_column,
                   T* best, int64_t* index);
-  // best[c], index[c] over rows [0, rows), which are images first_row + r. For columns [c0, c1).
+  // best[c], index[c] over all rows, which are images first_row + r, for columns [c0, c1).
   void (*column_max)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                      int64_t first_row, T* best, int64_t* index);
   // The same, over scores below limit[c] alone.
@@ -66,8 +65,7 @@ struct Loops {
   T (*band_sum)(const T* row, int64_t columns, T low, T high);
   // Returns the sum of high - key over the same keys.
   T (*repel_sum)(const T* row, int64_t columns, T low, T high);
-  // Turns the keys of row n into their gradient, from the sum of row n and from those of the
-  // columns.
+  // Turns the keys of row n into their gradient, at both places where a pair appears.
   void (*band_weights)(T* row, int64_t columns, int64_t n, const Bands<T>& bands);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
@@ -90,6 +88,7 @@ struct Kernels {
   Loops<double> f64;
 };
 
+// Constant-initialised: nothing of an instruction set runs before it has been chosen.
 extern const Kernels kernels_default;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
