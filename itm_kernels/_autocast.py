@@ -19,7 +19,8 @@ def outside_autocast(
     @wraps(function)
     def run(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         device = tensor.device.type
-        if not torch.is_autocast_enabled(device):
+        # Devices without autocast, meta among them, refuse to be asked whether it is on.
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(tensor, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(tensor, *args, **kwargs)

@@ -95,7 +95,7 @@ def number(
         raise TypeError(f"{function}: {name} must be a number, got {describe(value)}")
     x = float(value)
     # In comparisons alone: torch.compile(dynamic=True) makes a symbol of a Module's number.
-    if not (max(above, -math.inf) < x < below and least <= x < math.inf):
+    if not (above < x < below and least <= x):
         bounds = [f"> {above:g}"] if above > -math.inf else []
         bounds += [f">= {least:g}"] if least > -math.inf else []
         bounds += [f"< {below:g}"] if below < math.inf else []

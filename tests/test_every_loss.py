@@ -70,6 +70,13 @@ def test_autocast_changes_nothing(case: Case, backend: str) -> None:
     assert torch.equal(plain, inside)
 
 
+def test_meta_tensors_flow_through(case: Case) -> None:
+    image, text = (t.to("meta").detach().requires_grad_() for t in batch(6, 8, torch.float32))
+    loss = case.loss(image, text, "auto")
+    assert loss.is_meta
+    assert gradients(loss, image, text)[0].shape == (6, 8)
+
+
 def test_strides_do_not_matter(case: Case, backend: str) -> None:
     image, text = (t.detach() for t in batch(9, 7))
     plain = case.loss(image, text, backend)
