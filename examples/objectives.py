@@ -4,6 +4,7 @@
 the split lets the loss be timed on real batches without the encoders.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,16 +30,16 @@ class Batch(NamedTuple):
     ids: Tensor  # [N], image numbers
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives; parameters of training-only heads belong to the objective."""
 
     def encode(self, model: DualEncoder, batch: Batch) -> tuple[Tensor, ...]:
         """Return image and text embeddings, each ``[N, D]``."""
         return model.image(batch.images).embedding, model.text(batch.words).embedding
 
+    @abstractmethod
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
         """Return the scalar loss of what `encode` gave."""
-        raise NotImplementedError
 
     def forward(self, model: DualEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
         """Encode a batch and return its scalar loss."""

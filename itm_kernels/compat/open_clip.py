@@ -23,7 +23,7 @@ class ClipLoss(nn.Module):
         use_horovod: no effect in one process.
 
     Raises:
-        NotImplementedError: `world_size` exceeds 1.
+        RuntimeError: `world_size` exceeds 1.
 
     Source: Radford et al., CLIP, 2021, figure 3; open_clip's ClipLoss.
 
@@ -71,7 +71,7 @@ class SigLipLoss(nn.Module):
         dist_impl: how processes exchange features; no effect in one process.
 
     Raises:
-        NotImplementedError: `world_size` exceeds 1.
+        RuntimeError: `world_size` exceeds 1.
         ValueError: `dist_impl` is unknown.
 
     Source: Zhai et al., SigLIP, 2023, algorithm 1; open_clip's SigLipLoss.
@@ -112,7 +112,7 @@ class SigLipLoss(nn.Module):
 
 def _refuse_many_processes(function: str, world_size: int) -> None:
     if world_size > 1:
-        raise NotImplementedError(
+        raise RuntimeError(
             f"{function}: world_size {world_size} needs the features of other processes, and "
             "distributed training comes with a later version; use one process"
         )
