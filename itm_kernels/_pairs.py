@@ -22,7 +22,6 @@ def resolve(
     text: Tensor,  # [M, ...]
     image_ids: Tensor | None,
     text_ids: Tensor | None,
-    names: tuple[str, str] = ("image", "text"),
 ) -> Pairs:
     """Check the ids and find every text's positive image.
 
@@ -32,22 +31,20 @@ def resolve(
     Raises:
         ValueError: rows differ without ids, or a text matches no image or several.
     """
-    image_name, text_name = names
-    id_names = (f"{image_name}_ids", f"{text_name}_ids")
-    on_device = _checks.id_pair(function, id_names, (image_ids, text_ids), (image, text))
+    names = ("image_ids", "text_ids")
+    on_device = _checks.id_pair(function, names, (image_ids, text_ids), (image, text))
     if image_ids is None or text_ids is None:
         if image.shape[0] != text.shape[0]:
             raise ValueError(
-                f"{function}: {image_name} {list(image.shape)} and {text_name} "
-                f"{list(text.shape)} differ in rows; pass {id_names[0]} and {id_names[1]} "
-                "for unequal batches"
+                f"{function}: image {list(image.shape)} and text {list(text.shape)} differ in "
+                "rows; pass image_ids and text_ids for unequal batches"
             )
         return Pairs(None, None, None)
     if image_ids.is_cpu and text_ids.is_cpu:
         # Decided where the ids are: a check of their values then waits for no device.
         positive = _positives(image_ids.long(), text_ids.long())
         if not torch.compiler.is_compiling() and type(positive) is Tensor:
-            _refuse_unmatched(function, id_names, positive, image_ids, text_ids)
+            _refuse_unmatched(function, positive, image_ids, text_ids)
         return Pairs(positive.to(image.device, non_blocking=True), *on_device)
     return Pairs(_positives(*on_device), *on_device)  # type: ignore[arg-type]
 
@@ -56,7 +53,7 @@ def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
     ordered, order = image_ids.sort(stable=True)
     first = torch.searchsorted(ordered, text_ids)
     matches = torch.searchsorted(ordered, text_ids, right=True) - first
-    found = order[first.clamp_max(len(order) - 1)]
+    found = order[first.clamp_max(order.shape[0] - 1)]
     positive = torch.where(matches == 1, found, -1)
     if image_ids.shape[0] != text_ids.shape[0]:
         return positive
@@ -65,15 +62,13 @@ def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
     return torch.where((image_ids == text_ids).all(), diagonal, positive)
 
 
-def _refuse_unmatched(
-    function: str, names: tuple[str, str], positive: Tensor, image_ids: Tensor, text_ids: Tensor
-) -> None:
+def _refuse_unmatched(function: str, positive: Tensor, image_ids: Tensor, text_ids: Tensor) -> None:
     unmatched = (positive < 0).nonzero()[:, 0].tolist()
     if unmatched:
         j = unmatched[0]
         count = int((image_ids == text_ids[j]).sum())
         raise ValueError(
-            f"{function}: {names[1]}[{j}] = {int(text_ids[j])} matches {count} of {names[0]} "
+            f"{function}: text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
             f"({len(unmatched)} of {text_ids.shape[0]} have no single match); "
             "every text needs exactly one image with its id"
         )

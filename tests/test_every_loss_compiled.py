@@ -96,8 +96,6 @@ def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
 def test_one_compiled_graph_serves_many_batch_sizes(name: str) -> None:
     """The last batch of an epoch is smaller: no size may be burnt into the graph."""
     case = BY_NAME[name]
-    if name.startswith("info_cmr"):
-        return
     module = case.build("reference")
     torch._dynamo.reset()
     compiled = torch.compile(
@@ -106,4 +104,6 @@ def test_one_compiled_graph_serves_many_batch_sizes(name: str) -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for N in (6, 9, 17):
             image, text = (t.detach() for t in batch(N, 8, torch.float32))
-            torch.testing.assert_close(compiled(image, text), case.loss(image, text))
+            expected = case.loss(image, text)
+            torch.manual_seed(0)
+            torch.testing.assert_close(compiled(image, text), expected)

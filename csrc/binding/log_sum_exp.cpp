@@ -43,10 +43,7 @@ std::tuple<Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
     Running<scalar_t> row(left.size(0), left.options()), column(right.size(0), left.options());
     const auto& loop = cpu::loops<scalar_t>(kernels());
     for_each_tile<scalar_t>(left, right, scale.item<double>(), [&](const Tile<scalar_t>& t) {
-      if (x_ids.has_value())
-        for_each_same_id(t, same, [&](int64_t r, int64_t c) {
-          t.row(r)[c] = -std::numeric_limits<scalar_t>::infinity();
-        });
+      if (x_ids.has_value()) exclude(t, same);
       at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.row_exp_sum(t.data, t.columns, r0, r1, row.m + t.first_row, row.l + t.first_row);
       });

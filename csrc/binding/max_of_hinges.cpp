@@ -38,7 +38,7 @@ template <typename T>
 void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T* positive) {
   for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
     const int64_t i = tile.first_row + r, j = tile.first_column + c;
-    if (positive && (positive_of ? positive_of[j] == i : true)) positive[j] = tile.row(r)[c];
+    if (!positive_of || positive_of[j] == i) positive[j] = tile.row(r)[c];
     tile.row(r)[c] = -std::numeric_limits<T>::infinity();
   });
 }
@@ -90,7 +90,7 @@ Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* posi
   int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
   int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
-    mask<T>(t, same, nullptr, nullptr);
+    exclude(t, same);
     at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r) {
         const int64_t i = t.first_row + r;

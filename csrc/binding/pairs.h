@@ -3,6 +3,8 @@
 
 #include <ATen/ops/sort.h>
 
+#include <limits>
+
 #include "binding/common.h"
 
 namespace itm {
@@ -45,6 +47,14 @@ void for_each_same_id(const Tile<T>& tile, const SameId& same, Found&& found) {
   at::parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
       same.for_each_in_row(tile, r, [&](int64_t c) { found(r, c); });
+  });
+}
+
+// Takes the pairs that share an id out of every maximum and sum: their scores become -inf.
+template <typename T>
+void exclude(const Tile<T>& tile, const SameId& same) {
+  for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
+    tile.row(r)[c] = -std::numeric_limits<T>::infinity();
   });
 }
 

@@ -31,13 +31,6 @@ struct Inputs {
         pairs(positive.const_data_ptr<int64_t>(), y.size(0), x.size(0)) {}
 };
 
-template <typename T>
-void mask(const Tile<T>& tile, const SameId& same) {
-  for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
-    tile.row(r)[c] = -std::numeric_limits<T>::infinity();
-  });
-}
-
 Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
                              const OptionalTensor& positive, const OptionalTensor& image_ids,
                              const OptionalTensor& text_ids, double margin) {
@@ -49,7 +42,7 @@ Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
     const auto* of_pair = offset.const_data_ptr<scalar_t>();
     auto* out = loss.mutable_data_ptr<scalar_t>();
     for_each_tile<scalar_t>(in.x, in.y, 1, [&](const Tile<scalar_t>& t) {
-      mask(t, in.same);
+      exclude(t, in.same);
       at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
@@ -83,7 +76,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
     const auto* share = g.const_data_ptr<scalar_t>();
     auto* count = active.mutable_data_ptr<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
-      mask(t, in.same);
+      exclude(t, in.same);
       at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
                                 count + t.first_column);

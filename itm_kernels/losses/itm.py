@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import REDUCTIONS
 from itm_kernels.mining import HardNegativeSampler
+from itm_kernels.reference._rows import wide
 
 
 def itm_loss(
@@ -53,8 +54,7 @@ def itm_loss(
         raise ValueError(
             f"{name}: exists must be bool [{logits.shape[0]}], got {_checks.describe(exists)}"
         )
-    half = logits.dtype in (torch.float16, torch.bfloat16)
-    logits = logits.float() if half else logits
+    logits = wide(logits)
     if logits.dim() == 1:
         logits = torch.stack([torch.zeros_like(logits), logits], 1)
     values = cross_entropy(

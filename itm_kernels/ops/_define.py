@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.backends import NAMESPACES
+from itm_kernels.reference._rows import wide
 
 
 class Definition(NamedTuple):
@@ -68,8 +69,7 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def wide_empty(like: Tensor, *shape: int) -> Tensor:
     """Return an uninitialised tensor in the precision that an input is computed in."""
-    half = like.dtype in (torch.float16, torch.bfloat16)
-    return like.new_empty(shape, dtype=torch.float32 if half else like.dtype)
+    return wide(like.new_empty(shape))
 
 
 def index_empty(like: Tensor, *shape: int) -> Tensor:
