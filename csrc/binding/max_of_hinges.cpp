@@ -125,18 +125,23 @@ class RowSum {
   }
 
   Tensor sum(int64_t targets, const Tensor& source_rows) const {
-    const int64_t D = source_rows.size(1);
+    const int64_t D = source_rows.size(1), entries = static_cast<int64_t>(target_.size());
     Tensor grad = at::zeros({targets, D}, source_rows.options());
-    const Groups groups(target_.data(), static_cast<int64_t>(target_.size()), targets);
+    const Groups groups(target_.data(), entries, targets);
+    std::vector<int64_t> source(entries);
+    std::vector<T> weight(entries);
+    for (int64_t k = 0; k < entries; ++k) {
+      source[k] = source_[groups.order[k]];
+      weight[k] = weight_[groups.order[k]];
+    }
     const T* rows = source_rows.const_data_ptr<T>();
     T* out = grad.template mutable_data_ptr<T>();
     const auto& loop = cpu::loops<T>(kernels());
     at::parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g)
-        for (int64_t k = groups.start[g]; k < groups.start[g + 1]; ++k) {
-          const int64_t entry = groups.order[k];
-          loop.add_row(out + g * D, rows + source_[entry] * D, weight_[entry], D);
-        }
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
+        loop.add_rows(out + g * D, rows, &source[k], &weight[k], count, D);
+      }
     });
     return grad;
   }
