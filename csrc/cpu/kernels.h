@@ -109,9 +109,26 @@ struct Loops {
                         int64_t stride, int64_t count, int64_t D);
 };
 
+// Loops over scores in bf16, as 16-bit words.
+struct ScreenLoops {
+  // Maximum of a row and what came before it; the same of columns.
+  float (*row_max)(const uint16_t* row, int64_t columns, float best);
+  void (*column_max)(const uint16_t* tile, int64_t rows, int64_t stride, int64_t columns,
+                     float* best);
+  // Writes the columns whose score is at least a limit, or at least their own; returns how many.
+  int64_t (*row_above)(const uint16_t* row, int64_t columns, float limit, int32_t* found);
+  int64_t (*columns_above)(const uint16_t* row, int64_t columns, const float* limit,
+                           int32_t* found);
+  // Returns x . y in fp64.
+  double (*product)(const float* x, const float* y, int64_t D);
+  // |x|^2, |half|^2 and |x - half|^2 of a row and its rounding to bf16.
+  void (*rounding_squares)(const float* x, const uint16_t* half, int64_t D, double* squares);
+};
+
 struct Kernels {
   Loops<float> f32;
   Loops<double> f64;
+  ScreenLoops screen;
 };
 
 // Constant-initialised: nothing of an instruction set runs before it has been chosen.

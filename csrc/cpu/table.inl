@@ -6,6 +6,7 @@
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
+#include "cpu/screen.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {
@@ -42,4 +43,15 @@ constexpr Loops<T> loops_of() {
   };
 }
 
-constexpr Kernels table() { return {loops_of<float>(), loops_of<double>()}; }
+constexpr ScreenLoops screen_loops() {
+  return {
+      .row_max = screen_row_max,
+      .column_max = screen_column_max,
+      .row_above = screen_row_above,
+      .columns_above = screen_columns_above,
+      .product = exact_product,
+      .rounding_squares = rounding_squares,
+  };
+}
+
+constexpr Kernels table() { return {loops_of<float>(), loops_of<double>(), screen_loops()}; }
