@@ -25,8 +25,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     N = x.shape[0]
     words = (N, (N + 31) // 32) if keep_mask else (0, 0)
-    of_rows = (wide_empty(x, N) for _ in range(4))
-    return *of_rows, x.new_empty(words, dtype=torch.int32)
+    row, low, high, norm = (wide_empty(x, N) for _ in range(4))
+    return row, low, high, norm, x.new_empty(words, dtype=torch.int32)
 
 
 def _backward_fake(
