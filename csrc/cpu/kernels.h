@@ -11,6 +11,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/philox.h"
+
 namespace itm::cpu {
 
 // What the gradient of every row's bounded sum is made of, for N rows.
@@ -69,6 +71,10 @@ struct Loops {
   void (*band_weights)(T* row, int64_t columns, int64_t n, const Bands<T>& bands);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
+  // Adds noise of row i and columns first_column (even) + c: for_row[c] is the score and what is
+  // drawn for the row, the score itself gets what is drawn for its column.
+  void (*add_gumbel)(T* row, int64_t columns, uint32_t i, int64_t first_column, T temperature,
+                     const Seed& seed, T* for_row);
   // Columns that the next two take at once, and their packing: packed[d][c] of up to that many
   // rows of y, the last one repeated.
   int64_t (*group_size)();
@@ -86,6 +92,8 @@ struct Loops {
 struct Kernels {
   Loops<float> f32;
   Loops<double> f64;
+  // noise[k] of word[k], as philox.h says.
+  void (*gumbel)(const uint32_t* words, float* noise, int64_t size);
 };
 
 // Constant-initialised: nothing of an instruction set runs before it has been chosen.

@@ -4,6 +4,7 @@
 #include "cpu/band.inl"
 #include "cpu/difference.inl"
 #include "cpu/exponential.inl"
+#include "cpu/gumbel.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
 
@@ -28,6 +29,7 @@ constexpr Loops<T> loops_of() {
       .repel_sum = repel_sum<T>,
       .band_weights = band_weights<T>,
       .add_row = add_row<T>,
+      .add_gumbel = add_gumbel<T>,
       .group_size = group_size<T>,
       .pack_columns = pack_columns<T>,
       .l1_rows = l1_rows<T>,
@@ -37,4 +39,4 @@ constexpr Loops<T> loops_of() {
   };
 }
 
-constexpr Kernels table() { return {loops_of<float>(), loops_of<double>()}; }
+constexpr Kernels table() { return {loops_of<float>(), loops_of<double>(), gumbel}; }
