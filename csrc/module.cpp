@@ -19,8 +19,8 @@ namespace {
 
 // Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
 const std::vector<std::string> cpu_operators = {
-    "hardest_negatives", "intra_modal", "log_sum_exp", "max_of_hinges",
-    "sample_negatives",  "sigmoid",     "similarity",  "sum_of_hinges"};
+    "hardest_negatives", "intra_modal", "kmeans",     "log_sum_exp",  "max_of_hinges", "ranks",
+    "sample_negatives",  "sigmoid",     "similarity", "sum_of_hinges"};
 const std::vector<std::string> cuda_operators = {};
 
 std::string compiler() {

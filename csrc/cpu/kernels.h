@@ -71,6 +71,11 @@ struct Loops {
   void (*band_weights)(T* row, int64_t columns, int64_t n, const Bands<T>& bands);
   // out += weight * row
   void (*add_row)(T* out, const T* row, T weight, int64_t size);
+  // out = sum over k of row rows[k] of x, for `size` columns of rows `stride` apart.
+  void (*sum_of_rows)(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
+                      int64_t size);
+  // Returns how many scores of a row are larger than a limit.
+  int64_t (*count_above)(const T* row, int64_t columns, T limit);
   // Adds noise of row i and columns first_column (even) + c: for_row[c] is the score and what is
   // drawn for the row, the score itself gets what is drawn for its column.
   void (*add_gumbel)(T* row, int64_t columns, uint32_t i, int64_t first_column, T temperature,

@@ -7,6 +7,7 @@
 #include "cpu/gumbel.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
+#include "cpu/row_sum.inl"  // after difference.inl and hardest.inl: vectors, integers
 
 template <typename T>
 constexpr Loops<T> loops_of() {
@@ -29,6 +30,8 @@ constexpr Loops<T> loops_of() {
       .repel_sum = repel_sum<T>,
       .band_weights = band_weights<T>,
       .add_row = add_row<T>,
+      .sum_of_rows = sum_of_rows<T>,
+      .count_above = count_above<T>,
       .add_gumbel = add_gumbel<T>,
       .group_size = group_size<T>,
       .pack_columns = pack_columns<T>,
