@@ -59,11 +59,12 @@ def test_ranks_over_many_tiles(groups: int) -> None:
 @pytest.mark.parametrize("G", [100, 1025, 2100])
 def test_equal_candidates_tie_wherever_they_stand(G: int) -> None:
     """Another row with the positive's values is not above it, though another tile scores it."""
-    gallery = rows(G, 77, dtype=torch.float32)
-    queries = gallery + rows(G, 77, seed=1, dtype=torch.float32)
-    own = torch.arange(G)
-    once = ops.ranks(queries, gallery, own, own, backend="native")
-    twice = torch.cat((gallery, gallery)), torch.cat((own, own + 10 * G))
+    # The last two rows are everybody's positives. Cut at 2,048, the copies of 1,025 rows would
+    # leave just their copies to a tile of two columns, whose product rounds differently.
+    gallery, queries = (rows(G, 77, seed=k, dtype=torch.float32) for k in (0, 1))
+    labels, own = torch.arange(G), G - 1 - torch.arange(G) % 2
+    once = ops.ranks(queries, gallery, own, labels, backend="native")
+    twice = torch.cat((gallery, gallery)), torch.cat((labels, labels + 10 * G))
     found = ops.ranks(queries, twice[0], own, twice[1], backend="native")
     assert torch.equal(found, 2 * once - 1)
 
