@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test demo lint sanitize format clean
+.PHONY: test demo lint sanitize races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -40,6 +40,17 @@ sanitize: $(VENV)/dev
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_every_loss.py \
 		tests/test_native.py tests/test_intra_modal_oracles.py
+
+# The parallel loops on four threads under the thread sanitizer. Its shadow memory wants addresses
+# that are not shuffled.
+RACED := build/raced
+races: $(VENV)/dev
+	rm -rf $(RACED) && mkdir -p $(RACED)
+	git ls-files -z | xargs -0 cp --parents -t $(RACED)
+	cd $(RACED) && CC=gcc CXX=g++ CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
+		$(BIN)/python setup.py build_ext --inplace
+	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
+		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,10 @@
 
 #include "cpu/kernels.h"
 
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#endif
+
 namespace itm {
 
 using at::Tensor;
@@ -30,6 +34,23 @@ Tensor wide(const Tensor& x);
 inline const int64_t* ids_or_null(const OptionalTensor& ids) {
   return ids.has_value() ? ids->const_data_ptr<int64_t>() : nullptr;
 }
+
+#if defined(__SANITIZE_THREAD__)
+// The thread sanitizer does not see the barriers of OpenMP, whose library it has not compiled.
+template <typename Work>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, Work&& work) {
+  const int64_t tasks = (end - begin + grain - 1) / grain;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  const int64_t share = threads ? (end - begin + threads - 1) / threads : 0;
+  std::vector<std::thread> running;
+  for (int64_t first = begin; first < end; first += share)
+    running.emplace_back(
+        [&work, first, last = std::min(end, first + share)] { work(first, last); });
+  for (std::thread& thread : running) thread.join();
+}
+#else
+using at::parallel_for;
+#endif
 
 // Rows [first_row, + rows) x columns [first_column, + columns) of x y^T, at data.
 template <typename T>

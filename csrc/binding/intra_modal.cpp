@@ -35,7 +35,7 @@ template <typename T>
 void add_to_rows(const Tile<T>& t, const cpu::Band<T>& band, double* sum, uint32_t* words,
                  int64_t stride) {
   const auto& loop = cpu::loops<T>(kernels());
-  at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
       sum[r] += loop.band_row(t.row(r), t.columns, band, words + r * stride);
   });
@@ -46,7 +46,7 @@ template <typename T>
 void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, double* sum,
                     uint32_t* mask, int64_t stride) {
   const auto& loop = cpu::loops<T>(kernels());
-  at::parallel_for(from, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+  parallel_for(from, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
     std::vector<T> total(c1 - c0);
     std::vector<uint32_t> words(c1 - c0);
     for (int64_t r = 0; r < t.rows; r += kWord) {
@@ -109,7 +109,7 @@ void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t 
   const auto& loop = cpu::loops<T>(kernels());
   const auto add = keys.l1 ? loop.add_signs : loop.add_differences;
   const T* x = compared.const_data_ptr<T>();
-  at::parallel_for(0, rows, grain(N * D / 16), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, rows, grain(N * D / 16), [&](int64_t r0, int64_t r1) {
     Listed<T> pairs;
     std::vector<T> distance;
     for (int64_t r = r0; r < r1; ++r) {
@@ -146,7 +146,7 @@ void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64
   Tensor own = out.narrow(0, first, rows);
   for (int64_t j = 0; j < N; j += most) {
     const int64_t columns = std::min(most, N - j);
-    at::parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r)
         loop.band_weights(words + r * stride + j / kWord, columns, share[first + r], share + j,
                           weights + r * columns);

@@ -61,7 +61,7 @@ T at_rank(std::vector<T> row, int64_t rank) {
 // Divides every row of a block by its Euclidean norm, which it notes.
 template <typename T>
 void divide_by_norm(const Tile<T>& t, T* norm) {
-  at::parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
       T* row = t.row(r);
       double square = 0;
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
         low.fill_(low[0]);
         high.fill_(high[0]);
       }
-      at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;
           scalar_t* key = t.row(r);
@@ -132,7 +132,7 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
     for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
       Tensor W = at::from_blob(t.data, {t.rows, t.columns}, keys.x.options()), distance;
       if (keys.l2) distance = W.clone();
-      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         std::vector<std::pair<int64_t, scalar_t>> excluded;  // same id: no pair, but in the norm
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;

@@ -42,7 +42,7 @@ class Problems {
     std::atomic<bool> moved = false;
     const T one = 1;
     for_each_tile<T>(x_, flat, 1, [&](const Tile<T>& t) {
-      at::parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
         bool here = false;
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
@@ -89,7 +89,7 @@ class Problems {
     const T* const rows = x_.template const_data_ptr<T>();
     T* const to = centroids_.template mutable_data_ptr<T>() + first * K * D;
     const int64_t strips = (D + kStrip - 1) / kStrip;
-    at::parallel_for(0, strips * problems, grain(M * kStrip), [&](int64_t begin, int64_t end) {
+    parallel_for(0, strips * problems, grain(M * kStrip), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t d = task / problems * kStrip, b = task % problems;
         const int64_t size = std::min(kStrip, D - d);

@@ -44,10 +44,10 @@ std::tuple<Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
     const auto& loop = cpu::loops<scalar_t>(kernels());
     for_each_tile<scalar_t>(left, right, scale.item<double>(), [&](const Tile<scalar_t>& t) {
       if (x_ids.has_value()) exclude(t, same);
-      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.row_exp_sum(t.data, t.columns, r0, r1, row.m + t.first_row, row.l + t.first_row);
       });
-      at::parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
+      parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_exp_sum(t.data, t.rows, t.columns, c0, c1, column.m + t.first_column,
                             column.l + t.first_column);
       });
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
     const auto *ga = a.const_data_ptr<scalar_t>(), *gb = b.const_data_ptr<scalar_t>();
     const auto *lr = row.const_data_ptr<scalar_t>(), *lc = column.const_data_ptr<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
-      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.softmax_weights(t.data, t.columns, r0, r1, ga + t.first_row, lr + t.first_row,
                              gb + t.first_column, lc + t.first_column);
       });

@@ -38,11 +38,11 @@ Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive
   int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     mask(t, same, positive_of, positive);
-    at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
       loop.row_max(t.data, t.columns, r0, r1, t.first_column, row + t.first_row,
                    row_index + t.first_row);
     });
-    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
       loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, column + t.first_column,
                       column_index + t.first_column);
     });
@@ -74,7 +74,7 @@ Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positiv
   int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     exclude(t, same);
-    at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r) {
         const int64_t i = t.first_row + r;
         for (int64_t k = pairs.start[i]; k < pairs.start[i + 1]; ++k) {
@@ -84,7 +84,7 @@ Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positiv
         }
       }
     });
-    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
       loop.column_max_below(t.data, t.rows, t.columns, c0, c1, t.first_row,
                             positive + t.first_column, column + t.first_column,
                             column_index + t.first_column);
@@ -120,7 +120,7 @@ class RowSum {
     const T* rows = source_rows.const_data_ptr<T>();
     T* out = grad.template mutable_data_ptr<T>();
     const auto& loop = cpu::loops<T>(kernels());
-    at::parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
+    parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
         loop.add_rows(out + g * D, rows, &source[k], &weight[k], count, D);

@@ -44,7 +44,7 @@ class SameId {
 // Calls found(r, c) for every entry of the tile whose pair shares an id, rows in parallel.
 template <typename T, typename Found>
 void for_each_same_id(const Tile<T>& tile, const SameId& same, Found&& found) {
-  at::parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, tile.rows, grain(64), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
       same.for_each_in_row(tile, r, [&](int64_t c) { found(r, c); });
   });

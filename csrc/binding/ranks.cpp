@@ -63,7 +63,7 @@ class BlockOfQueries {
 
   void count_above(const Tile<T>& tile) {
     const auto& loop = cpu::loops<T>(kernels());
-    at::parallel_for(0, rows_, grain(tile.columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, rows_, grain(tile.columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r)
         rank_[r] += loop.count_above(tile.row(r), tile.columns, best_[r]);
     });

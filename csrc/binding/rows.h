@@ -33,7 +33,7 @@ void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
   const int64_t group = loop.group_size();
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
   T* result = out.mutable_data_ptr<T>();
-  at::parallel_for(0, (M + group - 1) / group, grain(N * D), [&](int64_t g0, int64_t g1) {
+  parallel_for(0, (M + group - 1) / group, grain(N * D), [&](int64_t g0, int64_t g1) {
     std::vector<T> packed(group * D);
     for (int64_t g = g0; g < g1; ++g) {
       const int64_t first = g * group, columns = std::min(group, M - first);
@@ -55,7 +55,7 @@ void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, 
   T* result = out.mutable_data_ptr<T>();
   // Rows of y that stay in a second-level cache while all rows of x pass by.
   const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
-  at::parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
+  parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
     for (int64_t j = 0; j < M; j += block)
       add(result + i0 * D, from + i0 * D, i1 - i0, to + j * D, w + i0 * M + j, M,
           std::min(block, M - j), D);

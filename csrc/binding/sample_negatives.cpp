@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& 
   const auto scale = static_cast<T>(temperature);
   for_each_tile<T>(x, y, alpha, [&](const Tile<T>& t) {
     exclude(t, same);
-    at::parallel_for(0, t.rows, grain((seed ? 16 : 1) * t.columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, t.rows, grain((seed ? 16 : 1) * t.columns), [&](int64_t r0, int64_t r1) {
       std::vector<T> noisy(seed ? t.columns : 0);
       for (int64_t r = r0; r < r1; ++r) {
         const int64_t i = t.first_row + r;
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& 
                      text.value + i, text.index + i);
       }
     });
-    at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
       loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, image.value + t.first_column,
                       image.index + t.first_column);
     });

@@ -46,7 +46,7 @@ struct Rounded {
       : half(x.to(at::kBFloat16)), whole(x.size(0)), kept(x.size(0)), lost(x.size(0)) {
     const int64_t N = x.size(0), D = x.size(1);
     const float* rows = x.const_data_ptr<float>();
-    at::parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
+    parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         double squares[3];
         kernels().screen.rounding_squares(rows + n * D, words(half) + n * D, D, squares);
@@ -147,7 +147,7 @@ const uint16_t* words(const Scores& t, int64_t r) {
 bool screen_rows(const Scores& t, Contest& rows) {
   const auto& loop = kernels().screen;
   std::atomic<bool> room = true;
-  at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
     std::vector<int32_t> found(t.columns);
     for (int64_t r = r0; r < r1 && room; ++r) {
       const int64_t i = t.first_row + r;
@@ -164,7 +164,7 @@ bool screen_rows(const Scores& t, Contest& rows) {
 bool screen_columns(const Scores& t, Contest& columns) {
   const auto& loop = kernels().screen;
   std::atomic<bool> room = true;
-  at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+  parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
     const int64_t size = c1 - c0, first = t.first_column + c0;
     std::vector<float> highest(&columns.best[first], &columns.best[first] + size), limit(size);
     loop.column_max(words(t, 0) + c0, t.rows, t.columns, size, highest.data());
@@ -217,13 +217,13 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
   };
   float *value = found.row.mutable_data_ptr<float>(), *s = found.positive.mutable_data_ptr<float>();
   int64_t* index = found.row_index.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
+  parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       rows.decide(i, [&](int64_t j) { return product(i, j); }, value + i, index + i);
   });
   value = found.column.mutable_data_ptr<float>();
   index = found.column_index.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, M, grain(4 * D), [&](int64_t begin, int64_t end) {
+  parallel_for(0, M, grain(4 * D), [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       columns.decide(j, [&](int64_t i) { return product(i, j); }, value + j, index + j);
       const int64_t i = positive_of ? positive_of[j] : j;

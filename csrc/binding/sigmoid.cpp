@@ -15,7 +15,7 @@ namespace {
 // log(1 + e^logit) as a negative's; a pair that only shares an id drops out as e^-inf = 0.
 template <typename T>
 void to_logits(const Tile<T>& t, T bias, const SameId& same, const int64_t* positive_of) {
-  at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
     for (T* s = t.row(r0); s < t.row(r1); ++s) *s += bias;
   });
   for_each_same_id(t, same, [&](int64_t r, int64_t c) {
@@ -39,7 +39,7 @@ Tensor sigmoid_forward(const Tensor& image, const Tensor& text, const Tensor& sc
     auto* out = loss.mutable_data_ptr<scalar_t>();
     for_each_tile<scalar_t>(x, y, scale.item<double>(), [&](const Tile<scalar_t>& t) {
       to_logits(t, b, same, positive_of);
-      at::parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
+      parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_softplus_sum(t.data, t.rows, t.columns, c0, c1, out + t.first_column);
       });
     });
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(const Tensor& grad, 
     const auto b = bias.item<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
       to_logits(t, b, same, positive_of);
-      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.sigmoid_weights(t.data, t.columns, r0, r1, share + t.first_column);
       });
       for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = -t.row(r)[c]; });

@@ -43,7 +43,7 @@ Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
     auto* out = loss.mutable_data_ptr<scalar_t>();
     for_each_tile<scalar_t>(in.x, in.y, 1, [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
-      at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
@@ -52,7 +52,7 @@ Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
           }
         }
       });
-      at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+      parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
                               out + t.first_column);
       });
@@ -77,11 +77,11 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
     auto* count = active.mutable_data_ptr<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
-      at::parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+      parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
                                 count + t.first_column);
       });
-      at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+      parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         std::vector<scalar_t> weights(t.columns);
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
