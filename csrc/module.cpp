@@ -13,9 +13,9 @@ namespace py = pybind11;
 namespace {
 
 // Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
-const std::vector<std::string> cpu_operators = {"hardest_negatives", "intra_modal", "log_sum_exp",
-                                                "max_of_hinges",     "sigmoid",     "similarity",
-                                                "sum_of_hinges"};
+const std::vector<std::string> cpu_operators = {
+    "hardest_negatives",    "intra_modal", "log_sum_exp", "max_of_hinges", "rbf_synthesis",
+    "rbf_synthesis_logits", "sigmoid",     "similarity",  "sum_of_hinges"};
 const std::vector<std::string> cuda_operators = {};
 
 std::string compiler() {
