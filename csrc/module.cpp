@@ -19,8 +19,9 @@ namespace {
 
 // Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
 const std::vector<std::string> cpu_operators = {
-    "hardest_negatives", "intra_modal", "kmeans",     "log_sum_exp",  "max_of_hinges", "ranks",
-    "sample_negatives",  "sigmoid",     "similarity", "sum_of_hinges"};
+    "hardest_negatives", "intra_modal", "kmeans",        "log_sum_exp",
+    "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
+    "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges"};
 const std::vector<std::string> cuda_operators = {};
 
 std::string compiler() {

@@ -56,6 +56,10 @@ struct Loops {
                               T* sum);
   // Turns scores of rows [r0, r1) into g[c] / (1 + e^-score).
   void (*sigmoid_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* g);
+  // Turns row[c] into the softmax of (row[c] - offset[c]) scale, over 1 column or more.
+  void (*softmax_row)(T* row, const T* offset, int64_t columns, T scale);
+  // Turns the gradient of a softmax p into that of its scores, times scale.
+  void (*softmax_gradient)(T* grad, const T* p, int64_t columns, T scale);
   // Returns the sum of [score + offset]+ over a row.
   T (*row_hinge_sum)(const T* row, int64_t columns, T offset);
   // sum[c] += [score + offset[c]]+ over rows, for columns [c0, c1).

@@ -9,6 +9,7 @@
 #include "cpu/hinge_sum.inl"
 #include "cpu/row_sum.inl"  // after difference.inl and hardest.inl: vectors, integers
 #include "cpu/screen.inl"
+#include "cpu/softmax.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {
@@ -22,6 +23,8 @@ constexpr Loops<T> loops_of() {
       .softmax_weights = softmax_weights<T>,
       .column_softplus_sum = column_softplus_sum<T>,
       .sigmoid_weights = sigmoid_weights<T>,
+      .softmax_row = softmax_row<T>,
+      .softmax_gradient = softmax_gradient<T>,
       .row_hinge_sum = row_hinge_sum<T>,
       .column_hinge_sum = column_hinge_sum<T>,
       .row_hinge_weights = row_hinge_weights<T>,

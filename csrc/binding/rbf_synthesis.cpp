@@ -1,0 +1,75 @@
+// Synthetic vectors. Each cluster's are one product of a block's weights with its own members, so
+// that all clusters together cost what one over all members does.
+//
+// Backward, with vector v = x^T c, c = khat (attention) or A^-1 khat (kam), g = dL/dv:
+//   dL/dc = x g and dL/dx += c g^T; then through A (rbf_synthesis_kernel.cpp) to khat = softmax(s),
+//   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
+
+#include "binding/rbf_synthesis.h"
+
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+namespace itm {
+namespace {
+
+std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Tensor& members,
+                                                 const Tensor& assignment,
+                                                 const OptionalTensor& anchor_ids,
+                                                 const OptionalTensor& member_ids,
+                                                 int64_t num_clusters, double sigma,
+                                                 std::string_view weights, double ridge) {
+  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                      weights, ridge, /*with_grams=*/false);
+  const Tensor vectors =
+      at::empty({synthesis.size(), num_clusters, synthesis.dimension()}, synthesis.options());
+  synthesis.for_each_block([&](const Anchors& block) {
+    const Tensor share = block.weights.to(vectors.scalar_type());
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      Tensor own = vectors.narrow(0, block.first, block.rows).select(1, k);
+      at::mm_out(own, synthesis.columns(share, block, k), synthesis.cluster(k).x);
+    }
+  });
+  // Without a member nothing depends on the cluster, whatever 0 was multiplied with.
+  const Tensor invalid = synthesis.valid().logical_not();
+  if (invalid.any().item<bool>()) vectors.masked_fill_(invalid.unsqueeze(2), 0);
+  return {vectors, synthesis.valid()};
+}
+
+std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tensor& anchors,
+                                                  const Tensor& members, const Tensor& assignment,
+                                                  const OptionalTensor& anchor_ids,
+                                                  const OptionalTensor& member_ids,
+                                                  int64_t num_clusters, double sigma,
+                                                  std::string_view weights, double ridge) {
+  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                      weights, ridge, /*with_grams=*/false);
+  MemberGradient of_members = synthesis.member_gradient();
+  Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
+  synthesis.for_each_block([&](const Anchors& block) {
+    const Tensor g = grad.narrow(0, block.first, block.rows).to(of_anchors.scalar_type());
+    const Tensor share = block.weights.to(g.scalar_type());
+    Tensor of_weights = at::zeros_like(share);
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const Cluster& cluster = synthesis.cluster(k);
+      if (cluster.size == 0) continue;
+      const Tensor own = g.select(1, k);
+      synthesis.put_columns(of_weights, block, k, at::mm(own, cluster.x.t()));
+      of_members.rows.narrow(0, cluster.first, cluster.size)
+          .addmm_(synthesis.columns(share, block, k).t(), own);
+    }
+    const Tensor of_scores = synthesis.scores_gradient(block, of_weights, of_members);
+    synthesis.spread(block, of_scores, of_anchors, &of_members);
+  });
+  return {of_anchors.to(anchors.scalar_type()),
+          synthesis.finish(of_members).to(members.scalar_type())};
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("rbf_synthesis_forward", rbf_synthesis_forward);
+  m.impl("rbf_synthesis_backward", rbf_synthesis_backward);
+}
+
+}  // namespace
+}  // namespace itm

@@ -1,0 +1,144 @@
+// The kernel associative memory: Gram matrices K of the clusters and systems (K + ridge I) c =
+// khat, all in fp64, because near-duplicates leave K + ridge I a condition of 1 / ridge.
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmv.h>
+#include <ATen/ops/cholesky_inverse.h>
+#include <ATen/ops/cholesky_solve.h>
+#include <ATen/ops/diag_embed.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/mm.h>
+
+#include "binding/rbf_synthesis.h"
+
+namespace itm {
+namespace {
+
+// Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
+// leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
+constexpr double kSmallestPivot = 1e-13;
+
+// Calls visit(r, index) for the members of every cluster of every anchor with its own clustering,
+// anchors in parallel. ATen runs below autograd there as well, which is a state of the thread.
+template <typename Index, typename Visit>
+void for_each_system(const Anchors& block, int64_t clusters, Index&& groups_of, Visit&& visit) {
+  parallel_for(0, block.rows, 1, [&](int64_t r0, int64_t r1) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    for (int64_t r = r0; r < r1; ++r) {
+      Groups groups = groups_of(r);
+      for (int64_t k = 0; k < clusters; ++k) {
+        const int64_t first = groups.start[k], size = groups.start[k + 1] - first;
+        if (size > 0) visit(r, at::from_blob(groups.order.data() + first, {size}, at::kLong));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+// Matrices of m x m for m <= D are no larger than the members they are made from. Kernel matrices
+// of one clustering are kept in any size: there is no vector without them.
+void Synthesis::add_matrices(bool with_grams) {
+  const bool grams = with_grams && q_.scalar_type() == at::kFloat;
+  for (Cluster& cluster : clusters_) {
+    cluster.x = x_.narrow(0, cluster.first, cluster.size);
+    const bool small = cluster.size <= dimension();
+    if (cluster.size == 0 || !(kam_ || grams) || (per_anchor() && !small)) continue;
+    const Cluster& known = clusters_[0];
+    if (per_anchor() && &cluster != &known) {
+      cluster.gram = known.gram;
+      continue;
+    }
+    const Tensor gram = gram_of(cluster.x);
+    // In fp64 nothing is more precise than the vectors themselves.
+    if (grams && small) cluster.gram = gram;
+    if (!kam_) continue;
+    cluster.kernel = kernel_of(gram);
+    if (!per_anchor()) cluster.inverse = at::cholesky_inverse(factor_of(cluster.kernel));
+  }
+}
+
+Tensor Synthesis::gram_of(const Tensor& x) const {
+  const Tensor rows = x.to(at::kDouble);
+  return at::mm(rows, rows.t());
+}
+
+Tensor Synthesis::kernel_of(const Tensor& gram) const {
+  const Tensor square = gram.diagonal();
+  const Tensor distance = square.unsqueeze(1).add(square).sub_(gram, 2).clamp_min_(0);
+  return distance.div_(-2 * sigma_ * sigma_).exp_();
+}
+
+Tensor Synthesis::kernel_of_members(const Tensor& index) const {
+  const Tensor& whole = clusters_[0].kernel;
+  if (whole.defined()) return whole.index_select(0, index).index_select(1, index);
+  return kernel_of(gram_of(x_.index_select(0, index)));
+}
+
+// The Cholesky factor of kernel + ridge I; NaN if it is not positive definite.
+Tensor Synthesis::factor_of(const Tensor& kernel) const {
+  Tensor sum = kernel.clone();
+  sum.diagonal().add_(ridge_);
+  const auto [factor, info] = at::linalg_cholesky_ex(sum);
+  const double pivot = factor.diagonal().square().min().item<double>();
+  if (info.item<int64_t>() != 0 || !(pivot > kSmallestPivot))
+    factor.fill_(std::numeric_limits<double>::quiet_NaN());
+  return factor;
+}
+
+// Every row's part in a cluster, times the inverse of the cluster's matrix.
+Tensor Synthesis::solve(const Anchors& block, const Tensor& right) const {
+  Tensor out = at::zeros_like(right);
+  if (!per_anchor()) {
+    for (const Cluster& cluster : clusters_) {
+      if (cluster.size == 0) continue;
+      Tensor part = out.narrow(1, cluster.first, cluster.size);
+      at::mm_out(part, right.narrow(1, cluster.first, cluster.size), cluster.inverse);
+    }
+    return out;
+  }
+  for_each_system(
+      block, num_clusters(), [&](int64_t r) { return groups(block, r); },
+      [&](int64_t r, const Tensor& index) {
+        const Tensor part = right.select(0, r).index_select(0, index).unsqueeze(1);
+        const Tensor solved = at::cholesky_solve(part, factor_of(kernel_of_members(index)));
+        out.select(0, r).index_copy_(0, index, solved.squeeze(1));
+      });
+  return out;
+}
+
+// With c = A^-1 khat and A = K + ridge I: dL/dkhat = A^-1 dL/dc, dL/dA = -c (dL/dkhat)^T.
+void Synthesis::kernel_backward(const Anchors& block, const Tensor& of_khat,
+                                MemberGradient& members) const {
+  for (int64_t k = 0; k < num_clusters(); ++k) {
+    Tensor& of_kernel = members.kernel[matrix_of(k)];
+    if (of_kernel.defined())
+      of_kernel.addmm_(columns(block.weights, block, k).t(), columns(of_khat, block, k), 1, -1);
+  }
+  if (!per_anchor() || members.kernel[0].defined()) return;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    Groups parts = groups(block, r);
+    for (int64_t k = 0; k < num_clusters(); ++k) {
+      const int64_t first = parts.start[k], size = parts.start[k + 1] - first;
+      if (size == 0) continue;
+      const Tensor index = at::from_blob(parts.order.data() + first, {size}, at::kLong);
+      const Tensor c = block.weights.select(0, r).index_select(0, index).unsqueeze(1);
+      const Tensor d = of_khat.select(0, r).index_select(0, index).unsqueeze(0);
+      const Tensor factor = kernel_to_products(kernel_of_members(index), at::mm(c, d).neg_());
+      const Tensor rows = x_.index_select(0, index);
+      members.rows.index_add_(0, index,
+                              at::mm(factor, rows.to(at::kDouble)).to(rows.scalar_type()));
+    }
+  }
+}
+
+// dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2: with U = (dL/dK + its transpose) K
+// elementwise, dL/dX = (U - diag(row sums of U)) X / sigma^2. Returns the matrix before X.
+Tensor Synthesis::kernel_to_products(const Tensor& kernel, const Tensor& grad) const {
+  Tensor U = grad.add(grad.t()).mul_(kernel);
+  U.diagonal().zero_();
+  U.diagonal().copy_(U.sum(1).neg_());
+  return U.div_(sigma_ * sigma_);
+}
+
+}  // namespace itm

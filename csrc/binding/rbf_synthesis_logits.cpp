@@ -1,0 +1,139 @@
+// Cosines of anchors with their synthetic vectors, which are not formed: with a vector v = x^T c,
+// a v = c . (x a) is in the scores already, and v^2 = c . (G c) with G = x x^T of the cluster. A
+// block's vectors are formed after all where that is less work, or more exact.
+//
+// Backward, with gradient g of cos = a v / (|a| |v|): dL/dv = alpha a + beta v with
+// alpha = g / (|a| |v|), beta = -g cos / v^2, and dL/da likewise. As v = x^T c,
+//   dL/dc = x dL/dv = alpha (x a) + beta G c, dL/dx += alpha c a^T + beta (c c^T) x.
+// The first term of dL/dx and that of dL/da = alpha v have the form of a gradient of the scores.
+
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "binding/rbf_synthesis.h"
+
+namespace itm {
+namespace {
+
+constexpr double kSmallest = 1e-8;  // of a length, as torch.nn.functional.cosine_similarity
+
+Tensor length_of(const Tensor& rows) {
+  return at::linalg_vector_norm(rows, 2, {1}, false, at::kDouble);
+}
+
+// The scores' rounding reaches the cosine this many times magnified where weights cancel (kam, near
+// duplicates); beyond, the vectors are formed, whose rounding the cosine with them averages out.
+constexpr double kMostCancellation = 32;
+
+// What a block's vectors of one cluster are to the cosine, in fp64.
+struct Vectors {
+  Tensor weights;   // [rows, size], as the block's
+  Tensor rows;      // [rows, D], where they are formed
+  Tensor products;  // [rows, size] with the cluster's members, where they are not
+  Tensor length;    // [rows]
+  Tensor dot;       // [rows] with the anchors
+
+  Vectors(const Synthesis& synthesis, const Anchors& block, int64_t k)
+      : weights(synthesis.columns(block.weights, block, k).to(at::kDouble)) {
+    const Cluster& cluster = synthesis.cluster(k);
+    if (cluster.gram.defined() && through_gram(cluster.gram)) {
+      dot = weights.mul(synthesis.columns(block.scores, block, k)).sum(1);
+    } else {
+      rows = at::mm(weights.to(cluster.x.scalar_type()), cluster.x);
+      length = length_of(rows);
+      dot = rows.mul(block.q).sum({1}, false, at::kDouble);
+    }
+  }
+
+ private:
+  bool through_gram(const Tensor& gram) {
+    products = at::mm(weights, gram);
+    length = products.mul(weights).sum(1).clamp_min_(0).sqrt_();
+    const Tensor size = gram.diagonal().max().sqrt_();
+    const Tensor added = weights.abs().sum(1).mul_(size);
+    return added.le(length.mul(kMostCancellation)).all().item<bool>();
+  }
+};
+
+std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
+    const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+    double sigma, std::string_view weights, double ridge, bool detach) {
+  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                      weights, ridge, /*with_grams=*/true);
+  Tensor cosine = at::zeros({synthesis.size(), num_clusters}, synthesis.options());
+  synthesis.for_each_block([&](const Anchors& block) {
+    const Tensor length = length_of(block.q).clamp_min_(kSmallest);
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      if (synthesis.cluster(k).size == 0) continue;
+      const Vectors v(synthesis, block, k);
+      cosine.narrow(0, block.first, block.rows)
+          .select(1, k)
+          .copy_(v.dot.div(v.length.clamp_min(kSmallest)).div_(length));
+    }
+  });
+  cosine.masked_fill_(synthesis.valid().logical_not(), 0);
+  return {cosine, synthesis.valid()};
+}
+
+// x / y, 0 where y is: a length has no slope at 0.
+Tensor over_length(const Tensor& x, const Tensor& y) { return x.div(y).masked_fill_(y.eq(0), 0); }
+
+std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
+    const Tensor& grad, const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+    double sigma, std::string_view weights, double ridge, bool detach) {
+  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                      weights, ridge, /*with_grams=*/true);
+  MemberGradient of_members = synthesis.member_gradient();
+  Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
+  synthesis.for_each_block([&](const Anchors& block) {
+    const Tensor a = length_of(block.q), a_least = a.clamp_min(kSmallest);
+    const Tensor valid = synthesis.valid().narrow(0, block.first, block.rows);
+    const Tensor g = grad.narrow(0, block.first, block.rows).to(at::kDouble).mul(valid);
+    Tensor along = at::zeros_like(a);  // what a itself gets
+    Tensor direct = at::zeros_like(block.khat), of_weights = at::zeros_like(block.khat);
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const Cluster& cluster = synthesis.cluster(k);
+      if (cluster.size == 0) continue;
+      Vectors v(synthesis, block, k);
+      const Tensor v_least = v.length.clamp_min(kSmallest);
+      const Tensor alpha = g.select(1, k).div(a_least).div_(v_least);
+      const Tensor through = alpha.mul(v.dot).neg_();  // -g cos
+      along.add_(over_length(through.div(a_least), a));
+      const Tensor pull = v.weights.mul(alpha.unsqueeze(1));
+      synthesis.put_columns(direct, block, k, pull.to(direct.scalar_type()));
+      if (detach) continue;
+      const Tensor beta = over_length(through.div(v_least), v.length).unsqueeze(1);
+      const Tensor share = v.weights.mul(beta);
+      if (v.rows.defined()) {
+        of_members.rows.narrow(0, cluster.first, cluster.size)
+            .addmm_(share.t().to(v.rows.scalar_type()), v.rows);
+        v.products = at::mm(v.rows, cluster.x.t());
+      } else {
+        of_members.products[synthesis.matrix_of(k)].addmm_(share.t(), v.weights);
+      }
+      Tensor of_own = synthesis.columns(block.scores, block, k).mul(alpha.unsqueeze(1));
+      of_own.add_(v.products.mul(beta));
+      synthesis.put_columns(of_weights, block, k, of_own.to(of_weights.scalar_type()));
+    }
+    if (!detach) direct.add_(synthesis.scores_gradient(block, of_weights, of_members));
+    synthesis.spread(block, direct, of_anchors, detach ? nullptr : &of_members);
+    of_anchors.narrow(0, block.first, block.rows)
+        .add_(block.q.mul(along.unsqueeze(1).to(block.q.scalar_type())));
+  });
+  return {
+      of_anchors.to(anchors.scalar_type()),
+      detach ? at::zeros_like(members) : synthesis.finish(of_members).to(members.scalar_type())};
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("rbf_synthesis_logits_forward", rbf_synthesis_logits_forward);
+  m.impl("rbf_synthesis_logits_backward", rbf_synthesis_logits_backward);
+}
+
+}  // namespace
+}  // namespace itm

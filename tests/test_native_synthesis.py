@@ -1,0 +1,300 @@
+"""The compiled synthesis against the formula in fp64: layouts, odd sizes, precisions, blocks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from itm_kernels import backends
+from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
+
+pytestmark = pytest.mark.skipif(
+    "rbf_synthesis" not in backends.NATIVE_KERNELS["cpu"], reason="the extension is not built"
+)
+WEIGHTS = ("kam", "attention")
+LAYOUTS = ("shared", "per_anchor")
+
+
+def in_every_form(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for both weights and layouts, for vectors and for logits."""
+    test = pytest.mark.parametrize("weights", WEIGHTS)(test)
+    test = pytest.mark.parametrize("layout", LAYOUTS)(test)
+    return pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])(test)
+
+
+class Problem(NamedTuple):
+    """Arguments of a synthesis, with a gradient for what it returns."""
+
+    anchors: Tensor  # [N, D]
+    members: Tensor  # [M, D]
+    assignment: Tensor  # [M] or [N, M]
+    num_clusters: int
+    ids: dict[str, Tensor]
+    grad: Tensor  # [N, K, D]
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return self._replace(anchors=self.anchors.to(dtype), members=self.members.to(dtype))
+
+
+def problem(
+    N: int, M: int, D: int, K: int, layout: str = "shared", ids: bool = True, seed: int = 0
+) -> Problem:
+    """Draw unit rows; one cluster stays empty, some members are in none, ids repeat."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shape = (M,) if layout == "shared" else (N, M)
+    assignment = torch.randint(-1, max(1, K - 1), shape, generator=generator)
+    names = {"anchor_ids": N, "member_ids": M}
+    known = {
+        name: torch.randint(0, max(2, M // 2), (size,), generator=generator)
+        for name, size in names.items()
+    }
+    anchors, members = normalize(draw(N, D)), normalize(draw(M, D))
+    return Problem(anchors, members, assignment, K, known if ids else {}, draw(N, K, D))
+
+
+def results(
+    case: Problem,
+    backend: str,
+    weights: str,
+    logits: bool,
+    detach: bool = False,
+    sigma: float = 0.5,
+    ridge: float = 1e-4,
+) -> list[Tensor]:
+    """Return vectors or cosines, what is valid, and the gradients of anchors and members."""
+    q, x = (t.detach().requires_grad_() for t in (case.anchors, case.members))
+    ids = case.ids.get("anchor_ids"), case.ids.get("member_ids")
+    inputs = q, x, case.assignment, *ids, Options(case.num_clusters, sigma, weights, ridge)
+    if logits:
+        found, valid = run_logits(*inputs, detach, "test", backend)
+    else:
+        found, valid = run(*inputs, "test", backend)
+    grad = (case.grad[..., 0] if logits else case.grad).to(found.dtype)
+    grads = torch.autograd.grad(found, (q, x), grad, allow_unused=True, materialize_grads=True)
+    return [found.detach(), valid, *grads]
+
+
+def same(found: list[Tensor], wanted: list[Tensor]) -> None:
+    """Equal in fp64 up to the condition of a kernel matrix."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def furthest(found: Tensor, wanted: Tensor) -> float:
+    return (found.double() - wanted.double()).abs().max().item()
+
+
+def hold_to_the_rule(case: Problem, dtype: torch.dtype, *arguments, **options) -> None:
+    """Error against fp64: at most twice that of the formula in the same precision."""
+    rounded = case.to(dtype)
+    exact, eager, ours = (
+        results(rows, backend, *arguments, **options)
+        for rows, backend in (
+            (rounded.to(torch.float64), "reference"),
+            (rounded, "reference"),
+            (rounded, "native"),
+        )
+    )
+    assert torch.equal(ours[1], exact[1])
+    assert [t.dtype for t in ours] == [t.dtype for t in eager]
+    for wanted, theirs, found in zip(exact, eager, ours, strict=True):
+        size = max(1.0, wanted.double().abs().max().item())
+        allowed = 2 * furthest(theirs, wanted) + 64 * torch.finfo(dtype).eps * size
+        assert furthest(found, wanted) <= allowed
+
+
+# Odd against every vector width; (2, 3, 3, 5): more clusters than members.
+SIZES = [(1, 2, 1, 1), (2, 3, 3, 5), (33, 127, 96, 4), (127, 33, 333, 3), (17, 40, 1000, 2)]
+
+
+@in_every_form
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_error_is_at_most_twice_the_formulas(size, weights, layout, logits, dtype) -> None:
+    for ids in (True, False):
+        hold_to_the_rule(problem(*size, layout, ids), dtype, weights, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@in_every_form
+def test_half_precision(weights, layout, logits, dtype) -> None:
+    hold_to_the_rule(problem(9, 33, 31, 3, layout), dtype, weights, logits)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_detached_vectors_send_nothing_to_members(weights, layout) -> None:
+    case = problem(9, 33, 31, 3, layout)
+    hold_to_the_rule(case, torch.float32, weights, logits=True, detach=True)
+    assert results(case, "native", weights, True, detach=True)[3].count_nonzero() == 0
+
+
+@in_every_form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_far_members_of_a_narrow_kernel(weights, layout, logits, dtype) -> None:
+    # e^(-|q - x|^2 / 2 sigma^2) is 0 in fp32 for all of them, their softmax is not.
+    hold_to_the_rule(problem(33, 65, 31, 3, layout), dtype, weights, logits, sigma=0.1)
+
+
+@in_every_form
+@pytest.mark.parametrize(("M", "D"), [(64, 31), (64, 333)])
+def test_near_duplicates(weights, layout, logits, M, D) -> None:
+    """One of two near-duplicates shares the anchor's id: kam's weights are thousands and cancel."""
+    case = problem(33, M, D, 3, layout)
+    case.members[M // 2 :] = normalize(case.members[: M // 2] + 1e-3 * case.members[M // 2 :])
+    case.assignment[..., M // 2 :] = case.assignment[..., : M // 2]
+    hold_to_the_rule(case, torch.float32, weights, logits)
+
+
+@in_every_form
+def test_many_blocks_of_anchors_are_one(weights, layout, logits) -> None:
+    # More anchors than the 512 of a block, ragged.
+    case = problem(600, 20, 5, 4, layout)
+    wanted, found = (results(case, backend, weights, logits) for backend in ("reference", "native"))
+    same(found, wanted)
+
+
+def test_many_members_make_blocks_small() -> None:
+    # 1 M scores are 52 anchors of 20,000 members.
+    case = problem(70, 20_000, 2, 3)
+    wanted, found = (
+        results(case, backend, "attention", False) for backend in ("reference", "native")
+    )
+    same(found, wanted)
+
+
+@in_every_form
+@pytest.mark.parametrize("M", [4, 9], ids=["M<D", "M>D"])
+def test_gradient_is_the_derivative(weights, layout, logits, M) -> None:
+    case = problem(3, M, 5, 3, layout)
+
+    def value(q: Tensor, x: Tensor) -> Tensor:
+        ids = case.ids["anchor_ids"], case.ids["member_ids"]
+        inputs = q, x, case.assignment, *ids, Options(case.num_clusters, 0.7, weights, 1e-2)
+        if logits:
+            return run_logits(*inputs, False, "test", "native").cosine
+        return run(*inputs, "test", "native").vectors
+
+    inputs = case.anchors.requires_grad_(), case.members.requires_grad_()
+    assert torch.autograd.gradcheck(value, inputs)
+
+
+@in_every_form
+def test_strides_do_not_matter(weights, layout, logits) -> None:
+    case = problem(9, 20, 7, 3, layout)
+    wanted = results(case, "native", weights, logits)
+    strided = case._replace(
+        anchors=case.anchors.T.contiguous().T,
+        members=torch.empty(20, 14, dtype=torch.float64)[:, ::2].copy_(case.members),
+        assignment=torch.stack([case.assignment] * 2, -1)[..., 1],
+        ids={name: torch.stack([ids] * 2, 1)[:, 0] for name, ids in case.ids.items()},
+        grad=case.grad.transpose(0, 2).contiguous().transpose(0, 2),
+    )
+    same(results(strided, "native", weights, logits), wanted)
+    equal = case._replace(grad=torch.ones(()).double().expand(9, 3, 7))
+    same(*(results(equal, backend, weights, logits) for backend in ("native", "reference")))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])
+def test_duplicates_without_ridge_are_nan_in_their_cluster_alone(layout, logits) -> None:
+    case = problem(5, 30, 37, 3, layout, ids=False)
+    case.assignment[..., :] = torch.arange(30) % 2  # cluster 2 is empty
+    case.members[28] = case.members[4]
+    found = results(case, "native", "kam", logits, ridge=0.0)[0]
+    assert found[:, 0].isnan().all()
+    assert found[:, 1].isfinite().all()
+    assert (found[:, 2] == 0).all()
+    assert results(case, "native", "kam", logits)[0].isfinite().all()
+
+
+@in_every_form
+def test_nan_rows_show_in_what_depends_on_them(weights, layout, logits) -> None:
+    for bad in (torch.nan, torch.inf):
+        case = problem(5, 12, 7, 3, layout, ids=False)
+        case.assignment[..., :] = torch.arange(12) % 2
+        case.anchors[3, 2] = bad
+        found = results(case, "native", weights, logits)
+        assert found[0][3, :2].isnan().all()
+        assert found[0][:3].isfinite().all()
+        assert found[2][3].isnan().any()
+        assert found[3].isnan().any()
+        case = problem(5, 12, 7, 3, layout, ids=False)
+        case.assignment[..., :] = torch.arange(12) % 2
+        case.members[4, 2] = bad
+        found = results(case, "native", weights, logits)
+        assert found[0][:, 0].isnan().reshape(5, -1).any(1).all()
+        assert (found[0][:, 2] == 0).all()
+        assert found[2].isnan().any(1).all()
+        assert found[3][4].isnan().any()
+
+
+def test_assignments_out_of_range_are_no_cluster() -> None:
+    case = problem(5, 12, 7, 3, ids=False)
+    for layout in (case.assignment, case.assignment.expand(5, 12)):
+        wild = torch.where(layout < 0, 2**40, layout)
+        wild[..., 0] = -(2**40)
+        tame = torch.where(wild == layout, layout, -1)
+        same(*(results(case._replace(assignment=a), "native", "kam", False) for a in (wild, tame)))
+
+
+@in_every_form
+def test_concurrent_calls_do_not_share_anything(weights, layout, logits) -> None:
+    cases = [problem(20, 30, 17, 3, layout, seed=seed).to(torch.float32) for seed in range(4)]
+    alone = [results(case, "native", weights, logits) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = pool.map(lambda case: results(case, "native", weights, logits), cases)
+            for ours, theirs in zip(together, alone, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_threads_below_autograd() -> None:
+    """Systems of single anchors are solved on other threads, where autograd must not wake."""
+    case = problem(40, 12, 9, 3, "per_anchor")
+    wanted = results(case, "native", "kam", False)
+    torch.set_num_threads(2)
+    try:
+        found = results(case, "native", "kam", False)
+    finally:
+        torch.set_num_threads(1)
+    same(found, wanted)
+
+
+REPORT = """
+import torch
+from itertools import product
+from test_native_synthesis import LAYOUTS, WEIGHTS, problem, results
+print(torch.backends.cpu.get_cpu_capability())
+for layout, weights, logits in product(LAYOUTS, WEIGHTS, (False, True)):
+    case = problem(40, 130, 37, 3, layout).to(torch.float32)
+    print(*[t.double().square().sum().item() for t in results(case, "native", weights, logits)])
+"""
+
+
+def test_instruction_sets_agree() -> None:
+    reports, paths = {}, {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for capability in ("default", "avx2", "avx512"):
+        done = subprocess.run(
+            [sys.executable, "-c", REPORT],
+            env={**os.environ, **paths, "ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        used, *lines = done.stdout.splitlines()
+        reports[used] = torch.tensor([[float(x) for x in line.split()] for line in lines])
+    for a, b in combinations(reports.values(), 2):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
