@@ -12,10 +12,11 @@ from benchmarks.shapes import LARGE, PAPERS, USUAL, Size, sizes
 from itm_kernels import functional
 
 
-def row_of(operator: str, size: Size, device: str) -> Row:
+def row_of(operator: str, size: Size, device: str, uses: str = "log_sum_exp") -> Row:
     """Return the row of a loss over all pairs."""
     product = 2.0 * size.N * size.N * size.D
-    return Row(operator, size, inputs.paired(size, device), Work("product", product, 2 * product))
+    work = Work("product", product, 2 * product)
+    return Row(operator, size, inputs.paired(size, device), work, uses=(uses,))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,7 @@ def bench_info_cmr(race, sized, compiled, device, size):
     size = sized(size)
     race(
         row_of("info_cmr without extras", size, device),
-        partial(
-            functional.info_cmr_loss, temperature=1 / eager.SCALE, num_clusters=0, num_noise=0
-        ),
+        partial(functional.info_cmr_loss, temperature=1 / eager.SCALE, num_clusters=0, num_noise=0),
         eager.info_cmr,
         eager=plain(eager.info_cmr),
         compile=compiled(eager.info_cmr),
@@ -55,7 +54,7 @@ def bench_info_cmr(race, sized, compiled, device, size):
 def bench_sigmoid(race, sized, compiled, device, size):
     size = sized(size)
     race(
-        row_of("sigmoid", size, device),
+        row_of("sigmoid", size, device, "sigmoid"),
         partial(functional.sigmoid_loss, logit_scale=eager.SCALE, logit_bias=eager.BIAS),
         eager.sigmoid,
         eager=plain(eager.sigmoid),

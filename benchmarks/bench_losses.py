@@ -21,10 +21,21 @@ from itm_kernels import functional, losses, mining
 SIZES = pytest.mark.parametrize("size", sizes(PAPERS, USUAL), ids=str)
 
 
-def row_of(name: str, size: Size, tensors: tuple[Tensor, ...], forward: float, backward: float):
+USES = {
+    "imc loss": ("max_of_hinges", "intra_modal"),
+    "itm loss": ("sample_negatives",),
+    "ito loss": ("log_sum_exp",),
+    "info_cmr loss": ("log_sum_exp", "kmeans", "rbf_synthesis_logits"),
+}
+
+
+def row_of(
+    name: str, size: Size, tensors: tuple[Tensor, ...], forward: float, backward: float
+) -> Row:
     """Return the row of a loss that needs so many products of its score matrix."""
     product = 2.0 * size.N * size.N * size.D
-    return Row(name, size, tensors, Work("product", forward * product, backward * product))
+    work = Work("product", forward * product, backward * product)
+    return Row(name, size, tensors, work, uses=USES[name])
 
 
 @SIZES

@@ -36,9 +36,7 @@ def bench_ranks(race, sized, compiled, device, size):
         value=lambda found: found[0].double(),
         tolerance=1e-2,
     )
-    race(
-        row, ops.ranks, eager.ranks, eager=plain(eager.ranks), compile=compiled(eager.ranks)
-    )
+    race(row, ops.ranks, eager.ranks, eager=plain(eager.ranks), compile=compiled(eager.ranks))
 
 
 def mean_score(image: Tensor, text: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:

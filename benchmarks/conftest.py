@@ -22,9 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", default="cpu", choices=("cpu", "cuda"), help="what the tensors live on")
     add("--threads", type=int, default=os.cpu_count(), help="of torch, keops and faiss")
     add("--seconds", type=float, default=5.0, help="measured time of a row, all contenders")
-    add("--quick", action="store_true", help="tiny sizes, no results: does everything run?")
+    add("--quick", action="store_true", help="tiny sizes: does everything run, are values equal?")
     add("--resume", action="store_true", help="keep rows that this machine has measured")
-    add("--results", type=Path, default=results.FOLDER, help="folder of the JSON file")
+    add("--results", type=Path, help="folder of the JSON file; a quick run needs one to write")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "default")
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     """Leave the host's name out of what pytest-benchmark stores."""
     machine_info.pop("node", None)
 
@@ -59,11 +61,14 @@ def device(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def store(pytestconfig: pytest.Config, device: str) -> results.Results | None:
-    """Return this machine's results, its limits measured; None in a quick run."""
-    if pytestconfig.getoption("quick"):
-        return None
+    """Return this machine's results, its limits measured; None if nothing is to be written."""
+    folder = pytestconfig.getoption("results")
+    if folder is None:
+        if pytestconfig.getoption("quick"):
+            return None
+        folder = results.FOLDER
     facts = results.machine(device, torch.get_num_threads())
-    found = results.Results(pytestconfig.getoption("results") / f"{results.name(facts)}.json")
+    found = results.Results(folder / f"{results.name(facts)}.json")
     found.begin(facts, rivals.versions(), pytestconfig.getoption("resume"))
     for name, rate in limits.measured(device).items():
         found.add("limits", name, rate)
@@ -154,7 +159,8 @@ def _report(config: pytest.Config, place: str, row: Row, record: dict[str, Any])
             parts.append(f"{1000 * ours['median']:.3g} ms, {ours['percent_of_limit']:.0f} %")
         else:
             parts.append(f"{name} x {contender[mode]['ratio']['median']:.2f}")
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+    plugins: Any = config.pluginmanager
+    reporter = plugins.get_plugin("terminalreporter")
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
         reporter.ensure_newline()
         reporter.write_line(f"{place} {row.key}: {'; '.join(parts)}")

@@ -58,6 +58,7 @@ class Probe:
 
     def __init__(self, kind: str, N: int, D: int, dtype: torch.dtype, device: str) -> None:
         self.device = device
+        self.run: Callable[[], object]
         side = min(max(N, LEAST_SIDE), MOST_SIDE)
         if kind == "product":
             x, y = (torch.randn(side, D, device=device, dtype=dtype) for _ in range(2))
@@ -107,7 +108,8 @@ def _library() -> ctypes.CDLL:
     source = Path(__file__).with_name("fma.cpp")
     compiler = os.environ.get("CXX", "g++")
     # -ffast-math would fold the loop into its closed form.
-    command = [compiler, "-O3", *flags, "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(built)]
+    options = "-O3 -fopenmp -shared -fPIC".split()
+    command = [compiler, *options, *flags, str(source), "-o", str(built)]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(built))
     library.multiply_add.argtypes = [ctypes.c_int64, ctypes.c_int]

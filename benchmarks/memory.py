@@ -27,11 +27,11 @@ def available() -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def forbid_more_than_there_is() -> None:
+def forbid_more_than_there_is(held_back: int = 1 << 30) -> None:
     """Let an allocation that cannot be served raise, instead of killing the process later."""
-    limit, most = _status("VmSize") + available(), resource.RLIM_INFINITY
     if available():
-        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        limit = _status("VmSize") + available() - held_back
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

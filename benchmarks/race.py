@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory
-from benchmarks.limits import Probe, Work, seconds
-from benchmarks.rivals import Builder, Function, Unavailable
+from benchmarks.limits import Work, seconds
+from benchmarks.rivals import Builder, Function, UnavailableError
 from benchmarks.shapes import Size
+from itm_kernels import backends
 
 # Relative to the norm. Values are sums over many pairs. A gradient may differ where fp32 cannot
 # tell two negatives apart or on which side of a bound a pair lies; other mathematics differs by 1.
@@ -37,6 +38,7 @@ class Row:
     tensors: tuple[Tensor, ...]
     work: Work
     case: str = ""
+    uses: tuple[str, ...] = ()  # operators below a loss, for what "auto" picks; default: operator
     differentiable: bool = True
     facts: dict[str, Any] = field(default_factory=dict)  # of the data: density, active anchors
     value: Callable[[Sequence[Tensor]], Tensor] = as_it_is  # of the outputs, what must be equal
@@ -126,7 +128,7 @@ class Contender:
 
     def _stop(self, error: Exception) -> None:
         self.run = None
-        if isinstance(error, Unavailable):
+        if isinstance(error, UnavailableError):
             self.record = {"status": str(error)}
         elif memory.is_out_of_memory(error):
             self.record = {"status": "out of memory"}
@@ -193,6 +195,10 @@ def summary(contenders: Sequence[Contender], rates: Sequence[float], row: Row) -
         "D": row.size.D,
         "dtype": str(row.size.dtype).removeprefix("torch."),
         "facts": row.facts,
+        "backends": {
+            name: backends.choose(name, ours.device, row.size.N**2)
+            for name in row.uses or (row.operator,)
+        },
         "limit": {"kind": row.work.kind, **rate, "work": row.work.both},
         "contenders": {contender.name: contender.record for contender in contenders},
     }

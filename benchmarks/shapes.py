@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 PAPERS = 128  # the batch of the hinge papers, where launches and Python decide
-USUAL = 1024  # a batch on one GPU; also the largest N at which l1 is fast enough to compare in eager
+USUAL = 1024  # a batch on one GPU, and the largest at which eager l1 is bearable
 LARGE = 4096  # contrastive batches; 64 MiB of scores, beyond every cache
 WIDTH = 1024  # VSE++'s and IMC's embedding
 CLUSTERS, MANY_CLUSTERS = 8, 256  # ITContrast's; and as many as make a product of its own

@@ -1,6 +1,6 @@
 """What a user would pick instead: plain PyTorch formulas, and packages.
 
-A rival is a builder that returns a function of the row's tensors, or raises `Unavailable`.
+A rival is a builder that returns a function of the row's tensors, or raises `UnavailableError`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ PACKAGES = {
 }
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """A rival that cannot run a row here; the message is what the report shows."""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.memory import available
-from benchmarks.rivals import PACKAGES, Function, Unavailable
+from benchmarks.rivals import PACKAGES, Function, UnavailableError
 from benchmarks.rivals.eager import BIAS, MARGIN, SCALE
 
 
@@ -24,15 +24,15 @@ def load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a broken installation is as absent as a missing one
-        raise Unavailable(f"not installed ({type(error).__name__})") from error
+        raise UnavailableError(f"not installed ({type(error).__name__})") from error
 
 
 def load_open_clip() -> Any:
-    """Load open_clip's loss module alone: its package imports torchvision, which has no CPU build."""
+    """Load open_clip's loss module alone: the package imports torchvision (no CPU build)."""
     try:
         path = distribution(PACKAGES["open_clip"]).locate_file("open_clip/loss.py")
     except PackageNotFoundError as error:
-        raise Unavailable("not installed") from error
+        raise UnavailableError("not installed") from error
     spec = importlib.util.spec_from_file_location("open_clip_loss", str(path))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -80,7 +80,7 @@ def metric_learning_nt_xent(N: int) -> Function:
     # byte mask and three in fp32 live at once.
     need = 13 * N**3
     if available() and need > available() / 2:
-        raise Unavailable(f"out of memory (needs about {need / 2**30:,.0f} GiB)")
+        raise UnavailableError(f"out of memory (needs about {need / 2**30:,.0f} GiB)")
     loss = load("pytorch_metric_learning.losses").NTXentLoss(temperature=1 / SCALE)
     return lambda image, text: _both_ways(loss, None, image, text) / 2
 
@@ -88,7 +88,7 @@ def metric_learning_nt_xent(N: int) -> Function:
 def inf_cl() -> Function:
     """Inf-CL's fused contrastive loss (Triton), mean of both directions."""
     if not torch.cuda.is_available():
-        raise Unavailable("needs CUDA")
+        raise UnavailableError("needs CUDA")
     loss = load("inf_cl").cal_flash_loss
 
     def function(image: Tensor, text: Tensor) -> Tensor:
