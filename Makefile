@@ -31,7 +31,9 @@ bench: $(VENV)/bench $(VENV)/built
 	$(BIN)/python -m benchmarks.plots
 
 # Tiny sizes: every benchmark runs, every rival's value is ours, tables and pictures can be made.
+# One thread: so small, threads would only wait for one another.
 QUICK := --quick --results build/bench-quick
+bench-quick: export OMP_NUM_THREADS := 1
 bench-quick: $(VENV)/bench $(VENV)/built
 	rm -rf build/bench-quick
 	$(BENCH) -q $(QUICK)

@@ -23,7 +23,7 @@ ITERATIONS = 10
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
 @pytest.mark.parametrize("num_clusters", [CLUSTERS, MANY_CLUSTERS])
-def bench_kmeans(race, sized, compiled, device, size, num_clusters):
+def bench_kmeans(race, sized, device, size, num_clusters):
     size = sized(size)
     x = inputs.paired(size, device)[0]
     num_clusters = min(num_clusters, size.N // 4)
@@ -52,7 +52,6 @@ def bench_kmeans(race, sized, compiled, device, size, num_clusters):
         ours,
         formula,
         eager=plain(formula),
-        compile=compiled(formula),
         scikit_learn=partial(packages.scikit_learn_kmeans, start, ITERATIONS),
         faiss=partial(packages.faiss_kmeans, start, ITERATIONS, torch.get_num_threads()),
     )

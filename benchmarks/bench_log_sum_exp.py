@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import torch
 
 from benchmarks import inputs
 from benchmarks.limits import Work
@@ -10,6 +11,8 @@ from benchmarks.race import Row
 from benchmarks.rivals import eager, keops, packages, plain
 from benchmarks.shapes import LARGE, PAPERS, USUAL, Size, sizes
 from itm_kernels import functional
+
+FP32, BF16 = sizes(PAPERS, USUAL, LARGE), sizes(USUAL, LARGE, dtype=torch.bfloat16)
 
 
 def row_of(operator: str, size: Size, device: str, uses: str = "log_sum_exp") -> Row:
@@ -19,9 +22,7 @@ def row_of(operator: str, size: Size, device: str, uses: str = "log_sum_exp") ->
     return Row(operator, size, inputs.paired(size, device), work, uses=(uses,))
 
 
-@pytest.mark.parametrize(
-    "size", [*sizes(PAPERS, USUAL, LARGE), *sizes(USUAL, LARGE, bf16=True)[2:]], ids=str
-)
+@pytest.mark.parametrize("size", FP32 + BF16, ids=str)
 def bench_info_nce(race, sized, compiled, device, size):
     size = sized(size)
     others = {"keops": keops.info_nce} if size.N <= USUAL and size.dtype.itemsize == 4 else {}
@@ -50,7 +51,7 @@ def bench_info_cmr(race, sized, compiled, device, size):
     )
 
 
-@pytest.mark.parametrize("size", sizes(PAPERS, USUAL, LARGE), ids=str)
+@pytest.mark.parametrize("size", FP32, ids=str)
 def bench_sigmoid(race, sized, compiled, device, size):
     size = sized(size)
     race(

@@ -1,6 +1,5 @@
 """The `race` fixture, which every benchmark hands its row and contenders, and the options."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `make bench` and `make bench-quick` set."""
     add = parser.getgroup("itm_kernels").addoption
     add("--device", default="cpu", choices=("cpu", "cuda"), help="what the tensors live on")
-    add("--threads", type=int, default=os.cpu_count(), help="of torch, keops and faiss")
-    add("--seconds", type=float, default=5.0, help="measured time of a row, all contenders")
+    add("--seconds", type=float, default=3.0, help="measured time of a row, all contenders")
     add("--quick", action="store_true", help="tiny sizes: does everything run, are values equal?")
     add("--resume", action="store_true", help="keep rows that this machine has measured")
     add("--results", type=Path, help="folder of the JSON file; a quick run needs one to write")
@@ -51,9 +49,8 @@ STORE = pytest.StashKey[results.Results]()
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
-    """Return the device of all tensors; set up torch for a measurement."""
+    """Return the device of all tensors. Threads are OpenMP's: all cores, or OMP_NUM_THREADS."""
     chosen: str = pytestconfig.getoption("device")
-    torch.set_num_threads(pytestconfig.getoption("threads"))
     if chosen == "cpu":
         memory.forbid_more_than_there_is()
     return chosen

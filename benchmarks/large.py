@@ -5,7 +5,6 @@ rows: all hardest negatives for max of hinges, the pairs of sampled rows for the
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -158,7 +157,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parsed = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     records = measure(*((300, 16) if parsed.quick else BEYOND_32_BITS), parsed.device)
     facts = results.machine(parsed.device, torch.get_num_threads())
     store = results.Results(parsed.results / f"{results.name(facts)}.json")

@@ -57,11 +57,13 @@ def milliseconds(times: dict[str, float]) -> str:
     return f"{1e3 * times['median']:.3g} ({1e3 * times['low']:.3g} to {1e3 * times['high']:.3g})"
 
 
-def ratio(contender: dict[str, Any], mode: str) -> str:
-    """Return how many times longer a rival takes than ours, with quartiles, or why it does not."""
+def ratio(contender: dict[str, Any], mode: str, brief: bool) -> str:
+    """Return how many times longer a rival takes than ours, or why it does not."""
     if mode not in contender:
         return str(contender["status"])
     found = contender[mode]["ratio"]
+    if brief:
+        return f"{found['median']:.2f}"
     if contender["rounds"] == 1:
         return f"{found['median']:.2f} (one run)"
     return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
@@ -72,12 +74,13 @@ def size(memory: float | None) -> str:
     return "" if memory is None else f"{memory / 2**20:,.1f} MiB"
 
 
-def rival_cells(row: dict[str, Any], mode: str) -> list[str]:
+def rival_cells(row: dict[str, Any], mode: str, brief: bool) -> list[str]:
     """Return the cells of eager, torch.compile and the packages of one row."""
     contenders = row["contenders"]
-    cells = [ratio(contenders[name], mode) if name in contenders else "" for name in NAMES][:2]
-    others = [name for name in list(NAMES)[2:] if name in contenders]
-    packages = [f"{NAMES[name]} {ratio(contenders[name], mode)}" for name in others]
+    names = [name for name in NAMES if name in contenders]
+    cell = {name: ratio(contenders[name], mode, brief) for name in names}
+    cells = [cell.pop("eager", ""), cell.pop("compile", "")]
+    packages = [f"{NAMES[name]} {text}" for name, text in cell.items()]
     return [*cells, "; ".join(packages)]
 
 
@@ -93,7 +96,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def speed_table(rows: dict[str, dict[str, Any]], dtype: str) -> str:
+def speed_table(rows: dict[str, dict[str, Any]], dtype: str, brief: bool = False) -> str:
     """Return the table of one precision: ours in milliseconds, rivals as multiples of it."""
     lines = []
     for row in rows.values():
@@ -101,7 +104,7 @@ def speed_table(rows: dict[str, dict[str, Any]], dtype: str) -> str:
             continue
         mode = mode_of(row)
         ours = row["contenders"]["ours"][mode]
-        cells = [*described(row), milliseconds(ours), *rival_cells(row, mode)]
+        cells = [*described(row), milliseconds(ours), *rival_cells(row, mode, brief)]
         lines.append([*cells, f"{ours['percent_of_limit']:.0f} % of {row['limit']['kind']}"])
     head = ["operator or loss", "N x D", "ours, ms (quartiles)", "PyTorch eager, times longer"]
     head += ["torch.compile, times longer", "packages, times longer", "of the machine's limit"]
@@ -217,11 +220,14 @@ def readme_section(everything: dict[str, dict[str, Any]]) -> str:
     for name, content in everything.items():
         lost = len(not_fastest(content["rows"]))
         folder = "benchmarks/results"
-        parts += [f"On {machine_sentence(content)}\n", speed_table(content["rows"], "float32")]
+        parts += [
+            f"On {machine_sentence(content)}\n",
+            speed_table(content["rows"], "float32", True),
+        ]
         where = f"[`{folder}/{name}.md`]({folder}/{name}.md)"
         parts += [
-            f"{where} has bf16, memory, errors against fp64, scaling, and the reasons for the "
-            f"{lost} comparisons that ours does not win.\n"
+            f"{where} has the quartiles, bf16, memory, errors against fp64, scaling, and the "
+            f"{lost} comparisons that ours does not win, with reasons.\n"
         ]
         if content.get("scaling"):
             parts += [f"![time and memory over N]({folder}/{name}-scaling.png)\n"]

@@ -32,7 +32,6 @@ class Size(NamedTuple):
         return Size({PAPERS: 33, USUAL: 40, LARGE: 65}.get(self.N, 33), 24, self.dtype)
 
 
-def sizes(*rows: int, bf16: bool = False) -> list[Size]:
-    """Return the sizes at the common width, fp32 first."""
-    dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
-    return [Size(N, WIDTH, dtype) for dtype in dtypes for N in rows]
+def sizes(*rows: int, dtype: torch.dtype = torch.float32) -> list[Size]:
+    """Return sizes at the common width."""
+    return [Size(N, WIDTH, dtype) for N in rows]

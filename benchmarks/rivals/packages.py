@@ -109,9 +109,9 @@ def scikit_learn_kmeans(init: Tensor, iterations: int) -> Function:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "did not converge" is what fixed iterations mean
-            model.fit(x.numpy())
-        nearest = torch.from_numpy(model.labels_).long()
-        return nearest, torch.from_numpy(model.cluster_centers_)
+            model.fit(x.cpu().numpy())
+        nearest = torch.from_numpy(model.labels_).long().to(x.device)
+        return nearest, torch.from_numpy(model.cluster_centers_).to(x.device)
 
     return function
 
@@ -123,7 +123,7 @@ def faiss_kmeans(init: Tensor, iterations: int, threads: int) -> Function:
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
         faiss.omp_set_num_threads(threads)
-        rows = x.numpy()
+        rows = x.cpu().numpy()
         model = faiss.Kmeans(
             rows.shape[1],
             len(start),
@@ -133,6 +133,8 @@ def faiss_kmeans(init: Tensor, iterations: int, threads: int) -> Function:
         )
         model.train(rows, init_centroids=start)
         nearest = model.assign(rows)[1]
-        return torch.from_numpy(nearest).long(), torch.from_numpy(model.centroids)
+        return torch.from_numpy(nearest).long().to(x.device), torch.from_numpy(model.centroids).to(
+            x.device
+        )
 
     return function
