@@ -189,7 +189,7 @@ def machine_sentence(content: dict[str, Any]) -> str:
     machine = content["machine"]
     on = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     packages = ", ".join(f"{k} {v or 'not installed'}" for k, v in content["versions"].items())
-    return f"{on} ({machine['instruction_set']}); {packages}."
+    return f"{on} ({machine['instruction_set']}), commit {content['commit']}; {packages}."
 
 
 def page(name: str, content: dict[str, Any]) -> str:

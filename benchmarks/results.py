@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from itm_kernels import backends
 
 FOLDER = Path(__file__).parent / "results"
+OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 
 def cpu_model() -> str:
@@ -51,6 +53,20 @@ def name(facts: dict[str, Any]) -> str:
     return f"cpu-{_slug(model)}-{facts['cores']}core"
 
 
+def commit() -> str:
+    """Return the commit that was last measured with, marked if more than results has changed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=FOLDER.parent.parent, **OUTPUT)
+        return str(done.stdout).strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except OSError:
+        return ""
+
+
 def _slug(text: str) -> str:
     return "-".join(re.findall(r"[a-z0-9.]+", text.lower()))
 
@@ -66,10 +82,12 @@ class Results:
 
     def begin(self, facts: dict[str, Any], versions: dict[str, str], resume: bool) -> None:
         """Keep what is there if it was measured on this machine with these versions."""
-        same = self.content["machine"] == facts and self.content["versions"] == versions
-        if not (resume and same):
-            self.content = {"limits": {}, "rows": {}}
-        self.content |= {"machine": facts, "versions": versions}
+        if self.content["machine"] != facts or self.content["versions"] != versions:
+            self.content = {}
+        elif not resume:
+            self.content |= {"limits": {}, "rows": {}}
+        head = {"machine": facts, "versions": versions, "commit": commit()}
+        self.content = head | {"limits": {}, "rows": {}} | self.content | head
 
     def section(self, section: str) -> dict[str, Any]:
         """Return one part of the file: rows, limits, memory, scaling, large."""

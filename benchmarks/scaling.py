@@ -28,6 +28,7 @@ from itm_kernels import functional
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 REPEATS, ENOUGH = 9, 0.3  # measurements of a size, fewer once they take so many seconds together
+SETTLED = 32  # rows of an unmeasured first step
 LONGEST = 100.0  # seconds that the next size may be expected to take
 FITTED_FROM = 2048  # below, calls and launches weigh more than pairs
 
@@ -64,36 +65,44 @@ LOSSES: dict[str, dict[str, Loss]] = {
 }
 
 
+def step(loss: Loss, leaves: tuple[Tensor, ...]) -> None:
+    """Run forward and backward."""
+    for leaf in leaves:
+        leaf.grad = None
+    loss(*(leaf.requires_grad_() for leaf in leaves)).backward()
+
+
+def measure(loss: Loss, leaves: tuple[Tensor, ...], device: str) -> dict[str, Any]:
+    """Return the median time of a step and its peak memory."""
+    times: list[float] = []
+
+    def timed() -> None:
+        times.append(seconds(lambda: step(loss, leaves), device))
+
+    peak = memory.peak(timed, device)
+    for _ in range(0 if times[0] > ENOUGH else REPEATS):
+        timed()
+    return {"seconds": statistics.median(times), "peak_memory": peak}
+
+
 def worker(loss: Loss, rows: list[int], D: int, device: str) -> Iterator[dict[str, Any]]:
     """Measure one loss at ascending sizes, until one fails or would take too long."""
+    # What the libraries set up at their first call is no memory of the loss.
+    step(loss, inputs.paired(Size(SETTLED, D), device))
     spent = 0.0
     for place, N in enumerate(rows):
         growth = (N / rows[place - 1]) ** 2 if place else 0.0
         if spent * growth > LONGEST:
             yield {"N": N, "status": f"not run: about {spent * growth:.0f} s expected"}
             return
-        leaves = inputs.paired(Size(N, D), device)
-
-        def call(leaves: tuple[Tensor, ...] = leaves) -> None:
-            for leaf in leaves:
-                leaf.grad = None
-            loss(*(leaf.requires_grad_() for leaf in leaves)).backward()
-
-        times: list[float] = []
-
-        def timed(call: Callable[[], None] = call, times: list[float] = times) -> None:
-            times.append(seconds(call, device))
-
         try:
-            peak = memory.peak(timed, device)
-            for _ in range(0 if times[0] > ENOUGH else REPEATS):
-                timed()
+            found = measure(loss, inputs.paired(Size(N, D), device), device)
         except Exception as error:
             status = "out of memory" if memory.is_out_of_memory(error) else f"fails: {error}"
             yield {"N": N, "status": status[:200]}
             return
-        spent = statistics.median(times)
-        yield {"N": N, "seconds": spent, "peak_memory": peak}
+        spent = found["seconds"] if N >= FITTED_FROM else 0.0
+        yield {"N": N, **found}
 
 
 def in_a_process(

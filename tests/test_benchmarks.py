@@ -103,7 +103,12 @@ def test_the_page_shows_every_contender(tmp_path):
     record = made([1.0, 2.0], [2.0, 4.0])
     record["contenders"]["keops"] = {"status": "out of memory"}
     machine = {"cpu": "c", "threads": 1, "instruction_set": "AVX2"}
-    content = {"machine": machine, "versions": {"torch": "2", "inf-cl": ""}, "limits": {}}
+    content = {
+        "machine": machine,
+        "versions": {"torch": "2", "inf-cl": ""},
+        "limits": {},
+        "commit": "c",
+    }
     content |= {"rows": {"a": record}}
     page = report.page("name", json.loads(json.dumps(content)))
     assert "2.00 (2.00 to 2.00) |" in page
