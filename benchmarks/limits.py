@@ -19,7 +19,7 @@ from torch import Tensor
 
 UNITS = {"product": "FLOP/s", "instructions": "fp32 lane instructions/s", "copy": "bytes/s"}
 LEAST_SIDE, MOST_SIDE = 512, 2048  # of the product: smaller is launch, larger only takes longer
-STEPS = 1 << 18
+STEPS = 1 << 20  # some milliseconds
 COPIED = 1 << 26  # bytes: beyond the caches
 COPIED_CUDA = 1 << 29
 
