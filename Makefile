@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test demo lint sanitize races format clean
+.PHONY: test demo bench bench-quick bench-large lint sanitize races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -21,6 +21,31 @@ test: $(VENV)/dev $(VENV)/built
 
 demo: $(VENV)/demo $(VENV)/built
 	$(BIN)/python examples/train_retrieval.py --out runs/demo
+
+# RESUME=--resume keeps the rows that this machine has measured with the same versions.
+BENCH := $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+bench: $(VENV)/bench $(VENV)/built
+	$(BENCH) $(RESUME)
+	$(BIN)/python -m benchmarks.scaling $(RESUME)
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.plots
+
+# Tiny sizes: every benchmark runs, every rival's value is ours, tables and pictures can be made.
+# One thread: so small, threads would only wait for one another.
+QUICK := --quick --results build/bench-quick
+bench-quick: export OMP_NUM_THREADS := 1
+bench-quick: $(VENV)/bench $(VENV)/built
+	rm -rf build/bench-quick
+	$(BENCH) -q $(QUICK)
+	$(BIN)/python -m benchmarks.scaling $(QUICK)
+	$(BIN)/python -m benchmarks.large $(QUICK)
+	$(BIN)/python -m benchmarks.report --results build/bench-quick
+	$(BIN)/python -m benchmarks.plots --results build/bench-quick
+
+# 10^10 pairs, some minutes; checked against fp64.
+bench-large: $(VENV)/bench $(VENV)/built
+	$(BIN)/python -m benchmarks.large
+	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/dev $(VENV)/built
 	$(BIN)/ruff check .
@@ -63,13 +88,21 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The files $(VENV)/{demo,dev,built} are stamps: each is as new as the last time its recipe succeeded.
+# The files $(VENV)/{demo,dev,bench,built} are stamps: each is as new as the last time its recipe succeeded.
 $(VENV)/demo: requirements-demo.txt | $(BIN)/python
 	$(BIN)/python -m pip install -r requirements-demo.txt
 	touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/demo
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+# open_clip without its dependencies: torchvision has no CPU build, and its loss module needs none.
+# If not all rivals can be installed, those that can are; the tables show the others as missing.
+$(VENV)/bench: requirements-bench.txt $(VENV)/dev
+	$(BIN)/python -m pip install -r requirements-bench.txt || \
+		sed '/^[-#]/d' requirements-bench.txt | xargs -d '\n' -n 1 $(BIN)/python -m pip install || true
+	-$(BIN)/python -m pip install --no-deps open_clip_torch==3.3.0
 	touch $@
 
 # The package is installed in place once; the extension is then rebuilt file by file, which pip cannot.

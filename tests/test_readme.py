@@ -9,6 +9,7 @@ import pytest
 
 import compare_losses
 import itm_kernels
+from benchmarks import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,3 +45,12 @@ def test_table_of_real_data_is_the_measured_one() -> None:
     table = compare_losses.write_table(runs)
     assert table in README
     assert table == RESULTS.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_figures_of_speed_are_the_measured_ones() -> None:
+    everything = report.load()
+    assert report.with_section(README, report.readme_section(everything)) == README
+    for name, page in report.pages(everything).items():
+        assert page == (report.RESULTS / name).read_text(encoding="utf-8"), f"{name}: run report"
+    for name in everything:
+        assert f"benchmarks/results/{name}.md" in README

@@ -1,0 +1,57 @@
+"""Synthetic vectors of 8 clusters, gradients to anchors and members.
+
+Least work: logits and weighted sum, two products forward; the gradients of both operands of both,
+four backward. kam adds one small system per cluster, which is not counted.
+"""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import inputs
+from benchmarks.limits import Work
+from benchmarks.race import Row
+from benchmarks.rivals import eager, keops, plain
+from benchmarks.shapes import CLUSTERS, USUAL, sizes
+from itm_kernels import ops
+
+# Half the typical distance of two members: several of them count. At the paper's .1 every softmax
+# is one-hot, which is no faster, but then errors are not seen.
+SIGMA, RIDGE = 0.3, 1e-4
+
+
+@pytest.mark.parametrize("size", sizes(USUAL), ids=str)
+@pytest.mark.parametrize("weights", ("kam", "attention"))
+def bench_vectors(race, sized, device, size, weights):
+    size = sized(size)
+    anchors, members = inputs.paired(size, device)
+    start = members[:CLUSTERS]
+    assignment = ops.kmeans(members, CLUSTERS, init=start).assignment
+    product = 2.0 * size.N * size.N * size.D
+    row = Row(
+        "rbf_synthesis",
+        size,
+        (anchors, members, assignment),
+        Work("product", 2 * product, 4 * product),
+        case=f"vectors {weights}",
+        facts={"clusters": CLUSTERS, "sigma": SIGMA},
+    )
+    options: dict[str, Any] = {
+        "num_clusters": CLUSTERS,
+        "sigma": SIGMA,
+        "weights": weights,
+        "ridge": RIDGE,
+    }
+
+    def ours(anchors: Tensor, members: Tensor, assignment: Tensor) -> Tensor:
+        return ops.rbf_synthesis(anchors, members, assignment, **options).vectors
+
+    formula = partial(eager.rbf_synthesis, **options)
+    others = {"eager": plain(formula)}
+    if weights == "attention":
+        others["keops"] = partial(keops.rbf_attention, CLUSTERS, SIGMA)
+    assert torch.bincount(assignment, minlength=CLUSTERS).min() > 0
+    race(row, ours, formula, **others)

@@ -1,0 +1,163 @@
+"""The `race` fixture, which every benchmark hands its row and contenders, and the options."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import limits, memory, results, rivals
+from benchmarks.race import SLOW, Contender, Row, Run, summary
+from benchmarks.rivals import Builder
+from benchmarks.shapes import Size
+
+QUICK_ROUNDS, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make bench` and `make bench-quick` set."""
+    add = parser.getgroup("itm_kernels").addoption
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="what the tensors live on")
+    add("--seconds", type=float, default=3.0, help="measured time of a row, all contenders")
+    add("--quick", action="store_true", help="tiny sizes: does everything run, are values equal?")
+    add("--resume", action="store_true", help="keep rows that this machine has measured")
+    add("--results", type=Path, help="folder of the JSON file; a quick run needs one to write")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let rivals warn: their warnings are not ours to treat as errors."""
+    config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """Leave the host's name out of what pytest-benchmark stores."""
+    machine_info.pop("node", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Number the rows for the progress that they print."""
+    for number, item in enumerate(items, start=1):
+        item.stash[PLACE] = f"[{number}/{len(items)}]"
+
+
+PLACE = pytest.StashKey[str]()
+STORE = pytest.StashKey[results.Results]()
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Return the device of all tensors. Threads are OpenMP's: all cores, or OMP_NUM_THREADS."""
+    chosen: str = pytestconfig.getoption("device")
+    if chosen == "cpu":
+        memory.forbid_more_than_there_is()
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def store(pytestconfig: pytest.Config, device: str) -> results.Results | None:
+    """Return this machine's results, its limits measured; None if nothing is to be written."""
+    folder = pytestconfig.getoption("results")
+    if folder is None:
+        if pytestconfig.getoption("quick"):
+            return None
+        folder = results.FOLDER
+    facts = results.machine(device, torch.get_num_threads())
+    found = results.Results(folder / f"{results.name(facts)}.json")
+    found.begin(facts, rivals.versions(), pytestconfig.getoption("resume"))
+    for name, rate in limits.measured(device).items():
+        found.add("limits", name, rate)
+    return found
+
+
+@pytest.fixture
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Tell whether this run only checks that everything runs."""
+    return bool(pytestconfig.getoption("quick"))
+
+
+@pytest.fixture
+def sized(quick: bool) -> Callable[[Size], Size]:
+    """Return the size to run instead of the one asked for."""
+    return Size.tiny if quick else lambda size: size
+
+
+@pytest.fixture
+def compiled(quick: bool) -> Callable[[rivals.Function], Builder]:
+    """Return torch.compile; a quick run traces and leaves the C++ compiler out."""
+    return lambda function: rivals.compiled(function, "eager" if quick else "inductor")
+
+
+@pytest.fixture
+def race(
+    request: pytest.FixtureRequest, benchmark: Any, device: str, store: results.Results | None
+) -> Iterator[Callable[..., None]]:
+    """Measure ours against its rivals and keep the record.
+
+    In a quick run a rival may be missing, but one that is there has to work.
+    """
+    config = request.config
+
+    def run(row: Row, ours: rivals.Function, truth: rivals.Function, **others: Builder) -> None:
+        if store is not None and config.getoption("resume") and row.key in store.section("rows"):
+            pytest.skip("kept from an earlier run")
+        exact = Run(row, truth, device, double=True)
+        exact()
+        expected = exact.found()
+        del exact
+        builders = {"ours": rivals.plain(ours), **others}
+        contenders = []
+        for name, builder in builders.items():
+            contenders.append(Contender(name, row, builder, device))
+            contenders[-1].compare(expected)
+        failed = [c.record["status"] for c in contenders if c.record["status"].startswith("fails")]
+        assert not (failed and config.getoption("quick")), failed
+        record = _measure(row, contenders, benchmark, config, device)
+        benchmark.extra_info.update(record)
+        if store is not None:
+            store.add("rows", row.key, record)
+        _report(config, request.node.stash[PLACE], row, record)
+
+    yield run
+
+
+def _measure(
+    row: Row, contenders: list[Contender], benchmark: Any, config: pytest.Config, device: str
+) -> dict[str, Any]:
+    ours, *others = contenders
+    probe = limits.Probe(row.work.kind, row.size.N, row.size.D, row.size.dtype, device)
+    rates = [probe.rate()]
+
+    def rest_of_the_round() -> None:
+        rates.append(probe.rate())
+        for contender in others:
+            contender.measure()
+        others.extend(others[:1])  # another one runs just before ours the next time
+        del others[:1]
+
+    once = sum(c.estimate for c in contenders if c.estimate <= SLOW) + 1e-4
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(config.getoption("seconds") / once)))
+    if config.getoption("quick"):
+        rounds = QUICK_ROUNDS
+    benchmark.pedantic(ours.measure, setup=rest_of_the_round, rounds=rounds)
+    return summary(contenders, rates, row)
+
+
+def _report(config: pytest.Config, place: str, row: Row, record: dict[str, Any]) -> None:
+    mode = "both" if row.differentiable else "forward"
+    parts = []
+    for name, contender in record["contenders"].items():
+        if mode not in contender:
+            parts.append(f"{name}: {contender['status']}")
+        elif name == "ours":
+            ours = contender[mode]
+            parts.append(f"{1000 * ours['median']:.3g} ms, {ours['percent_of_limit']:.0f} %")
+        else:
+            parts.append(f"{name} x {contender[mode]['ratio']['median']:.2f}")
+    plugins: Any = config.pluginmanager
+    reporter = plugins.get_plugin("terminalreporter")
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+        reporter.ensure_newline()
+        reporter.write_line(f"{place} {row.key}: {'; '.join(parts)}")

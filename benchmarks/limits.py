@@ -1,0 +1,127 @@
+"""What this machine can do, measured next to every row: products, fp32 instructions, copies.
+
+A limit is the least work that the mathematics needs, over the rate of the machine at that kind of
+work. The rate is taken in every round of a row, so that a slow minute of the machine slows both.
+"""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+UNITS = {"product": "FLOP/s", "instructions": "fp32 lane instructions/s", "copy": "bytes/s"}
+LEAST_SIDE, MOST_SIDE = 512, 2048  # of the product: smaller is launch, larger only takes longer
+STEPS = 1 << 20  # some milliseconds
+COPIED = 1 << 26  # bytes: beyond the caches
+COPIED_CUDA = 1 << 29
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least work of a row, forward and backward, in the unit of its kind."""
+
+    kind: str  # product, instructions or copy
+    forward: float
+    backward: float
+
+    @property
+    def both(self) -> float:
+        """Return the work of forward and backward."""
+        return self.forward + self.backward
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that the clock sees all of its work."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object], device: str) -> float:
+    """Return the wall time of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+class Probe:
+    """Measures the rate of one kind of work at a row's size, again at every call."""
+
+    def __init__(self, kind: str, N: int, D: int, dtype: torch.dtype, device: str) -> None:
+        self.device = device
+        self.run: Callable[[], object]
+        side = min(max(N, LEAST_SIDE), MOST_SIDE)
+        if kind == "product":
+            x, y = (torch.randn(side, D, device=device, dtype=dtype) for _ in range(2))
+            out = torch.empty(side, side, device=device, dtype=dtype)
+            self.amount, self.run = 2.0 * side * side * D, lambda: torch.mm(x, y.T, out=out)
+        elif kind == "instructions":
+            self.amount, self.run = _instructions(device)
+        else:
+            size = COPIED_CUDA if device == "cuda" else COPIED
+            source = torch.ones(size, dtype=torch.uint8, device=device)
+            target = torch.empty_like(source)
+            self.amount, self.run = 2.0 * size, lambda: target.copy_(source)
+        seconds(self.run, device)
+
+    def rate(self) -> float:
+        """Return the rate now, in the unit of the kind."""
+        return self.amount / seconds(self.run, self.device)
+
+
+def _instructions(device: str) -> tuple[float, Callable[[], object]]:
+    if device == "cuda":
+        return _instructions_cuda()
+    library, threads = _library(), torch.get_num_threads()
+    return float(library.chains()) * STEPS * threads, lambda: library.multiply_add(STEPS, threads)
+
+
+def _instructions_cuda() -> tuple[float, Callable[[], object]]:
+    """256 multiply-adds on every element of a tensor, fused by torch.compile."""
+    steps, x = 256, torch.rand(1 << 24, device="cuda")
+
+    @torch.compile
+    def chain(x: Tensor) -> Tensor:
+        value = x
+        for _ in range(steps):
+            value = torch.addcmul(x, value, x)
+        return value
+
+    return float(steps) * x.numel(), lambda: chain(x)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Compile fma.cpp for the instruction set that torch found."""
+    sets = {"AVX512": ["-mavx512f", "-mprefer-vector-width=512"], "AVX2": ["-mavx2", "-mfma"]}
+    flags = sets.get(torch.backends.cpu.get_cpu_capability(), [])
+    built = Path(tempfile.mkdtemp()) / "fma.so"
+    source = Path(__file__).with_name("fma.cpp")
+    compiler = os.environ.get("CXX", "g++")
+    # -ffast-math would fold the loop into its closed form.
+    options = "-O3 -fopenmp -shared -fPIC".split()
+    command = [compiler, *options, *flags, str(source), "-o", str(built)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(built))
+    library.multiply_add.argtypes = [ctypes.c_int64, ctypes.c_int]
+    library.multiply_add.restype = ctypes.c_double
+    return library
+
+
+def measured(device: str) -> dict[str, float]:
+    """Return every rate once, for the head of the results."""
+    rates = {"copy bytes/s": Probe("copy", 1, 1, torch.float32, device).rate()}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = f"product {str(dtype).removeprefix('torch.')} FLOP/s"
+        rates[name] = max(Probe("product", 2048, 1024, dtype, device).rate() for _ in range(3))
+    rates["fp32 lane instructions/s"] = Probe("instructions", 1, 1, torch.float32, device).rate()
+    return rates

@@ -1,0 +1,204 @@
+"""One row: ours and its rivals in turns, in one process, so that the machine's drift cancels.
+
+A round runs every contender once, forward then backward; ratios are taken within a round and
+their median is reported. Before the first round each contender's values and gradients are compared
+with the formula in fp64: a benchmark of different mathematics fails instead of being reported.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import memory
+from benchmarks.limits import Work, seconds
+from benchmarks.rivals import Builder, Function, UnavailableError
+from benchmarks.shapes import Size
+from itm_kernels import backends
+
+# Relative to the norm. Values are sums over many pairs. A gradient may differ where fp32 cannot
+# tell two negatives apart or on which side of a bound a pair lies; other mathematics differs by 1.
+TOLERANCE = {torch.float32: (1e-4, 5e-2), torch.bfloat16: (5e-2, 5e-1)}
+SLOW = 3.0  # seconds: a contender that takes longer runs once more, not every round
+
+
+def as_it_is(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the one tensor that a function returns."""
+    return outputs[0]
+
+
+@dataclass
+class Row:
+    """What is computed, on which tensors, and the least work that it needs."""
+
+    operator: str
+    size: Size
+    tensors: tuple[Tensor, ...]
+    work: Work
+    case: str = ""
+    uses: tuple[str, ...] = ()  # operators below a loss, for what "auto" picks; default: operator
+    differentiable: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)  # of the data: density, active anchors
+    value: Callable[[Sequence[Tensor]], Tensor] = as_it_is  # of the outputs, what must be equal
+    tolerance: float | None = None  # of the value, where the common one does not fit
+
+    @property
+    def key(self) -> str:
+        """Return the row's name in the results."""
+        return "/".join(part for part in (self.operator, self.case, str(self.size)) if part)
+
+
+def outputs_of(function: Function, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return what a function returns, always as a tuple."""
+    result = function(*tensors)
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+class Run:
+    """One forward and backward pass of a contender, with or without a clock."""
+
+    def __init__(self, row: Row, function: Function, device: str, double: bool = False) -> None:
+        self.row, self.function, self.device = row, function, device
+        self.tensors = [
+            t.double() if double and t.is_floating_point() else t.clone() for t in row.tensors
+        ]
+        self.leaves = [t for t in self.tensors if t.is_floating_point()]
+        self.outputs: tuple[Tensor, ...] = ()
+        self.seed: Tensor | None = None
+
+    def forward(self) -> None:
+        """Compute the outputs."""
+        self.outputs = outputs_of(self.function, self.tensors)
+
+    def backward(self) -> None:
+        """Compute the gradients of the leaves, from a fixed gradient of the first output."""
+        self.outputs[0].backward(self.seed)
+
+    def prepare(self) -> None:
+        """Forget the last pass."""
+        self.outputs = ()
+        for leaf in self.leaves:
+            leaf.grad = None
+            leaf.requires_grad_(self.row.differentiable)
+
+    def __call__(self) -> tuple[float, float]:
+        """Return the seconds of forward and backward."""
+        self.prepare()
+        forward = seconds(self.forward, self.device)
+        if not self.row.differentiable:
+            return forward, 0.0
+        output = self.outputs[0]
+        if self.seed is None and output.dim():
+            draw = torch.Generator().manual_seed(1)
+            self.seed = torch.randn(output.shape, generator=draw).to(output)
+        return forward, seconds(self.backward, self.device)
+
+    def found(self) -> list[Tensor]:
+        """Return the value and the gradients of the last pass, in fp64."""
+        with torch.no_grad():
+            value = self.row.value(self.outputs).double()
+        grads = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        return [value, *(grad.double() for grad in grads)]
+
+
+def distance(found: Sequence[Tensor], truth: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the relative error of the value, and the largest one of the gradients."""
+    norms = [(f - t).norm().item() for f, t in zip(found, truth, strict=True)]
+    sizes = [t.norm().item() for t in truth]
+    relative = [n / max(size, 1e-30) for n, size in zip(norms, sizes, strict=True)]
+    return relative[0], max(relative[1:], default=0.0)
+
+
+class Contender:
+    """A contender of one row: first whether it can run and is right, then its times."""
+
+    def __init__(self, name: str, row: Row, builder: Builder, device: str) -> None:
+        self.name, self.row, self.device = name, row, device
+        self.times: list[tuple[float, float]] = []
+        self.record: dict[str, Any] = {"status": "measured"}
+        self.run: Run | None = None
+        self.estimate = 0.0
+        try:
+            self.run = Run(row, builder(), device)
+            self.run()
+        except Exception as error:
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        self.run = None
+        if isinstance(error, UnavailableError):
+            self.record = {"status": str(error)}
+        elif memory.is_out_of_memory(error):
+            self.record = {"status": "out of memory"}
+        elif self.name == "ours":
+            raise error
+        else:
+            lines = str(error).splitlines() or [""]
+            self.record = {"status": f"fails: {type(error).__name__}: {lines[0][:120]}"}
+
+    def compare(self, truth: Sequence[Tensor]) -> None:
+        """Hold value and gradients against fp64; record time and memory of a second pass."""
+        if self.run is None:
+            return
+        value, gradient = distance(self.run.found(), truth)
+        most, most_gradient = TOLERANCE[self.row.size.dtype]
+        most = self.row.tolerance or most
+        assert value <= most, f"{self.row.key}: {self.name} is {value:.2g} away from fp64"
+        assert gradient <= most_gradient, f"{self.row.key}: gradient of {self.name}: {gradient:.2g}"
+        run, times = self.run, self.times
+        run.prepare()
+        peak = memory.peak(lambda: times.append(run()), self.device)
+        self.estimate = sum(self.times.pop())
+        self.record |= {"error": value, "gradient_error": gradient, "peak_memory": peak}
+
+    def measure(self) -> None:
+        """Run once with the clock."""
+        if self.run is not None and not (self.estimate > SLOW and self.times):
+            self.times.append(self.run())
+            self.run.prepare()
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return median and quartiles."""
+    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    return {"median": middle.item(), "low": low.item(), "high": high.item()}
+
+
+def summary(contenders: Sequence[Contender], rates: Sequence[float], row: Row) -> dict[str, Any]:
+    """Return the row's record: times, ratios within rounds, and the share of the limit."""
+    ours = contenders[0]
+    rate = quartiles(rates)
+    modes: dict[str, Callable[[tuple[float, float]], float]] = {"forward": lambda t: t[0]}
+    if row.differentiable:
+        modes |= {"backward": lambda t: t[1], "both": sum}
+    for contender in contenders:
+        record = contender.record
+        if not contender.times:
+            continue
+        record["rounds"] = len(contender.times)
+        for mode, part in modes.items():
+            record[mode] = quartiles([part(times) for times in contender.times])
+            work = getattr(row.work, mode)
+            record[mode]["rate"] = work / record[mode]["median"]
+            record[mode]["percent_of_limit"] = 100 * record[mode]["rate"] / rate["median"]
+            # A slow contender has fewer rounds: the first ones of ours are its neighbours.
+            pairs = zip(contender.times, ours.times, strict=False)
+            record[mode]["ratio"] = quartiles([part(theirs) / part(our) for theirs, our in pairs])
+    return {
+        "operator": row.operator,
+        "case": row.case,
+        "N": row.size.N,
+        "D": row.size.D,
+        "dtype": str(row.size.dtype).removeprefix("torch."),
+        "facts": row.facts,
+        "backends": {
+            name: backends.choose(name, ours.device, row.size.N**2)
+            for name in row.uses or (row.operator,)
+        },
+        "limit": {"kind": row.work.kind, **rate, "work": row.work.both},
+        "contenders": {contender.name: contender.record for contender in contenders},
+    }

@@ -1,0 +1,111 @@
+"""One JSON file per machine: what was measured, with what, and the machine without its name."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itm_kernels import backends
+
+FOLDER = Path(__file__).parent / "results"
+OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+
+
+def cpu_model() -> str:
+    """Return the processor's model as its vendor writes it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """Return what decides the speed of this machine; never its host name."""
+    facts: dict[str, Any] = {
+        "device": device,
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "extension": {k: v for k, v in backends.build_info().items() if k != "operators"},
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts["gpu"] = properties.name
+        facts["gpu_memory"] = properties.total_memory
+    return facts
+
+
+def name(facts: dict[str, Any]) -> str:
+    """Return the file's name of a machine: model family and cores, or the GPU."""
+    if facts["device"] == "cuda":
+        return f"cuda-{_slug(facts['gpu'])}"
+    model = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*|\d+-Core", "", facts["cpu"])
+    return f"cpu-{_slug(model)}-{facts['cores']}core"
+
+
+def commit() -> str:
+    """Return the commit that was last measured with, marked if more than results has changed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=FOLDER.parent.parent, **OUTPUT)
+        return str(done.stdout).strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except OSError:
+        return ""
+
+
+def _slug(text: str) -> str:
+    return "-".join(re.findall(r"[a-z0-9.]+", text.lower()))
+
+
+class Results:
+    """The file, written after every row, so that an interrupted run can go on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"machine": {}, "versions": {}, "limits": {}, "rows": {}}
+        if path.exists():
+            self.content.update(json.loads(path.read_text(encoding="utf-8")))
+
+    def begin(self, facts: dict[str, Any], versions: dict[str, str], resume: bool) -> None:
+        """Keep what is there if it was measured on this machine with these versions."""
+        if self.content["machine"] != facts or self.content["versions"] != versions:
+            self.content = {}
+        elif not resume:
+            self.content |= {"limits": {}, "rows": {}}
+        head = {"machine": facts, "versions": versions, "commit": commit()}
+        self.content = head | {"limits": {}, "rows": {}} | self.content | head
+
+    def section(self, section: str) -> dict[str, Any]:
+        """Return one part of the file: rows, limits, memory, scaling, large."""
+        return self.content.setdefault(section, {})
+
+    def add(self, section: str, key: str, record: Any) -> None:
+        """Add a record and write the file, whole or not at all."""
+        self.section(section)[key] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(rounded(self.content), indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)
+
+
+def rounded(value: Any) -> Any:
+    """Return the same with floats of four significant digits: more are noise."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,52 @@
+"""What a user would pick instead: plain PyTorch formulas, and packages.
+
+A rival is a builder that returns a function of the row's tensors, or raises `UnavailableError`.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+Function = Callable[..., Any]
+Builder = Callable[[], Function]
+
+PACKAGES = {
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "open_clip": "open-clip-torch",
+    "keops": "pykeops",
+    "scikit-learn": "scikit-learn",
+    "faiss": "faiss-cpu",
+    "inf_cl": "inf-cl",
+}
+
+
+class UnavailableError(RuntimeError):
+    """A rival that cannot run a row here; the message is what the report shows."""
+
+
+def versions() -> dict[str, str]:
+    """Return the version of every package that is compared, empty where it is not installed."""
+    found = {}
+    for distribution in ("torch", "numpy", "pytest-benchmark", *PACKAGES.values()):
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            found[distribution] = ""
+    return found
+
+
+def plain(function: Function) -> Builder:
+    """Return the builder of a formula that needs no building."""
+    return lambda: function
+
+
+def compiled(function: Function, backend: str = "inductor") -> Builder:
+    """Return the builder of a formula under torch.compile, for the row's sizes alone."""
+
+    def build() -> Function:
+        torch._dynamo.reset()
+        return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+
+    return build

@@ -1,0 +1,180 @@
+"""The formulas that people write: VSE++'s and IMC's own code, and the plainest form of the others.
+
+Written as in those projects: several N x M matrices live at once, and autograd keeps them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    logsigmoid,
+    normalize,
+)
+
+MARGIN = 0.2
+SCALE = 20.0  # 1 / temperature of the papers, .05
+BIAS = -10.0
+
+
+def _hinges(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """VSE++, `ContrastiveLoss.forward` up to its reduction."""
+    scores = image @ text.T  # [N, N]
+    diagonal = scores.diagonal().view(-1, 1)
+    text_cost = (MARGIN + scores - diagonal.expand_as(scores)).clamp(min=0)
+    image_cost = (MARGIN + scores - diagonal.T.expand_as(scores)).clamp(min=0)
+    own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
+    return text_cost.masked_fill(own, 0), image_cost.masked_fill(own, 0)
+
+
+def sum_of_hinges(image: Tensor, text: Tensor) -> Tensor:
+    """VSE++ without `max_violation`."""
+    text_cost, image_cost = _hinges(image, text)
+    return text_cost.sum() + image_cost.sum()
+
+
+def max_of_hinges(image: Tensor, text: Tensor) -> Tensor:
+    """VSE++ with `max_violation`."""
+    text_cost, image_cost = _hinges(image, text)
+    return text_cost.max(1)[0].sum() + image_cost.max(0)[0].sum()
+
+
+def info_nce(image: Tensor, text: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy, from one score matrix."""
+    logits = SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T
+    labels = torch.arange(logits.shape[0], device=logits.device)
+    return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+
+
+def info_cmr(image: Tensor, text: Tensor) -> Tensor:
+    """InfoCMR without synthesis and noise: the two directions are added."""
+    return 2 * info_nce(image, text)
+
+
+def sigmoid(image: Tensor, text: Tensor) -> Tensor:
+    """SigLIP: minus the log sigmoid of every pair, over the number of texts."""
+    logits = SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T + BIAS
+    labels = 2 * torch.eye(logits.shape[0], device=logits.device, dtype=logits.dtype) - 1
+    return -logsigmoid(labels * logits).sum() / logits.shape[0]
+
+
+def intra_modal(
+    x: Tensor,  # [N, D]
+    metric: str = "cosine",
+    mode: str = "official",
+    lower: float = 0.05,
+    upper: float = 0.5,
+) -> Tensor:
+    """IMC's constraint of one modality, by score or distance matrix and masks."""
+    N = x.shape[0]
+    own = torch.eye(N, dtype=torch.bool, device=x.device)
+    if metric == "cosine":
+        rows = x if mode == "official" else normalize(x, dim=-1)
+        values = rows @ rows.T if mode == "official" else 1 - rows @ rows.T
+        low, high = (upper, 1 - lower) if mode == "official" else (lower, upper)
+    else:
+        values, low, high = torch.cdist(x, x, p=1.0), lower, upper
+        if mode == "official":
+            values = values / values.norm(dim=1, keepdim=True)
+            ranked = values[0].detach().sort().values
+            low, high = ranked[round(lower * N)], ranked[round(upper * N)]
+    inside = (values > low) & (values < high) & ~own
+    total = values.masked_fill(~inside, 0).sum()
+    return total / N if mode == "official" else total
+
+
+def imc(image: Tensor, text: Tensor) -> Tensor:
+    """The whole loss of IMC's training loop: max of hinges and both constraints."""
+    return max_of_hinges(image, text) + intra_modal(image) + intra_modal(text)
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """The l1 distance matrix."""
+    return torch.cdist(x, y, p=1.0)
+
+
+def rbf_synthesis(
+    anchors: Tensor,  # [N, D]
+    members: Tensor,  # [M, D]
+    assignment: Tensor,  # [M]
+    num_clusters: int,
+    sigma: float,
+    weights: str,
+    ridge: float,
+) -> Tensor:  # [N, K, D]
+    """Loop over the clusters: own members, softmax, for kam a Cholesky solve, product."""
+    vectors = []
+    for k in range(num_clusters):
+        own = members[assignment == k]
+        khat = (-torch.cdist(anchors, own).square() / (2 * sigma**2)).softmax(1)
+        if weights == "kam":
+            gram = torch.exp(-torch.cdist(own, own).square() / (2 * sigma**2))
+            gram = gram + ridge * torch.eye(len(own), dtype=gram.dtype, device=gram.device)
+            khat = torch.cholesky_solve(khat.T, torch.linalg.cholesky(gram)).T
+        vectors.append(khat @ own)
+    return torch.stack(vectors, 1)
+
+
+def kmeans(x: Tensor, init: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations with a distance matrix and a sum per cluster."""
+    centroids = init
+    for _ in range(iterations):
+        nearest = torch.cdist(x, centroids).argmin(1)
+        count = torch.bincount(nearest, minlength=len(init)).to(x.dtype)[:, None]
+        total = torch.zeros_like(centroids).index_add_(0, nearest, x)
+        centroids = torch.where(count > 0, total / count.clamp(min=1), centroids)
+    return torch.cdist(x, centroids).argmin(1), centroids
+
+
+def sample_negatives(
+    image: Tensor,
+    text: Tensor,
+    strategy: str,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """ALBEF's sampler, masked before its softmax: one negative per anchor, both ways."""
+    scores = image @ text.T / temperature
+    own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
+    scores = scores.masked_fill(own, -torch.inf)
+    if strategy == "hardest":
+        return scores.argmax(1), scores.argmax(0)
+    texts = torch.multinomial(scores.softmax(1), 1, generator=generator)[:, 0]
+    images = torch.multinomial(scores.T.softmax(1), 1, generator=generator)[:, 0]
+    return texts, images
+
+
+def ranks(
+    queries: Tensor,  # [Q, D]
+    gallery: Tensor,  # [G, D]
+    query_ids: Tensor,  # [Q]
+    gallery_ids: Tensor,  # [G]
+) -> Tensor:  # [Q]
+    """Return 1 + how many candidates score above the best positive, from the score matrix."""
+    scores = queries @ gallery.T
+    others = query_ids[:, None] != gallery_ids[None, :]
+    best = scores.masked_fill(others, -torch.inf).max(1, keepdim=True).values
+    return 1 + (scores > best).sum(1)
+
+
+def itm(image: Tensor, text: Tensor) -> Tensor:
+    """Image-text matching on the hardest negatives, with dot products for a fusion model."""
+    N = image.shape[0]
+    with torch.no_grad():
+        own = torch.eye(N, dtype=torch.bool, device=image.device)
+        scores = (image @ text.T).masked_fill(own, -torch.inf)
+        hardest_text, hardest_image = scores.argmax(1), scores.argmax(0)
+    fused = torch.cat([image * text, image * text[hardest_text], image[hardest_image] * text])
+    labels = torch.zeros(3 * N, dtype=fused.dtype, device=image.device)
+    labels[:N] = 1
+    return binary_cross_entropy_with_logits(fused.sum(1), labels)
+
+
+def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
+    """ITO: CLIP's loss over all pairs of views, and NT-Xent between two fused vectors."""
+    align = [info_nce(image, text) for image in images for text in texts]
+    both = SCALE * normalize(fused.flatten(0, 1), dim=-1)  # [2 N, D]
+    logits = both @ both.T / SCALE
+    logits = logits.masked_fill(torch.eye(len(both), device=both.device).bool(), -torch.inf)
+    other = torch.arange(len(both), device=both.device).roll(len(both) // 2)
+    return torch.stack(align).mean() + 2 * cross_entropy(logits, other)

@@ -1,0 +1,183 @@
+"""Time and memory of whole losses over N, each in a fresh process, with the fitted exponents.
+
+Two studies of forward plus backward: N from 128 to 131,072 at a width so small that what happens to
+the N x M pairs dominates, and the memory of one large batch. A process of its own, so that nothing
+an earlier loss has left behind looks free; sizes ascend, so that the largest pays for itself.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import inputs, memory, results, rivals
+from benchmarks.limits import seconds
+from benchmarks.rivals import eager
+from benchmarks.shapes import MEMORY, STUDY, Size
+from itm_kernels import functional
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+REPEATS, ENOUGH = 9, 0.3  # measurements of a size, fewer once they take so many seconds together
+SETTLED = 32  # rows of an unmeasured first step
+LONGEST = 100.0  # seconds that the next size may be expected to take
+FITTED_FROM = 2048  # below, calls and launches weigh more than pairs
+
+
+def _first(constraint: Callable[[Tensor], Tensor]) -> Loss:
+    return lambda image, text: constraint(image)
+
+
+def _info_cmr(backend: str) -> Loss:
+    return partial(functional.info_cmr_loss, backend=backend)
+
+
+LOSSES: dict[str, dict[str, Loss]] = {
+    "max_of_hinges": {"ours": functional.max_of_hinges_loss, "eager": eager.max_of_hinges},
+    "sum_of_hinges": {"ours": functional.sum_of_hinges_loss, "eager": eager.sum_of_hinges},
+    "info_nce": {
+        "ours": partial(functional.info_nce_loss, logit_scale=eager.SCALE),
+        "eager": eager.info_nce,
+    },
+    "sigmoid": {
+        "ours": partial(functional.sigmoid_loss, logit_scale=eager.SCALE, logit_bias=eager.BIAS),
+        "eager": eager.sigmoid,
+    },
+    "intra_modal cosine": {
+        "ours": _first(functional.intra_modal_constraint),
+        "eager": _first(eager.intra_modal),
+    },
+    "intra_modal l1": {
+        "ours": _first(partial(functional.intra_modal_constraint, metric="l1")),
+        "eager": _first(partial(eager.intra_modal, metric="l1")),
+    },
+    "imc loss": {"ours": functional.imc_loss, "eager": eager.imc},
+    "info_cmr loss": {"ours": _info_cmr("auto"), "reference": _info_cmr("reference")},
+}
+
+
+def step(loss: Loss, leaves: tuple[Tensor, ...]) -> None:
+    """Run forward and backward."""
+    for leaf in leaves:
+        leaf.grad = None
+    loss(*(leaf.requires_grad_() for leaf in leaves)).backward()
+
+
+def measure(loss: Loss, leaves: tuple[Tensor, ...], device: str) -> dict[str, Any]:
+    """Return the median time of a step and its peak memory."""
+    times: list[float] = []
+
+    def timed() -> None:
+        times.append(seconds(lambda: step(loss, leaves), device))
+
+    peak = memory.peak(timed, device)
+    for _ in range(0 if times[0] > ENOUGH else REPEATS):
+        timed()
+    return {"seconds": statistics.median(times), "peak_memory": peak}
+
+
+def worker(loss: Loss, rows: list[int], D: int, device: str) -> Iterator[dict[str, Any]]:
+    """Measure one loss at ascending sizes, until one fails or would take too long."""
+    # What the libraries set up at their first call is no memory of the loss.
+    step(loss, inputs.paired(Size(SETTLED, D), device))
+    spent = 0.0
+    for place, N in enumerate(rows):
+        growth = (N / rows[place - 1]) ** 2 if place else 0.0
+        if spent * growth > LONGEST:
+            yield {"N": N, "status": f"not run: about {spent * growth:.0f} s expected"}
+            return
+        try:
+            found = measure(loss, inputs.paired(Size(N, D), device), device)
+        except Exception as error:
+            status = "out of memory" if memory.is_out_of_memory(error) else f"fails: {error}"
+            yield {"N": N, "status": status[:200]}
+            return
+        spent = found["seconds"] if N >= FITTED_FROM else 0.0
+        yield {"N": N, **found}
+
+
+def in_a_process(
+    name: str, contender: str, rows: tuple[int, ...], D: int, device: str
+) -> list[dict[str, Any]]:
+    """Run `worker` in a fresh process; a killed one has run out of memory."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--device", device, "--worker"]
+    command += [name, contender, str(D), *map(str, rows)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    points = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode:
+        left = [N for N in rows if N > (points[-1]["N"] if points else 0)]
+        status = "out of memory (killed)" if done.returncode < 0 else "fails"
+        points += [{"N": N, "status": status} for N in left[:1]]
+    return points
+
+
+def exponent(points: list[dict[str, Any]], field: str) -> float | None:
+    """Return the slope of log(field) over log N by least squares, None with fewer than 3 points."""
+    found = [
+        (math.log(p["N"]), math.log(p[field]))
+        for p in points
+        if p.get(field) and p["N"] >= FITTED_FROM
+    ]
+    if len(found) < 3:
+        return None
+    return statistics.linear_regression(*zip(*found, strict=True)).slope
+
+
+def study(store: results.Results, device: str, resume: bool, quick: bool) -> None:
+    """Run both studies and keep every curve as it is finished."""
+    kinds = {"scaling": STUDY, "memory": ((MEMORY[0],), MEMORY[1])}
+    if quick:
+        kinds = {"scaling": ((32, 64), 8)}  # the other study runs the same code
+    for section, (rows, D) in kinds.items():
+        for name, contenders in LOSSES.items():
+            if resume and name in store.section(section):
+                continue
+            record: dict[str, Any] = {"D": D}
+            for contender in contenders:
+                points = in_a_process(name, contender, rows, D, device)
+                record[contender] = {
+                    "points": points,
+                    "time_exponent": exponent(points, "seconds"),
+                    "memory_exponent": exponent(points, "peak_memory"),
+                }
+                last = points[-1] if points else {}
+                print(f"{section} {name} {contender}: {results.rounded(last)}", flush=True)
+                assert not quick or "seconds" in last, f"{name} {contender}: {last}"
+            store.add(section, name, record)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.worker:
+        name, contender, D, *rows = parsed.worker
+        if parsed.device == "cpu":
+            memory.forbid_more_than_there_is()
+        for point in worker(LOSSES[name][contender], list(map(int, rows)), int(D), parsed.device):
+            print(json.dumps(point), flush=True)
+        return
+    facts = results.machine(parsed.device, torch.get_num_threads())
+    store = results.Results(parsed.results / f"{results.name(facts)}.json")
+    # The rows stand in the same file: a study never starts it anew.
+    store.begin(facts, rivals.versions(), resume=True)
+    study(store, parsed.device, parsed.resume, parsed.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The benchmarks' own arithmetic: ratios, comparisons, tables, names, the cluster's volumes.
+
+That every benchmark runs and that every rival computes what we compute is `make bench-quick`.
+"""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import cluster_model, inputs, report, results, scaling
+from benchmarks.limits import Work
+from benchmarks.race import Contender, Row, Run, summary
+from benchmarks.rivals import UnavailableError, eager, plain
+from benchmarks.shapes import LARGE, Size
+from itm_kernels import functional
+
+SIZE = Size(20, 12)
+
+
+def row() -> Row:
+    return Row("max_of_hinges", SIZE, inputs.paired(SIZE, "cpu"), Work("product", 100.0, 50.0))
+
+
+def truth(of: Row) -> list[torch.Tensor]:
+    exact = Run(of, eager.max_of_hinges, "cpu", double=True)
+    exact()
+    return exact.found()
+
+
+def test_another_value_is_refused():
+    def wrong(image, text):
+        return 1.01 * eager.max_of_hinges(image, text)
+
+    contender = Contender("eager", row(), plain(wrong), "cpu")
+    with pytest.raises(AssertionError, match="eager is 0.01 away from fp64"):
+        contender.compare(truth(row()))
+
+
+def test_a_wrong_gradient_is_refused():
+    of = row()
+
+    def half(image, text):
+        value = eager.max_of_hinges(image, text)
+        return value.detach() + (value - value.detach()) / 2
+
+    contender = Contender("eager", of, plain(half), "cpu")
+    with pytest.raises(AssertionError, match="gradient of eager"):
+        contender.compare(truth(of))
+
+
+def test_a_rival_that_cannot_run_is_shown_and_ours_is_not_excused():
+    def missing():
+        raise UnavailableError("not installed")
+
+    def too_large():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    def broken():
+        raise ValueError("no such size")
+
+    statuses = [Contender("eager", row(), b, "cpu").record["status"] for b in (missing, too_large)]
+    assert statuses == ["not installed", "out of memory"]
+    record = Contender("eager", row(), broken, "cpu").record
+    assert record == {"status": "fails: ValueError: no such size"}
+    with pytest.raises(ValueError, match="no such size"):
+        Contender("ours", row(), broken, "cpu")
+
+
+def made(ours: list[float], rival: list[float]) -> dict:
+    of = row()
+    contenders = [
+        Contender("ours", of, plain(functional.max_of_hinges_loss), "cpu"),
+        Contender("eager", of, plain(eager.max_of_hinges), "cpu"),
+    ]
+    for contender, times in zip(contenders, (ours, rival), strict=True):
+        contender.compare(truth(of))
+        contender.times = [(0.75 * t, 0.25 * t) for t in times]
+    return summary(contenders, [300.0, 300.0, 300.0], of)
+
+
+def test_ratios_are_taken_within_rounds():
+    # The machine slows down tenfold in the last round: each median alone would not say 2.
+    record = made([1.0, 2.0, 10.0], [2.0, 4.0, 20.0])
+    eager_both = record["contenders"]["eager"]["both"]
+    assert eager_both["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    ours = record["contenders"]["ours"]["both"]
+    assert ours["median"] == 2.0
+    assert ours["percent_of_limit"] == pytest.approx(100 * 150 / 2 / 300)
+    assert record["contenders"]["ours"]["forward"]["median"] == 1.5
+
+
+def test_a_slower_row_is_listed_and_noise_is_not():
+    slower = made([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    noisy = made([1.0, 1.0, 1.0], [0.5, 0.99, 2.0])
+    faster = made([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    sentences = report.not_fastest({"slower": slower, "noisy": noisy, "faster": faster})
+    assert len(sentences) == 1
+    assert sentences[0].startswith("- slower: PyTorch eager 0.50; ")
+
+
+def test_the_page_shows_every_contender(tmp_path):
+    record = made([1.0, 2.0], [2.0, 4.0])
+    record["contenders"]["keops"] = {"status": "out of memory"}
+    machine = {"cpu": "c", "threads": 1, "instruction_set": "AVX2"}
+    content = {
+        "machine": machine,
+        "versions": {"torch": "2", "inf-cl": ""},
+        "limits": {},
+        "commit": "c",
+    }
+    content |= {"rows": {"a": record}}
+    page = report.page("name", json.loads(json.dumps(content)))
+    assert "2.00 (2.00 to 2.00) |" in page
+    assert "pykeops out of memory" in page
+    assert "inf-cl not installed" in page
+    section = report.readme_section({"name": content})
+    readme = f"before\n{report.BEGIN}old\n{report.END}after"
+    assert section in report.with_section(readme, section)
+    assert "old" not in report.with_section(readme, section)
+
+
+def test_machines_are_named_without_their_host():
+    facts = {"device": "cpu", "cpu": "AMD EPYC", "cores": 2}
+    assert results.name(facts) == "cpu-amd-epyc-2core"
+    facts["cpu"] = "Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz"
+    assert results.name(facts) == "cpu-intel-xeon-platinum-8480c-2core"
+    assert results.name({"device": "cuda", "gpu": "NVIDIA H200"}) == "cuda-nvidia-h200"
+
+
+def test_rows_are_kept_for_the_same_machine_and_versions_alone(tmp_path):
+    path = tmp_path / "m.json"
+    store = results.Results(path)
+    store.begin({"cores": 2}, {"torch": "1"}, resume=False)
+    store.add("rows", "a", {"x": 1.23456789})
+    for facts, versions, resume, kept in (
+        ({"cores": 2}, {"torch": "1"}, True, {"a": {"x": 1.235}}),
+        ({"cores": 2}, {"torch": "1"}, False, {}),
+        ({"cores": 4}, {"torch": "1"}, True, {}),
+        ({"cores": 2}, {"torch": "2"}, True, {}),
+    ):
+        again = results.Results(path)
+        again.begin(facts, versions, resume)
+        assert again.section("rows") == kept
+
+
+def test_data_is_as_dense_as_it_says():
+    image, text = inputs.paired(Size(LARGE // 4, 256), "cpu")
+    assert image.norm(dim=1).sub(1).abs().max() < 1e-5
+    assert inputs.density(image, 0.5, 0.95) == pytest.approx(0.05, abs=0.015)
+    lower, upper = inputs.band(image, 0.05)
+    distance = torch.cdist(image, image, p=1.0)
+    inside = ((distance > lower) & (distance < upper)).float().mean().item()
+    assert inside == pytest.approx(0.05, abs=0.015)
+    assert inputs.violations(image, text, eager.MARGIN)["violating_anchors"] > 0.9
+
+
+def test_exponents_are_slopes():
+    points = [{"N": N, "seconds": 1e-9 * N**2} for N in (128, 2048, 8192, 32768)]
+    points[0]["seconds"] = 1.0
+    assert scaling.exponent(points, "seconds") == pytest.approx(2)
+    assert scaling.exponent(points[:3], "seconds") is None
+
+
+def test_volumes_of_the_cluster_are_the_counted_ones():
+    # W = 8, B = 4096, D = 1024, MB: counted by hand from the schemes' descriptions.
+    found = [
+        round(cluster_model.volume(s.name, 8, 4096, 1024) / 1e6) for s in cluster_model.SCHEMES
+    ]
+    assert found == [252, 352, 738]
