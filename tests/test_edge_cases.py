@@ -126,3 +126,18 @@ def test_semihard_leaves_out_a_negative_as_good_as_the_positive() -> None:
     loss = losses.MaxOfHingesLoss(0.5, mining="semihard", reduction="none")
     assert loss.from_scores(scores).tolist() == [0.25, 0.0, 0.0]
     assert losses.MaxOfHingesLoss(0.5, reduction="none").from_scores(scores)[0] == 0.5
+
+
+def test_a_small_contrastive_loss_keeps_its_digits(backend: str) -> None:
+    """At the end of training logits are near 100: their log-sum has 1e-5, the loss 1e-9."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(65, 24, generator=generator)
+    rows = [shared + 0.3 * torch.randn(65, 24, generator=generator) for _ in range(2)]
+    image, text = (t.requires_grad_() for t in rows)
+    loss = losses.InfoNCELoss(100.0, backend=backend)(image, text)
+    exact = losses.InfoNCELoss(100.0, backend="reference")(image.double(), text.double())
+    assert 0 < exact < 1e-8
+    assert (loss - exact).abs() < 1e-9
+    (wanted,) = torch.autograd.grad(exact, image)
+    (found,) = torch.autograd.grad(loss, image)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())

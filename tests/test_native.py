@@ -13,8 +13,8 @@ from torch import Tensor
 from itm_kernels import backends, ops
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
-# Losses whose pairwise work is compiled; the others run on the reference and need no second look.
-NATIVE = [case for case in CASES if case.name not in ("info_cmr", "info_cmr-attached", "itm")]
+# InfoCMR draws noise: its backends agree where they draw alike, which one seed does not promise.
+NATIVE = [case for case in CASES if case.name not in ("info_cmr", "info_cmr-attached")]
 
 
 @pytest.fixture(autouse=True)

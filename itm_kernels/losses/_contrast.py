@@ -7,19 +7,31 @@ from torch import Tensor
 
 from itm_kernels._pairs import Pairs
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
+from itm_kernels.reference._pairs import show_not_finite
 from itm_kernels.reference._rows import paired_scores
 
 
 class Contrast(NamedTuple):
-    """Per pair: the logit of the positive and the log of both denominators."""
+    """Per pair: the logit of the positive, and the log of the negatives' sum on both sides."""
 
     positive: Tensor  # [M]
-    from_image: Tensor  # [M] log of the sum over texts
-    from_text: Tensor  # [M] log of the sum over images
+    from_image: Tensor  # [M] log of the sum over texts with another id
+    from_text: Tensor  # [M] log of the sum over images with another id
 
     def mean(self) -> Tensor:
         """Return the mean cross-entropy of both directions, one value per pair."""
-        return (self.from_image + self.from_text) / 2 - self.positive
+        to_text = cross_entropy(self.positive, self.from_image)
+        return (to_text + cross_entropy(self.positive, self.from_text)) / 2
+
+
+def cross_entropy(positive: Tensor, *negatives: Tensor) -> Tensor:
+    """Return -log softmax of the positive `[M]`, given logs of sums over negatives `[M]`.
+
+    Negatives are taken relative to the positive before anything is added up: a small loss is then
+    no difference of two large logarithms.
+    """
+    relative = [torch.zeros_like(positive), *(other - positive for other in negatives)]
+    return torch.stack(relative).logsumexp(0) + show_not_finite(positive)
 
 
 def of_image(values: Tensor, pairs: Pairs) -> Tensor:
@@ -35,16 +47,10 @@ def contrast(
     function: str,
     backend: str,
 ) -> Contrast:
-    """Compute both denominators, of the positive and of all pairs with different ids."""
+    """Compute the logit of every positive and both sums over negatives."""
+    image_ids, text_ids = pairs.image_ids, pairs.text_ids
+    if image_ids is None:
+        image_ids = text_ids = torch.arange(image.shape[0], device=image.device)
+    row, column = log_sum_exp(image, text, scale, image_ids, text_ids, function, backend)
     positive = scale * paired_scores(image, text, pairs.positive)
-    row, column = log_sum_exp(
-        image, text, scale, pairs.image_ids, pairs.text_ids, function, backend
-    )
-    if pairs.positive is None:
-        return Contrast(positive, row, column)
-    # With ids the operator leaves out all pairs that share one, the positive among them.
-    return Contrast(
-        positive,
-        torch.logaddexp(positive, of_image(row, pairs)),
-        torch.logaddexp(positive, column),
-    )
+    return Contrast(positive, of_image(row, pairs), column)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from itm_kernels import _checks
 from itm_kernels.losses._common import LogitScale, check_options
+from itm_kernels.losses._contrast import cross_entropy
 from itm_kernels.losses.multi_view_alignment import check_views
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
@@ -55,11 +56,10 @@ def fusion_contrastive_loss(
     within = [log_sum_exp(f, f, scale, own, own, name, backend).row for f in views]
     losses = []
     for a, b in combinations(range(len(views)), 2):
-        across = log_sum_exp(views[a], views[b], scale, None, None, name, backend)
-        denominators = torch.logaddexp(across.row, within[a]) + torch.logaddexp(
-            across.column, within[b]
-        )
-        losses.append(denominators / 2 - scale * paired_scores(views[a], views[b], None))
+        across = log_sum_exp(views[a], views[b], scale, own, own, name, backend)
+        positive = scale * paired_scores(views[a], views[b], None)
+        to_b = cross_entropy(positive, across.row, within[a])
+        losses.append((to_b + cross_entropy(positive, across.column, within[b])) / 2)
     return torch.stack(losses).mean()
 
 

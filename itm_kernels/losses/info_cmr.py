@@ -5,7 +5,7 @@ from torch import Tensor
 
 from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import OptionsModule, check_options, reduce
-from itm_kernels.losses._contrast import contrast, of_image
+from itm_kernels.losses._contrast import contrast, cross_entropy, of_image
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
@@ -93,7 +93,8 @@ def info_cmr_loss(
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
     v, c = unit(image), unit(text)
     scale = as_scalar(1 / temperature, v)
-    positive, from_image, from_text = contrast(v, c, scale, pairs, name, backend)
+    positive, *others = contrast(v, c, scale, pairs, name, backend)
+    from_image, from_text = ([negatives] for negatives in others)
     if num_clusters:
         synthesis = HardNegativeSynthesis(
             num_clusters,
@@ -106,17 +107,17 @@ def info_cmr_loss(
         v_ids, c_ids = pairs.image_ids, pairs.text_ids
         found = synthesis.logits(v, c, anchor_ids=v_ids, member_ids=c_ids, generator=generator)
         synthetic = _log_sum_exp_valid(scale, *found)
-        from_image = torch.logaddexp(from_image, of_image(synthetic, pairs))
+        from_image.append(of_image(synthetic, pairs))
         found = synthesis.logits(c, v, anchor_ids=c_ids, member_ids=v_ids, generator=generator)
-        from_text = torch.logaddexp(from_text, _log_sum_exp_valid(scale, *found))
+        from_text.append(_log_sum_exp_valid(scale, *found))
     if num_noise:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
         g = unit(noise.normal_(generator=generator))
         noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
-        from_image = torch.logaddexp(from_image, of_image(noisy, pairs))
-        noisy = log_sum_exp(c, g, scale, None, None, name, backend).row
-        from_text = torch.logaddexp(from_text, noisy)
-    return reduce(from_image + from_text - 2 * positive, reduction)
+        from_image.append(of_image(noisy, pairs))
+        from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)
+    to_text, to_image = cross_entropy(positive, *from_image), cross_entropy(positive, *from_text)
+    return reduce(to_text + to_image, reduction)
 
 
 def _log_sum_exp_valid(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:
