@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test demo bench bench-quick bench-large lint sanitize races format clean
+.PHONY: test demo bench bench-quick bench-large lint sanitize capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -64,7 +64,13 @@ sanitize: $(VENV)/dev
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_every_loss.py \
-		tests/test_native.py tests/test_intra_modal_oracles.py
+		tests/test_native*.py tests/test_intra_modal_oracles.py
+
+# What runs on compiled kernels, once more with the loops of each instruction set.
+capabilities: $(VENV)/dev $(VENV)/built
+	for capability in default avx2; do \
+		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest -k "auto or native" || exit 1; \
+	done
 
 # The parallel loops on four threads under the thread sanitizer. Its shadow memory wants addresses
 # that are not shuffled.

@@ -68,8 +68,8 @@ def kmeans(
     Args:
         x: `[M, D]`, floating point; used as it is.
         num_clusters: K >= 1; more than M is allowed, the surplus stays empty.
-        iterations: how many updates of the centroids, >= 0; there is no early stop, so that
-            nothing waits for the device.
+        iterations: how many updates of the centroids, >= 0, as if there were no early stop: none
+            waits for a device, and on a CPU updates that would change nothing are left out.
         init: `[K, D]` start centroids instead of k-means++.
         generator: source of the k-means++ draws, on the device of x.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
