@@ -124,15 +124,23 @@ def ids(N: int) -> Tensor:
     return torch.empty(N, dtype=torch.int64, device="meta")
 
 
+def values(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def all_pairs(N: int) -> tuple[tuple[Tensor | None, ...], ...]:
+    """Return positive, image_ids and text_ids: without, and with."""
+    return (None, None, None), (ids(N), ids(N), ids(N))
+
+
 def max_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import max_of_hinges as kernels
 
     image, text = inputs(N, D, dtype)
-    for pairs in ((None, None, None), (ids(N), ids(N), ids(N))):
+    for pairs in all_pairs(N):
         for semihard in (False, True):
             kernels.max_of_hinges_forward(image, text, *pairs, 0.2, semihard)
-    grad = torch.empty(N, device="meta")
-    kernels.max_of_hinges_backward(grad, image, text, None, ids(N), ids(N))
+    kernels.max_of_hinges_backward(values(N), image, text, None, ids(N), ids(N))
 
 
 def hardest_negatives(N: int, D: int, dtype: torch.dtype) -> None:
@@ -141,9 +149,40 @@ def hardest_negatives(N: int, D: int, dtype: torch.dtype) -> None:
     kernels.hardest_negatives_forward(*inputs(N, D, dtype), None, None, None)
 
 
+def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import log_sum_exp as kernels
+
+    x, y, sums, scale = *inputs(N, D, dtype), values(N), values()
+    for pair in ((None, None), (ids(N), ids(N))):
+        kernels.log_sum_exp_forward(x, y, scale, *pair)
+        kernels.log_sum_exp_backward(sums, sums, sums, sums, x, y, scale, *pair)
+
+
+def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sigmoid as kernels
+
+    image, text = inputs(N, D, dtype)
+    for pairs in all_pairs(N):
+        arguments = image, text, values(), values(), *pairs
+        kernels.sigmoid_forward(*arguments)
+        kernels.sigmoid_backward(values(N), *arguments)
+
+
+def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sum_of_hinges as kernels
+
+    for pairs in all_pairs(N):
+        arguments = *inputs(N, D, dtype), *pairs, 0.2
+        kernels.sum_of_hinges_forward(*arguments)
+        kernels.sum_of_hinges_backward(values(N), *arguments)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
+    "log_sum_exp": log_sum_exp,
+    "sigmoid": sigmoid,
+    "sum_of_hinges": sum_of_hinges,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline.

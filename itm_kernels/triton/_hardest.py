@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _launch
-from itm_kernels.triton._launch import operands
+from itm_kernels.triton._launch import Operands, operands
+from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
 from itm_kernels.triton._tiles import (
     highest,
     no_key,
@@ -40,11 +40,9 @@ class Best(NamedTuple):
 def _hardest_kernel(
     x,
     y,
-    pairs,  # [N] row of x that stands in row n; with GATHER
     x_ids,
     y_ids,
-    row_bound,  # [N] scores that semi-hard negatives stay below
-    column_bound,  # [M]
+    bound,  # scores of the pairs, that semi-hard negatives stay below
     row_key,
     row_index,
     column_key,
@@ -64,28 +62,24 @@ def _hardest_kernel(
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
     HAS_IDS: tl.constexpr,
-    GATHER: tl.constexpr,
     BOUNDED: tl.constexpr,
     OF_ROWS: tl.constexpr,
     OF_COLUMNS: tl.constexpr,
 ):
     n, m, row_tile, column_tile = place(ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    stands = rows
-    if GATHER:
-        stands = tl.maximum(tl.load(pairs + rows), 0)
     scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, stands, columns,
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    off = same_id(stands, columns, x_ids, y_ids, HAS_IDS)
+    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
     keys = tl.where(off, none, ordered_key(scores))
     if OF_ROWS:
         of_row = keys
         if BOUNDED:  # NaN is below no bound and above none: it stays
-            of_row = tl.where(scores >= tl.load(row_bound + rows)[:, None], none, keys)
+            of_row = tl.where(scores >= tl.load(bound + rows)[:, None], none, keys)
         key, index = highest(of_row, columns[None, :], 1)
         at = column_tile.to(tl.int64) * N + n
         tl.store(row_key + at, key, mask=n < N)
@@ -93,7 +87,7 @@ def _hardest_kernel(
     if OF_COLUMNS:
         of_column = keys
         if BOUNDED:
-            of_column = tl.where(scores >= tl.load(column_bound + columns)[None, :], none, keys)
+            of_column = tl.where(scores >= tl.load(bound + columns)[None, :], none, keys)
         key, index = highest(of_column, rows[:, None], 0)
         at = row_tile.to(tl.int64) * M + m
         tl.store(column_key + at, key, mask=m < M)
@@ -121,41 +115,6 @@ def best_of_tiles(key, index, tiles, anchors, at, TILES: tl.constexpr):
     return found
 
 
-@triton.jit
-def _bound_kernel(
-    x,
-    y,
-    pairs,
-    bound,  # [M]
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    GATHER: tl.constexpr,
-):
-    m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    columns = tl.minimum(m, M - 1)
-    stands = columns
-    if GATHER:
-        stands = tl.maximum(tl.load(pairs + columns), 0)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, stands, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    own = tl.arange(0, COLUMNS)
-    own_scores = tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0)
-    tl.store(bound + m, own_scores, mask=m < M)
-
-
 def hardest(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
@@ -168,37 +127,42 @@ def hardest(
 
     Semi-hard negatives stay below the score of a pair, so that rows are then pairs: `[tiles, M]`.
     """
+    if not semihard:
+        both = operands(image, text, parts=2)
+        return _run(both, image_ids, text_ids, None, True, True)
     # A bound is a cliff: what falls off it is decided as fp32 would.
-    both = operands(image, text, parts=3 if semihard else 2)
-    N, M = image.shape[0], text.shape[0]
-    options = {**both.arguments(), "HAS_IDS": image_ids is not None, "BOUNDED": semihard}
-    ids = image_ids if image_ids is not None else image, text_ids if text_ids is not None else text
-    bound = pairs = image  # stand-ins that no kernel reads
-    if semihard:
-        bound = torch.empty(M, dtype=_launch.wide_dtype(image), device=image.device)
-        pairs = positive if positive is not None else image
-        gather = positive is not None
-        own = {**both.arguments(), "GATHER": gather, "ROWS": both.tile.columns, "M": M}
-        # A score of the same kernel: a text equal to the positive ties with it to the last bit.
-        _bound_kernel[(triton.cdiv(M, both.tile.columns),)](pairs=pairs, bound=bound, **own)
-
-    def run(rows: int, gather: bool, of_rows: bool, of_columns: bool) -> tuple[Best, Best]:
-        row = _empty(both, M if of_rows else 0, rows, both.tile.columns)
-        column = _empty(both, rows if of_columns else 0, M, both.tile.rows)
-        _hardest_kernel[both.tile.programs(rows, M)](
-            pairs=pairs, x_ids=ids[0], y_ids=ids[1], row_bound=bound, column_bound=bound,
-            row_key=row.key, row_index=row.winner, column_key=column.key,
-            column_index=column.winner, N=rows, M=M, **options,
-            GATHER=gather, OF_ROWS=of_rows, OF_COLUMNS=of_columns,
-        )  # fmt: skip
-        return row, column
-
-    if semihard and positive is not None:
-        return run(M, True, True, False)[0], run(N, False, False, True)[1]
-    return run(N, False, True, True)
+    pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
+    both = operands(pairs, text)
+    bound = positive_scores(both)
+    if positive is None:
+        return _run(both, None, None, bound, True, True)
+    best_text, _ = _run(both, pair_ids, text_ids, bound, True, False)
+    _, best_image = _run(operands(image, text), image_ids, text_ids, bound, False, True)
+    return best_text, best_image
 
 
-def _empty(both: Any, candidates: int, anchors: int, at_once: int) -> Best:
+def _run(
+    both: Operands,
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+    bound: Tensor | None,  # [M]
+    of_rows: bool,
+    of_columns: bool,
+) -> tuple[Best, Best]:
+    N, M = both.shape
+    row = _empty(both, M if of_rows else 0, N, both.tile.columns)
+    column = _empty(both, N if of_columns else 0, M, both.tile.rows)
+    # Where a kernel reads nothing, x stands in.
+    _hardest_kernel[both.tile.programs(N, M)](
+        **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
+        bound=both.x if bound is None else bound, BOUNDED=bound is not None,
+        row_key=row.key, row_index=row.winner, OF_ROWS=of_rows,
+        column_key=column.key, column_index=column.winner, OF_COLUMNS=of_columns,
+    )  # fmt: skip
+    return row, column
+
+
+def _empty(both: Operands, candidates: int, anchors: int, at_once: int) -> Best:
     shape = triton.cdiv(candidates, at_once), anchors
     keys = torch.int64 if both.kind == "fp64" else torch.int32
     return Best(

@@ -106,6 +106,11 @@ class Operands(NamedTuple):
     precision: str
     tile: Tile
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and M."""
+        return self.x.shape[1], self.y.shape[1]
+
     def arguments(self) -> dict[str, Any]:
         """Return the operands and the tile as a kernel's arguments."""
         x, y, depth = self.x, self.y, self.tile.depth
