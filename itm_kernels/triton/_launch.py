@@ -48,7 +48,7 @@ class Row(NamedTuple):
     """A line of the table: it holds from so many rows and so large a D on."""
 
     architecture: int | str | None  # None: any
-    kind: str  # of operand: "half", "tf32", "parts", "ieee", "fp64"
+    kind: str  # of operand: "half", "tf32", "parts", "ieee", "fp64"; "difference", "pull"
     least_log2: int  # of the smaller number of rows
     least_depth: int
     tile: Tile
@@ -61,6 +61,8 @@ TABLE = (
     Row(0, "parts", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "ieee", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "fp64", 0, 0, Tile(64, 64, 128, 4, 1)),
+    Row(0, "difference", 0, 0, Tile(64, 64, 32, 4, 1)),
+    Row(0, "pull", 0, 0, Tile(32, 32, 64, 4, 1)),
     Row(None, "half", 11, 0, Tile(128, 128, 64, 8, 3)),
     Row(None, "half", 0, 0, Tile(64, 64, 64, 4, 3)),
     Row(None, "tf32", 11, 0, Tile(128, 128, 32, 8, 3)),
@@ -71,6 +73,9 @@ TABLE = (
     Row(None, "parts", 0, 0, Tile(64, 64, 32, 4, 2)),
     Row(None, "ieee", 0, 0, Tile(64, 64, 16, 4, 2)),
     Row(None, "fp64", 0, 0, Tile(32, 32, 16, 4, 2)),
+    # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
+    Row(None, "difference", 0, 0, Tile(64, 64, 4, 4, 1)),
+    Row(None, "pull", 0, 0, Tile(32, 4, 64, 4, 1)),
 )
 
 
@@ -95,6 +100,14 @@ def rows_of(x: Tensor) -> Tensor:
 def wide_dtype(x: Tensor) -> torch.dtype:
     """Return the precision that x is computed in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which a kernel stores what is then converted to a dtype.
+
+    A GPU rounds to bf16 as it stores; the interpreter truncates.
+    """
+    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
 class Operands(NamedTuple):
@@ -125,7 +138,9 @@ class Operands(NamedTuple):
         }
 
 
-def operands(x: Tensor, y: Tensor, parts: int = 3) -> Operands:
+def operands(
+    x: Tensor, y: Tensor, parts: int = 3, shape: tuple[int, int] | None = None
+) -> Operands:
     """Prepare rows for tensor cores, at the precision that their dtype and PyTorch's setting ask.
 
     fp16 and bf16 are exact as they are. fp32 follows `torch.get_float32_matmul_precision`:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, rows_of
+from itm_kernels.triton._launch import INTERPRETED, rows_of, stored_dtype
 from itm_kernels.triton._tiles import wide_type
 
 _ENTRIES = 16  # of a target, read at once: a row that everyone mined is a long sum
@@ -64,12 +64,12 @@ def sum_rows(
     starts = torch.searchsorted(ordered, torch.arange(targets + 1, device=target.device))
     rows = rows_of(rows)
     D = rows.shape[1]
-    out = torch.empty((targets, D), dtype=rows.dtype, device=rows.device)
+    out = torch.empty((targets, D), dtype=stored_dtype(rows.dtype), device=rows.device)
     _sum_kernel[(triton.cdiv(targets, _TARGETS), triton.cdiv(D, _DEPTH))](
         rows, order, starts, source, weight, out, rows.stride(0), targets, D,
         TARGETS=_TARGETS, ENTRIES=_ENTRIES, DEPTH=_DEPTH,
     )  # fmt: skip
-    return out
+    return out.to(rows.dtype)
 
 
 def send(

@@ -12,14 +12,13 @@ _NO_INDEX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def place(ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
-    """Return this program's tile: numbers of its rows and columns, unclamped, and its own place.
+def place(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
+    """Return a program's tile: numbers of its rows and columns, unclamped, and its own place.
 
     Tiles are visited in groups of eight rows, so that a group's operands stay in the L2.
     """
     row_tiles = tl.cdiv(N, ROWS)
     column_tiles = tl.cdiv(M, COLUMNS)
-    program = tl.program_id(0)
     row_tile, column_tile = tl.swizzle2d(
         program // column_tiles, program % column_tiles, row_tiles, column_tiles, 8
     )
@@ -100,6 +99,33 @@ def score_tile(
 
 
 @triton.jit
+def difference_tile(
+    x,  # [N, D]
+    y,  # [M, D]
+    x_stride,  # between rows
+    y_stride,
+    D,
+    rows,  # [R] < N
+    columns,  # [C] < M
+    DEPTH: tl.constexpr,
+    SQUARE: tl.constexpr,
+):
+    """Return the sums `[R, C]` of |x - y|, or of its square, over D; equal rows give exactly 0."""
+    DTYPE: tl.constexpr = wide_type(x.dtype)
+    depth = tl.arange(0, DEPTH)
+    x_at = x + rows[:, None].to(tl.int64) * x_stride + depth[None, :]
+    y_at = y + columns[:, None].to(tl.int64) * y_stride + depth[None, :]
+    sums = tl.zeros((rows.shape[0], columns.shape[0]), DTYPE)
+    for first in range(0, D, DEPTH):
+        inside = (depth < D - first)[None, :]
+        x_chunk = tl.load(x_at + first, mask=inside, other=0.0).to(DTYPE)
+        y_chunk = tl.load(y_at + first, mask=inside, other=0.0).to(DTYPE)
+        difference = x_chunk[:, None, :] - y_chunk[None, :, :]
+        sums += tl.sum(difference * difference if SQUARE else tl.abs(difference), 2)
+    return sums
+
+
+@triton.jit
 def paired_scores(
     x,  # [N, D]
     y,  # [M, D]
@@ -138,6 +164,12 @@ def no_key(dtype):
     return -(2**63) if dtype in (tl.float64, tl.int64) else -(2**31)
 
 
+@triton.constexpr_function
+def key_of_nan(dtype):
+    """Return the key of NaN, above that of every number."""
+    return 2**63 - 1 if dtype == tl.float64 else 2**31 - 1
+
+
 @triton.jit
 def ordered_key(values):
     """Return integers that order as the values do: -0 equals +0, NaN is above infinity.
@@ -148,10 +180,19 @@ def ordered_key(values):
     if values.dtype == tl.float64:
         bits = values.to(tl.int64, bitcast=True)
         key = tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
-        return tl.where(values == values, key, 0x7FFFFFFFFFFFFFFF)
+        return tl.where(values == values, key, key_of_nan(values.dtype))
     bits = values.to(tl.int32, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return tl.where(values == values, key, 0x7FFFFFFF)
+    return tl.where(values == values, key, key_of_nan(values.dtype))
+
+
+@triton.jit
+def reaches(keys, bound):
+    """Mark the keys of values >= a bound. NaN reaches none: it stays below, and shows.
+
+    Keys are compared with keys, so that scores need not stay in registers (sm_100: 22 spills).
+    """
+    return (keys >= ordered_key(bound)) & (keys != key_of_nan(bound.dtype))
 
 
 @triton.jit

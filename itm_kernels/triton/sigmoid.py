@@ -64,7 +64,7 @@ def _forward_kernel(
     EVEN: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, _ = place(ROWS, COLUMNS, N, M)
+    n, m, row_tile, _ = place(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
@@ -140,7 +140,7 @@ def _weights_kernel(
     EVEN: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    r, m, _, _ = place(ROWS, COLUMNS, R, M)
+    r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,

@@ -49,7 +49,7 @@ def _tiles_kernel(
     OF_COLUMNS: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    r, m, row_tile, column_tile = place(ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
