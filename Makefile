@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test demo lint sanitize format clean
+.PHONY: test test-triton demo lint sanitize format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -41,13 +41,24 @@ sanitize: $(VENV)/dev
 		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_every_loss.py \
 		tests/test_native.py tests/test_intra_modal_oracles.py
 
+# Triton's kernels, interpreted and compiled for GPUs that are not here. Triton is 1 GB: it has an
+# environment of its own, which leaves the other tests to run without it.
+TRITON := .venv-triton
+test-triton: $(TRITON)/ready
+	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton
+
+$(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install -r requirements-triton.txt
+	touch $@
+
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) build *.egg-info itm_kernels/*.so
+	rm -rf $(VENV) $(TRITON) build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

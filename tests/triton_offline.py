@@ -1,6 +1,6 @@
 """Every Triton kernel, compiled as its launcher would launch it, for GPUs that are not here.
 
-`python tests/triton_offline.py [--few] [operator ...]` runs the real launchers on meta tensors. A stand-in
+`python tests/triton_offline.py [operator ...]` runs the real launchers on meta tensors. A stand-in
 driver names the architecture, and every launch stops after compilation. What a kernel uses is then
 read from its binary: registers, spills, shared memory, tensor-core instructions, asynchronous
 copies. TRITON_INTERPRET must not be set.
