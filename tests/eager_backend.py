@@ -90,7 +90,7 @@ def hardest_negatives_backward(
     return grad_image.to(image.dtype), grad_text.to(text.dtype)
 
 
-def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row):
+def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row, keep_mask):
     row = reference.intra_modal(x, ids, metric, mode, lower, upper, per_row)
     low, high = torch.full_like(row, lower), torch.full_like(row, upper)
     norm = torch.ones_like(row)
@@ -106,10 +106,11 @@ def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row):
             ranked[:, round(bound * len(x))].clone() if round(bound * len(x)) < len(x) else beyond
             for bound in (lower, upper)
         )
-    return row, low, high.clone(), norm
+    mask = torch.zeros(*((len(x), (len(x) + 31) // 32) if keep_mask else (0, 0)), dtype=torch.int32)
+    return row, low, high.clone(), norm, mask  # not read: this backend recomputes
 
 
-def intra_modal_backward(grad, x, ids, row, low, high, norm, metric, mode):
+def intra_modal_backward(grad, x, ids, row, low, high, norm, mask, metric, mode):
     def banded(x: Tensor) -> Tensor:
         """Sum over the pairs inside the saved bounds, as a kernel that recomputes tiles would."""
         values = reference.similarity(x, x, "dot" if _raw(metric, mode) else metric)

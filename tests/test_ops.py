@@ -24,6 +24,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
+    no_mask = torch.empty(0, 0, dtype=torch.int32)
     return {
         "similarity_forward": [(torch.randn(2, N, D), text, "cosine"), (image, text, "l1")],
         "similarity_backward": [(torch.randn(N, M), image, text, "sqeuclidean")],
@@ -44,11 +45,11 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "sum_of_hinges_forward": [(image, text, positive, image_ids, text_ids, 0.2)],
         "sum_of_hinges_backward": [(grad, image, text, positive, image_ids, text_ids, 0.2)],
         "intra_modal_forward": [
-            (image, image_ids, "l1", "official", 0.1, 0.9, True),
-            (image, None, "cosine", "paper", 0.1, 0.9, False),
+            (image, image_ids, "l1", "official", 0.1, 0.9, True, False),
+            (image, None, "cosine", "paper", 0.1, 0.9, False, True),
         ],
         "intra_modal_backward": [
-            (rows, image, None, rows, rows - 9, rows + 9, rows.abs(), "l2", "official")
+            (rows, image, None, rows, rows - 9, rows + 9, rows.abs(), no_mask, "l2", "official")
         ],
         "log_sum_exp_forward": [
             (image, text, scale, None, None),

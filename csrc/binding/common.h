@@ -44,24 +44,51 @@ struct Tile {
 // the product that writes them and the loops that reduce them.
 constexpr int64_t kTileRows = 128, kTileColumns = 2048;
 
+// Blocks of alpha x y^T, one at a time in one buffer. The products are the library's and use all
+// threads. Columns are shared out evenly: a last block of a few would be multiplied by other code
+// than its neighbours, and rows that are equal would no longer score the same.
+template <typename T>
+class Products {
+ public:
+  const int64_t N, M;
+  const int64_t rows, columns;  // of a block that is not the last; columns are even
+
+  Products(const Tensor& x, const Tensor& y, double alpha)
+      : N(x.size(0)),
+        M(y.size(0)),
+        rows(std::min(N, kTileRows * at::get_num_threads())),
+        columns(std::min(M, even_share(M))),
+        x_(x),
+        y_(y),
+        buffer_(at::empty({rows * columns}, x.options())),
+        alpha_(alpha) {}
+
+  // Overwrites the tile that was returned before.
+  Tile<T> operator()(int64_t first_row, int64_t first_column) const {
+    const int64_t r = std::min(rows, N - first_row), c = std::min(columns, M - first_column);
+    Tensor scores = buffer_.narrow(0, 0, r * c).view({r, c});
+    const Tensor left = x_.narrow(0, first_row, r), right = y_.narrow(0, first_column, c);
+    at::addmm_out(scores, scores, left, right.t(), /*beta=*/0, alpha_);
+    return {first_row, r, first_column, c, scores.template mutable_data_ptr<T>()};
+  }
+
+ private:
+  static int64_t even_share(int64_t M) {
+    const int64_t blocks = (M + kTileColumns - 1) / kTileColumns;
+    return ((M + blocks - 1) / blocks + 15) / 16 * 16;
+  }
+
+  const Tensor x_, y_, buffer_;
+  const double alpha_;
+};
+
 // Calls visit(tile) for all blocks of alpha x y^T, rows outside, columns inside, both in increasing
-// order. The products are the library's and use all threads; visit runs its own loops in parallel.
+// order; visit runs its own loops in parallel.
 template <typename T, typename Visit>
 void for_each_tile(const Tensor& x, const Tensor& y, double alpha, Visit&& visit) {
-  const int64_t N = x.size(0), M = y.size(0);
-  const int64_t most_rows = std::min(N, kTileRows * at::get_num_threads());
-  const int64_t most_columns = std::min(M, kTileColumns);
-  const Tensor buffer = at::empty({most_rows * most_columns}, x.options());
-  for (int64_t i = 0; i < N; i += most_rows) {
-    const int64_t rows = std::min(most_rows, N - i);
-    const Tensor left = x.narrow(0, i, rows);
-    for (int64_t j = 0; j < M; j += most_columns) {
-      const int64_t columns = std::min(most_columns, M - j);
-      Tensor scores = buffer.narrow(0, 0, rows * columns).view({rows, columns});
-      at::addmm_out(scores, scores, left, y.narrow(0, j, columns).t(), /*beta=*/0, alpha);
-      visit(Tile<T>{i, rows, j, columns, scores.template mutable_data_ptr<T>()});
-    }
-  }
+  const Products<T> product(x, y, alpha);
+  for (int64_t i = 0; i < product.N; i += product.rows)
+    for (int64_t j = 0; j < product.M; j += product.columns) visit(product(i, j));
 }
 
 // Sends dL/d(x y^T) to x and y: calls weigh(tile) to turn every tile of alpha x y^T into its

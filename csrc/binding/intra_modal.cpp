@@ -1,183 +1,234 @@
-// Bounded sums over the pairs of one modality: a block of rows against all rows at a time, because
-// norms and ranks need whole rows; nothing of a block is kept.
+// Bounded sums over the pairs of one modality, with the same bounds for every row: a pair counts
+// for both its rows, so the tiles on and above the diagonal say it all. What the backward pass
+// needs is one bit per pair.
+
+#include "binding/intra_modal.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
-#include <cmath>
-#include <string_view>
-
-#include "binding/pairs.h"
-#include "binding/rows.h"
+#include <bit>
 
 namespace itm {
 namespace {
 
-constexpr int64_t kKeysAtOnce = 8 << 20;  // 32 MiB of fp32
+constexpr int64_t kWord = 32;  // pairs in a word of the mask
 
-// How a mode and a metric read "delta", and the blocks of it.
-struct Keys {
-  bool product, unit, official, repel, l1, l2;
-  Tensor x;  // rows in fp32 or better
-  std::optional<UnitRows> directions;
+// From one pair in so many on, products are faster than adding rows pair by pair.
+constexpr int64_t kPairsPerProduct = 4;
 
-  Keys(const Tensor& rows, std::string_view metric, std::string_view mode)
-      : product(metric == "cosine"),
-        unit(product && mode != "official"),
-        official(mode == "official"),
-        repel(mode == "repel"),
-        l1(metric == "l1"),
-        l2(metric == "l2"),
-        x(wide(rows)) {
-    if (unit) directions.emplace(x);
-  }
+int64_t words_of(int64_t columns) { return (columns + kWord - 1) / kWord; }
 
-  bool relative() const { return official && !product; }
-  const Tensor& compared() const { return unit ? directions->rows : x; }
+// Pairs that share an id are no pairs; a NaN stays and shows.
+template <typename T>
+void leave_out(const Tile<T>& t, const SameId& same) {
+  for_each_same_id(t, same, [&](int64_t r, int64_t c) {
+    T& key = t.row(r)[c];
+    if (key == key) key = -std::numeric_limits<T>::infinity();
+  });
+}
 
-  // Calls visit(block) for rows [first_row, + rows) against all rows, in increasing order.
-  template <typename T, typename Visit>
-  void for_each_block(int64_t last, Visit&& visit) const {
-    const int64_t N = x.size(0);
-    const int64_t most = std::clamp<int64_t>(kKeysAtOnce / N, 1, kTileRows * at::get_num_threads());
-    for (int64_t i = 0; i < last; i += most) {
-      const int64_t rows = std::min(most, last - i);
-      Tensor keys = at::empty({rows, N}, x.options());
-      const Tensor left = compared().narrow(0, i, rows);
-      if (product) {
-        at::addmm_out(keys, keys, left, compared().t(), /*beta=*/0, unit ? -1 : 1);
-        if (unit) keys.add_(1);
-      } else {
-        distances<T>(left, x, !l1, keys);
-        if (l2) keys.sqrt_();
-      }
-      visit(Tile<T>{i, rows, 0, N, keys.template mutable_data_ptr<T>()}, keys);
+// Adds the tile's rows to their sums and notes the pairs inside in words, `stride` to a row.
+template <typename T>
+void add_to_rows(const Tile<T>& t, const cpu::Band<T>& band, double* sum, uint32_t* words,
+                 int64_t stride) {
+  const auto& loop = cpu::loops<T>(kernels());
+  at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      sum[r] += loop.band_row(t.row(r), t.columns, band, words + r * stride);
+  });
+}
+
+// The same for columns [from, columns), whose words are rows of the mask.
+template <typename T>
+void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, double* sum,
+                    uint32_t* mask, int64_t stride) {
+  const auto& loop = cpu::loops<T>(kernels());
+  at::parallel_for(from, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+    std::vector<T> total(c1 - c0);
+    std::vector<uint32_t> words(c1 - c0);
+    for (int64_t r = 0; r < t.rows; r += kWord) {
+      loop.band_columns(t.row(r) + c0, t.columns, std::min(kWord, t.rows - r), c1 - c0, band,
+                        total.data(), words.data());
+      if (!mask) continue;
+      uint32_t* to = mask + (t.first_column + c0) * stride + (t.first_row + r) / kWord;
+      for (int64_t c = c0; c < c1; ++c) to[(c - c0) * stride] = words[c - c0];
     }
+    for (int64_t c = c0; c < c1; ++c) sum[c] += total[c - c0];
+  });
+}
+
+// The sums of all rows; the mask [N, words of N] if it is to be kept.
+template <typename T>
+Tensor band_sums(const Keys& keys, const SameId& same, const cpu::Band<T>& band, Tensor& mask) {
+  const int64_t N = keys.x.size(0), stride = words_of(N);
+  const bool keep = mask.size(0) == N;
+  auto* kept = reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>());
+  std::vector<uint32_t> unkept(keep ? 0 : keys.rows_at_once() * stride);
+  std::vector<double> sum(N);
+  keys.for_each_upper_tile<T>([&](const Tile<T>& t) {
+    const bool diagonal = t.first_row == t.first_column;
+    if (diagonal && keys.official)  // an infinite row is outside every band: its own entry shows
+      for (int64_t r = 0; r < t.rows; ++r) sum[t.first_row + r] += 0 * t.row(r)[r];
+    leave_out(t, same);
+    uint32_t* words = keep ? kept + t.first_row * stride : unkept.data();
+    add_to_rows(t, band, &sum[t.first_row], words + t.first_column / kWord, stride);
+    add_to_columns(t, diagonal ? t.rows : 0, band, &sum[t.first_column], keep ? kept : nullptr,
+                   stride);
+  });
+  Tensor row = at::empty({N}, keys.x.options());
+  std::copy(sum.begin(), sum.end(), row.mutable_data_ptr<T>());
+  return row;
+}
+
+// The pairs of a mask's row, with their weights.
+template <typename T>
+struct Listed {
+  std::vector<int64_t> index;
+  std::vector<T> weight;
+
+  void read(const uint32_t* words, int64_t stride, T share, const T* shares) {
+    index.clear(), weight.clear();
+    for (int64_t w = 0; w < stride; ++w)
+      for (uint32_t word = words[w]; word; word &= word - 1) {
+        index.push_back(w * kWord + std::countr_zero(word));
+        weight.push_back(share + shares[index.back()]);
+      }
   }
 };
 
-// The value at a rank of a row, NaN last; beyond the row there is no bound.
+// Sends every pair of a block's rows to their gradient. d delta / dx is a sign for l1, (x - y) /
+// delta for l2 (0 at 0) and 2 (x - y) for sqeuclidean.
 template <typename T>
-T at_rank(std::vector<T> row, int64_t rank) {
-  if (rank >= static_cast<int64_t>(row.size())) return std::numeric_limits<T>::infinity();
-  const auto less = [](T a, T b) { return a < b || (a == a && b != b); };
-  std::nth_element(row.begin(), row.begin() + rank, row.end(), less);
-  return row[rank];
-}
-
-// Divides every row of a block by its Euclidean norm, which it notes.
-template <typename T>
-void divide_by_norm(const Tile<T>& t, T* norm) {
-  at::parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
+void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
+                const T* share, T* out) {
+  const Tensor& compared = keys.compared();
+  const int64_t N = compared.size(0), D = compared.size(1), stride = words_of(N);
+  const auto& loop = cpu::loops<T>(kernels());
+  const auto add = keys.l1 ? loop.add_signs : loop.add_differences;
+  const T* x = compared.const_data_ptr<T>();
+  at::parallel_for(0, rows, grain(N * D / 16), [&](int64_t r0, int64_t r1) {
+    Listed<T> pairs;
+    std::vector<T> distance;
     for (int64_t r = r0; r < r1; ++r) {
-      T* row = t.row(r);
-      double square = 0;
-      for (int64_t c = 0; c < t.columns; ++c) square += static_cast<double>(row[c]) * row[c];
-      const T length = std::max(static_cast<T>(std::sqrt(square)), T(UnitRows::kSmallest));
-      norm[t.first_row + r] = square == square ? length : static_cast<T>(square);
-      for (int64_t c = 0; c < t.columns; ++c) row[c] /= norm[t.first_row + r];
+      const int64_t n = first + r;
+      pairs.read(words + r * stride, stride, share[n], share);
+      const int64_t count = static_cast<int64_t>(pairs.index.size());
+      if (keys.l2) {
+        distance.resize(count);
+        loop.squared_pairs(x + n * D, x, pairs.index.data(), count, D, distance.data());
+        for (int64_t k = 0; k < count; ++k)
+          pairs.weight[k] = distance[k] == 0 ? T(0) : pairs.weight[k] / std::sqrt(distance[k]);
+      } else if (!keys.l1 && !keys.product) {
+        for (T& weight : pairs.weight) weight *= 2;
+      }
+      const int64_t* index = pairs.index.data();
+      if (keys.product)
+        loop.add_rows(out + n * D, x, index, pairs.weight.data(), count, D);
+      else
+        add(out + n * D, x + n * D, x, index, pairs.weight.data(), count, D);
     }
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> intra_modal_forward(const Tensor& x,
-                                                               const OptionalTensor& ids,
-                                                               std::string_view metric,
-                                                               std::string_view mode, double lower,
-                                                               double upper, bool per_row) {
+// The same as a product of the weights with all rows, tile by tile; for cosines in a dense band.
+template <typename T>
+void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
+                   const T* share, Tensor& out) {
+  const Tensor& compared = keys.compared();
+  const int64_t N = compared.size(0), stride = words_of(N);
+  const auto& loop = cpu::loops<T>(kernels());
+  const int64_t most = std::min(N, kTileColumns);
+  const Tensor buffer = at::empty({rows * most}, compared.options());
+  T* weights = buffer.mutable_data_ptr<T>();
+  Tensor own = out.narrow(0, first, rows);
+  for (int64_t j = 0; j < N; j += most) {
+    const int64_t columns = std::min(most, N - j);
+    at::parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
+      for (int64_t r = r0; r < r1; ++r)
+        loop.band_weights(words + r * stride + j / kWord, columns, share[first + r], share + j,
+                          weights + r * columns);
+    });
+    const Tensor W = buffer.narrow(0, 0, rows * columns).view({rows, columns});
+    own.addmm_(W, compared.narrow(0, j, columns));
+  }
+}
+
+template <typename T>
+Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
+                     const Tensor& grad, const Tensor& mask) {
+  const int64_t N = keys.x.size(0), stride = words_of(N);
+  const int64_t most = std::min(N, kTileRows * at::get_num_threads());
+  const bool kept = mask.size(0) == N;
+  const auto* all = reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>());
+  std::vector<uint32_t> again(kept ? 0 : most * stride);
+  std::vector<double> sum(kept ? 0 : most);
+  // Every sum is offset + sign * delta, and a cosine's delta falls as its product rises.
+  const Tensor share = grad.to(keys.x.scalar_type()).mul(keys.unit ? -band.sign : band.sign);
+  const T* shares = share.const_data_ptr<T>();
+  Tensor result = at::zeros_like(keys.x);
+  for (int64_t i = 0; i < N; i += most) {
+    const int64_t rows = std::min(most, N - i);
+    const uint32_t* words = kept ? all + i * stride : again.data();
+    if (!kept)
+      keys.for_each_tile<T>(i, rows, 0, [&](const Tile<T>& t) {
+        leave_out(t, same);
+        add_to_rows(t, band, sum.data(), again.data() + t.first_column / kWord, stride);
+      });
+    int64_t inside = 0;
+    for (int64_t w = 0; w < rows * stride; ++w) inside += std::popcount(words[w]);
+    if (keys.product && inside > rows * N / kPairsPerProduct)
+      pull_products<T>(keys, words, i, rows, shares, result);
+    else if (inside)
+      pull_pairs<T>(keys, words, i, rows, shares, result.mutable_data_ptr<T>());
+  }
+  return keys.unit ? keys.directions->gradient(result) : result;
+}
+
+// A cosine's band is read off its product; repel sums upper - delta.
+template <typename T>
+cpu::Band<T> band_of(const Keys& keys, double low, double high) {
+  return {static_cast<T>(low), static_cast<T>(high), keys.repel ? static_cast<T>(high) : T(0),
+          keys.repel ? T(-1) : T(1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> intra_modal_forward(
+    const Tensor& x, const OptionalTensor& ids, std::string_view metric, std::string_view mode,
+    double lower, double upper, bool per_row, bool keep_mask) {
   const Keys keys(x, metric, mode);
   const int64_t N = x.size(0);
+  Tensor mask =
+      at::empty({keep_mask ? N : 0, keep_mask ? words_of(N) : 0}, x.options().dtype(at::kInt));
+  if (keys.relative()) {
+    const auto [row, low, high, norm] = relative_sums(keys, ids, lower, upper, per_row);
+    return {row, low, high, norm, mask};
+  }
+  const bool scores = keys.official;  // the similarity itself, between upper and 1 - lower
+  const double low = scores ? upper : lower, high = scores ? 1 - lower : upper;
   const SameId same(ids, ids);
-  const bool band_of_cosine = keys.official && keys.product;
-  Tensor row = at::empty({N}, keys.x.options());
-  Tensor low = at::full({N}, band_of_cosine ? upper : lower, keys.x.options());
-  Tensor high = at::full({N}, band_of_cosine ? 1 - lower : upper, keys.x.options());
-  Tensor norm = at::ones({N}, keys.x.options());
+  Tensor row;
   AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_forward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
-    auto *out = row.mutable_data_ptr<scalar_t>(), *lo = low.mutable_data_ptr<scalar_t>();
-    auto *hi = high.mutable_data_ptr<scalar_t>(), *r_norm = norm.mutable_data_ptr<scalar_t>();
-    // Round half to even, as Python's round().
-    const auto rank = [&](double share) { return std::llrint(share * static_cast<double>(N)); };
-    const auto thresholds = [&](const scalar_t* relative, int64_t n) {
-      const std::vector<scalar_t> copy(relative, relative + N);
-      lo[n] = at_rank(copy, rank(lower));
-      hi[n] = at_rank(copy, rank(upper));
-    };
-    if (keys.relative() && !per_row)
-      keys.for_each_block<scalar_t>(1, [&](const Tile<scalar_t>& t, const Tensor&) {
-        divide_by_norm(t, r_norm);
-        thresholds(t.row(0), 0);
-        low.fill_(low[0]);
-        high.fill_(high[0]);
-      });
-    keys.for_each_block<scalar_t>(N, [&](const Tile<scalar_t>& t, const Tensor&) {
-      if (keys.relative()) divide_by_norm(t, r_norm);
-      at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-        for (int64_t r = r0; r < r1; ++r) {
-          const int64_t n = t.first_row + r;
-          scalar_t* key = t.row(r);
-          if (keys.relative() && per_row) thresholds(key, n);
-          const scalar_t own = band_of_cosine ? 0 * key[n] : scalar_t(0);
-          same.for_each_in_row(t, r, [&](int64_t c) {
-            if (key[c] == key[c]) key[c] = -std::numeric_limits<scalar_t>::infinity();
-          });
-          const auto sum = keys.repel ? loop.repel_sum : loop.band_sum;
-          out[n] = sum(key, N, lo[n], hi[n]) + own;
-        }
-      });
-    });
+    row = band_sums<scalar_t>(keys, same, band_of<scalar_t>(keys, low, high), mask);
   });
-  return {row, low, high, norm};
+  const auto like = keys.x.options();
+  return {row, at::full({N}, low, like), at::full({N}, high, like), at::ones({N}, like), mask};
 }
 
 Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& ids,
                             const Tensor& row, const Tensor& low, const Tensor& high,
-                            const Tensor& norm, std::string_view metric, std::string_view mode) {
+                            const Tensor& norm, const Tensor& mask, std::string_view metric,
+                            std::string_view mode) {
   const Keys keys(x, metric, mode);
-  const int64_t N = x.size(0);
+  if (keys.relative())
+    return relative_gradient(keys, grad, ids, row, low, high, norm).to(x.scalar_type());
   const SameId same(ids, ids);
-  const Tensor& rows = keys.compared();
-  Tensor result = at::zeros_like(rows);
-  AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
-    // d(sum of D / |D|): a pair inside pulls on itself, and on every distance through the norm.
-    const Tensor share = grad.to(keys.x.scalar_type()).div(norm).mul_(keys.repel ? -1 : 1);
-    const Tensor slope = keys.relative() ? share.mul(row).neg_() : at::zeros_like(share);
-    const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
-    const cpu::Bands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
-    keys.for_each_block<scalar_t>(N, [&](const Tile<scalar_t>& t, const Tensor& W) {
-      Tensor distance;
-      if (keys.l2) distance = W.clone();
-      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<std::pair<int64_t, scalar_t>> excluded;  // same id: no pair, but in the norm
-        for (int64_t r = r0; r < r1; ++r) {
-          const int64_t n = t.first_row + r;
-          excluded.clear();
-          same.for_each_in_row(t, r, [&](int64_t c) { excluded.emplace_back(c, t.row(r)[c]); });
-          loop.band_weights(t.row(r), N, n, bands);
-          for (const auto& [c, key] : excluded)
-            t.row(r)[c] =
-                bands.slope[n] * key / bands.norm[n] + bands.slope[c] * key / bands.norm[c];
-        }
-      });
-      // W holds both places where a pair appears, so a block's rows get all of their gradient here.
-      Tensor own = result.narrow(0, t.first_row, t.rows);
-      if (keys.product) {
-        at::addmm_out(own, own, W, rows, /*beta=*/0, keys.unit ? -1 : 1);  // delta = 1 - cos
-        return;
-      }
-      // l2: sign(x - y) becomes (x - y) / D, 0 at D = 0; sqeuclidean: 2 (x - y).
-      if (keys.l2)
-        W.div_(distance).masked_fill_(distance.eq(0), 0);
-      else if (!keys.l1)
-        W.mul_(2);
-      add_all<scalar_t>(W, keys.x.narrow(0, t.first_row, t.rows), keys.x, keys.l1, own);
-    });
+  return AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
+    const auto *lowest = low.const_data_ptr<scalar_t>(), *highest = high.const_data_ptr<scalar_t>();
+    const auto band = band_of<scalar_t>(keys, *lowest, *highest);
+    return band_gradient<scalar_t>(keys, same, band, grad, mask).to(x.scalar_type());
   });
-  return (keys.unit ? keys.directions->gradient(result) : result).to(x.scalar_type());
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -2,36 +2,17 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <numeric>
 #include <tuple>
 
-#include "binding/common.h"
-#include "binding/pairs.h"
+#include "binding/hardest.h"
 
 namespace itm {
 namespace {
-
-// The hardest negative of every row and column, and every column's positive score.
-template <typename T>
-struct Hardest {
-  Tensor positive, row, row_index, column, column_index;
-
-  Hardest(const Tensor& x, const Tensor& y) {
-    const auto lowest = -std::numeric_limits<double>::infinity();
-    const auto index = x.options().dtype(at::kLong);
-    positive = at::full({y.size(0)}, std::numeric_limits<double>::quiet_NaN(), x.options());
-    row = at::full({x.size(0)}, lowest, x.options());
-    column = at::full({y.size(0)}, lowest, x.options());
-    row_index = at::full({x.size(0)}, -1, index);
-    column_index = at::full({y.size(0)}, -1, index);
-  }
-};
 
 // Notes the tile's positives and takes its same-id pairs out of the running.
 template <typename T>
@@ -44,15 +25,17 @@ void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T
 }
 
 template <typename T>
-Hardest<T> hardest(const Tensor& image, const Tensor& text, const int64_t* positive_of,
-                   const SameId& same) {
-  Hardest<T> found(image, text);
+Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive_of,
+                const SameId& same) {
+  if (screening_pays(image, text))
+    if (const auto found = screened(image, text, positive_of, same)) return *found;
+  Hardest found(image, text);
   const auto& loop = cpu::loops<T>(kernels());
-  T* positive = found.positive.template mutable_data_ptr<T>();
-  T* row = found.row.template mutable_data_ptr<T>();
-  T* column = found.column.template mutable_data_ptr<T>();
-  int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
-  int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
+  T* positive = found.positive.mutable_data_ptr<T>();
+  T* row = found.row.mutable_data_ptr<T>();
+  T* column = found.column.mutable_data_ptr<T>();
+  int64_t* row_index = found.row_index.mutable_data_ptr<int64_t>();
+  int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     mask(t, same, positive_of, positive);
     at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -69,14 +52,14 @@ Hardest<T> hardest(const Tensor& image, const Tensor& text, const int64_t* posit
 
 // Negatives below each pair's own positive. Rows are per pair here: [M], not [N].
 template <typename T>
-Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* positive_of,
-                    const SameId& same) {
-  Hardest<T> found(image, text);
+Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positive_of,
+                 const SameId& same) {
+  Hardest found(image, text);
   const int64_t M = text.size(0);
   found.row = at::full_like(found.column, -std::numeric_limits<double>::infinity());
   found.row_index = at::full_like(found.column_index, -1);
   const auto& loop = cpu::loops<T>(kernels());
-  T* positive = found.positive.template mutable_data_ptr<T>();
+  T* positive = found.positive.mutable_data_ptr<T>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
   std::vector<int64_t> diagonal;
   if (!positive_of) {
@@ -85,10 +68,10 @@ Hardest<T> semihard(const Tensor& image, const Tensor& text, const int64_t* posi
     positive_of = diagonal.data();
   }
   const Groups pairs(positive_of, M, image.size(0));
-  T* row = found.row.template mutable_data_ptr<T>();
-  T* column = found.column.template mutable_data_ptr<T>();
-  int64_t* row_index = found.row_index.template mutable_data_ptr<int64_t>();
-  int64_t* column_index = found.column_index.template mutable_data_ptr<int64_t>();
+  T* row = found.row.mutable_data_ptr<T>();
+  T* column = found.column.mutable_data_ptr<T>();
+  int64_t* row_index = found.row_index.mutable_data_ptr<int64_t>();
+  int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     exclude(t, same);
     at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -125,18 +108,23 @@ class RowSum {
   }
 
   Tensor sum(int64_t targets, const Tensor& source_rows) const {
-    const int64_t D = source_rows.size(1);
+    const int64_t D = source_rows.size(1), entries = static_cast<int64_t>(target_.size());
     Tensor grad = at::zeros({targets, D}, source_rows.options());
-    const Groups groups(target_.data(), static_cast<int64_t>(target_.size()), targets);
+    const Groups groups(target_.data(), entries, targets);
+    std::vector<int64_t> source(entries);
+    std::vector<T> weight(entries);
+    for (int64_t k = 0; k < entries; ++k) {
+      source[k] = source_[groups.order[k]];
+      weight[k] = weight_[groups.order[k]];
+    }
     const T* rows = source_rows.const_data_ptr<T>();
     T* out = grad.template mutable_data_ptr<T>();
     const auto& loop = cpu::loops<T>(kernels());
     at::parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g)
-        for (int64_t k = groups.start[g]; k < groups.start[g + 1]; ++k) {
-          const int64_t entry = groups.order[k];
-          loop.add_row(out + g * D, rows + source_[entry] * D, weight_[entry], D);
-        }
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
+        loop.add_rows(out + g * D, rows, &source[k], &weight[k], count, D);
+      }
     });
     return grad;
   }
@@ -186,11 +174,11 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, co
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_forward", [&] {
     const auto found = is_semihard ? semihard<scalar_t>(x, y, positive_of, same)
                                    : hardest<scalar_t>(x, y, positive_of, same);
-    const scalar_t* s = found.positive.template const_data_ptr<scalar_t>();
-    const scalar_t* row = found.row.template const_data_ptr<scalar_t>();
-    const scalar_t* column = found.column.template const_data_ptr<scalar_t>();
-    const int64_t* row_index = found.row_index.template const_data_ptr<int64_t>();
-    const int64_t* column_index = found.column_index.template const_data_ptr<int64_t>();
+    const scalar_t* s = found.positive.const_data_ptr<scalar_t>();
+    const scalar_t* row = found.row.const_data_ptr<scalar_t>();
+    const scalar_t* column = found.column.const_data_ptr<scalar_t>();
+    const int64_t* row_index = found.row_index.const_data_ptr<int64_t>();
+    const int64_t* column_index = found.column_index.const_data_ptr<int64_t>();
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
     int64_t* hardest_text = text_index.mutable_data_ptr<int64_t>();
     int64_t* hardest_image = image_index.mutable_data_ptr<int64_t>();

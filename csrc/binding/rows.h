@@ -49,7 +49,7 @@ template <typename T>
 void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, Tensor& out) {
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
   const auto& loop = cpu::loops<T>(kernels());
-  const auto add = sign ? loop.add_signs : loop.add_differences;
+  const auto add = sign ? loop.add_all_signs : loop.add_all_differences;
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
   const T* w = weight.const_data_ptr<T>();
   T* result = out.mutable_data_ptr<T>();
@@ -57,8 +57,8 @@ void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, 
   const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
   at::parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
     for (int64_t j = 0; j < M; j += block)
-      for (int64_t i = i0; i < i1; ++i)
-        add(result + i * D, from + i * D, to + j * D, w + i * M + j, std::min(block, M - j), D);
+      add(result + i0 * D, from + i0 * D, i1 - i0, to + j * D, w + i0 * M + j, M,
+          std::min(block, M - j), D);
   });
 }
 

@@ -81,50 +81,129 @@ void squared_rows(const T* x, int64_t rows, const T* packed, int64_t D, T* out, 
   distance_rows<T, true>(x, rows, packed, D, out, stride, columns);
 }
 
-// out += sum over rows of weight[r] times sign(x - y[r]), or times x - y[r]. Columns of out stay in
-// registers while the rows pass by; rows of weight 0 are skipped, which bands have many of.
-template <typename T, bool kSign>
-inline void add_rows(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D) {
-  using V = typename Vector<T>::type;
-  using Bits = typename Vector<T>::bits;
-  constexpr int64_t kLanes = kVectorBytes / sizeof(T);
-  int64_t d = 0;
-  for (; d + kVectors * kLanes <= D; d += kVectors * kLanes) {
-    V sum[kVectors], here[kVectors], there[kVectors];
-    __builtin_memcpy(sum, out + d, sizeof(sum));
-    __builtin_memcpy(here, x + d, sizeof(here));
-    for (int64_t r = 0; r < rows; ++r) {
-      if (weight[r] == 0) continue;
-      __builtin_memcpy(there, y + r * D + d, sizeof(there));
-      const V w = V{} + weight[r];
+// out[k] = |x - y[index[k]]|^2
+template <typename T>
+void squared_pairs(const T* x, const T* y, const int64_t* index, int64_t count, int64_t D, T* out) {
+  constexpr int64_t kLanes = 64 / sizeof(T);
+  for (int64_t k = 0; k < count; ++k) {
+    const T* row = y + index[k] * D;
+    T lane[kLanes] = {}, sum = 0;
+    int64_t d = 0;
+    for (; d + kLanes <= D; d += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l)
+        lane[l] += (x[d + l] - row[d + l]) * (x[d + l] - row[d + l]);
+    for (; d < D; ++d) sum += (x[d] - row[d]) * (x[d] - row[d]);
+    for (int64_t l = 0; l < kLanes; ++l) sum += lane[l];
+    out[k] = sum;
+  }
+}
+
+// What a row y adds to the gradient of x: itself, x - y, or the sign of x - y.
+enum class Pull { kRow, kDifference, kSign };
+
+// Rows of x and out, with their weights, against rows index[k] of y (row k without index).
+template <typename T>
+struct Pulled {
+  T* out;
+  const T *x, *y;
+  const int64_t* index;
+  const T* weight;
+  int64_t stride;  // between the weights of two rows
+  int64_t count, D;
+};
+
+// Columns [d, d + kVectors V) of kRows rows stay in registers while the rows of y pass by.
+template <Pull kPull, typename V, int kRows, int kVectors, typename T>
+inline void pull_columns(const Pulled<T>& p, int64_t d) {
+  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
+  V sum[kRows][kVectors], here[kRows][kVectors];
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) {
-        const V difference = here[v] - there[v];
-        if (kSign) {
-          const Bits more = difference > 0, less = difference < 0;
-          sum[v] += reinterpret_cast<V>(reinterpret_cast<Bits>(w) & more);
-          sum[v] -= reinterpret_cast<V>(reinterpret_cast<Bits>(w) & less);
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_memcpy(&sum[r][v], p.out + r * p.D + d + v * kLanes, sizeof(V));
+      if (kPull == Pull::kRow) continue;
+      __builtin_memcpy(&here[r][v], p.x + r * p.D + d + v * kLanes, sizeof(V));
+    }
+  for (int64_t k = 0; k < p.count; ++k) {
+    const T* row = p.y + (p.index ? p.index[k] : k) * p.D + d;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      V there;
+      __builtin_memcpy(&there, row + v * kLanes, sizeof(V));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        V& to = sum[r][v];
+        const V w = V{} + p.weight[r * p.stride + k];
+        if (kPull == Pull::kRow) {
+          to += w * there;
+        } else if (kPull == Pull::kDifference) {
+          to += w * (here[r][v] - there);
         } else {
-          sum[v] += w * difference;
+          // Written so that both become additions under a mask.
+          to = here[r][v] > there ? to + w : to;
+          to = here[r][v] < there ? to - w : to;
         }
       }
     }
-    __builtin_memcpy(out + d, sum, sizeof(sum));
   }
-  for (; d < D; ++d)
-    for (int64_t r = 0; r < rows; ++r) {
-      const T difference = x[d] - y[r * D + d];
-      const T sign = difference > 0 ? T(1) : (difference < 0 ? T(-1) : T(0));
-      if (weight[r] != 0) out[d] += weight[r] * (kSign ? sign : difference);
-    }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v)
+      __builtin_memcpy(p.out + r * p.D + d + v * kLanes, &sum[r][v], sizeof(V));
+}
+
+template <Pull kPull, int kRows, int kVectors, typename T>
+inline void pull(const Pulled<T>& p) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
+  int64_t d = 0;
+  for (; d + kVectors * kLanes <= p.D; d += kVectors * kLanes)
+    pull_columns<kPull, V, kRows, kVectors>(p, d);
+  for (; d + kLanes <= p.D; d += kLanes) pull_columns<kPull, V, kRows, 1>(p, d);
+  for (; d < p.D; ++d) pull_columns<kPull, T, kRows, 1>(p, d);
+}
+
+// Few listed rows of y: one row of x, 8 vectors wide, so that each row of y is read in long runs.
+template <typename T>
+void add_rows(T* out, const T* y, const int64_t* index, const T* weight, int64_t count, int64_t D) {
+  pull<Pull::kRow, 1, 8, T>({out, nullptr, y, index, weight, 0, count, D});
 }
 
 template <typename T>
-void add_signs(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D) {
-  add_rows<T, true>(out, x, y, weight, rows, D);
+void add_differences(T* out, const T* x, const T* y, const int64_t* index, const T* weight,
+                     int64_t count, int64_t D) {
+  pull<Pull::kDifference, 1, 8, T>({out, x, y, index, weight, 0, count, D});
 }
 
 template <typename T>
-void add_differences(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D) {
-  add_rows<T, false>(out, x, y, weight, rows, D);
+void add_signs(T* out, const T* x, const T* y, const int64_t* index, const T* weight, int64_t count,
+               int64_t D) {
+  pull<Pull::kSign, 1, 8, T>({out, x, y, index, weight, 0, count, D});
+}
+
+// All rows of y: each vector of it that is loaded serves 4 rows of x.
+template <Pull kPull, typename T>
+inline void add_all(T* out, const T* x, int64_t rows, const T* y, const T* weight, int64_t stride,
+                    int64_t count, int64_t D) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    pull<kPull, 4, 2, T>(
+        {out + r * D, x + r * D, y, nullptr, weight + r * stride, stride, count, D});
+  for (; r < rows; ++r)
+    pull<kPull, 1, 8, T>(
+        {out + r * D, x + r * D, y, nullptr, weight + r * stride, stride, count, D});
+}
+
+template <typename T>
+void add_all_differences(T* out, const T* x, int64_t rows, const T* y, const T* weight,
+                         int64_t stride, int64_t count, int64_t D) {
+  add_all<Pull::kDifference>(out, x, rows, y, weight, stride, count, D);
+}
+
+template <typename T>
+void add_all_signs(T* out, const T* x, int64_t rows, const T* y, const T* weight, int64_t stride,
+                   int64_t count, int64_t D) {
+  add_all<Pull::kSign>(out, x, rows, y, weight, stride, count, D);
 }

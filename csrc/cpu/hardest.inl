@@ -97,8 +97,3 @@ void row_max_below(const T* row, int64_t columns, int64_t first_column, T limit,
     }
   }
 }
-
-template <typename T>
-void add_row(T* out, const T* row, T weight, int64_t size) {
-  for (int64_t d = 0; d < size; ++d) out[d] += weight * row[d];
-}

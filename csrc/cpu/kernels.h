@@ -13,9 +13,15 @@
 
 namespace itm::cpu {
 
-// What the gradient of every row's bounded sum is made of, for N rows.
+// Keys strictly between low and high are summed, each as offset + sign * key.
 template <typename T>
-struct Bands {
+struct Band {
+  T low, high, offset, sign;
+};
+
+// What the gradient of every row's bounded sum of relative distances is made of, for N rows.
+template <typename T>
+struct RowBands {
   const T *low, *high, *norm, *share, *slope;
 };
 
@@ -61,14 +67,20 @@ struct Loops {
   // count[c] += how many rows have score + offset[c] > 0, for columns [c0, c1).
   void (*column_hinge_count)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                              const T* offset, T* count);
+  // Returns the sum of one row over a band, where NaN counts as inside; bit c % 32 of words[c / 32]
+  // says whether column c is inside.
+  T (*band_row)(const T* row, int64_t columns, const Band<T>& band, uint32_t* words);
+  // Adds the sums of columns over up to 32 rows to sum; bit r of words[c] says whether row r is
+  // inside.
+  void (*band_columns)(const T* tile, int64_t stride, int64_t rows, int64_t columns,
+                       const Band<T>& band, T* sum, uint32_t* words);
+  // weights[c] = share + shares[c] where bit c is set, else 0.
+  void (*band_weights)(const uint32_t* words, int64_t columns, T share, const T* shares,
+                       T* weights);
   // Returns the sum of keys that lie strictly between low and high; NaN counts as inside.
   T (*band_sum)(const T* row, int64_t columns, T low, T high);
-  // Returns the sum of high - key over the same keys.
-  T (*repel_sum)(const T* row, int64_t columns, T low, T high);
-  // Turns the keys of row n into their gradient, at both places where a pair appears.
-  void (*band_weights)(T* row, int64_t columns, int64_t n, const Bands<T>& bands);
-  // out += weight * row
-  void (*add_row)(T* out, const T* row, T weight, int64_t size);
+  // Turns the distances of row n into their gradient, at both places where a pair appears.
+  void (*relative_weights)(T* row, int64_t columns, int64_t n, const RowBands<T>& bands);
   // Columns that the next two take at once, and their packing: packed[d][c] of up to that many
   // rows of y, the last one repeated.
   int64_t (*group_size)();
@@ -78,14 +90,45 @@ struct Loops {
                   int64_t columns);
   void (*squared_rows)(const T* x, int64_t rows, const T* packed, int64_t D, T* out, int64_t stride,
                        int64_t columns);
-  // out += sum over rows r of weight[r] sign(x - y[r]), or of weight[r] (x - y[r]).
-  void (*add_signs)(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D);
-  void (*add_differences)(T* out, const T* x, const T* y, const T* weight, int64_t rows, int64_t D);
+  // out[k] = |x - y[index[k]]|^2
+  void (*squared_pairs)(const T* x, const T* y, const int64_t* index, int64_t count, int64_t D,
+                        T* out);
+  // out += sum over k of weight[k] times row index[k] of y, times its difference to x, or times the
+  // sign of x - y.
+  void (*add_rows)(T* out, const T* y, const int64_t* index, const T* weight, int64_t count,
+                   int64_t D);
+  void (*add_differences)(T* out, const T* x, const T* y, const int64_t* index, const T* weight,
+                          int64_t count, int64_t D);
+  void (*add_signs)(T* out, const T* x, const T* y, const int64_t* index, const T* weight,
+                    int64_t count, int64_t D);
+  // The same for several rows of x and out and all `count` rows of y, with a stride between the
+  // weights of two rows of x.
+  void (*add_all_differences)(T* out, const T* x, int64_t rows, const T* y, const T* weight,
+                              int64_t stride, int64_t count, int64_t D);
+  void (*add_all_signs)(T* out, const T* x, int64_t rows, const T* y, const T* weight,
+                        int64_t stride, int64_t count, int64_t D);
+};
+
+// Loops over scores in bf16, as 16-bit words.
+struct ScreenLoops {
+  // Maximum of a row and what came before it; the same of columns.
+  float (*row_max)(const uint16_t* row, int64_t columns, float best);
+  void (*column_max)(const uint16_t* tile, int64_t rows, int64_t stride, int64_t columns,
+                     float* best);
+  // Writes the columns whose score is at least a limit, or at least their own; returns how many.
+  int64_t (*row_above)(const uint16_t* row, int64_t columns, float limit, int32_t* found);
+  int64_t (*columns_above)(const uint16_t* row, int64_t columns, const float* limit,
+                           int32_t* found);
+  // Returns x . y in fp64.
+  double (*product)(const float* x, const float* y, int64_t D);
+  // |x|^2, |half|^2 and |x - half|^2 of a row and its rounding to bf16.
+  void (*rounding_squares)(const float* x, const uint16_t* half, int64_t D, double* squares);
 };
 
 struct Kernels {
   Loops<float> f32;
   Loops<double> f64;
+  ScreenLoops screen;
 };
 
 // Constant-initialised: nothing of an instruction set runs before it has been chosen.

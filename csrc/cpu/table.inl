@@ -6,6 +6,7 @@
 #include "cpu/exponential.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
+#include "cpu/screen.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {
@@ -24,17 +25,33 @@ constexpr Loops<T> loops_of() {
       .row_hinge_weights = row_hinge_weights<T>,
       .column_hinge_weights = column_hinge_weights<T>,
       .column_hinge_count = column_hinge_count<T>,
-      .band_sum = band_sum<T>,
-      .repel_sum = repel_sum<T>,
+      .band_row = band_row<T>,
+      .band_columns = band_columns<T>,
       .band_weights = band_weights<T>,
-      .add_row = add_row<T>,
+      .band_sum = band_sum<T>,
+      .relative_weights = relative_weights<T>,
       .group_size = group_size<T>,
       .pack_columns = pack_columns<T>,
       .l1_rows = l1_rows<T>,
       .squared_rows = squared_rows<T>,
-      .add_signs = add_signs<T>,
+      .squared_pairs = squared_pairs<T>,
+      .add_rows = add_rows<T>,
       .add_differences = add_differences<T>,
+      .add_signs = add_signs<T>,
+      .add_all_differences = add_all_differences<T>,
+      .add_all_signs = add_all_signs<T>,
   };
 }
 
-constexpr Kernels table() { return {loops_of<float>(), loops_of<double>()}; }
+constexpr ScreenLoops screen_loops() {
+  return {
+      .row_max = screen_row_max,
+      .column_max = screen_column_max,
+      .row_above = screen_row_above,
+      .columns_above = screen_columns_above,
+      .product = exact_product,
+      .rounding_squares = rounding_squares,
+  };
+}
+
+constexpr Kernels table() { return {loops_of<float>(), loops_of<double>(), screen_loops()}; }

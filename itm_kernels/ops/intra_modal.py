@@ -21,9 +21,12 @@ def _forward_fake(
     lower: float,
     upper: float,
     per_row: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     N = x.shape[0]
-    return wide_empty(x, N), wide_empty(x, N), wide_empty(x, N), wide_empty(x, N)
+    words = (N, (N + 31) // 32) if keep_mask else (0, 0)
+    row, low, high, norm = (wide_empty(x, N) for _ in range(4))
+    return row, low, high, norm, x.new_empty(words, dtype=torch.int32)
 
 
 def _backward_fake(
@@ -34,6 +37,7 @@ def _backward_fake(
     low: Tensor,
     high: Tensor,
     norm: Tensor,
+    mask: Tensor,
     metric: str,
     mode: str,
 ) -> Tensor:
@@ -43,22 +47,25 @@ def _backward_fake(
 # low, high [N]: the strict bounds that row n was summed within, on the quantity that the mode
 # compares (S for official cosine, D / |D_n| for official distances, else delta); repel has high =
 # upper, the point that its hinge falls to. norm [N]: |D_n| for official distances, else 1.
+# mask int32 [N, ceil(N / 32)] if kept, else [0, 0]: bit m % 32 of word m / 32 of row n says whether
+# the pair lies inside; only where the bounds are the same for all rows. The backward pass then
+# compares no rows again.
 define(
     "intra_modal_forward",
-    "(Tensor x, Tensor? ids, str metric, str mode, float lower, float upper, bool per_row) "
-    "-> (Tensor row, Tensor low, Tensor high, Tensor norm)",
+    "(Tensor x, Tensor? ids, str metric, str mode, float lower, float upper, bool per_row, "
+    "bool keep_mask) -> (Tensor row, Tensor low, Tensor high, Tensor norm, Tensor mask)",
     _forward_fake,
 )
 define(
     "intra_modal_backward",
     "(Tensor grad, Tensor x, Tensor? ids, Tensor row, Tensor low, Tensor high, Tensor norm, "
-    "str metric, str mode) -> Tensor",
+    "Tensor mask, str metric, str mode) -> Tensor",
     _backward_fake,
 )
 
 
 class IntraModal(torch.autograd.Function):
-    """Recomputes the pairs inside the saved bounds in the backward pass."""
+    """The backward pass reads the pairs inside from a mask, or recomputes them from the bounds."""
 
     @staticmethod
     def forward(
@@ -73,8 +80,12 @@ class IntraModal(torch.autograd.Function):
         per_row: bool,
     ) -> Tensor:
         forward = operator(namespace, "intra_modal_forward")
-        row, low, high, norm = forward(x, ids, metric, mode, lower, upper, per_row)
-        ctx.save_for_backward(x, ids, row, low, high, norm)
+        N, D = x.shape
+        bounded = mode != "official" or metric == "cosine"
+        # No larger than x in fp32: memory stays O(N D).
+        keep_mask = ctx.needs_input_grad[1] and bounded and N <= 32 * D
+        row, *saved = forward(x, ids, metric, mode, lower, upper, per_row, keep_mask)
+        ctx.save_for_backward(x, ids, row, *saved)
         ctx.options = namespace, metric, mode
         return row
 

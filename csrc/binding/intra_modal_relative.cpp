@@ -1,0 +1,160 @@
+// Bounded sums of distances relative to their row's norm (the official mode): norms and ranks need
+// whole rows, so a block of rows meets all rows at a time. A batch of at most D rows has a matrix
+// of distances no larger than itself: then every pair is compared once.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/full.h>
+
+#include <cmath>
+
+#include "binding/intra_modal.h"
+
+namespace itm {
+namespace {
+
+constexpr int64_t kDistancesAtOnce = 8 << 20;  // 32 MiB of fp32
+
+// The whole matrix, from the tiles on and above the diagonal.
+template <typename T>
+Tensor all_distances(const Keys& keys) {
+  const int64_t N = keys.x.size(0);
+  Tensor all = at::empty({N, N}, keys.x.options());
+  keys.for_each_upper_tile<T>([&](const Tile<T>& t) {
+    const Tensor tile = at::from_blob(t.data, {t.rows, t.columns}, keys.x.options());
+    const auto block = [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      return all.narrow(0, row, rows).narrow(1, column, columns);
+    };
+    block(t.first_row, t.rows, t.first_column, t.columns).copy_(tile);
+    block(t.first_column, t.columns, t.first_row, t.rows).copy_(tile.t());
+  });
+  return all;
+}
+
+// Calls visit(block) for the distances of a block of rows to all rows, in increasing order.
+template <typename T, typename Visit>
+void for_each_block(const Keys& keys, Visit&& visit) {
+  const int64_t N = keys.x.size(0);
+  if (N <= keys.x.size(1)) {
+    const Tensor all = all_distances<T>(keys);
+    return visit(Tile<T>{0, N, 0, N, all.mutable_data_ptr<T>()});
+  }
+  const int64_t most =
+      std::clamp<int64_t>(kDistancesAtOnce / N, 1, kTileRows * at::get_num_threads());
+  for (int64_t i = 0; i < N; i += most) {
+    const int64_t rows = std::min(most, N - i);
+    Tensor block = at::empty({rows, N}, keys.x.options());
+    distances<T>(keys.x.narrow(0, i, rows), keys.x, !keys.l1, block);
+    if (keys.l2) block.sqrt_();
+    visit(Tile<T>{i, rows, 0, N, block.template mutable_data_ptr<T>()});
+  }
+}
+
+// The value at a rank of a row, NaN last; beyond the row there is no bound.
+template <typename T>
+T at_rank(std::vector<T> row, int64_t rank) {
+  if (rank >= static_cast<int64_t>(row.size())) return std::numeric_limits<T>::infinity();
+  const auto less = [](T a, T b) { return a < b || (a == a && b != b); };
+  std::nth_element(row.begin(), row.begin() + rank, row.end(), less);
+  return row[rank];
+}
+
+// Divides every row of a block by its Euclidean norm, which it notes.
+template <typename T>
+void divide_by_norm(const Tile<T>& t, T* norm) {
+  at::parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      T* row = t.row(r);
+      double square = 0;
+      for (int64_t c = 0; c < t.columns; ++c) square += static_cast<double>(row[c]) * row[c];
+      const T length = std::max(static_cast<T>(std::sqrt(square)), T(UnitRows::kSmallest));
+      norm[t.first_row + r] = square == square ? length : static_cast<T>(square);
+      for (int64_t c = 0; c < t.columns; ++c) row[c] /= norm[t.first_row + r];
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
+                                                         const OptionalTensor& ids, double lower,
+                                                         double upper, bool per_row) {
+  const int64_t N = keys.x.size(0);
+  const SameId same(ids, ids);
+  const auto column = [&] { return at::empty({N}, keys.x.options()); };
+  Tensor row = column(), low = column(), high = column(), norm = column();
+  AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_forward", [&] {
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    auto *out = row.mutable_data_ptr<scalar_t>(), *lo = low.mutable_data_ptr<scalar_t>();
+    auto *hi = high.mutable_data_ptr<scalar_t>(), *length = norm.mutable_data_ptr<scalar_t>();
+    // Round half to even, as Python's round().
+    const auto rank = [&](double share) { return std::llrint(share * static_cast<double>(N)); };
+    const auto thresholds = [&](const scalar_t* relative, int64_t n) {
+      const std::vector<scalar_t> copy(relative, relative + N);
+      lo[n] = at_rank(copy, rank(lower));
+      hi[n] = at_rank(copy, rank(upper));
+    };
+    for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
+      divide_by_norm(t, length);
+      if (!per_row && t.first_row == 0) {
+        thresholds(t.row(0), 0);
+        low.fill_(low[0]);
+        high.fill_(high[0]);
+      }
+      at::parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+        for (int64_t r = r0; r < r1; ++r) {
+          const int64_t n = t.first_row + r;
+          scalar_t* key = t.row(r);
+          if (per_row) thresholds(key, n);
+          same.for_each_in_row(t, r, [&](int64_t c) {
+            if (key[c] == key[c]) key[c] = -std::numeric_limits<scalar_t>::infinity();
+          });
+          out[n] = loop.band_sum(key, N, lo[n], hi[n]);
+        }
+      });
+    });
+  });
+  return {row, low, high, norm};
+}
+
+Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTensor& ids,
+                         const Tensor& row, const Tensor& low, const Tensor& high,
+                         const Tensor& norm) {
+  const int64_t N = keys.x.size(0);
+  const SameId same(ids, ids);
+  Tensor result = at::zeros_like(keys.x);
+  AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
+    const auto& loop = cpu::loops<scalar_t>(kernels());
+    // d(sum of D / |D|): a pair inside pulls on itself, and on every distance through the norm.
+    const Tensor share = grad.to(keys.x.scalar_type()).div(norm);
+    const Tensor slope = share.mul(row).neg_();
+    const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
+    const cpu::RowBands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
+    for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
+      Tensor W = at::from_blob(t.data, {t.rows, t.columns}, keys.x.options()), distance;
+      if (keys.l2) distance = W.clone();
+      at::parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
+        std::vector<std::pair<int64_t, scalar_t>> excluded;  // same id: no pair, but in the norm
+        for (int64_t r = r0; r < r1; ++r) {
+          const int64_t n = t.first_row + r;
+          excluded.clear();
+          same.for_each_in_row(t, r, [&](int64_t c) { excluded.emplace_back(c, t.row(r)[c]); });
+          loop.relative_weights(t.row(r), N, n, bands);
+          for (const auto& [c, key] : excluded)
+            t.row(r)[c] =
+                bands.slope[n] * key / bands.norm[n] + bands.slope[c] * key / bands.norm[c];
+        }
+      });
+      // W holds both places where a pair appears, so a block's rows get all of their gradient here.
+      // l2: sign(x - y) becomes (x - y) / D, 0 at D = 0; sqeuclidean: 2 (x - y).
+      if (keys.l2)
+        W.div_(distance).masked_fill_(distance.eq(0), 0);
+      else if (!keys.l1)
+        W.mul_(2);
+      Tensor own = result.narrow(0, t.first_row, t.rows);
+      add_all<scalar_t>(W, keys.x.narrow(0, t.first_row, t.rows), keys.x, keys.l1, own);
+    });
+  });
+  return result;
+}
+
+}  // namespace itm
