@@ -129,9 +129,9 @@ def test_parts_carry_every_bit_of_fp32() -> None:
 
     x = torch.randn(7, 40) * torch.logspace(-20, 20, 7)[:, None]
     parts = _launch.operands(x, x).x.double()
-    assert parts.shape == (3, 7, 64)
+    assert parts.shape == (3, 7, 128)
     assert torch.equal(parts.sum(0)[:, :40], x.double())
-    assert torch.equal(parts[..., 40:], torch.zeros(3, 7, 24, dtype=torch.float64))
+    assert torch.equal(parts[..., 40:], torch.zeros(3, 7, 88, dtype=torch.float64))
 
 
 @interpreted

@@ -188,6 +188,17 @@ def similarity(N: int, D: int, dtype: torch.dtype) -> None:
         kernels.similarity_backward(grad, x, y, metric)
 
 
+def intra_modal(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import intra_modal as kernels
+
+    x = rows(N, D, dtype)
+    for metric in ("cosine", "l1", "l2"):
+        for own, mode in ((None, "official"), (ids(N), "repel")):
+            keep = mode == "repel" or metric == "cosine"
+            found = kernels.intra_modal_forward(x, own, metric, mode, 0.1, 0.9, True, keep)
+            kernels.intra_modal_backward(values(N), x, own, *found, metric, mode)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -195,6 +206,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "sigmoid": sigmoid,
     "sum_of_hinges": sum_of_hinges,
     "similarity": similarity,
+    "intra_modal": intra_modal,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline.

@@ -48,7 +48,7 @@ class Row(NamedTuple):
     """A line of the table: it holds from so many rows and so large a D on."""
 
     architecture: int | str | None  # None: any
-    kind: str  # of operand: "half", "tf32", "parts", "ieee", "fp64"; "difference", "pull"
+    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull"
     least_log2: int  # of the smaller number of rows
     least_depth: int
     tile: Tile
@@ -58,7 +58,6 @@ class Row(NamedTuple):
 TABLE = (
     Row(0, "half", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "tf32", 0, 0, Tile(64, 64, 128, 4, 1)),
-    Row(0, "parts", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "ieee", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "fp64", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "difference", 0, 0, Tile(64, 64, 32, 4, 1)),
@@ -67,10 +66,6 @@ TABLE = (
     Row(None, "half", 0, 0, Tile(64, 64, 64, 4, 3)),
     Row(None, "tf32", 11, 0, Tile(128, 128, 32, 8, 3)),
     Row(None, "tf32", 0, 0, Tile(64, 64, 32, 4, 3)),
-    # Six products into 128 x 128: 10 to 17 spills on sm_80.
-    Row(80, "parts", 11, 0, Tile(128, 64, 32, 4, 2)),
-    Row(None, "parts", 11, 0, Tile(128, 128, 32, 8, 2)),
-    Row(None, "parts", 0, 0, Tile(64, 64, 32, 4, 2)),
     Row(None, "ieee", 0, 0, Tile(64, 64, 16, 4, 2)),
     Row(None, "fp64", 0, 0, Tile(32, 32, 16, 4, 2)),
     # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
@@ -147,8 +142,11 @@ def operands(
     "highest" splits every number into bf16 parts. Three parts (six products) carry all bits of fp32
     at twice the speed of its own units; two parts (three products, error 6e-7 on unit rows of D =
     1024, 6e-6 at D = 33) are for scores that only choose a row.
+
+    A shape, when given, is that of the scores that a tile is chosen for.
     """
-    N, M, D = x.shape[0], y.shape[0], x.shape[1]
+    N, M = shape or (x.shape[0], y.shape[0])
+    D = x.shape[1]
     kind, precision = "half", "ieee"
     if x.dtype == torch.float64:
         kind = "fp64"
@@ -157,7 +155,7 @@ def operands(
         # Splitting costs a pass over the rows: at small D the products cost less than that.
         kind = "ieee" if kind == "parts" and D < 32 else kind
         precision = "tf32" if kind == "tf32" else "ieee"
-    tile = tile_of(kind, N, M, D)
+    tile = tile_of("half" if kind == "parts" else kind, N, M, D)
     if kind == "parts":
         return Operands(_split(x, parts), _split(y, parts), kind, precision, tile)
     if kind == "half" and INTERPRETED and x.dtype == torch.bfloat16:
@@ -176,12 +174,15 @@ def _aligned(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, -x.shape[1] % 16))
 
 
+_PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
+
+
 def _split(
     x: Tensor,  # [N, D] fp32
     parts: int,
 ) -> Tensor:  # [parts, N, D'] bf16, zeros from D on
     N, D = x.shape
-    width = D + -D % 64
+    width = D + -D % _PADDED
     x = rows_of(x)
     found = torch.empty((parts, N, width), dtype=torch.bfloat16, device=x.device)
     _split_kernel[(triton.cdiv(N, 16), width // 64)](

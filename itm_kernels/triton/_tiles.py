@@ -73,28 +73,28 @@ def score_tile(
     y_at = y + columns[None, :].to(tl.int64) * y_stride + depth[:, None]
     DTYPE: tl.constexpr = wide_type(x.dtype)
     scores = tl.zeros((rows.shape[0], columns.shape[0]), DTYPE)
+    if PARTS > 1:
+        # One product per step, low to high: with all of a chunk in one step sm_80 spills and
+        # sm_100 runs out of tensor memory. Two bits of a constant say which part is taken.
+        x_takes: tl.constexpr = 0b00_00_01_00_01_10 if PARTS == 3 else 0b00_00_01
+        y_takes: tl.constexpr = 0b00_01_00_10_01_00 if PARTS == 3 else 0b00_01_00
+        chunks = D // DEPTH  # parts are padded to whole chunks
+        for step in range(0, (6 if PARTS == 3 else 3) * chunks):
+            product = step // chunks
+            first = (step - product * chunks) * DEPTH
+            x_from = ((x_takes >> (2 * product)) & 3).to(tl.int64) * x_part + first
+            y_from = ((y_takes >> (2 * product)) & 3).to(tl.int64) * y_part + first
+            scores = tl.dot(tl.load(x_at + x_from), tl.load(y_at + y_from), scores)
+        return scores
     # `other` is said because a masked element is undefined on a GPU and 0 in the interpreter.
     zero: tl.constexpr = None if EVEN else 0.0
     for first in range(0, D, DEPTH):
         inside = depth < D - first
         x_mask = None if EVEN else inside[None, :]
         y_mask = None if EVEN else inside[:, None]
-        x_0 = tl.load(x_at, x_mask, zero)
-        y_0 = tl.load(y_at, y_mask, zero)
-        if PARTS > 1:
-            x_1 = tl.load(x_at + x_part, x_mask, zero)
-            y_1 = tl.load(y_at + y_part, y_mask, zero)
-            if PARTS > 2:
-                x_2 = tl.load(x_at + 2 * x_part, x_mask, zero)
-                y_2 = tl.load(y_at + 2 * y_part, y_mask, zero)
-                scores = tl.dot(x_2, y_0, scores)
-                scores = tl.dot(x_1, y_1, scores)
-                scores = tl.dot(x_0, y_2, scores)
-            scores = tl.dot(x_1, y_0, scores)
-            scores = tl.dot(x_0, y_1, scores)
-        scores = tl.dot(x_0, y_0, scores, input_precision=PRECISION, out_dtype=DTYPE)
-        x_at += DEPTH
-        y_at += DEPTH
+        x_chunk = tl.load(x_at + first, x_mask, zero)
+        y_chunk = tl.load(y_at + first, y_mask, zero)
+        scores = tl.dot(x_chunk, y_chunk, scores, input_precision=PRECISION, out_dtype=DTYPE)
     return scores
 
 
