@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test demo bench bench-quick bench-large lint sanitize capabilities races format clean
+.PHONY: test test-triton demo bench bench-quick bench-large lint sanitize capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -83,13 +83,24 @@ races: $(VENV)/dev
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
 
+# Triton's kernels, interpreted and compiled for GPUs that are not here. Triton is 1 GB: it has an
+# environment of its own, which leaves the other tests to run without it.
+TRITON := .venv-triton
+test-triton: $(TRITON)/ready
+	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton
+
+$(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install -r requirements-triton.txt
+	touch $@
+
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) build *.egg-info itm_kernels/*.so
+	rm -rf $(VENV) $(TRITON) build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,6 @@ when the package is imported (a build's list, a folder's files), so choosing is 
 that `torch.compile` can trace.
 """
 
-import importlib
 import os
 import pkgutil
 import sys
@@ -70,6 +69,12 @@ class Availability(NamedTuple):
     reasons: dict[str, str]  # backend -> why it is not there; empty for those that are
 
 
+def triton_file(operator: str) -> str | None:
+    """Return the name of the file that holds an operator's Triton kernels, None without any."""
+    stem = _STEM.get(operator, operator)
+    return stem if stem in TRITON_FILES else None
+
+
 def why_not(operator: str, device: str, backend: str) -> str | None:
     """Return why a backend cannot run an operator on a device type, None if it can."""
     if backend == "reference":
@@ -83,7 +88,7 @@ def why_not(operator: str, device: str, backend: str) -> str | None:
             return "triton is not installed"
         if device == "cpu" and not INTERPRETED:
             return "Triton runs on the CPU only under TRITON_INTERPRET=1"
-        has_kernel = _STEM.get(operator, operator) in TRITON_FILES
+        has_kernel = triton_file(operator) is not None
     return None if has_kernel else f"no {backend} kernel for {operator} on {device}"
 
 
@@ -121,7 +126,7 @@ def resolve(
         words = ", ".join(repr(choice) for choice in CHOICES)
         raise ValueError(f"{function}: backend must be one of {words}, got {backend!r}")
     if why_not(operator, device, backend) is None:
-        return _load(backend, operator)
+        return NAMESPACES[backend]
     reasons = "; ".join(
         f"{name}: {why_not(operator, device, name) or 'available'}"
         for name in (*NAMESPACES, "reference")
@@ -129,13 +134,6 @@ def resolve(
     raise RuntimeError(
         f"{function}: backend {backend!r} cannot run {operator} on {device} ({reasons})"
     )
-
-
-def _load(backend: str, operator: str) -> str:
-    # Triton is imported when its first kernel is needed, never with the package.
-    if backend == "triton":
-        importlib.import_module(f"itm_kernels.triton.{_STEM.get(operator, operator)}")
-    return NAMESPACES[backend]
 
 
 def available() -> list[Availability]:

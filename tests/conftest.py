@@ -14,9 +14,24 @@ from loss_cases import CASES, Case
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["reference", "eager", "auto"])
+BACKENDS = ["reference", "eager", "auto"]
+if backends.INTERPRETED and backends.HAS_TRITON:
+    BACKENDS.append("triton")  # `make test-triton`
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run on the formula, on operators in eager PyTorch, and on what this build has kernels for."""
+    """Run on the formula, on operators in eager PyTorch, and on what this build has kernels for.
+
+    "triton" prefers interpreted kernels where there are any: a loss runs several operators.
+    """
+    if request.param == "triton":
+        with (
+            patch.dict(backends.LEAST_PAIRS, clear=True),
+            patch.dict(backends.PREFERENCE, cpu=("triton",)),
+        ):
+            yield "auto"
+        return
     if request.param == "auto":
         with patch.dict(backends.LEAST_PAIRS, clear=True):  # small batches too
             yield "auto"

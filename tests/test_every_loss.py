@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eager_backend import as_native
+from itm_kernels import backends
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 DRAWING = ("info_cmr", "info_cmr-attached")  # draw noise, and other noise in another precision
@@ -172,7 +173,10 @@ def test_backend_is_checked_at_construction(case: Case) -> None:
         case.build("cuda")
 
 
-def test_unavailable_backend_lists_every_reason(case: Case) -> None:
+def test_unavailable_backend_lists_every_reason(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match=r"'triton' cannot run .* \(native: .*; triton: .*"):
         case.loss(*batch(), "triton")
 

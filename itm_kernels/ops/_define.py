@@ -1,16 +1,19 @@
 """Operators are defined here once: the same schema and fake kernel in every backend's namespace.
 
-A backend adds nothing but `torch.library.impl` (or TORCH_LIBRARY_IMPL) for its dispatch key. The
-autograd formula of an operator is the `autograd.Function` in its own file, one for all backends.
+A backend adds nothing but an implementation for its dispatch key: TORCH_LIBRARY_IMPL in C++, for
+Triton a function of the operator's name in the operator's file. The autograd formula of an operator
+is the `autograd.Function` in its own file, one for all backends.
 """
 
+import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from itm_kernels.backends import NAMESPACES
+from itm_kernels.backends import INTERPRETED, NAMESPACES, triton_file
 from itm_kernels.reference._rows import wide
 
 
@@ -30,6 +33,26 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     DEFINITIONS.append(Definition(name, schema, fake))
     for namespace in NAMESPACES.values():
         define_in(namespace, DEFINITIONS[-1])
+    stem = triton_file(name.removesuffix("_forward").removesuffix("_backward"))
+    if stem is not None:
+        _implement_in_triton(name, f"itm_kernels.triton.{stem}")
+
+
+def _implement_in_triton(name: str, module: str) -> None:
+    """Let an operator import its Triton kernels when it first runs.
+
+    Triton is never imported with the package, and importing it while a graph is traced would break
+    the graph; an exported graph finds its kernels in a process that never chose a backend.
+    """
+
+    def run(*arguments: Any) -> Any:
+        launcher = getattr(importlib.import_module(module), name)
+        like = next(argument for argument in arguments if isinstance(argument, Tensor))
+        with torch.cuda.device_of(like) if like.is_cuda else nullcontext():
+            return launcher(*arguments)
+
+    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+        torch.library.impl(f"{NAMESPACES['triton']}::{name}", key, run)
 
 
 def define_in(namespace: str, definition: Definition) -> None:

@@ -1,0 +1,1 @@
+"""Triton kernels: one file per operator, found by its name, imported when first needed."""

@@ -1,0 +1,247 @@
+"""Comparing rows by a metric: tiles of similarities or distances, and what pulls rows apart.
+
+Products run on tensor cores. Squared distances are expanded, |x|^2 + |y|^2 - 2 x.y, unless that
+cancels anywhere in a tile: it is then computed again from direct differences, as l1 always is.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import Tile, operands, rows_of, stored_dtype, tile_of, wide_dtype
+from itm_kernels.triton._tiles import difference_tile, paired_scores, place, score_tile, wide_type
+
+_SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
+
+
+@triton.jit
+def _squares_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    tl.store(out + n, paired_scores(x, x, stride, stride, D, rows, rows, DEPTH), mask=n < N)
+
+
+def _squares(x: Tensor) -> Tensor:  # [N, D] -> [N]
+    N, D = x.shape
+    out = torch.empty(N, dtype=wide_dtype(x), device=x.device)
+    _squares_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
+    return out
+
+
+@triton.jit
+def compared_tile(
+    x,  # operands of the product
+    y,
+    raw_x,  # rows as they came
+    raw_y,
+    x_term,  # 1 / length for cosines, squared length for distances
+    y_term,
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    raw_x_stride,
+    raw_y_stride,
+    D,
+    raw_D,
+    rows,
+    columns,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    METRIC: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Return the similarities or distances `[R, C]` of some rows of x and some rows of y."""
+    if METRIC == "l1":
+        compared = difference_tile(
+            raw_x, raw_y, raw_x_stride, raw_y_stride, raw_D, rows, columns, CHUNK, False
+        )
+    else:
+        compared = score_tile(
+            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+        )  # fmt: skip
+    if METRIC == "cosine":
+        compared *= tl.load(x_term + rows)[:, None] * tl.load(y_term + columns)[None, :]
+    if METRIC == "l2" or METRIC == "sqeuclidean":
+        lengths = tl.load(x_term + rows)[:, None] + tl.load(y_term + columns)[None, :]
+        compared = lengths - 2 * compared
+        # Below a quarter of the terms two bits are gone, as many as the contract grants.
+        if tl.max((compared < lengths / 4).to(tl.int32)) > 0:
+            compared = difference_tile(
+                raw_x, raw_y, raw_x_stride, raw_y_stride, raw_D, rows, columns, CHUNK, True
+            )
+        if METRIC == "l2":
+            compared = tl.sqrt(compared)
+    return compared
+
+
+class Comparison(NamedTuple):
+    """What `compared_tile` takes, and the tile."""
+
+    arguments: dict[str, Any]
+    tile: Tile
+
+
+def comparison(
+    x: Tensor,  # [.., D] rows side by side
+    y: Tensor,
+    metric: str,
+    shape: tuple[int, int],
+    square: bool = False,
+) -> Comparison:
+    """Prepare rows for a metric; a shape is that of the matrix, a square tile one of a triangle."""
+    chunk = tile_of("difference", *shape, x.shape[1])
+    terms = [x, y]  # stand-ins for what a metric does not read
+    if metric not in ("dot", "l1"):
+        terms = [_squares(rows) for rows in (x, y)]
+    if metric == "cosine":
+        terms = [1 / term.sqrt().clamp_min(_SMALLEST) for term in terms]
+    # Small tiles where a tile may be computed twice: a difference is wide in registers.
+    tall = shape if metric in ("dot", "cosine") else (1, 1)
+    if metric == "l1":
+        product = {
+            **{"x": x, "y": y, "x_stride": 0, "y_stride": 0, "x_part": 0, "y_part": 0, "D": 0},
+            **{"PARTS": 1, "PRECISION": "ieee", "ALIGN": 1, "EVEN": True},
+        }
+        tile = chunk
+    else:
+        both = operands(x, y, shape=tall)
+        product, tile = both.arguments(), both.tile
+    side = min(tile.rows, tile.columns)
+    tile = tile._replace(rows=side, columns=side) if square else tile
+    arguments = {
+        **{"raw_x": x, "raw_y": y, "raw_x_stride": x.stride(0), "raw_y_stride": y.stride(0)},
+        **{"x_term": terms[0], "y_term": terms[1], "raw_D": x.shape[1], "METRIC": metric},
+        **{**product, **tile.options(), "CHUNK": chunk.depth},
+    }
+    return Comparison(arguments, tile)
+
+
+@triton.jit
+def _matrix_kernel(
+    x,
+    y,
+    raw_x,  # [B * N, D]
+    raw_y,
+    x_term,  # [B * N]
+    y_term,
+    out,  # [B, N, M]
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    raw_x_stride,
+    raw_y_stride,
+    N,
+    M,
+    D,
+    raw_D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    METRIC: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    tiles = tl.cdiv(N, ROWS) * tl.cdiv(M, COLUMNS)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    n, m, _, _ = place(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
+    rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
+    compared = compared_tile(
+        x, y, raw_x, raw_y, x_term, y_term, x_stride, y_stride, x_part, y_part,
+        raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN, METRIC, CHUNK,
+    )  # fmt: skip
+    # Pointers of rows, then 32-bit columns: 64-bit offsets of every element are 23 spills.
+    at = out + (batch * N + n)[:, None] * M + m[None, :]
+    tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+def matrices(
+    x: Tensor,  # [B * N, D]
+    y: Tensor,  # [B * M, D]
+    batches: int,
+    metric: str,
+    dtype: torch.dtype,
+) -> Tensor:  # [B, N, M]
+    """Return the similarities or distances of every row of x and every row of y of its batch."""
+    N, M = x.shape[0] // batches, y.shape[0] // batches
+    x, y = rows_of(x), rows_of(y)
+    out = torch.empty((batches, N, M), dtype=stored_dtype(dtype), device=x.device)
+    found = comparison(x, y, metric, (N, M))
+    grid = (batches * found.tile.programs(N, M)[0],)
+    _matrix_kernel[grid](**found.arguments, out=out, N=N, M=M)
+    return out.to(dtype)
+
+
+@triton.jit
+def _pull_kernel(
+    x,  # [B * N, D]
+    y,  # [B * M, D]
+    weight,  # [B, N, M]
+    out,  # [B * N, D]
+    x_stride,
+    y_stride,
+    batch_stride,  # of weight
+    row_stride,
+    column_stride,
+    N,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    row_tiles = tl.cdiv(N, ROWS)
+    batch = (tl.program_id(0) // row_tiles).to(tl.int64)
+    n = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    depth = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
+    inside = (depth < D)[None, :]
+    DTYPE: tl.constexpr = wide_type(x.dtype)
+    own = batch * N + rows
+    here = tl.load(x + own[:, None] * x_stride + depth[None, :], mask=inside, other=0.0).to(DTYPE)
+    total = tl.zeros((ROWS, DEPTH), DTYPE)
+    for first in range(0, M, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = (batch * M + m)[:, None] * y_stride + depth[None, :]
+        there = tl.load(y + at, mask=(m < M)[:, None] & inside, other=0.0).to(DTYPE)
+        at = rows[:, None].to(tl.int64) * row_stride + m[None, :].to(tl.int64) * column_stride
+        share = tl.load(weight + batch * batch_stride + at, mask=(m < M)[None, :], other=0.0)
+        apart = here[:, None, :] - there[None, :, :]
+        if SIGN:
+            apart = tl.where(apart > 0, 1.0, tl.where(apart < 0, -1.0, apart))
+        total += tl.sum(share[:, :, None] * apart, 1)
+    tl.store(out + own[:, None] * D + depth[None, :], total, mask=(n < N)[:, None] & inside)
+
+
+def pull(x: Tensor, y: Tensor, weight: Tensor, sign: bool) -> Tensor:
+    """Return, for every row of x, the sum of weight (x - y) or weight sign(x - y) over y."""
+    (B, N, M), D = weight.shape, x.shape[1]
+    out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
+    tile = tile_of("pull", N, M, D)
+    _pull_kernel[(B * triton.cdiv(N, tile.rows), triton.cdiv(D, tile.depth))](
+        x, y, weight, out, x.stride(0), y.stride(0), *weight.stride(), N, M, D,
+        SIGN=sign, **tile.options(),
+    )  # fmt: skip
+    return out
+
+
+def of_unit(x: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of x from that of x / |x|."""
+    x = x.to(wide_dtype(x))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit = x / length.clamp_min(_SMALLEST)
+    along = (unit * grad).sum(-1, keepdim=True).masked_fill(length < _SMALLEST, 0)
+    return (grad - unit * along) / length.clamp_min(_SMALLEST)

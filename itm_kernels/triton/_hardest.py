@@ -1,0 +1,174 @@
+"""The hardest negative of every row and column from one pass over the scores.
+
+A tile leaves the (key, index) of its best negative per row and per column; a key is an integer
+that orders as the score does. Who reduces the tiles multiplies the winners again, in the precision
+of the input: tensor cores choose, they do not score.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import Operands, operands
+from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._tiles import (
+    highest,
+    no_key,
+    ordered_key,
+    place,
+    reaches,
+    same_id,
+    score_tile,
+)
+
+
+class Best(NamedTuple):
+    """For every tile and anchor, the best of the tile's candidates."""
+
+    key: Tensor  # [tiles, anchors] int32, int64 for fp64
+    winner: Tensor  # [tiles, anchors] int32
+
+    def arguments(self, prefix: str) -> dict[str, Any]:
+        """Return what a kernel needs to reduce the tiles."""
+        tiles = self.key.shape[0]
+        return {f"{prefix}_key": self.key, f"{prefix}_index": self.winner, f"{prefix}_tiles": tiles}
+
+
+@triton.jit
+def _hardest_kernel(
+    x,
+    y,
+    x_ids,
+    y_ids,
+    bound,  # scores of the pairs, that semi-hard negatives stay below
+    row_key,
+    row_index,
+    column_key,
+    column_index,
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    N,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    OF_ROWS: tl.constexpr,
+    OF_COLUMNS: tl.constexpr,
+):
+    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
+    scores = score_tile(
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+    )  # fmt: skip
+    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
+    off |= (n >= N)[:, None] | (m >= M)[None, :]
+    none: tl.constexpr = no_key(scores.dtype)
+    keys = tl.where(off, none, ordered_key(scores))
+    if OF_ROWS:
+        of_row = keys
+        if BOUNDED:
+            of_row = tl.where(reaches(keys, tl.load(bound + rows)[:, None]), none, keys)
+        key, index = highest(of_row, columns[None, :], 1)
+        at = column_tile.to(tl.int64) * N + n
+        tl.store(row_key + at, key, mask=n < N)
+        tl.store(row_index + at, index, mask=n < N)
+    if OF_COLUMNS:
+        of_column = keys
+        if BOUNDED:
+            of_column = tl.where(reaches(keys, tl.load(bound + columns)[None, :]), none, keys)
+        key, index = highest(of_column, rows[:, None], 0)
+        at = row_tile.to(tl.int64) * M + m
+        tl.store(column_key + at, key, mask=m < M)
+        tl.store(column_index + at, index, mask=m < M)
+
+
+@triton.jit
+def best_of_tiles(key, index, tiles, anchors, at, TILES: tl.constexpr):
+    """Return the index of the best candidate of some anchors, -1 for none.
+
+    Tiles are reduced in chunks and in order: a later one must be better to win.
+    """
+    none: tl.constexpr = no_key(key.dtype.element_ty)
+    best = tl.full((at.shape[0],), none, key.dtype.element_ty)
+    found = tl.full((at.shape[0],), -1, tl.int32)
+    for first in range(0, tiles, TILES):
+        tile = first + tl.arange(0, TILES)
+        place_of = tile[:, None].to(tl.int64) * anchors + at[None, :]
+        inside = (tile < tiles)[:, None]
+        keys = tl.load(key + place_of, mask=inside, other=none)
+        indices = tl.load(index + place_of, mask=inside, other=0)
+        chunk, candidate = highest(keys, indices, 0)
+        found = tl.where(chunk > best, candidate, found)
+        best = tl.maximum(chunk, best)
+    return found
+
+
+def hardest(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    positive: Tensor | None,  # [M]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    semihard: bool,
+) -> tuple[Best, Best]:
+    """Find the hardest text of every image and image of every text, per tile.
+
+    Semi-hard negatives stay below the score of a pair, so that rows are then pairs: `[tiles, M]`.
+    """
+    if not semihard:
+        both = operands(image, text, parts=2)
+        return _run(both, image_ids, text_ids, None, True, True)
+    # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
+    # beside 128 x 128 keys are 14 spills on sm_100.
+    pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
+    both = operands(pairs, text, shape=(1, 1))
+    bound = positive_scores(both)
+    if positive is None:
+        return _run(both, None, None, bound, True, True)
+    best_text, _ = _run(both, pair_ids, text_ids, bound, True, False)
+    images = operands(image, text, shape=(1, 1))
+    _, best_image = _run(images, image_ids, text_ids, bound, False, True)
+    return best_text, best_image
+
+
+def _run(
+    both: Operands,
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+    bound: Tensor | None,  # [M]
+    of_rows: bool,
+    of_columns: bool,
+) -> tuple[Best, Best]:
+    N, M = both.shape
+    row = _empty(both, M if of_rows else 0, N, both.tile.columns)
+    column = _empty(both, N if of_columns else 0, M, both.tile.rows)
+    # Where a kernel reads nothing, x stands in.
+    _hardest_kernel[both.tile.programs(N, M)](
+        **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
+        bound=both.x if bound is None else bound, BOUNDED=bound is not None,
+        row_key=row.key, row_index=row.winner, OF_ROWS=of_rows,
+        column_key=column.key, column_index=column.winner, OF_COLUMNS=of_columns,
+    )  # fmt: skip
+    return row, column
+
+
+def _empty(both: Operands, candidates: int, anchors: int, at_once: int) -> Best:
+    shape = triton.cdiv(candidates, at_once), anchors
+    keys = torch.int64 if both.kind == "fp64" else torch.int32
+    return Best(
+        torch.empty(shape, dtype=keys, device=both.x.device),
+        torch.empty(shape, dtype=torch.int32, device=both.x.device),
+    )

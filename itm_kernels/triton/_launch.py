@@ -1,0 +1,212 @@
+"""What stands between a tensor and a kernel: precision and tile sizes.
+
+Nothing is tuned at run time: results depend on the inputs, not on a machine's mood. One table says
+how large a tile is.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def architecture() -> int | str:
+    """Return the current device's architecture: 80, 90, "gfx942"; 0 when interpreted."""
+    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """How many rows, columns and elements of D a program takes at once, and with what."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def programs(self, N: int, M: int) -> tuple[int]:
+        """Return the grid of a kernel that finds its tile with `_tiles.place`."""
+        return (triton.cdiv(N, self.rows) * triton.cdiv(M, self.columns),)
+
+    def options(self) -> dict[str, Any]:
+        """Return the tile as a kernel's arguments."""
+        return {
+            **{"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth},
+            **{"num_warps": self.warps, "num_stages": self.stages},
+        }
+
+
+class Row(NamedTuple):
+    """A line of the table: it holds from so many rows and so large a D on."""
+
+    architecture: int | str | None  # None: any
+    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull"
+    least_log2: int  # of the smaller number of rows
+    least_depth: int
+    tile: Tile
+
+
+# The first line that holds counts. 128 x 128 needs 256 tiles to fill 132 processors.
+TABLE = (
+    Row(0, "half", 0, 0, Tile(64, 64, 128, 4, 1)),
+    Row(0, "tf32", 0, 0, Tile(64, 64, 128, 4, 1)),
+    Row(0, "ieee", 0, 0, Tile(64, 64, 128, 4, 1)),
+    Row(0, "fp64", 0, 0, Tile(64, 64, 128, 4, 1)),
+    Row(0, "difference", 0, 0, Tile(64, 64, 32, 4, 1)),
+    Row(0, "pull", 0, 0, Tile(32, 32, 64, 4, 1)),
+    Row(None, "half", 11, 0, Tile(128, 128, 64, 8, 3)),
+    Row(None, "half", 0, 0, Tile(64, 64, 64, 4, 3)),
+    Row(None, "tf32", 11, 0, Tile(128, 128, 32, 8, 3)),
+    Row(None, "tf32", 0, 0, Tile(64, 64, 32, 4, 3)),
+    Row(None, "ieee", 0, 0, Tile(64, 64, 16, 4, 2)),
+    Row(None, "fp64", 0, 0, Tile(32, 32, 16, 4, 2)),
+    # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
+    Row(None, "difference", 0, 0, Tile(64, 64, 4, 4, 1)),
+    Row(None, "pull", 0, 0, Tile(32, 4, 64, 4, 1)),
+)
+
+
+def tile_of(kind: str, N: int, M: int, D: int) -> Tile:
+    """Look the tile up for N x M scores of a kind of operand."""
+    current, log2 = architecture(), min(N, M).bit_length() - 1
+    for row in TABLE:
+        if row.architecture in (None, current) and row.kind == kind:
+            if log2 >= row.least_log2 and D >= row.least_depth:
+                return row.tile
+    raise LookupError(f"no tile for {kind} operands")
+
+
+# -- operands --------------------------------------------------------------------------------------
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return x with elements of a row side by side; rows may lie anywhere."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision that x is computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which a kernel stores what is then converted to a dtype.
+
+    A GPU rounds to bf16 as it stores; the interpreter truncates.
+    """
+    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+class Operands(NamedTuple):
+    """Two matrices as `_tiles.score_tile` takes them."""
+
+    x: Tensor  # [parts, N, D]
+    y: Tensor  # [parts, M, D]
+    kind: str
+    precision: str
+    tile: Tile
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and M."""
+        return self.x.shape[1], self.y.shape[1]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the operands and the tile as a kernel's arguments."""
+        x, y, depth = self.x, self.y, self.tile.depth
+        strides = x.stride(1), y.stride(1), x.stride(0), y.stride(0)
+        D = x.shape[2]
+        return {
+            **{"x": x, "y": y, "x_stride": strides[0], "y_stride": strides[1]},
+            **{"x_part": strides[2], "y_part": strides[3], "D": D},
+            **{"PARTS": x.shape[0], "PRECISION": self.precision},
+            **{"ALIGN": math.gcd(16, D, *strides), "EVEN": D % depth == 0},
+            **self.tile.options(),
+        }
+
+
+def operands(
+    x: Tensor, y: Tensor, parts: int = 3, shape: tuple[int, int] | None = None
+) -> Operands:
+    """Prepare rows for tensor cores, at the precision that their dtype and PyTorch's setting ask.
+
+    fp16 and bf16 are exact as they are. fp32 follows `torch.get_float32_matmul_precision`:
+    "highest" splits every number into bf16 parts. Three parts (six products) carry all bits of fp32
+    at twice the speed of its own units; two parts (three products, error 6e-7 on unit rows of D =
+    1024, 6e-6 at D = 33) are for scores that only choose a row.
+
+    A shape, when given, is that of the scores that a tile is chosen for.
+    """
+    N, M = shape or (x.shape[0], y.shape[0])
+    D = x.shape[1]
+    kind, precision = "half", "ieee"
+    if x.dtype == torch.float64:
+        kind = "fp64"
+    elif x.dtype == torch.float32:
+        kind = "parts" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        # Splitting costs a pass over the rows: at small D the products cost less than that.
+        kind = "ieee" if kind == "parts" and D < 32 else kind
+        precision = "tf32" if kind == "tf32" else "ieee"
+    tile = tile_of("half" if kind == "parts" else kind, N, M, D)
+    if kind == "parts":
+        return Operands(_split(x, parts), _split(y, parts), kind, precision, tile)
+    if kind == "half" and INTERPRETED and x.dtype == torch.bfloat16:
+        x, y = x.float(), y.float()  # the interpreter multiplies bf16 wrongly, without a word
+    x, y = (_aligned(rows_of(rows)) for rows in (x, y))
+    return Operands(x[None], y[None], kind, precision, tile)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return x with rows that asynchronous copies can load: they move 4 bytes at least.
+
+    The copy is one pass over N x D and is read N / 128 times.
+    """
+    if INTERPRETED or math.gcd(16, x.shape[1], x.stride(0)) * x.element_size() >= 4:
+        return x
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % 16))
+
+
+_PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
+
+
+def _split(
+    x: Tensor,  # [N, D] fp32
+    parts: int,
+) -> Tensor:  # [parts, N, D'] bf16, zeros from D on
+    N, D = x.shape
+    width = D + -D % _PADDED
+    x = rows_of(x)
+    found = torch.empty((parts, N, width), dtype=torch.bfloat16, device=x.device)
+    _split_kernel[(triton.cdiv(N, 16), width // 64)](
+        x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=16, BLOCK=64
+    )
+    return found.float() if INTERPRETED else found
+
+
+@triton.jit
+def _split_kernel(
+    x,
+    parts,
+    stride,
+    N,
+    D,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    rest = tl.load(x + row * stride + at, mask=(row < N) & (at < D), other=0.0)
+    for part in tl.static_range(PARTS):
+        high = rest.to(tl.bfloat16)
+        tl.store(parts + (row + part * N) * WIDTH + at, high, mask=row < N)
+        rest -= high.to(tl.float32)

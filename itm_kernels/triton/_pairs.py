@@ -1,0 +1,72 @@
+"""Which rows are a pair, for the kernels that compare every pair with every row."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import Operands, wide_dtype
+from itm_kernels.triton._tiles import score_tile
+
+
+def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> dict[str, Any]:
+    """Return ids as a kernel's arguments; without ids something stands in that it does not read."""
+    if x_ids is None or y_ids is None:
+        return {"x_ids": both.x, "y_ids": both.x, "HAS_IDS": False}
+    return {"x_ids": x_ids, "y_ids": y_ids, "HAS_IDS": True}
+
+
+def rows_of_pairs(
+    image: Tensor,  # [N, D]
+    image_ids: Tensor | None,  # [N]
+    positive: Tensor | None,  # [M]
+) -> tuple[Tensor, Tensor | None]:  # [M, D], [M]
+    """Return the image row of every pair, and its id. The copy is read M / 128 times."""
+    if positive is None or image_ids is None:
+        return image, None
+    rows = positive.clamp_min(0)
+    return image.index_select(0, rows), image_ids.index_select(0, rows)
+
+
+@triton.jit
+def _positives_kernel(
+    x,
+    y,
+    score,  # [M]
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.minimum(m, M - 1)
+    scores = score_tile(
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, rows,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+    )  # fmt: skip
+    own = tl.arange(0, COLUMNS)
+    tl.store(score + m, tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0), m < M)
+
+
+def positive_scores(pairs: Operands) -> Tensor:  # [M]
+    """Return the score of row m of x with row m of y, as a tile of scores has it to the last bit.
+
+    A text equal to the positive must tie with it: semi-hard negatives and hinges have cliffs there.
+    """
+    M = pairs.shape[1]
+    score = torch.empty(M, dtype=wide_dtype(pairs.x), device=pairs.x.device)
+    _positives_kernel[(triton.cdiv(M, pairs.tile.columns),)](
+        **{**pairs.arguments(), "ROWS": pairs.tile.columns}, score=score, M=M
+    )
+    return score

@@ -1,0 +1,40 @@
+"""Gradients of sums over pairs: a block of weights is written, and multiplied by the library.
+
+Four products of N x M x D altogether: the forward pass, a block's scores again, and two here. A
+fused kernel would keep D sums per row of scores, which registers do not hold at D = 1024; a block
+costs memory like the inputs and runs at the library's speed.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from itm_kernels.triton._launch import wide_dtype
+
+_MOST_ROWS = 4096
+
+
+def weights_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of weights: fp16 is too short for the small ones."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else wide_dtype(x)
+
+
+def products_of_weights(
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [M, D]
+    fill: Callable[[int, Tensor], None],  # first row, weights [R, M] to write
+) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
+    """Return W y and W^T x, for weights W `[N, M]` of which a block of rows exists at a time."""
+    dtype = weights_dtype(x)
+    x, y = x.to(dtype), y.to(dtype)
+    (N, D), M = x.shape, y.shape[0]
+    at_once = min(_MOST_ROWS, max(128, (N + M) * D // M))  # no larger than the inputs
+    of_x, of_y = [], torch.zeros((M, D), dtype=wide_dtype(x), device=x.device)
+    for first in range(0, N, at_once):
+        rows = x[first : first + at_once]
+        weights = torch.empty((rows.shape[0], M), dtype=dtype, device=x.device)
+        fill(first, weights)
+        of_x.append(weights @ y)
+        of_y += weights.mT @ rows
+    return torch.cat(of_x), of_y

@@ -1,0 +1,115 @@
+"""Max of hinges: the tiles' winners are scored again, and a pair's loss is written once.
+
+The gradient is a gather: every active hinge moves the two rows of its negative and of its pair.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._hardest import best_of_tiles, hardest
+from itm_kernels.triton._launch import rows_of, wide_dtype
+from itm_kernels.triton._segments import send
+from itm_kernels.triton._tiles import hinge, number, paired_scores, wide_type
+
+
+@triton.jit
+def _hinges_kernel(
+    image,
+    text,
+    positive,  # [M]
+    text_key,
+    text_index,
+    image_key,
+    image_index,
+    loss,  # [M]
+    hardest_text,  # [M]
+    hardest_image,  # [M]
+    image_stride,
+    text_stride,
+    M,
+    D,
+    anchors,  # rows that have a hardest text: N, or M pairs
+    text_tiles,
+    image_tiles,
+    margin: tl.float64,
+    PAIRS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    TILES: tl.constexpr,
+    HAS_POSITIVE: tl.constexpr,
+    OF_PAIRS: tl.constexpr,
+):
+    m = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    j = tl.minimum(m, M - 1)
+    i = j.to(tl.int64)
+    if HAS_POSITIVE:
+        i = tl.load(positive + j)
+    matched = i >= 0
+    i = tl.maximum(i, 0)
+    anchor = i
+    if OF_PAIRS:
+        anchor = j.to(tl.int64)
+    t = best_of_tiles(text_key, text_index, text_tiles, anchors, anchor, TILES)
+    k = best_of_tiles(image_key, image_index, image_tiles, M, j, TILES)
+    own = paired_scores(image, text, image_stride, text_stride, D, i, j, DEPTH)
+    own = tl.where(matched, own, float("nan"))
+    of_text = paired_scores(image, text, image_stride, text_stride, D, i, tl.maximum(t, 0), DEPTH)
+    of_image = paired_scores(image, text, image_stride, text_stride, D, tl.maximum(k, 0), j, DEPTH)
+    offset = number(margin, wide_type(image.dtype)) - own
+    a = tl.where(t >= 0, hinge(offset + of_text), 0.0)
+    b = tl.where(k >= 0, hinge(offset + of_image), 0.0)
+    # + 0 s: a pair without negatives has no term that would show a NaN.
+    tl.store(loss + m, a + b + 0 * own, mask=m < M)
+    tl.store(hardest_text + m, tl.where(a != 0, t, -1).to(tl.int64), mask=m < M)
+    tl.store(hardest_image + m, tl.where(b != 0, k, -1).to(tl.int64), mask=m < M)
+
+
+def max_of_hinges_forward(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    positive: Tensor | None,  # [M]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    margin: float,
+    semihard: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [M], [M], [M]
+    """Return every pair's loss, and its hardest text and image where their hinge is active."""
+    best_text, best_image = hardest(image, text, positive, image_ids, text_ids, semihard)
+    M, D = text.shape
+    image, text = rows_of(image), rows_of(text)
+    loss = torch.empty(M, dtype=wide_dtype(text), device=text.device)
+    hardest_text = torch.empty(M, dtype=torch.int64, device=text.device)
+    hardest_image = torch.empty_like(hardest_text)
+    _hinges_kernel[(triton.cdiv(M, 16),)](
+        image=image, text=text, positive=image if positive is None else positive,
+        **best_text.arguments("text"), **best_image.arguments("image"),
+        loss=loss, hardest_text=hardest_text, hardest_image=hardest_image,
+        image_stride=image.stride(0), text_stride=text.stride(0), M=M, D=D,
+        anchors=best_text.key.shape[1], margin=margin, PAIRS=16, DEPTH=128, TILES=16,
+        HAS_POSITIVE=positive is not None, OF_PAIRS=semihard,
+    )  # fmt: skip
+    return loss, hardest_text, hardest_image
+
+
+def max_of_hinges_backward(
+    grad: Tensor,  # [M]
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    text_index: Tensor,  # [M]
+    image_index: Tensor,  # [M]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of image and text from the saved indices."""
+    j = torch.arange(text.shape[0], device=text.device)
+    i = j if positive is None else positive
+    share = grad.to(wide_dtype(text))
+    hinges = (text_index >= 0).to(share.dtype) + (image_index >= 0).to(share.dtype)
+    # What every score receives: of the hardest text, of the hardest image, of the pair itself.
+    return send(
+        torch.cat([i, image_index, torch.where(hinges > 0, i, -1)]),
+        torch.cat([text_index, j, j]),
+        torch.cat([share, share, -share * hinges]),
+        image,
+        text,
+    )

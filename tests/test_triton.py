@@ -1,0 +1,233 @@
+"""What only Triton kernels can get wrong: tiles, masks, precisions, memory.
+
+Kernels run in Triton's interpreter: `make test-triton`. It does not see races, registers or shared
+memory; `tests/triton_offline.py` compiles for what it can say about those.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from itm_kernels import backends, ops
+from loss_cases import BY_NAME, CASES, gradients
+
+ROOT = Path(__file__).parent.parent
+INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed")
+compiling = pytest.mark.skipif(not backends.HAS_TRITON, reason="triton needed")
+
+OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
+LOSSES = [
+    name
+    for name in ("max_of_hinges", "semihard", "sum_of_hinges", "info_nce", "sigmoid")
+    if name in BY_NAME
+]
+# 1, 2: less than a tile; 33: less than one; 127: two tiles of 64, ragged. D 1, 3, 333: aligned to
+# nothing; 96: to a chunk's part; 1000: eight chunks of 128, ragged.
+SIZES = [(1, 96), (2, 3), (33, 1), (33, 333), (127, 96), (70, 1000)]
+
+
+@pytest.fixture(autouse=True)
+def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "LEAST_PAIRS", {})
+
+
+@pytest.fixture(params=["highest", "high"])
+def fp32(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def captions(N: int, D: int, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return unit rows, up to five texts per image in shuffled order, and the ids that say so."""
+    generator = torch.Generator().manual_seed(N + D)
+    M = N if N < 3 else (5 * N) // 3
+    rows = [torch.randn(size, D, generator=generator, dtype=torch.float64) for size in (N, M)]
+    text_ids = (torch.randperm(M, generator=generator) * N) // M
+    unit = [torch.nn.functional.normalize(side, dim=1).to(dtype) for side in rows]
+    ids = {"image_ids": torch.arange(N), "text_ids": text_ids}
+    return [side.requires_grad_() for side in unit], ids
+
+
+@interpreted
+def test_every_file_is_offered_and_run() -> None:
+    assert OPERATORS
+    for operator in OPERATORS:
+        assert backends.why_not(operator, "cpu", "triton") is None
+
+
+@interpreted
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("N", "D"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_with_ids_is_at_most_twice_the_references(
+    name: str, N: int, D: int, dtype: torch.dtype
+) -> None:
+    rows, ids = captions(N, D, dtype)
+    case = BY_NAME[name]
+
+    def results(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        inputs = [side.detach().to(dtype).requires_grad_() for side in rows]
+        loss = case.loss(*inputs, backend, **ids)
+        return [t.detach().double() for t in (loss, *gradients(loss, *inputs))]
+
+    exact = results(torch.float64, "reference")
+    eager, found = results(dtype, "reference"), results(dtype, "triton")
+    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
+        size = max(1.0, wanted.abs().max().item())
+        allowed = 2 * (theirs - wanted).abs().max() + 64 * torch.finfo(torch.float32).eps * size
+        assert (ours - wanted).abs().max() <= allowed
+
+
+@interpreted
+@pytest.mark.parametrize("metric", ["dot", "cosine", "l1", "l2", "sqeuclidean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_similarity_error_is_at_most_twice_the_references(metric: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Two tiles both ways; a broadcast batch; some rows equal and some near, where squares cancel.
+    x = torch.randn(2, 1, 70, 33, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, 65, 33, generator=generator, dtype=torch.float64)
+    y[:, :5], y[:, 5:9] = x[0, 0, 3:8], x[1, 0, 9:13] * 1.01
+    grad = torch.randn(2, 3, 70, 65, generator=generator, dtype=torch.float64)
+    x, y, grad = x.to(dtype), y.to(dtype), grad.to(dtype)
+
+    def results(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        sides = [side.to(dtype).requires_grad_() for side in (x, y)]
+        found = ops.similarity(*sides, metric, backend=backend)
+        grads = torch.autograd.grad(found, sides, grad.to(dtype))
+        return [t.detach().double() for t in (found, *grads)]
+
+    exact = results(torch.float64, "reference")
+    eager, found = results(dtype, "reference"), results(dtype, "triton")
+    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
+        size = max(1.0, wanted.abs().max().item())
+        allowed = 2 * (theirs - wanted).abs().max() + 64 * torch.finfo(torch.float32).eps * size
+        assert (ours - wanted).abs().max() <= allowed
+
+
+@interpreted
+def test_fp32_follows_the_setting(fp32: str) -> None:
+    """The interpreter multiplies tf32 in fp32: what shows is that either path is right."""
+    rows, ids = captions(70, 96, torch.float32)
+    for name in LOSSES:
+        wanted, found = (BY_NAME[name].loss(*rows, b, **ids) for b in ("reference", "triton"))
+        torch.testing.assert_close(found, wanted)
+
+
+@interpreted
+def test_parts_carry_every_bit_of_fp32() -> None:
+    from itm_kernels.triton import _launch
+
+    x = torch.randn(7, 40) * torch.logspace(-20, 20, 7)[:, None]
+    parts = _launch.operands(x, x).x.double()
+    assert parts.shape == (3, 7, 128)
+    assert torch.equal(parts.sum(0)[:, :40], x.double())
+    assert torch.equal(parts[..., 40:], torch.zeros(3, 7, 88, dtype=torch.float64))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
+    image, text = torch.ones(130, 2, dtype=dtype), torch.ones(130, 2, dtype=dtype)
+    found = ops.hardest_negatives(image, text, backend="triton")
+    assert found.text_index.tolist() == found.image_index.tolist() == [1] + [0] * 129
+    text[100] = torch.nan
+    found = ops.hardest_negatives(image, text, backend="triton")
+    assert found.text_index.tolist() == [100] * 100 + [0] + [100] * 29
+    assert found.text_score.isnan().tolist() == [True] * 100 + [False] + [True] * 29
+    image[5], text[100] = -torch.inf, 1
+    assert ops.hardest_negatives(image, text, backend="triton").text_score[5] == -torch.inf
+
+
+@interpreted
+def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
+    """Rounding may not put an equal score below the bound, whatever tile it is in."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(70, 40, generator=generator), dim=1)
+    text = image[torch.arange(70) % 35]
+    text[35:] = text[:35]
+    image[35:] = image[:35]
+    wanted, found = (
+        BY_NAME["semihard"].loss(image, text, backend) for backend in ("reference", "triton")
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@interpreted
+def test_one_row_mined_by_all_is_summed_in_order() -> None:
+    """More entries than are read at once, for one target; none for most."""
+    from itm_kernels.triton import _segments
+
+    target = torch.tensor([3] * 40 + [-1] * 5 + [0] * 3)
+    source, weight = torch.arange(48) % 7, torch.randn(48)
+    rows = torch.randn(7, 150)
+    found = _segments.sum_rows(target, source, weight, rows, 5)
+    wanted = torch.zeros(5, 150, dtype=torch.float64)
+    inside = target >= 0
+    products = (weight[:, None] * rows[source]).double()
+    wanted.index_add_(0, target[inside], products[inside])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Note the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple,
+        kwargs: dict | None = None,
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
+        return result
+
+
+@interpreted
+@pytest.mark.parametrize("operator", sorted(set(OPERATORS) - {"similarity"}))
+def test_no_workspace_is_as_large_as_the_scores(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, their bf16 parts, a block of weights as large as them, or a number per row and tile."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from triton_offline import LAUNCHES
+
+    # Launchers allocate and launch nothing: meta tensors may then be as large as they like.
+    monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **options: None)
+    N, D = 8192, 64
+    with Largest() as largest:
+        LAUNCHES[operator](N, D, torch.float32)
+    assert 0 < largest.elements <= 2 * N * (2 * D + N // 64)
+
+
+OFFLINE = [sys.executable, str(ROOT / "tests" / "triton_offline.py"), "--few"]
+
+
+@compiling
+def test_kernels_compile_for_gpus_that_are_not_here() -> None:
+    """No spills, shared memory that fits, tensor cores and asynchronous copies where dots are."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*OFFLINE, "--architectures", "90"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) > len(CASES)
