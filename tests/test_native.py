@@ -14,7 +14,6 @@ from itm_kernels import backends, ops
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 
-
 @pytest.fixture(autouse=True)
 def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "LEAST_PAIRS", {})
