@@ -65,21 +65,23 @@ struct Tile {
 // the product that writes them and the loops that reduce them.
 constexpr int64_t kTileRows = 128, kTileColumns = 2048;
 
-// Blocks of alpha x y^T, one at a time in one buffer. The products are the library's and use all
-// threads. Columns are shared out evenly: a last block of a few is multiplied by other code than
-// its neighbours, and rows that are equal would no longer score the same (84 % of the scores of a
-// block of 5 columns differ from those of the same rows among 2,048; from 16 columns on, none).
+// Blocks of alpha x y^T, one at a time in one buffer; of few columns, a block takes more rows. The
+// products are the library's and use all threads. Rows and columns are shared out evenly: a last
+// block of a few is multiplied by other code than its neighbours, and rows that are equal would no
+// longer score the same (84 % of the scores of a block of 5 columns differ from those of the same
+// rows among 2,048; from 16 columns on, none).
 template <typename T>
 class Products {
  public:
   const int64_t N, M;
-  const int64_t rows, columns;  // of a block that is not the last; columns are even
+  const int64_t columns, rows;  // of a block that is not the last; even numbers
 
   Products(const Tensor& x, const Tensor& y, double alpha)
       : N(x.size(0)),
         M(y.size(0)),
-        rows(std::min(N, kTileRows * at::get_num_threads())),
-        columns(std::min(M, even_share(M))),
+        columns(even_share(M, kTileColumns)),
+        rows(even_share(
+            N, kTileRows * at::get_num_threads() * kTileColumns / std::max<int64_t>(1, columns))),
         x_(x),
         y_(y),
         buffer_(at::empty({rows * columns}, x.options())),
@@ -95,9 +97,9 @@ class Products {
   }
 
  private:
-  static int64_t even_share(int64_t M) {
-    const int64_t blocks = (M + kTileColumns - 1) / kTileColumns;
-    return ((M + blocks - 1) / blocks + 15) / 16 * 16;
+  static int64_t even_share(int64_t size, int64_t most) {
+    const int64_t blocks = std::max<int64_t>(1, (size + most - 1) / most);
+    return std::min(size, ((size + blocks - 1) / blocks + 15) / 16 * 16);
   }
 
   const Tensor x_, y_, buffer_;
