@@ -12,7 +12,8 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test test-triton demo bench bench-quick bench-large lint sanitize capabilities races format clean
+.PHONY: test test-triton triton-contract triton-kernels demo bench bench-quick bench-large lint sanitize
+.PHONY: capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -87,7 +88,14 @@ races: $(VENV)/dev
 # environment of its own, which leaves the other tests to run without it.
 TRITON := .venv-triton
 test-triton: $(TRITON)/ready
-	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton
+	$(MAKE) -j2 triton-contract triton-kernels  # the interpreter uses one core
+
+triton-contract: $(TRITON)/ready
+	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_every_loss.py tests/test_ops.py
+
+triton-kernels: $(TRITON)/ready
+	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_triton.py \
+		tests/test_every_loss_compiled.py
 
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)

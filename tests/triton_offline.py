@@ -97,10 +97,11 @@ def inspect(case: str, name: str, kernel: Any, architecture: int) -> Line:
     copies = len(re.findall(r"cp\.async\.(?:c[ag]|bulk)", ptx))
     # A dot of bf16, fp16 or tf32; one of plain fp32 or fp64 has no tensor-core form everywhere.
     half = re.search(r"tt\.dot .*tensor<\d+x\d+x(?:bf16|f16)>|tt\.dot .*inputPrecision = tf32", ir)
+    double = "tt.ptr<f64" in ir  # pointers: a float argument of any kernel is fp64
     complaints = [
         complaint
         for complaint, holds in {
-            "spills": spills or int(use["STACK"]) + int(use["LOCAL"]),
+            "spills": not double and (spills or int(use["STACK"]) + int(use["LOCAL"])),
             "shared memory": kernel.metadata.shared > SHARED[architecture],
             "no tensor cores": half and not products,
             "loads not pipelined": half and not copies,
@@ -111,6 +112,15 @@ def inspect(case: str, name: str, kernel: Any, architecture: int) -> Line:
         case, name, architecture, int(use["REG"]), spills,
         kernel.metadata.shared, products, copies, tuple(complaints),
     )  # fmt: skip
+
+
+def inspect_amd(name: str, kernel: Any) -> str:
+    """Return what is wrong with a kernel for AMD, or nothing."""
+    code = kernel.asm["amdgcn"]
+    wrong = [] if re.findall(r"ScratchSize: (\d+)", code) == ["0"] else ["spills"]
+    wrong += ["shared memory"] if kernel.metadata.shared > 64 << 10 else []
+    wrong += ["no matrix cores"] if "tt.dot " in kernel.asm["ttir"] and "v_mfma" not in code else []
+    return f"{name}: {', '.join(wrong)}" if wrong else ""
 
 
 def rows(N: int, D: int, dtype: torch.dtype) -> Tensor:
@@ -215,13 +225,18 @@ CASES = (
     ("fp16", 4096, 1024),
     *(("tf32", N, D) for N, D in ((256, 1024), (4096, 333))),
     *(("fp32", N, D) for N, D in ((256, 1024), (4096, 1024))),
+    # Arguments equal to 1 are constants: other code. fp64 compiles; it may spill.
+    *((precision, 1, 1) for precision in ("bf16", "fp32", "fp64")),
+    ("fp64", 33, 333),
 )
-FEW = (("bf16", 4096, 500), ("bf16", 256, 333), ("fp32", 4096, 1024))  # what CI has time for
+# What CI has time for.
+FEW = (("bf16", 4096, 500), ("bf16", 256, 333), ("fp32", 4096, 1024), ("fp64", 1, 1))
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
     "fp16": (torch.float16, "highest"),
     "fp32": (torch.float32, "highest"),
     "tf32": (torch.float32, "high"),
+    "fp64": (torch.float64, "highest"),
 }
 
 
@@ -245,6 +260,14 @@ def compiled(
             yield inspect(f"{operator} {precision} {N} x {D}", of, kernel, architecture)
 
 
+def compiled_for_amd() -> list[str]:
+    """Compile max of hinges for AMD, and return complaints: Triton's promise of one source."""
+    with compiling(AMD) as found:
+        max_of_hinges(4096, 1024, torch.bfloat16)
+    assert found
+    return [wrong for name, kernel in found if (wrong := inspect_amd(name, kernel))]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", default=list(LAUNCHES))
@@ -263,6 +286,9 @@ def main() -> int:
                     f"{', '.join(line.complaints)}",
                     flush=True,
                 )
+    for complaint in compiled_for_amd():
+        bad += 1
+        print(f"{AMD} {complaint}")
     print(f"{bad} kernels with complaints")
     return bool(bad)
 

@@ -85,16 +85,16 @@ def score_tile(
             x_from = ((x_takes >> (2 * product)) & 3).to(tl.int64) * x_part + first
             y_from = ((y_takes >> (2 * product)) & 3).to(tl.int64) * y_part + first
             scores = tl.dot(tl.load(x_at + x_from), tl.load(y_at + y_from), scores)
-        return scores
-    # `other` is said because a masked element is undefined on a GPU and 0 in the interpreter.
-    zero: tl.constexpr = None if EVEN else 0.0
-    for first in range(0, D, DEPTH):
-        inside = depth < D - first
-        x_mask = None if EVEN else inside[None, :]
-        y_mask = None if EVEN else inside[:, None]
-        x_chunk = tl.load(x_at + first, x_mask, zero)
-        y_chunk = tl.load(y_at + first, y_mask, zero)
-        scores = tl.dot(x_chunk, y_chunk, scores, input_precision=PRECISION, out_dtype=DTYPE)
+    else:
+        # `other` is said: a masked element is undefined on a GPU and 0 in the interpreter.
+        zero: tl.constexpr = None if EVEN else 0.0
+        for first in range(0, D, DEPTH):
+            inside = depth < D - first
+            x_mask = None if EVEN else inside[None, :]
+            y_mask = None if EVEN else inside[:, None]
+            x_chunk = tl.load(x_at + first, x_mask, zero)
+            y_chunk = tl.load(y_at + first, y_mask, zero)
+            scores = tl.dot(x_chunk, y_chunk, scores, input_precision=PRECISION, out_dtype=DTYPE)
     return scores
 
 
@@ -180,9 +180,9 @@ def ordered_key(values):
     if values.dtype == tl.float64:
         bits = values.to(tl.int64, bitcast=True)
         key = tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
-        return tl.where(values == values, key, key_of_nan(values.dtype))
-    bits = values.to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    else:
+        bits = values.to(tl.int32, bitcast=True)
+        key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return tl.where(values == values, key, key_of_nan(values.dtype))
 
 

@@ -29,7 +29,7 @@ def products_of_weights(
     dtype = weights_dtype(x)
     x, y = x.to(dtype), y.to(dtype)
     (N, D), M = x.shape, y.shape[0]
-    at_once = min(_MOST_ROWS, max(128, (N + M) * D // M))  # no larger than the inputs
+    at_once = min(_MOST_ROWS, max(1, (N + M) * D // M // 128) * 128)  # no larger than the inputs
     of_x, of_y = [], torch.zeros((M, D), dtype=wide_dtype(x), device=x.device)
     for first in range(0, N, at_once):
         rows = x[first : first + at_once]

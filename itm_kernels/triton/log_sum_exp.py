@@ -146,7 +146,7 @@ def log_sum_exp_backward(
     y_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = operands(x, y)
+    both = operands(x, y, narrow=True)
     grads = {"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()}
     slopes = []
 

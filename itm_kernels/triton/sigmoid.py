@@ -86,7 +86,7 @@ def sigmoid_forward(
     text_ids: Tensor | None,
 ) -> Tensor:  # [M]
     """Return every text's sum of -log sigmoid over the images."""
-    both = operands(image, text)
+    both = operands(image, text, narrow=True)
     N, M = both.shape
     shape = triton.cdiv(N, both.tile.rows), M
     sums = torch.empty(shape, dtype=wide_dtype(text), device=text.device)
@@ -170,7 +170,7 @@ def sigmoid_backward(
     text_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of image, text, scale and bias."""
-    both = operands(image, text)
+    both = operands(image, text, narrow=True)
     arguments = _arguments(both, scale, bias, positive, image_ids, text_ids)
     arguments["grad"] = grad.contiguous()
     slopes = []
