@@ -35,6 +35,14 @@ REASONS = (
         "few pairs: `auto` runs plain PyTorch, because a kernel that recomputes scores is slower; "
         "what is left is checking arguments, and what torch.compile fuses",
     ),
+    (
+        r"^(?:info_nce|info_cmr without extras|sigmoid|ito loss).* native ",
+        "four products instead of three: no score matrix is kept, the backward pass makes it again",
+    ),
+    (
+        r"^kmeans/K=8.* native ",
+        "assigning rows and adding them up are two passes over the rows, scikit-learn makes one",
+    ),
     (r" reference ", "no kernel yet: `auto` runs plain PyTorch"),
 )
 

@@ -133,9 +133,12 @@ def exponent(points: list[dict[str, Any]], field: str) -> float | None:
     return statistics.linear_regression(*zip(*found, strict=True)).slope
 
 
-def study(store: results.Results, device: str, resume: bool, quick: bool) -> None:
-    """Run both studies and keep every curve as it is finished."""
+def study(
+    store: results.Results, device: str, resume: bool, quick: bool, only: str | None
+) -> None:
+    """Run both studies, or one, and keep every curve as it is finished."""
     kinds = {"scaling": STUDY, "memory": ((MEMORY[0],), MEMORY[1])}
+    kinds = {name: kind for name, kind in kinds.items() if only in (None, name)}
     if quick:
         kinds = {"scaling": ((32, 64), 8)}  # the other study runs the same code
     for section, (rows, D) in kinds.items():
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--only", choices=("scaling", "memory"), help="one of the two studies")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.worker:
@@ -176,7 +180,7 @@ def main() -> None:
     store = results.Results(parsed.results / f"{results.name(facts)}.json")
     # The rows stand in the same file: a study never starts it anew.
     store.begin(facts, rivals.versions(), resume=True)
-    study(store, parsed.device, parsed.resume, parsed.quick)
+    study(store, parsed.device, parsed.resume, parsed.quick, parsed.only)
 
 
 if __name__ == "__main__":
