@@ -1,0 +1,155 @@
+"""Everything that only a GPU can show, in one command, with the torch that is there.
+
+`make gpu-check OUT=folder STEPS="facts build values"` runs each step in a process of its own, which
+is replaced when a kernel breaks its device or hangs. Results are appended to records.jsonl as they
+come; the same command again goes on where it stopped. summary.md is the page to read.
+
+    facts      GPU, driver, versions, what "auto" picks, rates of products
+    build      the extension, in place, without network
+    values     every operator and loss against fp64, at most twice the error of plain PyTorch
+    bench      ours against eager, torch.compile and the packages that are installed
+    contract   same bits twice, NaN shows, CUDA graphs, torch.compile, peak memory
+    suite      the test suite on this device
+    tune       tiles of the Triton kernels against the choice of _launch.TABLE
+    sanitize   compute-sanitizer on small cases
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools import summary
+from tools.journal import ROOT, Check, Setting, Worker
+
+# Most valuable first.
+STEPS = ("facts", "build", "values", "bench", "contract", "suite", "tune", "sanitize")
+# Compiling a kernel takes seconds of one core and launching it none of the GPU.
+PROCESSES = {"values": 6, "contract": 4}
+REPLACE = 3  # exit status of a worker whose device is broken
+GRACE = 20.0  # seconds that a worker may take to start and to stop
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--steps", nargs="*", choices=STEPS, default=STEPS, metavar="STEP")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of each step, at most")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only test this tool")
+    parser.add_argument(
+        "--worker", help=argparse.SUPPRESS
+    )  # a run's name: this is a step's process
+    return parser.parse_args(arguments)
+
+
+def checks_of(step: str, setting: Setting) -> list[Check]:
+    """Return a step's checks; its file is imported in its own process only."""
+    module = importlib.import_module(f"tools.{step}")
+    checks: list[Check] = module.checks(setting)
+    return checks
+
+
+def device_is_broken(device: str) -> bool:
+    """Tell whether an error has left the device unusable for the rest of the process."""
+    if device != "cuda":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def work(step: str, setting: Setting, run: str) -> int:
+    """Be the process of a step."""
+    sys.path.insert(0, str(ROOT / "tests"))  # loss_cases
+    worker = Worker(step, setting, run)
+    whole = worker.work(checks_of(step, setting), lambda: device_is_broken(setting.device))
+    return 0 if whole else REPLACE
+
+
+def through(step: str, options: argparse.Namespace) -> None:
+    """Run a step, in several processes where that does not disturb what it measures."""
+    most = 2 if options.tiny else (os.cpu_count() or 2) // 2
+    of = max(1, min(PROCESSES.get(step, 1), most))
+    runs = [f"{time.time():.0f}.{share}.{of}" for share in range(of)]
+    with ThreadPoolExecutor(of) as pool:
+        list(pool.map(lambda run: supervise(step, options, run), runs))
+
+
+def supervise(step: str, options: argparse.Namespace, run: str) -> None:
+    """Start processes for a share of a step until it is through or its time is over."""
+    deadline = time.time() + 60 * options.minutes
+    setting = Setting(options.device, options.tiny, options.out, deadline)
+    worker = Worker(step, setting, run)
+    while True:
+        left = (deadline - time.time()) / 60
+        command = [sys.executable, "-m", "tools.gpu_check", "--worker", run, "--steps", step]
+        command += ["--out", options.out, "--device", options.device, "--minutes", f"{left:.3f}"]
+        command += ["--tiny"] * options.tiny
+        process = subprocess.Popen([str(word) for word in command], cwd=ROOT)
+        status, words = watch(process, setting, run)
+        line = setting.journal.unfinished(run)
+        if line is not None and process.returncode:
+            words = words or f"the process ended with status {process.returncode}"
+            setting.journal.add(line["key"], status, error=words, **worker.stamp)
+            print(f"{line['key']}: {words}", flush=True)
+        elif process.returncode not in (0, REPLACE):  # not a check's doing
+            words = f"the step's process ended with status {process.returncode}"
+            setting.journal.add(f"{step}/process", "failed", error=words, **worker.stamp)
+            return
+        if process.returncode == 0 or time.time() > deadline:
+            return
+
+
+def watch(process: subprocess.Popen[bytes], setting: Setting, run: str) -> tuple[str, str]:
+    """Wait for a step's process; kill it if a check hangs or the step is over.
+
+    Returns what becomes of a check that is not finished, and why if the process was killed.
+    """
+    while True:
+        try:
+            process.wait(1)
+            return "failed", ""
+        except subprocess.TimeoutExpired:
+            pass
+        line, now = setting.journal.unfinished(run), time.time()
+        over = now - setting.deadline - GRACE
+        hangs = line is not None and now - line["time"] > line["limit"]
+        if hangs or over > 0:
+            process.kill()
+            process.wait()
+            return ("failed", "hangs: killed") if hangs else ("stopped", "the step's time was over")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status is that of the worst check."""
+    options = parsed(arguments)
+    options.out = options.out.resolve()
+    if options.worker:
+        deadline = time.time() + 60 * options.minutes
+        setting = Setting(options.device, options.tiny, options.out, deadline)
+        return work(options.steps[0], setting, options.worker)
+    for step in options.steps:
+        print(f"-- {step}", flush=True)
+        through(step, options)
+        failures = summary.write(options.out)  # after every step: the next may be the last
+    print((options.out / "summary.md").read_text(encoding="utf-8"))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
