@@ -44,7 +44,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=STEPS, metavar="STEP")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of each step, at most")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of each step, at most")
+    parser.add_argument("--within", type=float, default=9.5, help="minutes of the whole command")
     parser.add_argument("--tiny", action="store_true", help="sizes that only test this tool")
     parser.add_argument(
         "--worker", help=argparse.SUPPRESS
@@ -81,18 +82,18 @@ def work(step: str, setting: Setting, run: str) -> int:
     return 0 if whole else REPLACE
 
 
-def through(step: str, options: argparse.Namespace) -> None:
+def through(step: str, options: argparse.Namespace, minutes: float) -> None:
     """Run a step, in several processes where that does not disturb what it measures."""
     most = 2 if options.tiny else (os.cpu_count() or 2) // 2
     of = max(1, min(PROCESSES.get(step, 1), most))
     runs = [f"{time.time():.0f}.{share}.{of}" for share in range(of)]
     with ThreadPoolExecutor(of) as pool:
-        list(pool.map(lambda run: supervise(step, options, run), runs))
+        list(pool.map(lambda run: supervise(step, options, minutes, run), runs))
 
 
-def supervise(step: str, options: argparse.Namespace, run: str) -> None:
+def supervise(step: str, options: argparse.Namespace, minutes: float, run: str) -> None:
     """Start processes for a share of a step until it is through or its time is over."""
-    deadline = time.time() + 60 * options.minutes
+    deadline = time.time() + 60 * minutes
     setting = Setting(options.device, options.tiny, options.out, deadline)
     worker = Worker(step, setting, run)
     while True:
@@ -143,9 +144,15 @@ def main(arguments: list[str] | None = None) -> int:
         deadline = time.time() + 60 * options.minutes
         setting = Setting(options.device, options.tiny, options.out, deadline)
         return work(options.steps[0], setting, options.worker)
+    end = time.time() + 60 * options.within
+    failures = 0
     for step in options.steps:
-        print(f"-- {step}", flush=True)
-        through(step, options)
+        # A process is killed some seconds after its time is over.
+        left = (end - time.time() - GRACE) / 60
+        print(f"-- {step}" if left > 0 else f"-- {step}: no time left", flush=True)
+        if left <= 0:
+            continue
+        through(step, options, min(left, options.minutes))
         failures = summary.write(options.out)  # after every step: the next may be the last
     print((options.out / "summary.md").read_text(encoding="utf-8"))
     return 1 if failures else 0

@@ -188,7 +188,7 @@ def checks(setting: Setting) -> list[Check]:
     if usable is not None:
         return [Check("tune/any", partial(skip, usable))]
     names = ("max_of_hinges forward", "log_sum_exp backward") if setting.tiny else launches()
-    widths, rows = ((24,), (40,)) if setting.tiny else (WIDTHS, ROWS)
+    widths, rows = ((40,), (40,)) if setting.tiny else (WIDTHS, ROWS)
     return [
         Check(
             f"tune/{name}/{precision}/{size}", partial(sweep, name, precision, size, setting), 300.0

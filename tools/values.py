@@ -28,7 +28,7 @@ PRECISIONS = {
 # Ragged and even against tiles and chunks, one row, one column; the most telling first.
 CORE = ((127, 333), (1000, 512), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
 ROWS, WIDTHS = (1, 2, 33, 127, 1000, 4096), (1, 3, 96, 333, 500, 512, 1000, 1024)
-TINY = ((33, 17), (2, 3))
+TINY = ((33, 17),)
 BY_NORM = 1000  # rows from which errors are compared by their norm
 DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
 SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
@@ -120,7 +120,8 @@ def hold(
     """Compare errors by the rule; return the worst as a multiple of what is allowed."""
     ratios, figures = [0.0], []
     for wanted, theirs, ours in zip(exact, eager, found, strict=True):
-        size = wanted.norm().item() if norm else max(1.0, wanted.abs().max().item())
+        finite = wanted.nan_to_num(0, 0, 0)
+        size = finite.norm().item() if norm else max(1.0, finite.abs().max().item())
         errors = [distance(t, wanted, norm) for t in (theirs, ours)]
         allowed = 2 * errors[0] + 64 * epsilon * size
         ratios.append(errors[1] / allowed if allowed else errors[1])
