@@ -17,8 +17,10 @@ come; the same command again goes on where it stopped. summary.md is the page to
 import argparse
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +32,7 @@ from tools.journal import ROOT, Check, Setting, Worker
 STEPS = ("facts", "build", "values", "bench", "contract", "suite", "tune", "sanitize")
 # Compiling a kernel takes seconds of one core and launching it none of the GPU.
 PROCESSES = {"values": 6, "contract": 4}
+INTERRUPTED = threading.Event()
 REPLACE = 3  # exit status of a worker whose device is broken
 GRACE = 20.0  # seconds that a worker may take to start and to stop
 
@@ -60,6 +63,13 @@ def checks_of(step: str, setting: Setting) -> list[Check]:
     return checks
 
 
+def has_gpu() -> bool:
+    """Tell whether there is anything to check."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def device_is_broken(device: str) -> bool:
     """Tell whether an error has left the device unusable for the rest of the process."""
     if device != "cuda":
@@ -76,6 +86,7 @@ def device_is_broken(device: str) -> bool:
 
 def work(step: str, setting: Setting, run: str) -> int:
     """Be the process of a step."""
+    os.setpgid(0, 0)  # what a check starts is ended with it
     sys.path.insert(0, str(ROOT / "tests"))  # loss_cases
     worker = Worker(step, setting, run)
     whole = worker.work(checks_of(step, setting), lambda: device_is_broken(setting.device))
@@ -86,9 +97,15 @@ def through(step: str, options: argparse.Namespace, minutes: float) -> None:
     """Run a step, in several processes where that does not disturb what it measures."""
     most = 2 if options.tiny else (os.cpu_count() or 2) // 2
     of = max(1, min(PROCESSES.get(step, 1), most))
-    runs = [f"{time.time():.0f}.{share}.{of}" for share in range(of)]
+    runs = [f"{time.time():.0f}.{number}.{of}" for number in range(of)]
     with ThreadPoolExecutor(of) as pool:
-        list(pool.map(lambda run: supervise(step, options, minutes, run), runs))
+        shares = [pool.submit(supervise, step, options, minutes, run) for run in runs]
+        try:
+            for share in shares:
+                share.result()
+        except KeyboardInterrupt:
+            INTERRUPTED.set()
+            raise
 
 
 def supervise(step: str, options: argparse.Namespace, minutes: float, run: str) -> None:
@@ -112,7 +129,11 @@ def supervise(step: str, options: argparse.Namespace, minutes: float, run: str) 
             words = f"the step's process ended with status {process.returncode}"
             setting.journal.add(f"{step}/process", "failed", error=words, **worker.stamp)
             return
-        if process.returncode == 0 or time.time() > deadline:
+        if process.returncode == 0:
+            if f"{step}/process" in setting.journal.latest():  # it has ended otherwise before
+                setting.journal.add(f"{step}/process", "passed", **worker.stamp)
+            return
+        if time.time() > deadline or INTERRUPTED.is_set():
             return
 
 
@@ -130,10 +151,18 @@ def watch(process: subprocess.Popen[bytes], setting: Setting, run: str) -> tuple
         line, now = setting.journal.unfinished(run), time.time()
         over = now - setting.deadline - GRACE
         hangs = line is not None and now - line["time"] > line["limit"]
-        if hangs or over > 0:
-            process.kill()
-            process.wait()
-            return ("failed", "hangs: killed") if hangs else ("stopped", "the step's time was over")
+        if hangs or over > 0 or INTERRUPTED.is_set():
+            end(process)
+            return ("failed", "hangs: killed") if hangs else ("stopped", "killed: no time left")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a step's process and what its check has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # too young to have a group of its own
+        process.kill()
+    process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,6 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         deadline = time.time() + 60 * options.minutes
         setting = Setting(options.device, options.tiny, options.out, deadline)
         return work(options.steps[0], setting, options.worker)
+    if options.device == "cuda" and not has_gpu():
+        sys.exit("gpu-check: torch sees no GPU; `--device cpu --tiny` tries the checks themselves")
     end = time.time() + 60 * options.within
     failures = 0
     for step in options.steps:
