@@ -43,7 +43,7 @@ def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 8  # all that a machine that is lent may give back
 
     size = (tmp_path / "records.jsonl").stat().st_size
-    assert check(tmp_path, "values", "bench").returncode == 0
+    assert check(tmp_path, "values").returncode == 0
     assert (tmp_path / "records.jsonl").stat().st_size == size
 
 

@@ -167,7 +167,7 @@ def brief(record: dict[str, Any]) -> dict[str, Any]:
 def sizes(tiny: bool) -> list[Size]:
     """Return the sizes, the telling ones first."""
     if tiny:
-        return [Size(33, 24), Size(33, 24, torch.bfloat16)]
+        return [Size(33, 24)]
     return [Size(N, D, dtype) for D, N, dtype in product(WIDTHS, ROWS, DTYPES)]
 
 

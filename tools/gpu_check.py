@@ -95,7 +95,7 @@ def work(step: str, setting: Setting, run: str) -> int:
 
 def through(step: str, options: argparse.Namespace, minutes: float) -> None:
     """Run a step, in several processes where that does not disturb what it measures."""
-    most = 2 if options.tiny else (os.cpu_count() or 2) // 2
+    most = 1 if options.tiny else (os.cpu_count() or 2) // 2
     of = max(1, min(PROCESSES.get(step, 1), most))
     runs = [f"{time.time():.0f}.{number}.{of}" for number in range(of)]
     with ThreadPoolExecutor(of) as pool:
