@@ -12,8 +12,8 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test test-triton triton-contract triton-kernels demo bench bench-quick bench-large lint sanitize
-.PHONY: capabilities races format clean
+.PHONY: test test-triton triton-contract triton-kernels gpu-check demo bench bench-quick bench-large
+.PHONY: lint sanitize capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -103,6 +103,12 @@ $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install -r requirements-triton.txt
 	touch $@
+
+# What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
+# installed. Without STEPS all of them; the same command again goes on where it stopped.
+OUT ?= runs/gpu-check
+gpu-check:
+	$(PYTHON) -m tools.gpu_check --out $(OUT) $(if $(STEPS),--steps $(STEPS)) $(GPU_OPTIONS)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -14,17 +14,38 @@ from loss_cases import CASES, Case
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the contract run on another device: `tools/suite.py` says which files allow it."""
+    parser.getgroup("itm_kernels").addoption(
+        "--device", default="cpu", help="what tensors live on unless a test says otherwise"
+    )
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Make tensors on the device that the command line names."""
+    name = request.config.getoption("device")
+    if name == "cpu":  # torch's own default is faster than the same one asked for
+        yield name
+        return
+    torch.set_default_device(name)
+    yield name
+    torch.set_default_device(None)
+
+
 BACKENDS = ["reference", "eager", "auto"]
 if backends.INTERPRETED and backends.HAS_TRITON:
     BACKENDS.append("triton")  # `make test-triton`
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
     """Run on the formula, on operators in eager PyTorch, and on what this build has kernels for.
 
     "triton" prefers interpreted kernels where there are any: a loss runs several operators.
     """
+    if request.param == "eager" and on_device != "cpu":
+        pytest.skip("operators in eager PyTorch are the CPU's")
     if request.param == "triton":
         with (
             patch.dict(backends.LEAST_PAIRS, clear=True),

@@ -106,8 +106,10 @@ def batch(
 ) -> tuple[Tensor, Tensor]:
     """Return unit rows, as the encoders of these losses make them."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(2, N, D, generator=generator, dtype=torch.float64)
-    image, text = torch.nn.functional.normalize(rows, dim=-1).to(dtype)
+    # The same numbers on every device.
+    rows = torch.randn(2, N, D, generator=generator, dtype=torch.float64, device="cpu")
+    unit = torch.nn.functional.normalize(rows, dim=-1)
+    image, text = unit.to(torch.get_default_device(), dtype)
     return image.clone().requires_grad_(), text.clone().requires_grad_()
 
 

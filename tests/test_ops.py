@@ -98,7 +98,8 @@ def test_fake_gives_the_kernels_dtypes(name: str, dtype: torch.dtype) -> None:
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+    drawn = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device()).requires_grad_()
 
 
 @pytest.mark.parametrize("metric", ["dot", "cosine", "l1", "l2", "sqeuclidean"])
@@ -193,7 +194,7 @@ def test_log_sum_exp_leaves_out_pairs_that_share_an_id(backend: str) -> None:
 def test_kmeans_finds_separated_groups_and_keeps_empty_clusters(backend: str) -> None:
     centres = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, 0.0]])
     x = centres.repeat(4, 1) + 0.1 * rows(12, 2).detach().float()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(x.device).manual_seed(1)
     found = ops.kmeans(x, 3, generator=generator, backend=backend)
     assert (found.assignment.view(4, 3) == found.assignment[:3]).all()
     assert len(set(found.assignment[:3].tolist())) == 3

@@ -1,0 +1,135 @@
+"""`make gpu-check` on the CPU at tiny sizes: every step runs, and nothing is lost or run twice."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from itm_kernels import backends
+from tools import gpu_check, summary, values
+from tools.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
+
+RUN = "1.0.1"  # the first of one process
+compiled = pytest.mark.skipif(bool(backends.NOT_BUILT), reason="the extension is not built")
+
+
+def check(out: Path, *steps: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.gpu_check", "--device", "cpu", "--tiny", "--out", out]
+    return subprocess.run(
+        [str(word) for word in (*command, "--steps", *steps)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@compiled
+def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
+    steps = [step for step in gpu_check.STEPS if step != "build"]  # would replace what is loaded
+    done = check(tmp_path, *steps)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = Journal(tmp_path / "records.jsonl").latest()
+    assert {key.split("/")[0] for key in lines} == set(steps)
+    passed = {key for key, line in lines.items() if line["status"] == "passed"}
+    assert "values/native/info_nce/bf16/N=33,D=17,ids" in passed
+    assert "contract/compile/imc-l1" in passed
+    text = (tmp_path / "summary.md").read_text()
+    assert "| max_of_hinges/N=33,D=24,float32 | native |" in text
+    assert len(list(tmp_path.iterdir())) <= 8  # all that a machine that is lent may give back
+
+    size = (tmp_path / "records.jsonl").stat().st_size
+    assert check(tmp_path, "values").returncode == 0
+    assert (tmp_path / "records.jsonl").stat().st_size == size
+
+
+def setting(out: Path) -> Setting:
+    return Setting("cpu", True, out, time.time() + 60)
+
+
+def test_a_failure_is_recorded_and_the_rest_runs(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def fails() -> None:
+        ran.append("fails")
+        raise ValueError("first line\n\nsecond line")
+
+    def skipped() -> None:
+        raise SkippedError("no such tool")
+
+    checks = [
+        Check("values/a", fails),
+        Check("values/b", skipped),
+        Check("values/c", lambda: ran.append("c")),
+    ]
+    assert Worker("values", setting(tmp_path), RUN).work(checks, lambda: False)
+    assert ran == ["fails", "c"]
+    lines = Journal(tmp_path / "records.jsonl").latest()
+    assert [line["status"] for line in lines.values()] == ["failed", "skipped", "passed"]
+    assert lines["values/a"]["error"].startswith("ValueError at test_gpu_check.py:")
+    assert lines["values/a"]["error"].endswith("first line\nsecond line")
+    assert summary.write(tmp_path) == 1
+    assert "second line" in (tmp_path / "summary.md").read_text()
+    # Again in the same run: nothing. In the next one: what has not passed.
+    assert Worker("values", setting(tmp_path), RUN).work(checks, lambda: False)
+    assert ran == ["fails", "c"]
+    assert Worker("values", setting(tmp_path), "2.0.1").work(checks, lambda: False)
+    assert ran == ["fails", "c", "fails"]
+
+
+def test_a_broken_device_ends_the_process(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise RuntimeError("illegal memory access")
+
+    checks = [Check("values/a", fails), Check("values/b", fails)]
+    assert not Worker("values", setting(tmp_path), RUN).work(checks, lambda: True)
+    assert [check.key for check in Worker("values", setting(tmp_path), RUN).ordered(checks)] == [
+        "values/b"
+    ]
+
+
+def test_other_sources_are_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Check("values/a", dict)]
+    Worker("values", setting(tmp_path), RUN).work(checks, lambda: False)
+    assert not Worker("values", setting(tmp_path), "2.0.1").ordered(checks)
+    monkeypatch.setattr("tools.journal.digest", lambda step: "other")
+    assert Worker("values", setting(tmp_path), "2.0.1").ordered(checks)
+
+
+def test_processes_share_the_checks(tmp_path: Path) -> None:
+    checks = [Check(f"values/{n}", dict) for n in range(7)]
+    shares = [Worker("values", setting(tmp_path), f"1.{n}.3").ordered(checks) for n in range(3)]
+    assert sorted(check.key for share in shares for check in share) == [c.key for c in checks]
+
+
+def test_a_check_that_hangs_is_killed(tmp_path: Path) -> None:
+    here = setting(tmp_path)
+    here.journal.add("values/a", "started", limit=0.0, run=RUN)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert gpu_check.watch(process, here, RUN) == ("failed", "hangs: killed")
+    assert process.returncode
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "records.jsonl")
+    journal.add("values/a", "passed")
+    with journal.path.open("a") as file:
+        file.write(json.dumps({"key": "values/b", "status": "passed"})[:20])
+    assert list(journal.latest()) == ["values/a"]
+
+
+def test_the_error_rule() -> None:
+    exact, eager = [torch.tensor([1.0, torch.inf])], [torch.tensor([1.001, torch.inf])]
+
+    def ratio(value: float) -> float:
+        found = [torch.tensor([value, torch.inf])]
+        return values.hold(exact, eager, found, 1e-7, norm=False)["worst"]
+
+    assert ratio(1.001) == pytest.approx(0.5, rel=0.02)
+    for value in (1.003, torch.nan, torch.inf):
+        with pytest.raises(values.ErrorRuleError, match="times the error that is allowed"):
+            ratio(value)

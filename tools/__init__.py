@@ -1,0 +1,1 @@
+"""Tools of the people who work on the package; nothing here is installed."""

@@ -1,0 +1,49 @@
+"""The extension, built in place with the torch that is there: no installation, no network."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from tools.journal import ROOT, Check, Setting
+
+MINUTES = 8
+SHOWN = 3000  # characters of a compiler's last words
+
+
+def build() -> dict[str, Any]:
+    """Compile and load the extension."""
+    environment = {**os.environ, "ITM_KERNELS_BUILD": "1"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = run(command, environment)
+    if done.returncode:
+        print(done.stdout[-SHOWN:], flush=True)
+        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        raise RuntimeError("\n".join(errors[:5] or [done.stdout[-SHOWN:]]))
+    # In a process of its own: this one may have loaded the extension as it was before.
+    question = "from itm_kernels import backends; print(backends.NOT_BUILT)"
+    loaded = run([sys.executable, "-c", question])
+    if loaded.stdout.strip():
+        raise RuntimeError(loaded.stdout.strip())
+    return {"warnings": done.stdout.count("warning:")}
+
+
+def run(
+    command: list[str], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep all that it prints."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=60 * MINUTES,
+    )
+
+
+def checks(setting: Setting) -> list[Check]:
+    """Return the checks of this step."""
+    return [Check("build/extension", build, seconds=60 * MINUTES)]

@@ -1,0 +1,159 @@
+"""A check is a name and a function; what became of it is a line of records.jsonl.
+
+Lines are appended as checks end, so that a machine that is taken away takes nothing with it. A line
+holds for the sources that it was made with: the same check is not run again until they change.
+"""
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/loss_cases.py")
+FIRST_LINES, LONGEST = 6, 600  # of an error
+
+
+class SkippedError(Exception):
+    """A check that has nothing to run on here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact to find out."""
+
+    key: str  # step/...
+    run: Callable[[], dict[str, Any] | None]  # returns figures, raises what is wrong
+    seconds: float = 150.0  # after which it hangs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large the checks of a run are."""
+
+    device: str
+    tiny: bool  # sizes for a test of this tool
+    out: Path
+    deadline: float  # of this step, in seconds since the epoch
+
+    @property
+    def journal(self) -> "Journal":
+        """Return the record of all runs into this folder."""
+        return Journal(self.out / "records.jsonl")
+
+
+def digest(step: str) -> str:
+    """Return what changes when the code under test or the step's own checks do.
+
+    The copy of a working tree on another machine has no git to ask.
+    """
+    patterns = (*SOURCES, f"tools/{step}.py")
+    files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    total = hashlib.sha256()
+    for path in sorted(files):
+        if path.suffix not in (".pyc", ".so"):
+            total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+class Journal:
+    """The lines of one folder. Processes append to it side by side, a line at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, key: str, status: str, **facts: Any) -> None:
+        """Append a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"key": key, "status": status, "time": round(time.time(), 1), **facts}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return all lines; one that was cut off by a crash is left out."""
+        found = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return found
+
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """Return the last result of every check."""
+        return {line["key"]: line for line in self.lines() if line["status"] != "started"}
+
+    def unfinished(self, run: str) -> dict[str, Any] | None:
+        """Return the check that a process started last, if it has no result."""
+        lines = [line for line in self.lines() if line.get("run") == run]
+        return lines[-1] if lines and lines[-1]["status"] == "started" else None
+
+
+class Worker:
+    """Runs the checks of a step that are not recorded yet, until the step's time is over."""
+
+    def __init__(self, step: str, setting: Setting, run: str) -> None:
+        self.step, self.setting, self.name = step, setting, run
+        # A run's name is "time.share.of": every process takes its share of the checks.
+        _, self.share, self.of = (int(number) for number in run.split("."))
+
+    @cached_property
+    def stamp(self) -> dict[str, str]:
+        """Return what a line holds for."""
+        return {"digest": digest(self.step), "run": self.name, "device": self.setting.device}
+
+    def holds(self, line: dict[str, Any]) -> bool:
+        """Tell whether a result was obtained on this device with these sources."""
+        return all(line.get(name) == self.stamp[name] for name in ("digest", "device"))
+
+    def ordered(self, checks: Iterable[Check]) -> list[Check]:
+        """Return what is left to do: what has never run first, what once failed after it."""
+        latest = self.setting.journal.latest()
+        new, again = [], []
+        for check in list(checks)[self.share :: self.of]:
+            line = latest.get(check.key)
+            if line is None or not self.holds(line):
+                new.append(check)
+            elif line["status"] != "passed" and line["run"] != self.name:
+                again.append(check)
+        return new + again
+
+    def work(self, checks: Iterable[Check], broken: Callable[[], bool]) -> bool:
+        """Run what is left; return False if the process has to be replaced by a new one."""
+        journal, left = self.setting.journal, self.ordered(checks)
+        for number, check in enumerate(left, start=1):
+            if time.time() > self.setting.deadline:
+                print(f"{self.step}: time is over, {len(left) - number + 1} left", flush=True)
+                return True
+            journal.add(check.key, "started", limit=check.seconds, **self.stamp)
+            began = time.perf_counter()
+            status, facts = attempt(check)
+            facts["seconds"] = round(time.perf_counter() - began, 2)
+            journal.add(check.key, status, **facts, **self.stamp)
+            if status == "failed" or number % 50 == 0 or facts["seconds"] > 5:
+                words = facts.get("error", "").splitlines()[:1]
+                print(f"[{number}/{len(left)}] {check.key}: {status} {' '.join(words)}", flush=True)
+            if status == "failed" and broken():
+                return False
+        return True
+
+
+def attempt(check: Check) -> tuple[str, dict[str, Any]]:
+    """Run one check; return what became of it, and its figures or first lines of its error."""
+    try:
+        return "passed", check.run() or {}
+    except SkippedError as reason:
+        return "skipped", {"error": str(reason)}
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()][:FIRST_LINES]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        words = "\n".join([f"{type(error).__name__} at {place}: {lines[0] if lines else ''}"])
+        figures = getattr(error, "figures", {})
+        return "failed", {"error": "\n".join([words, *lines[1:]])[:LONGEST], **figures}

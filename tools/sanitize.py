@@ -1,0 +1,98 @@
+"""compute-sanitizer on every loss and operator at a small size.
+
+`python -m tools.sanitize NAME ...` is what runs under it: no allocator of torch's between a kernel
+and the end of its tensors, so that a read beyond shows.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+
+from tools.journal import ROOT, Check, Setting, SkippedError
+
+TOOLS = ("memcheck", "racecheck")
+SIZES = ((70, 33), (130, 72))  # two tiles, ragged
+GROUPS = {
+    "hinges": ("max_of_hinges", "semihard", "sum_of_hinges", "hardest_negatives"),
+    "contrastive": ("log_sum_exp", "info_nce", "sigmoid"),
+    "intra_modal": ("constraint-official-cosine", "constraint-repel-l2", "constraint-paper-l1"),
+    "similarity": ("similarity-dot", "similarity-cosine", "similarity-l1", "similarity-l2"),
+    "synthesis": ("rbf_synthesis-kam", "rbf_synthesis_logits-attention", "itm"),
+}
+SECONDS = 240.0  # of each run
+FOUND = 9  # exit status
+UNABLE = ("Device not supported", "not supported on this")
+
+
+def sanitized(tool: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Run some cases under one tool; fail with the first lines that it prints."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        raise SkippedError("compute-sanitizer is not there")
+    command = [sys.executable, "-m", "tools.sanitize", *names]
+    plain = alone(command)  # compiles the kernels, which the tool need not watch
+    if plain.returncode:
+        raise RuntimeError("\n".join(["without the tool:", *plain.stderr.splitlines()[-4:]]))
+    done = alone([program, "--tool", tool, "--error-exitcode", str(FOUND), *command])
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if "ran all" not in done.stdout and any(word in line for word in UNABLE for line in lines):
+        raise SkippedError(next(line for line in lines for word in UNABLE if word in line))
+    if done.returncode:
+        own = [line for line in lines if line.startswith("=========")]
+        raise AssertionError("\n".join((own or lines)[1:6]))
+    return {"result": lines[-1] if lines else ""}
+
+
+def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the cases in a process of their own."""
+    path = os.pathsep.join(filter(None, ("tests", os.environ.get("PYTHONPATH"))))  # loss_cases
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+
+
+def run(names: list[str]) -> None:
+    """Run the cases of these names forward and backward, with ids and without."""
+    from tools import values
+
+    every = values.everything()
+    for name in names:
+        operation, takes_ids = every[name]
+        for N, D in SIZES:
+            for dtype in (torch.float32, torch.bfloat16):
+                for ids in (False, True)[: 1 + takes_ids]:
+                    rows, of_ids = values.batch(N, D, dtype, "cuda", ids)
+                    values.results(operation, rows, "auto", of_ids)
+    torch.cuda.synchronize()
+    print(f"ran all of {', '.join(names)}")
+
+
+def checks(setting: Setting) -> list[Check]:
+    """Return the checks of this step: one per tool and operation."""
+    if setting.device != "cuda":
+        return [Check("sanitize/any", skip)]
+    return [
+        Check(f"sanitize/{tool}/{group}", partial(sanitized, tool, names), 2 * SECONDS)
+        for tool in TOOLS
+        for group, names in GROUPS.items()
+    ]
+
+
+def skip() -> None:
+    """Say why there is nothing to do."""
+    raise SkippedError("compute-sanitizer looks at CUDA kernels")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

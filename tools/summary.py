@@ -1,0 +1,150 @@
+"""The page to read: what passed, what failed and with which words, and how long ours takes."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import page, table
+from tools.journal import Journal
+
+SHOWN = 60  # failures
+Lines = dict[str, dict[str, Any]]
+
+
+def part(lines: Lines, step: str) -> Lines:
+    """Return a step's results, without the step's name in their keys."""
+    prefix = f"{step}/"
+    return {key.removeprefix(prefix): v for key, v in lines.items() if key.startswith(prefix)}
+
+
+def counts(lines: Lines) -> str:
+    """Return how many checks of every step passed, failed, were skipped or stopped."""
+    states = ("passed", "failed", "skipped", "stopped")
+    steps = dict.fromkeys(key.split("/")[0] for key in lines)
+    rows = []
+    for step in steps:
+        found = Counter(line["status"] for line in part(lines, step).values())
+        rows.append([step, *(str(found[state]) for state in states)])
+    return table(["step", *states], rows)
+
+
+def failures(lines: Lines) -> str:
+    """Return the first lines of every error; equal errors of a step together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, line in lines.items():
+        if line["status"] == "failed":
+            step, name = key.split("/", 1)
+            words = line["error"] if step != "values" else "beyond the error rule"
+            if step == "values" and "times the error" not in line["error"]:
+                words = line["error"]
+            groups.setdefault((step, words), []).append(name)
+    parts = []
+    for (step, words), names in list(groups.items())[:SHOWN]:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts += [f"- **{step}**: {'; '.join(names[:3])}{more}\n"]
+        parts += [f"  `{text.strip()}`\n" for text in words.splitlines()[:4]]
+    rest = len(groups) - SHOWN
+    return "".join(parts) + (f"\n{rest} more kinds of error.\n" if rest > 0 else "")
+
+
+def worst_values(lines: Lines) -> str:
+    """Return, for every operation and precision, the worst error over what is allowed."""
+    worst: dict[tuple[str, str, str], tuple[float, str]] = {}
+    for key, line in part(lines, "values").items():
+        if line["status"] == "passed" and key.count("/") == 3:
+            backend, name, precision, size = key.split("/")
+            group = (backend, name, precision)
+            worst[group] = max(worst.get(group, (0.0, "")), (line.get("worst", 0.0), size))
+    rows = [[*group, f"{ratio:.2f}", size] for group, (ratio, size) in worst.items() if ratio > 0.5]
+    if not rows:
+        return "No passed check used more than half of what the rule allows.\n"
+    head = ["backend", "operation", "precision", "of what is allowed (above half only)", "at"]
+    return table(head, sorted(rows, key=lambda row: -float(row[3])))
+
+
+def ratio(value: Any) -> str:
+    """Return how many times longer a contender takes, forward plus backward, or why not."""
+    return f"{value['both']:.2f}" if isinstance(value, dict) else str(value or "")
+
+
+def speed(lines: Lines) -> str:
+    """Return the table of times and ratios."""
+    others = ("eager", "compile", "open_clip", "metric_learning", "keops", "inf_cl")
+    rows = []
+    for key, line in part(lines, "bench").items():
+        if "both ms" not in line:
+            continue
+        packages = [f"{name} {ratio(line[name])}" for name in others[2:] if name in line]
+        packages = [text for text in packages if "not installed" not in text]
+        times = [f"{line[f'{mode} ms']:.3g}" for mode in ("forward", "backward", "both")]
+        rate = [f"{line['TFLOP/s']:.3g}", f"{line['% of product']:.0f} %"]
+        rivals = [ratio(line[name]) for name in others[:2]]
+        chosen = "+".join(sorted(set(line["backends"].values())))
+        rows.append([key, chosen, *times, *rate, *rivals, "; ".join(packages)])
+    if not rows:
+        return ""
+    head = ["loss / size", "backend", "forward ms", "backward ms", "both ms", "TFLOP/s"]
+    head += ["of a product", "eager, times longer", "torch.compile, times longer", "packages"]
+    return "## Speed\n\n" + table(head, rows)
+
+
+def tiles(lines: Lines) -> tuple[str, list[dict[str, Any]]]:
+    """Return the table of tiles that beat the table's, and all that was measured."""
+    found = [
+        {"case": key, **{name: line[name] for name in line if name in TUNED}}
+        for key, line in part(lines, "tune").items()
+        if "table ms" in line
+    ]
+    rows = [
+        [f["case"], *f["table"], f"{f['table ms']:.3g}", f["best"], f"{f['gain']:.2f}"]
+        for f in found
+        if f.get("gain", 0) > 1.03
+    ]
+    if not found:
+        return "", []
+    head = ["kernel / precision / size", "table", "ms", "best", "times faster"]
+    return "## Tiles that beat the table's by more than 3 %\n\n" + table(head, rows), found
+
+
+TUNED = ("table", "table ms", "best", "best ms", "gain", "all")
+
+
+def facts(lines: Lines) -> str:
+    """Return the machine as a list."""
+    hidden = ("key", "status", "time", "seconds", "digest", "run", "device")
+    return "".join(
+        f"- {key}: " + ", ".join(f"{k} {shown(v)}" for k, v in line.items() if k not in hidden)
+        + "\n"
+        for key, line in part(lines, "facts").items()
+    )  # fmt: skip
+
+
+def shown(value: Any) -> str:
+    """Return a figure of few digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(out: Path) -> int:
+    """Write summary.md, tune.json and the benchmarks' tables; return the number of failures."""
+    lines = Journal(out / "records.jsonl").latest()
+    of_tiles, tuned = tiles(lines)
+    if tuned:
+        (out / "tune.json").write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
+    for path in benchmark_files(out):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("rows"):
+            path.with_suffix(".md").write_text(page(path.stem, content), encoding="utf-8")
+    bad = sum(line["status"] == "failed" for line in lines.values())
+    parts = ["# GPU check\n", facts(lines), counts(lines), speed(lines), of_tiles]
+    parts += ["## Failures\n\n" + failures(lines)] if bad else []
+    parts += ["## Errors against fp64\n\n" + worst_values(lines)] * bool(part(lines, "values"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "summary.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
+    return bad
+
+
+def benchmark_files(out: Path) -> Iterable[Path]:
+    """Return the JSON files that the benchmarks wrote."""
+    return (path for path in sorted(out.glob("c*-*.json")))

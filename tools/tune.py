@@ -1,0 +1,203 @@
+"""Tiles of the kernels that make scores, measured against the choice of `_launch.TABLE`.
+
+The table is edited by hand: what is printed is each candidate's time over that of the table's tile,
+and whether its values agree. Results may not depend on a machine's mood, so nothing tunes itself.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks import inputs
+from benchmarks.limits import seconds
+from benchmarks.shapes import Size
+from itm_kernels import backends
+from tools.journal import Check, Setting, SkippedError
+
+ROWS, WIDTHS = (4096, 16384, 1024), (1024, 512)
+ROUNDS = 12
+# rows, columns, depth, warps, stages
+TILES = {
+    "half": (
+        (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3),
+        (256, 128, 64, 8, 3), (128, 256, 64, 8, 4), (64, 256, 64, 4, 4), (64, 128, 64, 4, 4),
+        (128, 64, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (128, 128, 128, 8, 3),
+        (128, 128, 32, 4, 4),
+    ),
+    "tf32": (
+        (128, 128, 32, 8, 3), (128, 128, 32, 4, 3), (128, 128, 32, 8, 4), (128, 256, 32, 8, 3),
+        (64, 128, 32, 4, 4), (64, 64, 32, 4, 4), (64, 64, 64, 4, 3), (128, 128, 64, 8, 2),
+    ),
+}  # fmt: skip
+TINY = {kind: ((32, 32, 64, 4, 1),) for kind in TILES}
+# fp32 by parts takes the tiles of half precision.
+PRECISIONS = {
+    "bf16": (torch.bfloat16, "highest", "half"),
+    "fp32 parts": (torch.float32, "highest", "half"),
+    "tf32": (torch.float32, "high", "tf32"),
+}
+Launch = Callable[[Tensor, Tensor], Any]
+
+
+def launches() -> dict[str, Launch]:
+    """Return the launchers that take a tile of scores, as functions of two matrices."""
+    from itm_kernels.triton import (
+        hardest_negatives,
+        intra_modal,
+        log_sum_exp,
+        max_of_hinges,
+        sigmoid,
+        similarity,
+        sum_of_hinges,
+    )
+
+    none = (None, None, None)
+
+    def number(x: Tensor, value: float) -> Tensor:
+        return torch.full((), value, device=x.device)
+
+    def ones(x: Tensor) -> Tensor:
+        return torch.ones(x.shape[0], device=x.device)
+
+    def softmax(x: Tensor, y: Tensor) -> Any:
+        # A log-sum-exp above every score: weights are then finite.
+        sums = 30 * ones(x)
+        return log_sum_exp.log_sum_exp_backward(
+            ones(x), ones(y), sums, sums, x, y, number(x, 20.0), None, None
+        )
+
+    return {
+        "max_of_hinges forward": lambda x, y: max_of_hinges.max_of_hinges_forward(
+            x, y, *none, 0.2, False
+        ),
+        "log_sum_exp forward": lambda x, y: log_sum_exp.log_sum_exp_forward(
+            x, y, number(x, 20.0), None, None
+        ),
+        "log_sum_exp backward": softmax,
+        "similarity dot": lambda x, y: similarity.similarity_forward(x, y, "dot"),
+        "intra_modal cosine": lambda x, y: intra_modal.intra_modal_forward(
+            x, None, "cosine", "official", 0.05, 0.5, False, True
+        ),
+        "sum_of_hinges forward": lambda x, y: sum_of_hinges.sum_of_hinges_forward(
+            x, y, *none, 0.2
+        ),
+        "sum_of_hinges backward": lambda x, y: sum_of_hinges.sum_of_hinges_backward(
+            ones(y), x, y, *none, 0.2
+        ),
+        "sigmoid forward": lambda x, y: sigmoid.sigmoid_forward(
+            x, y, number(x, 20.0), number(x, -10.0), *none
+        ),
+        "sigmoid backward": lambda x, y: sigmoid.sigmoid_backward(
+            ones(y), x, y, number(x, 20.0), number(x, -10.0), *none
+        ),
+        "semihard forward": lambda x, y: max_of_hinges.max_of_hinges_forward(
+            x, y, *none, 0.2, True
+        ),
+        "hardest_negatives": lambda x, y: hardest_negatives.hardest_negatives_forward(x, y, *none),
+    }  # fmt: skip
+
+
+def milliseconds(run: Callable[[], Any], device: str, rounds: int) -> float:
+    """Return the median time of a call after it has been compiled."""
+    run()
+    return 1000 * median(seconds(run, device) for _ in range(rounds))
+
+
+def differs(found: Any, wanted: Any) -> bool:
+    """Tell whether another tile gives other values than rounding would."""
+    pairs = zip(tensors(found), tensors(wanted), strict=True)
+    return not all(
+        torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3, equal_nan=True)
+        for a, b in pairs
+        if a.is_floating_point()
+    )
+
+
+def tensors(result: Any) -> Sequence[Tensor]:
+    """Return a launcher's results as a sequence."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, Any]:
+    """Time every candidate, best first, beside the table's tile."""
+    from itm_kernels.triton import _launch
+
+    _, matmul, kind = PRECISIONS[precision]
+    launch, device = launches()[name], setting.device
+    rounds = 1 if setting.tiny else ROUNDS
+    run = partial(launch, *inputs.paired(size, device))
+    chosen: list[Any] = []
+    look_up = _launch.tile_of
+
+    def noted(asked: str, *shape: int) -> Any:
+        tile = look_up(asked, *shape)
+        if asked == kind:
+            chosen.append(tile)
+        return tile
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    times: dict[str, float | str] = {}
+    try:
+        with patch.object(_launch, "tile_of", noted):
+            wanted = run()
+            table = milliseconds(run, device, rounds)
+        for numbers in (TINY if setting.tiny else TILES)[kind]:
+            tile = _launch.Tile(*numbers)
+
+            def fixed(asked: str, *shape: int, tile: Any = tile) -> Any:
+                return tile if asked == kind else look_up(asked, *shape)
+
+            with patch.object(_launch, "tile_of", fixed):
+                times[spelled(tile)] = candidate(run, wanted, device, rounds)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    reached = {tile: time for tile, time in times.items() if isinstance(time, float)}
+    best = min(reached, key=lambda tile: reached[tile], default="")
+    result = {"table": [spelled(tile) for tile in chosen[:1]], "table ms": table}
+    if best:
+        result |= {"best": best, "best ms": reached[best], "gain": table / reached[best]}
+    print(f"{name} {precision} {size}: {result}", flush=True)
+    return {**result, "all": times}
+
+
+def candidate(run: Callable[[], Any], wanted: Any, device: str, rounds: int) -> float | str:
+    """Return a tile's time, or why it has none."""
+    try:
+        if differs(run(), wanted):
+            return "other values"
+        return milliseconds(run, device, rounds)
+    except Exception as error:  # out of shared memory, registers or the compiler's wits
+        return f"fails: {type(error).__name__}: {str(error)[:100]}"
+
+
+def spelled(tile: Any) -> str:
+    """Return a tile as it stands in the table."""
+    return f"Tile({', '.join(str(number) for number in tile)})"
+
+
+def checks(setting: Setting) -> list[Check]:
+    """Return the checks of this step: the largest differences are expected first."""
+    usable = backends.why_not("similarity", setting.device, "triton")
+    if usable is not None:
+        return [Check("tune/any", partial(skip, usable))]
+    names = ("max_of_hinges forward", "log_sum_exp backward") if setting.tiny else launches()
+    widths, rows = ((40,), (40,)) if setting.tiny else (WIDTHS, ROWS)
+    return [
+        Check(
+            f"tune/{name}/{precision}/{size}", partial(sweep, name, precision, size, setting), 300.0
+        )
+        for D, N, precision, name in product(widths, rows, PRECISIONS, names)
+        for size in (Size(N, D, PRECISIONS[precision][0]),)
+    ]
+
+
+def skip(reason: str) -> None:
+    """Say why there is nothing to do."""
+    raise SkippedError(reason)

@@ -1,0 +1,212 @@
+"""Every operator and loss, forward and backward, against the formula in fp64 on the same device.
+
+The rule is the package's: at most twice the error of plain PyTorch at the same precision. Small
+batches by the largest error. From 1000 rows on pairs lie so close to every bound and maximum that
+each precision decides some of them otherwise; errors are then compared by their norm.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from itm_kernels import backends, ops
+from loss_cases import CASES, Case
+from tools.journal import Check, Setting, SkippedError
+
+PRECISIONS = {
+    "fp32": (torch.float32, "highest"),
+    "bf16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "fp16": (torch.float16, "highest"),
+}
+# Ragged and even against tiles and chunks, one row, one column; the most telling first.
+CORE = ((127, 333), (1000, 512), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
+ROWS, WIDTHS = (1, 2, 33, 127, 1000, 4096), (1, 3, 96, 333, 500, 512, 1000, 1024)
+TINY = ((33, 17),)
+BY_NORM = 1000  # rows from which errors are compared by their norm
+DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
+SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
+SLOW_ROWS = 1000
+
+Operation = Callable[..., Any]
+
+
+def operators() -> dict[str, Operation]:
+    """Return the operators that have a gradient, as functions of two matrices and a backend."""
+
+    def synthesis(x: Tensor, y: Tensor, backend: str, weights: str, logits: bool) -> Any:
+        clusters = torch.arange(len(y), device=y.device) % 3
+        options: dict[str, Any] = {"weights": weights, "backend": backend}
+        if logits:
+            return ops.rbf_synthesis_logits(x, y, clusters, 3, 0.8, **options).cosine
+        return ops.rbf_synthesis(x, y, clusters, 3, 0.8, **options).vectors
+
+    found: dict[str, Operation] = {
+        f"similarity-{metric}": lambda x, y, b, metric=metric: ops.similarity(
+            x, y, metric, backend=b
+        )
+        for metric in ("dot", "cosine", "l1", "l2", "sqeuclidean")
+    }
+    found["hardest_negatives"] = lambda x, y, b: ops.hardest_negatives(x, y, backend=b)
+    found["log_sum_exp"] = lambda x, y, b: ops.log_sum_exp(x, y, 20.0, backend=b)
+    for weights, logits in product(("kam", "attention"), (False, True)):
+        name = f"rbf_synthesis{'_logits' * logits}-{weights}"
+        found[name] = lambda x, y, b, w=weights, z=logits: synthesis(x, y, b, w, z)
+    return found
+
+
+def everything() -> dict[str, tuple[Operation, bool]]:
+    """Return every loss and operator by name, and whether it takes the ids of a batch."""
+    found = {case.name: (of_loss(case), case.takes_ids) for case in CASES}
+    return found | {name: (operation, False) for name, operation in operators().items()}
+
+
+def of_loss(case: Case) -> Operation:
+    """Return a loss as a function of two matrices and a backend."""
+    return lambda x, y, backend, **ids: case.loss(x, y, backend, **ids)
+
+
+def batch(
+    N: int, D: int, dtype: torch.dtype, device: str, ids: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return unit rows that share a direction; with ids, up to five texts per image, shuffled."""
+    draw = torch.Generator().manual_seed(N + D)
+    M = 5 * N // 3 if ids and N > 2 else N
+    shared = torch.randn(1, D, generator=draw, dtype=torch.float64)
+    sides = [shared + torch.randn(n, D, generator=draw, dtype=torch.float64) for n in (N, M)]
+    rows = [normalize(side, dim=1).to(device, dtype) for side in sides]
+    if not ids:
+        return rows, {}
+    text_ids = torch.randperm(M, generator=draw) * N // M
+    return rows, {"image_ids": torch.arange(N).to(device), "text_ids": text_ids.to(device)}
+
+
+def results(
+    operation: Operation, rows: list[Tensor], backend: str, ids: dict[str, Tensor]
+) -> list[Tensor]:
+    """Return floating-point outputs and gradients in fp64."""
+    leaves = [side.detach().requires_grad_() for side in rows]
+    with torch.device(leaves[0].device):  # parameters of a loss
+        found = operation(*leaves, backend, **ids)
+    found = [found] if isinstance(found, Tensor) else [t for t in found if t.is_floating_point()]
+    draw = torch.Generator().manual_seed(1)
+    pulls = (torch.randint(-4, 5, t.shape, generator=draw) for t in found)
+    # bf16 holds these pulls exactly; 3 for a scalar, so that it is not 0.
+    total = sum(
+        (t.double() * (pull.to(t.device) if t.dim() else 3)).sum()
+        for t, pull in zip(found, pulls, strict=True)
+    )
+    grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return [t.detach().double() for t in (*found, *grads)]
+
+
+class ErrorRuleError(AssertionError):
+    """An error beyond the rule, with the figures."""
+
+    def __init__(self, message: str, figures: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
+
+
+def hold(
+    exact: list[Tensor], eager: list[Tensor], found: list[Tensor], epsilon: float, norm: bool
+) -> dict[str, Any]:
+    """Compare errors by the rule; return the worst as a multiple of what is allowed."""
+    ratios, figures = [0.0], []
+    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
+        finite = wanted.nan_to_num(0, 0, 0)
+        size = finite.norm().item() if norm else max(1.0, finite.abs().max().item())
+        errors = [distance(t, wanted, norm) for t in (theirs, ours)]
+        allowed = 2 * errors[0] + 64 * epsilon * size
+        ratios.append(errors[1] / allowed if allowed else errors[1])
+        figures.append({"eager": errors[0] / (size or 1), "ours": errors[1] / (size or 1)})
+    beyond = [ratio for ratio in ratios if not ratio <= 1]  # NaN is beyond, too
+    if beyond:
+        raise ErrorRuleError(
+            f"{beyond[0]:.3g} times the error that is allowed", {"errors": figures}
+        )
+    return {"worst": max(ratios), "errors": figures}
+
+
+def distance(found: Tensor, wanted: Tensor, norm: bool) -> float:
+    """Return the error, 0 where both are the same infinity."""
+    difference = torch.where(found == wanted, 0, found - wanted)
+    return (difference.norm() if norm else difference.abs().max()).item()
+
+
+def compare(
+    name: str, operation: Operation, backend: str, precision: str, N: int, D: int, setting: Setting,
+    ids: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Hold one operation against fp64 at one size."""
+    device = setting.device
+    dtype, matmul = PRECISIONS[precision]
+    if name in DRAWING:
+        dtype = torch.float64
+    rows, of_ids = batch(N, D, dtype, device, ids)
+    ran: dict[str, str] = {}
+    choose = backends.choose
+
+    def spy(operator: str, *arguments: Any) -> str:
+        return ran.setdefault(operator, choose(operator, *arguments))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        with (
+            patch.dict(backends.PREFERENCE, {device: (backend,)}),
+            patch.dict(backends.LEAST_PAIRS, clear=True),
+            patch.object(backends, "choose", spy),
+        ):
+            found = results(operation, rows, "auto", of_ids)
+        if set(ran.values()) == {"reference"}:
+            raise SkippedError(f"no {backend} kernel for {', '.join(ran)}")
+        eager = results(operation, rows, "reference", of_ids)
+        exact = results(operation, [side.double() for side in rows], "reference", of_ids)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # Half precisions are computed in fp32: the outputs that they are rounded to are eager's too.
+    epsilon = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return {**hold(exact, eager, found, epsilon, N >= BY_NORM), "ran": ran}
+
+
+def backends_here(device: str) -> list[str]:
+    """Return the backends that have a kernel for any operator on this device."""
+    return [
+        name
+        for name in backends.PREFERENCE[device]
+        if any(backends.why_not(operator, device, name) is None for operator in backends.OPERATORS)
+    ]
+
+
+def sizes(tiny: bool) -> Iterator[tuple[int, int]]:
+    """Yield rows and widths, the telling ones first."""
+    if tiny:
+        yield from TINY
+        return
+    yield from CORE
+    yield from (size for size in product(ROWS, WIDTHS) if size not in CORE)
+
+
+def checks(setting: Setting) -> list[Check]:
+    """Return the checks of this step, size by size."""
+    found = []
+    for N, D in sizes(setting.tiny):
+        for (name, (operation, takes_ids)), backend, precision in product(
+            everything().items(), backends_here(setting.device), PRECISIONS
+        ):
+            if N > SLOW_ROWS and any(word in name for word in SLOW):
+                continue
+            if name in DRAWING and precision != "fp32":
+                continue
+            for ids in (False, True)[: 1 + takes_ids]:
+                arguments = name, operation, backend, precision, N, D, setting, ids
+                key = f"values/{backend}/{name}/{precision}/N={N},D={D}{',ids' * ids}"
+                found.append(Check(key, partial(compare, *arguments)))
+    return found
