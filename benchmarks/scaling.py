@@ -133,9 +133,7 @@ def exponent(points: list[dict[str, Any]], field: str) -> float | None:
     return statistics.linear_regression(*zip(*found, strict=True)).slope
 
 
-def study(
-    store: results.Results, device: str, resume: bool, quick: bool, only: str | None
-) -> None:
+def study(store: results.Results, device: str, resume: bool, quick: bool, only: str | None) -> None:
     """Run both studies, or one, and keep every curve as it is finished."""
     kinds = {"scaling": STUDY, "memory": ((MEMORY[0],), MEMORY[1])}
     kinds = {name: kind for name, kind in kinds.items() if only in (None, name)}
