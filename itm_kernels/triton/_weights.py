@@ -20,6 +20,13 @@ def weights_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.dtype == torch.bfloat16 else wide_dtype(x)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b as it was summed: what is added to it is not rounded twice."""
+    if a.dtype != torch.bfloat16:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
 def products_of_weights(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
@@ -35,6 +42,6 @@ def products_of_weights(
         rows = x[first : first + at_once]
         weights = torch.empty((rows.shape[0], M), dtype=dtype, device=x.device)
         fill(first, weights)
-        of_x.append(weights @ y)
-        of_y += weights.mT @ rows
+        of_x.append(_product(weights, y))
+        of_y += _product(weights.mT, rows)
     return torch.cat(of_x), of_y

@@ -164,7 +164,7 @@ def sum_of_hinges_backward(
                 active.add_(columns)
 
         to_x, to_text = products_of_weights(one.x, text, fill)
-        of_x.append(to_x.to(offset.dtype))
+        of_x.append(to_x)
         grad_text += to_text
     # Every active hinge also pulls on its pair's own score.
     pull = (active * grad)[:, None]
