@@ -123,7 +123,7 @@ class RowSum {
     parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
-        loop.add_rows(out + g * D, rows, &source[k], &weight[k], count, D);
+        loop.add_rows(out + g * D, rows, source.data() + k, weight.data() + k, count, D);
       }
     });
     return grad;
