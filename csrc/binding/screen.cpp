@@ -229,7 +229,7 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
     for (int64_t j = begin; j < end; ++j) {
       columns.decide(j, [&](int64_t i) { return product(i, j); }, value + j, index + j);
       const int64_t i = positive_of ? positive_of[j] : j;
-      if (i >= 0) s[j] = static_cast<float>(product(i, j));
+      if (i >= 0 && i < N) s[j] = static_cast<float>(product(i, j));
     }
   });
   return found;
