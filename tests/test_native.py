@@ -1,15 +1,12 @@
 """What only the compiled CPU kernels can get wrong: tiles, threads, instruction sets."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor
 
+from compiled import assert_instruction_sets_agree
 from itm_kernels import backends, ops
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
@@ -74,13 +71,11 @@ def test_concurrent_calls_do_not_share_anything(case: Case) -> None:
             assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-CAPABILITIES = ("default", "avx2", "avx512")
 REPORT = """
-import torch
 from itm_kernels import backends
+import torch
 from loss_cases import BY_NAME, batch, gradients
 backends.LEAST_PAIRS.clear()
-print(torch.backends.cpu.get_cpu_capability())
 for name in {names}:
     image, text = batch(300, 37, torch.float32)
     loss = BY_NAME[name].loss(image, text, "auto")
@@ -91,22 +86,7 @@ for name in {names}:
 
 def test_instruction_sets_agree() -> None:
     """Each set compiles its own loops; those of the others must say the same."""
-    names = [case.name for case in CASES]
-    reports = {}
-    for capability in CAPABILITIES:
-        env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-        script = REPORT.format(names=names)
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        used, *lines = done.stdout.splitlines()
-        reports[used] = torch.tensor([[float(x) for x in line.split()] for line in lines])
-    for a, b in combinations(reports.values(), 2):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+    assert_instruction_sets_agree(REPORT.format(names=[case.name for case in CASES]))
 
 
 def test_the_build_is_what_auto_uses() -> None:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from itm_kernels import backends, functional, ops
+from compiled import needs_extension
+from itm_kernels import functional, ops
 
-pytestmark = pytest.mark.skipif(
-    not backends.NATIVE_KERNELS["cpu"], reason="the extension is not built"
-)
+pytestmark = needs_extension
 
 IDS = {"image_ids": torch.arange(130) // 2, "text_ids": torch.arange(130) // 2}
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from itm_kernels import backends, functional, ops
+from compiled import needs_extension
+from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
 from loss_cases import batch, gradients
 
-pytestmark = pytest.mark.skipif(
-    "intra_modal" not in backends.NATIVE_KERNELS["cpu"], reason="the extension is not built"
-)
+pytestmark = needs_extension
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 
 

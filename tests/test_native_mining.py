@@ -1,18 +1,15 @@
 """Compiled k-means, ranks and sampling: tiles, ties, noise, instruction sets."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from compiled import needs_extension, run_with
 from itm_kernels import backends, ops, reference
 from itm_kernels.mining import HardNegativeSampler
 
-pytestmark = pytest.mark.skipif(bool(backends.NOT_BUILT), reason="needs the compiled extension")
+pytestmark = needs_extension
 
 HALVES = (torch.float16, torch.bfloat16, torch.float32)
 # One row, one column, one below and above what a vector or a block of noise holds.
@@ -268,9 +265,7 @@ def test_nan_is_nearest_and_stays_in_its_cluster() -> None:
 
 
 EVERYTHING = """
-import torch
 from test_native_mining import *
-print(torch.backends.cpu.get_cpu_capability())
 torch.set_num_threads({threads})
 x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
               for k, shape in enumerate([(300, 37), (2100, 37), (1, 9, 37)]))
@@ -286,14 +281,6 @@ for result in results:
 def test_instruction_sets_and_threads_agree() -> None:
     reports = []
     for capability, threads in (("default", 1), ("avx2", 1), ("avx512", 1), ("avx512", 2)):
-        env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-        done = subprocess.run(
-            [sys.executable, "-c", EVERYTHING.format(threads=threads)],
-            env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        reports.append(done.stdout.splitlines()[1:])
+        reports.append(run_with(capability, EVERYTHING.format(threads=threads))[1])
     assert len(reports[0]) == 8
     assert all(report == reports[0] for report in reports)

@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from itm_kernels import backends, functional, ops
+from compiled import needs_extension
+from itm_kernels import functional, ops
 
 pytestmark = [
-    pytest.mark.skipif(
-        "max_of_hinges" not in backends.NATIVE_KERNELS["cpu"], reason="the extension is not built"
-    ),
+    needs_extension,
     pytest.mark.skipif(
         not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 products on this CPU"
     ),

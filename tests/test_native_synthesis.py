@@ -1,11 +1,7 @@
 """The compiled synthesis against the formula in fp64: layouts, odd sizes, precisions, blocks."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from typing import NamedTuple
 
 import pytest
@@ -13,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from itm_kernels import backends
+from compiled import assert_instruction_sets_agree, needs_extension
 from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 
-pytestmark = pytest.mark.skipif(
-    "rbf_synthesis" not in backends.NATIVE_KERNELS["cpu"], reason="the extension is not built"
-)
+pytestmark = needs_extension
 WEIGHTS = ("kam", "attention")
 LAYOUTS = ("shared", "per_anchor")
 
@@ -277,7 +271,6 @@ REPORT = """
 import torch
 from itertools import product
 from test_native_synthesis import LAYOUTS, WEIGHTS, problem, results
-print(torch.backends.cpu.get_cpu_capability())
 for layout, weights, logits in product(LAYOUTS, WEIGHTS, (False, True)):
     case = problem(40, 130, 37, 3, layout).to(torch.float32)
     print(*[t.double().square().sum().item() for t in results(case, "native", weights, logits)])
@@ -285,16 +278,4 @@ for layout, weights, logits in product(LAYOUTS, WEIGHTS, (False, True)):
 
 
 def test_instruction_sets_agree() -> None:
-    reports, paths = {}, {"PYTHONPATH": os.pathsep.join(sys.path)}
-    for capability in ("default", "avx2", "avx512"):
-        done = subprocess.run(
-            [sys.executable, "-c", REPORT],
-            env={**os.environ, **paths, "ATEN_CPU_CAPABILITY": capability},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        used, *lines = done.stdout.splitlines()
-        reports[used] = torch.tensor([[float(x) for x in line.split()] for line in lines])
-    for a, b in combinations(reports.values(), 2):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+    assert_instruction_sets_agree(REPORT)

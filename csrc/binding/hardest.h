@@ -1,26 +1,19 @@
 #pragma once
 // The hardest negative of every row and column, and every column's positive score.
 
-#include <ATen/ops/full.h>
-
-#include <limits>
-
+#include "binding/maxima.h"
 #include "binding/pairs.h"
 
 namespace itm {
 
 struct Hardest {
-  Tensor positive, row, row_index, column, column_index;
+  Tensor positive;
+  Maxima row, column;
 
-  Hardest(const Tensor& x, const Tensor& y) {
-    const auto lowest = -std::numeric_limits<double>::infinity();
-    const auto index = x.options().dtype(at::kLong);
-    positive = at::full({y.size(0)}, std::numeric_limits<double>::quiet_NaN(), x.options());
-    row = at::full({x.size(0)}, lowest, x.options());
-    column = at::full({y.size(0)}, lowest, x.options());
-    row_index = at::full({x.size(0)}, -1, index);
-    column_index = at::full({y.size(0)}, -1, index);
-  }
+  Hardest(const Tensor& x, const Tensor& y)
+      : positive(at::full({y.size(0)}, std::numeric_limits<double>::quiet_NaN(), x.options())),
+        row(x.size(0), x.options()),
+        column(y.size(0), x.options()) {}
 };
 
 // True where screening pays: bf16 products in hardware, and enough of them.

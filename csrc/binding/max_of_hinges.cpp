@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -30,22 +29,11 @@ Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive
   if (screening_pays(image, text))
     if (const auto found = screened(image, text, positive_of, same)) return *found;
   Hardest found(image, text);
-  const auto& loop = cpu::loops<T>(kernels());
   T* positive = found.positive.mutable_data_ptr<T>();
-  T* row = found.row.mutable_data_ptr<T>();
-  T* column = found.column.mutable_data_ptr<T>();
-  int64_t* row_index = found.row_index.mutable_data_ptr<int64_t>();
-  int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     mask(t, same, positive_of, positive);
-    parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-      loop.row_max(t.data, t.columns, r0, r1, t.first_column, row + t.first_row,
-                   row_index + t.first_row);
-    });
-    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-      loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, column + t.first_column,
-                      column_index + t.first_column);
-    });
+    raise_rows(t, found.row);
+    raise_columns(t, found.column);
   });
   return found;
 }
@@ -56,8 +44,7 @@ Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positiv
                  const SameId& same) {
   Hardest found(image, text);
   const int64_t M = text.size(0);
-  found.row = at::full_like(found.column, -std::numeric_limits<double>::infinity());
-  found.row_index = at::full_like(found.column_index, -1);
+  found.row = Maxima(M, text.options());
   const auto& loop = cpu::loops<T>(kernels());
   T* positive = found.positive.mutable_data_ptr<T>();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
@@ -68,10 +55,8 @@ Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positiv
     positive_of = diagonal.data();
   }
   const Groups pairs(positive_of, M, image.size(0));
-  T* row = found.row.mutable_data_ptr<T>();
-  T* column = found.column.mutable_data_ptr<T>();
-  int64_t* row_index = found.row_index.mutable_data_ptr<int64_t>();
-  int64_t* column_index = found.column_index.mutable_data_ptr<int64_t>();
+  T *row = found.row.values<T>(), *column = found.column.values<T>();
+  int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
   for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
     exclude(t, same);
     parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -175,10 +160,8 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, co
     const auto found = is_semihard ? semihard<scalar_t>(x, y, positive_of, same)
                                    : hardest<scalar_t>(x, y, positive_of, same);
     const scalar_t* s = found.positive.const_data_ptr<scalar_t>();
-    const scalar_t* row = found.row.const_data_ptr<scalar_t>();
-    const scalar_t* column = found.column.const_data_ptr<scalar_t>();
-    const int64_t* row_index = found.row_index.const_data_ptr<int64_t>();
-    const int64_t* column_index = found.column_index.const_data_ptr<int64_t>();
+    const scalar_t *row = found.row.values<scalar_t>(), *column = found.column.values<scalar_t>();
+    const int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
     scalar_t* out = loss.mutable_data_ptr<scalar_t>();
     int64_t* hardest_text = text_index.mutable_data_ptr<int64_t>();
     int64_t* hardest_image = image_index.mutable_data_ptr<int64_t>();
@@ -226,8 +209,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hardest_negatives_forward(
   const SameId same(image_ids, text_ids);
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "hardest_negatives_forward", [&] {
     auto found = hardest<scalar_t>(x, y, ids_or_null(positive), same);
-    return std::make_tuple(found.positive, found.row, found.row_index, found.column,
-                           found.column_index);
+    const auto& [positive_score, row, column] = found;
+    return std::make_tuple(positive_score, row.value, row.index, column.value, column.index);
   });
 }
 

@@ -2,59 +2,39 @@
 // (cpu/philox.h says which), and the largest sum along each side is the draw.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <string_view>
 
-#include "binding/common.h"
+#include "binding/maxima.h"
 #include "binding/pairs.h"
 
 namespace itm {
 namespace {
 
-// The largest value that every anchor of one side has seen, and where.
-template <typename T>
-struct Largest {
-  Tensor values, indices;
-  T* value;
-  int64_t* index;
-
-  explicit Largest(const Tensor& rows)
-      : values(at::full({rows.size(0)}, -std::numeric_limits<double>::infinity(), rows.options())),
-        indices(at::full({rows.size(0)}, -1, rows.options().dtype(at::kLong))),
-        value(values.mutable_data_ptr<T>()),
-        index(indices.mutable_data_ptr<int64_t>()) {}
-};
-
 // The largest s + noise; without a seed, the largest s.
 template <typename T>
 std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& same, double alpha,
                                 double temperature, const std::optional<cpu::Seed>& seed) {
-  Largest<T> text(x), image(y);
+  const Maxima text(x.size(0), x.options()), image(y.size(0), y.options());
   const auto& loop = cpu::loops<T>(kernels());
-  const auto scale = static_cast<T>(temperature);
+  T* value = text.values<T>();
+  int64_t* index = text.indices();
   for_each_tile<T>(x, y, alpha, [&](const Tile<T>& t) {
     exclude(t, same);
-    parallel_for(0, t.rows, grain((seed ? 16 : 1) * t.columns), [&](int64_t r0, int64_t r1) {
-      std::vector<T> noisy(seed ? t.columns : 0);
-      for (int64_t r = r0; r < r1; ++r) {
-        const int64_t i = t.first_row + r;
-        if (seed)
-          loop.add_gumbel(t.row(r), t.columns, static_cast<uint32_t>(i), t.first_column, scale,
-                          *seed, noisy.data());
-        loop.row_max(seed ? noisy.data() : t.row(r), t.columns, 0, 1, t.first_column,
-                     text.value + i, text.index + i);
+    if (!seed) raise_rows(t, text);
+    parallel_for(0, seed ? t.rows : 0, grain(16 * t.columns), [&](int64_t r0, int64_t r1) {
+      std::vector<T> noisy(t.columns);
+      for (int64_t i = t.first_row + r0; i < t.first_row + r1; ++i) {
+        loop.add_gumbel(t.row(i - t.first_row), t.columns, static_cast<uint32_t>(i), t.first_column,
+                        static_cast<T>(temperature), *seed, noisy.data());
+        loop.row_max(noisy.data(), t.columns, 0, 1, t.first_column, value + i, index + i);
       }
     });
-    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-      loop.column_max(t.data, t.rows, t.columns, c0, c1, t.first_row, image.value + t.first_column,
-                      image.index + t.first_column);
-    });
+    raise_columns(t, image);
   });
-  return {text.indices, image.indices};
+  return {text.index, image.index};
 }
 
 std::tuple<Tensor, Tensor> sample_negatives(const Tensor& image, const Tensor& text,

@@ -217,14 +217,14 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
                         b = y.const_data_ptr<float>()](int64_t i, int64_t j) {
     return of(a + i * D, b + j * D, D);
   };
-  float *value = found.row.mutable_data_ptr<float>(), *s = found.positive.mutable_data_ptr<float>();
-  int64_t* index = found.row_index.mutable_data_ptr<int64_t>();
+  float *value = found.row.values<float>(), *s = found.positive.mutable_data_ptr<float>();
+  int64_t* index = found.row.indices();
   parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       rows.decide(i, [&](int64_t j) { return product(i, j); }, value + i, index + i);
   });
-  value = found.column.mutable_data_ptr<float>();
-  index = found.column_index.mutable_data_ptr<int64_t>();
+  value = found.column.values<float>();
+  index = found.column.indices();
   parallel_for(0, M, grain(4 * D), [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       columns.decide(j, [&](int64_t i) { return product(i, j); }, value + j, index + j);
@@ -244,7 +244,8 @@ std::vector<Tensor> screened_negatives(const Tensor& image, const Tensor& text,
   const auto found =
       screened(image.contiguous(), text.contiguous(), nullptr, SameId(image_ids, text_ids));
   if (!found) return {};
-  return {found->positive, found->row, found->row_index, found->column, found->column_index};
+  const auto& [positive, row, column] = *found;
+  return {positive, row.value, row.index, column.value, column.index};
 }
 
 TORCH_LIBRARY_FRAGMENT(itm_native, m) {

@@ -70,21 +70,6 @@ void band_weights(const uint32_t* words, int64_t columns, T share, const T* shar
   }
 }
 
-// Returns the sum of keys inside (low, high).
-template <typename T>
-T band_sum(const T* row, int64_t columns, T low, T high) {
-  constexpr int64_t kLanes = 64 / sizeof(T);
-  T lane[kLanes] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes)
-    for (int64_t k = 0; k < kLanes; ++k)
-      lane[k] += inside(row[c + k], low, high) ? row[c + k] : T(0);
-  T sum = 0;
-  for (int64_t k = 0; k < kLanes; ++k) sum += lane[k];
-  for (; c < columns; ++c) sum += inside(row[c], low, high) ? row[c] : T(0);
-  return sum;
-}
-
 // The gradient of one pair in one row's sum: share inside the row's band, slope times the key
 // everywhere, for keys that are divided by the row's norm first.
 template <typename T>

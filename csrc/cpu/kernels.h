@@ -83,8 +83,6 @@ struct Loops {
   // weights[c] = share + shares[c] where bit c is set, else 0.
   void (*band_weights)(const uint32_t* words, int64_t columns, T share, const T* shares,
                        T* weights);
-  // Returns the sum of keys that lie strictly between low and high; NaN counts as inside.
-  T (*band_sum)(const T* row, int64_t columns, T low, T high);
   // Turns the distances of row n into their gradient, at both places where a pair appears.
   void (*relative_weights)(T* row, int64_t columns, int64_t n, const RowBands<T>& bands);
   // out = sum over k of row rows[k] of x, for `size` columns of rows `stride` apart.

@@ -33,7 +33,6 @@ constexpr Loops<T> loops_of() {
       .band_row = band_row<T>,
       .band_columns = band_columns<T>,
       .band_weights = band_weights<T>,
-      .band_sum = band_sum<T>,
       .relative_weights = relative_weights<T>,
       .sum_of_rows = sum_of_rows<T>,
       .count_above = count_above<T>,
