@@ -151,8 +151,12 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
         W.div_(distance).masked_fill_(distance.eq(0), 0);
       else if (!keys.l1)
         W.mul_(2);
+      const Tensor rows = keys.x.narrow(0, t.first_row, t.rows);
       Tensor own = result.narrow(0, t.first_row, t.rows);
-      add_all<scalar_t>(W, keys.x.narrow(0, t.first_row, t.rows), keys.x, keys.l1, own);
+      if (keys.l1)
+        add_all_signs<scalar_t>(W, rows, keys.x, own, nullptr);
+      else
+        add_all_differences<scalar_t>(W, rows, keys.x, own);
     });
   });
   return result;

@@ -4,6 +4,8 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/where.h>
 
+#include <utility>
+
 #include "binding/common.h"
 
 namespace itm {
@@ -44,12 +46,62 @@ void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
   });
 }
 
-// out[i] = sum over j of weight[i][j] times sign(x[i] - y[j]), or times x[i] - y[j].
+// Columns [first, first + size) of rows of x, side by side; 0 beyond D.
 template <typename T>
-void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, Tensor& out) {
+void pack_panel(const T* x, int64_t rows, int64_t D, int64_t first, int64_t size, T* panel) {
+  const int64_t columns = std::min(size, D - first);
+  for (int64_t n = 0; n < rows; ++n) {
+    std::copy_n(x + n * D + first, columns, panel + n * size);
+    std::fill(panel + n * size + columns, panel + (n + 1) * size, T(0));
+  }
+}
+
+template <typename T>
+void add_panel(const T* panel, int64_t rows, int64_t D, int64_t first, int64_t size, T* x) {
+  const int64_t columns = std::min(size, D - first);
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t c = 0; c < columns; ++c) x[n * D + first + c] += panel[n * size + c];
+}
+
+// to_x[i] += sum over j of weight[i][j] sign(x[i] - y[j]); to_y[j], unless it is null, gets the
+// opposite. Threads share out the columns; with fewer panels than threads, also the rows.
+template <typename T>
+void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& to_x,
+                   Tensor* to_y) {
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
   const auto& loop = cpu::loops<T>(kernels());
-  const auto add = sign ? loop.add_all_signs : loop.add_all_differences;
+  const int64_t size = loop.panel_size(), panels = (D + size - 1) / size;
+  if (to_y && panels < at::get_num_threads()) {
+    add_all_signs<T>(weight, x, y, to_x, nullptr);
+    return add_all_signs<T>(weight.t().contiguous(), y, x, *to_y, nullptr);
+  }
+  const int64_t most = to_y ? N : 64, blocks = (N + most - 1) / most;
+  const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
+  const T* w = weight.const_data_ptr<T>();
+  T *x_sum = to_x.mutable_data_ptr<T>(), *y_sum = to_y ? to_y->mutable_data_ptr<T>() : nullptr;
+  parallel_for(0, panels * blocks, grain(most * M * size), [&](int64_t begin, int64_t end) {
+    std::vector<T> here(most * size), there(M * size), own(most * size), back(to_y ? M * size : 0);
+    int64_t packed = -1;
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t first = k / blocks * size, i = k % blocks * most;
+      const int64_t rows = std::min(most, N - i);
+      if (first != std::exchange(packed, first)) pack_panel(to, M, D, first, size, there.data());
+      pack_panel(from + i * D, rows, D, first, size, here.data());
+      std::fill(own.begin(), own.end(), T(0));
+      std::fill(back.begin(), back.end(), T(0));
+      loop.add_sign_panels(here.data(), own.data(), rows, there.data(),
+                           to_y ? back.data() : nullptr, M, w + i * M, M);
+      add_panel(own.data(), rows, D, first, size, x_sum + i * D);
+      if (to_y) add_panel(back.data(), M, D, first, size, y_sum);
+    }
+  });
+}
+
+// out[i] += sum over j of weight[i][j] (x[i] - y[j])
+template <typename T>
+void add_all_differences(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& out) {
+  const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
+  const auto& loop = cpu::loops<T>(kernels());
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
   const T* w = weight.const_data_ptr<T>();
   T* result = out.mutable_data_ptr<T>();
@@ -57,8 +109,8 @@ void add_all(const Tensor& weight, const Tensor& x, const Tensor& y, bool sign, 
   const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
   parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
     for (int64_t j = 0; j < M; j += block)
-      add(result + i0 * D, from + i0 * D, i1 - i0, to + j * D, w + i0 * M + j, M,
-          std::min(block, M - j), D);
+      loop.add_all_differences(result + i0 * D, from + i0 * D, i1 - i0, to + j * D, w + i0 * M + j,
+                               M, std::min(block, M - j), D);
   });
 }
 

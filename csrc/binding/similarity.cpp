@@ -76,8 +76,12 @@ std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
         weight = weight.div(distance.sqrt_()).masked_fill_(distance.eq(0), 0);
       }
       Tensor to_x = grad_x[b], to_y = grad_y[b];
-      add_all<scalar_t>(weight, x, y, metric == "l1", to_x);
-      add_all<scalar_t>(weight.t().contiguous(), y, x, metric == "l1", to_y);
+      if (metric == "l1") {
+        add_all_signs<scalar_t>(weight, x, y, to_x, &to_y);
+      } else {
+        add_all_differences<scalar_t>(weight, x, y, to_x);
+        add_all_differences<scalar_t>(weight.t().contiguous(), y, x, to_y);
+      }
     }
   });
   return {grad_x, grad_y};

@@ -51,8 +51,12 @@ inline void distance_rows(const T* x, int64_t rows, const T* packed, int64_t D, 
     for (int64_t k = 0; k < kRows; ++k) row[k] = x + (r + k < rows ? r + k : rows - 1) * D;
     V sum[kRows][kVectors] = {};
     for (int64_t d = 0; d < D; ++d) {
+      // Vector by vector: an array that is copied whole, or read at an index that is not constant,
+      // lives in memory, and so would the sums.
       V column[kVectors];
-      __builtin_memcpy(column, packed + d * kGroup<T>, sizeof(column));
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v)
+        __builtin_memcpy(&column[v], packed + d * kGroup<T> + v * kLanes, sizeof(V));
 #pragma GCC unroll 4
       for (int64_t k = 0; k < kRows; ++k) {
         const T value = row[k][d];
@@ -63,9 +67,14 @@ inline void distance_rows(const T* x, int64_t rows, const T* packed, int64_t D, 
         }
       }
     }
+    T row_sums[kRows][kGroup<T>];
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < kRows; ++k)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v)
+        __builtin_memcpy(&row_sums[k][v * kLanes], &sum[k][v], sizeof(V));
     for (int64_t k = 0; k < kRows && r + k < rows; ++k)
-      for (int64_t c = 0; c < columns; ++c)
-        out[(r + k) * stride + c] = sum[k][c / kLanes][c % kLanes];
+      for (int64_t c = 0; c < columns; ++c) out[(r + k) * stride + c] = row_sums[k][c];
   }
 }
 
@@ -184,9 +193,10 @@ void add_signs(T* out, const T* x, const T* y, const int64_t* index, const T* we
 }
 
 // All rows of y: each vector of it that is loaded serves 4 rows of x.
-template <Pull kPull, typename T>
-inline void add_all(T* out, const T* x, int64_t rows, const T* y, const T* weight, int64_t stride,
-                    int64_t count, int64_t D) {
+template <typename T>
+void add_all_differences(T* out, const T* x, int64_t rows, const T* y, const T* weight,
+                         int64_t stride, int64_t count, int64_t D) {
+  constexpr auto kPull = Pull::kDifference;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
     pull<kPull, 4, 2, T>(
@@ -194,16 +204,4 @@ inline void add_all(T* out, const T* x, int64_t rows, const T* y, const T* weigh
   for (; r < rows; ++r)
     pull<kPull, 1, 8, T>(
         {out + r * D, x + r * D, y, nullptr, weight + r * stride, stride, count, D});
-}
-
-template <typename T>
-void add_all_differences(T* out, const T* x, int64_t rows, const T* y, const T* weight,
-                         int64_t stride, int64_t count, int64_t D) {
-  add_all<Pull::kDifference>(out, x, rows, y, weight, stride, count, D);
-}
-
-template <typename T>
-void add_all_signs(T* out, const T* x, int64_t rows, const T* y, const T* weight, int64_t stride,
-                   int64_t count, int64_t D) {
-  add_all<Pull::kSign>(out, x, rows, y, weight, stride, count, D);
 }

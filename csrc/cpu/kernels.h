@@ -114,12 +114,15 @@ struct Loops {
                           int64_t count, int64_t D);
   void (*add_signs)(T* out, const T* x, const T* y, const int64_t* index, const T* weight,
                     int64_t count, int64_t D);
-  // The same for several rows of x and out and all `count` rows of y, with a stride between the
+  // The differences of several rows of x to all `count` rows of y, with a stride between the
   // weights of two rows of x.
   void (*add_all_differences)(T* out, const T* x, int64_t rows, const T* y, const T* weight,
                               int64_t stride, int64_t count, int64_t D);
-  void (*add_all_signs)(T* out, const T* x, int64_t rows, const T* y, const T* weight,
-                        int64_t stride, int64_t count, int64_t D);
+  // Columns of a panel, and its signs: to_x[n] += sum over m of weight[n][m] sign(x[n] - y[m]), and
+  // unless to_y is null, to_y[m] -= the sum over n of the same.
+  int64_t (*panel_size)();
+  void (*add_sign_panels)(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
+                          const T* weight, int64_t stride);
 };
 
 // Loops over scores in bf16, as 16-bit words.

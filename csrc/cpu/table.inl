@@ -9,6 +9,7 @@
 #include "cpu/hinge_sum.inl"
 #include "cpu/row_sum.inl"  // after difference.inl and hardest.inl: vectors, integers
 #include "cpu/screen.inl"
+#include "cpu/signs.inl"
 #include "cpu/softmax.inl"
 
 template <typename T>
@@ -46,7 +47,8 @@ constexpr Loops<T> loops_of() {
       .add_differences = add_differences<T>,
       .add_signs = add_signs<T>,
       .add_all_differences = add_all_differences<T>,
-      .add_all_signs = add_all_signs<T>,
+      .panel_size = panel_size<T>,
+      .add_sign_panels = add_sign_panels<T>,
   };
 }
 

@@ -1,0 +1,92 @@
+// The gradient of l1 distances, both sides at once: a panel of columns of x and y, packed.
+//
+// panel[row][kPanel] lies densely, so that rows of y pass by without the strides of D that evict
+// one another from a cache. A row of y costs six operations for each vector of x that is in
+// registers: a difference, whether it is one, the weight with its sign (two), and an addition to
+// each side.
+
+template <typename T>
+constexpr int64_t kPanel = 2 * kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+template <typename T>
+int64_t panel_size() {
+  return kPanel<T>;
+}
+
+// w with the sign of x, 0 where x is 0.
+template <typename T>
+inline typename Vector<T>::type with_sign(typename Vector<T>::type w, typename Vector<T>::type x) {
+  using V = typename Vector<T>::type;
+  using Bits = typename Vector<T>::bits;
+  using Lane = std::remove_reference_t<decltype(Bits{}[0])>;
+  const Bits sign = reinterpret_cast<Bits>(x) & std::numeric_limits<Lane>::min();
+  return reinterpret_cast<V>((reinterpret_cast<Bits>(w) ^ sign) & (x != 0));
+}
+
+// Some rows of x against all rows of y. Without to_y only the side of x.
+template <typename T, int kRows, bool kBoth>
+inline void sign_rows(const T* x, T* to_x, const T* y, T* to_y, const T* weight, int64_t stride,
+                      int64_t count) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
+  V here[kRows][2], sum[kRows][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      __builtin_memcpy(&here[r][v], x + r * kPanel<T> + v * kLanes, sizeof(V));
+      __builtin_memcpy(&sum[r][v], to_x + r * kPanel<T> + v * kLanes, sizeof(V));
+    }
+  for (int64_t k = 0; k < count; ++k) {
+    V there[2], back[2];
+    __builtin_memcpy(&there[0], y + k * kPanel<T>, sizeof(V));
+    __builtin_memcpy(&there[1], y + k * kPanel<T> + kLanes, sizeof(V));
+    if (kBoth) __builtin_memcpy(&back[0], to_y + k * kPanel<T>, sizeof(V));
+    if (kBoth) __builtin_memcpy(&back[1], to_y + k * kPanel<T> + kLanes, sizeof(V));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const V w = weight[r * stride + k] - V{};
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        const V pull = with_sign<T>(w, here[r][v] - there[v]);
+        sum[r][v] += pull;
+        if (kBoth) back[v] -= pull;
+      }
+    }
+    if (kBoth) __builtin_memcpy(to_y + k * kPanel<T>, &back[0], sizeof(V));
+    if (kBoth) __builtin_memcpy(to_y + k * kPanel<T> + kLanes, &back[1], sizeof(V));
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v)
+      __builtin_memcpy(to_x + r * kPanel<T> + v * kLanes, &sum[r][v], sizeof(V));
+}
+
+template <typename T, bool kBoth>
+inline void sign_panels(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
+                        const T* weight, int64_t stride) {
+  constexpr int kRows = kVectorBytes == 64 ? 4 : 2;  // as registers allow
+  constexpr int64_t kBlock = 256;  // rows of y whose panels stay in a second-level cache
+  for (int64_t j = 0; j < count; j += kBlock) {
+    const int64_t size = count - j < kBlock ? count - j : kBlock, at = j * kPanel<T>;
+    T* to = kBoth ? to_y + at : nullptr;
+    int64_t r = 0;
+    for (; r + kRows <= rows; r += kRows)
+      sign_rows<T, kRows, kBoth>(x + r * kPanel<T>, to_x + r * kPanel<T>, y + at, to,
+                                 weight + r * stride + j, stride, size);
+    for (; r < rows; ++r)
+      sign_rows<T, 1, kBoth>(x + r * kPanel<T>, to_x + r * kPanel<T>, y + at, to,
+                             weight + r * stride + j, stride, size);
+  }
+}
+
+// to_x[n] += sum over m of weight[n][m] sign(x[n] - y[m]), and to_y[m] -= the sum over n of it.
+template <typename T>
+void add_sign_panels(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
+                     const T* weight, int64_t stride) {
+  if (to_y)
+    sign_panels<T, true>(x, to_x, rows, y, to_y, count, weight, stride);
+  else
+    sign_panels<T, false>(x, to_x, rows, y, nullptr, count, weight, stride);
+}
