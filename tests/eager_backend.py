@@ -140,11 +140,26 @@ def sample_negatives(image, text, image_ids, text_ids, strategy, temperature, se
     )
 
 
-def recomputing(formula: Callable[..., Any], outputs: int, wrt: list[int]) -> Callable[..., Any]:
-    """Return the backward kernel of an operator that saves nothing but its inputs."""
+def keeping(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward kernel of an operator that is told whether to keep its scores."""
+
+    def forward(*arguments: Any) -> Any:
+        *inputs, keep = arguments
+        found = formula(*inputs)
+        x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in inputs[:2])
+        scores = x @ y.T if keep else x.new_empty(0, 0)  # not read: this backend recomputes
+        return *([found] if isinstance(found, Tensor) else found), scores
+
+    return forward
+
+
+def recomputing(
+    formula: Callable[..., Any], outputs: int, wrt: list[int], saved: int = 0
+) -> Callable[..., Any]:
+    """Return the backward kernel of an operator that needs nothing but its inputs."""
 
     def backward(*arguments: Any) -> Any:
-        grads, inputs = list(arguments[:outputs]), list(arguments[outputs:])
+        grads, inputs = list(arguments[:outputs]), list(arguments[outputs + saved :])
         found = differentiate(formula, inputs, wrt, grads)
         return found if len(found) > 1 else found[0]
 
@@ -155,10 +170,6 @@ def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return reference.similarity(x, y, metric).to(x.dtype)
 
 
-def log_sum_exp_backward(grad_row, grad_column, row, column, *inputs):
-    return differentiate(reference.log_sum_exp, list(inputs), [0, 1, 2], [grad_row, grad_column])
-
-
 KERNELS: dict[str, Callable[..., Any]] = {
     "similarity_forward": similarity,
     "similarity_backward": recomputing(similarity, 1, [0, 1]),
@@ -166,14 +177,14 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "hardest_negatives_backward": hardest_negatives_backward,
     "max_of_hinges_forward": max_of_hinges_forward,
     "max_of_hinges_backward": max_of_hinges_backward,
-    "sum_of_hinges_forward": reference.sum_of_hinges,
-    "sum_of_hinges_backward": recomputing(reference.sum_of_hinges, 1, [0, 1]),
+    "sum_of_hinges_forward": keeping(reference.sum_of_hinges),
+    "sum_of_hinges_backward": recomputing(reference.sum_of_hinges, 1, [0, 1], saved=1),
     "intra_modal_forward": intra_modal_forward,
     "intra_modal_backward": intra_modal_backward,
-    "log_sum_exp_forward": reference.log_sum_exp,
-    "log_sum_exp_backward": log_sum_exp_backward,
-    "sigmoid_forward": reference.sigmoid,
-    "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3]),
+    "log_sum_exp_forward": keeping(reference.log_sum_exp),
+    "log_sum_exp_backward": recomputing(reference.log_sum_exp, 2, [0, 1, 2], saved=3),
+    "sigmoid_forward": keeping(reference.sigmoid),
+    "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3], saved=1),
     "rbf_synthesis_forward": reference.rbf_synthesis,
     "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1]),
     "rbf_synthesis_logits_forward": reference.rbf_synthesis_logits,

@@ -1,13 +1,15 @@
 """What only the compiled CPU kernels can get wrong: tiles, threads, instruction sets."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 import torch
 from torch import Tensor
 
 from compiled import assert_instruction_sets_agree
-from itm_kernels import backends, ops
+from itm_kernels import backends, functional, ops
+from itm_kernels.ops import _define
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 
@@ -27,6 +29,13 @@ def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Ten
     return rows, {"image_ids": torch.arange(N), "text_ids": text_ids}
 
 
+@pytest.fixture(params=[_define.KEPT_BYTES, 0], ids=["kept", "recomputed"])
+def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep all scores for the backward pass, or none."""
+    monkeypatch.setattr(_define, "KEPT_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("scores")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_many_tiles_are_one_matrix(case: Case) -> None:
     # 2,100 rows and columns: more than one tile of 128 (per thread) x 2,048 both ways, ragged.
@@ -39,6 +48,7 @@ def test_many_tiles_are_one_matrix(case: Case) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.usefixtures("scores")
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.takes_ids], ids=lambda case: case.name
 )
@@ -48,6 +58,55 @@ def test_five_captions_over_many_tiles(case: Case) -> None:
     torch.testing.assert_close(found, wanted)
     for ours, theirs in zip(gradients(found, *rows), gradients(wanted, *rows), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+# Operators that keep scores while they are small.
+KEEPING = ("sum_of_hinges", "info_nce", "sigmoid")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("N", "D"), [(1, 3), (2, 1), (33, 333), (127, 96)])
+@pytest.mark.parametrize("name", KEEPING)
+def test_kept_scores_are_those_that_are_computed_again(
+    name: str, N: int, D: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, text = batch(N, D, dtype)
+    kept = gradients(BY_NAME[name].loss(image, text, "native"), image, text)
+    monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+    computed = gradients(BY_NAME[name].loss(image, text, "native"), image, text)
+    for ours, theirs in zip(kept, computed, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_backward_pass_leaves_kept_scores_as_they_were(name: str) -> None:
+    image, text = batch(40, 9)
+    loss = BY_NAME[name].loss(image, text, "native")
+    first, second = (torch.autograd.grad(loss, (image, text), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    def record(namespace: str, x: Tensor, y: Tensor) -> bool:
+        kept.append(keeps_scores(namespace, x, y))
+        return kept[-1]
+
+    keeps_scores = _define.keeps_scores
+    for operator in ("log_sum_exp", "sigmoid", "sum_of_hinges"):  # a name may be the function's
+        monkeypatch.setattr(import_module(f"itm_kernels.ops.{operator}"), "keeps_scores", record)
+    loss = getattr(functional, f"{name}_loss")
+    image, text = batch(40, 9, torch.float32)
+    for size in (4 * 40 * 40, 4 * 40 * 40 - 1):
+        monkeypatch.setattr(_define, "KEPT_BYTES", size)
+        loss(image, text, backend="native")
+    assert kept == [True, False]
+    loss(image.detach(), text.detach(), backend="native")
+    assert len(kept) == 2  # not asked
 
 
 def test_ties_across_tiles_go_to_the_lowest_index() -> None:

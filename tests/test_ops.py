@@ -25,6 +25,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
     no_mask = torch.empty(0, 0, dtype=torch.int32)
+    none, scores = torch.empty(0, 0), torch.randn(N, M)
     return {
         "similarity_forward": [(torch.randn(2, N, D), text, "cosine"), (image, text, "l1")],
         "similarity_backward": [(torch.randn(N, M), image, text, "sqeuclidean")],
@@ -42,8 +43,13 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "max_of_hinges_backward": [
             (grad, image, text, positive, torch.tensor([1, 0, -1, 2, 3]), text_ids)
         ],
-        "sum_of_hinges_forward": [(image, text, positive, image_ids, text_ids, 0.2)],
-        "sum_of_hinges_backward": [(grad, image, text, positive, image_ids, text_ids, 0.2)],
+        "sum_of_hinges_forward": [
+            (image, text, positive, image_ids, text_ids, 0.2, keep) for keep in (False, True)
+        ],
+        "sum_of_hinges_backward": [
+            (grad, none, image, text, positive, image_ids, text_ids, 0.2),
+            (grad, scores, image, text, positive, image_ids, text_ids, 0.2),
+        ],
         "intra_modal_forward": [
             (image, image_ids, "l1", "official", 0.1, 0.9, True, False),
             (image, None, "cosine", "paper", 0.1, 0.9, False, True),
@@ -52,12 +58,21 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (rows, image, None, rows, rows - 9, rows + 9, rows.abs(), no_mask, "l2", "official")
         ],
         "log_sum_exp_forward": [
-            (image, text, scale, None, None),
-            (image, text, scale, image_ids, text_ids),
+            (image, text, scale, None, None, False),
+            (image, text, scale, image_ids, text_ids, True),
         ],
-        "log_sum_exp_backward": [(rows, grad, rows, grad, image, text, scale, image_ids, text_ids)],
-        "sigmoid_forward": [(image, text, scale, bias, positive, image_ids, text_ids)],
-        "sigmoid_backward": [(grad, image, text, scale, bias, positive, image_ids, text_ids)],
+        "log_sum_exp_backward": [
+            (rows, grad, rows, grad, none, image, text, scale, image_ids, text_ids),
+            (rows, grad, rows, grad, scores, image, text, scale, None, None),
+        ],
+        "sigmoid_forward": [
+            (image, text, scale, bias, positive, image_ids, text_ids, keep)
+            for keep in (False, True)
+        ],
+        "sigmoid_backward": [
+            (grad, none, image, text, scale, bias, positive, image_ids, text_ids),
+            (grad, scores, image, text, scale, bias, positive, image_ids, text_ids),
+        ],
         "rbf_synthesis_forward": [(*synthesis, "kam", 1e-4)],
         "rbf_synthesis_backward": [(torch.randn(N, K, D), *synthesis, "attention", 0.0)],
         "rbf_synthesis_logits_forward": [(*synthesis, "kam", 1e-4, True)],

@@ -165,8 +165,8 @@ def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
 
     x, y, sums, scale = *inputs(N, D, dtype), values(N), values()
     for pair in ((None, None), (ids(N), ids(N))):
-        kernels.log_sum_exp_forward(x, y, scale, *pair)
-        kernels.log_sum_exp_backward(sums, sums, sums, sums, x, y, scale, *pair)
+        kernels.log_sum_exp_forward(x, y, scale, *pair, False)
+        kernels.log_sum_exp_backward(sums, sums, sums, sums, values(0, 0), x, y, scale, *pair)
 
 
 def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
@@ -175,8 +175,8 @@ def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
     image, text = inputs(N, D, dtype)
     for pairs in all_pairs(N):
         arguments = image, text, values(), values(), *pairs
-        kernels.sigmoid_forward(*arguments)
-        kernels.sigmoid_backward(values(N), *arguments)
+        kernels.sigmoid_forward(*arguments, False)
+        kernels.sigmoid_backward(values(N), values(0, 0), *arguments)
 
 
 def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
@@ -184,8 +184,8 @@ def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
 
     for pairs in all_pairs(N):
         arguments = *inputs(N, D, dtype), *pairs, 0.2
-        kernels.sum_of_hinges_forward(*arguments)
-        kernels.sum_of_hinges_backward(values(N), *arguments)
+        kernels.sum_of_hinges_forward(*arguments, False)
+        kernels.sum_of_hinges_backward(values(N), values(0, 0), *arguments)
 
 
 def similarity(N: int, D: int, dtype: torch.dtype) -> None:

@@ -56,6 +56,7 @@ def launches() -> dict[str, Launch]:
         similarity,
         sum_of_hinges,
     )
+    from itm_kernels.triton._weights import no_scores
 
     none = (None, None, None)
 
@@ -69,7 +70,7 @@ def launches() -> dict[str, Launch]:
         # A log-sum-exp above every score: weights are then finite.
         sums = 30 * ones(x)
         return log_sum_exp.log_sum_exp_backward(
-            ones(x), ones(y), sums, sums, x, y, number(x, 20.0), None, None
+            ones(x), ones(y), sums, sums, no_scores(x), x, y, number(x, 20.0), None, None
         )
 
     return {
@@ -77,7 +78,7 @@ def launches() -> dict[str, Launch]:
             x, y, *none, 0.2, False
         ),
         "log_sum_exp forward": lambda x, y: log_sum_exp.log_sum_exp_forward(
-            x, y, number(x, 20.0), None, None
+            x, y, number(x, 20.0), None, None, False
         ),
         "log_sum_exp backward": softmax,
         "similarity dot": lambda x, y: similarity.similarity_forward(x, y, "dot"),
@@ -85,16 +86,16 @@ def launches() -> dict[str, Launch]:
             x, None, "cosine", "official", 0.05, 0.5, False, True
         ),
         "sum_of_hinges forward": lambda x, y: sum_of_hinges.sum_of_hinges_forward(
-            x, y, *none, 0.2
+            x, y, *none, 0.2, False
         ),
         "sum_of_hinges backward": lambda x, y: sum_of_hinges.sum_of_hinges_backward(
-            ones(y), x, y, *none, 0.2
+            ones(y), no_scores(x), x, y, *none, 0.2
         ),
         "sigmoid forward": lambda x, y: sigmoid.sigmoid_forward(
-            x, y, number(x, 20.0), number(x, -10.0), *none
+            x, y, number(x, 20.0), number(x, -10.0), *none, False
         ),
         "sigmoid backward": lambda x, y: sigmoid.sigmoid_backward(
-            ones(y), x, y, number(x, 20.0), number(x, -10.0), *none
+            ones(y), no_scores(x), x, y, number(x, 20.0), number(x, -10.0), *none
         ),
         "semihard forward": lambda x, y: max_of_hinges.max_of_hinges_forward(
             x, y, *none, 0.2, True

@@ -34,15 +34,17 @@ struct Running {
   }
 };
 
-std::tuple<Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
-                                               const Tensor& scale, const OptionalTensor& x_ids,
-                                               const OptionalTensor& y_ids) {
-  const Tensor left = wide(x), right = wide(y);
+std::tuple<Tensor, Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
+                                                       const Tensor& scale,
+                                                       const OptionalTensor& x_ids,
+                                                       const OptionalTensor& y_ids,
+                                                       bool keep_scores) {
+  const Tensor left = wide(x), right = wide(y), kept = scores_to_keep(keep_scores, left, right);
   const SameId same(x_ids, y_ids);
   return AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_forward", [&] {
     Running<scalar_t> row(left.size(0), left.options()), column(right.size(0), left.options());
     const auto& loop = cpu::loops<scalar_t>(kernels());
-    for_each_tile<scalar_t>(left, right, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+    auto add = [&](const Tile<scalar_t>& t) {
       if (x_ids.has_value()) exclude(t, same);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.row_exp_sum(t.data, t.columns, r0, r1, row.m + t.first_row, row.l + t.first_row);
@@ -51,15 +53,16 @@ std::tuple<Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
         loop.column_exp_sum(t.data, t.rows, t.columns, c0, c1, column.m + t.first_column,
                             column.l + t.first_column);
       });
-    });
-    return std::make_tuple(row.log_sum(), column.log_sum());
+    };
+    for_each_tile<scalar_t>(left, right, scale.item<double>(), add, if_kept(kept));
+    return std::make_tuple(row.log_sum(), column.log_sum(), kept);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
     const Tensor& grad_row, const Tensor& grad_column, const Tensor& row, const Tensor& column,
-    const Tensor& x, const Tensor& y, const Tensor& scale, const OptionalTensor& x_ids,
-    const OptionalTensor& y_ids) {
+    const Tensor& scores, const Tensor& x, const Tensor& y, const Tensor& scale,
+    const OptionalTensor& x_ids, const OptionalTensor& y_ids) {
   const Tensor left = wide(x), right = wide(y);
   const Tensor a = grad_row.to(left.scalar_type()).contiguous();
   const Tensor b = grad_column.to(left.scalar_type()).contiguous();
@@ -78,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
       if (x_ids.has_value())
         for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = 0; });
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, weigh);
+    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, scores, weigh);
   });
   // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
   Tensor grad_scale = grad_x.mul(left).sum(at::kDouble).to(scale.scalar_type());

@@ -26,10 +26,12 @@ void to_logits(const Tile<T>& t, T bias, const SameId& same, const int64_t* posi
   });
 }
 
-Tensor sigmoid_forward(const Tensor& image, const Tensor& text, const Tensor& scale,
-                       const Tensor& bias, const OptionalTensor& positive,
-                       const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
-  const Tensor x = wide(image), y = wide(text);
+std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& text,
+                                           const Tensor& scale, const Tensor& bias,
+                                           const OptionalTensor& positive,
+                                           const OptionalTensor& image_ids,
+                                           const OptionalTensor& text_ids, bool keep_scores) {
+  const Tensor x = wide(image), y = wide(text), kept = scores_to_keep(keep_scores, x, y);
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);
   Tensor loss = at::zeros({y.size(0)}, y.options());
@@ -37,25 +39,24 @@ Tensor sigmoid_forward(const Tensor& image, const Tensor& text, const Tensor& sc
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const auto b = bias.item<scalar_t>();
     auto* out = loss.mutable_data_ptr<scalar_t>();
-    for_each_tile<scalar_t>(x, y, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+    auto add = [&](const Tile<scalar_t>& t) {
       to_logits(t, b, same, positive_of);
       parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_softplus_sum(t.data, t.rows, t.columns, c0, c1, out + t.first_column);
       });
-    });
+    };
+    for_each_tile<scalar_t>(x, y, scale.item<double>(), add, if_kept(kept));
     // A text without exactly one image has no positive whose loss could show the mistake.
     for (int64_t j = 0; positive_of && j < y.size(0); ++j)
       if (positive_of[j] < 0) out[j] = std::numeric_limits<scalar_t>::quiet_NaN();
   });
-  return loss;
+  return {loss, kept};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(const Tensor& grad, const Tensor& image,
-                                                            const Tensor& text, const Tensor& scale,
-                                                            const Tensor& bias,
-                                                            const OptionalTensor& positive,
-                                                            const OptionalTensor& image_ids,
-                                                            const OptionalTensor& text_ids) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
+    const Tensor& grad, const Tensor& scores, const Tensor& image, const Tensor& text,
+    const Tensor& scale, const Tensor& bias, const OptionalTensor& positive,
+    const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
   const Tensor x = wide(image), y = wide(text), g = grad.to(x.scalar_type()).contiguous();
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);
@@ -67,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(const Tensor& grad, 
     const auto* share = g.const_data_ptr<scalar_t>();
     const auto b = bias.item<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
-      to_logits(t, b, same, positive_of);
+      if (!scores.numel()) to_logits(t, b, same, positive_of);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.sigmoid_weights(t.data, t.columns, r0, r1, share + t.first_column);
       });
@@ -76,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(const Tensor& grad, 
                        .sum(at::kDouble)
                        .template item<double>();
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, weigh);
+    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, scores, weigh);
   });
   Tensor grad_scale = grad_x.mul(x).sum(at::kDouble).to(scale.scalar_type());
   return {grad_x.mul_(alpha).to(image.scalar_type()), grad_y.mul_(alpha).to(text.scalar_type()),

@@ -31,17 +31,20 @@ struct Inputs {
         pairs(positive.const_data_ptr<int64_t>(), y.size(0), x.size(0)) {}
 };
 
-Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
-                             const OptionalTensor& positive, const OptionalTensor& image_ids,
-                             const OptionalTensor& text_ids, double margin) {
+std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tensor& text,
+                                                 const OptionalTensor& positive,
+                                                 const OptionalTensor& image_ids,
+                                                 const OptionalTensor& text_ids, double margin,
+                                                 bool keep_scores) {
   const Inputs in(image, text, positive, image_ids, text_ids);
+  const Tensor kept = scores_to_keep(keep_scores, in.x, in.y);
   const Tensor offset = in.score.neg().add_(margin);
   Tensor loss = in.score.mul(0);  // 0, or NaN where the positive score is not finite
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_forward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const auto* of_pair = offset.const_data_ptr<scalar_t>();
     auto* out = loss.mutable_data_ptr<scalar_t>();
-    for_each_tile<scalar_t>(in.x, in.y, 1, [&](const Tile<scalar_t>& t) {
+    auto add = [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
@@ -56,13 +59,14 @@ Tensor sum_of_hinges_forward(const Tensor& image, const Tensor& text,
         loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
                               out + t.first_column);
       });
-    });
+    };
+    for_each_tile<scalar_t>(in.x, in.y, 1, add, if_kept(kept));
   });
-  return loss;
+  return {loss, kept};
 }
 
-std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tensor& image,
-                                                  const Tensor& text,
+std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tensor& scores,
+                                                  const Tensor& image, const Tensor& text,
                                                   const OptionalTensor& positive,
                                                   const OptionalTensor& image_ids,
                                                   const OptionalTensor& text_ids, double margin) {
@@ -76,7 +80,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
     const auto* share = g.const_data_ptr<scalar_t>();
     auto* count = active.mutable_data_ptr<scalar_t>();
     auto weigh = [&](const Tile<scalar_t>& t) {
-      exclude(t, in.same);
+      if (!scores.numel()) exclude(t, in.same);
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
                                 count + t.first_column);
@@ -96,7 +100,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
         }
       });
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(in.x, in.y, 1, weigh);
+    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(in.x, in.y, 1, scores, weigh);
   });
   // Every active hinge also pulls on its pair's own score.
   const Tensor pull = active.mul_(g).unsqueeze(1);

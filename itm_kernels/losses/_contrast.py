@@ -30,8 +30,10 @@ def cross_entropy(positive: Tensor, *negatives: Tensor) -> Tensor:
     Negatives are taken relative to the positive before anything is added up: a small loss is then
     no difference of two large logarithms.
     """
-    relative = [torch.zeros_like(positive), *(other - positive for other in negatives)]
-    return torch.stack(relative).logsumexp(0) + show_not_finite(positive)
+    loss = torch.zeros_like(positive)
+    for other in negatives:
+        loss = torch.logaddexp(loss, other - positive)
+    return loss + show_not_finite(positive)
 
 
 def of_image(values: Tensor, pairs: Pairs) -> Tensor:

@@ -90,6 +90,27 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+# Scores up to this size are kept from the forward pass for the backward pass, which then multiplies
+# three times and not four. Beyond, memory stays O(N D).
+KEPT_BYTES = 64 << 20
+
+
+def keeps_scores(namespace: str, x: Tensor, y: Tensor) -> bool:
+    """Return whether a forward pass is to keep its scores `[N, M]` for the backward pass.
+
+    Triton multiplies again: on tensor cores that costs no more than storing and loading them.
+    """
+    if namespace == NAMESPACES["triton"]:
+        return False
+    size = 8 if x.dtype == torch.float64 else 4
+    return x.shape[0] * y.shape[0] * size <= KEPT_BYTES
+
+
+def scores_empty(keep: bool, x: Tensor, y: Tensor) -> Tensor:
+    """Return uninitialised scores `[N, M]`, `[0, 0]` where none are kept."""
+    return wide_empty(x, *((x.shape[0], y.shape[0]) if keep else (0, 0)))
+
+
 def wide_empty(like: Tensor, *shape: int) -> Tensor:
     """Return an uninitialised tensor in the precision that an input is computed in."""
     return wide(like.new_empty(shape))

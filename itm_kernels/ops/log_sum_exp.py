@@ -8,7 +8,14 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, operator, wide_empty
+from itm_kernels.ops._define import (
+    define,
+    distinct,
+    keeps_scores,
+    operator,
+    scores_empty,
+    wide_empty,
+)
 
 
 class LogSumExp(NamedTuple):
@@ -19,9 +26,15 @@ class LogSumExp(NamedTuple):
 
 
 def _forward_fake(
-    x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor | None, y_ids: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return wide_empty(x, x.shape[0]), wide_empty(y, y.shape[0])
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+    keep_scores: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = scores_empty(keep_scores, x, y)
+    return wide_empty(x, x.shape[0]), wide_empty(y, y.shape[0]), scores
 
 
 def _backward_fake(
@@ -29,6 +42,7 @@ def _backward_fake(
     grad_column: Tensor,
     row: Tensor,
     column: Tensor,
+    scores: Tensor,
     x: Tensor,
     y: Tensor,
     scale: Tensor,
@@ -39,17 +53,22 @@ def _backward_fake(
 
 
 _INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids"
-define("log_sum_exp_forward", f"({_INPUTS}) -> (Tensor row, Tensor column)", _forward_fake)
+# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
+define(
+    "log_sum_exp_forward",
+    f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor scores)",
+    _forward_fake,
+)
 define(
     "log_sum_exp_backward",
-    f"(Tensor grad_row, Tensor grad_column, Tensor row, Tensor column, {_INPUTS}) "
+    f"(Tensor grad_row, Tensor grad_column, Tensor row, Tensor column, Tensor scores, {_INPUTS}) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Recomputes tiles of softmax from the saved log-sum-exp in the backward pass."""
+    """Makes tiles of softmax from the saved log-sum-exp in the backward pass."""
 
     @staticmethod
     def forward(
@@ -62,8 +81,9 @@ class _LogSumExp(torch.autograd.Function):
         y_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         inputs = x, y, scale, x_ids, y_ids
-        row, column = operator(namespace, "log_sum_exp_forward")(*inputs)
-        ctx.save_for_backward(row, column, *inputs)
+        keep = any(ctx.needs_input_grad) and keeps_scores(namespace, x, y)
+        row, column, scores = operator(namespace, "log_sum_exp_forward")(*inputs, keep)
+        ctx.save_for_backward(row, column, scores, *inputs)
         ctx.namespace = namespace
         return row, column
 

@@ -9,7 +9,14 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, operator, wide_empty
+from itm_kernels.ops._define import (
+    define,
+    distinct,
+    keeps_scores,
+    operator,
+    scores_empty,
+    wide_empty,
+)
 
 
 def _forward_fake(
@@ -20,12 +27,14 @@ def _forward_fake(
     positive: Tensor | None,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
-) -> Tensor:
-    return wide_empty(text, text.shape[0])
+    keep_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    return wide_empty(text, text.shape[0]), scores_empty(keep_scores, image, text)
 
 
 def _backward_fake(
     grad: Tensor,
+    scores: Tensor,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -41,16 +50,21 @@ _INPUTS = (
     "Tensor image, Tensor text, Tensor scale, Tensor bias, Tensor? positive, Tensor? image_ids, "
     "Tensor? text_ids"
 )
-define("sigmoid_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
+# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
+define(
+    "sigmoid_forward",
+    f"({_INPUTS}, bool keep_scores) -> (Tensor loss, Tensor scores)",
+    _forward_fake,
+)
 define(
     "sigmoid_backward",
-    f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor scores, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 
 
 class Sigmoid(torch.autograd.Function):
-    """Recomputes tiles of scores in the backward pass."""
+    """The backward pass reads scores where they were kept, or recomputes tiles of them."""
 
     @staticmethod
     def forward(
@@ -65,9 +79,11 @@ class Sigmoid(torch.autograd.Function):
         text_ids: Tensor | None,
     ) -> Tensor:
         inputs = image, text, scale, bias, positive, image_ids, text_ids
-        ctx.save_for_backward(*inputs)
+        keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
+        loss, scores = operator(namespace, "sigmoid_forward")(*inputs, keep)
+        ctx.save_for_backward(scores, *inputs)
         ctx.namespace = namespace
-        return operator(namespace, "sigmoid_forward")(*inputs)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

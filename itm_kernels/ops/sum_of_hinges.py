@@ -9,7 +9,14 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, operator, wide_empty
+from itm_kernels.ops._define import (
+    define,
+    distinct,
+    keeps_scores,
+    operator,
+    scores_empty,
+    wide_empty,
+)
 
 
 def _forward_fake(
@@ -19,12 +26,14 @@ def _forward_fake(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     margin: float,
-) -> Tensor:
-    return wide_empty(text, text.shape[0])
+    keep_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    return wide_empty(text, text.shape[0]), scores_empty(keep_scores, image, text)
 
 
 def _backward_fake(
     grad: Tensor,
+    scores: Tensor,
     image: Tensor,
     text: Tensor,
     positive: Tensor | None,
@@ -38,12 +47,21 @@ def _backward_fake(
 _INPUTS = (
     "Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, float margin"
 )
-define("sum_of_hinges_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
-define("sum_of_hinges_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)", _backward_fake)
+# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
+define(
+    "sum_of_hinges_forward",
+    f"({_INPUTS}, bool keep_scores) -> (Tensor loss, Tensor scores)",
+    _forward_fake,
+)
+define(
+    "sum_of_hinges_backward",
+    f"(Tensor grad, Tensor scores, {_INPUTS}) -> (Tensor, Tensor)",
+    _backward_fake,
+)
 
 
 class SumOfHinges(torch.autograd.Function):
-    """Recomputes tiles of scores in the backward pass."""
+    """The backward pass reads scores where they were kept, or recomputes tiles of them."""
 
     @staticmethod
     def forward(
@@ -57,9 +75,11 @@ class SumOfHinges(torch.autograd.Function):
         margin: float,
     ) -> Tensor:
         inputs = image, text, positive, image_ids, text_ids
-        ctx.save_for_backward(*inputs)
+        keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
+        loss, scores = operator(namespace, "sum_of_hinges_forward")(*inputs, margin, keep)
+        ctx.save_for_backward(scores, *inputs)
         ctx.options = namespace, margin
-        return operator(namespace, "sum_of_hinges_forward")(*inputs, margin)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,6 +27,11 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
+def no_scores(x: Tensor) -> Tensor:  # [0, 0]
+    """Return what a forward pass hands to a backward pass that multiplies again."""
+    return torch.empty((0, 0), dtype=wide_dtype(x), device=x.device)
+
+
 def products_of_weights(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]

@@ -11,7 +11,7 @@ from torch import Tensor
 from itm_kernels.triton._launch import operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._tiles import place, same_id, score_tile
-from itm_kernels.triton._weights import products_of_weights
+from itm_kernels.triton._weights import no_scores, products_of_weights
 
 
 @triton.jit
@@ -69,7 +69,8 @@ def log_sum_exp_forward(
     scale: Tensor,  # []
     x_ids: Tensor | None,
     y_ids: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # [N], [M]
+    keep_scores: bool,  # False
+) -> tuple[Tensor, Tensor, Tensor]:  # [N], [M], [0, 0]
     """Return the log-sum-exp of every row and column of the scaled scores."""
     both = operands(x, y)
     N, M = both.shape
@@ -80,7 +81,7 @@ def log_sum_exp_forward(
         **both.arguments(), **id_arguments(both, x_ids, y_ids),
         scale=scale, row=row, column=column, N=N, M=M,
     )  # fmt: skip
-    return row.logsumexp(0), column.logsumexp(0)
+    return row.logsumexp(0), column.logsumexp(0), no_scores(x)
 
 
 @triton.jit
@@ -139,6 +140,7 @@ def log_sum_exp_backward(
     grad_column: Tensor,  # [M]
     row: Tensor,  # [N]
     column: Tensor,  # [M]
+    scores: Tensor,  # [0, 0]
     x: Tensor,
     y: Tensor,
     scale: Tensor,

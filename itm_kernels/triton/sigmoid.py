@@ -11,7 +11,7 @@ from torch import Tensor
 from itm_kernels.triton._launch import Operands, operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._tiles import place, same_id, score_tile
-from itm_kernels.triton._weights import products_of_weights
+from itm_kernels.triton._weights import no_scores, products_of_weights
 
 
 @triton.jit
@@ -84,7 +84,8 @@ def sigmoid_forward(
     positive: Tensor | None,  # [M]
     image_ids: Tensor | None,
     text_ids: Tensor | None,
-) -> Tensor:  # [M]
+    keep_scores: bool,  # False
+) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
     """Return every text's sum of -log sigmoid over the images."""
     both = operands(image, text, narrow=True)
     N, M = both.shape
@@ -95,7 +96,9 @@ def sigmoid_forward(
     )
     loss = sums.sum(0)
     # A text without exactly one image has no positive whose loss could show the mistake.
-    return loss if positive is None else loss.masked_fill_(positive < 0, torch.nan)
+    if positive is not None:
+        loss.masked_fill_(positive < 0, torch.nan)
+    return loss, no_scores(image)
 
 
 def _arguments(
@@ -161,6 +164,7 @@ def _weights_kernel(
 
 def sigmoid_backward(
     grad: Tensor,  # [M]
+    scores: Tensor,  # [0, 0]
     image: Tensor,
     text: Tensor,
     scale: Tensor,

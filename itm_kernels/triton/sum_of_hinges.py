@@ -15,7 +15,7 @@ from itm_kernels.triton._launch import Operands, operands
 from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
 from itm_kernels.triton._segments import sum_rows
 from itm_kernels.triton._tiles import hinge, place, same_id, score_tile
-from itm_kernels.triton._weights import products_of_weights
+from itm_kernels.triton._weights import no_scores, products_of_weights
 
 
 @triton.jit
@@ -129,7 +129,8 @@ def sum_of_hinges_forward(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     margin: float,
-) -> Tensor:  # [M]
+    keep_scores: bool,  # False
+) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
     """Return every pair's sum of hinges over texts plus its sum over images."""
     passes, offset = _passes(image, text, positive, image_ids, text_ids, margin)
     loss = 0 * offset  # NaN where the positive score is not finite
@@ -137,11 +138,12 @@ def sum_of_hinges_forward(
         rows, columns = one.run(offset, None, None, 0, one.x.shape[0])
         loss += rows if one.arguments["OF_ROWS"] else 0
         loss += columns if one.arguments["OF_COLUMNS"] else 0
-    return loss
+    return loss, no_scores(image)
 
 
 def sum_of_hinges_backward(
     grad: Tensor,  # [M]
+    scores: Tensor,  # [0, 0]
     image: Tensor,
     text: Tensor,
     positive: Tensor | None,
