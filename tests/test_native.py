@@ -1,5 +1,6 @@
 """What only the compiled CPU kernels can get wrong: tiles, threads, instruction sets."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
@@ -115,6 +116,33 @@ def test_ties_across_tiles_go_to_the_lowest_index() -> None:
     expected = [1] + [0] * 2099
     assert found.text_index.tolist() == expected
     assert found.image_index.tolist() == expected
+
+
+@pytest.fixture(params=[1, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# Few columns are fewer panels than threads: the sides are then summed one by one.
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("N", "M", "D"), [(1, 1, 1), (7, 600, 33), (300, 3, 5), (65, 258, 200)])
+def test_l1_gradient_is_that_of_cdist(N: int, M: int, D: int, dtype: torch.dtype) -> None:
+    # Small integers: many coordinates are equal, and sums of weights are exact.
+    generator = torch.Generator().manual_seed(N + M + D)
+    x, y, pull = (
+        torch.randint(-3, 4, size, generator=generator).to(dtype)
+        for size in ((N, D), (M, D), (N, M))
+    )
+    x[N // 2, D // 2], x[0, 0], y[M // 2, 0] = torch.nan, torch.inf, torch.inf
+    x.requires_grad_(), y.requires_grad_()
+    found = torch.autograd.grad(ops.similarity(x, y, "l1", backend="native"), (x, y), pull)
+    wanted = torch.autograd.grad(torch.cdist(x, y, p=1), (x, y), pull)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 # InfoCMR draws from torch's generator, which threads share.

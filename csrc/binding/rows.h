@@ -4,6 +4,7 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/where.h>
 
+#include <limits>
 #include <utility>
 
 #include "binding/common.h"
@@ -63,6 +64,33 @@ void add_panel(const T* panel, int64_t rows, int64_t D, int64_t first, int64_t s
     for (int64_t c = 0; c < columns; ++c) x[n * D + first + c] += panel[n * size + c];
 }
 
+template <typename T>
+bool all_finite(const T* x, int64_t size) {
+  bool finite = true;
+  for (int64_t k = 0; k < size; ++k) finite &= x[k] - x[k] == 0;
+  return finite;
+}
+
+// Makes to_x NaN where x - y is NaN for some row of y: the sign of NaN is NaN.
+template <typename T>
+void show_nan(const T* x, int64_t rows, const T* y, int64_t count, int64_t size, T* to_x) {
+  if (all_finite(x, rows * size) && all_finite(y, count * size)) return;
+  constexpr T kInfinite = std::numeric_limits<T>::infinity();
+  for (int64_t c = 0; c < size; ++c) {
+    bool nan = false, highest = false, lowest = false;
+    for (int64_t m = 0; m < count; ++m) {
+      const T value = y[m * size + c];
+      nan |= value != value, highest |= value == kInfinite, lowest |= value == -kInfinite;
+    }
+    for (int64_t n = 0; n < rows; ++n) {
+      const T value = x[n * size + c];
+      if (nan || value != value || (highest && value == kInfinite) ||
+          (lowest && value == -kInfinite))
+        to_x[n * size + c] = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
+}
+
 // to_x[i] += sum over j of weight[i][j] sign(x[i] - y[j]); to_y[j], unless it is null, gets the
 // opposite. Threads share out the columns; with fewer panels than threads, also the rows.
 template <typename T>
@@ -91,8 +119,11 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
       std::fill(back.begin(), back.end(), T(0));
       loop.add_sign_panels(here.data(), own.data(), rows, there.data(),
                            to_y ? back.data() : nullptr, M, w + i * M, M);
+      show_nan(here.data(), rows, there.data(), M, size, own.data());
       add_panel(own.data(), rows, D, first, size, x_sum + i * D);
-      if (to_y) add_panel(back.data(), M, D, first, size, y_sum);
+      if (!to_y) continue;
+      show_nan(there.data(), M, here.data(), rows, size, back.data());
+      add_panel(back.data(), M, D, first, size, y_sum);
     }
   });
 }
