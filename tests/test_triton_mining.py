@@ -1,4 +1,4 @@
-"""Sampling in Triton: promised noise, tiles, ties, precisions; in the interpreter."""
+"""Triton's sampling and ranks: promised noise, tiles, ties, precisions; in the interpreter."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compiled import needs_extension
-from itm_kernels import backends, reference
+from itm_kernels import backends, ops, reference
 from oracles import noise
 
 triton = pytest.importorskip("triton")
@@ -160,3 +160,74 @@ def test_no_temperature_leaves_the_range_of_fp32(temperature: float) -> None:
     image, text = rows(40, 3, dtype=torch.float32), rows(40, 3, seed=1, dtype=torch.float32)
     limit = sample(image, text, "hardest" if temperature < 1 else "uniform", 1.0)
     assert all(map(torch.equal, sample(image, text, "multinomial", temperature), limit))
+
+
+# -- ranks -----------------------------------------------------------------------------------------
+
+
+def ranks(*inputs: Tensor) -> Tensor:
+    return ops.ranks(*inputs, backend="triton")
+
+
+def check_ranks(*inputs: Tensor) -> None:
+    assert torch.equal(ranks(*inputs), ops.ranks(*inputs, backend="reference"))
+
+
+@pytest.mark.parametrize(("Q", "G", "D"), SIZES)
+def test_ranks(Q: int, G: int, D: int) -> None:
+    labels = ids(Q, 9, 1), ids(G, 9, 2)  # some queries without a positive, some with several
+    check_ranks(rows(Q, D), rows(G, D, seed=1), *labels)
+    for dtype in HALVES:
+        check_ranks(whole(Q, D, dtype=dtype), whole(G, D, seed=1, dtype=dtype), *labels)
+    check_ranks(rows(D, Q).T, rows(2 * G, 2 * D, seed=1)[::2, 1::2], *labels)
+
+
+@pytest.mark.parametrize(("Q", "G", "programs"), [(200, 150, 256), (3, 700, 256), (70, 400, 4)])
+@pytest.mark.parametrize("groups", [1, 3, 100, 40000])
+def test_ranks_over_many_tiles(
+    Q: int, G: int, programs: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few programs take several tiles each.
+    monkeypatch.setattr("itm_kernels.triton.ranks._PROGRAMS", programs)
+    # Positives everywhere, in many tiles, in few, or mostly nowhere; ids far apart and negative.
+    labels = 10**12 * (ids(Q, groups, 1) - 50), 10**12 * (ids(G, groups, 2) - 50)
+    check_ranks(rows(Q, 5), rows(G, 5, seed=1), *labels)
+    check_ranks(whole(Q, 5), whole(G, 5, seed=1), *labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("D", [33, 128])
+def test_a_positive_is_never_behind_itself(dtype: torch.dtype, D: int) -> None:
+    """Scores of other rows may round past each other, a score may not pass itself."""
+    queries, gallery = rows(150, D, dtype=dtype), rows(200, D, seed=1, dtype=dtype)
+    labels = ids(150, 70, 1), ids(200, 70, 2)
+    scores = queries.double() @ gallery.double().T
+    same = labels[0][:, None] == labels[1]
+    apart = scores - scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
+    # Of rows a rounding apart a rank may count either; of the positives, none.
+    within = 4 * torch.finfo(torch.float32).eps * D
+    surely, perhaps = (apart > within) & ~same, (apart > -within) & ~same
+    found = ranks(queries, gallery, *labels)
+    assert ((found > surely.sum(1)) & (found <= 1 + perhaps.sum(1))).all()
+
+
+def test_equal_candidates_tie_wherever_they_stand() -> None:
+    """Another row with the positive's values is not above it, though another tile scores it."""
+    gallery, queries = whole(100, 77), whole(100, 77, seed=1)
+    labels, own = torch.arange(100), 99 - torch.arange(100) % 2
+    once = ranks(queries, gallery, own, labels)
+    twice = torch.cat((gallery, gallery)), torch.cat((labels, labels + 1000))
+    assert torch.equal(ranks(queries, twice[0], own, twice[1]), 2 * once - 1)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_ranks_of_what_is_not_finite(setting: str) -> None:
+    queries, gallery = rows(4, 3), rows(5, 3, seed=1)
+    queries[1], gallery[2, 0], queries[3, 1] = torch.nan, torch.nan, torch.inf
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        for dtype in (torch.float64, *HALVES):
+            check_ranks(queries.to(dtype), gallery.to(dtype), torch.arange(4), torch.arange(5))
+    finally:
+        torch.set_float32_matmul_precision(before)

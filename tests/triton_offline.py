@@ -218,6 +218,12 @@ def sample_negatives(N: int, D: int, dtype: torch.dtype) -> None:
             kernels.sample_negatives(*inputs(N, D, dtype), *pair, strategy, 0.07, seed)
 
 
+def ranks(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import ranks as kernels
+
+    kernels.ranks(*inputs(N, D, dtype), ids(N), ids(N))
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -227,6 +233,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "similarity": similarity,
     "intra_modal": intra_modal,
     "sample_negatives": sample_negatives,
+    "ranks": ranks,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline.
