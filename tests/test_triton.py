@@ -7,13 +7,12 @@ memory; `tests/triton_offline.py` compiles for what it can say about those.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from itm_kernels import backends, ops
 from loss_cases import BY_NAME, CASES, gradients
@@ -176,43 +175,6 @@ def test_one_row_mined_by_all_is_summed_in_order() -> None:
     products = (weight[:, None] * rows[source]).double()
     wanted.index_add_(0, target[inside], products[inside])
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """Note the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., object],
-        types: object,
-        args: tuple,
-        kwargs: dict | None = None,
-    ) -> object:
-        result = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-        return result
-
-
-@interpreted
-@pytest.mark.parametrize("operator", sorted(set(OPERATORS) - {"similarity"}))
-def test_no_workspace_is_as_large_as_the_scores(
-    operator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows, their bf16 parts, a block of weights as large as them, or a number per row and tile."""
-    from triton.runtime.interpreter import InterpretedFunction
-
-    from triton_offline import LAUNCHES
-
-    # Launchers allocate and launch nothing: meta tensors may then be as large as they like.
-    monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **options: None)
-    N, D = 8192, 64
-    with Largest() as largest:
-        LAUNCHES[operator](N, D, torch.float32)
-    assert 0 < largest.elements <= 2 * N * (2 * D + N // 64)
 
 
 OFFLINE = [sys.executable, str(ROOT / "tests" / "triton_offline.py"), "--few"]
