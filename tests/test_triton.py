@@ -162,6 +162,15 @@ def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("name", [*LOSSES, "constraint-paper-cosine", "itm"])
+def test_ids_may_be_a_column_of_a_table(name: str) -> None:
+    rows, ids = captions(33, 5, torch.float64)
+    strided = {side: torch.stack([of, -of], 1)[:, 0] for side, of in ids.items()}
+    plain, found = (BY_NAME[name].loss(*rows, "triton", **labels) for labels in (ids, strided))
+    assert torch.equal(found, plain)
+
+
+@interpreted
 def test_one_row_mined_by_all_is_summed_in_order() -> None:
     """More entries than are read at once, for one target; none for most."""
     from itm_kernels.triton import _segments

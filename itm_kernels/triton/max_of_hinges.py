@@ -82,7 +82,7 @@ def max_of_hinges_forward(
     hardest_text = torch.empty(M, dtype=torch.int64, device=text.device)
     hardest_image = torch.empty_like(hardest_text)
     _hinges_kernel[(triton.cdiv(M, 16),)](
-        image=image, text=text, positive=image if positive is None else positive,
+        image=image, text=text, positive=image if positive is None else positive.contiguous(),
         **best_text.arguments("text"), **best_image.arguments("image"),
         loss=loss, hardest_text=hardest_text, hardest_image=hardest_image,
         image_stride=image.stride(0), text_stride=text.stride(0), M=M, D=D,
