@@ -186,6 +186,22 @@ def test_one_row_mined_by_all_is_summed_in_order() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@interpreted
+@pytest.mark.parametrize(("E", "N", "M"), [(1, 1, 1), (3, 700, 2), (300, 5, 130)])
+def test_few_entries_are_counted_into_the_order_of_a_sort(
+    E: int, N: int, M: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from itm_kernels.triton import _segments
+
+    generator = torch.Generator().manual_seed(E)
+    i, j = (torch.randint(-1, rows, (E,), generator=generator) for rows in (N, M))
+    counted = _segments._orders(i, j, N, M)
+    monkeypatch.setattr(_segments, "_FEW", 0)
+    for of_few, of_many, rows in zip(counted, _segments._orders(i, j, N, M), (N, M), strict=True):
+        assert torch.equal(of_few[0], of_many[0])
+        assert torch.equal(of_few[1][: rows + 1], of_many[1])
+
+
 OFFLINE = [sys.executable, str(ROOT / "tests" / "triton_offline.py"), "--few"]
 
 
