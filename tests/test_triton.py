@@ -148,6 +148,26 @@ def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
 
 
 @interpreted
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, which is the interpreter's maximum
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wide", [True, False])
+def test_log_sum_exp_of_more_tiles_than_are_read_at_once(dtype: torch.dtype, wide: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(size, 3, generator=generator, dtype=dtype) for size in (5, 1100))
+    few[1, 0], few[2, 1] = torch.nan, torch.inf
+    labels = torch.tensor([0, 0, 0, 1, 2]), torch.ones(1100, dtype=torch.int64)  # row 3 has none
+    x, y = (few, many) if wide else (many, few)
+    x_ids, y_ids = labels if wide else labels[::-1]
+    found, wanted = (
+        ops.log_sum_exp(x, y, torch.tensor(9.0, dtype=dtype), x_ids=x_ids, y_ids=y_ids, backend=b)
+        for b in ("triton", "reference")
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert (found.row if wide else found.column)[3] == -torch.inf
+
+
+@interpreted
 def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
     """Rounding may not put an equal score below the bound, whatever tile it is in."""
     generator = torch.Generator().manual_seed(0)
