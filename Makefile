@@ -96,7 +96,7 @@ triton-contract: $(TRITON)/ready
 	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_every_loss.py tests/test_ops.py
 
 triton-kernels: $(TRITON)/ready
-	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_triton.py \
+	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_triton*.py \
 		tests/test_every_loss_compiled.py
 
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt

@@ -51,6 +51,7 @@ def resolve(
 
 def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
     ordered, order = image_ids.sort(stable=True)
+    text_ids = text_ids.contiguous()  # searchsorted warns of others
     first = torch.searchsorted(ordered, text_ids)
     matches = torch.searchsorted(ordered, text_ids, right=True) - first
     found = order[first.clamp_max(order.shape[0] - 1)]

@@ -7,13 +7,12 @@ memory; `tests/triton_offline.py` compiles for what it can say about those.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from itm_kernels import backends, ops
 from loss_cases import BY_NAME, CASES, gradients
@@ -149,6 +148,26 @@ def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
 
 
 @interpreted
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, which is the interpreter's maximum
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wide", [True, False])
+def test_log_sum_exp_of_more_tiles_than_are_read_at_once(dtype: torch.dtype, wide: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(size, 3, generator=generator, dtype=dtype) for size in (5, 1100))
+    few[1, 0], few[2, 1] = torch.nan, torch.inf
+    labels = torch.tensor([0, 0, 0, 1, 2]), torch.ones(1100, dtype=torch.int64)  # row 3 has none
+    x, y = (few, many) if wide else (many, few)
+    x_ids, y_ids = labels if wide else labels[::-1]
+    found, wanted = (
+        ops.log_sum_exp(x, y, torch.tensor(9.0, dtype=dtype), x_ids=x_ids, y_ids=y_ids, backend=b)
+        for b in ("triton", "reference")
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert (found.row if wide else found.column)[3] == -torch.inf
+
+
+@interpreted
 def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
     """Rounding may not put an equal score below the bound, whatever tile it is in."""
     generator = torch.Generator().manual_seed(0)
@@ -160,6 +179,15 @@ def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
         BY_NAME["semihard"].loss(image, text, backend) for backend in ("reference", "triton")
     )
     torch.testing.assert_close(found, wanted)
+
+
+@interpreted
+@pytest.mark.parametrize("name", [*LOSSES, "constraint-paper-cosine", "itm"])
+def test_ids_may_be_a_column_of_a_table(name: str) -> None:
+    rows, ids = captions(33, 5, torch.float64)
+    strided = {side: torch.stack([of, -of], 1)[:, 0] for side, of in ids.items()}
+    plain, found = (BY_NAME[name].loss(*rows, "triton", **labels) for labels in (ids, strided))
+    assert torch.equal(found, plain)
 
 
 @interpreted
@@ -178,41 +206,20 @@ def test_one_row_mined_by_all_is_summed_in_order() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Note the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., object],
-        types: object,
-        args: tuple,
-        kwargs: dict | None = None,
-    ) -> object:
-        result = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-        return result
-
-
 @interpreted
-@pytest.mark.parametrize("operator", sorted(set(OPERATORS) - {"similarity"}))
-def test_no_workspace_is_as_large_as_the_scores(
-    operator: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("E", "N", "M"), [(1, 1, 1), (3, 700, 2), (300, 5, 130)])
+def test_few_entries_are_counted_into_the_order_of_a_sort(
+    E: int, N: int, M: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, their bf16 parts, a block of weights as large as them, or a number per row and tile."""
-    from triton.runtime.interpreter import InterpretedFunction
+    from itm_kernels.triton import _segments
 
-    from triton_offline import LAUNCHES
-
-    # Launchers allocate and launch nothing: meta tensors may then be as large as they like.
-    monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **options: None)
-    N, D = 8192, 64
-    with Largest() as largest:
-        LAUNCHES[operator](N, D, torch.float32)
-    assert 0 < largest.elements <= 2 * N * (2 * D + N // 64)
+    generator = torch.Generator().manual_seed(E)
+    i, j = (torch.randint(-1, rows, (E,), generator=generator) for rows in (N, M))
+    counted = _segments._orders(i, j, N, M)
+    monkeypatch.setattr(_segments, "_FEW", 0)
+    for of_few, of_many, rows in zip(counted, _segments._orders(i, j, N, M), (N, M), strict=True):
+        assert torch.equal(of_few[0], of_many[0])
+        assert torch.equal(of_few[1][: rows + 1], of_many[1])
 
 
 OFFLINE = [sys.executable, str(ROOT / "tests" / "triton_offline.py"), "--few"]

@@ -209,6 +209,21 @@ def intra_modal(N: int, D: int, dtype: torch.dtype) -> None:
             kernels.intra_modal_backward(values(N), x, own, *found, metric, mode)
 
 
+def sample_negatives(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sample_negatives as kernels
+
+    seed = torch.empty(2, dtype=torch.int64, device="meta")
+    for pair in ((None, None), (ids(N), ids(N))):
+        for strategy in ("multinomial", "uniform", "hardest"):
+            kernels.sample_negatives(*inputs(N, D, dtype), *pair, strategy, 0.07, seed)
+
+
+def ranks(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import ranks as kernels
+
+    kernels.ranks(*inputs(N, D, dtype), ids(N), ids(N))
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -217,6 +232,8 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "sum_of_hinges": sum_of_hinges,
     "similarity": similarity,
     "intra_modal": intra_modal,
+    "sample_negatives": sample_negatives,
+    "ranks": ranks,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline.

@@ -38,6 +38,15 @@ class Best(NamedTuple):
 
 
 @triton.jit
+def leave_best(keys, others, key, index, tile, anchors, a, AXIS: tl.constexpr):
+    """Leave the best of a tile `[R, C]` along an axis for each of its anchors a."""
+    best, winner = highest(keys, others, AXIS)
+    at = tile.to(tl.int64) * anchors + a
+    tl.store(key + at, best, mask=a < anchors)
+    tl.store(index + at, winner, mask=a < anchors)
+
+
+@triton.jit
 def _hardest_kernel(
     x,
     y,
@@ -81,18 +90,12 @@ def _hardest_kernel(
         of_row = keys
         if BOUNDED:
             of_row = tl.where(reaches(keys, tl.load(bound + rows)[:, None]), none, keys)
-        key, index = highest(of_row, columns[None, :], 1)
-        at = column_tile.to(tl.int64) * N + n
-        tl.store(row_key + at, key, mask=n < N)
-        tl.store(row_index + at, index, mask=n < N)
+        leave_best(of_row, columns[None, :], row_key, row_index, column_tile, N, n, 1)
     if OF_COLUMNS:
         of_column = keys
         if BOUNDED:
             of_column = tl.where(reaches(keys, tl.load(bound + columns)[None, :]), none, keys)
-        key, index = highest(of_column, rows[:, None], 0)
-        at = row_tile.to(tl.int64) * M + m
-        tl.store(column_key + at, key, mask=m < M)
-        tl.store(column_index + at, index, mask=m < M)
+        leave_best(of_column, rows[:, None], column_key, column_index, row_tile, M, m, 0)
 
 
 @triton.jit
@@ -153,8 +156,8 @@ def _run(
     of_columns: bool,
 ) -> tuple[Best, Best]:
     N, M = both.shape
-    row = _empty(both, M if of_rows else 0, N, both.tile.columns)
-    column = _empty(both, N if of_columns else 0, M, both.tile.rows)
+    row = best_empty(both, M if of_rows else 0, N, both.tile.columns)
+    column = best_empty(both, N if of_columns else 0, M, both.tile.rows)
     # Where a kernel reads nothing, x stands in.
     _hardest_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
@@ -165,7 +168,8 @@ def _run(
     return row, column
 
 
-def _empty(both: Operands, candidates: int, anchors: int, at_once: int) -> Best:
+def best_empty(both: Operands, candidates: int, anchors: int, at_once: int) -> Best:
+    """Return room for the best of every tile of so many candidates, for every anchor."""
     shape = triton.cdiv(candidates, at_once), anchors
     keys = torch.int64 if both.kind == "fp64" else torch.int32
     return Best(

@@ -15,7 +15,7 @@ def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> 
     """Return ids as a kernel's arguments; without ids something stands in that it does not read."""
     if x_ids is None or y_ids is None:
         return {"x_ids": both.x, "y_ids": both.x, "HAS_IDS": False}
-    return {"x_ids": x_ids, "y_ids": y_ids, "HAS_IDS": True}
+    return {"x_ids": x_ids.contiguous(), "y_ids": y_ids.contiguous(), "HAS_IDS": True}
 
 
 def rows_of_pairs(

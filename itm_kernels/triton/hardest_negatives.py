@@ -86,7 +86,7 @@ def hardest_negatives_forward(
     M, D = text.shape
     score = torch.empty(M, dtype=wide_dtype(text), device=text.device)
     _positives_kernel[(triton.cdiv(M, 16),)](
-        image, text, image if positive is None else positive, score,
+        image, text, image if positive is None else positive.contiguous(), score,
         image.stride(0), text.stride(0), M, D,
         PAIRS=16, DEPTH=128, HAS_POSITIVE=positive is not None,
     )  # fmt: skip

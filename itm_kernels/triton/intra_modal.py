@@ -130,7 +130,7 @@ def intra_modal_forward(
         (triton.cdiv(N, found.tile.rows), N), dtype=of_row.dtype, device=of_row.device
     )
     _triangle_kernel[found.tile.programs(N, N)](
-        **found.arguments, ids=x if ids is None else ids, HAS_IDS=ids is not None,
+        **found.arguments, ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
         sums=sums, mask=mask, N=N, words=words[1], low_bound=lower, high_bound=upper,
         MODE=mode, KEEP=keep_mask,
     )  # fmt: skip

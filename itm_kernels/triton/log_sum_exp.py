@@ -16,10 +16,18 @@ from itm_kernels.triton._weights import no_scores, products_of_weights
 
 @triton.jit
 def _log_sum(logits, AXIS: tl.constexpr):
-    largest = tl.max(logits, AXIS)
+    shift = _shift(tl.max(logits, AXIS))
+    return _logarithm(shift, tl.sum(tl.exp(logits - tl.expand_dims(shift, AXIS)), AXIS))
+
+
+@triton.jit
+def _shift(largest):
     # An infinite maximum would leave inf - inf; without it infinities come out as they are.
-    shift = tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
-    total = tl.sum(tl.exp(logits - tl.expand_dims(shift, AXIS)), AXIS)
+    return tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
+
+
+@triton.jit
+def _logarithm(shift, total):
     empty = total == 0
     return tl.where(empty, float("-inf"), shift + tl.log(tl.where(empty, 1.0, total)))
 
@@ -63,6 +71,44 @@ def _forward_kernel(
     tl.store(column + row_tile.to(tl.int64) * M + m, _log_sum(logits, 0), mask=m < M)
 
 
+@triton.jit
+def _of_tiles(tile_sums, found, tiles, anchors, a, TILES: tl.constexpr):
+    DTYPE: tl.constexpr = found.dtype.element_ty
+    at = tl.minimum(a, anchors - 1)[None, :]
+    largest = tl.full((a.shape[0],), float("-inf"), DTYPE)
+    for first in range(0, tiles, TILES):
+        tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
+        sums = tl.load(tile_sums + tile * anchors + at, tile < tiles, float("-inf"))
+        largest = tl.maximum(largest, tl.max(sums, 0))
+    shift = _shift(largest)
+    total = tl.zeros((a.shape[0],), DTYPE)
+    for first in range(0, tiles, TILES):
+        tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
+        sums = tl.load(tile_sums + tile * anchors + at, tile < tiles, float("-inf"))
+        total += tl.sum(tl.exp(sums - shift[None, :]), 0)
+    tl.store(found + a, _logarithm(shift, total), mask=a < anchors)
+
+
+@triton.jit
+def _finish_kernel(
+    row,  # [column tiles, N]
+    column,  # [row tiles, M]
+    of_row,  # [N]
+    of_column,  # [M]
+    N,
+    M,
+    row_tiles,
+    column_tiles,
+    ANCHORS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
+    if tl.program_id(1) == 0:
+        _of_tiles(row, of_row, column_tiles, N, a, TILES)
+    else:
+        _of_tiles(column, of_column, row_tiles, M, a, TILES)
+
+
 def log_sum_exp_forward(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
@@ -81,7 +127,11 @@ def log_sum_exp_forward(
         **both.arguments(), **id_arguments(both, x_ids, y_ids),
         scale=scale, row=row, column=column, N=N, M=M,
     )  # fmt: skip
-    return row.logsumexp(0), column.logsumexp(0), no_scores(x)
+    of_row, of_column = row.new_empty(N), row.new_empty(M)
+    _finish_kernel[(triton.cdiv(max(N, M), 64), 2)](
+        row, column, of_row, of_column, N, M, column.shape[0], row.shape[0], ANCHORS=64, TILES=16
+    )
+    return of_row, of_column, no_scores(x)
 
 
 @triton.jit

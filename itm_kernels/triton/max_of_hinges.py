@@ -82,7 +82,7 @@ def max_of_hinges_forward(
     hardest_text = torch.empty(M, dtype=torch.int64, device=text.device)
     hardest_image = torch.empty_like(hardest_text)
     _hinges_kernel[(triton.cdiv(M, 16),)](
-        image=image, text=text, positive=image if positive is None else positive,
+        image=image, text=text, positive=image if positive is None else positive.contiguous(),
         **best_text.arguments("text"), **best_image.arguments("image"),
         loss=loss, hardest_text=hardest_text, hardest_image=hardest_image,
         image_stride=image.stride(0), text_stride=text.stride(0), M=M, D=D,
@@ -90,6 +90,42 @@ def max_of_hinges_forward(
         HAS_POSITIVE=positive is not None, OF_PAIRS=semihard,
     )  # fmt: skip
     return loss, hardest_text, hardest_image
+
+
+@triton.jit
+def _entries_kernel(
+    grad,  # [M]
+    positive,  # [M]
+    text_index,  # [M]
+    image_index,  # [M]
+    i,  # [3, M]
+    j,
+    weight,
+    grad_stride,
+    M,
+    PAIRS: tl.constexpr,
+    HAS_POSITIVE: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    mask = m < M
+    share = tl.load(grad + m * grad_stride, mask=mask, other=0.0).to(weight.dtype.element_ty)
+    t = tl.load(text_index + m, mask=mask, other=-1)
+    k = tl.load(image_index + m, mask=mask, other=-1)
+    own = m
+    if HAS_POSITIVE:
+        own = tl.load(positive + m, mask=mask, other=-1)
+    hinges = (t >= 0).to(tl.int32) + (k >= 0).to(tl.int32)
+    # What every score receives: of the hardest text, of the hardest image, of the pair itself.
+    tl.store(i + m, own, mask=mask)
+    tl.store(j + m, t, mask=mask)
+    tl.store(weight + m, share, mask=mask)
+    tl.store(i + M + m, k, mask=mask)
+    tl.store(j + M + m, m, mask=mask)
+    tl.store(weight + M + m, share, mask=mask)
+    last = 2 * tl.cast(M, tl.int64) + m
+    tl.store(i + last, tl.where(hinges > 0, own, -1), mask=mask)
+    tl.store(j + last, m, mask=mask)
+    tl.store(weight + last, -share * hinges, mask=mask)
 
 
 def max_of_hinges_backward(
@@ -101,15 +137,12 @@ def max_of_hinges_backward(
     image_index: Tensor,  # [M]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text from the saved indices."""
-    j = torch.arange(text.shape[0], device=text.device)
-    i = j if positive is None else positive
-    share = grad.to(wide_dtype(text))
-    hinges = (text_index >= 0).to(share.dtype) + (image_index >= 0).to(share.dtype)
-    # What every score receives: of the hardest text, of the hardest image, of the pair itself.
-    return send(
-        torch.cat([i, image_index, torch.where(hinges > 0, i, -1)]),
-        torch.cat([text_index, j, j]),
-        torch.cat([share, share, -share * hinges]),
-        image,
-        text,
-    )
+    M = text.shape[0]
+    i, j = torch.empty((2, 3 * M), dtype=torch.int64, device=text.device)
+    weight = torch.empty(3 * M, dtype=wide_dtype(text), device=text.device)
+    _entries_kernel[(triton.cdiv(M, 128),)](
+        grad, text_index if positive is None else positive.contiguous(),
+        text_index.contiguous(), image_index.contiguous(), i, j, weight,
+        grad.stride(0), M, PAIRS=128, HAS_POSITIVE=positive is not None,
+    )  # fmt: skip
+    return send(i, j, weight, image, text)

@@ -109,7 +109,7 @@ def _arguments(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
 ) -> dict[str, object]:
-    stand_in = both.x if positive is None else positive
+    stand_in = both.x if positive is None else positive.contiguous()
     ids = id_arguments(both, image_ids, text_ids)
     return {**both.arguments(), **ids, "scale": scale, "bias": bias, "positive": stand_in}
 

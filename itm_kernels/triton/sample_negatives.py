@@ -1,0 +1,145 @@
+"""One mined negative per anchor, both ways: noise is drawn where a tile of scores needs it.
+
+The largest score + Gumbel noise is a draw from the softmax. A tile leaves its best per row and per
+column as for hardest negatives, which are the draw without noise.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._hardest import Best, best_empty, best_of_tiles, hardest, leave_best
+from itm_kernels.triton._launch import operands
+from itm_kernels.triton._noise import gumbel_of_columns, words_of_pairs
+from itm_kernels.triton._pairs import id_arguments
+from itm_kernels.triton._tiles import no_key, number, ordered_key, place, same_id, score_tile
+
+
+@triton.jit
+def _draw_kernel(
+    x,
+    y,
+    x_ids,
+    y_ids,
+    seed,  # [2] int64
+    row_key,  # [column tiles, N]
+    row_index,
+    column_key,  # [row tiles, M]
+    column_index,
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    N,
+    M,
+    D,
+    of_score: tl.float64,
+    of_noise: tl.float64,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+):
+    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
+    scores = score_tile(
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+    )  # fmt: skip
+    scores *= number(of_score, scores.dtype)
+    factor = number(of_noise, scores.dtype)
+    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
+    off |= (n >= N)[:, None] | (m >= M)[None, :]
+    none: tl.constexpr = no_key(scores.dtype)
+    even = column_tile * COLUMNS + 2 * tl.arange(0, COLUMNS // 2)
+    a, b, c, d = words_of_pairs(seed, n, even)
+    keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(a, b)))
+    leave_best(keys, columns[None, :], row_key, row_index, column_tile, N, n, 1)
+    keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(c, d)))
+    leave_best(keys, rows[:, None], column_key, column_index, row_tile, M, m, 0)
+
+
+@triton.jit
+def _winners_kernel(
+    row_key,
+    row_index,
+    column_key,
+    column_index,
+    text_index,  # [N]
+    image_index,  # [M]
+    N,
+    M,
+    row_tiles,  # of texts
+    column_tiles,
+    ANCHORS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
+    if tl.program_id(1) == 0:
+        found = best_of_tiles(row_key, row_index, row_tiles, N, tl.minimum(a, N - 1), TILES)
+        tl.store(text_index + a, found.to(tl.int64), mask=a < N)
+    else:
+        found = best_of_tiles(
+            column_key, column_index, column_tiles, M, tl.minimum(a, M - 1), TILES
+        )
+        tl.store(image_index + a, found.to(tl.int64), mask=a < M)
+
+
+def sample_negatives(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    strategy: str,
+    temperature: float,
+    seed: Tensor,  # [2] int64
+) -> tuple[Tensor, Tensor]:  # [N], [M]
+    """Return a negative text of every image and a negative image of every text, -1 for none."""
+    if strategy == "hardest":
+        best_text, best_image = hardest(image, text, None, image_ids, text_ids, semihard=False)
+    else:
+        uniform = strategy == "uniform"
+        if uniform:
+            # Equal scores are the product of zeros, as few as tensor cores take: nothing of the
+            # rows is read.
+            image, text = (x.new_zeros((x.shape[0], 16), dtype=torch.half) for x in (image, text))
+            temperature = 1.0
+        best_text, best_image = _draw(image, text, image_ids, text_ids, temperature, seed)
+    N, M = image.shape[0], text.shape[0]
+    text_index = torch.empty(N, dtype=torch.int64, device=image.device)
+    image_index = torch.empty(M, dtype=torch.int64, device=image.device)
+    _winners_kernel[(triton.cdiv(max(N, M), 16), 2)](
+        *best_text, *best_image, text_index, image_index, N, M,
+        best_text.key.shape[0], best_image.key.shape[0], ANCHORS=16, TILES=16,
+    )  # fmt: skip
+    return text_index, image_index
+
+
+def _draw(
+    image: Tensor,
+    text: Tensor,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    temperature: float,
+    seed: Tensor,
+) -> tuple[Best, Best]:
+    """Find the largest score + noise of every image and of every text, per tile."""
+    both = operands(image, text, parts=2, narrow=True)
+    N, M = both.shape
+    best_text = best_empty(both, M, N, both.tile.columns)
+    best_image = best_empty(both, N, M, both.tile.rows)
+    # s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
+    # leave the range of fp32.
+    divide = temperature > 1
+    _draw_kernel[both.tile.programs(N, M)](
+        **both.arguments(), **id_arguments(both, image_ids, text_ids), seed=seed.contiguous(),
+        row_key=best_text.key, row_index=best_text.winner,
+        column_key=best_image.key, column_index=best_image.winner, N=N, M=M,
+        of_score=1 / temperature if divide else 1.0, of_noise=1.0 if divide else temperature,
+    )  # fmt: skip
+    return best_text, best_image

@@ -1,0 +1,140 @@
+"""No operator in Triton holds an N x M tensor: every allocation of its launchers is looked at.
+
+Launchers allocate and launch nothing here, on meta tensors, which may be as large as they like.
+Tiles and precisions are those of a GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from itm_kernels import backends
+
+pytest.importorskip("triton")
+
+# A matrix of similarities is what similarity returns.
+OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
+BOUNDED = sorted(set(OPERATORS) - {"similarity"})
+
+N, D = 16384, 256  # of either side
+SMALLEST_TILE = 64  # rows or columns that leave one number each, at this size
+# A block of weights as large as both inputs in fp32, or a number per row and tile: 34 MB where the
+# scores are 1,074.
+LARGEST = 4 * 2 * N * max(D, N // SMALLEST_TILE)
+# Inputs, bf16 parts of them, of their pairs and of their images, a block, gradients in fp32: sum of
+# hinges with ids takes 9 of the 10.
+ALIVE = 10 * LARGEST
+SCORES = 4 * N * N
+
+
+class Workspace(TorchDispatchMode):
+    """Note how many bytes the largest tensor has that any operation makes, and all that exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.peak = 0
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple,
+        kwargs: dict | None = None,
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self.alive[reference.cdata] = reference, storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
+        self.alive = {at: held for at, held in self.alive.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterator[Workspace]:
+    """Watch launchers that choose tiles for a GPU and launch nothing."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    from itm_kernels.triton import _launch
+
+    for kernel in (InterpretedFunction, JITFunction):
+        monkeypatch.setattr(kernel, "run", lambda *args, **options: None)
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    monkeypatch.setattr(_launch, "architecture", lambda: architecture)
+    with Workspace() as workspace:
+        yield workspace
+
+
+def launch(operator: str, dtype: torch.dtype = torch.float32) -> None:
+    """Run an operator's launchers forward and backward, with ids and without, in every mode."""
+    from triton_offline import LAUNCHES
+
+    LAUNCHES[operator](N, D, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", BOUNDED)
+def test_no_workspace_is_as_large_as_the_scores(
+    operator: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched(monkeypatch) as workspace:
+        launch(operator, dtype)
+    assert 0 < workspace.largest <= LARGEST < SCORES / 30
+    assert workspace.peak <= ALIVE < SCORES / 3
+
+
+def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a tile were one candidate."""
+    from itm_kernels.triton import _hardest
+
+    best_empty = _hardest.best_empty
+    monkeypatch.setattr(_hardest, "best_empty", lambda *shape: best_empty(*shape[:-1], 1))
+    with watched(monkeypatch) as workspace:
+        launch("max_of_hinges")
+    assert workspace.largest == SCORES > LARGEST
+
+
+def test_blocks_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the weights of a block of rows outlived it."""
+    from itm_kernels.triton import _weights, sum_of_hinges
+
+    kept = []
+
+    def products(x: Tensor, y: Tensor, fill: Callable[[int, Tensor], None]) -> object:
+        def fill_and_keep(first: int, weights: Tensor) -> None:
+            kept.append(weights)
+            fill(first, weights)
+
+        return _weights.products_of_weights(x, y, fill_and_keep)
+
+    monkeypatch.setattr(sum_of_hinges, "products_of_weights", products)
+    with watched(monkeypatch) as workspace:
+        launch("sum_of_hinges")
+    assert workspace.largest <= LARGEST
+    assert workspace.peak > SCORES > ALIVE
+
+
+def test_what_is_watched() -> None:
+    x = torch.empty(N, D, device="meta")
+    seen = x.untyped_storage().nbytes()  # as x.T, a view of what was there before
+    with Workspace() as workspace:
+        (x @ x.T).logsumexp(1)
+    assert workspace.largest == SCORES  # though nobody holds it
+    assert workspace.peak == SCORES + seen + 4 * N
+    with Workspace() as workspace:
+        for _ in range(3):
+            block = x[:1024] @ x.T
+        assert block[3:].shape == (1021, N)  # a view takes nothing
+    assert workspace.largest == SCORES // 16
+    # The old block goes when the new one is there.
+    assert workspace.peak == 2 * workspace.largest + seen
