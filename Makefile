@@ -91,14 +91,18 @@ races: $(VENV)/dev
 PINNED_TRITON := $(shell sed -n 's/^triton==//p' requirements-triton.txt)
 TRITON_VERSION ?= $(PINNED_TRITON)
 TRITON := .venv-triton$(if $(filter-out $(PINNED_TRITON),$(TRITON_VERSION)),-$(TRITON_VERSION))
-# The interpreter of 3.6.0 calls what numpy 2.4 no longer has.
-TRITON_NEEDS := triton==$(TRITON_VERSION) $(if $(filter 3.6.%,$(TRITON_VERSION)),'numpy<2.4')
+# numpy 2.4 ended what the interpreter of 3.6.0 does, and earlier ones warn of it.
+ifneq ($(filter 3.6.%,$(TRITON_VERSION)),)
+TRITON_NEEDS := 'numpy<2.4'
+TRITON_WARNS := -W "ignore:Conversion of an array:DeprecationWarning"
+endif
 # Where one job at a time is granted, take one core; by itself a target takes two.
 GRANTED = $(findstring jobserver,$(MAKEFLAGS))
 
 # Interpreted. `--complete`: no test may be skipped, and in each half every launcher must run.
 # The interpreter uses one core: two halves, of about the same length.
-INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete -k triton
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
+	-k triton $(TRITON_WARNS)
 KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_triton*.py))
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
@@ -120,7 +124,7 @@ test-triton-compile: $(TRITON)/ready
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install -r requirements-dev.txt
-	$(TRITON)/bin/python -m pip install $(TRITON_NEEDS)
+	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
 # What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
