@@ -12,8 +12,8 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test test-triton triton-contract triton-kernels gpu-check demo bench bench-quick bench-large
-.PHONY: lint sanitize capabilities races format clean
+.PHONY: test test-triton triton-contract triton-kernels test-triton-compile gpu-check
+.PHONY: demo bench bench-quick bench-large lint sanitize capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -86,22 +86,45 @@ races: $(VENV)/dev
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
 
-# Triton's kernels, interpreted and compiled for GPUs that are not here. Triton is 1 GB: it has an
-# environment of its own, which leaves the other tests to run without it.
-TRITON := .venv-triton
+# Triton is 1 GB: it has an environment of its own, which leaves the other tests to run without it.
+# TRITON_VERSION=3.6.0 takes another version, in another environment.
+PINNED_TRITON := $(shell sed -n 's/^triton==//p' requirements-triton.txt)
+TRITON_VERSION ?= $(PINNED_TRITON)
+TRITON := .venv-triton$(if $(filter-out $(PINNED_TRITON),$(TRITON_VERSION)),-$(TRITON_VERSION))
+# numpy 2.4 ended what the interpreter of 3.6.0 does, and earlier ones warn of it.
+ifneq ($(filter 3.6.%,$(TRITON_VERSION)),)
+TRITON_NEEDS := 'numpy<2.4'
+TRITON_WARNS := -W "ignore:Conversion of an array:DeprecationWarning"
+endif
+# Where one job at a time is granted, take one core; by itself a target takes two.
+GRANTED = $(findstring jobserver,$(MAKEFLAGS))
+
+# Interpreted. `--complete`: no test may be skipped, and in each half every launcher must run.
+# The interpreter uses one core: two halves, of about the same length.
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
+	-k triton $(TRITON_WARNS)
+KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_triton*.py))
 test-triton: $(TRITON)/ready
-	$(MAKE) -j2 triton-contract triton-kernels  # the interpreter uses one core
+	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
 triton-contract: $(TRITON)/ready
-	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_every_loss.py tests/test_ops.py
+	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
 
 triton-kernels: $(TRITON)/ready
-	TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -k triton tests/test_triton*.py \
-		tests/test_every_loss_compiled.py
+	$(INTERPRETED) $(KERNEL_TESTS) tests/test_every_loss_compiled.py
+
+# Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all
+# that the cases launch; without it every tile, operand and constant once. What passed is kept in
+# build/triton-offline: a second run compiles what has changed.
+test-triton-compile: $(TRITON)/ready
+	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_triton_binary.py
+	PYTHONPATH=. $(TRITON)/bin/python tests/triton_offline.py $(if $(ALL),,--few) \
+		--processes $(if $(GRANTED),1,2)
 
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/python -m pip install -r requirements-triton.txt
+	$(TRITON)/bin/python -m pip install -r requirements-dev.txt
+	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
 # What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
@@ -116,7 +139,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) $(TRITON) build *.egg-info itm_kernels/*.so
+	rm -rf $(VENV) .venv-triton* build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

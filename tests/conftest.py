@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from complete import Complete
 from eager_backend import as_native
 from itm_kernels import backends
 from loss_cases import CASES, Case
@@ -19,6 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("itm_kernels").addoption(
         "--device", default="cpu", help="what tensors live on unless a test says otherwise"
     )
+    parser.getgroup("itm_kernels").addoption(
+        "--complete", action="store_true", help="fail if a test is skipped or no kernel ran"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold a run to what it is there for: `tests/complete.py`."""
+    if config.getoption("--complete"):
+        config.pluginmanager.register(Complete())
 
 
 @pytest.fixture(autouse=True)

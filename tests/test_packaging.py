@@ -14,6 +14,7 @@ import torch
 
 import itm_kernels
 from itm_kernels import backends
+from loss_cases import CASES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "itm_kernels"
@@ -227,6 +228,28 @@ def test_importing_the_package_probes_no_device() -> None:
     )
     result = run(sys.executable, "-c", script)
     assert result.stdout.strip() == "clean", result.stderr
+
+
+def test_tensors_on_the_cpu_import_no_triton() -> None:
+    """Even where it is installed: it takes a second, and a GPU's driver may be missing."""
+    script = (
+        "import sys\n"
+        "from itm_kernels import backends\n"
+        "from loss_cases import CASES, batch, gradients\n"
+        "backends.HAS_TRITON = True\n"
+        "class Refused:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] == 'triton': raise SystemExit(f'{name} is imported')\n"
+        "sys.meta_path.insert(0, Refused())\n"
+        "for backend in ('auto', 'reference'):\n"
+        "    for case in CASES:\n"
+        "        rows = batch(8, 5)\n"
+        "        gradients(case.loss(*rows, backend), *rows)\n"
+        "print(len(CASES), 'triton' in sys.modules)"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    result = run(sys.executable, "-c", script, env={"TRITON_INTERPRET": "0", "PYTHONPATH": path})
+    assert result.stdout.strip() == f"{len(CASES)} False", result.stdout + result.stderr
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -4,23 +4,17 @@ Kernels run in Triton's interpreter: `make test-triton`. It does not see races, 
 memory; `tests/triton_offline.py` compiles for what it can say about those.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from itm_kernels import backends, ops
-from loss_cases import BY_NAME, CASES, gradients
+from loss_cases import BY_NAME, gradients
 
-ROOT = Path(__file__).parent.parent
 INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed")
-compiling = pytest.mark.skipif(not backends.HAS_TRITON, reason="triton needed")
 
 OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
 LOSSES = [
@@ -220,21 +214,3 @@ def test_few_entries_are_counted_into_the_order_of_a_sort(
     for of_few, of_many, rows in zip(counted, _segments._orders(i, j, N, M), (N, M), strict=True):
         assert torch.equal(of_few[0], of_many[0])
         assert torch.equal(of_few[1][: rows + 1], of_many[1])
-
-
-OFFLINE = [sys.executable, str(ROOT / "tests" / "triton_offline.py"), "--few"]
-
-
-@compiling
-def test_kernels_compile_for_gpus_that_are_not_here() -> None:
-    """No spills, shared memory that fits, tensor cores and asynchronous copies where dots are."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*OFFLINE, "--architectures", "90"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) > len(CASES)

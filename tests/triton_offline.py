@@ -1,126 +1,26 @@
 """Every Triton kernel, compiled as its launcher would launch it, for GPUs that are not here.
 
-`python tests/triton_offline.py [operator ...]` runs the real launchers on meta tensors. A stand-in
-driver names the architecture, and every launch stops after compilation. What a kernel uses is then
-read from its binary: registers, spills, shared memory, tensor-core instructions, asynchronous
+`python tests/triton_offline.py [operator ...]` runs the real launchers on meta tensors, compiles
+what they would launch (`triton_compile.py`) and reads from the binaries what it uses
+(`triton_binary.py`): registers, spills, shared memory, tensor-core instructions, asynchronous
 copies. TRITON_INTERPRET must not be set.
 """
 
 import argparse
-import contextlib
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns the default
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Bytes of shared memory that a block may ask for.
-SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-AMD = "gfx942"
+from triton_binary import AMD, SHARED
+from triton_compile import Job, planning, uses, without_repeats
 
-
-class StandIn:
-    """A driver without a device."""
-
-    def __init__(self, architecture: int | str) -> None:
-        self.architecture = architecture
-
-    def get_current_target(self) -> GPUTarget:
-        amd = isinstance(self.architecture, str)
-        return GPUTarget("hip" if amd else "cuda", self.architecture, 64 if amd else 32)
-
-    def get_current_device(self) -> int | str:
-        return self.architecture  # each has a cache of kernels of its own
-
-    def get_current_stream(self, device: object) -> int:
-        return 0
-
-
-@contextlib.contextmanager
-def compiling(architecture: int | str) -> Iterator[list[tuple[str, Any]]]:
-    """Collect the (name, binary) of every kernel that is launched; launch none."""
-    found: list[tuple[str, Any]] = []
-    launch = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        found.append((self.__name__, kernel))
-        return kernel
-
-    triton.runtime.driver.set_active(StandIn(architecture))
-    JITFunction.run = compile_only
-    try:
-        yield found
-    finally:
-        JITFunction.run = launch
-
-
-class Line(NamedTuple):
-    """What one kernel uses on one architecture."""
-
-    case: str
-    kernel: str
-    architecture: int | str
-    registers: int
-    spills: int
-    shared: int
-    products: int  # tensor-core instructions
-    copies: int  # asynchronous ones
-    complaints: tuple[str, ...]
-
-
-def inspect(case: str, name: str, kernel: Any, architecture: int) -> Line:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-
-        def dump(what: str) -> str:
-            command = [TOOLS / "cuobjdump", what, file.name]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        use = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump("-res-usage")))
-        spills = len(re.findall(r"\b(?:STL|LDL)\b", dump("-sass")))
-    ptx, ir = kernel.asm["ptx"], kernel.asm["ttir"]
-    products = ptx.count(TENSOR_CORES[architecture])
-    copies = len(re.findall(r"cp\.async\.(?:c[ag]|bulk)", ptx))
-    # A dot of bf16, fp16 or tf32; one of plain fp32 or fp64 has no tensor-core form everywhere.
-    half = re.search(r"tt\.dot .*tensor<\d+x\d+x(?:bf16|f16)>|tt\.dot .*inputPrecision = tf32", ir)
-    double = "tt.ptr<f64" in ir  # pointers: a float argument of any kernel is fp64
-    complaints = [
-        complaint
-        for complaint, holds in {
-            "spills": not double and (spills or int(use["STACK"]) + int(use["LOCAL"])),
-            "shared memory": kernel.metadata.shared > SHARED[architecture],
-            "no tensor cores": half and not products,
-            "loads not pipelined": half and not copies,
-        }.items()
-        if holds
-    ]
-    return Line(
-        case, name, architecture, int(use["REG"]), spills,
-        kernel.metadata.shared, products, copies, tuple(complaints),
-    )  # fmt: skip
-
-
-def inspect_amd(name: str, kernel: Any) -> str:
-    """Return what is wrong with a kernel for AMD, or nothing."""
-    code = kernel.asm["amdgcn"]
-    wrong = [] if re.findall(r"ScratchSize: (\d+)", code) == ["0"] else ["spills"]
-    wrong += ["shared memory"] if kernel.metadata.shared > 64 << 10 else []
-    wrong += ["no matrix cores"] if "tt.dot " in kernel.asm["ttir"] and "v_mfma" not in code else []
-    return f"{name}: {', '.join(wrong)}" if wrong else ""
+FOUND = Path(__file__).parent.parent / "build" / "triton-offline"
 
 
 def rows(N: int, D: int, dtype: torch.dtype) -> Tensor:
@@ -236,18 +136,19 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "ranks": ranks,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
-# to none: neither may lose its pipeline.
+# to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.
 CASES = (
-    *(("bf16", N, D) for N, D in ((256, 1024), (4096, 1024), (4096, 500), (4096, 333))),
-    ("fp16", 4096, 1024),
-    *(("tf32", N, D) for N, D in ((256, 1024), (4096, 333))),
-    *(("fp32", N, D) for N, D in ((256, 1024), (4096, 1024))),
+    *(("bf16", N, D) for N in (256, 4096) for D in (1024, 500, 333)),
+    *(("fp16", N, D) for N, D in ((256, 333), (4096, 1024))),
+    *(("tf32", N, D) for N in (256, 4096) for D in (1024, 333)),
+    *(("fp32", N, D) for N, D in ((256, 1024), (4096, 1024), (4096, 24))),
     # Arguments equal to 1 are constants: other code. fp64 compiles; it may spill.
     *((precision, 1, 1) for precision in ("bf16", "fp32", "fp64")),
     ("fp64", 33, 333),
 )
-# What CI has time for.
-FEW = (("bf16", 4096, 500), ("bf16", 256, 333), ("fp32", 4096, 1024), ("fp64", 1, 1))
+# Triton's promise of one source, on AMD: some cases, without the limits of NVIDIA's pipelines.
+AMD_CASES = (("bf16", 4096, 1024),)
+AMD_OPERATORS = ("max_of_hinges",)
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
     "fp16": (torch.float16, "highest"),
@@ -257,56 +158,67 @@ PRECISIONS = {
 }
 
 
-def compiled(
-    operator: str, architecture: int, cases: Iterable[tuple[str, int, int]]
-) -> Iterator[Line]:
-    """Yield a line for every distinct kernel that an operator launches."""
-    before, seen = torch.get_float32_matmul_precision(), set()
-    for precision, N, D in cases:
-        dtype, setting = PRECISIONS[precision]
-        torch.set_float32_matmul_precision(setting)
-        try:
-            with compiling(architecture) as found:
-                LAUNCHES[operator](N, D, dtype)
-        finally:
-            torch.set_float32_matmul_precision(before)
-        for of, kernel in found:
-            if kernel.hash in seen:
-                continue
-            seen.add(kernel.hash)
-            yield inspect(f"{operator} {precision} {N} x {D}", of, kernel, architecture)
+def planned(operators: Iterable[str], architecture: int | str) -> tuple[list[Job], list[str]]:
+    """Return what the launchers of some operators compile, and lines of the table unused."""
+    from itm_kernels.triton import _launch
+
+    jobs: dict[str, Job] = {}
+    asked = set()
+    line_of = _launch.line_of
+
+    def noted(*arguments: object) -> _launch.Row:
+        asked.add(line := line_of(*arguments))
+        return line
+
+    before = torch.get_float32_matmul_precision()
+    for operator in operators:
+        if architecture == AMD and operator not in AMD_OPERATORS:
+            continue
+        for precision, N, D in AMD_CASES if architecture == AMD else CASES:
+            dtype, setting = PRECISIONS[precision]
+            torch.set_float32_matmul_precision(setting)
+            case = f"{operator} {precision} {N} x {D}"
+            try:
+                with planning(case, architecture) as found, patch.object(_launch, "line_of", noted):
+                    LAUNCHES[operator](N, D, dtype)
+            finally:
+                torch.set_float32_matmul_precision(before)
+            jobs = {**found, **jobs}
+    unused = [
+        f"{architecture}: no case takes {line}"
+        for line in _launch.TABLE
+        if line.architecture in (None, architecture) and line not in asked
+    ]
+    return list(jobs.values()), unused
 
 
-def compiled_for_amd() -> list[str]:
-    """Compile max of hinges for AMD, and return complaints: Triton's promise of one source."""
-    with compiling(AMD) as found:
-        max_of_hinges(4096, 1024, torch.bfloat16)
-    assert found
-    return [wrong for name, kernel in found if (wrong := inspect_amd(name, kernel))]
+HEADER = f"{'case':32s}{'kernel':32s}{'tile':18s}{'sm':>6s} regs spill  shared  mma  cp"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", default=list(LAUNCHES))
-    parser.add_argument("--architectures", nargs="*", type=int, default=list(SHARED))
-    parser.add_argument("--few", action="store_true", help="only the cases that CI has time for")
+    parser.add_argument("--architectures", nargs="*", default=[str(name) for name in SHARED])
+    parser.add_argument("--few", action="store_true", help="what CI compiles: nothing twice")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    bad = 0
-    print(f"{'case':34s}{'kernel':22s}  sm regs spill  shared  mma  cp")
-    for operator in options.operators:
-        for architecture in options.architectures:
-            for line in compiled(operator, architecture, FEW if options.few else CASES):
-                bad += bool(line.complaints)
-                print(
-                    f"{line.case:34s}{line.kernel:22s}{line.architecture:4d} {line.registers:4d} "
-                    f"{line.spills:5d} {line.shared:7d} {line.products:4d} {line.copies:3d}  "
-                    f"{', '.join(line.complaints)}",
-                    flush=True,
-                )
-    for complaint in compiled_for_amd():
-        bad += 1
-        print(f"{AMD} {complaint}")
-    print(f"{bad} kernels with complaints")
+    start, jobs, bad = time.time(), [], []
+    for name in options.architectures:
+        architecture = int(name) if name.isdigit() else name
+        found, unused = planned(options.operators, architecture)
+        # A table is for all operators: some alone need not take every line of it.
+        bad += unused if options.operators == list(LAUNCHES) and architecture != AMD else []
+        jobs += without_repeats(found) if options.few else found
+    print(f"{len(jobs)} kernels, planned in {time.time() - start:.0f} s\n{HEADER}", flush=True)
+    for job, use in zip(jobs, uses(jobs, options.processes, FOUND), strict=True):
+        line = (
+            f"{job.case:32s}{job.kernel:32s}{job.tile:18s}{job.architecture!s:>6s} "
+            f"{use.registers:4d} {use.spills:5d} {use.shared:7d} {use.products:4d} {use.copies:3d}"
+        )
+        print(f"{line}  {', '.join(use.complaints)}".rstrip(), flush=True)
+        bad += [f"{line}  {', '.join(use.complaints)}"] if use.complaints else []
+    print(f"{len(jobs)} kernels in {time.time() - start:.0f} s, {len(bad)} complaints")
+    print("\n".join(bad))
     return bool(bad)
 
 

@@ -81,14 +81,19 @@ TABLE = (
 )
 
 
-def tile_of(kind: str, N: int, M: int, D: int) -> Tile:
-    """Look the tile up for N x M scores of a kind of operand."""
+def line_of(kind: str, N: int, M: int, D: int) -> Row:
+    """Look up the line of the table that holds for N x M scores of a kind of operand."""
     current, log2 = architecture(), min(N, M).bit_length() - 1
     for row in TABLE:
         if row.architecture in (None, current) and row.kind == kind:
             if log2 >= row.least_log2 and D >= row.least_depth:
-                return row.tile
+                return row
     raise LookupError(f"no tile for {kind} operands")
+
+
+def tile_of(kind: str, N: int, M: int, D: int) -> Tile:
+    """Return the tile for N x M scores of a kind of operand."""
+    return line_of(kind, N, M, D).tile
 
 
 # -- operands --------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""The check of compiled kernels finds what it looks for: one toy kernel for every complaint.
+
+`make test-triton-compile`: Triton decides when a kernel is defined whether it is interpreted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from itm_kernels import backends
+
+if not backends.HAS_TRITON or backends.INTERPRETED:
+    pytest.skip("triton needed, not interpreted", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from triton_binary import AMD
+from triton_compile import Job, compiled, planning, uses, without_repeats
+
+
+@triton.jit
+def _product(x, y, out, D, R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr):
+    depth = tl.arange(0, DEPTH)
+    x_at = x + tl.arange(0, R)[:, None] * D + depth[None, :]
+    y_at = y + tl.arange(0, C)[None, :] * D + depth[:, None]
+    scores = tl.zeros((R, C), tl.float32)
+    for first in range(0, D, DEPTH):
+        scores = tl.dot(tl.load(x_at + first), tl.load(y_at + first), scores)
+    tl.store(out + tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :], scores)
+
+
+def product(R: int = 64, C: int = 64, depth: int = 64, D: int = 1024, **options: int) -> None:
+    x, y = (torch.empty((size, D), dtype=torch.bfloat16, device="meta") for size in (R, C))
+    options = {"num_warps": 4, "num_stages": 3, **options}
+    _product[(1,)](x, y, torch.empty((R, C), device="meta"), D, R, C, depth, **options)
+
+
+@triton.jit
+def _kept(x, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    values = tl.load(x + at)
+    tl.store(out + at, values * tl.sum(values))
+
+
+def kept(size: int) -> None:
+    x = torch.empty(size, device="meta")
+    _kept[(1,)](x, x, size, num_warps=1)
+
+
+def job_of(launch: Callable[[], None], architecture: int | str) -> Job:
+    with planning("toy", architecture) as jobs:
+        launch()
+    (job,) = jobs.values()
+    return job
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100, AMD])
+def test_a_kernel_without_faults_has_no_complaints(architecture: int | str) -> None:
+    use = compiled(job_of(product, architecture))
+    assert use.complaints == ()
+    assert min(use.registers, use.shared, use.products) > 0
+    assert use.spills == 0
+    assert (use.copies > 0) == (architecture != AMD)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "architecture", "launch"),
+    [
+        # 32 threads with 512 numbers and 255 registers each; AMD has 512, and 64 threads.
+        ("spills", 80, lambda: kept(1 << 14)),
+        ("spills", 90, lambda: kept(1 << 14)),
+        ("spills", AMD, lambda: kept(1 << 16)),
+        # 4 stages of 2 x 128 x 128 numbers are 256 KB.
+        ("shared memory", 80, lambda: product(128, 128, 128, num_warps=8, num_stages=4)),
+        ("shared memory", 90, lambda: product(128, 128, 128, num_warps=8, num_stages=5)),
+        # A warp group multiplies 64 rows at least: 16 rows go to units of half the rate.
+        ("no tensor cores", 90, lambda: product(16, 16)),
+        ("no tensor cores", 100, lambda: product(16, 16)),
+        # One stage; and rows that end anywhere, of which 2 bytes are known to be aligned.
+        ("loads not pipelined", 80, lambda: product(num_stages=1)),
+        ("loads not pipelined", 90, lambda: product(D=333)),
+        ("loads not pipelined", 100, lambda: product(D=333)),
+        ("CompilationError", 80, lambda: product(48)),  # no power of 2
+    ],
+)
+def test_a_fault_is_found(
+    complaint: str, architecture: int | str, launch: Callable[[], None]
+) -> None:
+    (found, *_) = [*compiled(job_of(launch, architecture)).complaints, "none"]
+    assert found.startswith(complaint)
+
+
+def test_a_launch_that_compiles_the_same_is_one_job() -> None:
+    with planning("toy", 90) as jobs:
+        product()
+        product(D=2048)  # as divisible
+        product(D=333)
+    assert len(jobs) == 2
+
+
+def test_repeats_are_left_out_and_nothing_else() -> None:
+    jobs = []
+    for architecture in (80, 90):
+        with planning("toy", architecture) as found:
+            for D in (1024, 500):
+                for stages in (2, 3):
+                    product(D=D, num_stages=stages)
+        jobs += found.values()
+    few = without_repeats(jobs)
+    assert set().union(*(job.shows() for job in few)) == set().union(*(job.shows() for job in jobs))
+    assert len(few) == len(jobs) == 8  # every D with every tile, on every architecture
+    assert without_repeats([*jobs, *jobs]) == few
+
+
+def test_what_passed_is_kept_and_what_failed_is_not(tmp_path: Path) -> None:
+    jobs = [job_of(product, 80), job_of(lambda: product(num_stages=1), 80)]
+    first = list(uses(jobs, 2, tmp_path))
+    assert [bool(use.complaints) for use in first] == [False, True]
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace(f"[{first[0].registers},", "[777,"))
+    again = list(uses(jobs, 2, tmp_path))
+    assert again[0] == first[0]._replace(registers=777)
+    assert again[1] == first[1]
