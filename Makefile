@@ -6,7 +6,7 @@ ITM_KERNELS_BUILD ?= 1
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
+FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulator/*))
 
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
