@@ -44,7 +44,7 @@ struct Settings {
   Order order = Order::kForward;
   uint64_t seed = 0;  // of kRandom
 };
-inline thread_local Settings settings;
+inline Settings settings;
 
 constexpr int kWarp = 32, kLargestBlock = 1024;
 constexpr size_t kLargestShared = 227 << 10, kWordBytes = 4, kLane = 16;
@@ -133,8 +133,7 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
 
 }  // namespace emulator
 
-// -- what a kernel may call
-// ------------------------------------------------------------------------
+// -- what a kernel may call --
 
 inline void __syncthreads(emulator::Place at = emulator::Place::current()) {
   emulator::Block::current().barrier(0, at);
@@ -173,14 +172,17 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes,
 
 namespace itm::cuda {
 
-using emulator::launch;
-
 // A checked window on the block's shared memory; compat.cuh has the same for the device.
 template <typename T>
 class Shared {
   static_assert(sizeof(T) % emulator::kWordBytes == 0);
 
  public:
+  template <int kCount>
+  static Shared all() {
+    return Shared(0, kCount);
+  }
+
   Shared(size_t first_byte, size_t count)
       : first_(first_byte), end_(first_byte + count * sizeof(T)) {
     if (end_ > emulator::Block::current().shared_bytes())

@@ -4,9 +4,7 @@
 
 #include "emulator.h"
 
-using emulator::Order;
 using itm::cuda::close_copies;
-using itm::cuda::launch;
 using itm::cuda::Shared;
 using itm::cuda::wait_for_copies;
 
@@ -149,12 +147,10 @@ const std::map<std::string, void (*)(const int*, int*)> kernels = {
 }  // namespace
 
 // Writes what the emulator said, "" if nothing.
-extern "C" void run_kernel(const char* name, int order, uint64_t seed, const int* from, int* to,
-                           char* said, int64_t size) {
-  emulator::settings = {static_cast<Order>(order), seed};
+extern "C" void run_kernel(const char* name, const int* from, int* to, char* said, int64_t size) {
   std::string message;
   try {
-    launch(kernels.at(name), {2}, {kThreads}, kThreads * sizeof(int), from, to);
+    emulator::launch(kernels.at(name), {2}, {kThreads}, kThreads * sizeof(int), from, to);
   } catch (const std::exception& error) {
     message = error.what();
   }
