@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
 .PHONY: test test-triton triton-contract triton-kernels gpu-check demo bench bench-quick bench-large
-.PHONY: lint sanitize capabilities races format clean
+.PHONY: lint sanitize capabilities races cuda-check format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -102,6 +102,15 @@ triton-kernels: $(TRITON)/ready
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install -r requirements-triton.txt
+	touch $@
+
+# What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
+# machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
+cuda-check: $(VENV)/cuda
+	$(BIN)/python -m tools.cuda_check
+
+$(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
+	$(BIN)/python -m pip install -r requirements-cuda.txt
 	touch $@
 
 # What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
