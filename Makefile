@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
 .PHONY: test test-triton triton-contract triton-kernels gpu-check demo bench bench-quick bench-large
-.PHONY: lint sanitize capabilities races cuda-check format clean
+.PHONY: lint sanitize capabilities races cuda-check cuda-build-check format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -113,6 +113,24 @@ $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-cuda.txt
 	touch $@
 
+# The whole extension with its CUDA kernels, built and imported where there is no GPU. The CUDA build
+# of torch is some gigabytes: it has an environment of its own.
+CUDA := .venv-cuda
+CUDA_BUILT := build/cuda-build-check
+cuda-build-check: $(CUDA)/ready
+	rm -rf $(CUDA_BUILT) && mkdir -p $(CUDA_BUILT)
+	git ls-files -z | xargs -0 cp --parents -t $(CUDA_BUILT)
+	cd $(CUDA_BUILT) && PATH="$(abspath $(CUDA)/bin):$$PATH" ITM_KERNELS_BUILD=1 ITM_KERNELS_CUDA=1 \
+		$(abspath $(CUDA)/bin/python) setup.py build_ext --inplace
+	cd $(CUDA_BUILT) && $(abspath $(CUDA)/bin/python) -m itm_kernels info
+	cd $(CUDA_BUILT) && $(abspath $(CUDA)/bin/python) -c "from itm_kernels import backends; \
+		assert backends.NATIVE_KERNELS['cuda'], backends.NOT_BUILT"
+
+$(CUDA)/ready: requirements-cuda-build.txt
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install -r requirements-cuda-build.txt
+	touch $@
+
 # What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
 # installed. Without STEPS all of them; the same command again goes on where it stopped.
 OUT ?= runs/gpu-check
@@ -125,7 +143,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) $(TRITON) build *.egg-info itm_kernels/*.so
+	rm -rf $(VENV) $(TRITON) $(CUDA) build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
