@@ -27,7 +27,7 @@ DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D);
 // out [batch, N, M] in the type of the rows; partial [parts, batch, N, M] in fp32 or fp64, if there
 // are several parts.
 void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64_t batch, int64_t D,
-               void* out, void* partial, void* stream);
+               const DistancePlan& plan, void* out, void* partial, void* stream);
 
 // The weights of pairs of rows: numbers with strides, or share[n] + share[m] where bit m % 32 of
 // word m / 32 of row n is set.
@@ -42,5 +42,38 @@ struct Weights {
 // x[n][d] - y[m][d]; out [batch, x.rows, D], shares and out in fp32, or fp64 for fp64.
 void pull(Type type, Metric metric, const Matrix& x, const Matrix& y, const Weights& weights,
           int64_t batch, int64_t D, void* out, void* stream);
+
+// finite[n] = whether every number of row n is finite.
+void find_finite(Type type, const Matrix& x, int64_t D, uint8_t* finite, void* stream);
+
+// What is inside: low < delta < high, not the same row, nor rows of the same id. repel sums high -
+// delta instead of delta.
+struct BandOptions {
+  Metric metric;
+  const void *low, *high;  // one number each, on the device, in fp32 or better
+  bool repel;
+  const int64_t* ids;     // [N] or null
+  const uint8_t* finite;  // [N]
+};
+
+// Rows and columns of the tiles that bands are summed by.
+int64_t band_side(Type type, int64_t N);
+
+// Rows of tiles [first, first + count). As a triangle they add what is on and above the diagonal to
+// the sums of all rows, and write both of a pair's bits; else they write the bits of their own
+// rows.
+struct BandPanel {
+  int64_t first = 0, count = 0;
+  bool triangle = false;
+  void* of_rows = nullptr;     // room for [tiles, count * side] in fp32 or better, or null: no sums
+  void* of_columns = nullptr;  // room for [count, N]
+  double* total = nullptr;     // [N], the sums so far
+  void* out = nullptr;         // [N], the same in fp32 or fp64
+  uint32_t* mask =
+      nullptr;        // from the first row of the panel on, or of all rows for a triangle; or null
+  int64_t words = 0;  // in a row of the mask
+};
+void band(Type type, const BandOptions& options, const Matrix& x, int64_t D, const BandPanel& panel,
+          void* stream);
 
 }  // namespace itm::cuda

@@ -35,8 +35,7 @@ DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D) {
 }
 
 void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64_t batch, int64_t D,
-               void* out, void* partial, void* stream) {
-  const DistancePlan plan = plan_distances(batch, x.rows, y.rows, D);
+               const DistancePlan& plan, void* out, void* partial, void* stream) {
   const bool take_root = metric == Metric::kL2;
   with_type(type, [&](auto zero) {
     using T = decltype(zero);

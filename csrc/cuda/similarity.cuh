@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     const int64_t d = here.part * in.depth, end = d + in.depth < in.D ? d + in.depth : in.D;
     tile.template compare<Metric>(in.x.of_batch(here.batch), in.y.of_batch(here.batch),
                                   here.first_row, here.first_column, d, end,
-                                  [](int, auto&) { return false; });
+                                  [](int, auto&, int, int) { return false; });
   }
   const DistanceBlock<Tile> here(in, first_block + block_index());
   const int64_t N = in.x.count, M = in.y.count;

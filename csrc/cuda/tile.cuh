@@ -135,6 +135,10 @@ struct Tile {
     return warp % (kThreadColumns / 8) * 8 + lane % 8 + j * kThreadColumns;
   }
 
+  static __device__ __forceinline__ Shared<C> memory() {
+    return Shared<C>::template all<kNumbers>();
+  }
+
   // Sums columns [d, end) of rows from first_row and first_column on. After every chunk but the
   // last, stop(left, sum) may end it all, with so many columns left to fetch; threads have to
   // agree.
@@ -142,7 +146,7 @@ struct Tile {
   __device__ __forceinline__ bool compare(const Rows<T>& x, const Rows<T>& y, int64_t first_row,
                                           int64_t first_column, int64_t d, int64_t end,
                                           Stop&& stop) {
-    const auto shared = Shared<C>::template all<kNumbers>();
+    const auto shared = memory();
     Feed<T, kRows, kDepth, kPitch, kThreads> of_x(x, first_row, d);
     Feed<T, kColumns, kDepth, kPitch, kThreads> of_y(y, first_column, d);
     const int rows = window(x.count - first_row, kRows);
@@ -174,7 +178,7 @@ struct Tile {
       add<Metric>(shared, stage);
       if (!more) return true;
       deposit(kStage - stage);
-      if (stop(left, sum)) break;
+      if (stop(left, sum, rows, columns)) break;
     }
     wait_for_copies<0>();
     return false;

@@ -2,4 +2,5 @@
 // because reading torch's headers takes most of the time.
 
 #include "binding/wide.cpp"
+#include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/similarity.cpp"

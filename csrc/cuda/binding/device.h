@@ -82,8 +82,10 @@ inline Matrix matrix_of(const Tensor& x) {  // [B, N, D] in fours
   return {x.const_data_ptr(), x.size(1), x.stride(1), x.stride(0)};
 }
 
-// Distances of two batches of rows in fours, [B, N, M].
-Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y);
+// Distances of two batches of rows in fours, [B, N, M]. Blocks of one matrix plan for the same
+// number of rows: how D is shared out decides the last bits of a distance.
+Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
+                    int64_t planned_rows = 0);
 
 // out[n] = sum over m of weight[n][m] times sign(x[n] - y[m]), or times x[n] - y[m], in fp32 or
 // better: [B, N, columns], without the zeros that rows in fours have beyond.

@@ -7,13 +7,14 @@
 
 namespace itm::cuda {
 
-Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y) {
+Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
+                    int64_t planned_rows) {
   const int64_t batch = x.size(0), N = x.size(1), M = y.size(1), D = x.size(2);
-  const int64_t parts = plan_distances(batch, N, M, D).parts;
+  const DistancePlan plan = plan_distances(batch, planned_rows ? planned_rows : N, M, D);
   Tensor out = at::empty({batch, N, M}, x.options());
   Tensor partial =
-      at::empty({parts > 1 ? parts * out.numel() : 0}, x.options().dtype(wide_type(x)));
-  distances(type_of(x), metric, matrix_of(x), matrix_of(y), batch, D, out.mutable_data_ptr(),
+      at::empty({plan.parts > 1 ? plan.parts * out.numel() : 0}, x.options().dtype(wide_type(x)));
+  distances(type_of(x), metric, matrix_of(x), matrix_of(y), batch, D, plan, out.mutable_data_ptr(),
             partial.mutable_data_ptr(), device.stream());
   device.launched();
   return out;
