@@ -154,6 +154,28 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
     return lines
 
 
+def check_binding(nvcc: str) -> str:
+    """Compile the binding against torch's headers, which a CPU build of torch has but for one."""
+    import torch
+
+    top = re.search(r"^#\$ _?TOP=(.*)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
+    if top is None:
+        raise RuntimeError(f"{nvcc} --dryrun names no toolkit")
+    headers = Path(torch.__file__).parent / "include"
+    with tempfile.TemporaryDirectory() as folder:
+        missing = Path(folder) / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+        missing.parent.mkdir(parents=True)
+        missing.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
+        unit = Path(folder) / "binding.cpp"
+        sources = sorted((FOLDER / "binding").glob("*.cpp"))
+        unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+        found = [headers, headers / "torch/csrc/api/include", f"{top[1].strip()}/include", folder]
+        include = [f"-isystem{path}" for path in found]
+        flags = ("-std=c++20", "-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror")
+        run("g++", *flags, "-Wno-unused-parameter", f"-I{ROOT / 'csrc'}", *include, unit)
+    return f"the binding compiles against torch {torch.__version__}"
+
+
 def main() -> None:
     """Check every file for every architecture."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,6 +191,7 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lines in pool.map(lambda case: check(case[0], case[1], nvcc, nvdisasm), cases):
             print("\n".join(lines), flush=True)
+    print(check_binding(nvcc))
     if nvdisasm is None:
         print("cuda-check: MACHINE CODE NOT READ: no nvdisasm (requirements-cuda.txt)")
         sys.exit(options.required)
