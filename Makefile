@@ -6,14 +6,15 @@ ITM_KERNELS_BUILD ?= 1
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC))
+FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulator/*))
 
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
 .PHONY: test test-triton triton-contract triton-kernels test-triton-compile gpu-check
-.PHONY: demo bench bench-quick bench-large lint sanitize capabilities races format clean
+.PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
+.PHONY: format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -127,6 +128,33 @@ $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.
 	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
+# What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
+# machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
+cuda-check: $(VENV)/cuda
+	$(BIN)/python -m tools.cuda_check
+
+$(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
+	$(BIN)/python -m pip install -r requirements-cuda.txt
+	touch $@
+
+# The whole extension with its CUDA kernels, built and imported where there is no GPU. The CUDA build
+# of torch is some gigabytes: it has an environment of its own.
+CUDA := .venv-cuda
+CUDA_BUILT := build/cuda-build-check
+cuda-build-check: $(CUDA)/ready
+	rm -rf $(CUDA_BUILT) && mkdir -p $(CUDA_BUILT)
+	git ls-files -z | xargs -0 cp --parents -t $(CUDA_BUILT)
+	cd $(CUDA_BUILT) && PATH="$(abspath $(CUDA)/bin):$$PATH" ITM_KERNELS_BUILD=1 ITM_KERNELS_CUDA=1 \
+		$(abspath $(CUDA)/bin/python) setup.py build_ext --inplace
+	cd $(CUDA_BUILT) && $(abspath $(CUDA)/bin/python) -m itm_kernels info
+	cd $(CUDA_BUILT) && $(abspath $(CUDA)/bin/python) -c "from itm_kernels import backends; \
+		assert backends.NATIVE_KERNELS['cuda'], backends.NOT_BUILT"
+
+$(CUDA)/ready: requirements-cuda-build.txt
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install -r requirements-cuda-build.txt
+	touch $@
+
 # What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
 # installed. Without STEPS all of them; the same command again goes on where it stopped.
 OUT ?= runs/gpu-check
@@ -139,7 +167,9 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) .venv-triton* build *.egg-info itm_kernels/*.so
+.PHONY: test test-triton triton-contract triton-kernels test-triton-compile gpu-check
+.PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
+.PHONY: format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

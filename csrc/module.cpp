@@ -22,7 +22,11 @@ const std::vector<std::string> cpu_operators = {
     "hardest_negatives", "intra_modal", "kmeans",        "log_sum_exp",
     "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
     "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges"};
+#ifdef ITM_WITH_CUDA
+const std::vector<std::string> cuda_operators = {"intra_modal", "similarity"};
+#else
 const std::vector<std::string> cuda_operators = {};
+#endif
 
 std::string compiler() {
 #if defined(__clang__)

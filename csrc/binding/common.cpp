@@ -14,9 +14,4 @@ const cpu::Kernels& kernels() {
   return chosen;
 }
 
-Tensor wide(const Tensor& x) {
-  const bool half = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
-  return (half ? x.to(at::kFloat) : x).contiguous();
-}
-
 }  // namespace itm

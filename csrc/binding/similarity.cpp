@@ -2,50 +2,21 @@
 // loops of our own, because the library's expanded form cancels and its direct form is slow.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ExpandUtils.h>
-#include <ATen/ops/matmul.h>
 #include <torch/library.h>
 
 #include <string_view>
 
-#include "binding/rows.h"
+#include "binding/batches.h"
 
 namespace itm {
 namespace {
 
-// x [B, N, D] and y [B, M, D] in fp32 or better, batch dimensions broadcast and flattened.
-struct Batches {
-  std::vector<int64_t> shape;  // of the batch
-  Tensor x, y;
-
-  Batches(const Tensor& left, const Tensor& right)
-      : shape(at::infer_size(left.sizes().slice(0, left.dim() - 2),
-                             right.sizes().slice(0, right.dim() - 2))),
-        x(flat(left)),
-        y(flat(right)) {}
-
-  Tensor flat(const Tensor& t) const {
-    std::vector<int64_t> sizes = shape;
-    sizes.insert(sizes.end(), {t.size(-2), t.size(-1)});
-    return wide(t.expand(sizes)).reshape({-1, t.size(-2), t.size(-1)});
-  }
-
-  // The gradient of a tensor that was broadcast: summed over what it was repeated for.
-  static Tensor unflat(const Tensor& grad, const std::vector<int64_t>& batch, const Tensor& like) {
-    std::vector<int64_t> sizes = batch;
-    sizes.insert(sizes.end(), {like.size(-2), like.size(-1)});
-    return at::sum_to(grad.reshape(sizes), like.sizes()).to(like.scalar_type());
-  }
-};
-
 Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view metric) {
-  const Batches in(x, y);
+  const Batches in(wide(x), wide(y));
   const int64_t batches = in.x.size(0), N = in.x.size(1), M = in.y.size(1);
   Tensor out;
   if (metric == "dot" || metric == "cosine") {
-    const bool cosine = metric == "cosine";
-    out =
-        at::matmul(cosine ? UnitRows(in.x).rows : in.x, (cosine ? UnitRows(in.y).rows : in.y).mT());
+    out = products(in, metric == "cosine");
   } else {
     out = at::empty({batches, N, M}, in.x.options());
     AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_forward", [&] {
@@ -56,9 +27,7 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
     });
     if (metric == "l2") out.sqrt_();
   }
-  std::vector<int64_t> sizes = in.shape;
-  sizes.insert(sizes.end(), {N, M});
-  return out.reshape(sizes).to(x.scalar_type());
+  return out.reshape(in.with(N, M)).to(x.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
@@ -87,20 +56,14 @@ std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
   return {grad_x, grad_y};
 }
 
-std::tuple<Tensor, Tensor> of_products(const Tensor& grad, const Batches& in, bool cosine) {
-  if (!cosine) return {at::matmul(grad, in.y), at::matmul(grad.mT(), in.x)};
-  const UnitRows x(in.x), y(in.y);
-  return {x.gradient(at::matmul(grad, y.rows)), y.gradient(at::matmul(grad.mT(), x.rows))};
-}
-
 std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
                                                std::string_view metric) {
-  const Batches in(x, y);
+  const Batches in(wide(x), wide(y));
   const Tensor g = wide(grad).reshape({-1, in.x.size(1), in.y.size(1)});
   const bool product = metric == "dot" || metric == "cosine";
   const auto [grad_x, grad_y] =
       product ? of_products(g, in, metric == "cosine") : of_distances(g, in, metric);
-  return {Batches::unflat(grad_x, in.shape, x), Batches::unflat(grad_y, in.shape, y)};
+  return {in.unflat(grad_x, x), in.unflat(grad_y, y)};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -1,0 +1,102 @@
+#pragma once
+// What the CUDA operators need from ATen. With ITM_EMULATED the same files make operators that run
+// the same kernels on the host: tests/emulator has no device, no stream, and a namespace of its
+// own.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <string_view>
+
+#include "binding/batches.h"
+#include "cuda/launch.h"
+
+#ifdef ITM_EMULATED
+#define ITM_LIBRARY itm_emulated
+#define ITM_KEY CPU
+#else
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#define ITM_LIBRARY itm_native
+#define ITM_KEY CUDA
+#endif
+
+namespace itm::cuda {
+
+// Makes a tensor's device the current one, and knows its stream.
+#ifdef ITM_EMULATED
+struct OnDevice {
+  explicit OnDevice(const Tensor&) {}
+  void* stream() const { return nullptr; }
+  void launched() const {}
+};
+#else
+struct OnDevice {
+  const c10::cuda::CUDAGuard guard;
+  explicit OnDevice(const Tensor& like) : guard(like.device()) {}
+  void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
+  void launched() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
+};
+#endif
+
+inline Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return Type::kDouble;
+    case at::kHalf:
+      return Type::kHalf;
+    case at::kBFloat16:
+      return Type::kBFloat16;
+    default:
+      TORCH_CHECK(x.scalar_type() == at::kFloat, "itm_kernels: no kernel for ", x.scalar_type());
+      return Type::kFloat;
+  }
+}
+
+inline at::ScalarType wide_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline Metric metric_of(std::string_view name) {
+  return name == "l1" ? Metric::kL1 : name == "l2" ? Metric::kL2 : Metric::kSquare;
+}
+
+// Rows [B, N, D] as the kernels want them: columns in fours, copied with zeros if they are not. A
+// matrix that is repeated for a batch is copied once.
+inline Tensor in_fours(const Tensor& x) {
+  const int64_t D = x.size(2), padded = (D + 3) / 4 * 4;
+  const bool repeated = x.size(0) > 1 && x.stride(0) == 0;
+  const bool fits = D == padded && x.stride(2) == 1 && x.stride(1) % 4 == 0 &&
+                    x.stride(0) % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  if (fits) return x;
+  if (repeated) return in_fours(x.narrow(0, 0, 1)).expand({x.size(0), x.size(1), padded});
+  Tensor copy = at::zeros({x.size(0), x.size(1), padded}, x.options());
+  copy.narrow(2, 0, D).copy_(x);
+  return copy;
+}
+
+inline Matrix matrix_of(const Tensor& x) {  // [B, N, D] in fours
+  return {x.const_data_ptr(), x.size(1), x.stride(1), x.stride(0)};
+}
+
+// Distances of two batches of rows in fours, [B, N, M]. Blocks of one matrix plan for the same
+// number of rows: how D is shared out decides the last bits of a distance.
+Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
+                    int64_t planned_rows = 0);
+
+// out[n] = sum over m of weight[n][m] times sign(x[n] - y[m]), or times x[n] - y[m], in fp32 or
+// better: [B, N, columns], without the zeros that rows in fours have beyond.
+Tensor pulled(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
+              const Weights& weights, int64_t columns);
+
+inline Weights dense(const Tensor& weight) {  // [B, N, M]
+  return {.data = weight.const_data_ptr(),
+          .row_stride = weight.stride(1),
+          .column_stride = weight.stride(2),
+          .batch_stride = weight.stride(0)};
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,34 @@
+#pragma once
+// From the types and metrics that launch.h names to those that kernels are compiled for.
+
+#include "cuda/launch.h"
+#include "cuda/tile.cuh"
+
+namespace itm::cuda {
+
+template <typename Work>
+void with_type(Type type, Work&& work) {
+  switch (type) {
+    case Type::kFloat:
+      return work(float{});
+    case Type::kDouble:
+      return work(double{});
+    case Type::kHalf:
+      return work(Half{});
+    case Type::kBFloat16:
+      return work(BFloat16{});
+  }
+}
+
+template <typename Work>
+void with_metric(Metric metric, Work&& work) {
+  if (metric == Metric::kL1) return work(Magnitude{});
+  work(Square{});
+}
+
+template <typename T>
+Rows<T> rows_of(const Matrix& x) {
+  return {static_cast<const T*>(x.data), x.rows, x.stride, x.batch_stride};
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,49 @@
+// Launches the kernels that send the gradient of distances to their rows.
+
+#include "cuda/dispatch.cuh"
+#include "cuda/pull.cuh"
+
+namespace itm::cuda {
+
+namespace {
+
+constexpr int64_t kFew = 132;  // multiprocessors: with fewer large blocks, small ones
+
+template <typename Tile, typename Weights>
+void launch_pull(Metric metric, const Rows<typename Tile::T>& x, const Rows<typename Tile::T>& y,
+                 const Weights& weights, int64_t batch, int64_t D, void* out, void* stream) {
+  const int64_t blocks = ceil_div(D, Tile::kColumns) * ceil_div(x.count, Tile::kRows) * batch;
+  const auto kernel = metric == Metric::kL1 ? pull_kernel<Tile, Sign, Weights>
+                                            : pull_kernel<Tile, Difference, Weights>;
+  in_launches(blocks, [&](int64_t first, int64_t count) {
+    launch(kernel, count, Tile::kThreads, Tile::kSharedBytes, stream, x, y, weights, D, first,
+           static_cast<typename Tile::C*>(out));
+  });
+}
+
+}  // namespace
+
+void pull(Type type, Metric metric, const Matrix& x, const Matrix& y, const Weights& weights,
+          int64_t batch, int64_t D, void* out, void* stream) {
+  const bool small = ceil_div(x.rows, 64) * ceil_div(D, 128) * batch < kFew;
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto start = [&](const auto& source) {
+      if (small)
+        launch_pull<SmallPull<T>>(metric, rows_of<T>(x), rows_of<T>(y), source, batch, D, out,
+                                  stream);
+      else
+        launch_pull<LargePull<T>>(metric, rows_of<T>(x), rows_of<T>(y), source, batch, D, out,
+                                  stream);
+    };
+    if (weights.bits)
+      start(BitWeights<T>{weights.bits, weights.row_stride,
+                          static_cast<const Wide<T>*>(weights.share),
+                          static_cast<const Wide<T>*>(weights.shares)});
+    else
+      start(DenseWeights<T>{static_cast<const T*>(weights.data), weights.row_stride,
+                            weights.column_stride, weights.batch_stride});
+  });
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,232 @@
+#pragma once
+// What rows of y do to rows of x: out[n][d] = sum over m of weight[n][m] sign(x[n][d] - y[m][d]),
+// the gradient of l1 distances, or of weight[n][m] (x[n][d] - y[m][d]).
+//
+// A thread keeps 4 columns of 8 rows of x, and their sums, in registers, while the rows of y pass
+// by in shared memory, 16 at a time, with their weights. Every block adds in the order of y: the
+// same inputs give the same bits, and no memory grows with N M D.
+
+#include "cuda/tile.cuh"
+
+namespace itm::cuda {
+
+// Weights that are numbers, with any strides.
+template <typename T>
+struct DenseWeights {
+  static constexpr bool kSparse = false;
+  const T* data;
+  int64_t row_stride, column_stride, batch_stride;
+
+  __device__ bool along_columns() const { return column_stride == 1; }
+  __device__ const T* from(int64_t b, int64_t n, int64_t m) const {
+    return data + b * batch_stride + n * row_stride + m * column_stride;
+  }
+  __device__ int64_t step(int rows, int columns) const {
+    return rows * row_stride + columns * column_stride;
+  }
+  __device__ Wide<T> value(const T* at, int64_t, int64_t) const { return widen(*at); }
+  __device__ const T* advance(const T* at, int64_t, int columns) const {
+    return at + columns * column_stride;
+  }
+};
+
+// share[n] + shares[m] where a bit is set, else 0; chunks without bits are passed over.
+template <typename T>
+struct BitWeights {
+  static constexpr bool kSparse = true;
+  const uint32_t* bits;
+  int64_t words;  // in a row
+  const Wide<T>*share, *shares;
+
+  __device__ bool along_columns() const { return true; }
+  __device__ const uint32_t* from(int64_t, int64_t n, int64_t m) const {
+    return bits + n * words + m / 32;
+  }
+  __device__ int64_t step(int rows, int) const { return rows * words; }
+  __device__ Wide<T> value(const uint32_t* at, int64_t n, int64_t m) const {
+    return *at >> m % 32 & 1 ? share[n] + shares[m] : Wide<T>(0);
+  }
+  __device__ const uint32_t* advance(const uint32_t* at, int64_t m, int columns) const {
+    return at + ((m + columns) / 32 - m / 32);
+  }
+};
+
+// What a pair of numbers adds. Two comparisons and two additions under their predicates; of a NaN
+// nothing yet, where torch.cdist has NaN.
+struct Sign {
+  template <typename C>
+  static __device__ __forceinline__ void add(C& sum, C weight, C x, C y) {
+    if (x > y) sum += weight;
+    if (x < y) sum -= weight;
+  }
+};
+struct Difference {
+  template <typename C>
+  static __device__ __forceinline__ void add(C& sum, C weight, C x, C y) {
+    sum += weight * (x - y);
+  }
+};
+
+template <typename T_, int kOwnRows_, int kThreadRows, int kThreadColumns>
+struct PullTile {
+  using T = T_;
+  using C = Wide<T>;
+  static constexpr int kOwnRows = kOwnRows_, kThreads = kThreadRows * kThreadColumns;
+  static constexpr int kRows = kOwnRows * kThreadRows, kColumns = 4 * kThreadColumns;
+  static constexpr int kDepth = 16;               // rows of y at once
+  static constexpr int kWeightPitch = kRows + 4;  // so that few of 16 writes meet in a bank
+  static constexpr int kWeights = kDepth * kWeightPitch, kStage = kWeights + kDepth * kColumns;
+  static constexpr size_t kSharedBytes = 2 * kStage * sizeof(C);
+  static constexpr int kMine = kRows * kDepth / kThreads;  // weights that a thread brings
+  static_assert(kOwnRows % 4 == 0 && kRows * kDepth % kThreads == 0);
+
+  static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+  static __device__ __forceinline__ int row(int r) {
+    return thread() / kThreadColumns * 4 + r / 4 * kThreadRows * 4 + r % 4;
+  }
+  static __device__ __forceinline__ int column() { return thread() % kThreadColumns * 4; }
+
+  template <typename Pull>
+  static __device__ __forceinline__ void add(const Shared<C>& shared, int stage,
+                                             const Four<C> (&x)[kOwnRows],
+                                             Four<C> (&sum)[kOwnRows]) {
+#pragma unroll 2
+    for (int k = 0; k < kDepth; ++k) {
+      const auto y = shared.template read<Four<C>>(stage + kWeights + k * kColumns + column());
+#pragma unroll
+      for (int r = 0; r < kOwnRows; r += 4) {
+        const auto weight = shared.template read<Four<C>>(stage + k * kWeightPitch + row(r));
+#pragma unroll
+        for (int s = 0; s < 4; ++s)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            Pull::add(sum[r + s].v[e], weight.v[s], x[r + s].v[e], y.v[e]);
+      }
+    }
+  }
+};
+
+// Brings the weights of a chunk: fetch reads them, deposit puts them where all threads see them. A
+// thread's items lie a step apart, along rows or along columns, as the weights lie in memory.
+template <typename Tile, typename Weights>
+class WeightFeed {
+  using C = typename Tile::C;
+  using Pointer = decltype(Weights{}.from(0, 0, 0));
+
+ public:
+  __device__ __forceinline__ WeightFeed(const Weights& weights, int64_t b, int64_t first_row)
+      : weights_(weights), along_(weights.along_columns()), n_(first_row + row(0)), m_(column(0)) {
+    at_ = weights.from(b, n_, m_);
+  }
+
+  __device__ __forceinline__ void fetch(int rows, int columns) {
+#pragma unroll
+    for (int i = 0; i < Tile::kMine; ++i) {
+      const Pointer at = at_ + i * weights_.step(row(1) - row(0), column(1) - column(0));
+      const bool there = row(i) < rows && column(i) < columns;
+      const int64_t n = n_ + row(i) - row(0), m = m_ + column(i) - column(0);
+      pending_[i] = there ? weights_.value(at, n, m) : C(0);
+    }
+    at_ = weights_.advance(at_, m_, Tile::kDepth);
+    m_ += Tile::kDepth;
+  }
+  __device__ __forceinline__ void deposit(const Shared<C>& to, int stage) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kMine; ++i)
+      to.write(stage + column(i) * Tile::kWeightPitch + row(i), pending_[i]);
+  }
+  __device__ __forceinline__ bool any() const {
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < Tile::kMine; ++i) found |= pending_[i] != C(0);
+    return found;
+  }
+
+ private:
+  static_assert(Tile::kThreads % Tile::kDepth == 0 && Tile::kThreads % Tile::kRows == 0);
+  __device__ __forceinline__ int row(int i) const {
+    return along_ ? Tile::thread() / Tile::kDepth + i * (Tile::kThreads / Tile::kDepth)
+                  : Tile::thread() % Tile::kRows;
+  }
+  __device__ __forceinline__ int column(int i) const {
+    return along_ ? Tile::thread() % Tile::kDepth
+                  : Tile::thread() / Tile::kRows + i * (Tile::kThreads / Tile::kRows);
+  }
+
+  const Weights weights_;
+  const bool along_;
+  const int64_t n_;
+  int64_t m_;
+  Pointer at_;
+  C pending_[Tile::kMine];
+};
+
+template <typename Tile, typename Pull, typename Weights>
+__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+    pull_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y, Weights weights,
+                int64_t D, int64_t first_block,
+                typename Tile::C* out) {  // [batch, N, D]
+  using C = typename Tile::C;
+  const int64_t N = all_x.count, M = all_y.count;
+  const int64_t in_row = ceil_div(D, Tile::kColumns), block = first_block + blockIdx.x;
+  const int64_t d = block % in_row * Tile::kColumns;
+  const int64_t first_row = block / in_row % ceil_div(N, Tile::kRows) * Tile::kRows;
+  const int64_t b = block / in_row / ceil_div(N, Tile::kRows);
+  const Rows<typename Tile::T> x = all_x.of_batch(b);
+  const int rows = window(N - first_row, Tile::kRows), columns = window(D - d, Tile::kColumns);
+
+  Four<C> here[Tile::kOwnRows], sum[Tile::kOwnRows];
+#pragma unroll
+  for (int r = 0; r < Tile::kOwnRows; ++r) {
+    const bool there = Tile::row(r) < rows && Tile::column() < columns;
+    const auto* from = x.data + (first_row + Tile::row(r)) * x.stride + d + Tile::column();
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      here[r].v[e] = there ? widen(from[e]) : C(0);
+      sum[r].v[e] = 0;
+    }
+  }
+
+  const auto shared = Shared<C>::template all<2 * Tile::kStage>();
+  Feed<typename Tile::T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> of_y(
+      all_y.of_batch(b), 0, d);
+  WeightFeed<Tile, Weights> of_weights(weights, b, first_row);
+  const auto fetch = [&](int64_t m, int stage) {
+    of_y.fetch(shared, stage + Tile::kWeights, window(M - m, Tile::kDepth), columns);
+    close_copies();
+    of_y.next_rows();
+    of_weights.fetch(rows, window(M - m, Tile::kDepth));
+  };
+  const auto deposit = [&](int stage) {
+    of_y.deposit(shared, stage + Tile::kWeights);
+    of_weights.deposit(shared, stage);
+  };
+  fetch(0, 0);
+  deposit(0);
+  for (int64_t m = 0; m < M; m += Tile::kDepth) {
+    const int stage = static_cast<int>(m / Tile::kDepth % 2) * Tile::kStage;
+    const bool more = m + Tile::kDepth < M;
+    wait_for_copies<0>();
+    bool any = true;
+    if constexpr (Weights::kSparse)
+      any = __syncthreads_or(of_weights.any());
+    else
+      __syncthreads();
+    if (more) fetch(m + Tile::kDepth, Tile::kStage - stage);
+    if (any) Tile::template add<Pull>(shared, stage, here, sum);
+    if (more) deposit(Tile::kStage - stage);
+  }
+#pragma unroll
+  for (int r = 0; r < Tile::kOwnRows; ++r)
+    if (Tile::row(r) < rows && Tile::column() < columns)
+      *reinterpret_cast<Four<C>*>(out + (b * N + first_row + Tile::row(r)) * D + d +
+                                  Tile::column()) = sum[r];
+}
+
+// 64 rows by 128 columns, or, for few, 16 by 64; fp64 keeps half as many rows.
+template <typename T>
+using LargePull = PullTile<T, std::is_same_v<T, double> ? 4 : 8, 8, 32>;
+template <typename T>
+using SmallPull = PullTile<T, 4, 4, 16>;
+
+}  // namespace itm::cuda

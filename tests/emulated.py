@@ -1,0 +1,106 @@
+"""CUDA kernels on the CPU: what runs on tests/emulator, built by the host's compiler.
+
+The operators are the shipped ones, from binding to kernel; they live in a namespace of their own,
+`itm_emulated`, with the CPU's dispatch key.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from itm_kernels import backends
+from itm_kernels.ops import _define
+
+ROOT = Path(__file__).parent.parent
+EMULATOR = ROOT / "tests" / "emulator"
+CSRC = ROOT / "csrc"
+NAMESPACE = "itm_emulated"
+OPERATORS = frozenset({"intra_modal", "similarity"})
+# Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
+SCHEDULES = {
+    "forward": (0, 0),
+    "reverse": (1, 0),
+    "random-1": (2, 1),
+    "random-2": (2, 2),
+    "random-3": (2, 3),
+}
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+FLAGS = (
+    *("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter"),
+    *("-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}", f"-I{EMULATOR}"),
+)
+
+
+def library(
+    name: str, sources: list[Path], *flags: str, link: tuple[str, ...] = ("-shared",)
+) -> Path:
+    """Return a library, or a program, of the sources and the emulator; built if anything is new."""
+    flags = (*FLAGS, *flags)
+    known = hashlib.sha256(" ".join((str(COMPILER), *flags, *link, torch.__version__)).encode())
+    for path in sorted(path for folder in (CSRC, EMULATOR) for path in folder.rglob("*.*")):
+        known.update(path.as_posix().encode() + path.read_bytes())
+    folder = ROOT / "build" / "emulator" / name / known.hexdigest()[:16]
+    target = folder / f"{name}.so"
+    if target.exists():
+        return target
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+    def compiled(source: Path) -> Path:
+        run(COMPILER, *flags, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
+        return folder / f"{source.stem}.o"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, (*sources, EMULATOR / "scheduler.cpp")))
+    run(COMPILER, *flags, *objects, *link, "-o", folder / "unfinished.so")
+    (folder / "unfinished.so").rename(target)
+    return target
+
+
+def run(*command: object) -> None:
+    """Run a compiler; what it says is the error."""
+    words = [str(part) for part in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr:
+        raise RuntimeError(f"{' '.join(words)}\n{done.stderr}")
+
+
+@cache
+def operators() -> ctypes.CDLL:
+    """Define the emulated operators; return their library, which chooses schedules."""
+    root = Path(torch.__file__).parent
+    include = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
+    path = library(
+        "operators",
+        [EMULATOR / "operators.cpp", *sorted((CSRC / "cuda").glob("*.cu"))],
+        *("-DITM_EMULATED", "-fopenmp", *(f"-isystem{folder}" for folder in include)),
+        link=("-shared", f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
+    )
+    for definition in _define.DEFINITIONS:
+        if definition.name.removesuffix("_forward").removesuffix("_backward") in OPERATORS:
+            _define.define_in(NAMESPACE, definition)
+    torch.ops.load_library(str(path))
+    return ctypes.CDLL(str(path))
+
+
+@contextmanager
+def as_native(schedule: str = "forward") -> Iterator[None]:
+    """Let the emulated operators stand in for the compiled ones on the CPU."""
+    order, seed = SCHEDULES[schedule]
+    operators().emulator_schedule(order, ctypes.c_uint64(seed))
+    with (
+        patch.dict(backends.NAMESPACES, native=NAMESPACE),
+        patch.dict(backends.NATIVE_KERNELS, cpu=OPERATORS),
+        patch.object(backends, "NOT_BUILT", ""),
+    ):
+        yield

@@ -1,0 +1,237 @@
+#pragma once
+// Runs CUDA C++ on the host: every CUDA thread is a fiber, every block one thread of the system.
+//
+// What the hardware leaves open, the emulator varies or forbids. Fibers run until they wait, in an
+// order that the caller chooses, so that code which leans on an order gives other results or fails.
+// Shared memory is reached through Shared<T> alone, which checks every access against the barriers
+// in the program, not against the order that happened to run. A kernel that breaks a rule ends with
+// a Failure that names it.
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Of the fiber that runs; the scheduler sets them.
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Order { kForward, kReverse, kRandom };
+
+struct Settings {
+  Order order = Order::kForward;
+  uint64_t seed = 0;  // of kRandom
+};
+inline Settings settings;
+
+constexpr int kWarp = 32, kLargestBlock = 1024;
+constexpr size_t kLargestShared = 227 << 10, kWordBytes = 4, kLane = 16;
+
+// What the current block knows of one word of its shared memory.
+struct Word {
+  static constexpr int kNobody = -1, kSeveral = -2;
+  uint32_t written = 0, read = 0;              // the last times, in barriers passed, from 1 on
+  int16_t writer = kNobody, reader = kNobody;  // who, in that time
+  bool in_flight = false;                      // an asynchronous copy has not been waited for
+};
+
+struct Copy {
+  size_t to;
+  const void* from;
+  size_t size, bytes;  // of the place, of the source: the rest becomes 0
+  int group;
+};
+
+using Place = std::source_location;
+
+inline std::string name(const Place& at) {
+  const std::string file = at.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
+}
+
+enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+
+struct Lane {
+  State state;
+  Place at;       // where it waits
+  unsigned mask;  // of the lanes that it waits for
+  int turn;       // of two slots that exchanged values are left in
+  int value;      // that it brings to a barrier
+  int groups;     // of copies that it has closed
+  std::vector<Copy> copies;
+};
+
+// The block that runs. Its scheduler and its fibers are in scheduler.cpp.
+class Block {
+ public:
+  Block(dim3 threads, size_t shared_bytes);
+  ~Block();
+  void run(const std::function<void()>& kernel, std::mt19937_64& random);
+
+  static Block& current();
+  int thread() const { return running_; }
+  int barrier(int value, const Place& at);  // returns how many threads brought another value than 0
+  void exchange(unsigned mask, const void* mine, size_t size, const Place& at);
+  const void* left_by(int lane) const;  // the value of a lane of this warp, in the last exchange
+
+  void* access(size_t first, size_t bytes, size_t end, bool write);
+  void copy(const Copy& copy, size_t end);
+  void close_group() { ++lanes_[running_].groups; }
+  void wait_for_copies(int open_groups);
+  size_t shared_bytes() const { return shared_.size(); }
+
+ private:
+  struct Fibers;
+  void wait(State state, const Place& at);
+  bool release_warps();
+  void release_barrier();
+  void mark(size_t first, size_t bytes, bool write);
+  [[noreturn]] void fail(const std::string& what) const { throw Failure(what); }
+  std::string who(int thread) const;
+
+  std::vector<Lane> lanes_;
+  std::vector<unsigned char> shared_;
+  std::vector<Word> words_;
+  std::vector<std::array<std::array<unsigned char, kLane>, 2>> slots_;
+  std::unique_ptr<Fibers> fibers_;
+  const std::function<void()>* kernel_ = nullptr;
+  uint32_t time_ = 1;  // barriers passed, and 1
+  int running_ = -1, votes_ = 0;
+};
+
+// Runs a kernel over a grid, one block after another, in the order of the settings.
+void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel);
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
+            Arguments&&... arguments) {
+  const std::tuple<Parameters...> all{static_cast<Parameters>(arguments)...};
+  run_grid(blocks, threads, shared_bytes, [&] { std::apply(kernel, all); });
+}
+
+}  // namespace emulator
+
+// -- what a kernel may call --
+
+inline void __syncthreads(emulator::Place at = emulator::Place::current()) {
+  emulator::Block::current().barrier(0, at);
+}
+
+inline int __syncthreads_or(int value, emulator::Place at = emulator::Place::current()) {
+  return emulator::Block::current().barrier(value, at) > 0;
+}
+
+inline unsigned __ballot_sync(unsigned mask, int value,
+                              emulator::Place at = emulator::Place::current()) {
+  auto& block = emulator::Block::current();
+  block.exchange(mask, &value, sizeof(value), at);
+  unsigned found = 0;
+  for (int lane = 0; lane < emulator::kWarp; ++lane) {
+    int theirs = 0;
+    if (!(mask >> lane & 1)) continue;
+    std::memcpy(&theirs, block.left_by(lane), sizeof(theirs));
+    found |= theirs ? 1u << lane : 0u;
+  }
+  return found;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes,
+                  emulator::Place at = emulator::Place::current()) {
+  static_assert(sizeof(T) <= emulator::kLane);
+  auto& block = emulator::Block::current();
+  block.exchange(mask, &value, sizeof(T), at);
+  const int from = (block.thread() % emulator::kWarp) ^ lanes;
+  if (!(mask >> from & 1))
+    throw emulator::Failure("shuffle: reads a lane outside its mask at " + emulator::name(at));
+  std::memcpy(&value, block.left_by(from), sizeof(T));
+  return value;
+}
+
+namespace itm::cuda {
+
+// A checked window on the block's shared memory; compat.cuh has the same for the device.
+template <typename T>
+class Shared {
+  static_assert(sizeof(T) % emulator::kWordBytes == 0);
+
+ public:
+  template <int kCount>
+  static Shared all() {
+    return Shared(0, kCount);
+  }
+
+  Shared(size_t first_byte, size_t count)
+      : first_(first_byte), end_(first_byte + count * sizeof(T)) {
+    if (end_ > emulator::Block::current().shared_bytes())
+      throw emulator::Failure("shared memory: a window ends beyond what the launch asked for");
+  }
+
+  template <typename Value = T>
+  Value read(int i) const {
+    Value value;
+    std::memcpy(&value, at<Value>(i, false), sizeof(Value));
+    return value;
+  }
+
+  template <typename Value>
+  void write(int i, const Value& value) const {
+    std::memcpy(at<Value>(i, true), &value, sizeof(Value));
+  }
+
+  // Copies Value from global memory while the thread goes on; 0 without there.
+  template <typename Value>
+  void copy_async(int i, const void* from, bool there = true) const {
+    static_assert(sizeof(Value) == 4 || sizeof(Value) == 8 || sizeof(Value) == 16);
+    const size_t to = place<Value>(i);
+    if (there && reinterpret_cast<uintptr_t>(from) % sizeof(Value))
+      throw emulator::Failure("asynchronous copy: its source is not aligned");
+    emulator::Block::current().copy({to, from, sizeof(Value), there ? sizeof(Value) : 0, 0}, end_);
+  }
+
+ private:
+  template <typename Value>
+  size_t place(int i) const {
+    const size_t to = first_ + static_cast<int64_t>(i) * static_cast<int64_t>(sizeof(T));
+    if (to % alignof(Value)) throw emulator::Failure("shared memory: an access is not aligned");
+    if (i < 0) throw emulator::Failure("shared memory: an index is negative");
+    return to;
+  }
+  template <typename Value>
+  void* at(int i, bool write) const {
+    return emulator::Block::current().access(place<Value>(i), sizeof(Value), end_, write);
+  }
+
+  size_t first_, end_;
+};
+
+inline void close_copies() { emulator::Block::current().close_group(); }
+
+template <int kOpen>
+void wait_for_copies() {
+  emulator::Block::current().wait_for_copies(kOpen);
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,6 @@
+// The CUDA operators as they are, on the emulator instead of a device. One translation unit,
+// because reading torch's headers takes most of the time.
+
+#include "binding/wide.cpp"
+#include "cuda/binding/intra_modal.cpp"
+#include "cuda/binding/similarity.cpp"

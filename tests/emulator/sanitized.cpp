@@ -1,0 +1,116 @@
+// The launchers under the sanitizers: every buffer ends where its numbers do, and every sum is
+// compared with a loop.
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "cuda/compat.cuh"
+#include "cuda/launch.h"
+
+using namespace itm::cuda;
+
+namespace {
+
+int failures = 0;
+
+void expect(double found, double wanted, const char* what) {
+  if (std::abs(found - wanted) <= 1e-3 * (1 + std::abs(wanted))) return;
+  if (++failures < 10) std::printf("%s: %g, not %g\n", what, found, wanted);
+}
+
+template <typename T>
+std::vector<T> numbers(int64_t size, std::mt19937& random) {
+  std::vector<T> found(size);
+  // Eighths: fp16 and bf16 hold them, and their sums in fp32 are exact.
+  for (T& x : found) {
+    const auto eighths = static_cast<float>(static_cast<int>(random() % 33) - 16);
+    if constexpr (std::is_same_v<T, double>)
+      x = eighths / 8;
+    else
+      narrow(eighths / 8, x);
+  }
+  return found;
+}
+
+template <typename T>
+Matrix matrix(const std::vector<T>& data, int64_t rows, int64_t D) {
+  return {data.data(), rows, D, rows * D};
+}
+
+template <typename T>
+struct Problem {
+  Type type;
+  int64_t batch, N, M, D;
+  std::vector<T> x, y;
+
+  Problem(Type type, int64_t batch, int64_t N, int64_t M, int64_t D, std::mt19937& random)
+      : type(type),
+        batch(batch),
+        N(N),
+        M(M),
+        D(D),
+        x(numbers<T>(batch * N * D, random)),
+        y(numbers<T>(batch * M * D, random)) {}
+
+  double at(const std::vector<T>& rows, int64_t row, int64_t d) const {
+    return widen(rows[row * D + d]);
+  }
+
+  void compare() const {
+    const int64_t parts = plan_distances(batch, N, M, D).parts;
+    std::vector<T> out(batch * N * M);
+    std::vector<Wide<T>> partial(parts > 1 ? parts * batch * N * M : 0);
+    distances(type, Metric::kL1, matrix(x, N, D), matrix(y, M, D), batch, D, out.data(),
+              partial.data(), nullptr);
+    for (int64_t i = 0; i < batch * N * M; ++i) {
+      double sum = 0;
+      for (int64_t d = 0; d < D; ++d)
+        sum += std::abs(at(x, i / M, d) - at(y, i / M / N * M + i % M, d));
+      T wanted;
+      narrow(static_cast<Wide<T>>(sum), wanted);
+      expect(widen(out[i]), widen(wanted), "distance");
+    }
+  }
+
+  void gradient(std::mt19937& random) const {
+    const auto weights = numbers<T>(batch * N * M, random);
+    std::vector<Wide<T>> out(batch * N * D);
+    pull(type, Metric::kL1, matrix(x, N, D), matrix(y, M, D),
+         {.data = weights.data(), .row_stride = M, .column_stride = 1, .batch_stride = N * M},
+         batch, D, out.data(), nullptr);
+    for (int64_t i = 0; i < batch * N * D; ++i) {
+      double sum = 0;
+      const int64_t row = i / D, d = i % D;
+      for (int64_t m = 0; m < M; ++m) {
+        const double difference = at(x, row, d) - at(y, row / N * M + m, d);
+        sum += widen(weights[row * M + m]) * ((difference > 0) - (difference < 0));
+      }
+      expect(out[i], sum, "gradient");
+    }
+  }
+};
+
+template <typename T>
+void check(Type type, std::mt19937& random) {
+  // One pair; small tiles in several parts of D; large tiles of both kernels, ragged.
+  const int64_t sizes[][4] = {{1, 1, 1, 4}, {1, 33, 35, 140}, {44, 130, 3, 8}, {132, 2, 2, 4}};
+  for (const auto& [batch, N, M, D] : sizes) {
+    const Problem<T> problem(type, batch, N, M, D, random);
+    problem.compare();
+    problem.gradient(random);
+  }
+}
+
+}  // namespace
+
+int main() {
+  emulator::settings = {emulator::Order::kRandom, 1};
+  std::mt19937 random(0);
+  check<float>(Type::kFloat, random);
+  check<double>(Type::kDouble, random);
+  check<Half>(Type::kHalf, random);
+  check<BFloat16>(Type::kBFloat16, random);
+  if (!failures) std::printf("clean\n");
+  return failures != 0;
+}

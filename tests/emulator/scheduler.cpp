@@ -1,0 +1,288 @@
+// The emulator's fibers, barriers and checks of shared memory.
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "emulator.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr size_t kStack = 64 << 10;
+
+bool same(const Place& a, const Place& b) {
+  return a.line() == b.line() && !std::strcmp(a.file_name(), b.file_name());
+}
+
+thread_local Block* running = nullptr;
+
+// The address sanitizer keeps books on stacks: it is told of every change from one to another.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t size = 0;
+  void* saved = nullptr;
+};
+
+void leave(Stack& from, const Stack& to, bool for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
+#endif
+}
+
+void arrive(Stack& here, Stack* came_from) {
+#if defined(__SANITIZE_ADDRESS__)
+  const void* bottom = nullptr;
+  size_t size = 0;
+  __sanitizer_finish_switch_fiber(here.saved, &bottom, &size);
+  if (came_from) came_from->bottom = bottom, came_from->size = size;
+#endif
+}
+
+}  // namespace
+
+struct Block::Fibers {
+  std::vector<ucontext_t> contexts;
+  std::vector<Stack> stacks;
+  std::vector<char> memory;
+  ucontext_t scheduler;
+  Stack own;
+  std::exception_ptr failure;
+
+  explicit Fibers(size_t count) : contexts(count), stacks(count), memory(count * kStack) {}
+
+  static void enter() {
+    Block& block = *running;
+    Fibers& all = *block.fibers_;
+    arrive(all.stacks[block.running_], &all.own);
+    try {
+      (*block.kernel_)();
+    } catch (...) {
+      all.failure = std::current_exception();
+    }
+    block.lanes_[block.running_].state = State::kDone;
+    leave(all.stacks[block.running_], all.own, true);
+    setcontext(&all.scheduler);
+  }
+
+  void start(int thread) {
+    ucontext_t& context = contexts[thread];
+    stacks[thread] = {memory.data() + thread * kStack, kStack, nullptr};
+    getcontext(&context);
+    context.uc_stack.ss_sp = memory.data() + thread * kStack;
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
+  }
+
+  void resume(int thread) {
+    leave(own, stacks[thread], false);
+    swapcontext(&scheduler, &contexts[thread]);
+    arrive(own, nullptr);
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  }
+};
+
+Block::Block(dim3 threads, size_t shared_bytes)
+    : lanes_(static_cast<size_t>(threads.x) * threads.y * threads.z),
+      shared_((shared_bytes + kWordBytes - 1) / kWordBytes * kWordBytes),
+      words_(shared_.size() / kWordBytes),
+      slots_(lanes_.size()) {
+  if (lanes_.empty() || lanes_.size() > kLargestBlock) fail("launch: no such number of threads");
+  if (shared_bytes > kLargestShared) fail("launch: more shared memory than a block can have");
+  fibers_ = std::make_unique<Fibers>(lanes_.size());
+}
+
+Block::~Block() = default;
+
+Block& Block::current() { return *running; }
+
+std::string Block::who(int thread) const { return "thread " + std::to_string(thread); }
+
+void Block::run(const std::function<void()>& kernel, std::mt19937_64& random) {
+  running = this;
+  kernel_ = &kernel;
+  time_ = 1;
+  std::fill(words_.begin(), words_.end(), Word{});
+  std::fill(shared_.begin(), shared_.end(), 0xff);  // NaN, for what nobody has written
+  std::vector<int> order(lanes_.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (settings.order == Order::kReverse) std::reverse(order.begin(), order.end());
+  for (int thread : order) {
+    lanes_[thread] = {};
+    fibers_->start(thread);
+  }
+  for (;;) {
+    if (settings.order == Order::kRandom) std::shuffle(order.begin(), order.end(), random);
+    bool ran = false;
+    for (int thread : order) {
+      if (lanes_[thread].state != State::kReady) continue;
+      running_ = thread;
+      const unsigned x = blockDim.x, y = blockDim.y;
+      threadIdx = {thread % x, thread / x % y, thread / (x * y)};
+      fibers_->resume(thread);
+      ran = true;
+    }
+    if (release_warps() || ran) continue;
+    const auto done = [](const Lane& lane) { return lane.state == State::kDone; };
+    if (std::all_of(lanes_.begin(), lanes_.end(), done)) break;
+    release_barrier();
+  }
+  for (size_t thread = 0; thread < lanes_.size(); ++thread)
+    if (!lanes_[thread].copies.empty())
+      fail("asynchronous copy: " + who(thread) + " ends without waiting for its copies");
+  running = nullptr;
+}
+
+void Block::wait(State state, const Place& at) {
+  Fibers& all = *fibers_;
+  const int thread = running_;
+  lanes_[thread].state = state;
+  lanes_[thread].at = at;
+  leave(all.stacks[thread], all.own, false);
+  swapcontext(&all.contexts[thread], &all.scheduler);
+  arrive(all.stacks[thread], &all.own);
+}
+
+int Block::barrier(int value, const Place& at) {
+  lanes_[running_].value = value;
+  wait(State::kAtBarrier, at);
+  return votes_;
+}
+
+void Block::release_barrier() {
+  const Lane* first = nullptr;
+  for (size_t thread = 0; thread < lanes_.size(); ++thread) {
+    const Lane& lane = lanes_[thread];
+    if (lane.state != State::kAtBarrier) continue;
+    if (!first) first = &lane;
+    if (!same(lane.at, first->at))
+      fail("barrier: threads wait at " + name(first->at) + " and at " + name(lane.at));
+  }
+  votes_ = 0;
+  for (size_t thread = 0; thread < lanes_.size(); ++thread) {
+    Lane& lane = lanes_[thread];
+    if (lane.state == State::kDone)
+      fail("barrier: " + who(thread) + " has ended while others wait at " + name(first->at));
+    if (lane.state == State::kAtWarp)
+      fail("warp: " + who(thread) + " waits at " + name(lane.at) + " for lanes that do not come");
+    votes_ += lane.value != 0;
+    lane.state = State::kReady;
+  }
+  ++time_;
+}
+
+void Block::exchange(unsigned mask, const void* mine, size_t size, const Place& at) {
+  Lane& lane = lanes_[running_];
+  if (!(mask >> running_ % kWarp & 1)) fail("warp: the calling lane is not in its mask");
+  lane.mask = mask;
+  lane.turn ^= 1;
+  std::memcpy(slots_[running_][lane.turn].data(), mine, size);
+  wait(State::kAtWarp, at);
+}
+
+const void* Block::left_by(int lane) const {
+  return slots_[running_ / kWarp * kWarp + lane][lanes_[running_].turn].data();
+}
+
+// Lets those lanes go on whose masks agree and whose lanes have all come to one place.
+bool Block::release_warps() {
+  bool released = false;
+  for (size_t thread = 0; thread < lanes_.size(); ++thread) {
+    if (lanes_[thread].state != State::kAtWarp) continue;
+    const size_t warp = thread / kWarp * kWarp;
+    const Place at = lanes_[thread].at;
+    const unsigned mask = lanes_[thread].mask;
+    bool complete = true;
+    for (size_t lane = 0; lane < kWarp && complete; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      if (warp + lane >= lanes_.size()) fail("warp: a mask names a lane that does not exist");
+      const Lane& other = lanes_[warp + lane];
+      if (other.state == State::kDone)
+        fail("warp: a mask names " + who(warp + lane) + ", which has ended, at " + name(at));
+      complete = other.state == State::kAtWarp && other.mask == mask && same(other.at, at);
+    }
+    for (size_t lane = 0; lane < kWarp && complete; ++lane)
+      if (mask >> lane & 1) lanes_[warp + lane].state = State::kReady;
+    released |= complete;
+  }
+  return released;
+}
+
+void* Block::access(size_t first, size_t bytes, size_t end, bool write) {
+  if (first + bytes > end) fail("shared memory: " + who(running_) + " is out of bounds");
+  mark(first, bytes, write);
+  return shared_.data() + first;
+}
+
+void Block::mark(size_t first, size_t bytes, bool write) {
+  const int me = running_;
+  for (size_t w = first / kWordBytes; w < (first + bytes) / kWordBytes; ++w) {
+    Word& word = words_[w];
+    if (word.in_flight) fail("shared memory: " + who(me) + " does not wait for a copy");
+    if (word.written == time_ && word.writer != me)
+      fail("shared memory: no barrier between a write of " + who(word.writer) + " and " + who(me));
+    if (write) {
+      if (word.read == time_ && word.reader != me)
+        fail("shared memory: no barrier between a read and a write of " + who(me));
+      word.written = time_;
+      word.writer = static_cast<int16_t>(me);
+      continue;
+    }
+    if (word.written == 0) fail("shared memory: " + who(me) + " reads what nobody has written");
+    if (word.read != time_) word.reader = static_cast<int16_t>(me);
+    if (word.reader != me) word.reader = Word::kSeveral;
+    word.read = time_;
+  }
+}
+
+void Block::copy(const Copy& copy, size_t end) {
+  // Nobody may look at the place until the copy is waited for; what stood there is lost at once.
+  std::memset(access(copy.to, copy.size, end, true), 0xff, copy.size);
+  for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
+    words_[w].in_flight = true;
+  Lane& lane = lanes_[running_];
+  lane.copies.push_back(copy);
+  lane.copies.back().group = lane.groups;
+}
+
+void Block::wait_for_copies(int open_groups) {
+  Lane& lane = lanes_[running_];
+  const int closed = lane.groups - open_groups;
+  for (const Copy& copy : lane.copies) {
+    if (copy.group >= closed) continue;
+    for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
+      words_[w].in_flight = false;
+    void* to = access(copy.to, copy.size, shared_.size(), true);
+    std::memset(to, 0, copy.size);
+    if (copy.bytes) std::memcpy(to, copy.from, copy.bytes);
+  }
+  std::erase_if(lane.copies, [&](const Copy& copy) { return copy.group < closed; });
+}
+
+void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  std::mt19937_64 random(settings.seed);
+  gridDim = blocks;
+  blockDim = threads;
+  Block block(threads, shared_bytes);
+  const auto visit = [&](unsigned x, unsigned y, unsigned z) {
+    blockIdx = {x, y, z};
+    block.run(kernel, random);
+  };
+  for (unsigned z = 0; z < blocks.z; ++z)
+    for (unsigned y = 0; y < blocks.y; ++y)
+      for (unsigned x = 0; x < blocks.x; ++x) visit(x, y, z);
+}
+
+}  // namespace emulator
+
+// Chooses the order for all launches to come.
+extern "C" void emulator_schedule(int order, uint64_t seed) {
+  emulator::settings = {static_cast<emulator::Order>(order), seed};
+}

@@ -1,0 +1,85 @@
+"""The emulator itself: it runs what is right, and names what is wrong, in every schedule."""
+
+import ctypes
+
+import pytest
+
+from emulated import COMPILER, EMULATOR, SCHEDULES, library
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+THREADS = 64
+VALUES = [3 * i + 1 for i in range(THREADS)]
+
+
+@pytest.fixture(scope="module")
+def rules() -> ctypes.CDLL:
+    return ctypes.CDLL(str(library("rules", [EMULATOR / "rules.cpp"])))
+
+
+def run(rules: ctypes.CDLL, name: str, schedule: str) -> tuple[str, list[int]]:
+    """Return what the emulator said of a kernel, and what the kernel wrote."""
+    numbers = ctypes.c_int * THREADS
+    to, said = numbers(), ctypes.create_string_buffer(500)
+    order, seed = SCHEDULES[schedule]
+    rules.emulator_schedule(order, ctypes.c_uint64(seed))
+    rules.run_kernel(name.encode(), numbers(*VALUES), to, said, ctypes.c_int64(500))
+    return said.value.decode(), list(to)
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def of_votes() -> list[int]:
+    odd = sum((value % 2) << lane for lane, value in enumerate(VALUES[:32]))
+    odd -= (odd >> 31) << 32  # as an int
+    sums = [sum(VALUES[warp : warp + 32]) + 1000 for warp in (0, 32)]
+    return [odd if i % 2 else sums[i // 32] for i in range(THREADS)]
+
+
+RIGHT = {
+    "reverse": VALUES[::-1],
+    "shift": VALUES[1:] + VALUES[:1],
+    "copied": VALUES[::-1],
+    "copied, own value": VALUES,
+    "two groups": VALUES,
+    "zero filled": [value if i % 2 == 0 else 0 for i, value in enumerate(VALUES)],
+    "votes": of_votes(),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_runs(rules: ctypes.CDLL, name: str, schedule: str) -> None:
+    assert run(rules, name, schedule) == ("", RIGHT[name])
+
+
+WRONG = {
+    "reverse without a barrier": "no barrier between|reads what nobody has written",
+    "shift without a barrier": "no barrier between a read and a write|no barrier between a write",
+    "barrier in a branch": "barrier: threads wait at rules.cpp:",
+    "barrier after a return": "barrier: thread 7 has ended while others wait at rules.cpp:",
+    "out of bounds": "shared memory: thread 63 is out of bounds",
+    "misaligned": "shared memory: an access is not aligned",
+    "larger than asked for": "a window ends beyond what the launch asked for",
+    "never written": "reads what nobody has written",
+    "copied without a wait": "does not wait for a copy",
+    "copied, group left open": "does not wait for a copy",
+    "two groups, too many open": "does not wait for a copy",
+    "copies left": "ends without waiting for its copies",
+    "shuffle without a lane": "a mask names thread 3, which has ended",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named(rules: ctypes.CDLL, name: str, schedule: str) -> None:
+    said, _ = run(rules, name, schedule)
+    assert any(words in said for words in WRONG[name].split("|")), said or "nothing"
+
+
+def test_schedules_differ(rules: ctypes.CDLL) -> None:
+    last = [run(rules, "last of all", schedule)[1][0] for schedule in SCHEDULES]
+    assert last[:2] == [THREADS - 1, 0]
+    assert len(set(last)) > 3
+    assert last == [run(rules, "last of all", schedule)[1][0] for schedule in SCHEDULES]

@@ -1,0 +1,201 @@
+"""What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the additions of l1.
+
+No GPU is needed. Without nvcc nothing is checked, and that is said; `--required` (or
+ITM_KERNELS_CUDA=1, as for the build) makes it an error.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "csrc" / "cuda"
+ARCHITECTURES = ("80", "90", "100")
+# ptxas, which knows registers, fails on any spill; a warning of the compiler's is an error too.
+FLAGS = (
+    *("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings", "-cubin"),
+    *("-Xptxas", "-v,-warn-spills,-Werror"),
+)
+MOST_SHARED = 48 << 10  # what a block has without asking for more
+# The tile that l1 distances of many rows in fp32 are made by: 64 pairs a thread.
+L1_TILE = r"(distance|band)_kernel<.*Tile<float, 128, 128, 16, 16>, .*Magnitude"
+
+
+class Kernel(NamedTuple):
+    """What ptxas reports of one kernel."""
+
+    name: str
+    registers: int
+    shared: int  # bytes
+    local: int  # bytes of stack and spills
+
+
+def find(tool: str) -> str | None:
+    """Return the path of one of CUDA's tools: of CUDA_HOME, on PATH, or of a wheel."""
+    home = os.environ.get("CUDA_HOME")
+    wheels = [path for root in site.getsitepackages() for path in Path(root).glob("nvidia/*/bin")]
+    folders = [*([f"{home}/bin"] if home else []), *os.environ["PATH"].split(os.pathsep), *wheels]
+    return shutil.which(tool, path=os.pathsep.join(map(str, folders)))
+
+
+def run(*command: object) -> str:
+    """Run a tool; return what it prints on both channels, which is the error if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def short(name: str) -> str:
+    """Return a kernel's name without namespaces and parameters."""
+    name = re.sub(r"itm::cuda::|\(anonymous namespace\)::|^void ", "", name)
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:i]
+    return name
+
+
+def report(output: str) -> list[Kernel]:
+    """Read what `ptxas -v` says of every kernel."""
+    names = re.findall(r"Compiling entry function '(\w+)'", output)
+    readable = run("c++filt", *names).splitlines() if names else []
+    kernels = []
+    for name, text in zip(readable, output.split("Compiling entry function")[1:], strict=True):
+        registers = re.search(r"Used (\d+) registers", text)
+        shared = re.search(r"(\d+) bytes smem", text)
+        local = [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill)", text)]
+        assert registers, text
+        kernels.append(
+            Kernel(short(name), int(registers[1]), int(shared[1]) if shared else 0, sum(local))
+        )
+    return kernels
+
+
+def innermost_loop(code: list[str], instruction: str) -> list[str]:
+    """Return the shortest loop that holds most of an instruction."""
+    labels = {line[:-1]: i for i, line in enumerate(code) if line.endswith(":")}
+    loops = []
+    for i, line in enumerate(code):
+        target = re.search(r"BRA.* `\((\.L_\w+)\)", line)
+        if target and labels.get(target[1], i) < i:
+            loops.append([text for text in code[labels[target[1]] : i + 1] if text[-1] != ":"])
+    most = max((sum(instruction in line for line in loop) for loop in loops), default=0)
+    full = [loop for loop in loops if sum(instruction in line for line in loop) == most]
+    return min(full, key=len) if most else []
+
+
+def machine_code(disassembly: str) -> dict[str, list[str]]:
+    """Return the instructions and labels of every kernel in what `nvdisasm -c` prints."""
+    kernels: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in disassembly.splitlines():
+        if section := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
+            lines = kernels.setdefault(section[1], [])
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            lines.append(found[1])
+        elif label := re.match(r"(\.L_\w+:)", line):
+            lines.append(label[1])
+    names = run("c++filt", *kernels).splitlines() if kernels else []
+    return dict(zip(map(short, names), kernels.values(), strict=True))
+
+
+def check_l1(code: list[str]) -> str:
+    """Return how the inner loop of an l1 tile is made up; raise unless it is two FADDs a pair."""
+    loop = innermost_loop(code, "FADD")
+    additions = [line for line in loop if re.match(r"(@\S+ )?FADD", line)]
+    # FADD2, of sm_100, adds two pairs of numbers.
+    numbers = sum(2 if "FADD2" in line else 1 for line in additions)
+    loads = sum("LDS" in line for line in loop)
+    magnitudes = sum(2 if "FADD2" in line else 1 for line in additions if "|" in line)
+    pairs = 64 * 2  # two columns of D at once
+    other = [line for line in loop if re.match(r"(@\S+ )?(FFMA|FMUL|FMNMX|FSEL|FSET)", line)]
+    words = f"{numbers} additions, {magnitudes} of magnitudes, {loads} loads in {len(loop)}"
+    if numbers != 2 * pairs or magnitudes != pairs or other:
+        raise RuntimeError(f"{pairs} pairs of numbers take {words}, and {len(other)} others")
+    if any(re.search(r"\b(LDL|STL)\b", line) for line in code):
+        raise RuntimeError("local memory is used")
+    return f"{pairs} pairs of numbers: {words} instructions"
+
+
+def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> list[str]:
+    """Compile one file for one architecture; return the lines of its report."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        kernels = report(run(nvcc, *FLAGS, code, "-o", cubin, source))
+        lines = []
+        for kernel in sorted(kernels):
+            lines.append(
+                f"{kernel.registers:>9} {kernel.shared:>9} {kernel.local:>6}  sm_{architecture:<4}"
+                f" {kernel.name}"
+            )
+            if kernel.local or kernel.shared > MOST_SHARED:
+                raise RuntimeError(f"{source.name}, sm_{architecture}: {kernel}")
+        if nvdisasm:
+            for name, instructions in machine_code(run(nvdisasm, "-c", cubin)).items():
+                if re.search(L1_TILE, name):
+                    lines.append(f"{'':>26}  sm_{architecture:<4} {check_l1(instructions)}")
+    return lines
+
+
+def check_binding(nvcc: str) -> str:
+    """Compile the binding against torch's headers, which a CPU build of torch has but for one."""
+    import torch
+
+    top = re.search(r"^#\$ _?TOP=(.*)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
+    if top is None:
+        raise RuntimeError(f"{nvcc} --dryrun names no toolkit")
+    headers = Path(torch.__file__).parent / "include"
+    with tempfile.TemporaryDirectory() as folder:
+        missing = Path(folder) / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+        missing.parent.mkdir(parents=True)
+        missing.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
+        unit = Path(folder) / "binding.cpp"
+        sources = sorted((FOLDER / "binding").glob("*.cpp"))
+        unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+        found = [headers, headers / "torch/csrc/api/include", f"{top[1].strip()}/include", folder]
+        include = [f"-isystem{path}" for path in found]
+        flags = ("-std=c++20", "-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror")
+        run("g++", *flags, "-Wno-unused-parameter", f"-I{ROOT / 'csrc'}", *include, unit)
+    return f"the binding compiles against torch {torch.__version__}"
+
+
+def main() -> None:
+    """Check every file for every architecture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--required", action="store_true", help="fail where there is no nvcc")
+    options = parser.parse_args()
+    nvcc, nvdisasm = find("nvcc"), find("nvdisasm")
+    if nvcc is None:
+        print("cuda-check: NOTHING CHECKED: no nvcc in CUDA_HOME or on PATH")
+        sys.exit(options.required or os.environ.get("ITM_KERNELS_CUDA") == "1")
+    print(run(nvcc, "--version").splitlines()[-1])
+    print("registers    shared  local  (bytes)")
+    cases = [(source, a) for source in sorted(FOLDER.glob("*.cu")) for a in ARCHITECTURES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for lines in pool.map(lambda case: check(case[0], case[1], nvcc, nvdisasm), cases):
+            print("\n".join(lines), flush=True)
+    print(check_binding(nvcc))
+    if nvdisasm is None:
+        print("cuda-check: MACHINE CODE NOT READ: no nvdisasm (requirements-cuda.txt)")
+        sys.exit(options.required)
+
+
+if __name__ == "__main__":
+    main()
