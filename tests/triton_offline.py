@@ -124,6 +124,37 @@ def ranks(N: int, D: int, dtype: torch.dtype) -> None:
     kernels.ranks(*inputs(N, D, dtype), ids(N), ids(N))
 
 
+def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> None:
+    from itm_kernels.triton import rbf_synthesis as kernels
+
+    K, anchors = 4, rows(N, D, dtype)
+    # The associative memory is a matrix [M, M]: with all members it would hide an [N, M].
+    for weights, M in (("attention", N), ("kam", min(N, 200))):
+        # One clustering, and one per anchor, unless its assignment is what would be measured.
+        for assignment in (ids(M), ids(M).expand(N, M))[: 1 if N > 4096 else 2]:
+            known = (ids(N), ids(M)) if weights == "kam" else (None, None)
+            inputs = anchors, rows(M, D, dtype), assignment, *known, K, 0.5, weights, 1e-4
+            if logits:
+                kernels.rbf_synthesis_logits_forward(*inputs, False)
+                kernels.rbf_synthesis_logits_backward(values(N, K), *inputs, False)
+            else:
+                kernels.rbf_synthesis_forward(*inputs)
+                kernels.rbf_synthesis_backward(values(N, K, D), *inputs)
+
+
+def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
+    rbf_synthesis(N, D, dtype, logits=True)
+
+
+def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import kmeans as kernels
+
+    x, centroids = rows(N, D, dtype), values(1, 100, D)
+    kernels.kmeans(x, None, centroids, 1)
+    member = torch.empty((3, N), dtype=torch.bool, device="meta")
+    kernels.kmeans(x, member, values(3, 5, D), 1)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -134,6 +165,9 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "intra_modal": intra_modal,
     "sample_negatives": sample_negatives,
     "ranks": ranks,
+    "rbf_synthesis": rbf_synthesis,
+    "rbf_synthesis_logits": rbf_synthesis_logits,
+    "kmeans": kmeans,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.

@@ -24,7 +24,8 @@ def _squares_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.constexp
     tl.store(out + n, paired_scores(x, x, stride, stride, D, rows, rows, DEPTH), mask=n < N)
 
 
-def _squares(x: Tensor) -> Tensor:  # [N, D] -> [N]
+def squares(x: Tensor) -> Tensor:  # [N, D] -> [N]
+    """Return |x|^2 of rows that lie side by side."""
     N, D = x.shape
     out = torch.empty(N, dtype=wide_dtype(x), device=x.device)
     _squares_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
@@ -100,7 +101,7 @@ def comparison(
     chunk = tile_of("difference", *shape, x.shape[1])
     terms = [x, y]  # stand-ins for what a metric does not read
     if metric not in ("dot", "l1"):
-        terms = [_squares(rows) for rows in (x, y)]
+        terms = [squares(rows) for rows in (x, y)]
     if metric == "cosine":
         terms = [1 / term.sqrt().clamp_min(_SMALLEST) for term in terms]
     # Small tiles where a tile may be computed twice: a difference is wide in registers.

@@ -55,7 +55,7 @@ class Row(NamedTuple):
     """A line of the table: it holds from so many rows and so large a D on."""
 
     architecture: int | str | None  # None: any
-    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull"
+    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     least_log2: int  # of the smaller number of rows
     least_depth: int
     tile: Tile
@@ -69,6 +69,7 @@ TABLE = (
     Row(0, "fp64", 0, 0, Tile(64, 64, 128, 4, 1)),
     Row(0, "difference", 0, 0, Tile(64, 64, 32, 4, 1)),
     Row(0, "pull", 0, 0, Tile(32, 32, 64, 4, 1)),
+    Row(0, "sum", 0, 0, Tile(64, 256, 128, 4, 1)),
     Row(None, "half", 11, 0, Tile(128, 128, 64, 8, 3)),
     Row(None, "half", 0, 0, Tile(64, 64, 64, 4, 3)),
     Row(None, "tf32", 11, 0, Tile(128, 128, 32, 8, 3)),
@@ -78,6 +79,9 @@ TABLE = (
     # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
     Row(None, "difference", 0, 0, Tile(64, 64, 4, 4, 1)),
     Row(None, "pull", 0, 0, Tile(32, 4, 64, 4, 1)),
+    # Weights of a mask beside their parts: 120 spills in 4 warps, 2 on sm_100 with 3 stages.
+    Row(100, "sum", 0, 0, Tile(64, 64, 32, 8, 2)),
+    Row(None, "sum", 0, 0, Tile(64, 64, 32, 8, 3)),
 )
 
 
@@ -164,22 +168,30 @@ def operands(
     """
     N, M = shape or (x.shape[0], y.shape[0])
     D = x.shape[1]
-    kind, precision = "half", "ieee"
-    if x.dtype == torch.float64:
-        kind = "fp64"
-    elif x.dtype == torch.float32:
-        kind = "parts" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-        # Splitting costs a pass over the rows: at small D the products cost less than that.
-        kind = "ieee" if kind == "parts" and D < 32 else kind
-        precision = "tf32" if kind == "tf32" else "ieee"
+    kind = kind_of(x)
     tile = tile_of("half" if kind == "parts" else kind, N, M, D)
     tile = tile.narrow() if narrow else tile
+    precision = "tf32" if kind == "tf32" else "ieee"
+    return Operands(prepare(x, kind, parts), prepare(y, kind, parts), kind, precision, tile)
+
+
+def kind_of(x: Tensor) -> str:
+    """Return how rows are multiplied: as "half", "parts", "tf32", "ieee" or "fp64"."""
+    if x.dtype != torch.float32:
+        return "fp64" if x.dtype == torch.float64 else "half"
+    if torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    # Splitting costs a pass over the rows: at small D the products cost less than that.
+    return "ieee" if x.shape[1] < 32 else "parts"
+
+
+def prepare(x: Tensor, kind: str, parts: int = 3) -> Tensor:  # [parts, N, D]
+    """Lay rows `[N, D]` out as tensor cores take them."""
     if kind == "parts":
-        return Operands(_split(x, parts), _split(y, parts), kind, precision, tile)
+        return _split(x, parts)
     if kind == "half" and INTERPRETED and x.dtype == torch.bfloat16:
-        x, y = x.float(), y.float()  # the interpreter multiplies bf16 wrongly, without a word
-    x, y = (_aligned(rows_of(rows)) for rows in (x, y))
-    return Operands(x[None], y[None], kind, precision, tile)
+        x = x.float()  # the interpreter multiplies bf16 wrongly, without a word
+    return _aligned(rows_of(x))[None]
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -203,8 +215,8 @@ def _split(
     width = D + -D % _PADDED
     x = rows_of(x)
     found = torch.empty((parts, N, width), dtype=torch.bfloat16, device=x.device)
-    _split_kernel[(triton.cdiv(N, 16), width // 64)](
-        x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=16, BLOCK=64
+    _split_kernel[(triton.cdiv(N, _PADDED // 4), width // _PADDED)](
+        x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=_PADDED // 4, BLOCK=_PADDED
     )
     return found.float() if INTERPRETED else found
 

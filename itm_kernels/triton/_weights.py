@@ -32,16 +32,23 @@ def no_scores(x: Tensor) -> Tensor:  # [0, 0]
     return torch.empty((0, 0), dtype=wide_dtype(x), device=x.device)
 
 
+def rows_at_once(x: Tensor, y: Tensor, per_row: int) -> int:
+    """Return for how many rows so many numbers each are no more than the inputs, or 128 rows."""
+    inputs = (x.shape[0] + y.shape[0]) * x.shape[1]
+    return min(_MOST_ROWS, max(1, inputs // per_row // 128) * 128)
+
+
 def products_of_weights(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
     fill: Callable[[int, Tensor], None],  # first row, weights [R, M] to write
+    at_once: int | None = None,  # rows of weights; None: as many as fit
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
     """Return W y and W^T x, for weights W `[N, M]` of which a block of rows exists at a time."""
     dtype = weights_dtype(x)
     x, y = x.to(dtype), y.to(dtype)
     (N, D), M = x.shape, y.shape[0]
-    at_once = min(_MOST_ROWS, max(1, (N + M) * D // M // 128) * 128)  # no larger than the inputs
+    at_once = at_once or rows_at_once(x, y, M)
     of_x, of_y = [], torch.zeros((M, D), dtype=wide_dtype(x), device=x.device)
     for first in range(0, N, at_once):
         rows = x[first : first + at_once]

@@ -1,0 +1,214 @@
+"""Weighted sums of the members' rows, per anchor and cluster.
+
+Weights are in fp32, and so are the sums: rows and weights are bf16 parts on tensor cores. The sums
+are stored, or leave only their product with the anchor and their square.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._clusters import Clusters, grid_of
+from itm_kernels.triton._launch import Tile, kind_of, prepare, tile_of, wide_dtype
+from itm_kernels.triton._tiles import wide_type
+
+
+class Factor(NamedTuple):
+    """Rows that are multiplied with weights in fp32."""
+
+    rows: Tensor  # [parts, M, D]
+    terms: int  # bf16 parts that a weight is split into; 0: it is multiplied as it is
+    precision: str
+    tile: Tile
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the rows as a kernel's arguments."""
+        parts, _, D = self.rows.shape
+        return {
+            **{"rows": self.rows, "row_stride": self.rows.stride(1)},
+            **{"row_part": self.rows.stride(0), "PARTS": parts, "TERMS": self.terms},
+            **{"PRECISION": self.precision, "WIDTH": D, **self.tile.options()},
+        }
+
+
+def factor_of(x: Tensor) -> Factor:
+    """Prepare rows: bf16 is exact as it is, and a weight is three such numbers."""
+    if x.dtype == torch.float16:
+        x = x.float()  # its smallest numbers are below those of a weight's parts
+    kind = kind_of(x)
+    terms = 3 if kind in ("half", "parts") else 0
+    tile = tile_of("sum" if terms else kind, 1, 1, x.shape[1])
+    return Factor(prepare(x, kind), terms, "tf32" if kind == "tf32" else "ieee", tile)
+
+
+@triton.jit
+def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """Return total + weights . rows; with terms, of weights split into so many bf16 numbers."""
+    if TERMS == 0:
+        total = tl.dot(weights, rows, total, input_precision=PRECISION, out_dtype=total.dtype)
+    else:
+        rest = weights
+        for _ in tl.static_range(TERMS):
+            high = rest.to(tl.bfloat16)
+            total = tl.dot(high.to(rows.dtype), rows, total)
+            rest -= high.to(tl.float32)
+    return total
+
+
+@triton.jit
+def _sums_kernel(
+    weights,  # [R, M]
+    rows,  # [PARTS, M, D]
+    starts,
+    assignment,  # [R, M] int32
+    valid,  # [R, K]
+    anchors,  # [R, D]
+    out,  # [splits, R, K, D]; of cosines [2, depth tiles, R, K]
+    count,  # [splits, R, K]
+    anchor_stride,
+    row_stride,
+    row_part,
+    P,  # rows of a list
+    tiles,  # of its rows
+    R,
+    K,
+    M,
+    D,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    TERMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+    OF: tl.constexpr,
+):
+    group = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    row_of = tl.minimum(p, P - 1).to(tl.int64)
+    n = row_of // K if PER_ANCHOR else row_of
+    k = row_of % K if PER_ANCHOR else group
+    k32 = k.to(tl.int32)[:, None] if PER_ANCHOR else group
+    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    DTYPE: tl.constexpr = wide_type(rows.dtype)
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
+    chunks = (end - begin + DEPTH - 1) // DEPTH
+    share = (chunks + tl.num_programs(2) - 1) // tl.num_programs(2) * DEPTH
+    begin += tl.program_id(2) * share
+    end = tl.minimum(begin + share, end)
+    total = tl.full((ROWS, COLUMNS), 0, DTYPE)
+    own_count = tl.full((ROWS,), 0, tl.float32)
+    # Pointers before the loop: 64-bit offsets of every element in it are hundreds of spills.
+    depth = tl.arange(0, DEPTH)
+    at = n[:, None] * M + depth[None, :]
+    row_at = rows + depth[:, None].to(tl.int64) * row_stride + d[None, :]
+    for part in tl.static_range(PARTS - 1, -1, -1):
+        for first in range(begin, end, DEPTH):
+            inside = depth < end - first
+            if OF == "members" or PER_ANCHOR:
+                own = tl.load(assignment + at + first, mask=inside[None, :], other=-1) == k32
+            if OF == "members":
+                weight = own.to(DTYPE)
+                if part == 0:
+                    # A row that is not finite counts as NaN, and reaches no other cluster.
+                    one = tl.load(weights + first + depth, mask=inside, other=0.0)
+                    own_count += tl.sum(tl.where(own, one[None, :], 0.0), 1)
+            else:
+                weight = tl.load(weights + at + first, mask=inside[None, :], other=0.0).to(DTYPE)
+                if PER_ANCHOR:
+                    weight = tl.where(own, weight, 0.0)
+            here = inside[:, None]
+            if WIDTH % COLUMNS != 0:
+                here &= (d < WIDTH)[None, :]
+            skip = part * row_part + tl.cast(first, tl.int64) * row_stride
+            row = tl.load(row_at + skip, mask=here, other=0.0)
+            # Parts of weights that meet a low part of a row are not seen in fp32.
+            terms: tl.constexpr = 0 if TERMS == 0 else 1 if OF == "members" else TERMS - part
+            total = split_dot(total, weight, row, terms, PRECISION)
+    at = n * K + k
+    some = p < P
+    inside = some[:, None] & (d < D)[None, :]
+    if OF == "members":
+        # The first splits of all clusters, then the second: the sum over them is in this order.
+        at += tl.program_id(2).to(tl.int64) * R * K
+        tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
+        tl.store(count + at, own_count, mask=some & (tl.program_id(1) == 0))
+    else:
+        # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
+        total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
+        if OF == "vectors":
+            tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
+        else:
+            at += tl.program_id(1).to(tl.int64) * R * K
+            place = anchors + n[:, None] * anchor_stride + d[None, :]
+            anchor = tl.load(place, mask=(d < D)[None, :], other=0.0).to(DTYPE)
+            tl.store(out + at, tl.sum(total * anchor, 1), mask=some)
+            at += tl.num_programs(1).to(tl.int64) * R * K
+            tl.store(out + at, tl.sum(total * total, 1), mask=some)
+
+
+def vectors_of(
+    clusters: Clusters,
+    weights: Tensor,  # [R, M]
+    members: Factor,
+    valid: Tensor,  # [R, K]
+    out: Tensor,  # [R, K, D] to write
+) -> None:
+    """Sum weight * member over every cluster's members."""
+    R, K, D = out.shape
+    grid = grid_of(clusters, R, members.tile.rows)
+    _sums_kernel[(grid.programs, triton.cdiv(D, members.tile.columns), 1)](
+        weights=weights, valid=valid, anchors=out, out=out, count=out, anchor_stride=0,
+        **clusters.arguments(), **members.arguments(), **grid.arguments(), R=R, D=D,
+        OF="vectors",
+    )  # fmt: skip
+
+
+def cosine_parts(
+    clusters: Clusters,
+    weights: Tensor,  # [R, M]
+    members: Factor,
+    valid: Tensor,  # [R, K]
+    anchors: Tensor,  # [R, D], elements side by side
+) -> tuple[Tensor, Tensor]:  # [R, K], [R, K]
+    """Return the products of those sums with the anchors and their squares; no sum is stored."""
+    (R, D), K = anchors.shape, clusters.number
+    grid = grid_of(clusters, R, members.tile.rows)
+    depths = triton.cdiv(D, members.tile.columns)
+    out = torch.empty((2, depths, R, K), dtype=wide_dtype(anchors), device=anchors.device)
+    _sums_kernel[(grid.programs, depths, 1)](
+        weights=weights, valid=valid, anchors=anchors, out=out, count=out,
+        anchor_stride=anchors.stride(0), **clusters.arguments(), **members.arguments(),
+        **grid.arguments(), R=R, D=D, OF="cosines",
+    )  # fmt: skip
+    dot, square = out.sum(1).unbind()
+    return dot, square
+
+
+_PROGRAMS = 256  # for one clustering few tiles of sums are many long ones
+
+
+def sums_of(
+    clusters: Clusters,
+    members: Factor,  # finite rows
+    counted: Tensor,  # [M] fp32: what a row counts, 1 or NaN
+    D: int,
+) -> tuple[Tensor, Tensor]:  # [N, K, D], [N, K]
+    """Return the sum and the count of every cluster's rows, of one clustering per anchor."""
+    (N, M), K = clusters.assignment.shape, clusters.number
+    grid, depths = grid_of(clusters, N, members.tile.rows), triton.cdiv(D, members.tile.columns)
+    most = triton.cdiv(M, 4 * members.tile.depth)
+    splits = min(triton.cdiv(_PROGRAMS, grid.programs * depths), most)
+    dtype = wide_dtype(members.rows)
+    out = torch.empty((splits, N, K, D), dtype=dtype, device=counted.device)
+    count = torch.empty((splits, N, K), dtype=torch.float32, device=counted.device)
+    _sums_kernel[(grid.programs, depths, splits)](
+        weights=counted, valid=out, anchors=out, out=out, count=count, anchor_stride=0,
+        **clusters.arguments(), **members.arguments(), **grid.arguments(), R=N, D=D,
+        OF="members",
+    )  # fmt: skip
+    return out.sum(0), count.to(torch.float64).sum(0).to(dtype)

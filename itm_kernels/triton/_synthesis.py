@@ -1,0 +1,261 @@
+"""The softmax of anchors over the members of their clusters, and the gradients behind it.
+
+A block of anchors has whole rows of scores in memory: every softmax needs all of its cluster.
+Everything else of N x M is made and used up in a tile.
+"""
+
+import triton
+import triton.language as tl
+
+from itm_kernels.triton._sums import split_dot
+from itm_kernels.triton._tiles import number, place, score_tile, wide_type
+
+
+@triton.jit
+def logits_kernel(
+    x,
+    y,
+    offset,  # [M]
+    out,  # [R, M] of rows from `first` on
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    first,
+    R,
+    M,
+    D,
+    scale: tl.float64,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
+    scores = score_tile(
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+    )  # fmt: skip
+    logits = (scores - tl.load(offset + columns)[None, :]) * number(scale, scores.dtype)
+    at = out + r[:, None].to(tl.int64) * M + m[None, :]
+    tl.store(at, logits, mask=(r < R)[:, None] & (m < M)[None, :])
+
+
+@triton.jit
+def _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS):
+    """Mark the columns `[P, C]` of every row's cluster, and those that take part for the anchor."""
+    inside = (m < end)[None, :]
+    own = inside & (n >= 0)[:, None]
+    if PER_ANCHOR:
+        own = tl.load(assignment + at, mask=inside, other=-1) == k[:, None]
+    on = own
+    if HAS_IDS:
+        column_id = tl.load(column_ids + m, mask=m < end, other=0)
+        on = own & (tl.load(row_ids + n)[:, None] != column_id[None, :])
+    return own, on
+
+
+@triton.jit
+def softmax_kernel(
+    logits,  # [R, M], replaced where a column is in a cluster
+    valid,  # [R, K]
+    starts,
+    assignment,  # [R, M] int32
+    row_ids,  # [R]
+    column_ids,  # [M]
+    P,
+    tiles,
+    K,
+    M,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+):
+    group = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    row_of = tl.minimum(p, P - 1).to(tl.int64)
+    n = row_of // K if PER_ANCHOR else row_of
+    k = row_of % K if PER_ANCHOR else group
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
+    DTYPE: tl.constexpr = logits.dtype.element_ty
+    largest = tl.full((ROWS,), float("-inf"), DTYPE)
+    total = tl.full((ROWS,), 0, DTYPE)
+    any_ = tl.full((ROWS,), 0, tl.int32)
+    for first in range(begin, end, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = n[:, None] * M + m[None, :]
+        _, on = _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS)
+        value = tl.load(logits + at, mask=on, other=float("-inf"))
+        # NaN is in no maximum and in every sum.
+        before = largest
+        largest = tl.maximum(largest, tl.max(tl.where(value == value, value, float("-inf")), 1))
+        shift = tl.where(largest == float("-inf"), 0.0, largest)
+        total = total * tl.exp(before - shift) + tl.sum(tl.exp(value - shift[:, None]), 1)
+        any_ = tl.maximum(any_, tl.max(on.to(tl.int32), 1))
+    shift = tl.where(largest == float("-inf"), 0.0, largest)
+    tl.store(valid + n * K + k, any_ != 0, mask=p < P)
+    # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
+    total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
+    for first in range(begin, end, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = n[:, None] * M + m[None, :]
+        own, on = _own_columns(
+            at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS
+        )
+        value = tl.load(logits + at, mask=on, other=float("-inf"))
+        share = tl.exp(value - shift[:, None]) / total[:, None]
+        tl.store(logits + at, tl.where(on, share, 0.0), mask=own & (p < P)[:, None])
+
+
+@triton.jit
+def softmax_gradient_kernel(
+    softmax,  # [R, M]
+    grad,  # [R, M]
+    out,  # [R, M], 0 where a column is in no cluster
+    starts,
+    assignment,  # [R, M] int32
+    P,
+    tiles,
+    K,
+    M,
+    scale: tl.float64,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+):
+    group = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    row_of = tl.minimum(p, P - 1).to(tl.int64)
+    n = row_of // K if PER_ANCHOR else row_of
+    k = row_of % K if PER_ANCHOR else group
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
+    DTYPE: tl.constexpr = softmax.dtype.element_ty
+    along = tl.full((ROWS,), 0, DTYPE)
+    for first in range(begin, end, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = n[:, None] * M + m[None, :]
+        own = (m < end)[None, :] & (p < P)[:, None]
+        if PER_ANCHOR:
+            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+        share = tl.load(softmax + at, mask=own, other=0.0)
+        along += tl.sum(share * tl.load(grad + at, mask=own, other=0.0).to(DTYPE), 1)
+    for first in range(begin, end, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = n[:, None] * M + m[None, :]
+        own = (m < end)[None, :] & (p < P)[:, None]
+        if PER_ANCHOR:
+            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+        share = tl.load(softmax + at, mask=own, other=0.0)
+        value = tl.load(grad + at, mask=own, other=0.0).to(DTYPE) - along[:, None]
+        value *= share * number(scale, DTYPE)
+        tl.store(out + at, value, mask=own)
+
+
+@triton.jit
+def weights_gradient_kernel(
+    x,  # [parts, R * K, D] gradient of every vector
+    y,  # [parts, M, D] members
+    out,  # [R, M]
+    span_cluster,
+    span_first,
+    span_end,
+    assignment,  # [R, M] int32
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    T,
+    P,
+    K,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+):
+    """Multiply every member with the gradient of the vector that it is in."""
+    tile = tl.program_id(0) % T
+    p = (tl.program_id(0) // T) * ROWS + tl.arange(0, ROWS)
+    first, end = tl.load(span_first + tile), tl.load(span_end + tile)
+    if first < end:
+        group = tl.load(span_cluster + tile)
+        row_of = tl.minimum(p, P - 1).to(tl.int64)
+        n = row_of // K if PER_ANCHOR else row_of
+        k = row_of % K if PER_ANCHOR else group
+        m = first + tl.arange(0, COLUMNS)
+        scores = score_tile(
+            x, y, x_stride, y_stride, x_part, y_part, D, n * K + k, tl.minimum(m, end - 1),
+            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+        )  # fmt: skip
+        at = n[:, None] * M + m[None, :]
+        own = (p < P)[:, None] & (m < end)[None, :]
+        if PER_ANCHOR:
+            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+        tl.store(out + at, scores, mask=own)
+
+
+@triton.jit
+def members_gradient_kernel(
+    weights,  # [R, M]
+    rows,  # [parts, R * K, D] gradient of every vector
+    out,  # [M, D], added to
+    span_cluster,
+    span_first,
+    span_end,
+    assignment,  # [R, M] int32
+    row_stride,
+    row_part,
+    P,
+    K,
+    M,
+    D,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    TERMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+):
+    """Sum weight * gradient over the vectors that a member is in."""
+    tile = tl.program_id(0)
+    first, end = tl.load(span_first + tile), tl.load(span_end + tile)
+    if first < end:
+        group = tl.load(span_cluster + tile)
+        m = first + tl.arange(0, ROWS)
+        d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        DTYPE: tl.constexpr = wide_type(rows.dtype)
+        total = tl.full((ROWS, COLUMNS), 0, DTYPE)
+        depth = tl.arange(0, DEPTH)
+        for part in tl.static_range(PARTS - 1, -1, -1):
+            for start in range(0, P, DEPTH):
+                p = start + depth
+                n = p // K if PER_ANCHOR else p
+                k = p % K if PER_ANCHOR else group
+                at = n[None, :].to(tl.int64) * M + m[:, None]
+                inside = (p < P)[None, :] & (m < end)[:, None]
+                weight = tl.load(weights + at, mask=inside, other=0.0).to(DTYPE)
+                if PER_ANCHOR:
+                    own = tl.load(assignment + at, mask=inside, other=-1) == k[None, :]
+                    weight = tl.where(own, weight, 0.0)
+                row_at = rows + part * row_part + (n * K + k).to(tl.int64) * row_stride
+                here = (p < P)[:, None]
+                if WIDTH % COLUMNS != 0:
+                    here &= (d < WIDTH)[None, :]
+                row = tl.load(row_at[:, None] + d[None, :], mask=here, other=0.0)
+                terms: tl.constexpr = 0 if TERMS == 0 else TERMS - part
+                total = split_dot(total, weight, row, terms, PRECISION)
+        at = out + m[:, None].to(tl.int64) * D + d[None, :]
+        inside = (m < end)[:, None] & (d < D)[None, :]
+        tl.store(at, tl.load(at, mask=inside, other=0.0) + total, mask=inside)

@@ -1,0 +1,260 @@
+"""Synthetic vectors and their cosines: scores, a softmax per cluster, a product with its members.
+
+A block of anchors has its scores in memory, and nothing of N x M outlives it. Vectors whose cosine
+alone is wanted do not leave registers. The kernel associative memory has a matrix [M, M] in fp64
+beside it, as the reference: how large a cluster is the host does not know.
+
+Backward, with vector v = x^T c, c = khat (attention) or A^-1 khat (kam), g = dL/dv:
+  dL/dc = x g and dL/dx += c g^T; with kam dL/dkhat = A^-1 dL/dc and dL/dA = -c (dL/dkhat)^T;
+  dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from itm_kernels.triton._clusters import spans_of
+from itm_kernels.triton._launch import Operands, kind_of, prepare, tile_of, wide_dtype
+from itm_kernels.triton._sums import Factor, cosine_parts, vectors_of
+from itm_kernels.triton._synthesis import (
+    members_gradient_kernel,
+    softmax_gradient_kernel,
+    weights_gradient_kernel,
+)
+from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
+from itm_kernels.triton._systems import solve
+from itm_kernels.triton._weights import products_of_weights
+
+_SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
+
+
+class Backward:
+    """The gradient of the vectors, block by block, on its way to the scores and the members."""
+
+    def __init__(self, synthesis: Synthesis) -> None:
+        self.synthesis = synthesis
+        x = synthesis.x
+        dtype = wide_dtype(x)
+        self.x = x.to(dtype)
+        self.kind = kind_of(self.x)
+        self.prepared = prepare(self.x, self.kind)
+        self.rows = torch.zeros(x.shape, dtype=dtype, device=x.device)  # [M, D] in columns' order
+        self.total = torch.zeros(x.shape[0], dtype=dtype, device=x.device)
+        M = x.shape[0] if synthesis.kam else 0
+        self.of_kernel = torch.zeros((M, M), dtype=torch.float64, device=x.device)
+
+    def scores(
+        self,
+        block: Block,
+        grad: Tensor,  # [R, K, D] of the vectors
+        out: Tensor,  # [R, M] to write
+    ) -> None:
+        """Add to the members' gradient, and return that of q x^T."""
+        R, K, D = grad.shape
+        one = self.synthesis
+        of_weights = torch.zeros(out.shape, dtype=self.x.dtype, device=out.device)
+        rows = grad.to(self.x.dtype).reshape(R * K, D)
+        tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
+        tile = tile._replace(warps=8)  # rows that are pairs: 40 to 60 spills in 4 warps
+        precision = "tf32" if self.kind == "tf32" else "ieee"
+        both = Operands(prepare(rows, self.kind), self.prepared, self.kind, precision, tile)
+        self._through_vectors(block, both, of_weights, D)
+        of_khat = of_weights
+        if block.system is not None:
+            of_khat = solve(*block.system, of_weights)
+            self._to_kernel(block, of_khat)
+        out.zero_()
+        arguments = list_arguments(block.clusters, R)
+        softmax_gradient_kernel[arguments.pop("grid")](
+            softmax=block.khat, grad=of_khat, out=out, scale=one.scale, **arguments
+        )
+        self.total += out.sum(0)
+
+    def _through_vectors(self, block: Block, both: Operands, of_weights: Tensor, D: int) -> None:
+        clusters, M = block.clusters, self.x.shape[0]
+        P = clusters.rows(block.q.shape[0])
+        shared = {**clusters.arguments(), "P": P}
+        starts = shared.pop("starts")
+        tile = both.tile
+        spans = spans_of(starts, M, tile.columns).arguments()
+        spans.pop("span_begin")
+        T = spans["span_first"].shape[1]
+        weights_gradient_kernel[(T * triton.cdiv(P, tile.rows),)](
+            **both.arguments(), **spans, **shared, out=of_weights, T=T
+        )
+        terms = 3 if self.kind == "parts" else 0
+        tile = tile_of("sum", 1, 1, D) if terms else tile
+        factor = Factor(both.x, terms, both.precision, tile)
+        spans = spans_of(starts, M, tile.rows).arguments()
+        spans.pop("span_begin")
+        T = spans["span_first"].shape[1]
+        members_gradient_kernel[(T, triton.cdiv(D, tile.columns))](
+            **factor.arguments(), **spans, **shared, weights=block.weights, out=self.rows, D=D
+        )
+
+    def _to_kernel(self, block: Block, of_khat: Tensor) -> None:
+        clusters = block.clusters
+        if not clusters.per_anchor:
+            self.of_kernel.addmm_(block.weights.mT, of_khat, alpha=-1)
+            return
+        for k in range(clusters.number):
+            here = clusters.assignment == k
+            c, d = (torch.where(here, t, 0) for t in (block.weights, of_khat))
+            self.of_kernel.addmm_(c.mT, d, alpha=-1)
+
+    def run(
+        self, fill: Callable[[int, Tensor], None], at_once: int, members: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what reaches anchors, unrounded, and members, when `fill` visits all blocks."""
+        q = self.synthesis.q.to(self.x.dtype)
+        of_anchors, of_members = products_of_weights(q, self.x, fill, at_once)
+        return of_anchors, self._members(of_members).to(members.dtype)
+
+    def _members(self, of_scores: Tensor) -> Tensor:
+        """Return the gradient of the members as they came, given W^T q of the scores' W."""
+        one = self.synthesis
+        rows = self.rows + of_scores - self.total[:, None] * self.x
+        if one.kam:
+            # dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2
+            factor = (self.of_kernel + self.of_kernel.mT).mul_(one.kernel_matrix())
+            factor = torch.where(self._same_cluster(), factor, 0).fill_diagonal_(0)
+            factor.diagonal().copy_(factor.sum(1).neg_())
+            rows += (factor @ self.x.double()).mul_(one.scale).to(rows.dtype)
+        order = one.clusters.order
+        return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)
+
+    def _same_cluster(self) -> Tensor:
+        """Mark the pairs of members `[M, M]`; those of other clusters hold what nothing asked."""
+        clusters = self.synthesis.clusters
+        if clusters.order is None:
+            return torch.ones_like(self.of_kernel, dtype=torch.bool)
+        column = torch.arange(self.x.shape[0], device=self.x.device)
+        of_column = torch.searchsorted(clusters.starts[0, 1:].contiguous(), column, right=True)
+        inside = of_column < clusters.number
+        return (of_column[:, None] == of_column) & inside
+
+
+def rbf_synthesis_forward(
+    anchors: Tensor,  # [N, D]
+    *inputs: Any,  # as `Synthesis`
+) -> tuple[Tensor, Tensor]:  # [N, K, D], [N, K]
+    """Return one vector per anchor and cluster, 0 where it has no member, and where it has."""
+    one = Synthesis(anchors, *inputs)
+    shape = anchors.shape[0], one.clusters.number, anchors.shape[1]
+    vectors = torch.empty(shape, dtype=wide_dtype(anchors), device=anchors.device)
+    valid = []
+    for block in one.blocks(one.at_once()):
+        _vectors(one, block, vectors[block.first : block.first + block.q.shape[0]])
+        valid.append(block.valid)
+    return vectors, torch.cat(valid)
+
+
+def _vectors(one: Synthesis, block: Block, out: Tensor) -> Tensor:
+    vectors_of(block.clusters, block.weights, one.members, block.valid, out)
+    return out
+
+
+def rbf_synthesis_backward(
+    grad: Tensor,  # [N, K, D]
+    anchors: Tensor,
+    members: Tensor,
+    *inputs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of anchors and members."""
+    one = Synthesis(anchors, members, *inputs)
+    backward = Backward(one)
+
+    def fill(first: int, weights: Tensor) -> None:
+        R = weights.shape[0]
+        backward.scores(one.block(first, R), grad[first : first + R], weights)
+
+    at_once = one.at_once(per_row=grad[0].numel())
+    of_anchors, of_members = backward.run(fill, at_once, members)
+    return of_anchors.to(anchors.dtype), of_members
+
+
+def rbf_synthesis_logits_forward(
+    anchors: Tensor,  # [N, D]
+    *inputs: Any,  # as `Synthesis`, and whether vectors are constants
+) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
+    """Return the cosine of every anchor with its vectors, 0 where there is none, and where not."""
+    one = Synthesis(anchors, *inputs[:-1])
+    cosines, valid = [], []
+    for block in one.blocks(one.at_once()):
+        dot, square = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
+        length = square.sqrt_().clamp_min_(_SMALLEST)
+        cosine = dot.div_(length).div_(_length(block.q).clamp_min(_SMALLEST))
+        cosines.append(cosine.masked_fill_(~block.valid, 0))
+        valid.append(block.valid)
+    return torch.cat(cosines), torch.cat(valid)
+
+
+def _length(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide_dtype(rows))
+
+
+def _over_length(x: Tensor, length: Tensor) -> Tensor:
+    """Return x / length, 0 where that is: a length has no slope at 0."""
+    return (x / length).masked_fill_(length == 0, 0)
+
+
+def _through_cosine(
+    grad: Tensor,  # [R, K]
+    anchors: Tensor,  # [R, D]
+    vectors: Tensor,  # [R, K, D]
+    detach: bool,
+) -> tuple[Tensor, Tensor | None]:  # [R, D], [R, K, D]
+    """Return what the anchor of a cosine gets, and its vectors unless they are constants.
+
+    cos = a v / (|a| |v|), dL/dv = alpha a + beta v: alpha = g / (|a| |v|), beta = -g cos / v^2.
+    """
+    a = anchors.to(vectors.dtype)[:, None]  # [R, 1, D]
+    of_a, of_v = _length(a), _length(vectors)
+    a_least, v_least = of_a.clamp_min(_SMALLEST), of_v.clamp_min(_SMALLEST)
+    alpha = grad.to(vectors.dtype)[..., None] / a_least / v_least
+    through = -alpha * (vectors * a).sum(-1, keepdim=True)  # -g cos
+    to_a = alpha * vectors + _over_length(through / a_least, of_a) * a
+    if detach:
+        return to_a.sum(1), None
+    return to_a.sum(1), alpha * a + _over_length(through / v_least, of_v) * vectors
+
+
+def rbf_synthesis_logits_backward(
+    grad: Tensor,  # [N, K]
+    anchors: Tensor,
+    members: Tensor,
+    *inputs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of anchors and members; with detach, that of the cosine's anchor."""
+    detach: bool = inputs[-1]
+    one = Synthesis(anchors, members, *inputs[:-1])
+    (N, D), K = anchors.shape, one.clusters.number
+    at_once = one.at_once(per_row=K * D)
+    of_anchors = torch.empty((N, D), dtype=wide_dtype(anchors), device=anchors.device)
+
+    def direct(block: Block) -> Tensor | None:
+        rows = slice(block.first, block.first + block.q.shape[0])
+        out = of_anchors.new_empty((block.q.shape[0], K, D))
+        own = grad[rows].masked_fill(~block.valid, 0)
+        of_anchors[rows], of_vectors = _through_cosine(
+            own, block.q, _vectors(one, block, out), detach
+        )
+        return of_vectors
+
+    if detach:
+        for block in one.blocks(at_once):
+            direct(block)
+        return of_anchors.to(anchors.dtype), torch.zeros_like(members)
+    backward = Backward(one)
+
+    def fill(first: int, weights: Tensor) -> None:
+        block = one.block(first, weights.shape[0])
+        of_vectors = direct(block)
+        assert of_vectors is not None
+        backward.scores(block, of_vectors, weights)
+
+    through, of_members = backward.run(fill, at_once, members)
+    return (of_anchors + through).to(anchors.dtype), of_members

@@ -1,0 +1,108 @@
+"""Hard negative synthesis as tests put it to a backend: problems, results, and the error rule."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
+
+WEIGHTS = ("kam", "attention")
+LAYOUTS = ("shared", "per_anchor")
+
+
+def in_every_form(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for both weights and layouts, for vectors and for logits."""
+    test = pytest.mark.parametrize("weights", WEIGHTS)(test)
+    test = pytest.mark.parametrize("layout", LAYOUTS)(test)
+    return pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])(test)
+
+
+class Problem(NamedTuple):
+    """Arguments of a synthesis, with a gradient for what it returns."""
+
+    anchors: Tensor  # [N, D]
+    members: Tensor  # [M, D]
+    assignment: Tensor  # [M] or [N, M]
+    num_clusters: int
+    ids: dict[str, Tensor]
+    grad: Tensor  # [N, K, D]
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return self._replace(anchors=self.anchors.to(dtype), members=self.members.to(dtype))
+
+
+def problem(
+    N: int, M: int, D: int, K: int, layout: str = "shared", ids: bool = True, seed: int = 0
+) -> Problem:
+    """Draw unit rows; one cluster stays empty, some members are in none, ids repeat."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shape = (M,) if layout == "shared" else (N, M)
+    assignment = torch.randint(-1, max(1, K - 1), shape, generator=generator)
+    names = {"anchor_ids": N, "member_ids": M}
+    known = {
+        name: torch.randint(0, max(2, M // 2), (size,), generator=generator)
+        for name, size in names.items()
+    }
+    anchors, members = normalize(draw(N, D)), normalize(draw(M, D))
+    return Problem(anchors, members, assignment, K, known if ids else {}, draw(N, K, D))
+
+
+def results(
+    case: Problem,
+    backend: str,
+    weights: str,
+    logits: bool,
+    detach: bool = False,
+    sigma: float = 0.5,
+    ridge: float = 1e-4,
+) -> list[Tensor]:
+    """Return vectors or cosines, what is valid, and the gradients of anchors and members."""
+    q, x = (t.detach().requires_grad_() for t in (case.anchors, case.members))
+    ids = case.ids.get("anchor_ids"), case.ids.get("member_ids")
+    inputs = q, x, case.assignment, *ids, Options(case.num_clusters, sigma, weights, ridge)
+    if logits:
+        found, valid = run_logits(*inputs, detach, "test", backend)
+    else:
+        found, valid = run(*inputs, "test", backend)
+    grad = (case.grad[..., 0] if logits else case.grad).to(found.dtype)
+    grads = torch.autograd.grad(found, (q, x), grad, allow_unused=True, materialize_grads=True)
+    return [found.detach(), valid, *grads]
+
+
+def same(found: list[Tensor], wanted: list[Tensor]) -> None:
+    """Equal in fp64 up to the condition of a kernel matrix."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def furthest(found: Tensor, wanted: Tensor) -> float:
+    return (found.double() - wanted.double()).abs().max().item()
+
+
+def hold_to_the_rule(
+    case: Problem, dtype: torch.dtype, *arguments, backend: str = "native", **options
+) -> None:
+    """Error against fp64: at most twice that of the formula in the same precision."""
+    rounded = case.to(dtype)
+    exact, eager, ours = (
+        results(rows, name, *arguments, **options)
+        for rows, name in (
+            (rounded.to(torch.float64), "reference"),
+            (rounded, "reference"),
+            (rounded, backend),
+        )
+    )
+    assert torch.equal(ours[1], exact[1])
+    assert [t.dtype for t in ours] == [t.dtype for t in eager]
+    for wanted, theirs, found in zip(exact, eager, ours, strict=True):
+        size = max(1.0, wanted.double().abs().max().item())
+        allowed = 2 * furthest(theirs, wanted) + 64 * torch.finfo(dtype).eps * size
+        assert furthest(found, wanted) <= allowed

@@ -1,0 +1,244 @@
+"""What only the Triton kernels of synthesis and k-means can get wrong: spans, blocks, parts."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from itm_kernels import backends, reference
+from synthesis_problems import (
+    LAYOUTS,
+    WEIGHTS,
+    hold_to_the_rule,
+    in_every_form,
+    problem,
+    results,
+    same,
+)
+
+pytestmark = pytest.mark.skipif(
+    not (backends.INTERPRETED and backends.HAS_TRITON),
+    reason="TRITON_INTERPRET=1 and triton needed",
+)
+# Aligned to nothing; (3, 200, ..): a cluster of two blocks of a matrix, and an empty one; (9, 17,
+# ..): more than a tile of pairs, ragged; (2, 3, ..): more clusters than members.
+SIZES = [(1, 2, 1, 1), (2, 3, 3, 5), (3, 200, 33, 2), (9, 17, 333, 8)]
+
+
+@in_every_form
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_error_is_at_most_twice_the_formulas(size, weights, layout, logits) -> None:
+    hold_to_the_rule(problem(*size, layout), torch.float32, weights, logits, backend="triton")
+
+
+@in_every_form
+def test_fp64_is_the_formula(weights, layout, logits) -> None:
+    for size, ids in (((2, 3, 3, 5), True), ((5, 33, 96, 3), False)):
+        case = problem(*size, layout, ids)
+        same(*(results(case, name, weights, logits) for name in ("triton", "reference")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("weights", "logits"), [("kam", True), ("attention", False)])
+def test_half_precision(weights, logits, dtype) -> None:
+    hold_to_the_rule(problem(5, 33, 31, 3), dtype, weights, logits, backend="triton")
+
+
+def test_fp32_follows_the_setting() -> None:
+    """The interpreter multiplies tf32 in fp32: what shows is that this path is right, too."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        case = problem(5, 33, 96, 3)
+        hold_to_the_rule(case, torch.float32, "attention", False, backend="triton")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_near_duplicates(layout) -> None:
+    """One of two near-duplicates shares the anchor's id: kam's weights are thousands and cancel."""
+    case = problem(5, 32, 33, 3, layout)
+    case.members[16:] = normalize(case.members[:16] + 1e-3 * case.members[16:])
+    case.assignment[..., 16:] = case.assignment[..., :16]
+    for logits in (False, True):
+        hold_to_the_rule(case, torch.float32, "kam", logits, backend="triton")
+
+
+def test_far_members_of_a_narrow_kernel() -> None:
+    # e^(-|q - x|^2 / 2 sigma^2) is 0 in fp32 for all of them, their softmax is not.
+    case = problem(9, 65, 31, 3)
+    hold_to_the_rule(case, torch.float32, "attention", False, backend="triton", sigma=0.1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_of_anchors_are_one(layout, monkeypatch) -> None:
+    from itm_kernels.triton import _synthesis_blocks
+
+    case = problem(7, 12, 5, 3, layout)
+    forms = list(product(WEIGHTS, (False, True), (False, True)))  # weights, logits, detach
+    whole = [results(case, "triton", *form) for form in forms]
+    monkeypatch.setattr(_synthesis_blocks, "rows_at_once", lambda *sizes: 3)
+    for form, wanted in zip(forms, whole, strict=True):
+        same(results(case, "triton", *form), wanted)
+
+
+def test_strides_do_not_matter() -> None:
+    for layout, logits in product(LAYOUTS, (False, True)):
+        case = problem(5, 9, 7, 3, layout)
+        strided = case._replace(
+            anchors=case.anchors.T.contiguous().T,
+            members=torch.empty(9, 14, dtype=torch.float64)[:, ::2].copy_(case.members),
+            assignment=torch.stack([case.assignment] * 2, -1)[..., 1],
+            ids={name: torch.stack([ids] * 2, 1)[:, 0] for name, ids in case.ids.items()},
+            grad=case.grad.transpose(0, 2).contiguous().transpose(0, 2),
+        )
+        wanted, found = (results(c, "triton", "attention", logits) for c in (case, strided))
+        same(found, wanted)
+
+
+def test_assignments_out_of_range_are_no_cluster() -> None:
+    case = problem(5, 12, 7, 3, ids=False)
+    for layout in (case.assignment, case.assignment.expand(5, 12)):
+        wild = torch.where(layout < 0, 2**40, layout)  # 0 in 32 bits
+        wild[..., 0] = -(2**40)
+        tame = torch.where(wild == layout, layout, -1)
+        same(*(results(case._replace(assignment=a), "triton", "kam", False) for a in (wild, tame)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_singular_clusters_are_alone(layout) -> None:
+    case = problem(3, 12, 7, 3, layout, ids=False)
+    case.assignment[..., :] = torch.arange(12) % 2  # cluster 2 is empty
+    case.members[10] = case.members[4]
+    for logits in (False, True):
+        found = results(case, "triton", "kam", logits, ridge=0.0)[0]
+        assert found[:, 0].isnan().all()
+        assert found[:, 1].isfinite().all()
+        assert (found[:, 2] == 0).all()
+        assert results(case, "triton", "kam", logits)[0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf - inf
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_nan_rows_show_in_what_depends_on_them(weights) -> None:
+    for layout, bad in product(LAYOUTS, (torch.nan, torch.inf)):
+        case = problem(3, 12, 7, 3, layout, ids=False)
+        case.assignment[..., :] = torch.arange(12) % 2
+        case.anchors[2, 2] = bad
+        found = results(case, "triton", weights, False)
+        assert found[0][2, :2].isnan().all()
+        assert found[0][:2].isfinite().all()
+        assert found[2][2].isnan().any()
+        assert found[3].isnan().any()
+
+
+def test_blocks_of_matrices_are_inverted_alone() -> None:
+    """Blocks of a pivot's block, one more, two and one more; an empty one; one beyond them all."""
+    from itm_kernels.triton import _systems
+
+    sizes = torch.tensor([1, 64, 0, 65, 130])
+    starts = torch.cat([torch.zeros(1).long(), sizes.cumsum(0)])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 270, 300, generator=generator, dtype=torch.float64)
+    whole = x @ x.mT / 300
+    found, right = whole.clone(), torch.randn(4, 270, generator=generator, dtype=torch.float64)
+    order = torch.stack([torch.randperm(270, generator=generator) for _ in range(2)])
+    starts = starts.to(torch.int32).expand(2, -1).contiguous()
+    found[1, 65, 65] = 0  # in the third: not positive definite
+    _systems.invert(found, starts)
+    solved = _systems.solve(found, starts, order, right)
+    for b, (first, last) in product(range(2), zip(starts[0, :-1], starts[0, 1:], strict=True)):
+        own = slice(int(first), int(last))
+        wanted = torch.linalg.inv(whole[b, own, own])
+        columns, rows = order[b, own], slice(2 * b, 2 * b + 2)
+        if b == 1 and own.start == 65 and own.stop > 65:
+            assert found[b, own, own].isnan().all()
+            assert solved[rows][:, columns].isnan().all()
+            continue
+        torch.testing.assert_close(-found[b, own, own], wanted)
+        torch.testing.assert_close(solved[rows][:, columns], right[rows][:, columns] @ wanted)
+    outside = slice(int(starts[0, -1]), None)
+    assert torch.equal(found[:, outside], whole[:, outside])
+    assert (solved[:2, order[0, outside]] == 0).all()
+
+
+def test_spans_cover_every_cluster_once() -> None:
+    from itm_kernels.triton import _clusters
+
+    generator = torch.Generator().manual_seed(0)
+    for columns, K, at_once in ((1, 1, 64), (5, 9, 2), (64, 3, 4), (65, 2, 64), (7, 7, 64)):
+        assignment = torch.randint(-1, K, (20, columns), generator=generator)
+        order, starts = _clusters.sorted_by_cluster(assignment, K)
+        spans = _clusters.spans_of(starts, columns, at_once)
+        for b in range(20):
+            seen = [-1] * columns
+            for cluster, begin, first, end in zip(*(t[b].tolist() for t in spans), strict=True):
+                assert begin == end == 0 or (begin, end) == tuple(starts[b, cluster:][:2].tolist())
+                for column in range(first, min(first + at_once, end)):
+                    assert seen[int(order[b, column])] == -1
+                    seen[int(order[b, column])] = cluster
+            assert seen == assignment[b].tolist()
+
+
+# -- k-means ---------------------------------------------------------------------------------------
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def cluster(x: Tensor, member: Tensor | None, init: Tensor, iterations: int):
+    found = torch.ops.itm_triton.kmeans(x, member, init, iterations)
+    return found, reference.kmeans(x, member, init, iterations)
+
+
+# 100 centroids are two tiles of them, 1000 rows several sums of some rows each.
+@pytest.mark.parametrize("M, K, D", [(1, 3, 2), (33, 100, 96), (127, 5, 333), (1000, 2, 1)])
+def test_kmeans(M: int, K: int, D: int) -> None:
+    x, init = draw(M, D), draw(1, K, D, seed=1)
+    torch.testing.assert_close(*cluster(x, None, init, 2))
+    strided = torch.empty(D, M, dtype=x.dtype).T.copy_(x), draw(1, 2 * K, D, seed=1)[:, ::2]
+    torch.testing.assert_close(*cluster(strided[0], None, strided[1], 1))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        # Whole numbers: scores are exact and tie, whatever they are multiplied in.
+        x, init = (t.mul(2).round().to(dtype) for t in (draw(M, D), draw(1, K, D, seed=1)))
+        found, wanted = cluster(x, None, init, 0)
+        assert torch.equal(found[0], wanted[0])
+        found, wanted = cluster(x, None, init, 1)
+        exact = reference.kmeans(x.double(), None, init.double(), 1)[1]
+        error, theirs = ((c - exact).abs().max() for c in (found[1], wanted[1]))
+        assert found[1].dtype == torch.float32
+        assert error <= 2 * theirs + 1e-6
+
+
+@pytest.mark.parametrize(
+    "B, M, K, D", [(1, 1, 3, 2), (9, 33, 5, 7), (67, 40, 16, 3), (3, 9, 70, 3)]
+)
+def test_kmeans_per_anchor(B: int, M: int, K: int, D: int) -> None:
+    member = draw(M, B, seed=2).T > -0.5
+    member[0] = False  # a problem without members
+    x, init = draw(M, D), draw(B, K, D, seed=1)
+    for iterations in (0, 2):
+        found, wanted = cluster(x, member, init, iterations)
+        torch.testing.assert_close(found, wanted)
+        assert (found[0] == -1).equal(~member)
+        assert found[1][0].equal(init[0])
+
+
+def test_nan_is_nearest_and_stays_in_its_cluster() -> None:
+    x, init = draw(9, 3), draw(1, 4, 3, seed=1)
+    x[5, 1] = torch.nan
+    for iterations in range(3):
+        found, wanted = cluster(x, None, init, iterations)
+        assert torch.equal(found[0], wanted[0])
+        assert found[1][0, 0].isnan().any() == (iterations > 0)
+        assert found[1][0, 1:].isfinite().all()
+    # Of a row that is no member nothing depends.
+    member = torch.arange(9)[None] != 5
+    without = torch.ops.itm_triton.kmeans(x[member[0]], None, init, 3)
+    torch.testing.assert_close(torch.ops.itm_triton.kmeans(x, member, init, 3)[1], without[1])
+    init[0, 2, 0] = torch.nan
+    assert cluster(draw(9, 3), None, init, 0)[0][0].eq(2).all()
