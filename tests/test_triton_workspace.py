@@ -30,6 +30,8 @@ LARGEST = 4 * 2 * N * max(D, N // SMALLEST_TILE)
 # hinges with ids takes 9 of the 10.
 ALIVE = 10 * LARGEST
 SCORES = 4 * N * N
+# What an operator returns may be larger than that: here one vector for each of 4 clusters.
+RETURNED = {"rbf_synthesis": 4 * N * 4 * D}
 
 
 class Workspace(TorchDispatchMode):
@@ -89,7 +91,8 @@ def test_no_workspace_is_as_large_as_the_scores(
 ) -> None:
     with watched(monkeypatch) as workspace:
         launch(operator, dtype)
-    assert 0 < workspace.largest <= LARGEST < SCORES / 30
+    assert LARGEST < SCORES / 30
+    assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0))
     assert workspace.peak <= ALIVE < SCORES / 3
 
 
