@@ -93,7 +93,8 @@ def test_no_workspace_is_as_large_as_the_scores(
         launch(operator, dtype)
     assert LARGEST < SCORES / 30
     assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0))
-    assert workspace.peak <= ALIVE < SCORES / 3
+    # What is returned exists once, and its gradient once.
+    assert workspace.peak <= ALIVE + 2 * RETURNED.get(operator, 0) < SCORES / 2
 
 
 def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
