@@ -66,10 +66,21 @@ class Job(NamedTuple):
         return f"{sizes} {self.values['warps']}w {self.values['stages']}s"
 
     def shows(self) -> set[Hashable]:
-        """Return what a compilation shows: a tile with a kind of operand, and with every value."""
-        kind = tuple(self.values.get(name) for name in ("x", "PARTS", "PRECISION"))
-        here = self.kernel, self.architecture, self.tile
-        return {(*here, kind), *((*here, value) for value in self.values.items())}
+        """Return what a compilation shows: every value with its tile, and all branches together.
+
+        How many registers a kernel needs depends on its branches, operands and masks at once; how
+        its loads are aligned, on little else. To a compiler fp16 is what bf16 is. Kernels of a
+        single element fold into less, and those of fp64 may spill.
+        """
+        here, values = (self.kernel, self.architecture, self.tile), self.values
+        element = values.get("x", "").split(" ")[0]
+        shown: set[Hashable] = {(*here, value) for value in values.items()}
+        shown.add((*here, element, values.get("PARTS"), values.get("PRECISION")))
+        if element != "*fp64" and values.get("D") != "1":
+            constants = [each.name for each in self.function.params if each.is_constexpr]
+            together = [(name, values[name]) for name in constants if name != "ALIGN"]
+            shown.add((*here, element.replace("bf16", "fp16"), *together))
+        return shown
 
 
 @contextlib.contextmanager

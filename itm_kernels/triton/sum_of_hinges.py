@@ -59,16 +59,20 @@ def _tiles_kernel(
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | ~inside
     weight = tl.zeros_like(scores)
     if OF_ROWS:
-        value = tl.where(off, 0.0, hinge(scores + tl.load(offset + rows)[:, None]))
-        if GRADIENT:
-            value = (value > 0).to(scores.dtype)
+        value = scores + tl.load(offset + rows)[:, None]
+        if GRADIENT:  # not of the hinge: that is 2 spills on sm_80
+            value = tl.where(off, 0.0, (value > 0).to(scores.dtype))
             weight += value * tl.load(grad + rows)[:, None]
+        else:
+            value = tl.where(off, 0.0, hinge(value))
         tl.store(of_row + column_tile.to(tl.int64) * R + r, tl.sum(value, 1), mask=r < R)
     if OF_COLUMNS:
-        value = tl.where(off, 0.0, hinge(scores + tl.load(offset + columns)[None, :]))
+        value = scores + tl.load(offset + columns)[None, :]
         if GRADIENT:
-            value = (value > 0).to(scores.dtype)
+            value = tl.where(off, 0.0, (value > 0).to(scores.dtype))
             weight += value * tl.load(grad + columns)[None, :]
+        else:
+            value = tl.where(off, 0.0, hinge(value))
         tl.store(of_column + row_tile.to(tl.int64) * M + m, tl.sum(value, 0), mask=m < M)
     if GRADIENT:
         tl.store(weights + r[:, None].to(tl.int64) * M + m[None, :], weight, mask=inside)
