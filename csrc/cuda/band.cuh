@@ -92,8 +92,16 @@ struct BandTile {
   }
 };
 
+// Two blocks a multiprocessor leave 128 registers a thread: on sm_100 and later one too few (4
+// bytes spill), so there a large tile may have more, and one block be alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBandThreads = 256;
+#else
+constexpr int kBandThreads = 512;
+#endif
+
 template <typename Tile, typename Metric>
-__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
     band_kernel(Band<typename Tile::T> band, Panel panel, int64_t first_block,
                 BandResult<typename Tile::C> to) {
   using C = typename Tile::C;

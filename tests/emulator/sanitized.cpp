@@ -58,10 +58,10 @@ struct Problem {
   }
 
   void compare() const {
-    const int64_t parts = plan_distances(batch, N, M, D).parts;
+    const DistancePlan plan = plan_distances(batch, N, M, D);
     std::vector<T> out(batch * N * M);
-    std::vector<Wide<T>> partial(parts > 1 ? parts * batch * N * M : 0);
-    distances(type, Metric::kL1, matrix(x, N, D), matrix(y, M, D), batch, D, out.data(),
+    std::vector<Wide<T>> partial(plan.parts > 1 ? plan.parts * batch * N * M : 0);
+    distances(type, Metric::kL1, matrix(x, N, D), matrix(y, M, D), batch, D, plan, out.data(),
               partial.data(), nullptr);
     for (int64_t i = 0; i < batch * N * M; ++i) {
       double sum = 0;
@@ -91,6 +91,39 @@ struct Problem {
   }
 };
 
+// Sums over pairs of x within a band, as one panel of a triangle.
+template <typename T>
+void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(N * D, random);
+  const Matrix rows = matrix(x, N, D);
+  // Most pairs are beyond: tiles end early. Between eighths, where no rounding decides.
+  const C low = C(D * 0.2 + 0.06), high = C(D * 0.9 + 0.06);
+  const int64_t side = band_side(type, N), tiles = ceil_div(N, side), words = ceil_div(N, 32);
+  std::vector<uint8_t> finite(N);
+  std::vector<int64_t> ids(N);
+  for (int64_t n = 0; n < N; ++n) ids[n] = n / 2;
+  std::vector<C> of_rows(tiles * tiles * side), of_columns(tiles * N), out(N);
+  std::vector<double> total(N);
+  std::vector<uint32_t> mask(N * words);
+  find_finite(type, rows, D, finite.data(), nullptr);
+  band(type, {Metric::kL1, &low, &high, false, ids.data(), finite.data()}, rows, D,
+       {0, tiles, true, of_rows.data(), of_columns.data(), total.data(), out.data(), mask.data(),
+        words},
+       nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double sum = 0;
+    for (int64_t m = 0; m < N; ++m) {
+      double delta = 0;
+      for (int64_t d = 0; d < D; ++d) delta += std::abs(widen(x[n * D + d]) - widen(x[m * D + d]));
+      const bool inside = delta > low && delta < high && ids[n] != ids[m];
+      if (inside) sum += delta;
+      expect(mask[n * words + m / 32] >> m % 32 & 1, inside, "bit");
+    }
+    expect(out[n], sum, "band");
+  }
+}
+
 template <typename T>
 void check(Type type, std::mt19937& random) {
   // One pair; small tiles in several parts of D; large tiles of both kernels, ragged.
@@ -100,6 +133,8 @@ void check(Type type, std::mt19937& random) {
     problem.compare();
     problem.gradient(random);
   }
+  check_band<T>(type, 1, 4, random);
+  check_band<T>(type, 70, 140, random);
 }
 
 }  // namespace
@@ -111,6 +146,7 @@ int main() {
   check<double>(Type::kDouble, random);
   check<Half>(Type::kHalf, random);
   check<BFloat16>(Type::kBFloat16, random);
+  check_band<float>(Type::kFloat, 1930, 4, random);  // tiles of 128 rows
   if (!failures) std::printf("clean\n");
   return failures != 0;
 }
