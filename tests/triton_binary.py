@@ -34,7 +34,7 @@ def use_of(kernel: Any, architecture: int | str) -> Use:
     if architecture == AMD:
         code, copies = kernel.asm["amdgcn"], 0
         (registers,), (spills,) = (
-            {int(count) for count in re.findall(rf"{name}: (\d+)", code)}
+            {int(count) for count in re.findall(rf"\b{name}: (\d+)", code)}
             for name in ("NumVgprs", "ScratchSize")
         )
     else:
