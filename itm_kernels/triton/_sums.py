@@ -45,6 +45,15 @@ def factor_of(x: Tensor) -> Factor:
 
 
 @triton.jit
+def anchor_and_cluster(p, P, K, group, PER_ANCHOR: tl.constexpr):
+    """Return the anchors and the clusters of rows `[p]` of a block's list, fewer than 2^31."""
+    row = tl.minimum(p, P - 1)
+    anchor = (row // K if PER_ANCHOR else row).to(tl.int64)
+    cluster = row % K if PER_ANCHOR else group
+    return anchor, cluster
+
+
+@triton.jit
 def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr):
     """Return total + weights . rows; with terms, of weights split into so many bf16 numbers."""
     if TERMS == 0:
@@ -89,10 +98,8 @@ def _sums_kernel(
 ):
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
-    row_of = tl.minimum(p, P - 1).to(tl.int64)
-    n = row_of // K if PER_ANCHOR else row_of
-    k = row_of % K if PER_ANCHOR else group
-    k32 = k.to(tl.int32)[:, None] if PER_ANCHOR else group
+    n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
+    own_of = k[:, None] if PER_ANCHOR else k
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     DTYPE: tl.constexpr = wide_type(rows.dtype)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
@@ -110,7 +117,7 @@ def _sums_kernel(
         for first in range(begin, end, DEPTH):
             inside = depth < end - first
             if OF == "members" or PER_ANCHOR:
-                own = tl.load(assignment + at + first, mask=inside[None, :], other=-1) == k32
+                own = tl.load(assignment + at + first, mask=inside[None, :], other=-1) == own_of
             if OF == "members":
                 weight = own.to(DTYPE)
                 if part == 0:
@@ -136,7 +143,8 @@ def _sums_kernel(
         # The first splits of all clusters, then the second: the sum over them is in this order.
         at += tl.program_id(2).to(tl.int64) * R * K
         tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
-        tl.store(count + at, own_count, mask=some & (tl.program_id(1) == 0))
+        if tl.program_id(1) == 0:
+            tl.store(count + at, own_count, mask=some)
     else:
         # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
         total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)

@@ -7,7 +7,7 @@ Everything else of N x M is made and used up in a tile.
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._sums import split_dot
+from itm_kernels.triton._sums import anchor_and_cluster, split_dot
 from itm_kernels.triton._tiles import number, place, score_tile, wide_type
 
 
@@ -41,8 +41,8 @@ def logits_kernel(
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
     logits = (scores - tl.load(offset + columns)[None, :]) * number(scale, scores.dtype)
-    at = out + r[:, None].to(tl.int64) * M + m[None, :]
-    tl.store(at, logits, mask=(r < R)[:, None] & (m < M)[None, :])
+    row = out + r.to(tl.int64) * M
+    tl.store(row[:, None] + m[None, :], logits, mask=(r < R)[:, None] & (m < M)[None, :])
 
 
 @triton.jit
@@ -78,9 +78,7 @@ def softmax_kernel(
 ):
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
-    row_of = tl.minimum(p, P - 1).to(tl.int64)
-    n = row_of // K if PER_ANCHOR else row_of
-    k = row_of % K if PER_ANCHOR else group
+    n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     DTYPE: tl.constexpr = logits.dtype.element_ty
     largest = tl.full((ROWS,), float("-inf"), DTYPE)
@@ -101,6 +99,8 @@ def softmax_kernel(
     tl.store(valid + n * K + k, any_ != 0, mask=p < P)
     # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
     total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
+    # Once per row: a division of every number is a call that spills on sm_100.
+    part = 1 / total
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
@@ -108,7 +108,7 @@ def softmax_kernel(
             at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS
         )
         value = tl.load(logits + at, mask=on, other=float("-inf"))
-        share = tl.exp(value - shift[:, None]) / total[:, None]
+        share = tl.exp(value - shift[:, None]) * part[:, None]
         tl.store(logits + at, tl.where(on, share, 0.0), mask=own & (p < P)[:, None])
 
 
@@ -130,9 +130,7 @@ def softmax_gradient_kernel(
 ):
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
-    row_of = tl.minimum(p, P - 1).to(tl.int64)
-    n = row_of // K if PER_ANCHOR else row_of
-    k = row_of % K if PER_ANCHOR else group
+    n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     DTYPE: tl.constexpr = softmax.dtype.element_ty
     along = tl.full((ROWS,), 0, DTYPE)
@@ -189,9 +187,7 @@ def weights_gradient_kernel(
     first, end = tl.load(span_first + tile), tl.load(span_end + tile)
     if first < end:
         group = tl.load(span_cluster + tile)
-        row_of = tl.minimum(p, P - 1).to(tl.int64)
-        n = row_of // K if PER_ANCHOR else row_of
-        k = row_of % K if PER_ANCHOR else group
+        n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
         m = first + tl.arange(0, COLUMNS)
         scores = score_tile(
             x, y, x_stride, y_stride, x_part, y_part, D, n * K + k, tl.minimum(m, end - 1),
