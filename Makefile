@@ -101,17 +101,18 @@ endif
 GRANTED = $(findstring jobserver,$(MAKEFLAGS))
 
 # Interpreted. `--complete`: no test may be skipped, and in each half every launcher must run.
-# The interpreter uses one core: two halves, of about the same length.
+# The interpreter uses one core: two halves, of about the same length. The compiled kernels are there
+# to be compared with.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
 	-k triton $(TRITON_WARNS)
 KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_triton*.py))
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
-triton-contract: $(TRITON)/ready
+triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
 
-triton-kernels: $(TRITON)/ready
+triton-kernels: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) $(KERNEL_TESTS) tests/test_every_loss_compiled.py
 
 # Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all

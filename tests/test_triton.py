@@ -128,6 +128,21 @@ def test_parts_carry_every_bit_of_fp32() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize(("N", "D"), [(2, 3), (127, 96)])
+def test_gradient_of_hardest_negatives(N: int, D: int) -> None:
+    rows, ids = captions(N, D, torch.float64)
+
+    def pulled(backend: str) -> tuple[Tensor, ...]:
+        found = ops.hardest_negatives(*rows, **ids, backend=backend)
+        scores = found.positive, found.text_score, found.image_score
+        finite = [torch.where(score.isfinite(), score, 0) for score in scores]
+        return torch.autograd.grad(sum(t.square().sum() for t in finite), rows)
+
+    for ours, theirs in zip(pulled("triton"), pulled("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
     image, text = torch.ones(130, 2, dtype=dtype), torch.ones(130, 2, dtype=dtype)
