@@ -99,8 +99,6 @@ def softmax_kernel(
     tl.store(valid + n * K + k, any_ != 0, mask=p < P)
     # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
     total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
-    # Once per row: a division of every number is a call that spills on sm_100.
-    part = 1 / total
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
@@ -108,7 +106,7 @@ def softmax_kernel(
             at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS
         )
         value = tl.load(logits + at, mask=on, other=float("-inf"))
-        share = tl.exp(value - shift[:, None]) * part[:, None]
+        share = tl.exp(value - shift[:, None]) / total[:, None]
         tl.store(logits + at, tl.where(on, share, 0.0), mask=own & (p < P)[:, None])
 
 
