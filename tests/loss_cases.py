@@ -1,12 +1,12 @@
 """Every loss of the package behind one signature, for the tests that hold for all of them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from itm_kernels import losses
+from itm_kernels import backends, losses
 from itm_kernels.mining import HardNegativeSampler
 
 
@@ -115,3 +115,11 @@ def batch(
 
 def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+
+def is_the_derivative(function: Callable[..., Any], inputs: Any) -> bool:
+    """Hold a gradient against differences, in fp64.
+
+    Of every entry; along random directions where a call takes a second, in Triton's interpreter.
+    """
+    return torch.autograd.gradcheck(function, inputs, fast_mode=backends.INTERPRETED)
