@@ -68,9 +68,9 @@ class Job(NamedTuple):
     def shows(self) -> set[Hashable]:
         """Return what a compilation shows: every value with its tile, and all branches together.
 
-        How many registers a kernel needs depends on its branches, operands and masks at once; how
-        its loads are aligned, on little else. To a compiler fp16 is what bf16 is. Kernels of a
-        single element fold into less, and those of fp64 may spill.
+        How many registers a kernel needs depends on its branches and operands at once; how its
+        loads are aligned or masked, on little else. To a compiler fp16 is what bf16 is. Kernels of
+        a single element fold into less, and those of fp64 may spill.
         """
         here, values = (self.kernel, self.architecture, self.tile), self.values
         element = values.get("x", "").split(" ")[0]
@@ -78,7 +78,7 @@ class Job(NamedTuple):
         shown.add((*here, element, values.get("PARTS"), values.get("PRECISION")))
         if element != "*fp64" and values.get("D") != "1":
             constants = [each.name for each in self.function.params if each.is_constexpr]
-            together = [(name, values[name]) for name in constants if name != "ALIGN"]
+            together = [(name, values[name]) for name in constants if name not in ("ALIGN", "EVEN")]
             shown.add((*here, element.replace("bf16", "fp16"), *together))
         return shown
 
