@@ -74,7 +74,6 @@ bool all_finite(const T* x, int64_t size) {
 // Makes to_x NaN where x - y is NaN for some row of y: the sign of NaN is NaN.
 template <typename T>
 void show_nan(const T* x, int64_t rows, const T* y, int64_t count, int64_t size, T* to_x) {
-  if (all_finite(x, rows * size) && all_finite(y, count * size)) return;
   constexpr T kInfinite = std::numeric_limits<T>::infinity();
   for (int64_t c = 0; c < size; ++c) {
     bool nan = false, highest = false, lowest = false;
@@ -110,20 +109,25 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
   parallel_for(0, panels * blocks, grain(most * M * size), [&](int64_t begin, int64_t end) {
     std::vector<T> here(most * size), there(M * size), own(most * size), back(to_y ? M * size : 0);
     int64_t packed = -1;
+    bool finite = true;  // what is packed of y
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k / blocks * size, i = k % blocks * most;
       const int64_t rows = std::min(most, N - i);
-      if (first != std::exchange(packed, first)) pack_panel(to, M, D, first, size, there.data());
+      if (first != std::exchange(packed, first)) {
+        pack_panel(to, M, D, first, size, there.data());
+        finite = all_finite(there.data(), M * size);
+      }
       pack_panel(from + i * D, rows, D, first, size, here.data());
       std::fill(own.begin(), own.end(), T(0));
       std::fill(back.begin(), back.end(), T(0));
       loop.add_sign_panels(here.data(), own.data(), rows, there.data(),
                            to_y ? back.data() : nullptr, M, w + i * M, M);
-      show_nan(here.data(), rows, there.data(), M, size, own.data());
+      if (!finite || !all_finite(here.data(), rows * size)) {
+        show_nan(here.data(), rows, there.data(), M, size, own.data());
+        if (to_y) show_nan(there.data(), M, here.data(), rows, size, back.data());
+      }
       add_panel(own.data(), rows, D, first, size, x_sum + i * D);
-      if (!to_y) continue;
-      show_nan(there.data(), M, here.data(), rows, size, back.data());
-      add_panel(back.data(), M, D, first, size, y_sum);
+      if (to_y) add_panel(back.data(), M, D, first, size, y_sum);
     }
   });
 }
