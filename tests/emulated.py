@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 
 from itm_kernels import backends
@@ -35,6 +36,7 @@ SCHEDULES = {
     "random-3": (2, 3),
 }
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 FLAGS = (
     *("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter"),
     *("-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}", f"-I{EMULATOR}"),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import COMPILER, NAMESPACE, SCHEDULES, as_native
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
 from itm_kernels import ops
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+pytestmark = needs_compiler
 DISTANCES = ("l1", "l2", "sqeuclidean")
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import COMPILER, NAMESPACE, SCHEDULES, as_native
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
 from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+pytestmark = needs_compiler
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 
 

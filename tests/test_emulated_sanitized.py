@@ -4,12 +4,12 @@ import subprocess
 
 import pytest
 
-from emulated import COMPILER, CSRC, EMULATOR, library
+from emulated import CSRC, EMULATOR, library, needs_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover")
 
 
-@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@needs_compiler
 def test_no_sanitizer_has_a_word_to_say() -> None:
     sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
     try:

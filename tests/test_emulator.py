@@ -4,9 +4,9 @@ import ctypes
 
 import pytest
 
-from emulated import COMPILER, EMULATOR, SCHEDULES, library
+from emulated import EMULATOR, SCHEDULES, library, needs_compiler
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+pytestmark = needs_compiler
 
 THREADS = 64
 VALUES = [3 * i + 1 for i in range(THREADS)]
