@@ -115,6 +115,8 @@ def comparison(
     else:
         both = operands(x, y, shape=tall)
         product, tile = both.arguments(), both.tile
+        if square and both.kind == "ieee":
+            tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
     side = min(tile.rows, tile.columns)
     tile = tile._replace(rows=side, columns=side) if square else tile
     arguments = {

@@ -4,6 +4,7 @@ Weights are in fp32, and so are the sums: rows and weights are bf16 parts on ten
 are stored, or leave only their product with the anchor and their square.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr
     return total
 
 
-@triton.jit
+# With M = 1 folded in, sm_100 spills: M says by its divisor what loads may assume.
+@triton.jit(do_not_specialize=["M"])
 def _sums_kernel(
     weights,  # [R, M]
     rows,  # [PARTS, M, D]
@@ -96,7 +98,9 @@ def _sums_kernel(
     PRECISION: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
     OF: tl.constexpr,
+    DIVISOR: tl.constexpr,  # of M, a power of two
 ):
+    M = M // DIVISOR * DIVISOR
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
@@ -109,7 +113,7 @@ def _sums_kernel(
     begin += tl.program_id(2) * share
     end = tl.minimum(begin + share, end)
     total = tl.full((ROWS, COLUMNS), 0, DTYPE)
-    own_count = tl.full((ROWS,), 0, tl.float32)
+    own_count = tl.full((ROWS, DEPTH), 0, tl.float32)
     # Pointers before the loop: 64-bit offsets of every element in it are hundreds of spills.
     depth = tl.arange(0, DEPTH)
     at = n[:, None] * M + depth[None, :]
@@ -124,7 +128,7 @@ def _sums_kernel(
                 if part == 0:
                     # A row that is not finite counts as NaN, and reaches no other cluster.
                     one = tl.load(weights + first + depth, mask=inside, other=0.0)
-                    own_count += tl.sum(tl.where(own, one[None, :], 0.0), 1)
+                    own_count += tl.where(own, one[None, :], 0.0)
             else:
                 weight = tl.load(weights + at + first, mask=inside[None, :], other=0.0).to(DTYPE)
                 if PER_ANCHOR:
@@ -144,8 +148,7 @@ def _sums_kernel(
         # The first splits of all clusters, then the second: the sum over them is in this order.
         at += tl.program_id(2).to(tl.int64) * R * K
         tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
-        if tl.program_id(1) == 0:
-            tl.store(count + at, own_count, mask=some)
+        tl.store(count + at, tl.sum(own_count, 1), mask=some)  # the same from every tile of D
     else:
         # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
         total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
@@ -168,12 +171,12 @@ def vectors_of(
     out: Tensor,  # [R, K, D] to write
 ) -> None:
     """Sum weight * member over every cluster's members."""
-    R, K, D = out.shape
+    (R, _, D), M = out.shape, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
     _sums_kernel[(grid.programs, triton.cdiv(D, members.tile.columns), 1)](
         weights=weights, valid=valid, anchors=out, out=out, count=out, anchor_stride=0,
         **clusters.arguments(), **members.arguments(), **grid.arguments(), R=R, D=D,
-        OF="vectors",
+        OF="vectors", DIVISOR=math.gcd(16, M),
     )  # fmt: skip
 
 
@@ -185,14 +188,14 @@ def cosine_parts(
     anchors: Tensor,  # [R, D], elements side by side
 ) -> tuple[Tensor, Tensor]:  # [R, K], [R, K]
     """Return the products of those sums with the anchors and their squares; no sum is stored."""
-    (R, D), K = anchors.shape, clusters.number
+    (R, D), K, M = anchors.shape, clusters.number, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
     depths = triton.cdiv(D, members.tile.columns)
     out = torch.empty((2, depths, R, K), dtype=wide_dtype(anchors), device=anchors.device)
     _sums_kernel[(grid.programs, depths, 1)](
         weights=weights, valid=valid, anchors=anchors, out=out, count=out,
         anchor_stride=anchors.stride(0), **clusters.arguments(), **members.arguments(),
-        **grid.arguments(), R=R, D=D, OF="cosines",
+        **grid.arguments(), R=R, D=D, OF="cosines", DIVISOR=math.gcd(16, M),
     )  # fmt: skip
     dot, square = out.sum(1).unbind()
     return dot, square
@@ -218,6 +221,6 @@ def sums_of(
     _sums_kernel[(grid.programs, depths, splits)](
         weights=counted, valid=out, anchors=out, out=out, count=count, anchor_stride=0,
         **clusters.arguments(), **members.arguments(), **grid.arguments(), R=N, D=D,
-        OF="members",
+        OF="members", DIVISOR=math.gcd(16, M),
     )  # fmt: skip
     return out.sum(0), count.to(torch.float64).sum(0).to(dtype)
