@@ -25,4 +25,29 @@ bool screening_pays(const Tensor& x, const Tensor& y);
 std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t* positive_of,
                                 const SameId& same);
 
+// Notes the tile's positives and takes its same-id pairs out of the running.
+template <typename T>
+void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T* positive) {
+  for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
+    const int64_t i = tile.first_row + r, j = tile.first_column + c;
+    if (!positive_of || positive_of[j] == i) positive[j] = tile.row(r)[c];
+    tile.row(r)[c] = -std::numeric_limits<T>::infinity();
+  });
+}
+
+template <typename T>
+Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive_of,
+                const SameId& same) {
+  if (screening_pays(image, text))
+    if (const auto found = screened(image, text, positive_of, same)) return *found;
+  Hardest found(image, text);
+  T* positive = found.positive.mutable_data_ptr<T>();
+  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
+    mask(t, same, positive_of, positive);
+    raise_rows(t, found.row);
+    raise_columns(t, found.column);
+  });
+  return found;
+}
+
 }  // namespace itm

@@ -1,5 +1,6 @@
 // One mined negative per anchor, in both directions: noise is drawn where a tile of scores needs it
-// (cpu/philox.h says which), and the largest sum along each side is the draw.
+// (cpu/philox.h says which), and the largest sum along each side is the draw. The hardest negatives
+// are those of max of hinges.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
@@ -7,28 +8,26 @@
 
 #include <string_view>
 
-#include "binding/maxima.h"
-#include "binding/pairs.h"
+#include "binding/hardest.h"
 
 namespace itm {
 namespace {
 
-// The largest s + noise; without a seed, the largest s.
+// The largest s + noise.
 template <typename T>
 std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& same, double alpha,
-                                double temperature, const std::optional<cpu::Seed>& seed) {
+                                double temperature, const cpu::Seed& seed) {
   const Maxima text(x.size(0), x.options()), image(y.size(0), y.options());
   const auto& loop = cpu::loops<T>(kernels());
   T* value = text.values<T>();
   int64_t* index = text.indices();
   for_each_tile<T>(x, y, alpha, [&](const Tile<T>& t) {
     exclude(t, same);
-    if (!seed) raise_rows(t, text);
-    parallel_for(0, seed ? t.rows : 0, grain(16 * t.columns), [&](int64_t r0, int64_t r1) {
+    parallel_for(0, t.rows, grain(16 * t.columns), [&](int64_t r0, int64_t r1) {
       std::vector<T> noisy(t.columns);
       for (int64_t i = t.first_row + r0; i < t.first_row + r1; ++i) {
         loop.add_gumbel(t.row(i - t.first_row), t.columns, static_cast<uint32_t>(i), t.first_column,
-                        static_cast<T>(temperature), *seed, noisy.data());
+                        static_cast<T>(temperature), seed, noisy.data());
         loop.row_max(noisy.data(), t.columns, 0, 1, t.first_column, value + i, index + i);
       }
     });
@@ -42,21 +41,25 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& image, const Tensor& t
                                             const OptionalTensor& text_ids,
                                             std::string_view strategy, double temperature,
                                             const Tensor& seed) {
+  const SameId same(image_ids, text_ids);
+  if (strategy == "hardest") {
+    const Tensor x = wide(image), y = wide(text);
+    return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sample_negatives", [&] {
+      const auto found = hardest<scalar_t>(x, y, nullptr, same);
+      return std::make_tuple(found.row.index, found.column.index);
+    });
+  }
   const bool uniform = strategy == "uniform";
   // Equal scores are the product of columns of zeros: nothing of the rows is read.
   const Tensor x =
       uniform ? at::zeros({image.size(0), 1}, image.options().dtype(at::kFloat)) : wide(image);
   const Tensor y = uniform ? at::zeros({text.size(0), 1}, x.options()) : wide(text);
-  const SameId same(image_ids, text_ids);
-  std::optional<cpu::Seed> noise;
-  if (strategy != "hardest") {
-    const Tensor words = seed.contiguous();
-    const auto* word = words.const_data_ptr<int64_t>();
-    noise.emplace(static_cast<uint64_t>(word[0]), static_cast<uint64_t>(word[1]));
-  }
+  const Tensor words = seed.contiguous();
+  const auto* word = words.const_data_ptr<int64_t>();
+  const cpu::Seed noise(static_cast<uint64_t>(word[0]), static_cast<uint64_t>(word[1]));
   // s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
   // leave the range of fp32.
-  const bool divide = noise && !uniform && temperature > 1;
+  const bool divide = !uniform && temperature > 1;
   const double alpha = divide ? 1 / temperature : 1, scale = divide || uniform ? 1 : temperature;
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sample_negatives", [&] {
     return draw<scalar_t>(x, y, same, alpha, scale, noise);
