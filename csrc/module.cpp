@@ -21,7 +21,8 @@ namespace {
 const std::vector<std::string> cpu_operators = {
     "hardest_negatives", "intra_modal", "kmeans",        "log_sum_exp",
     "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
-    "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges"};
+    "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges",
+    "unit_rows"};
 #ifdef ITM_WITH_CUDA
 const std::vector<std::string> cuda_operators = {"intra_modal", "similarity"};
 #else

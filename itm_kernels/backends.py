@@ -36,6 +36,7 @@ OPERATORS = (
     "kmeans",
     "sample_negatives",
     "ranks",
+    "unit_rows",
 )
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = ("auto", "reference", *NAMESPACES)

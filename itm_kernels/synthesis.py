@@ -8,7 +8,7 @@ from itm_kernels.backends import CHOICES
 from itm_kernels.ops import Synthesis, SynthesisLogits
 from itm_kernels.ops.kmeans import run as kmeans
 from itm_kernels.ops.rbf_synthesis import Options, check_options, run, run_logits
-from itm_kernels.reference._rows import unit
+from itm_kernels.ops.unit_rows import run as unit_rows
 
 CLUSTERINGS = ("shared", "per_anchor")
 
@@ -118,7 +118,8 @@ class HardNegativeSynthesis(nn.Module):
                     f"{list(members.shape)} differ in rows; pass anchor_ids and member_ids"
                 )
             anchor_ids = member_ids = torch.arange(anchors.shape[0], device=anchors.device)
-        q, x = unit(anchors), unit(members)
+        q = unit_rows(anchors, function, self.backend)
+        x = unit_rows(members, function, self.backend)
         own = anchor_ids[:, None] != member_ids if self.clustering == "per_anchor" else None
         K, iterations = self.options.num_clusters, self.iterations
         assignment, _ = kmeans(

@@ -170,6 +170,15 @@ def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return reference.similarity(x, y, metric).to(x.dtype)
 
 
+def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = reference.unit_rows(x)
+    return rows, x.to(rows.dtype).norm(dim=-1)
+
+
+def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor) -> Tensor:
+    return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0]
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "similarity_forward": similarity,
     "similarity_backward": recomputing(similarity, 1, [0, 1]),
@@ -189,6 +198,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1]),
     "rbf_synthesis_logits_forward": reference.rbf_synthesis_logits,
     "rbf_synthesis_logits_backward": recomputing(reference.rbf_synthesis_logits, 1, [0, 1]),
+    "unit_rows_forward": unit_rows_forward,
+    "unit_rows_backward": unit_rows_backward,
     "kmeans": reference.kmeans,
     "sample_negatives": sample_negatives,
     "ranks": reference.ranks,

@@ -284,3 +284,17 @@ def test_instruction_sets_and_threads_agree() -> None:
         reports.append(run_with(capability, EVERYTHING.format(threads=threads))[1])
     assert len(reports[0]) == 8
     assert all(report == reports[0] for report in reports)
+
+
+def test_hardest_negatives_are_mined_as_hinges_find_them() -> None:
+    # Enough rows for screening, where the machine has it; some rows are equal.
+    image, text = (rows(300, 300, seed=k, dtype=torch.float32) for k in (0, 1))
+    text[7], image[9] = text[3], image[4]
+    own, other = ids(300, 290, 3), torch.arange(300)
+    for pair in ((other, other), (own, own)):
+        draw = HardNegativeSampler("hardest", backend="native")
+        found = draw(image, text, image_ids=pair[0], text_ids=pair[1])
+        scores = image.double() @ text.double().T
+        scores.masked_fill_(pair[0][:, None] == pair[1], -torch.inf)
+        assert torch.equal(found.text_index, scores.argmax(1))
+        assert torch.equal(found.image_index, scores.argmax(0))

@@ -60,6 +60,9 @@ struct Loops {
   void (*softmax_row)(T* row, const T* offset, int64_t columns, T scale);
   // Turns the gradient of a softmax p into that of its scores, times scale.
   void (*softmax_gradient)(T* grad, const T* p, int64_t columns, T scale);
+  // Writes the row scaled to length 1 and returns its length; the gradient of the row from that.
+  T (*unit_row)(const T* x, T* out, int64_t D);
+  void (*unit_gradient)(const T* grad, const T* unit, T length, T* out, int64_t D);
   // Returns the sum of [score + offset]+ over a row.
   T (*row_hinge_sum)(const T* row, int64_t columns, T offset);
   // sum[c] += [score + offset[c]]+ over rows, for columns [c0, c1).

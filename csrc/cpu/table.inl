@@ -11,6 +11,7 @@
 #include "cpu/screen.inl"
 #include "cpu/signs.inl"
 #include "cpu/softmax.inl"
+#include "cpu/unit.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {
@@ -26,6 +27,8 @@ constexpr Loops<T> loops_of() {
       .sigmoid_weights = sigmoid_weights<T>,
       .softmax_row = softmax_row<T>,
       .softmax_gradient = softmax_gradient<T>,
+      .unit_row = unit_row<T>,
+      .unit_gradient = unit_gradient<T>,
       .row_hinge_sum = row_hinge_sum<T>,
       .column_hinge_sum = column_hinge_sum<T>,
       .row_hinge_weights = row_hinge_weights<T>,

@@ -11,7 +11,8 @@ from itm_kernels.losses._contrast import cross_entropy
 from itm_kernels.losses.multi_view_alignment import check_views
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
-from itm_kernels.reference._rows import paired_scores, unit
+from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.reference._rows import paired_scores
 
 
 def fusion_contrastive_loss(
@@ -50,7 +51,7 @@ def fusion_contrastive_loss(
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
     scale = as_scalar(logit_scale, fused)
-    views = unit(fused)
+    views = unit_rows(fused, name, backend)
     own = torch.arange(views.shape[1], device=views.device)
     # Equal ids on the diagonal alone: a vector is no negative of itself.
     within = [log_sum_exp(f, f, scale, own, own, name, backend).row for f in views]

@@ -9,7 +9,7 @@ from itm_kernels.losses._contrast import contrast, cross_entropy, of_image
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
-from itm_kernels.reference._rows import unit
+from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.synthesis import CLUSTERINGS, HardNegativeSynthesis
 
 
@@ -91,7 +91,7 @@ def info_cmr_loss(
     _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
-    v, c = unit(image), unit(text)
+    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     scale = as_scalar(1 / temperature, v)
     positive, *others = contrast(v, c, scale, pairs, name, backend)
     from_image, from_text = ([negatives] for negatives in others)
@@ -112,7 +112,7 @@ def info_cmr_loss(
         from_text.append(_log_sum_exp_valid(scale, *found))
     if num_noise:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
-        g = unit(noise.normal_(generator=generator))
+        g = unit_rows(noise.normal_(generator=generator), name, backend)
         noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
         from_image.append(of_image(noisy, pairs))
         from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)

@@ -6,7 +6,7 @@ from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import LogitScale, check_options, reduce
 from itm_kernels.losses._contrast import contrast
 from itm_kernels.ops.log_sum_exp import as_scalar
-from itm_kernels.reference._rows import unit
+from itm_kernels.ops.unit_rows import run as unit_rows
 
 
 def info_nce_loss(
@@ -56,7 +56,8 @@ def info_nce_loss(
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
     scale = as_scalar(logit_scale, image)
-    values = contrast(unit(image), unit(text), scale, pairs, name, backend).mean()
+    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
+    values = contrast(v, c, scale, pairs, name, backend).mean()
     return reduce(values, reduction)
 
 

@@ -8,7 +8,7 @@ from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import LogitScale, check_options
 from itm_kernels.losses._contrast import contrast
 from itm_kernels.ops.log_sum_exp import as_scalar
-from itm_kernels.reference._rows import unit
+from itm_kernels.ops.unit_rows import run as unit_rows
 
 
 def check_views(function: str, **views: Tensor) -> None:
@@ -62,11 +62,10 @@ def multi_view_alignment_loss(
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
     scale = as_scalar(logit_scale, images)
+    v, c = unit_rows(images, name, backend), unit_rows(texts, name, backend)
     diagonal = Pairs(None, None, None)
     losses = [
-        contrast(image, text, scale, diagonal, name, backend).mean()
-        for image in unit(images)
-        for text in unit(texts)
+        contrast(image, text, scale, diagonal, name, backend).mean() for image in v for text in c
     ]
     return torch.stack(losses).mean()
 

@@ -7,7 +7,7 @@ from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import LogitScale, check_options, reduce
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
-from itm_kernels.reference._rows import unit
+from itm_kernels.ops.unit_rows import run as unit_rows
 
 
 def sigmoid_loss(
@@ -59,9 +59,8 @@ def sigmoid_loss(
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
     scale, bias = as_scalar(logit_scale, image), as_scalar(logit_bias, image)
-    return reduce(
-        operator.run(unit(image), unit(text), scale, bias, pairs, name, backend), reduction
-    )
+    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
+    return reduce(operator.run(v, c, scale, bias, pairs, name, backend), reduction)
 
 
 class SigmoidLoss(nn.Module):

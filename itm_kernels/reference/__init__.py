@@ -3,6 +3,7 @@
 Inputs are taken as checked. fp16 and bf16 are computed in fp32.
 """
 
+from itm_kernels.reference._rows import unit_rows
 from itm_kernels.reference.hardest_negatives import hardest_negatives
 from itm_kernels.reference.intra_modal import intra_modal
 from itm_kernels.reference.kmeans import kmeans, kmeans_plus_plus
@@ -31,4 +32,5 @@ __all__ = [
     "similarity",
     "sum_of_hinges",
     "sum_of_hinges_from_scores",
+    "unit_rows",
 ]

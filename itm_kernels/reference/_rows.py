@@ -10,7 +10,7 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def unit(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """Scale every row to Euclidean length 1, in fp32 or better; a zero row stays zero."""
     return normalize(wide(x), dim=-1)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._rows import unit, wide
+from itm_kernels.reference._rows import unit_rows, wide
 
 
 def similarity(
@@ -18,7 +18,7 @@ def similarity(
     if metric == "dot":
         return wide(x) @ wide(y).mT
     if metric == "cosine":
-        return unit(x) @ unit(y).mT
+        return unit_rows(x) @ unit_rows(y).mT
     p = 1.0 if metric == "l1" else 2.0
     direct = "donot_use_mm_for_euclid_dist"
     distance = torch.cdist(wide(x), wide(y), p=p, compute_mode=direct)

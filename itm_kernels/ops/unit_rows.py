@@ -1,0 +1,54 @@
+"""Rows scaled to length 1, in one pass over them instead of the six of `normalize`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+
+def _forward_fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    return wide_empty(x, *x.shape), wide_empty(x, *x.shape[:-1])
+
+
+def _backward_fake(grad: Tensor, rows: Tensor, length: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape)
+
+
+define("unit_rows_forward", "(Tensor x) -> (Tensor rows, Tensor length)", _forward_fake)
+define("unit_rows_backward", "(Tensor grad, Tensor rows, Tensor length) -> Tensor", _backward_fake)
+
+
+class _UnitRows(torch.autograd.Function):
+    """The gradient is read off the unit rows: the rows as they came are not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, x: Tensor) -> Tensor:
+        rows, length = operator(namespace, "unit_rows_forward")(x)
+        ctx.save_for_backward(rows, length)
+        ctx.options = namespace, x.dtype
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        namespace, dtype = ctx.options
+        backward = operator(namespace, "unit_rows_backward")
+        return None, backward(grad, *ctx.saved_tensors).to(dtype)
+
+
+@outside_autocast
+def run(x: Tensor, function: str, backend: str) -> Tensor:
+    """Scale every row `[..., D]` to length 1, in fp32 or better; a zero row stays zero.
+
+    A part of a loss that runs on some backend takes the best that is there: not every backend has
+    a kernel for it.
+    """
+    chosen = "reference" if backend == "reference" else "auto"
+    namespace = resolve(function, "unit_rows", x, chosen)
+    if namespace is None:
+        return reference.unit_rows(x)
+    return _UnitRows.apply(namespace, x)
