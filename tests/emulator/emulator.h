@@ -157,6 +157,8 @@ inline unsigned __ballot_sync(unsigned mask, int value,
   return found;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes,
                   emulator::Place at = emulator::Place::current()) {

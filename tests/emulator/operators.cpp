@@ -3,4 +3,5 @@
 
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
+#include "cuda/binding/max_of_hinges.cpp"
 #include "cuda/binding/similarity.cpp"
