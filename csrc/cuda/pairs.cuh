@@ -87,6 +87,16 @@ __device__ __forceinline__ void join_lanes(State& state) {
   for (int lanes = kFirst; lanes >= kLast; lanes /= 2) state.join(state.of_lane(lanes));
 }
 
+template <typename C>
+struct Sum {
+  C sum = 0;
+
+  __device__ __forceinline__ void join(const Sum& other) { sum += other.sum; }
+  __device__ __forceinline__ Sum of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, sum, lanes)};
+  }
+};
+
 // see(state, m) for every column m of a row, by one warp; all lanes return the whole.
 template <typename State, typename See>
 __device__ __forceinline__ State fold_row(int M, See&& see) {

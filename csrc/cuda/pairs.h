@@ -67,4 +67,41 @@ void hardest_negatives_gradient(Type type, const PerRow& of_positive, const PerR
                                 const int64_t* text_index, const int64_t* image_index,
                                 const RowGradients& rows, void* stream);
 
+// sum_of_hinges_forward: loss [M]; kept [N, M] gets the scores, unless it is null.
+void sum_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
+                   void* loss, void* kept, void* stream);
+
+// log_sum_exp_forward: row [N] and column [M]; scale is one number on the device.
+void log_sum_exp(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
+                 void* row, void* column, void* kept, void* stream);
+
+// sigmoid_forward: loss [M]; scale and bias are one number each, on the device.
+void sigmoid(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
+             const void* bias, void* loss, void* kept, void* stream);
+
+// Between the two launches of a backward pass, in fp32 or fp64.
+struct Workspace {
+  void* weights;               // [N, M]
+  void *of_rows, *of_columns;  // [max(N, M)] each
+};
+
+// Rows in fours, and the gradients [N, D] and [M, D] that they get, in their type, without the
+// zeros beyond D.
+struct WeightedRows {
+  Matrix x, y;
+  int64_t D;
+  void *to_x, *to_y;
+};
+void sum_of_hinges_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
+                            const Pairing& pairing, double margin, const Workspace& work,
+                            const WeightedRows& to, void* stream);
+void log_sum_exp_gradient(Type type, const PerRow& grad_row, const PerRow& grad_column,
+                          const void* row, const void* column, const ScoreParts& scores,
+                          const Pairing& pairing, const void* scale, const Workspace& work,
+                          const WeightedRows& to, void* grad_scale, void* stream);
+void sigmoid_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
+                      const Pairing& pairing, const void* scale, const void* bias,
+                      const Workspace& work, const WeightedRows& to, void* grad_scale,
+                      void* grad_bias, void* stream);
+
 }  // namespace itm::cuda
