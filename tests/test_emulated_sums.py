@@ -1,12 +1,14 @@
 """CUDA's sums over all pairs of a small batch, from binding to kernel, on the emulator."""
 
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import operators as library
 from emulated_pairs import (
     SIZES,
     assert_as_good_as_eager,
@@ -17,8 +19,9 @@ from emulated_pairs import (
     not_finite,
     rows,
 )
-from itm_kernels import _pairs, functional, ops
+from itm_kernels import _pairs, backends, functional, ops
 from itm_kernels.ops import _sigmoid as ops_of_sigmoid
+from loss_cases import BY_NAME, batch
 
 pytestmark = needs_compiler
 
@@ -153,6 +156,18 @@ def test_scores_that_were_not_kept_are_made_again() -> None:
     found = operators.log_sum_exp_backward(ones, ones, *sums, kept, *scaled)
     again = operators.log_sum_exp_backward(ones, ones, *sums, none, *scaled)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+# Two pairs: no grid is split, as the emulator does with more than 7 blocks.
+@pytest.mark.parametrize(
+    ("name", "most"), [("max_of_hinges", 3), ("sum_of_hinges", 4), ("sigmoid", 4), ("info_nce", 4)]
+)
+def test_a_step_is_at_most_four_launches(name: str, most: int) -> None:
+    sides = batch(2, 8, torch.float32)
+    with patch.dict(backends.RANGES, backends.from_one_pair()):
+        before = library().emulator_launches()
+        torch.autograd.grad(BY_NAME[name].loss(*sides, "auto"), sides)
+        assert library().emulator_launches() - before == most
 
 
 def test_logits_far_apart_do_not_overflow() -> None:
