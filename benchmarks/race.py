@@ -196,7 +196,7 @@ def summary(contenders: Sequence[Contender], rates: Sequence[float], row: Row) -
         "dtype": str(row.size.dtype).removeprefix("torch."),
         "facts": row.facts,
         "backends": {
-            name: backends.choose(name, ours.device, row.size.N**2)
+            name: backends.choose(name, ours.device, (row.size.N, row.size.N))
             for name in row.uses or (row.operator,)
         },
         "limit": {"kind": row.work.kind, **rate, "work": row.work.both},

@@ -83,9 +83,10 @@ def time_loss(
                 if measured:
                     seconds[backend].append(elapsed)
     embeddings, ids = batches[0][0][0], batches[0][1]
-    pairs = embeddings.shape[-2] ** 2
+    rows = embeddings.shape[-2]
     chosen = {
-        operator: backends.choose(operator, ids.device.type, pairs) for operator in _OPERATORS[name]
+        operator: backends.choose(operator, ids.device.type, (rows, rows))
+        for operator in _OPERATORS[name]
     }
     return LossTime(
         auto_ms=1000 * median(seconds["auto"]),

@@ -20,10 +20,8 @@ def info() -> str:
     width = max(len(row.operator) for row in rows) + 2
     lines += ["", f"{'operator':{width}}{'device':8}{'auto':11}why not the others"]
     for row in rows:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in row.reasons.items())
-        if row.least_pairs:
-            reasons = f"from {row.least_pairs:,} pairs on, below reference (faster); {reasons}"
-        lines.append(f"{row.operator:{width}}{row.device:8}{row.auto:11}{reasons}")
+        reasons = [*row.ranges, *(f"{name}: {why}" for name, why in row.reasons.items())]
+        lines.append(f"{row.operator:{width}}{row.device:8}{row.auto:11}" + "; ".join(reasons))
     return "\n".join(lines)
 
 

@@ -42,12 +42,46 @@ NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = ("auto", "reference", *NAMESPACES)
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
 DEVICES = tuple(PREFERENCE)
-# Pairs N x M from which "auto" takes a kernel. Below, plain PyTorch is as fast or faster: all is in
-# the caches, and what these operators need several calls for it has in one. Measured at D = 1024 in
-# fp32 on 2 cores, whole losses: 0.7 to 0.9 of its speed at 128 x 128, 1.05 to 1.15 at 1024 x 1024.
-LEAST_PAIRS = {
-    ("native", operator): 1 << 20 for operator in ("sum_of_hinges", "log_sum_exp", "sigmoid")
+MANY = sys.maxsize
+LARGE = (MANY, MANY)  # rows of two sides that are not known
+
+
+class Range(NamedTuple):
+    """Where a kernel runs and where "auto" takes it, by the rows of the two sides it compares."""
+
+    reason: str
+    least_pairs: int = 0  # N x M from which "auto" takes it
+    first_rows: int = 0  # of the larger side, up to which "auto" takes it before PREFERENCE
+    most_rows: int = MANY  # of the larger side, up to which it runs
+
+
+# Measured at D = 1024 in fp32 on 2 cores, whole losses: 0.7 to 0.9 of plain PyTorch's speed at
+# 128 x 128, 1.05 to 1.15 at 1024 x 1024.
+_SUMS_ON_CPU = Range(
+    "below, all is in the caches and PyTorch is as fast",
+    least_pairs=1 << 20,
+)
+# Counted, not measured: a product of 512 x 512 pairs at D = 1024 is 2 N M D / 67 TFLOP/s = 8 us in
+# fp32, what two or three launches take; beyond, tensor cores win back their own. Forward and
+# backward, maxima are three launches and one product; sums four launches and three products, the
+# same 6 to 8 us at 256 x 256.
+_MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=512, most_rows=1024)
+_SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
+_L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
+# (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
+RANGES: dict[tuple[str, str, str, str], Range] = {
+    ("cpu", "native", "sum_of_hinges", ""): _SUMS_ON_CPU,
+    ("cpu", "native", "log_sum_exp", ""): _SUMS_ON_CPU,
+    ("cpu", "native", "sigmoid", ""): _SUMS_ON_CPU,
+    ("cuda", "native", "max_of_hinges", ""): _MAXIMA_ON_CUDA,
+    ("cuda", "native", "hardest_negatives", ""): _MAXIMA_ON_CUDA,
+    ("cuda", "native", "sum_of_hinges", ""): _SUMS_ON_CUDA,
+    ("cuda", "native", "log_sum_exp", ""): _SUMS_ON_CUDA,
+    ("cuda", "native", "sigmoid", ""): _SUMS_ON_CUDA,
+    ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
+    ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }
+_ANYWHERE = Range("")
 
 _TRITON_FOLDER = str(Path(__file__).parent / "triton")
 # device -> operators a backend has kernels for
@@ -65,8 +99,8 @@ class Availability(NamedTuple):
 
     operator: str
     device: str
-    auto: str
-    least_pairs: int  # from which on; fewer run on the reference
+    auto: str  # for large batches
+    ranges: list[str]  # where it picks something else
     reasons: dict[str, str]  # backend -> why it is not there; empty for those that are
 
 
@@ -76,7 +110,20 @@ def triton_file(operator: str) -> str | None:
     return stem if stem in TRITON_FILES else None
 
 
-def why_not(operator: str, device: str, backend: str) -> str | None:
+def range_of(device: str, backend: str, operator: str, metric: str = "") -> Range:
+    """Return where a kernel runs and is taken."""
+    found = RANGES.get((device, backend, operator, metric))
+    return found or RANGES.get((device, backend, operator, ""), _ANYWHERE)
+
+
+def from_one_pair() -> dict[tuple[str, str, str, str], Range]:
+    """Return RANGES for tests, with kernels that small batches take as well as large ones."""
+    return {key: found._replace(least_pairs=0) for key, found in RANGES.items()}
+
+
+def why_not(
+    operator: str, device: str, backend: str, sides: tuple[int, int] = (0, 0)
+) -> str | None:
     """Return why a backend cannot run an operator on a device type, None if it can."""
     if backend == "reference":
         return None
@@ -90,20 +137,38 @@ def why_not(operator: str, device: str, backend: str) -> str | None:
         if device == "cpu" and not INTERPRETED:
             return "Triton runs on the CPU only under TRITON_INTERPRET=1"
         has_kernel = triton_file(operator) is not None
-    return None if has_kernel else f"no {backend} kernel for {operator} on {device}"
+    if not has_kernel:
+        return f"no {backend} kernel for {operator} on {device}"
+    most = range_of(device, backend, operator).most_rows
+    if most == MANY or max(sides) <= most:
+        return None
+    got = "" if sides == LARGE else f", got {sides[0]:,} x {sides[1]:,}"
+    return f"takes up to {most:,} rows of either side{got}"
 
 
-def choose(operator: str, device: str, pairs: int = sys.maxsize) -> str:
-    """Return the backend that "auto" picks for an operator over so many pairs of rows."""
+def choose(operator: str, device: str, sides: tuple[int, int] = LARGE, metric: str = "") -> str:
+    """Return the backend that "auto" picks for an operator over so many rows of two sides."""
+    usable = []
     for backend in PREFERENCE.get(device, ()):
-        enough = pairs >= LEAST_PAIRS.get((backend, operator), 0)
-        if enough and why_not(operator, device, backend) is None:
+        found = range_of(device, backend, operator, metric)
+        if found.least_pairs and sides[0] * sides[1] < found.least_pairs:
+            continue
+        if why_not(operator, device, backend, sides) is not None:
+            continue
+        first = found.first_rows
+        if first == MANY or (first and max(sides) <= first):
             return backend
-    return "reference"
+        usable.append(backend)
+    return usable[0] if usable else "reference"
 
 
 def resolve(
-    function: str, operator: str, like: Tensor, backend: str, pairs: int = sys.maxsize
+    function: str,
+    operator: str,
+    like: Tensor,
+    backend: str,
+    sides: tuple[int, int] = LARGE,
+    metric: str = "",
 ) -> str | None:
     """Choose the operator namespace for a tensor's device; None means the reference.
 
@@ -112,7 +177,8 @@ def resolve(
         operator: what is to run.
         like: a tensor on the device.
         backend: "auto" or the name that the caller asked for.
-        pairs: rows times rows that the operator compares.
+        sides: rows of the two sides that the operator compares.
+        metric: how it compares them, if that is a choice.
 
     Raises:
         ValueError: the backend's name is unknown.
@@ -120,16 +186,16 @@ def resolve(
     """
     device = like.device.type
     if backend == "auto":
-        backend = choose(operator, device, pairs)
+        backend = choose(operator, device, sides, metric)
     if backend == "reference":
         return None
     if backend not in NAMESPACES:
         words = ", ".join(repr(choice) for choice in CHOICES)
         raise ValueError(f"{function}: backend must be one of {words}, got {backend!r}")
-    if why_not(operator, device, backend) is None:
+    if why_not(operator, device, backend, sides) is None:
         return NAMESPACES[backend]
     reasons = "; ".join(
-        f"{name}: {why_not(operator, device, name) or 'available'}"
+        f"{name}: {why_not(operator, device, name, sides) or 'available'}"
         for name in (*NAMESPACES, "reference")
     )
     raise RuntimeError(
@@ -142,18 +208,33 @@ def available() -> list[Availability]:
     table = []
     for operator in OPERATORS:
         for device in DEVICES:
-            auto = choose(operator, device)
             reasons = {name: why_not(operator, device, name) for name in PREFERENCE[device]}
             table.append(
                 Availability(
                     operator,
                     device,
-                    auto,
-                    LEAST_PAIRS.get((auto, operator), 0),
+                    choose(operator, device),
+                    _ranges(operator, device),
                     {name: reason for name, reason in reasons.items() if reason is not None},
                 )
             )
     return table
+
+
+def _ranges(operator: str, device: str) -> list[str]:
+    """Say where "auto" leaves the order of PREFERENCE, for backends that are there."""
+    words = []
+    for (on, backend, name, metric), found in RANGES.items():
+        if (on, name) != (device, operator) or why_not(operator, device, backend) is not None:
+            continue
+        if found.least_pairs:
+            limit = f"from {found.least_pairs:,} pairs on, below reference"
+        elif found.first_rows == MANY:
+            limit = f"{backend} for {metric}"
+        else:
+            limit = f"{backend} up to {found.first_rows:,} rows, possible up to {found.most_rows:,}"
+        words.append(f"{limit} ({found.reason})")
+    return words
 
 
 def build_info() -> dict[str, object]:

@@ -58,13 +58,13 @@ def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
         pytest.skip("operators in eager PyTorch are the CPU's")
     if request.param == "triton":
         with (
-            patch.dict(backends.LEAST_PAIRS, clear=True),
+            patch.dict(backends.RANGES, backends.from_one_pair()),
             patch.dict(backends.PREFERENCE, cpu=("triton",)),
         ):
             yield "auto"
         return
     if request.param == "auto":
-        with patch.dict(backends.LEAST_PAIRS, clear=True):  # small batches too
+        with patch.dict(backends.RANGES, backends.from_one_pair()):  # small batches too
             yield "auto"
         return
     with as_native():

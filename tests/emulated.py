@@ -26,7 +26,17 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
-OPERATORS = frozenset({"intra_modal", "similarity"})
+OPERATORS = frozenset(
+    {
+        "hardest_negatives",
+        "intra_modal",
+        "log_sum_exp",
+        "max_of_hinges",
+        "sigmoid",
+        "similarity",
+        "sum_of_hinges",
+    }
+)
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
 SCHEDULES = {
     "forward": (0, 0),

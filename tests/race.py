@@ -9,7 +9,7 @@ from itm_kernels import backends, ops
 from loss_cases import CASES, batch, gradients
 
 torch.set_num_threads(4)
-backends.LEAST_PAIRS.clear()
+backends.RANGES.update(backends.from_one_pair())
 # 600 rows: several blocks of columns and of rows for every thread; D above the least that is
 # screened.
 for N, D in ((600, 520), (600, 9)):

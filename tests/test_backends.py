@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
-from unittest.mock import patch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -28,12 +30,66 @@ def test_auto_prefers_what_the_table_prefers() -> None:
 
 def test_auto_takes_recomputing_kernels_for_large_batches_alone() -> None:
     with as_native():
-        least = backends.LEAST_PAIRS["native", "log_sum_exp"]
-        assert backends.choose("log_sum_exp", "cpu", least - 1) == "reference"
-        assert backends.choose("log_sum_exp", "cpu", least) == "native"
-        assert backends.choose("max_of_hinges", "cpu", 1) == "native"
-        assert backends.resolve("f", "log_sum_exp", IMAGE, "native", 1) == NAMESPACE
+        least = backends.range_of("cpu", "native", "log_sum_exp").least_pairs
+        assert backends.choose("log_sum_exp", "cpu", (1, least - 1)) == "reference"
+        assert backends.choose("log_sum_exp", "cpu", (1, least)) == "native"
+        assert backends.choose("max_of_hinges", "cpu", (1, 1)) == "native"
+        assert backends.resolve("f", "log_sum_exp", IMAGE, "native", (1, 1)) == NAMESPACE
         assert f"from {least:,} pairs on" in __main__.info()
+        with patch.dict(backends.RANGES, backends.from_one_pair()):
+            assert backends.choose("log_sum_exp", "cpu", (1, 1)) == "native"
+
+
+@contextmanager
+def cuda(triton: bool = True) -> Iterator[None]:
+    """Let all CUDA kernels seem to be there."""
+    operators = frozenset(backends.OPERATORS)
+    with (
+        patch.multiple(backends, NOT_BUILT="", HAS_TRITON=triton, TRITON_FILES=operators),
+        patch.dict(backends.NATIVE_KERNELS, cuda=operators),
+    ):
+        yield
+
+
+def test_auto_takes_few_launches_for_small_batches_on_cuda() -> None:
+    for operator, rows in (("max_of_hinges", 512), ("log_sum_exp", 256)):
+        with cuda():
+            assert backends.choose(operator, "cuda", (rows, 1)) == "native"
+            assert backends.choose(operator, "cuda", (1, rows + 1)) == "triton"
+            assert backends.choose(operator, "cuda") == "triton"
+            assert f"native up to {rows} rows, possible up to 1,024" in __main__.info()
+        with cuda(triton=False):
+            assert backends.choose(operator, "cuda", (1024, 1024)) == "native"
+            assert backends.choose(operator, "cuda", (1025, 1)) == "reference"
+
+
+def test_auto_takes_native_l1_on_cuda() -> None:
+    with cuda():
+        for operator in ("similarity", "intra_modal"):
+            assert backends.choose(operator, "cuda", metric="l1") == "native"
+            assert backends.choose(operator, "cuda", metric="cosine") == "triton"
+        assert "native for l1 (l1 has no form in products)" in __main__.info()
+
+
+def test_beyond_its_range_a_kernel_is_refused_with_the_sizes() -> None:
+    # A fake device: the tensor is only asked where it lies.
+    like = Mock(device=torch.device("cuda"))
+    with (
+        cuda(triton=False),
+        pytest.raises(
+            RuntimeError,
+            match=r"f: backend 'native' cannot run sigmoid on cuda \(native: takes up to 1,024 "
+            r"rows of either side, got 3 x 2,000; triton: triton is not installed; ",
+        ),
+    ):
+        backends.resolve("f", "sigmoid", like, "native", (3, 2000))
+
+
+def test_ranges_name_what_exists() -> None:
+    for device, backend, operator, _ in backends.RANGES:
+        assert device in backends.DEVICES
+        assert backend in backends.NAMESPACES
+        assert operator in backends.OPERATORS
 
 
 @pytest.mark.parametrize(

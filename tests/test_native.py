@@ -16,7 +16,7 @@ from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 @pytest.fixture(autouse=True)
 def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "LEAST_PAIRS", {})
+    monkeypatch.setattr(backends, "RANGES", backends.from_one_pair())
 
 
 def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -162,7 +162,7 @@ REPORT = """
 from itm_kernels import backends
 import torch
 from loss_cases import BY_NAME, batch, gradients
-backends.LEAST_PAIRS.clear()
+backends.RANGES.update(backends.from_one_pair())
 for name in {names}:
     image, text = batch(300, 37, torch.float32)
     loss = BY_NAME[name].loss(image, text, "auto")

@@ -16,6 +16,7 @@ FILES = {
     "test_every_loss.py": "not second_derivative",
     "test_ops.py": WITHOUT_STAND_IN,
     "test_every_loss_compiled.py": "",
+    "test_cuda_graphs.py": "",
 }
 TINY = {"test_ops.py": "ties"}
 

@@ -44,6 +44,12 @@ __device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
 __device__ __forceinline__ double magnitude(double x) { return fabs(x); }
 __device__ __forceinline__ float root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
+__device__ __forceinline__ float logarithm_of_one_plus(float x) { return log1pf(x); }
+__device__ __forceinline__ double logarithm_of_one_plus(double x) { return log1p(x); }
 
 #ifdef __CUDACC__
 __device__ __forceinline__ float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }

@@ -98,7 +98,8 @@ class _HardestNegatives(torch.autograd.Function):
 @outside_autocast
 def run(image: Tensor, text: Tensor, pairs: _pairs.Pairs, backend: str) -> HardestNegatives:
     """Compute `hardest_negatives` of checked arguments."""
-    namespace = resolve("hardest_negatives", "hardest_negatives", image, backend)
+    sides = image.shape[0], text.shape[0]
+    namespace = resolve("hardest_negatives", "hardest_negatives", image, backend, sides)
     if namespace is None:
         return HardestNegatives(*reference.hardest_negatives(image, text, *pairs))
     return HardestNegatives(*_HardestNegatives.apply(namespace, *distinct(image, text, *pairs)))

@@ -104,8 +104,8 @@ def run(
     backend: str,
 ) -> LogSumExp:
     """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
-    pairs_of_rows = x.shape[0] * y.shape[0]
-    namespace = resolve(function, "log_sum_exp", x, backend, pairs_of_rows)
+    sides = x.shape[0], y.shape[0]
+    namespace = resolve(function, "log_sum_exp", x, backend, sides)
     if namespace is None:
         return LogSumExp(*reference.log_sum_exp(x, y, scale, x_ids, y_ids))
     return LogSumExp(*_LogSumExp.apply(namespace, *distinct(x, y, scale, x_ids, y_ids)))

@@ -92,7 +92,8 @@ def run(
     backend: str,
 ) -> Tensor:  # [M]
     """Compute the hinges of checked arguments, on behalf of a public function."""
-    namespace = resolve(function, "max_of_hinges", image, backend)
+    sides = image.shape[0], text.shape[0]
+    namespace = resolve(function, "max_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.max_of_hinges(image, text, *pairs, margin, semihard)
     return MaxOfHinges.apply(namespace, *distinct(image, text, *pairs), margin, semihard)

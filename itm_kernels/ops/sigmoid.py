@@ -102,8 +102,8 @@ def run(
     backend: str,
 ) -> Tensor:  # [M]
     """Compute the sums of checked arguments, on behalf of a public function."""
-    pairs_of_rows = image.shape[0] * text.shape[0]
-    namespace = resolve(function, "sigmoid", image, backend, pairs_of_rows)
+    sides = image.shape[0], text.shape[0]
+    namespace = resolve(function, "sigmoid", image, backend, sides)
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)
     return Sigmoid.apply(namespace, *distinct(image, text, scale, bias, *pairs))

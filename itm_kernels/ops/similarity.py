@@ -49,7 +49,7 @@ class Similarity(torch.autograd.Function):
 @outside_autocast
 def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     """Compute `similarity` of checked arguments."""
-    namespace = resolve("similarity", "similarity", x, backend)
+    namespace = resolve("similarity", "similarity", x, backend, metric=metric)
     if namespace is None:
         return reference.similarity(x, y, metric).to(x.dtype)
     return Similarity.apply(namespace, *distinct(x, y), metric)

@@ -98,8 +98,8 @@ def run(
     backend: str,
 ) -> Tensor:  # [M]
     """Compute the hinges of checked arguments, on behalf of a public function."""
-    pairs_of_rows = image.shape[0] * text.shape[0]
-    namespace = resolve(function, "sum_of_hinges", image, backend, pairs_of_rows)
+    sides = image.shape[0], text.shape[0]
+    namespace = resolve(function, "sum_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.sum_of_hinges(image, text, *pairs, margin)
     return SumOfHinges.apply(namespace, *distinct(image, text, *pairs), margin)

@@ -45,6 +45,7 @@ struct Settings {
   uint64_t seed = 0;  // of kRandom
 };
 inline Settings settings;
+inline int launches = 0;
 
 constexpr int kWarp = 32, kLargestBlock = 1024;
 constexpr size_t kLargestShared = 227 << 10, kWordBytes = 4, kLane = 16;
@@ -156,6 +157,8 @@ inline unsigned __ballot_sync(unsigned mask, int value,
   }
   return found;
 }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes,

@@ -3,4 +3,8 @@
 
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
+#include "cuda/binding/log_sum_exp.cpp"
+#include "cuda/binding/max_of_hinges.cpp"
+#include "cuda/binding/sigmoid.cpp"
 #include "cuda/binding/similarity.cpp"
+#include "cuda/binding/sum_of_hinges.cpp"

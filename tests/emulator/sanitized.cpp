@@ -7,6 +7,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/launch.h"
+#include "cuda/pairs.h"
 
 using namespace itm::cuda;
 
@@ -124,6 +125,8 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   }
 }
 
+#include "sanitized_pairs.inl"
+
 template <typename T>
 void check(Type type, std::mt19937& random) {
   // One pair; small tiles in several parts of D; large tiles of both kernels, ragged.
@@ -135,6 +138,7 @@ void check(Type type, std::mt19937& random) {
   }
   check_band<T>(type, 1, 4, random);
   check_band<T>(type, 70, 140, random);
+  check_pairs<T>(type, random);
 }
 
 }  // namespace

@@ -267,6 +267,7 @@ void Block::wait_for_copies(int open_groups) {
 }
 
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  ++launches;
   std::mt19937_64 random(settings.seed);
   gridDim = blocks;
   blockDim = threads;
@@ -281,6 +282,9 @@ void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::functio
 }
 
 }  // namespace emulator
+
+// How many launches there were so far.
+extern "C" int emulator_launches() { return emulator::launches; }
 
 // Chooses the order for all launches to come.
 extern "C" void emulator_schedule(int order, uint64_t seed) {

@@ -25,7 +25,7 @@ def test_the_operators_told_are_those_that_the_loss_resolves(loss, monkeypatch):
     told = time_loss(loss, objective, WIDTHS, [(encoded, ids)], rounds=1).chosen
     asked = set()
 
-    def refuse(operator: str, device: str, pairs: int = 0) -> str:
+    def refuse(operator: str, *where: object) -> str:
         asked.add(operator)
         return "reference"
 

@@ -1,0 +1,75 @@
+#pragma once
+// Log-sum-exp of the rows and columns of a small matrix of scores, and the gradient of its logits.
+
+#include "cuda/weights.cuh"
+
+namespace itm::cuda {
+
+// The highest logit and the sum of e^(logit - highest). NaN stays in the sum.
+template <typename C>
+struct ExpSum {
+  C highest = -kInfinity<C>, sum = 0;
+
+  __device__ __forceinline__ void see(C logit) {
+    if (logit != -kInfinity<C>) join({logit, C(1)});
+  }
+  __device__ __forceinline__ void join(const ExpSum& other) {
+    const C most = highest > other.highest ? highest : other.highest;
+    // NaN reaches the sum through its factor, whichever is the maximum.
+    sum = sum * factor(highest, most) + other.sum * factor(other.highest, most);
+    highest = most;
+  }
+  __device__ __forceinline__ ExpSum of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes)};
+  }
+  __device__ __forceinline__ C log_sum() const {
+    return sum == 0 ? highest : highest + logarithm(sum);
+  }
+
+ private:
+  // An infinite maximum is no difference from itself.
+  static __device__ __forceinline__ C factor(C from, C most) {
+    return from == most ? C(1) : exponential(from - most);
+  }
+};
+
+// With ids, pairs that share one are left out.
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, 4)
+    log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
+                       C* of_row, C* of_column, C* kept) {
+  const int first = first_anchor(first_block), own = first + warp();
+  const C factor = *scale;
+  const auto left_out = [&](int n, int m) { return pairing.image_ids && same_id(pairing, n, m); };
+  const auto column =
+      fold_columns<ExpSum<C>>(scores.N, scores.M, first, [&](ExpSum<C>& state, int n, int m) {
+        const C score = scores.at(n, m);
+        if (kept) kept[n * scores.M + m] = score;
+        if (!left_out(n, m)) state.see(factor * score);
+      });
+  if (own < scores.M && lane() == 0) of_column[own] = column.log_sum();
+  if (own >= scores.N) return;
+  const auto row = fold_row<ExpSum<C>>(scores.M, [&](ExpSum<C>& state, int m) {
+    if (!left_out(own, m)) state.see(factor * scores.at(own, m));
+  });
+  if (lane() == 0) of_row[own] = row.log_sum();
+}
+
+// A logit's share in the softmax of its row and of its column.
+template <typename C>
+struct OfExpSums {
+  Numbers<C> grad_row, grad_column;
+  const C *row, *column;
+  Pairing pairing;
+
+  __device__ __forceinline__ C at(int n, int m, C score, C scale) const {
+    if (pairing.image_ids && same_id(pairing, n, m)) return 0;
+    const C logit = scale * score;
+    return grad_row[n] * share(logit, row[n]) + grad_column[m] * share(logit, column[m]);
+  }
+  static __device__ __forceinline__ C share(C logit, C log_sum) {
+    return log_sum == -kInfinity<C> ? C(0) : exponential(logit - log_sum);
+  }
+};
+
+}  // namespace itm::cuda

@@ -1,0 +1,107 @@
+#pragma once
+// The launchers of the kernels over all pairs of a small batch: its scores fit into memory, and a
+// loss costs what its launches cost, not its arithmetic.
+
+#include "cuda/launch.h"
+
+namespace itm::cuda {
+
+// Of either side. Scores then take 8 MiB at most, and lists of pairs fit into shared memory.
+constexpr int64_t kMostRows = 1024;
+
+// x y^T in parts [parts, N, M], fp32 or fp64: whoever reads a score adds its parts in their order.
+struct ScoreParts {
+  const void* data;
+  int64_t parts, N, M;
+};
+
+// Writes the parts, as plan_distances(1, N, M, D) shares out D.
+void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
+                 void* parts, void* stream);
+
+// Which image is whose positive, and which pairs are no negatives; all null for the diagonal.
+struct Pairing {
+  const int64_t *positive, *image_ids, *text_ids;  // [M], [N], [M]
+};
+
+// A number for every row in fp32 or fp64. The stride may be 0: the gradient of a sum is one number.
+struct PerRow {
+  const void* data;
+  int64_t stride;
+};
+
+// Rows with any strides.
+struct AnyRows {
+  const void* data;
+  int64_t rows, stride, column_stride;
+};
+
+// max_of_hinges_forward: loss, text_index and image_index [M].
+void max_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
+                   bool semihard, void* loss, int64_t* text_index, int64_t* image_index,
+                   void* stream);
+
+// Anchors' hardest negatives: of texts [M], of images [N].
+struct HardestOut {
+  void* positive;
+  void* text_score;
+  int64_t* text_index;
+  void* image_score;
+  int64_t* image_index;
+};
+void hardest_negatives(Type type, const ScoreParts& scores, const Pairing& pairing,
+                       const HardestOut& to, void* stream);
+
+// The gradients of the scores that indices name, at the rows that made them, [N, D] and [M, D] in
+// the type of the rows.
+struct RowGradients {
+  AnyRows image, text;
+  int64_t D;
+  void *to_image, *to_text;
+};
+void max_of_hinges_gradient(Type type, const PerRow& grad, const int64_t* positive,
+                            const int64_t* text_index, const int64_t* image_index,
+                            const RowGradients& rows, void* stream);
+void hardest_negatives_gradient(Type type, const PerRow& of_positive, const PerRow& of_text,
+                                const PerRow& of_image, const int64_t* positive,
+                                const int64_t* text_index, const int64_t* image_index,
+                                const RowGradients& rows, void* stream);
+
+// sum_of_hinges_forward: loss [M]; kept [N, M] gets the scores, unless it is null.
+void sum_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
+                   void* loss, void* kept, void* stream);
+
+// log_sum_exp_forward: row [N] and column [M]; scale is one number on the device.
+void log_sum_exp(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
+                 void* row, void* column, void* kept, void* stream);
+
+// sigmoid_forward: loss [M]; scale and bias are one number each, on the device.
+void sigmoid(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
+             const void* bias, void* loss, void* kept, void* stream);
+
+// Between the two launches of a backward pass, in fp32 or fp64.
+struct Workspace {
+  void* weights;               // [N, M]
+  void *of_rows, *of_columns;  // [max(N, M)] each
+};
+
+// Rows in fours, and the gradients [N, D] and [M, D] that they get, in their type, without the
+// zeros beyond D.
+struct WeightedRows {
+  Matrix x, y;
+  int64_t D;
+  void *to_x, *to_y;
+};
+void sum_of_hinges_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
+                            const Pairing& pairing, double margin, const Workspace& work,
+                            const WeightedRows& to, void* stream);
+void log_sum_exp_gradient(Type type, const PerRow& grad_row, const PerRow& grad_column,
+                          const void* row, const void* column, const ScoreParts& scores,
+                          const Pairing& pairing, const void* scale, const Workspace& work,
+                          const WeightedRows& to, void* grad_scale, void* stream);
+void sigmoid_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
+                      const Pairing& pairing, const void* scale, const void* bias,
+                      const Workspace& work, const WeightedRows& to, void* grad_scale,
+                      void* grad_bias, void* stream);
+
+}  // namespace itm::cuda

@@ -1,0 +1,46 @@
+"""The contract of every loss, on the emulator, for those whose operators are CUDA's own kernels."""
+
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+
+from emulated import OPERATORS, as_native, needs_compiler
+from itm_kernels import backends
+from loss_cases import BY_NAME, Case
+from test_every_loss import (  # noqa: F401
+    test_autocast_changes_nothing,
+    test_collapsed_embeddings_are_finite,
+    test_error_is_at_most_twice_the_references,
+    test_half_precision_is_computed_in_fp32,
+    test_inference_mode_gives_the_same_value,
+    test_nan_in_any_row_shows,
+    test_one_pair_has_no_negative_and_stays_attached,
+    test_same_inputs_give_the_same_bits,
+    test_strides_do_not_matter,
+)
+from test_ops import (  # noqa: F401
+    test_hardest_negatives_are_differentiable_scores,
+    test_log_sum_exp_leaves_out_pairs_that_share_an_id,
+    test_ties_go_to_the_lowest_index_with_the_whole_gradient,
+)
+
+pytestmark = needs_compiler
+NAMES = ("sum_of_hinges", "max_of_hinges", "semihard", "info_nce", "sigmoid", "imc-l1")
+
+
+@pytest.fixture
+def backend() -> Iterator[str]:
+    with as_native(), patch.dict(backends.RANGES, backends.from_one_pair()):
+        yield "auto"
+
+
+@pytest.fixture(params=NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return BY_NAME[request.param]
+
+
+def test_the_operators_of_these_losses_are_emulated(backend: str) -> None:
+    for operator in ("sum_of_hinges", "max_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"):
+        assert operator in OPERATORS
+        assert backends.choose(operator, "cpu", (1, 1)) == "native"

@@ -1,0 +1,205 @@
+"""CUDA's sums over all pairs of a small batch, from binding to kernel, on the emulator."""
+
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import operators as library
+from emulated_pairs import (
+    SIZES,
+    assert_as_good_as_eager,
+    gradients,
+    ids_of,
+    layouts,
+    leaves,
+    not_finite,
+    rows,
+)
+from itm_kernels import _pairs, backends, functional, ops
+from itm_kernels.ops import _sigmoid as ops_of_sigmoid
+from loss_cases import BY_NAME, batch
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    with as_native():
+        yield
+
+
+def hinges(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    x, y = leaves(x, y)
+    # A margin near the scores' spread: some hinges are active, some are not.
+    loss = functional.sum_of_hinges_loss(x, y, margin=0.5, reduction="none", backend=backend, **ids)
+    return gradients([loss], x, y)
+
+
+def exp_sums(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    scale = torch.tensor(3.0, dtype=torch.promote_types(x.dtype, torch.float32))
+    x, y, scale = leaves(x, y, scale)
+    ids = dict(zip(("x_ids", "y_ids"), ids.values(), strict=False))
+    found = ops.log_sum_exp(x, y, scale, backend=backend, **ids)
+    return gradients(list(found), x, y, scale)
+
+
+def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    like = torch.promote_types(x.dtype, torch.float32)
+    x, y, *scalars = leaves(x, y, torch.tensor(3.0, dtype=like), torch.tensor(-2.0, dtype=like))
+    pairs = _pairs.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
+    loss = ops_of_sigmoid.run(x, y, *scalars, pairs, "sigmoid", backend)
+    return gradients([loss], x, y, *scalars)
+
+
+OPERATORS = [hinges, exp_sums, sigmoids]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("N", "M", "D"), SIZES)
+@pytest.mark.parametrize("run", OPERATORS)
+def test_error_is_at_most_twice_eagers(
+    run: Callable[..., list[Tensor]], N: int, M: int, D: int, dtype: torch.dtype
+) -> None:
+    assert_as_good_as_eager(run, rows(N, D, dtype), rows(M, D, dtype, seed=1), **ids_of(N, M))
+
+
+@pytest.mark.parametrize(("N", "M", "D"), SIZES)
+@pytest.mark.parametrize("run", OPERATORS)
+def test_fp64(run: Callable[..., list[Tensor]], N: int, M: int, D: int) -> None:
+    x, y = rows(N, D), rows(M, D, seed=1)
+    found, wanted = (run(x, y, name, **ids_of(N, M)) for name in ("native", "reference"))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", range(5))
+@pytest.mark.parametrize("run", OPERATORS)
+def test_strides(run: Callable[..., list[Tensor]], layout: int) -> None:
+    x, y = layouts()[layout]
+    found, wanted = run(x, y, "native"), run(x.contiguous(), y.contiguous(), "reference")
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_batch_of_pairs_with_more_texts_than_images_and_the_other_way() -> None:
+    x, y = rows(13, 9), rows(70, 9, seed=1)
+    for sides in ((x, y), (y, x)):
+        found, wanted = (exp_sums(*sides, name) for name in ("native", "reference"))
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("run", OPERATORS)
+def test_every_schedule_gives_the_same_bits(run: Callable[..., list[Tensor]]) -> None:
+    x, y = rows(35, 70, torch.float32), rows(35, 70, torch.float32, seed=1)
+    found = []
+    for schedule in SCHEDULES:
+        with as_native(schedule):
+            found.append(run(x, y, "native"))
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("run", OPERATORS)
+def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float) -> None:
+    for side, row in ((0, 0), (0, 34), (1, 9), (1, 33)):
+        x, y = not_finite(value, side, row)
+        found, wanted = run(x, y, "native"), run(x, y, "reference")
+        values = 2 if run is exp_sums else 1
+        for ours, theirs in zip(found[:values], wanted[:values], strict=True):
+            assert theirs.isfinite().logical_not().any()
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_finite_shows_in_the_gradients_of_the_other_side(
+    side: int, value: float
+) -> None:
+    sides = leaves(*not_finite(value, side, 33))
+    for loss in (
+        functional.sum_of_hinges_loss(*sides, backend="native"),
+        ops.log_sum_exp(*sides, 2.0, backend="native").row.sum(),
+    ):
+        assert not torch.autograd.grad(loss, sides)[1 - side].isfinite().all()
+
+
+@pytest.mark.parametrize("run", OPERATORS)
+def test_equal_ids_leave_nothing(run: Callable[..., list[Tensor]]) -> None:
+    ids = {"image_ids": torch.full((9,), 7), "text_ids": torch.full((9,), 7)}
+    x, y = rows(9, 5), rows(9, 5, seed=1)
+    found, wanted = (run(x, y, name, **ids) for name in ("native", "reference"))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_scores_that_were_not_kept_are_made_again() -> None:
+    operators = getattr(torch.ops, NAMESPACE)
+    x, y = rows(9, 70, torch.float32), rows(9, 70, torch.float32, seed=1)
+    given = x, y, None, None, None, 0.5
+    loss, kept = operators.sum_of_hinges_forward(*given, True)
+    torch.testing.assert_close(kept, x @ y.T)
+    other, none = operators.sum_of_hinges_forward(*given, False)
+    assert none.shape == (0, 0)
+    assert torch.equal(loss, other)
+    ones = torch.ones(9)
+    found = operators.sum_of_hinges_backward(ones, kept, *given)
+    again = operators.sum_of_hinges_backward(ones, none, *given)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    scaled = x, y, torch.tensor(2.0), None, None
+    *sums, kept = operators.log_sum_exp_forward(*scaled, True)
+    found = operators.log_sum_exp_backward(ones, ones, *sums, kept, *scaled)
+    again = operators.log_sum_exp_backward(ones, ones, *sums, none, *scaled)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+# Two pairs: no grid is split, as the emulator does with more than 7 blocks.
+@pytest.mark.parametrize(
+    ("name", "most"), [("max_of_hinges", 3), ("sum_of_hinges", 4), ("sigmoid", 4), ("info_nce", 4)]
+)
+def test_a_step_is_at_most_four_launches(name: str, most: int) -> None:
+    sides = batch(2, 8, torch.float32)
+    with patch.dict(backends.RANGES, backends.from_one_pair()):
+        before = library().emulator_launches()
+        torch.autograd.grad(BY_NAME[name].loss(*sides, "auto"), sides)
+        assert library().emulator_launches() - before == most
+
+
+def test_logits_far_apart_do_not_overflow() -> None:
+    x = torch.eye(40)[:, :33] * 30
+    for ours, theirs in zip(exp_sums(x, x, "native"), exp_sums(x, x, "reference"), strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_text_without_an_image_is_nan() -> None:
+    operators = getattr(torch.ops, NAMESPACE)
+    x, y, positive = rows(4, 5), rows(3, 5, seed=1), torch.tensor([0, -1, 3])
+    given = x, y, positive, torch.arange(4), torch.tensor([0, 9, 3]), 5.0
+    loss, scores = operators.sum_of_hinges_forward(*given, True)
+    assert loss.isnan().tolist() == [False, True, False]
+    grads = operators.sum_of_hinges_backward(torch.ones(3).double(), scores, *given)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_opcheck() -> None:
+    x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])
+    operators, check = getattr(torch.ops, NAMESPACE), torch.library.opcheck
+    ids = torch.arange(3), positive.clone()
+    scale, grad, other = torch.tensor(3.0).double(), torch.ones(5).double(), torch.ones(3).double()
+    for scores in (x @ y.T, torch.empty(0, 0).double()):
+        keep = bool(scores.numel())
+        check(operators.sum_of_hinges_forward, (x, y, positive, *ids, 0.2, keep))
+        given = grad, scores, x, y, positive, *ids, 0.2
+        check(operators.sum_of_hinges_backward, given)
+        check(operators.log_sum_exp_forward, (x, y, scale, *ids, keep))
+        given = other, grad, other, grad, scores, x, y, scale, *ids
+        check(operators.log_sum_exp_backward, given)
+        given = x, y, scale, -scale, positive, *ids
+        check(operators.sigmoid_forward, (*given, keep))
+        check(operators.sigmoid_backward, (grad, scores, *given))
