@@ -123,6 +123,17 @@ def test_large_tiles_and_the_tiles_that_end_early() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mode", ["paper", "repel", "official"])
+def test_the_gradient_of_l1_is_nan_where_the_references_is(mode: str, value: float) -> None:
+    x = rows(70, 9)
+    given = options(x, "l1", mode)
+    x[66, 8] = x[3, 8] = value
+    found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
+    assert wanted[1].isnan().any()
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("metric", METRICS)
 def test_what_is_not_finite_shows(metric: str, value: float) -> None:
     # In the last column, which no tile would reach: all distances are beyond the bound before.
