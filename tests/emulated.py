@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
-OPERATORS = frozenset({"intra_modal", "similarity"})
+OPERATORS = frozenset({"intra_modal", "kmeans", "similarity"})
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
 SCHEDULES = {
     "forward": (0, 0),

@@ -8,6 +8,7 @@
 // a Failure that names it.
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -156,6 +157,8 @@ inline unsigned __ballot_sync(unsigned mask, int value,
   }
   return found;
 }
+
+inline int __popc(unsigned x) { return std::popcount(x); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes,

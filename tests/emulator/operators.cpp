@@ -3,4 +3,5 @@
 
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
+#include "cuda/binding/kmeans.cpp"
 #include "cuda/binding/similarity.cpp"
