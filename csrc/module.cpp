@@ -23,7 +23,8 @@ const std::vector<std::string> cpu_operators = {
     "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
     "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges"};
 #ifdef ITM_WITH_CUDA
-const std::vector<std::string> cuda_operators = {"intra_modal", "kmeans", "similarity"};
+const std::vector<std::string> cuda_operators = {"intra_modal", "kmeans", "rbf_synthesis",
+                                                 "rbf_synthesis_logits", "similarity"};
 #else
 const std::vector<std::string> cuda_operators = {};
 #endif

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
-OPERATORS = frozenset({"intra_modal", "kmeans", "similarity"})
+OPERATORS = frozenset(
+    {"intra_modal", "kmeans", "rbf_synthesis", "rbf_synthesis_logits", "similarity"}
+)
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
 SCHEDULES = {
     "forward": (0, 0),

@@ -8,7 +8,6 @@
 // a Failure that names it.
 
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -158,7 +157,7 @@ inline unsigned __ballot_sync(unsigned mask, int value,
   return found;
 }
 
-inline int __popc(unsigned x) { return std::popcount(x); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes,

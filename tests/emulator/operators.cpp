@@ -4,4 +4,5 @@
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
+#include "cuda/binding/rbf_synthesis.cpp"
 #include "cuda/binding/similarity.cpp"

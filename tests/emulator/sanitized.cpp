@@ -8,6 +8,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/launch.h"
+#include "cuda/rbf_synthesis.h"
 
 using namespace itm::cuda;
 
@@ -125,37 +126,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   }
 }
 
-// Two problems of rows that are eighths: one iteration from their first rows.
-template <typename T>
-void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
-  using C = Wide<T>;
-  const auto x = numbers<T>(M * D, random);
-  std::vector<C> centroids(2 * K * D), half(2 * K);
-  for (int64_t i = 0; i < 2 * K * D; ++i) centroids[i] = widen(x[i % (M * D)]);
-  std::vector<int64_t> assignment(2 * M);
-  std::vector<int32_t> order(2 * M), span(4 * K);
-  const auto member = std::make_unique<bool[]>(2 * M);
-  for (int64_t i = 0; i < 2 * M; ++i) member[i] = i % 5 != 0;
-  kmeans(type, matrix(x, M, D), D,
-         {2, K, 1, member.get(), centroids.data(), assignment.data(), half.data(), order.data(),
-          span.data()},
-         nullptr);
-  for (int64_t i = 0; i < 2 * M; ++i) {
-    expect(assignment[i] < 0, !member[i], "member");
-    if (assignment[i] < 0) continue;
-    const auto score = [&](int64_t k) {
-      double sum = 0;
-      for (int64_t d = 0; d < D; ++d) {
-        const double c = centroids[(i / M * K + k) * D + d];
-        sum += (widen(x[i % M * D + d]) - c / 2) * c;
-      }
-      return sum;
-    };
-    double best = score(0);
-    for (int64_t k = 1; k < K; ++k) best = std::max(best, score(k));
-    expect(score(assignment[i]), best, "nearest");
-  }
-}
+#include "sanitized_anchors.inl"
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
@@ -170,6 +141,8 @@ void check(Type type, std::mt19937& random) {
   check_band<T>(type, 70, 140, random);
   check_kmeans<T>(type, 37, 9, 36, random);
   check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
+  check_synthesis<T>(type, 3, 37, 2, 36, random);
+  check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
 }
 
 }  // namespace
