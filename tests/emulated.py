@@ -27,7 +27,15 @@ EMULATOR = ROOT / "tests" / "emulator"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
 OPERATORS = frozenset(
-    {"intra_modal", "kmeans", "rbf_synthesis", "rbf_synthesis_logits", "similarity"}
+    {
+        "hardest_negatives",
+        "intra_modal",
+        "kmeans",
+        "max_of_hinges",
+        "rbf_synthesis",
+        "rbf_synthesis_logits",
+        "similarity",
+    }
 )
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
 SCHEDULES = {

@@ -1,6 +1,7 @@
 // Launches the distance kernels.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/pairs.h"
 #include "cuda/similarity.cuh"
 
 namespace itm::cuda {
@@ -54,6 +55,15 @@ void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64
       launch(add_parts_kernel<T>, count, kThreads, 0, stream, static_cast<const Wide<T>*>(partial),
              plan.parts, size, take_root, first, static_cast<T*>(out));
     });
+  });
+}
+
+void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
+                 void* parts, void* stream) {
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const Compared<T> in{rows_of<T>(x), rows_of<T>(y), 1, D, plan.parts, plan.depth};
+    launch_distances<SmallTile<T>, Product>(in, false, nullptr, parts, stream);
   });
 }
 

@@ -31,7 +31,7 @@ struct DistanceBlock {
 template <typename Tile, typename Metric>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     distance_kernel(Compared<typename Tile::T> in, bool take_root, int64_t first_block,
-                    typename Tile::T* out,        // [batch, N, M]
+                    typename Tile::T* out,        // [batch, N, M], or null: parts are wanted
                     typename Tile::C* partial) {  // [parts, batch, N, M], if there are several
   Tile tile;
   {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     }
   };
   using C = typename Tile::C;
-  if (in.parts > 1)
+  if (in.parts > 1 || !out)
     store(partial + here.part * in.batch * N * M, [](C sum) { return sum; });
   else if (take_root)
     store(out, [](C sum) { return root(sum); });

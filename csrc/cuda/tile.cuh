@@ -106,6 +106,12 @@ struct Square {
     return sum + difference * difference;
   }
 };
+struct Product {
+  template <typename C>
+  static __device__ __forceinline__ C add(C sum, C a, C b) {
+    return sum + a * b;
+  }
+};
 
 template <typename T_, int kRows_, int kColumns_, int kThreadRows_, int kThreadColumns_>
 struct Tile {

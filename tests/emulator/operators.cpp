@@ -4,5 +4,6 @@
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
+#include "cuda/binding/max_of_hinges.cpp"
 #include "cuda/binding/rbf_synthesis.cpp"
 #include "cuda/binding/similarity.cpp"

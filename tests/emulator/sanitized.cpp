@@ -8,6 +8,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/launch.h"
+#include "cuda/pairs.h"
 #include "cuda/rbf_synthesis.h"
 
 using namespace itm::cuda;
@@ -127,6 +128,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 }
 
 #include "sanitized_anchors.inl"
+#include "sanitized_pairs.inl"
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
@@ -143,6 +145,7 @@ void check(Type type, std::mt19937& random) {
   check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
   check_synthesis<T>(type, 3, 37, 2, 36, random);
   check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
+  check_pairs<T>(type, random);
 }
 
 }  // namespace

@@ -1,0 +1,58 @@
+#pragma once
+// What the operators over all pairs of a small batch need from ATen: scores in parts, ids, and
+// numbers per row as they come from autograd.
+
+#include <ATen/ops/empty.h>
+
+#include "cuda/binding/device.h"
+#include "cuda/pairs.h"
+
+namespace itm::cuda {
+
+// x y^T, where it is small enough to be stored.
+struct StoredScores {
+  Tensor parts;  // [parts, N, M] in fp32 or fp64
+  ScoreParts from;
+
+  StoredScores(const OnDevice& device, const Tensor& left, const Tensor& right) {
+    const int64_t N = left.size(0), M = right.size(0);
+    TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
+                " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
+    const Tensor x = in_fours(left.unsqueeze(0)), y = in_fours(right.unsqueeze(0));
+    const DistancePlan plan = plan_distances(1, N, M, x.size(2));
+    parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));
+    score_parts(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan,
+                parts.mutable_data_ptr(), device.stream());
+    device.launched();
+    from = {parts.const_data_ptr(), plan.parts, N, M};
+  }
+};
+
+// Ids and positives without gaps, and their places.
+struct PairIds {
+  const OptionalTensor positive, image, text;
+
+  PairIds(const OptionalTensor& positive_of, const OptionalTensor& image_ids,
+          const OptionalTensor& text_ids)
+      : positive(whole(positive_of)), image(whole(image_ids)), text(whole(text_ids)) {}
+
+  Pairing at() const { return {ids_or_null(positive), ids_or_null(image), ids_or_null(text)}; }
+
+  static OptionalTensor whole(const OptionalTensor& ids) {
+    return ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;
+  }
+};
+
+// A gradient [N] in the precision that x is computed in, as it lies: expanded ones are not copied.
+struct RowNumbers {
+  const Tensor numbers;
+
+  RowNumbers(const Tensor& grad, const Tensor& x) : numbers(grad.to(wide_type(x))) {}
+  PerRow at() const { return {numbers.const_data_ptr(), numbers.stride(0)}; }
+};
+
+inline AnyRows any_rows_of(const Tensor& x) {  // [N, D]
+  return {x.const_data_ptr(), x.size(0), x.stride(0), x.stride(1)};
+}
+
+}  // namespace itm::cuda

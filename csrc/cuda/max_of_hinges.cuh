@@ -1,0 +1,215 @@
+#pragma once
+// Max of hinges and hardest negatives of a small batch: maxima over stored scores, and a backward
+// pass in which every row of a gradient looks for the pairs that name it. Nothing is scattered, so
+// nothing is added in an order of chance.
+
+#include "cuda/pairs.cuh"
+
+namespace itm::cuda {
+
+// The largest score and where; ties go to the lowest index, and NaN is larger than all.
+template <typename C>
+struct Hardest {
+  C value = -kInfinity<C>;
+  int index = -1;  // nothing seen
+
+  __device__ __forceinline__ void join(const Hardest& other) {
+    if (other.beats(*this)) *this = other;
+  }
+  __device__ __forceinline__ void see(C score, int at) { join({score, at}); }
+  __device__ __forceinline__ Hardest of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, value, lanes), __shfl_xor_sync(~0u, index, lanes)};
+  }
+
+ private:
+  __device__ __forceinline__ bool beats(const Hardest& other) const {
+    if (index < 0 || other.index < 0) return index > other.index;
+    const bool nan = value != value, others = other.value != other.value;
+    if (nan != others) return nan;
+    return value > other.value || ((nan || value == other.value) && index < other.index);
+  }
+};
+
+// Semi-hard negatives are those below a limit.
+template <typename C>
+__device__ __forceinline__ Hardest<C> hardest_of_row(const Scores<C>& scores,
+                                                     const Pairing& pairing, int n, bool below,
+                                                     C limit) {
+  return fold_row<Hardest<C>>(scores.M, [&](Hardest<C>& state, int m) {
+    const C score = scores.at(n, m);
+    if (!same_id(pairing, n, m) && !(below && score >= limit)) state.see(score, m);
+  });
+}
+
+template <typename C>
+__device__ __forceinline__ Hardest<C> hardest_of_columns(const Scores<C>& scores,
+                                                         const Pairing& pairing, int first,
+                                                         bool below) {
+  const int own = first + lane() % kAnchors;
+  const C limit = below && own < scores.M ? positive_score(scores, pairing, own) : C(0);
+  return fold_columns<Hardest<C>>(scores.N, scores.M, first, [&](Hardest<C>& state, int n, int m) {
+    const C score = scores.at(n, m);
+    if (!same_id(pairing, n, m) && !(below && score >= limit)) state.see(score, n);
+  });
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, 4)
+    max_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
+                         bool semihard, C* loss, int64_t* text_index, int64_t* image_index) {
+  const int first = first_anchor(first_block), j = first + warp();
+  const Hardest<C> image = hardest_of_columns(scores, pairing, first, semihard);
+  if (j >= scores.M) return;
+  const int i = positive_of(pairing.positive, j);
+  const C positive = positive_score(scores, pairing, j);
+  const Hardest<C> text = hardest_of_row(scores, pairing, i < 0 ? 0 : i, semihard, positive);
+  if (lane()) return;
+  const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
+  loss[j] = a + b + 0 * positive;  // an infinite positive score shows
+  text_index[j] = a != 0 ? text.index : -1;
+  image_index[j] = b != 0 ? image.index : -1;
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, 4)
+    hardest_negatives_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C* positive,
+                             C* text_score, int64_t* text_index, C* image_score,
+                             int64_t* image_index) {
+  const int first = first_anchor(first_block), own = first + warp();
+  const Hardest<C> image = hardest_of_columns(scores, pairing, first, false);
+  if (own < scores.M && lane() == 0) {
+    positive[own] = positive_score(scores, pairing, own);
+    image_score[own] = image.value;
+    image_index[own] = image.index;
+  }
+  if (own >= scores.N) return;
+  const Hardest<C> text = hardest_of_row(scores, pairing, own, false, C(0));
+  if (lane()) return;
+  text_score[own] = text.value;
+  text_index[own] = text.index;
+}
+
+// -- backward --
+
+// A score's gradient; without an image there is none.
+template <typename C>
+struct ScoreGradient {
+  int image = -1, text = -1;
+  C weight = 0;
+};
+
+// Every pair has its two hardest negatives, and pulls on its own score once for each.
+template <typename C>
+struct HingeGradients {
+  Numbers<C> grad;
+  const int64_t *positive, *text_index, *image_index;
+  int M;
+
+  __device__ __forceinline__ int count() const { return 3 * M; }
+  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+    const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
+    const int i = positive_of(positive, j);
+    const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
+    const int active = (text >= 0) + (image >= 0);
+    if (i < 0 || active == 0) return {};
+    if (kind == 0) return {text < 0 ? -1 : i, text, grad[j]};
+    if (kind == 1) return {image, j, grad[j]};
+    return {i, j, -grad[j] * static_cast<C>(active)};
+  }
+};
+
+template <typename C>
+struct HardestGradients {
+  Numbers<C> of_positive, of_text, of_image;
+  const int64_t *positive, *text_index, *image_index;
+  int N, M;
+
+  __device__ __forceinline__ int count() const { return N + 2 * M; }
+  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+    if (k < N) {
+      const int text = static_cast<int>(text_index[k]);
+      return {text < 0 ? -1 : k, text, of_text[k]};
+    }
+    const int j = k - N < M ? k - N : k - N - M;
+    if (k - N < M) return {static_cast<int>(image_index[j]), j, of_image[j]};
+    return {positive_of(positive, j), j, of_positive[j]};
+  }
+};
+
+template <typename T>
+struct StridedRows {
+  const T* data;
+  int count;
+  int64_t stride, column_stride;
+
+  explicit StridedRows(const AnyRows& from)
+      : data(static_cast<const T*>(from.data)),
+        count(static_cast<int>(from.rows)),
+        stride(from.stride),
+        column_stride(from.column_stride) {}
+};
+
+// 512 columns of a row by 128 threads: rows are read as they are, so that no stride needs a copy.
+struct Gather {
+  static constexpr int kThreads = 128, kOwn = 4, kColumns = kThreads * kOwn, kWarps = kThreads / 32;
+  static constexpr int kMost = 3 * kMostRows / kWarps;  // that a warp finds
+  static constexpr size_t kSharedBytes = (kWarps * kMost + kWarps) * sizeof(int);
+};
+
+// Row n of one side is the sum of rows of the other: a warp searches its quarter of all gradients
+// and lists, in their order, those at row n; then every thread adds up its columns.
+template <typename T, typename Gradients>
+__global__ void __launch_bounds__(Gather::kThreads)
+    gather_kernel(Gradients gradients, StridedRows<T> image, StridedRows<T> text, int64_t D,
+                  int64_t first_block, T* to_image, T* to_text) {
+  using C = Wide<T>;
+  const auto block = static_cast<unsigned>(first_block + blockIdx.x);
+  const auto in_row = static_cast<unsigned>(ceil_div(D, Gather::kColumns));
+  const int target = static_cast<int>(block / in_row);
+  const bool of_image = target < image.count;
+  const int n = of_image ? target : target - image.count;
+  const auto shared = Shared<int>::template all<Gather::kWarps * Gather::kMost + Gather::kWarps>();
+  const int counts = Gather::kWarps * Gather::kMost;
+
+  const int total = gradients.count(), share = static_cast<int>(ceil_div(total, Gather::kWarps));
+  const int end = (warp() + 1) * share < total ? (warp() + 1) * share : total;
+  int found = 0;
+  for (int first = warp() * share; first < end; first += 32) {
+    const int k = first + lane();
+    bool here = false;
+    if (k < end) {
+      const ScoreGradient<C> gradient = gradients.at(k);
+      here = gradient.image >= 0 && (of_image ? gradient.image : gradient.text) == n;
+    }
+    const unsigned all = __ballot_sync(~0u, here);
+    const int before = __popc(all & ((1u << lane()) - 1));
+    if (here) shared.write(warp() * Gather::kMost + found + before, k);
+    found += __popc(all);
+  }
+  if (lane() == 0) shared.write(counts + warp(), found);
+  __syncthreads();
+
+  C sum[Gather::kOwn] = {};
+  const int64_t d = block % in_row * int64_t{Gather::kColumns} + threadIdx.x;
+  const int64_t stride = of_image ? text.stride : image.stride;
+  const int64_t column_stride = of_image ? text.column_stride : image.column_stride;
+  const T* from = (of_image ? text.data : image.data) + d * column_stride;
+  for (int w = 0; w < Gather::kWarps; ++w) {
+    const int count = shared.read(counts + w);
+#pragma unroll 2
+    for (int i = 0; i < count; ++i) {
+      const ScoreGradient<C> gradient = gradients.at(shared.read(w * Gather::kMost + i));
+      const T* row = from + (of_image ? gradient.text : gradient.image) * stride;
+#pragma unroll
+      for (int e = 0; e < Gather::kOwn; ++e)
+        if (d + e * Gather::kThreads < D)
+          sum[e] += gradient.weight * widen(row[e * Gather::kThreads * column_stride]);
+    }
+  }
+  T* to = (of_image ? to_image : to_text) + n * D + d;
+#pragma unroll
+  for (int e = 0; e < Gather::kOwn; ++e)
+    if (d + e * Gather::kThreads < D) narrow(sum[e], to[e * Gather::kThreads]);
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,130 @@
+#pragma once
+// Rows and columns of a small matrix of scores, folded side by side. A block takes 8 rows and 8
+// columns: a warp reads a row as it lies in memory, and of columns 8 at once, so that no sector of
+// 32 bytes is fetched for less than all of it. 128 pairs are 16 blocks, 1,024 are 128.
+//
+// A State is what has been seen so far: it sees scores one by one, and joins another State of the
+// same anchor. Who joins whom is fixed, so that sums have the same bits every time.
+
+#include <limits>
+
+#include "cuda/compat.cuh"
+#include "cuda/pairs.h"
+
+namespace itm::cuda {
+
+// fp16 and bf16 are scored in fp32.
+template <typename Work>
+void with_wide_type(Type type, Work&& work) {
+  if (type == Type::kDouble) return work(double{});
+  work(float{});
+}
+
+template <typename C>
+constexpr C kInfinity = std::numeric_limits<C>::infinity();
+template <typename C>
+constexpr C kNan = std::numeric_limits<C>::quiet_NaN();
+
+// Small numbers of 32 bits, as all there is fits.
+template <typename C>
+struct Scores {
+  const C* data;
+  int parts, N, M;
+
+  explicit Scores(const ScoreParts& from)
+      : data(static_cast<const C*>(from.data)),
+        parts(static_cast<int>(from.parts)),
+        N(static_cast<int>(from.N)),
+        M(static_cast<int>(from.M)) {}
+
+  __device__ __forceinline__ C at(int n, int m) const {
+    const C* from = data + n * M + m;
+    C sum = *from;
+#pragma unroll 4
+    for (int part = 1; part < parts; ++part) sum += from[part * N * M];
+    return sum;
+  }
+};
+
+__device__ __forceinline__ int positive_of(const int64_t* positive, int j) {
+  return positive ? static_cast<int>(positive[j]) : j;
+}
+__device__ __forceinline__ bool same_id(const Pairing& pairing, int n, int m) {
+  return pairing.image_ids ? pairing.image_ids[n] == pairing.text_ids[m] : n == m;
+}
+
+template <typename C>
+__device__ __forceinline__ C positive_score(const Scores<C>& scores, const Pairing& pairing,
+                                            int j) {
+  const int i = positive_of(pairing.positive, j);
+  return i < 0 ? kNan<C> : scores.at(i, j);
+}
+
+template <typename C>
+struct Numbers {
+  const C* data;
+  int64_t stride;
+
+  explicit Numbers(const PerRow& from)
+      : data(static_cast<const C*>(from.data)), stride(from.stride) {}
+  __device__ __forceinline__ C operator[](int64_t i) const { return data[i * stride]; }
+};
+
+// [x]+ that lets NaN through.
+template <typename C>
+__device__ __forceinline__ C hinge(C x) {
+  return x <= 0 ? C(0) : x;
+}
+
+constexpr int kAnchors = 8, kFoldThreads = 32 * kAnchors;  // a warp for every anchor
+
+__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
+
+template <int kFirst, int kLast, typename State>
+__device__ __forceinline__ void join_lanes(State& state) {
+#pragma unroll
+  for (int lanes = kFirst; lanes >= kLast; lanes /= 2) state.join(state.of_lane(lanes));
+}
+
+// see(state, m) for every column m of a row, by one warp; all lanes return the whole.
+template <typename State, typename See>
+__device__ __forceinline__ State fold_row(int M, See&& see) {
+  State state;
+  for (int m = lane(); m < M; m += 32) see(state, m);
+  join_lanes<16, 1>(state);
+  return state;
+}
+
+// see(state, n, m) for every row n of columns [first, first + 8), by the block, which meets once;
+// every warp returns the column of its own number.
+template <typename State, typename See>
+__device__ __forceinline__ State fold_columns(int N, int M, int first, See&& see) {
+  const auto shared = Shared<State>::template all<kAnchors * kAnchors>();
+  const int m = first + lane() % kAnchors;
+  State state;
+  if (m < M)
+    for (int n = warp() * 4 + lane() / kAnchors; n < N; n += 4 * kAnchors) see(state, n, m);
+  join_lanes<16, kAnchors>(state);
+  if (lane() < kAnchors) shared.write(warp() * kAnchors + lane(), state);
+  __syncthreads();
+  state = shared.read(lane() % kAnchors * kAnchors + warp());
+  join_lanes<kAnchors / 2, 1>(state);
+  return state;
+}
+
+__device__ __forceinline__ int first_anchor(int64_t first_block) {
+  return (static_cast<int>(first_block) + static_cast<int>(blockIdx.x)) * kAnchors;
+}
+
+// Starts a kernel that folds so many anchors; arguments come after the first block.
+template <typename... Parameters, typename... Arguments>
+void launch_fold(void (*kernel)(int64_t, Parameters...), int64_t anchors, size_t state_bytes,
+                 void* stream, const Arguments&... arguments) {
+  in_launches(ceil_div(anchors, kAnchors), [&](int64_t first, int64_t count) {
+    launch(kernel, count, kFoldThreads, kAnchors * kAnchors * state_bytes, stream, first,
+           arguments...);
+  });
+}
+
+}  // namespace itm::cuda

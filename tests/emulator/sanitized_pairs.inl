@@ -1,0 +1,130 @@
+// The operators over all pairs of a small batch, for sanitized.cpp: each once against a loop. Five
+// texts an image, unless the batch is square.
+
+template <typename T>
+struct PairProblem {
+  using C = Wide<T>;
+  Type type;
+  int64_t N, M, D;
+  std::vector<T> x, y;
+  std::vector<int64_t> image_ids, text_ids;
+  std::vector<C> parts;
+  ScoreParts scores;
+  Pairing pairing;
+
+  PairProblem(Type type, int64_t N, int64_t M, int64_t D, std::mt19937& random)
+      : type(type),
+        N(N),
+        M(M),
+        D(D),
+        x(numbers<T>(N * D, random)),
+        y(numbers<T>(M * D, random)),
+        image_ids(N),
+        text_ids(M) {
+    for (int64_t n = 0; n < N; ++n) image_ids[n] = n;
+    for (int64_t m = 0; m < M; ++m) text_ids[m] = m % N;
+    const DistancePlan plan = plan_distances(1, N, M, D);
+    parts.resize(plan.parts * N * M);
+    score_parts(type, matrix(x, N, D), matrix(y, M, D), D, plan, parts.data(), nullptr);
+    scores = {parts.data(), plan.parts, N, M};
+    pairing = N == M ? Pairing{} : Pairing{text_ids.data(), image_ids.data(), text_ids.data()};
+  }
+
+  double at(const std::vector<T>& rows, int64_t row, int64_t d) const {
+    return widen(rows[row * D + d]);
+  }
+  double score(int64_t n, int64_t m) const {
+    double sum = 0;
+    for (int64_t d = 0; d < D; ++d) sum += at(x, n, d) * at(y, m, d);
+    return sum;
+  }
+
+  RowGradients rows(std::vector<T>& to_x, std::vector<T>& to_y) const {
+    to_x.resize(N * D), to_y.resize(M * D);
+    return {{x.data(), N, D, 1}, {y.data(), M, D, 1}, D, to_x.data(), to_y.data()};
+  }
+
+  // Compares gradients of rows with those of scores, [N, M].
+  void expect_gradients(const std::vector<double>& of_scores, const std::vector<T>& to_x,
+                        const std::vector<T>& to_y) const {
+    const auto compare = [&](const std::vector<T>& found, int64_t row, int64_t d, double sum) {
+      T wanted;
+      narrow(static_cast<C>(sum), wanted);
+      expect(widen(found[row * D + d]), widen(wanted), "gradient of scores");
+    };
+    for (int64_t d = 0; d < D; ++d) {
+      for (int64_t n = 0; n < N; ++n) {
+        double sum = 0;
+        for (int64_t m = 0; m < M; ++m) sum += of_scores[n * M + m] * at(y, m, d);
+        compare(to_x, n, d, sum);
+      }
+      for (int64_t m = 0; m < M; ++m) {
+        double sum = 0;
+        for (int64_t n = 0; n < N; ++n) sum += of_scores[n * M + m] * at(x, n, d);
+        compare(to_y, m, d, sum);
+      }
+    }
+  }
+
+  void max_of_hinges() const {
+    std::vector<C> loss(M), grad(M);
+    std::vector<int64_t> text_index(M), image_index(M);
+    itm::cuda::max_of_hinges(type, scores, pairing, 0.25, false, loss.data(), text_index.data(),
+                             image_index.data(), nullptr);
+    std::vector<double> of_scores(N * M);
+    for (int64_t j = 0; j < M; ++j) {
+      const int64_t i = j % N, text = text_index[j], image = image_index[j];
+      grad[j] = C(1 + j % 3);
+      double a = 0, b = 0;
+      for (int64_t m = 0; m < M; ++m)
+        if (m % N != i) a = std::max(a, 0.25 + score(i, m) - score(i, j));
+      for (int64_t n = 0; n < N; ++n)
+        if (n != i) b = std::max(b, 0.25 + score(n, j) - score(i, j));
+      expect(loss[j], a + b, "max of hinges");
+      if (text >= 0) of_scores[i * M + text] += grad[j];
+      if (image >= 0) of_scores[image * M + j] += grad[j];
+      of_scores[i * M + j] -= grad[j] * ((text >= 0) + (image >= 0));
+    }
+    std::vector<T> to_x, to_y;
+    max_of_hinges_gradient(type, {grad.data(), 1}, pairing.positive, text_index.data(),
+                           image_index.data(), rows(to_x, to_y), nullptr);
+    expect_gradients(of_scores, to_x, to_y);
+  }
+
+  void hardest_negatives() const {
+    std::vector<C> positive(M), text_score(N), image_score(M);
+    std::vector<int64_t> text_index(N), image_index(M);
+    itm::cuda::hardest_negatives(type, scores, pairing,
+                                 {positive.data(), text_score.data(), text_index.data(),
+                                  image_score.data(), image_index.data()},
+                                 nullptr);
+    std::vector<double> of_scores(N * M);
+    for (int64_t n = 0; n < N; ++n) {
+      if (text_index[n] < 0) continue;
+      expect(text_score[n], score(n, text_index[n]), "hardest text");
+      of_scores[n * M + text_index[n]] += text_score[n];
+    }
+    for (int64_t m = 0; m < M; ++m) {
+      of_scores[m % N * M + m] += positive[m];
+      if (image_index[m] < 0) continue;
+      expect(image_score[m], score(image_index[m], m), "hardest image");
+      of_scores[image_index[m] * M + m] += image_score[m];
+    }
+    std::vector<T> to_x, to_y;
+    hardest_negatives_gradient(type, {positive.data(), 1}, {text_score.data(), 1},
+                               {image_score.data(), 1}, pairing.positive, text_index.data(),
+                               image_index.data(), rows(to_x, to_y), nullptr);
+    expect_gradients(of_scores, to_x, to_y);
+  }
+};
+
+template <typename T>
+void check_pairs(Type type, std::mt19937& random) {
+  // One pair; ragged blocks of both sides, several parts of D.
+  const int64_t sizes[][3] = {{1, 1, 4}, {9, 45, 68}, {35, 35, 516}};
+  for (const auto& [N, M, D] : sizes) {
+    const PairProblem<T> problem(type, N, M, D, random);
+    problem.max_of_hinges();
+    problem.hardest_negatives();
+  }
+}

@@ -1,0 +1,164 @@
+"""CUDA's max of hinges and hardest negatives, from binding to kernel, on the emulator."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated_pairs import (
+    SIZES,
+    assert_as_good_as_eager,
+    gradients,
+    ids_of,
+    layouts,
+    leaves,
+    not_finite,
+    rows,
+)
+from itm_kernels import functional, ops
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    with as_native():
+        yield
+
+
+def hinges(x: Tensor, y: Tensor, backend: str, **options: Any) -> list[Tensor]:
+    x, y = leaves(x, y)
+    loss = functional.max_of_hinges_loss(x, y, backend=backend, reduction="none", **options)
+    return gradients([loss], x, y)
+
+
+def hardest(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    x, y = leaves(x, y)
+    found = ops.hardest_negatives(x, y, backend=backend, **ids)
+    scores = [found.positive, found.text_score, found.image_score]
+    indices = found.text_index.double(), found.image_index.double()
+    return [*indices, *gradients(scores, x, y)]
+
+
+def semihard(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    return hinges(x, y, backend, mining="semihard", margin=3.0, **ids)
+
+
+OPERATORS = [hinges, semihard, hardest]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("N", "M", "D"), SIZES)
+@pytest.mark.parametrize("run", OPERATORS)
+def test_error_is_at_most_twice_eagers(
+    run: Callable[..., list[Tensor]], N: int, M: int, D: int, dtype: torch.dtype
+) -> None:
+    assert_as_good_as_eager(run, rows(N, D, dtype), rows(M, D, dtype, seed=1), **ids_of(N, M))
+
+
+@pytest.mark.parametrize(("N", "M", "D"), SIZES)
+@pytest.mark.parametrize("run", OPERATORS)
+def test_fp64(run: Callable[..., list[Tensor]], N: int, M: int, D: int) -> None:
+    x, y = rows(N, D), rows(M, D, seed=1)
+    found, wanted = (run(x, y, name, **ids_of(N, M)) for name in ("native", "reference"))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", range(5))
+@pytest.mark.parametrize("run", OPERATORS)
+def test_strides(run: Callable[..., list[Tensor]], layout: int) -> None:
+    x, y = layouts()[layout]
+    found, wanted = run(x, y, "native"), run(x.contiguous(), y.contiguous(), "reference")
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("run", OPERATORS)
+def test_every_schedule_gives_the_same_bits(run: Callable[..., list[Tensor]]) -> None:
+    x, y = rows(35, 70, torch.float32), rows(35, 70, torch.float32, seed=1)
+    found = []
+    for schedule in SCHEDULES:
+        with as_native(schedule):
+            found.append(run(x, y, "native"))
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_ties_go_to_the_lowest_index_wherever_it_is_read() -> None:
+    # Rows 3, 40 and 99 are equal: other lanes, warps and tiles read them, in another order.
+    x, y = rows(127, 20, torch.float32), rows(127, 20, torch.float32, seed=1)
+    for side in (x, y):
+        side[[3, 40, 99]] = 4.0
+    found = ops.hardest_negatives(x, y, backend="native")
+    assert (found.text_index == 3).sum() > 30
+    assert (found.image_index == 3).sum() > 30
+    assert not torch.isin(torch.tensor([99]), torch.cat([found.text_index, found.image_index]))
+    assert found.text_index[3] == found.image_index[3] == 40
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("run", OPERATORS)
+def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float) -> None:
+    for side, row in ((0, 0), (0, 34), (1, 9), (1, 33)):
+        x, y = not_finite(value, side, row)
+        found, wanted = run(x, y, "native"), run(x, y, "reference")
+        assert wanted[-3].isfinite().logical_not().any()
+        for ours, theirs in zip(found[:-2], wanted[:-2], strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("run", OPERATORS)
+def test_equal_ids_leave_no_negative(run: Callable[..., list[Tensor]]) -> None:
+    ids = torch.full((9,), 7)
+    x, y = rows(9, 5), rows(9, 5, seed=1)
+    found, wanted = (
+        run(x, y, name, image_ids=ids, text_ids=ids) for name in ("native", "reference")
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_text_without_an_image_is_nan_and_pulls_nothing() -> None:
+    operators = getattr(torch.ops, NAMESPACE)
+    x, y, positive = rows(4, 5), rows(3, 5, seed=1), torch.tensor([0, -1, 3])
+    ids = torch.arange(4), torch.tensor([0, 9, 3])
+    loss, *indices = operators.max_of_hinges_forward(x, y, positive, *ids, 5.0, False)
+    assert loss.isnan().tolist() == [False, True, False]
+    grads = operators.max_of_hinges_backward(torch.ones(3).double(), x, y, positive, *indices)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_hub_gathers_every_pair() -> None:
+    # One text is everybody's hardest: its row has all entries but a few, in all warps' lists.
+    x, y = rows(200, 3).abs(), rows(200, 3, seed=1)
+    y[77] = 50.0
+    found, wanted = (hinges(x, y, name) for name in ("native", "reference"))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_1024_rows_are_taken_and_1025_refused() -> None:
+    x = rows(1024, 4, torch.float32)
+    found, wanted = (ops.hardest_negatives(x, x, backend=name) for name in ("native", "reference"))
+    assert torch.equal(found.text_index, wanted.text_index)
+    x = rows(1025, 1, torch.float32)
+    forward = getattr(torch.ops, NAMESPACE).max_of_hinges_forward
+    with pytest.raises(RuntimeError, match="2 x 1025 rows; .* up to 1024 of either side"):
+        forward(x[:2], x, None, None, None, 0.2, False)
+
+
+def test_opcheck() -> None:
+    x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])
+    operators = getattr(torch.ops, NAMESPACE)
+    ids = torch.arange(3), positive.clone()
+    torch.library.opcheck(operators.max_of_hinges_forward, (x, y, positive, *ids, 0.2, True))
+    torch.library.opcheck(operators.hardest_negatives_forward, (x, y, positive, *ids))
+    grad, other = torch.ones(5).double(), torch.ones(3).double()
+    indices = torch.tensor([1, 0, -1, 2, 3]), torch.tensor([0, -1, 1, 1, 2])
+    torch.library.opcheck(operators.max_of_hinges_backward, (grad, x, y, positive, *indices))
+    given = grad, other, grad, x, y, positive, indices[0][:3], indices[1]
+    torch.library.opcheck(operators.hardest_negatives_backward, given)
