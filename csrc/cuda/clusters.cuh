@@ -3,22 +3,13 @@
 // rows. Lists of members per cluster, in one order, make sums the same at every run.
 
 #include "cuda/tile.cuh"
+#include "cuda/warp.cuh"
 
 namespace itm::cuda {
 
 // A block has a multiprocessor to itself when there are as many problems as anchors in a small
 // batch: 16 warps have enough loads in flight for what L2 gives one.
 constexpr int kClusterWarps = 16, kClusterThreads = 32 * kClusterWarps;
-
-__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
-
-template <typename C>
-__device__ __forceinline__ C warp_sum(C value) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
-  return value;
-}
 
 // Sums kCount values over the warp; lane l gets that of value l / (32 / kCount). Every value is
 // added in the same tree. As a recursion, because a loop of halves leaves the array in memory.

@@ -10,6 +10,7 @@
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
 #include "cuda/rbf_synthesis.h"
+#include "cuda/stored_band.h"
 
 using namespace itm::cuda;
 
@@ -145,6 +146,7 @@ void check(Type type, std::mt19937& random) {
   check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
   check_synthesis<T>(type, 3, 37, 2, 36, random);
   check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
+  check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
 }
 

@@ -1,4 +1,4 @@
-// k-means and synthesis, for sanitized.cpp.
+// k-means, synthesis and bands of stored scores, for sanitized.cpp.
 
 // Two problems of rows that are eighths: one iteration from their first rows.
 template <typename T>
@@ -103,5 +103,56 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
                      true, of_members.data()},
                     nullptr);
     for (const C value : of_members) expect(value - value, 0, "gradient");
+  }
+}
+
+// A band over cosines of unit rows, and its gradient, all of whose gradients are 1.
+template <typename T>
+void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(N * D, random);
+  std::vector<C> unit(N * D), length(N), scores(N * N), row(N), low(N), high(N), norm(N);
+  unit_rows(type, matrix(x, N, D), D, unit.data(), length.data(), nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double square = 0;
+    for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * length[n], 2);
+    expect(std::sqrt(square), length[n], "length");
+  }
+  for (int64_t i = 0; i < N * N; ++i)
+    for (int64_t d = 0; d < D; ++d) scores[i] += unit[i / N * D + d] * unit[i % N * D + d];
+  const int64_t words = ceil_div(N, 32);
+  std::vector<uint32_t> mask(N * words);
+  stored_band(type,
+              {{scores.data(), 1, N, N},
+               true,
+               false,
+               false,
+               0.5,
+               1.2,
+               nullptr,
+               row.data(),
+               low.data(),
+               high.data(),
+               norm.data(),
+               mask.data(),
+               words},
+              nullptr);
+  const C one = 1;
+  std::vector<C> out(N * D);
+  stored_pull(
+      type,
+      {mask.data(), words, {&one, 0}, -1, matrix(unit, N, D), nullptr, length.data(), out.data()},
+      D, nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double sum = 0, along = 0;
+    for (int64_t m = 0; m < N; ++m) {
+      const double key = C(1) - scores[n * N + m];
+      const bool inside = key > C(0.5) && key < C(1.2) && n != m;
+      if (inside) sum += key;
+      expect(mask[n * words + m / 32] >> m % 32 & 1, inside, "bit");
+    }
+    expect(row[n], sum, "band");
+    for (int64_t d = 0; d < D; ++d) along += out[n * D + d] * unit[n * D + d];
+    expect(along, 0, "gradient along its row");
   }
 }
