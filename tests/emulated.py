@@ -105,6 +105,13 @@ def operators() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def launches() -> int:
+    """Return how many grids have been launched."""
+    count = operators().emulator_launches
+    count.restype = ctypes.c_int64
+    return int(count())
+
+
 @contextmanager
 def as_native(schedule: str = "forward") -> Iterator[None]:
     """Let the emulated operators stand in for the compiled ones on the CPU."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
 
@@ -124,6 +124,15 @@ def test_stored_scores_and_blocks_agree(N: int) -> None:
         given = options(x, metric, "paper")
         found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
         torch.testing.assert_close(found, wanted)
+
+
+# Unit rows, scores, sums and mask; unit rows, gradient. Of D = 64 a distance is one part.
+@pytest.mark.parametrize(("metric", "count"), [("cosine", 3 + 2), ("l2", 2 + 2)])
+def test_launches_are_few(metric: str, count: int) -> None:
+    x = rows(7, 64, torch.float32)
+    before = launches()
+    outcome(x, options(x, metric, "paper"), "native")
+    assert launches() - before == count
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])

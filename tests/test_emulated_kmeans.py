@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from itm_kernels import reference
 
 pytestmark = needs_compiler
@@ -115,6 +115,12 @@ def test_every_schedule_gives_the_same_bits() -> None:
             found.append([*cluster(*inputs, 3)[0], *cluster(*wide, 2)[0]])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_all_iterations_are_one_launch() -> None:
+    before = launches()
+    cluster(rows(12, 8), None, rows(7, 3, 8, seed=1), 6)
+    assert launches() - before == 1
 
 
 def test_opcheck() -> None:

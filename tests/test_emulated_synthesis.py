@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import LAYOUTS, WEIGHTS, hold_to_the_rule, in_every_form, problem, results
 from synthesis_problems import same as equal_in_fp64
@@ -150,6 +150,17 @@ def test_every_schedule_gives_the_same_bits(weights, layout, logits) -> None:
             found.append(results(case, "native", weights, logits))
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("weights", "count"), [("attention", 2 + 3), ("kam", 4 + 5)])
+@pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])
+def test_launches_are_few(logits, weights, count, layout) -> None:
+    # 7 blocks are the emulator's largest grid.
+    case = problem(7, 7, 8, 1, layout)
+    before = launches()
+    results(case, "native", weights, logits)
+    assert launches() - before == count
 
 
 @in_every_form

@@ -7,15 +7,10 @@
 #include <utility>
 
 #include "emulator.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fibers.h"
 
 namespace emulator {
 namespace {
-
-constexpr size_t kStack = 64 << 10;
 
 bool same(const Place& a, const Place& b) {
   return a.line() == b.line() && !std::strcmp(a.file_name(), b.file_name());
@@ -23,33 +18,7 @@ bool same(const Place& a, const Place& b) {
 
 thread_local Block* running = nullptr;
 
-// The address sanitizer keeps books on stacks: it is told of every change from one to another.
-struct Stack {
-  const void* bottom = nullptr;
-  size_t size = 0;
-  void* saved = nullptr;
-};
-
-void leave(Stack& from, const Stack& to, bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
-#endif
-}
-
-void arrive(Stack& here, Stack* came_from) {
-#if defined(__SANITIZE_ADDRESS__)
-  const void* bottom = nullptr;
-  size_t size = 0;
-  __sanitizer_finish_switch_fiber(here.saved, &bottom, &size);
-  if (came_from) came_from->bottom = bottom, came_from->size = size;
-#endif
-}
-
 }  // namespace
-
-// Where a fiber goes on. ucontext alone, which begins it, asks the system at every change: half of
-// the time of the tests.
-using Jump = std::array<void*, 5>;
 
 struct Block::Fibers {
   std::vector<ucontext_t> contexts;  // where fibers begin
@@ -289,7 +258,10 @@ void Block::wait_for_copies(int open_groups) {
   std::erase_if(lane.copies, [&](const Copy& copy) { return copy.group < closed; });
 }
 
+static int64_t launches = 0;
+
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  ++launches;
   std::mt19937_64 random(settings.seed);
   gridDim = blocks;
   blockDim = threads;
@@ -304,6 +276,9 @@ void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::functio
 }
 
 }  // namespace emulator
+
+// How many grids have run.
+extern "C" int64_t emulator_launches() { return emulator::launches; }
 
 // Chooses the order for all launches to come.
 extern "C" void emulator_schedule(int order, uint64_t seed) {
