@@ -24,9 +24,9 @@ const std::vector<std::string> cpu_operators = {
     "sample_negatives",  "sigmoid",     "similarity",    "sum_of_hinges",
     "unit_rows"};
 #ifdef ITM_WITH_CUDA
-const std::vector<std::string> cuda_operators = {"hardest_negatives", "intra_modal", "log_sum_exp",
-                                                 "max_of_hinges",     "sigmoid",     "similarity",
-                                                 "sum_of_hinges"};
+const std::vector<std::string> cuda_operators = {
+    "hardest_negatives", "intra_modal",          "kmeans",  "log_sum_exp", "max_of_hinges",
+    "rbf_synthesis",     "rbf_synthesis_logits", "sigmoid", "similarity",  "sum_of_hinges"};
 #else
 const std::vector<std::string> cuda_operators = {};
 #endif

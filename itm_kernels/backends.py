@@ -67,6 +67,10 @@ _SUMS_ON_CPU = Range(
 # same 6 to 8 us at 256 x 256.
 _MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=512, most_rows=1024)
 _SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
+_BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=512)
+_SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
+# All of a problem's rows pass through one block: one large problem would leave the others idle.
+_CLUSTERS_ON_CUDA = Range("a block a problem, one launch", first_rows=512, most_rows=4096)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
 RANGES: dict[tuple[str, str, str, str], Range] = {
@@ -78,6 +82,10 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "sum_of_hinges", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "log_sum_exp", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "sigmoid", ""): _SUMS_ON_CUDA,
+    ("cuda", "native", "kmeans", ""): _CLUSTERS_ON_CUDA,
+    ("cuda", "native", "rbf_synthesis", ""): _SYNTHESIS_ON_CUDA,
+    ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
+    ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }

@@ -30,8 +30,11 @@ OPERATORS = frozenset(
     {
         "hardest_negatives",
         "intra_modal",
+        "kmeans",
         "log_sum_exp",
         "max_of_hinges",
+        "rbf_synthesis",
+        "rbf_synthesis_logits",
         "sigmoid",
         "similarity",
         "sum_of_hinges",
@@ -103,6 +106,13 @@ def operators() -> ctypes.CDLL:
             _define.define_in(NAMESPACE, definition)
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))
+
+
+def launches() -> int:
+    """Return how many grids have been launched."""
+    count = operators().emulator_launches
+    count.restype = ctypes.c_int64
+    return int(count())
 
 
 @contextmanager

@@ -132,6 +132,17 @@ def test_what_is_not_finite_shows(metric: str, value: float) -> None:
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
+# Small tiles and large ones; in rows that other rows and columns of a tile do not touch.
+@pytest.mark.parametrize("batch", [1, 132])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_the_sign_of_what_is_not_a_number_is_none(value: float, batch: int) -> None:
+    x, y = rows(batch, 35, 9), rows(batch, 34, 9, seed=1)
+    x[-1, 33, 8] = x[-1, 3, 0] = y[-1, 2, 8] = value
+    found, wanted = (outcome(x, y, "l1", name) for name in ("native", "reference"))
+    assert wanted[1].isnan().any()
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("metric", ["dot", *DISTANCES])
 def test_opcheck(metric: str) -> None:
     x, y = rows(2, 5, 6, dtype=torch.float32), rows(3, 6, dtype=torch.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
 
@@ -80,10 +80,13 @@ def test_every_way_gives_the_references_gradient(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", ["paper", "repel"])
-@pytest.mark.parametrize(("N", "D"), [(33, 17), (127, 96), (40, 333)])
-def test_error_is_at_most_twice_eagers(mode: str, N: int, D: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("metric", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize(("N", "D"), [(2, 3), (33, 17), (127, 96), (40, 333), (9, 1000)])
+def test_error_is_at_most_twice_eagers(
+    metric: str, mode: str, N: int, D: int, dtype: torch.dtype
+) -> None:
     x = rows(N, D, dtype)
-    given = options(x, "l1", mode)
+    given = options(x, metric, mode) if N > 2 else {"metric": metric, "mode": mode, "upper": 9.0}
     exact, eager = outcome(x.double(), given, "reference"), outcome(x, given, "reference")
     for wanted, theirs, found in zip(exact, eager, outcome(x, given, "native"), strict=True):
         allowed = 2 * (theirs - wanted).abs().max()
@@ -91,22 +94,60 @@ def test_error_is_at_most_twice_eagers(mode: str, N: int, D: int, dtype: torch.d
         assert (found - wanted).abs().max() <= allowed
 
 
-def bits(x: Tensor, low: float, high: float, ids: Tensor | None = None) -> Tensor:
-    """Return the mask of l1 as booleans, and nothing beyond the last row."""
+def bits(
+    x: Tensor, low: float, high: float, ids: Tensor | None = None, metric: str = "l1"
+) -> Tensor:
+    """Return the mask as booleans, and nothing beyond the last row."""
     operator = getattr(torch.ops, NAMESPACE).intra_modal_forward
-    *_, mask = operator(x, ids, "l1", "paper", low, high, False, True)
+    *_, mask = operator(x, ids, metric, "paper", low, high, False, True)
     found = ((mask[:, :, None] >> torch.arange(32)) & 1).flatten(1).bool()
     assert not found[:, len(x) :].any()
     return found[:, : len(x)]
 
 
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("N", [1, 31, 33, 127])
-def test_the_mask_is_the_band(N: int) -> None:
+def test_the_mask_is_the_band(N: int, metric: str) -> None:
     x, ids = rows(N, 37), torch.arange(N) // 2
-    low, high = between(x, "l1", (0.3, 0.7)) if N > 1 else (0.1, 0.9)
-    delta = similarity(x, x, "l1")
+    low, high = between(x, metric, (0.3, 0.7)) if N > 1 else (0.1, 0.9)
+    delta = similarity(x, x, metric)
+    delta = 1 - delta if metric == "cosine" else delta
     wanted = (delta > low) & (delta < high) & (ids[:, None] != ids)
-    assert torch.equal(bits(x, low, high, ids), wanted)
+    assert torch.equal(bits(x, low, high, ids, metric), wanted)
+
+
+# 1,024 rows are the last whose scores are stored.
+@pytest.mark.parametrize("N", [1024, 1025])
+def test_stored_scores_and_blocks_agree(N: int) -> None:
+    x = rows(N, 36)
+    for metric in ("cosine", "l2"):
+        given = options(x, metric, "paper")
+        found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
+        torch.testing.assert_close(found, wanted)
+
+
+# Unit rows, scores, sums and mask; unit rows, gradient. Of D = 64 a distance is one part.
+@pytest.mark.parametrize(("metric", "count"), [("cosine", 3 + 2), ("l2", 2 + 2)])
+def test_launches_are_few(metric: str, count: int) -> None:
+    x = rows(7, 64, torch.float32)
+    before = launches()
+    outcome(x, options(x, metric, "paper"), "native")
+    assert launches() - before == count
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("mode", ["paper", "official"])
+def test_rows_that_are_zero_or_not_a_number(metric: str, mode: str) -> None:
+    x = rows(35, 9)
+    given = options(x, metric, mode)
+    x[3] = 0
+    x[9] = x[8]
+    found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
+    torch.testing.assert_close(found, wanted)
+    x[34, 2] = torch.nan
+    found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
+    assert wanted[0].isnan().any()
+    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 def test_large_tiles_and_the_tiles_that_end_early() -> None:
@@ -120,6 +161,17 @@ def test_large_tiles_and_the_tiles_that_end_early() -> None:
     assert torch.equal(bits(x, low, high), wanted)
     found = ops.intra_modal_sum(x, low, high, "l1", backend="native")
     torch.testing.assert_close(found, torch.where(wanted, delta, 0).sum(1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mode", ["paper", "repel", "official"])
+def test_the_gradient_of_l1_is_nan_where_the_references_is(mode: str, value: float) -> None:
+    x = rows(70, 9)
+    given = options(x, "l1", mode)
+    x[66, 8] = x[3, 8] = value
+    found, wanted = (outcome(x, given, backend) for backend in ("native", "reference"))
+    assert wanted[1].isnan().any()
+    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -138,11 +190,12 @@ def test_what_is_not_finite_shows(metric: str, value: float) -> None:
 
 def test_every_schedule_gives_the_same_bits() -> None:
     x = rows(70, 20, torch.float32)
-    given = options(x, "l1", "paper")
     found = []
     for schedule in SCHEDULES:
         with as_native(schedule):
-            found.append(outcome(x, given, "native"))
+            found.append([])
+            for metric in ("cosine", "l1", "l2"):
+                found[-1] += outcome(x, options(x, metric, "paper"), "native")
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from emulated import operators as library
 from emulated_pairs import (
     SIZES,
@@ -165,9 +165,9 @@ def test_scores_that_were_not_kept_are_made_again() -> None:
 def test_a_step_is_at_most_four_launches(name: str, most: int) -> None:
     sides = batch(2, 8, torch.float32)
     with patch.dict(backends.RANGES, backends.from_one_pair()):
-        before = library().emulator_launches()
+        before = launches()
         torch.autograd.grad(BY_NAME[name].loss(*sides, "auto"), sides)
-        assert library().emulator_launches() - before == most
+        assert launches() - before == most
 
 
 def test_logits_far_apart_do_not_overflow() -> None:

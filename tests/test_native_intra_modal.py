@@ -79,3 +79,20 @@ def test_a_row_that_is_not_a_number_shows_in_every_sum() -> None:
     x[130, 3] = torch.nan
     for metric in METRICS:
         assert ops.intra_modal_sum(x, 0.5, 0.9, metric, backend="native").isnan().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mode", ["paper", "repel", "official"])
+def test_the_gradient_of_l1_is_nan_where_the_references_is(mode: str, value: float) -> None:
+    x, _ = batch(140, 16)
+    with torch.no_grad():
+        x[130, 3] = x[7, 3] = value
+    given = {"lower": 10.0, "upper": 18.0, "metric": "l1", "mode": mode}
+    if mode == "official":
+        given["lower"], given["upper"] = 0.2, 0.6
+    found, wanted = (
+        gradients(functional.intra_modal_constraint(x, **given, backend=name), x)
+        for name in ("native", "reference")
+    )
+    assert all(grad.isnan().any() for grad in wanted)
+    torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -184,6 +184,12 @@ Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& b
     else if (inside)
       pull_pairs<T>(keys, words, i, rows, shares, result.mutable_data_ptr<T>());
   }
+  if (keys.l1) {
+    // A pair whose difference is not a number is inside every band; signs alone would hide it.
+    const int64_t D = keys.x.size(1);
+    const T* x = keys.x.const_data_ptr<T>();
+    if (!all_finite(x, N * D)) show_nan(x, N, x, N, D, result.mutable_data_ptr<T>());
+  }
   return keys.unit ? keys.directions->gradient(result) : result;
 }
 

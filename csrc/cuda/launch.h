@@ -76,4 +76,15 @@ struct BandPanel {
 void band(Type type, const BandOptions& options, const Matrix& x, int64_t D, const BandPanel& panel,
           void* stream);
 
+// k-means over rows of x, for several problems of their own members and centroids.
+struct Clustering {
+  int64_t problems, clusters, iterations;
+  const bool* member;     // [problems, rows] or null
+  void* centroids;        // [problems, clusters, D] in fp32 or fp64: the start, and the result
+  int64_t* assignment;    // [problems, rows]
+  void* half_square;      // room for [problems, clusters] in fp32 or fp64
+  int32_t *order, *span;  // room for [problems, rows], [problems, clusters, 2]
+};
+void kmeans(Type type, const Matrix& x, int64_t D, const Clustering& to, void* stream);
+
 }  // namespace itm::cuda

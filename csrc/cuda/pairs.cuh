@@ -10,6 +10,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/pairs.h"
+#include "cuda/warp.cuh"
 
 namespace itm::cuda {
 
@@ -77,9 +78,6 @@ __device__ __forceinline__ C hinge(C x) {
 }
 
 constexpr int kAnchors = 8, kFoldThreads = 32 * kAnchors;  // a warp for every anchor
-
-__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
 
 template <int kFirst, int kLast, typename State>
 __device__ __forceinline__ void join_lanes(State& state) {

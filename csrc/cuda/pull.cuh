@@ -25,6 +25,7 @@ struct DenseWeights {
     return rows * row_stride + columns * column_stride;
   }
   __device__ Wide<T> value(const T* at, int64_t, int64_t) const { return widen(*at); }
+  __device__ bool is_set(const T*, int64_t) const { return true; }
   __device__ const T* advance(const T* at, int64_t, int columns) const {
     return at + columns * column_stride;
   }
@@ -44,16 +45,18 @@ struct BitWeights {
   }
   __device__ int64_t step(int rows, int) const { return rows * words; }
   __device__ Wide<T> value(const uint32_t* at, int64_t n, int64_t m) const {
-    return *at >> m % 32 & 1 ? share[n] + shares[m] : Wide<T>(0);
+    return is_set(at, m) ? share[n] + shares[m] : Wide<T>(0);
   }
+  __device__ bool is_set(const uint32_t* at, int64_t m) const { return *at >> m % 32 & 1; }
   __device__ const uint32_t* advance(const uint32_t* at, int64_t m, int columns) const {
     return at + ((m + columns) / 32 - m / 32);
   }
 };
 
-// What a pair of numbers adds. Two comparisons and two additions under their predicates; of a NaN
-// nothing yet, where torch.cdist has NaN.
+// What a pair of numbers adds. Two comparisons and two additions under their predicates, of which a
+// NaN takes none: it is left to show_nan.
 struct Sign {
+  static constexpr bool kHidesNan = true;
   template <typename C>
   static __device__ __forceinline__ void add(C& sum, C weight, C x, C y) {
     if (x > y) sum += weight;
@@ -61,6 +64,7 @@ struct Sign {
   }
 };
 struct Difference {
+  static constexpr bool kHidesNan = false;
   template <typename C>
   static __device__ __forceinline__ void add(C& sum, C weight, C x, C y) {
     sum += weight * (x - y);
@@ -78,6 +82,8 @@ struct PullTile {
   static constexpr int kWeights = kDepth * kWeightPitch, kStage = kWeights + kDepth * kColumns;
   static constexpr size_t kSharedBytes = 2 * kStage * sizeof(C);
   static constexpr int kMine = kRows * kDepth / kThreads;  // weights that a thread brings
+  // Of a multiprocessor, which leave 128 registers a thread; fp64, of two a number, may have more.
+  static constexpr int kBlocks = (std::is_same_v<T, double> ? 256 : 512) / kThreads;
   static_assert(kOwnRows % 4 == 0 && kRows * kDepth % kThreads == 0);
 
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
@@ -88,11 +94,13 @@ struct PullTile {
 
   template <typename Pull>
   static __device__ __forceinline__ void add(const Shared<C>& shared, int stage,
-                                             const Four<C> (&x)[kOwnRows],
-                                             Four<C> (&sum)[kOwnRows]) {
+                                             const Four<C> (&x)[kOwnRows], Four<C> (&sum)[kOwnRows],
+                                             C& nothing) {
 #pragma unroll 2
     for (int k = 0; k < kDepth; ++k) {
       const auto y = shared.template read<Four<C>>(stage + kWeights + k * kColumns + column());
+      if constexpr (Pull::kHidesNan)
+        for (int e = 0; e < 4; ++e) nothing += y.v[e] * C(0);
 #pragma unroll
       for (int r = 0; r < kOwnRows; r += 4) {
         const auto weight = shared.template read<Four<C>>(stage + k * kWeightPitch + row(r));
@@ -105,6 +113,24 @@ struct PullTile {
     }
   }
 };
+
+// The sign of NaN is NaN: makes a sum NaN where x - y is, for some row of y.
+template <typename Tile>
+__device__ void show_nan(const Rows<typename Tile::T>& y, int64_t d, int columns,
+                         const Four<typename Tile::C> (&x)[Tile::kOwnRows],
+                         Four<typename Tile::C> (&sum)[Tile::kOwnRows]) {
+  for (int64_t m = 0; m < y.count; ++m)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (Tile::column() >= columns) continue;
+      const auto there = widen(y.data[m * y.stride + d + Tile::column() + e]);
+#pragma unroll
+      for (int r = 0; r < Tile::kOwnRows; ++r) {
+        const auto difference = x[r].v[e] - there;
+        if (difference != difference) sum[r].v[e] = difference;
+      }
+    }
+}
 
 // Brings the weights of a chunk: fetch reads them, deposit puts them where all threads see them. A
 // thread's items lie a step apart, along rows or along columns, as the weights lie in memory.
@@ -120,12 +146,14 @@ class WeightFeed {
   }
 
   __device__ __forceinline__ void fetch(int rows, int columns) {
+    any_ = false;
 #pragma unroll
     for (int i = 0; i < Tile::kMine; ++i) {
       const Pointer at = at_ + i * weights_.step(row(1) - row(0), column(1) - column(0));
       const bool there = row(i) < rows && column(i) < columns;
       const int64_t n = n_ + row(i) - row(0), m = m_ + column(i) - column(0);
       pending_[i] = there ? weights_.value(at, n, m) : C(0);
+      any_ |= there && weights_.is_set(at, m);
     }
     at_ = weights_.advance(at_, m_, Tile::kDepth);
     m_ += Tile::kDepth;
@@ -135,12 +163,8 @@ class WeightFeed {
     for (int i = 0; i < Tile::kMine; ++i)
       to.write(stage + column(i) * Tile::kWeightPitch + row(i), pending_[i]);
   }
-  __device__ __forceinline__ bool any() const {
-    bool found = false;
-#pragma unroll
-    for (int i = 0; i < Tile::kMine; ++i) found |= pending_[i] != C(0);
-    return found;
-  }
+  // Has the chunk a pair, if only of weight 0? What is not a number shows even so.
+  __device__ __forceinline__ bool any() const { return any_; }
 
  private:
   static_assert(Tile::kThreads % Tile::kDepth == 0 && Tile::kThreads % Tile::kRows == 0);
@@ -158,11 +182,12 @@ class WeightFeed {
   const int64_t n_;
   int64_t m_;
   Pointer at_;
+  bool any_ = false;
   C pending_[Tile::kMine];
 };
 
 template <typename Tile, typename Pull, typename Weights>
-__global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     pull_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y, Weights weights,
                 int64_t D, int64_t first_block,
                 typename Tile::C* out) {  // [batch, N, D]
@@ -176,6 +201,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
   const int rows = window(N - first_row, Tile::kRows), columns = window(D - d, Tile::kColumns);
 
   Four<C> here[Tile::kOwnRows], sum[Tile::kOwnRows];
+  C nothing = 0;  // until something is not finite: a multiplication by 0 for every 32 pairs
 #pragma unroll
   for (int r = 0; r < Tile::kOwnRows; ++r) {
     const bool there = Tile::row(r) < rows && Tile::column() < columns;
@@ -184,6 +210,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     for (int e = 0; e < 4; ++e) {
       here[r].v[e] = there ? widen(from[e]) : C(0);
       sum[r].v[e] = 0;
+      if constexpr (Pull::kHidesNan) nothing += here[r].v[e] * C(0);
     }
   }
 
@@ -213,9 +240,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     else
       __syncthreads();
     if (more) fetch(m + Tile::kDepth, Tile::kStage - stage);
-    if (any) Tile::template add<Pull>(shared, stage, here, sum);
+    if (any) Tile::template add<Pull>(shared, stage, here, sum, nothing);
     if (more) deposit(Tile::kStage - stage);
   }
+  if constexpr (Pull::kHidesNan)
+    if (nothing != 0) show_nan<Tile>(all_y.of_batch(b), d, columns, here, sum);
 #pragma unroll
   for (int r = 0; r < Tile::kOwnRows; ++r)
     if (Tile::row(r) < rows && Tile::column() < columns)

@@ -112,7 +112,7 @@ def run(
     """Compute the row sums of checked arguments, on behalf of a public function."""
     ids = None if ids is None else ids.to(x.device, torch.int64, non_blocking=True)
     options = metric, mode, float(lower), float(upper), per_row
-    namespace = resolve(function, "intra_modal", x, backend, metric=metric)
+    namespace = resolve(function, "intra_modal", x, backend, (x.shape[0], x.shape[0]), metric)
     if namespace is None:
         return reference.intra_modal(x, ids, *options)
     return IntraModal.apply(namespace, x, ids, *options)

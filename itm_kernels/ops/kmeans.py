@@ -48,7 +48,8 @@ def run(
     if init is None:
         draws = x.new_empty((num_clusters, x.shape[0]), dtype=torch.float32)
         init = reference.kmeans_plus_plus(x, member, draws.exponential_(generator=generator))
-    namespace = resolve(function, "kmeans", x, backend)
+    sides = init.shape[0], x.shape[0]  # problems, and rows of each
+    namespace = resolve(function, "kmeans", x, backend, sides)
     if namespace is None:
         return reference.kmeans(x, member, init, iterations)
     return operator(namespace, "kmeans")(x, member, init, iterations)

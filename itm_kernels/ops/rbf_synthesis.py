@@ -119,7 +119,8 @@ def run(
 ) -> Synthesis:
     """Compute the vectors of checked arguments, on behalf of a public function."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
-    namespace = resolve(function, "rbf_synthesis", anchors, backend)
+    sides = anchors.shape[0], members.shape[0]
+    namespace = resolve(function, "rbf_synthesis", anchors, backend, sides)
     if namespace is None:
         return Synthesis(*reference.rbf_synthesis(*inputs, *options))
     return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *distinct(*inputs), *options))
@@ -140,7 +141,8 @@ def run_logits(
     """Compute the cosines of checked arguments, on behalf of a public function."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
     name = "rbf_synthesis_logits"
-    namespace = resolve(function, name, anchors, backend)
+    sides = anchors.shape[0], members.shape[0]
+    namespace = resolve(function, name, anchors, backend, sides)
     if namespace is None:
         return SynthesisLogits(*reference.rbf_synthesis_logits(*inputs, *options, detach))
     return SynthesisLogits(

@@ -45,7 +45,6 @@ struct Settings {
   uint64_t seed = 0;  // of kRandom
 };
 inline Settings settings;
-inline int launches = 0;
 
 constexpr int kWarp = 32, kLargestBlock = 1024;
 constexpr size_t kLargestShared = 227 << 10, kWordBytes = 4, kLane = 16;

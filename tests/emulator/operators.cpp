@@ -3,8 +3,10 @@
 
 #include "binding/wide.cpp"
 #include "cuda/binding/intra_modal.cpp"
+#include "cuda/binding/kmeans.cpp"
 #include "cuda/binding/log_sum_exp.cpp"
 #include "cuda/binding/max_of_hinges.cpp"
+#include "cuda/binding/rbf_synthesis.cpp"
 #include "cuda/binding/sigmoid.cpp"
 #include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"

@@ -3,11 +3,14 @@
 
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <random>
 
 #include "cuda/compat.cuh"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
+#include "cuda/rbf_synthesis.h"
+#include "cuda/stored_band.h"
 
 using namespace itm::cuda;
 
@@ -125,6 +128,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   }
 }
 
+#include "sanitized_anchors.inl"
 #include "sanitized_pairs.inl"
 
 template <typename T>
@@ -138,6 +142,11 @@ void check(Type type, std::mt19937& random) {
   }
   check_band<T>(type, 1, 4, random);
   check_band<T>(type, 70, 140, random);
+  check_kmeans<T>(type, 37, 9, 36, random);
+  check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
+  check_synthesis<T>(type, 3, 37, 2, 36, random);
+  check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
+  check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
 }
 

@@ -7,15 +7,10 @@
 #include <utility>
 
 #include "emulator.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fibers.h"
 
 namespace emulator {
 namespace {
-
-constexpr size_t kStack = 64 << 10;
 
 bool same(const Place& a, const Place& b) {
   return a.line() == b.line() && !std::strcmp(a.file_name(), b.file_name());
@@ -23,39 +18,24 @@ bool same(const Place& a, const Place& b) {
 
 thread_local Block* running = nullptr;
 
-// The address sanitizer keeps books on stacks: it is told of every change from one to another.
-struct Stack {
-  const void* bottom = nullptr;
-  size_t size = 0;
-  void* saved = nullptr;
-};
-
-void leave(Stack& from, const Stack& to, bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
-#endif
-}
-
-void arrive(Stack& here, Stack* came_from) {
-#if defined(__SANITIZE_ADDRESS__)
-  const void* bottom = nullptr;
-  size_t size = 0;
-  __sanitizer_finish_switch_fiber(here.saved, &bottom, &size);
-  if (came_from) came_from->bottom = bottom, came_from->size = size;
-#endif
-}
-
 }  // namespace
 
 struct Block::Fibers {
-  std::vector<ucontext_t> contexts;
+  std::vector<ucontext_t> contexts;  // where fibers begin
+  std::vector<Jump> jumps;           // where they go on
+  std::vector<bool> begun;
   std::vector<Stack> stacks;
-  std::vector<char> memory;
-  ucontext_t scheduler;
+  const std::unique_ptr<char[]> memory;  // not cleared: of a stack, few pages are ever touched
+  Jump scheduler;
   Stack own;
   std::exception_ptr failure;
 
-  explicit Fibers(size_t count) : contexts(count), stacks(count), memory(count * kStack) {}
+  explicit Fibers(size_t count)
+      : contexts(count),
+        jumps(count),
+        begun(count),
+        stacks(count),
+        memory(std::make_unique_for_overwrite<char[]>(count * kStack)) {}
 
   static void enter() {
     Block& block = *running;
@@ -68,25 +48,39 @@ struct Block::Fibers {
     }
     block.lanes_[block.running_].state = State::kDone;
     leave(all.stacks[block.running_], all.own, true);
-    setcontext(&all.scheduler);
+    __builtin_longjmp(all.scheduler.data(), 1);
   }
 
   void start(int thread) {
     ucontext_t& context = contexts[thread];
-    stacks[thread] = {memory.data() + thread * kStack, kStack, nullptr};
+    stacks[thread] = {memory.get() + thread * kStack, kStack, nullptr};
     getcontext(&context);
-    context.uc_stack.ss_sp = memory.data() + thread * kStack;
+    context.uc_stack.ss_sp = memory.get() + thread * kStack;
     context.uc_stack.ss_size = kStack;
     context.uc_link = nullptr;
     makecontext(&context, enter, 0);
+    begun[thread] = false;
   }
 
   void resume(int thread) {
     leave(own, stacks[thread], false);
-    swapcontext(&scheduler, &contexts[thread]);
+    if (!__builtin_setjmp(scheduler.data())) go_on(thread);
     arrive(own, nullptr);
     if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
   }
+  [[gnu::noinline]] void go_on(int thread) {
+    if (begun[thread]) __builtin_longjmp(jumps[thread].data(), 1);
+    begun[thread] = true;
+    setcontext(&contexts[thread]);
+  }
+
+  // Gives control back to the scheduler until it resumes this fiber.
+  void pause(int thread) {
+    leave(stacks[thread], own, false);
+    if (!__builtin_setjmp(jumps[thread].data())) back();
+    arrive(stacks[thread], &own);
+  }
+  [[gnu::noinline]] void back() { __builtin_longjmp(scheduler.data(), 1); }
 };
 
 Block::Block(dim3 threads, size_t shared_bytes)
@@ -145,9 +139,7 @@ void Block::wait(State state, const Place& at) {
   const int thread = running_;
   lanes_[thread].state = state;
   lanes_[thread].at = at;
-  leave(all.stacks[thread], all.own, false);
-  swapcontext(&all.contexts[thread], &all.scheduler);
-  arrive(all.stacks[thread], &all.own);
+  all.pause(thread);
 }
 
 int Block::barrier(int value, const Place& at) {
@@ -266,6 +258,8 @@ void Block::wait_for_copies(int open_groups) {
   std::erase_if(lane.copies, [&](const Copy& copy) { return copy.group < closed; });
 }
 
+static int64_t launches = 0;
+
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
   ++launches;
   std::mt19937_64 random(settings.seed);
@@ -283,8 +277,8 @@ void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::functio
 
 }  // namespace emulator
 
-// How many launches there were so far.
-extern "C" int emulator_launches() { return emulator::launches; }
+// How many grids have run.
+extern "C" int64_t emulator_launches() { return emulator::launches; }
 
 // Chooses the order for all launches to come.
 extern "C" void emulator_schedule(int order, uint64_t seed) {

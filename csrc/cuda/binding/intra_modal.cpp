@@ -1,7 +1,7 @@
 // Bounded sums over the pairs of one modality, on CUDA. Distances within the same bounds for all
-// rows are summed tile by tile, and their matrix is never there. Cosines are the library's
-// products, and official distances need whole rows: blocks of rows with all others, no larger than
-// the rows.
+// rows are summed tile by tile, and their matrix is never there; cosines and l2 of few rows are
+// stored. Cosines of many are the library's products, and official distances need whole rows:
+// blocks of rows with all others, no larger than the rows.
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "cuda/binding/device.h"
+#include "cuda/binding/stored_band.h"
 
 namespace itm::cuda {
 namespace {
@@ -37,6 +38,8 @@ struct Comparison {
         x(rows) {}
 
   bool relative() const { return official && !product; }
+  // Few rows: their scores are stored, and a launch costs more than what it computes.
+  bool stored() const { return (product || (l2 && !official)) && rows() <= kMostRows; }
   int64_t rows() const { return x.size(0); }
 
   // Rows of a block whose distances to all rows are no more numbers than x.
@@ -252,6 +255,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> intra_modal_forward(
   Tensor mask = at::empty({keep_mask ? N : 0, keep_mask ? (N + 31) / 32 : 0}, like.dtype(at::kInt));
   const bool scores = by.official && by.product;  // similarities between upper and 1 - lower
   const double low = scores ? upper : lower, high = scores ? 1 - lower : upper;
+  if (by.stored()) {
+    const auto column = [&] { return at::empty({N}, like); };
+    const Tensor row = column(), lows = column(), highs = column(), norm = column();
+    sum_stored(device, x, own, by.product, by.unit, by.repel, low, high, row, lows, highs, norm,
+               mask);
+    return {row, lows, highs, norm, mask};
+  }
   Bounds bounds{at::full({N}, low, like), at::full({N}, high, like), at::ones({N}, like)};
   const Tensor row = by.product || by.official
                          ? sums_of_blocks(by, own, bounds, lower, upper, per_row, mask)
@@ -265,6 +275,8 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
                             std::string_view mode) {
   const OnDevice device(x);
   const Comparison by(device, x, metric, mode);
+  if (by.stored() && mask.size(0))
+    return pull_stored(device, x, grad, mask, by.product, by.unit, by.repel).to(x.scalar_type());
   // l2 divides by distances, which bits do not hold.
   if (!by.product && !by.official && !by.l2) {
     const OptionalTensor own = ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;

@@ -1,0 +1,138 @@
+#pragma once
+// Bounded sums from stored scores, and their gradient: a warp a row of scores, whose votes are the
+// words of its mask; a block a row of the gradient, whose weights are in shared memory.
+
+#include "cuda/pairs.cuh"
+#include "cuda/stored_band.h"
+#include "cuda/tile.cuh"
+
+namespace itm::cuda {
+
+constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
+constexpr double kSmallestLength = 1e-12;  // as torch.nn.functional.normalize
+
+template <typename C>
+__device__ __forceinline__ C divisor(C length) {  // NaN stays
+  return length < C(kSmallestLength) ? C(kSmallestLength) : length;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    unit_kernel(Rows<T> x, int64_t D, int64_t first, Wide<T>* unit, Wide<T>* length) {
+  using C = Wide<T>;
+  const int64_t n = (first + blockIdx.x) * kRowWarps + warp();
+  if (n >= x.count) return;
+  const T* from = x.data + n * x.stride;
+  C square = 0;
+  for (int64_t d = lane(); d < D; d += 32) square += widen(from[d]) * widen(from[d]);
+  const C own = root(warp_sum(square));
+  if (lane() == 0) length[n] = own;
+  for (int64_t d = lane(); d < D; d += 32) unit[n * D + d] = widen(from[d]) / divisor(own);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
+  const int N = scores.N, n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
+  if (n >= N) return;
+  const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
+  double sum = 0;
+  for (int from = 0; from < N; from += 32) {
+    const int m = from + lane();
+    const C score = m < N ? scores.at(n, m) : C(0);
+    const C key = band.unit ? 1 - score : score;
+    // "Not outside", so that what is not a number is inside and shows.
+    bool inside = m < N && !(key <= low) && !(key >= high);
+    if (inside && key == key) inside = band.ids ? band.ids[n] != band.ids[m] : n != m;
+    if (inside) sum += band.repel ? high - key : key;
+    if (band.show_infinite && n == m) sum += 0 * key;
+    const unsigned word = __ballot_sync(~0u, inside);
+    if (band.mask && lane() == 0) band.mask[n * band.words + from / 32] = word;
+  }
+  sum = warp_sum(sum);
+  if (lane() != 0) return;
+  static_cast<C*>(band.row)[n] = static_cast<C>(sum);
+  static_cast<C*>(band.low_of_row)[n] = low;
+  static_cast<C*>(band.high_of_row)[n] = high;
+  static_cast<C*>(band.norm)[n] = 1;
+}
+
+// What a block's threads have, added in one order; all get it.
+template <typename C>
+__device__ C block_sum(const Shared<C>& room, C value) {
+  value = warp_sum(value);
+  __syncthreads();
+  if (lane() == 0) room.write(warp(), value);
+  __syncthreads();
+  C sum = 0;
+  for (int w = 0; w < kRowWarps; ++w) sum += room.read(w);
+  return sum;
+}
+
+// The weights of row n, which are there for all after this.
+template <typename C>
+__device__ void fill_weights(const StoredPull& pull, const Numbers<C>& grad, int n, int N,
+                             const Shared<C>& weights) {
+  const C* distance = static_cast<const C*>(pull.distance);
+  for (int m = static_cast<int>(threadIdx.x); m < N; m += kRowThreads) {
+    C weight = static_cast<C>(pull.sign) * (grad[n] + grad[m]);
+    if (distance) {
+      const C own = distance[static_cast<int64_t>(n) * N + m];
+      weight = own == 0 ? C(0) : weight / own;
+    }
+    weights.write(m, weight);
+  }
+  __syncthreads();
+}
+
+// The sum over pairs inside of their weights times y[m], or own - y[m], of columns [d, d + 4). Of a
+// row outside nothing shows, not even that it is infinite; of one inside, even under weight 0.
+template <typename C>
+__device__ __forceinline__ Four<C> pulled(const StoredPull& pull, const Rows<C>& y, int n,
+                                          int64_t d, const Four<C>& own, const Shared<C>& weights) {
+  const int N = static_cast<int>(y.count);
+  Four<C> sum = {};
+  for (int from = 0; from < N; from += 32) {
+    const uint32_t word = pull.mask[n * pull.words + from / 32];
+    if (word == 0) continue;
+#pragma unroll 4
+    for (int bit = 0; bit < window(N - from, 32); ++bit) {
+      const bool inside = word >> bit & 1;
+      const C weight = inside ? weights.read(from + bit) : C(0);
+      Four<C> other = {};
+      if (inside) other = *reinterpret_cast<const Four<C>*>(y.data + (from + bit) * y.stride + d);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        sum.v[e] += weight * (pull.distance && inside ? own.v[e] - other.v[e] : other.v[e]);
+    }
+  }
+  return sum;
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    stored_pull_kernel(StoredPull pull, Numbers<C> grad, Rows<C> y, int64_t D, int64_t first) {
+  const int n = static_cast<int>(first + blockIdx.x);
+  const auto weights = Shared<C>::template all<kMostRows>();
+  fill_weights(pull, grad, n, static_cast<int>(y.count), weights);
+  C* const out = static_cast<C*>(pull.out) + n * D;
+  const C* const here = y.data + n * y.stride;
+  C along = 0;
+  for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads) {
+    const auto own = *reinterpret_cast<const Four<C>*>(here + d);
+    const Four<C> sum = pulled(pull, y, n, d, own, weights);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) along += sum.v[e] * own.v[e];
+    *reinterpret_cast<Four<C>*>(out + d) = sum;
+  }
+  if (!pull.length) return;
+  // Along itself a unit vector does not move.
+  along = block_sum(weights, along);
+  const C length = static_cast<const C*>(pull.length)[n];
+  if (length <= C(kSmallestLength)) along = 0;
+  for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) out[d + e] = (out[d + e] - along * here[d + e]) / divisor(length);
+}
+
+}  // namespace itm::cuda

@@ -1,0 +1,39 @@
+#pragma once
+// The launchers of bounded sums over one modality whose scores are stored: cosines and l2 distances
+// of small batches. Numbers are in fp32, or fp64 for fp64.
+
+#include "cuda/pairs.h"
+
+namespace itm::cuda {
+
+// unit = x / max(|x|, 1e-12), of rows in fours, and length = |x|; [N, D], [N].
+void unit_rows(Type type, const Matrix& x, int64_t D, void* unit, void* length, void* stream);
+
+// Pairs inside: low < key < high with key = 1 - score for unit rows, else the score. N = M.
+struct StoredBand {
+  ScoreParts scores;
+  bool unit, repel;    // repel sums high - key
+  bool show_infinite;  // a row's own score shows what lies outside every band
+  double low, high;
+  const int64_t* ids;                           // [N] or null
+  void *row, *low_of_row, *high_of_row, *norm;  // [N]: sums, and both bounds and 1 again
+  uint32_t* mask;                               // [N, words], or null
+  int64_t words;
+};
+void stored_band(Type type, const StoredBand& band, void* stream);
+
+// out[n] = the sum over pairs inside of sign (grad[n] + grad[m]) times y[m]; with distances [N, N],
+// times (y[n] - y[m]) / distance, 0 at 0; with lengths [N], the gradient of rows whose unit rows y
+// are. y and out [N, D] in fours.
+struct StoredPull {
+  const uint32_t* mask;
+  int64_t words;
+  PerRow grad;
+  double sign;
+  Matrix y;
+  const void *distance, *length;
+  void* out;
+};
+void stored_pull(Type type, const StoredPull& pull, int64_t D, void* stream);
+
+}  // namespace itm::cuda

@@ -1,0 +1,158 @@
+// k-means, synthesis and bands of stored scores, for sanitized.cpp.
+
+// Two problems of rows that are eighths: one iteration from their first rows.
+template <typename T>
+void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(M * D, random);
+  std::vector<C> centroids(2 * K * D), half(2 * K);
+  for (int64_t i = 0; i < 2 * K * D; ++i) centroids[i] = widen(x[i % (M * D)]);
+  std::vector<int64_t> assignment(2 * M);
+  std::vector<int32_t> order(2 * M), span(4 * K);
+  const auto member = std::make_unique<bool[]>(2 * M);
+  for (int64_t i = 0; i < 2 * M; ++i) member[i] = i % 5 != 0;
+  kmeans(type, matrix(x, M, D), D,
+         {2, K, 1, member.get(), centroids.data(), assignment.data(), half.data(), order.data(),
+          span.data()},
+         nullptr);
+  for (int64_t i = 0; i < 2 * M; ++i) {
+    expect(assignment[i] < 0, !member[i], "member");
+    if (assignment[i] < 0) continue;
+    const auto score = [&](int64_t k) {
+      double sum = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        const double c = centroids[(i / M * K + k) * D + d];
+        sum += (widen(x[i % M * D + d]) - c / 2) * c;
+      }
+      return sum;
+    };
+    double best = score(0);
+    for (int64_t k = 1; k < K; ++k) best = std::max(best, score(k));
+    expect(score(assignment[i]), best, "nearest");
+  }
+}
+
+// Synthesis with a kernel associative memory, one clustering per anchor: softmax, systems and
+// vectors, then both gradients, of which the sanitizers alone see what they touch.
+template <typename T>
+void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto q = numbers<T>(N * D, random), x = numbers<T>(M * D, random);
+  std::vector<int64_t> assignment(N * M), anchor_ids(N), member_ids(M);
+  for (int64_t i = 0; i < N * M; ++i) assignment[i] = i % (K + 1) - (K > 1);
+  for (int64_t m = 0; m < M; ++m) member_ids[m] = m % N;
+  for (int64_t n = 0; n < N; ++n) anchor_ids[n] = n;
+  const double sigma = std::sqrt(D), ridge = 0.01;
+  std::vector<double> distance(M * M), inverse(N * M * M), sweep(2 * N * M), weights(N * M);
+  for (int64_t i = 0; i < M * M; ++i)
+    for (int64_t d = 0; d < D; ++d)
+      distance[i] += std::pow(widen(x[i / M * D + d]) - widen(x[i % M * D + d]), 2);
+  std::vector<int32_t> order(N * M), span(2 * N * K);
+  std::vector<C> khat(N * M), vectors(N * K * D), cosines(N * K);
+  const auto valid = std::make_unique<bool[]>(N * K);
+  const SynthesisRound round{.type = type,
+                             .anchors = matrix(q, N, D),
+                             .members = matrix(x, M, D),
+                             .D = D,
+                             .clusters = K,
+                             .assignment = assignment.data(),
+                             .per_anchor = true,
+                             .anchor_ids = anchor_ids.data(),
+                             .member_ids = member_ids.data(),
+                             .sigma = sigma,
+                             .ridge = ridge,
+                             .order = order.data(),
+                             .span = span.data(),
+                             .valid = valid.get(),
+                             .khat = khat.data(),
+                             .distance = distance.data(),
+                             .inverse = inverse.data(),
+                             .sweep = sweep.data(),
+                             .weights = weights.data()};
+  list_members(round, nullptr);
+  invert_systems(round, nullptr);
+  synthesise(round, vectors.data(), nullptr, nullptr);
+  synthesise(round, nullptr, cosines.data(), nullptr);
+  for (int64_t i = 0; i < N * M; ++i) {
+    const int64_t n = i / M, m = i % M, k = assignment[i];
+    if (k < 0 || k >= K) continue;
+    double sum = ridge * weights[i];
+    for (int64_t j = 0; j < M; ++j)
+      if (assignment[n * M + j] == k)
+        sum += std::exp(-distance[m * M + j] / (2 * sigma * sigma)) * weights[n * M + j];
+    expect(sum, khat[i], "system");
+  }
+  for (int64_t i = 0; i < N * K * D; ++i) {
+    double sum = 0;
+    for (int64_t m = 0; m < M; ++m)
+      if (assignment[i / K / D * M + m] == i / D % K)
+        sum += weights[i / K / D * M + m] * widen(x[m * D + i % D]);
+    expect(vectors[i], sum, "vector");
+  }
+  std::vector<C> alpha(2 * N * K), of_scores(N * M), pull(N * M), of_anchors(N * D);
+  std::vector<C> of_members(M * D), of_vectors(N * K * D);
+  std::vector<double> of_khat(N * M), of_kernel(M * M);
+  for (const bool detach : {false, true}) {
+    anchor_gradient(round,
+                    {cosines.data(), of_vectors.data(), detach, alpha.data(), of_scores.data(),
+                     pull.data(), of_khat.data(), of_anchors.data()},
+                    nullptr);
+    if (detach) continue;
+    member_gradient(round,
+                    {of_vectors.data(), of_scores.data(), of_khat.data(), of_kernel.data(), true,
+                     true, of_members.data()},
+                    nullptr);
+    for (const C value : of_members) expect(value - value, 0, "gradient");
+  }
+}
+
+// A band over cosines of unit rows, and its gradient, all of whose gradients are 1.
+template <typename T>
+void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(N * D, random);
+  std::vector<C> unit(N * D), length(N), scores(N * N), row(N), low(N), high(N), norm(N);
+  unit_rows(type, matrix(x, N, D), D, unit.data(), length.data(), nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double square = 0;
+    for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * length[n], 2);
+    expect(std::sqrt(square), length[n], "length");
+  }
+  for (int64_t i = 0; i < N * N; ++i)
+    for (int64_t d = 0; d < D; ++d) scores[i] += unit[i / N * D + d] * unit[i % N * D + d];
+  const int64_t words = ceil_div(N, 32);
+  std::vector<uint32_t> mask(N * words);
+  stored_band(type,
+              {{scores.data(), 1, N, N},
+               true,
+               false,
+               false,
+               0.5,
+               1.2,
+               nullptr,
+               row.data(),
+               low.data(),
+               high.data(),
+               norm.data(),
+               mask.data(),
+               words},
+              nullptr);
+  const C one = 1;
+  std::vector<C> out(N * D);
+  stored_pull(
+      type,
+      {mask.data(), words, {&one, 0}, -1, matrix(unit, N, D), nullptr, length.data(), out.data()},
+      D, nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double sum = 0, along = 0;
+    for (int64_t m = 0; m < N; ++m) {
+      const double key = C(1) - scores[n * N + m];
+      const bool inside = key > C(0.5) && key < C(1.2) && n != m;
+      if (inside) sum += key;
+      expect(mask[n * words + m / 32] >> m % 32 & 1, inside, "bit");
+    }
+    expect(row[n], sum, "band");
+    for (int64_t d = 0; d < D; ++d) along += out[n * D + d] * unit[n * D + d];
+    expect(along, 0, "gradient along its row");
+  }
+}
