@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
-from emulated import operators as library
 from emulated_pairs import (
     SIZES,
     assert_as_good_as_eager,
