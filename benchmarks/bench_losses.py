@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import inputs
+from benchmarks import inputs, ours
 from benchmarks.limits import Work
 from benchmarks.race import Row
 from benchmarks.rivals import eager, plain
 from benchmarks.shapes import PAPERS, USUAL, Size, sizes
-from itm_kernels import functional, losses, mining
+from itm_kernels import functional
 
 SIZES = pytest.mark.parametrize("size", sizes(PAPERS, USUAL), ids=str)
 
@@ -51,12 +51,7 @@ def bench_imc(race, sized, compiled, device, size):
 def bench_itm(race, sized, compiled, device, size):
     size = sized(size)
     row = row_of("itm loss", size, inputs.paired(size, device), 1, 0)
-    criterion = losses.ITMLoss(sampler=mining.HardNegativeSampler("hardest"))
-
-    def ours(image: Tensor, text: Tensor) -> Tensor:
-        return criterion(image, text, lambda i, t: (image[i] * text[t]).sum(1))
-
-    race(row, ours, eager.itm, eager=plain(eager.itm), compile=compiled(eager.itm))
+    race(row, ours.itm, eager.itm, eager=plain(eager.itm), compile=compiled(eager.itm))
 
 
 @SIZES
@@ -67,8 +62,7 @@ def bench_ito(race, sized, compiled, device, size):
     tensors = images, texts, images + texts
     # Four pairs of views, and three matrices of the fused vectors (two of them symmetric).
     row = row_of("ito loss", size, tensors, 6, 12)
-    criterion = losses.ITOLoss(eager.SCALE, learnable=False)
-    race(row, criterion, eager.ito, eager=plain(eager.ito), compile=compiled(eager.ito))
+    race(row, ours.ito, eager.ito, eager=plain(eager.ito), compile=compiled(eager.ito))
 
 
 @SIZES

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import inputs, memory, results, rivals
+from benchmarks import inputs, memory, ours, results, rivals
 from benchmarks.limits import seconds
 from benchmarks.rivals import eager
 from benchmarks.shapes import MEMORY, STUDY, Size
@@ -35,6 +35,13 @@ FITTED_FROM = 2048  # below, calls and launches weigh more than pairs
 
 def _first(constraint: Callable[[Tensor], Tensor]) -> Loss:
     return lambda image, text: constraint(image)
+
+
+def _ito(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """One view of each modality, and two fused vectors of every pair."""
+    return lambda image, text: loss(
+        image[None], text[None], torch.stack((image + text, image - text))
+    )
 
 
 def _info_cmr(backend: str) -> Loss:
@@ -61,6 +68,8 @@ LOSSES: dict[str, dict[str, Loss]] = {
         "eager": _first(partial(eager.intra_modal, metric="l1")),
     },
     "imc loss": {"ours": functional.imc_loss, "eager": eager.imc},
+    "itm loss": {"ours": ours.itm, "eager": eager.itm},
+    "ito loss": {"ours": _ito(ours.ito), "eager": _ito(eager.ito)},
     "info_cmr loss": {"ours": _info_cmr("auto"), "reference": _info_cmr("reference")},
 }
 

@@ -1,0 +1,23 @@
+"""Our losses as functions of embeddings alone, where a training step hands them more."""
+
+from torch import Tensor
+
+from benchmarks.rivals.eager import SCALE
+from itm_kernels import losses, mining
+
+_ITM = losses.ITMLoss(sampler=mining.HardNegativeSampler("hardest"))
+_ITO = losses.ITOLoss(SCALE, learnable=False)
+
+
+def itm(image: Tensor, text: Tensor) -> Tensor:
+    """Image-text matching on the hardest negatives, with dot products for a fusion model."""
+
+    def match(i: Tensor, t: Tensor) -> Tensor:
+        return (image.index_select(0, i) * text.index_select(0, t)).sum(1)
+
+    return _ITM(image, text, match)
+
+
+def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
+    """ITO over views `[V, N, D]` and fused vectors."""
+    return _ITO(images, texts, fused)
