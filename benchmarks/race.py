@@ -1,7 +1,7 @@
 """One row: ours and its rivals in turns, in one process, so that the machine's drift cancels.
 
-A round runs every contender once, forward then backward, and short ones once more before that
-without the clock: they begin with their own data in the caches, not the previous contender's.
+A round runs every contender, forward then backward: once, or if that is short several times in a
+row, of which the median counts. The first would meet the previous contender's data in the caches.
 Ratios are taken within a round and their median is reported. Before the first round each
 contender's values and gradients are compared with the formula in fp64: a benchmark of different
 mathematics fails instead of being reported.
@@ -24,7 +24,7 @@ from itm_kernels import backends
 # tell two negatives apart or on which side of a bound a pair lies; other mathematics differs by 1.
 TOLERANCE = {torch.float32: (1e-4, 5e-2), torch.bfloat16: (5e-2, 5e-1)}
 SLOW = 3.0  # seconds: a contender that takes longer runs once more, not every round
-SHORT = 0.02  # seconds: what takes less is decided by what lies in the caches
+SHORT, MOST = 0.02, 9  # seconds: what takes less is run until it has taken them, or so often
 
 
 def as_it_is(outputs: Sequence[Tensor]) -> Tensor:
@@ -159,10 +159,11 @@ class Contender:
     def measure(self) -> None:
         """Run once with the clock."""
         if self.run is not None and not (self.estimate > SLOW and self.times):
-            for _ in range(2 if self.estimate < SHORT else 1):
-                time = self.run()
+            runs = []
+            for _ in range(max(1, int(SHORT / max(self.estimate, SHORT / MOST)))):
+                runs.append(self.run())
                 self.run.prepare()
-            self.times.append(time)
+            self.times.append(sorted(runs, key=sum)[len(runs) // 2])
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:

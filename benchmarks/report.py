@@ -41,11 +41,6 @@ REASONS = (
         "stands around them",
     ),
     (
-        r"^itm loss",
-        "`match` is given row numbers and gathers both sides of 3 N pairs, as it would for a fusion "
-        "model; the rival, made for dot products, gathers one side of 2 N",
-    ),
-    (
         r"^kmeans/K=8.* native ",
         "assigning rows and adding them up are two passes over the rows, scikit-learn makes one",
     ),

@@ -64,7 +64,8 @@ _SUMS_ON_CPU = Range(
 # Counted, not measured: a product of 512 x 512 pairs at D = 1024 is 2 N M D / 67 TFLOP/s = 8 us in
 # fp32, what two or three launches take; beyond, tensor cores win back their own. Forward and
 # backward, maxima are three launches and one product; sums four launches and three products, the
-# same 6 to 8 us at 256 x 256.
+# same 6 to 8 us at 256 x 256. In bf16 tensor cores would take less for the product alone, but as
+# many launches of Triton's, each by way of Python, more in all: precision decides nothing yet.
 _MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=512, most_rows=1024)
 _SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
 _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=512)
