@@ -1,9 +1,13 @@
 """What the tests of CUDA's operators over all pairs of a small batch have in common."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from itm_kernels import _pairs, functional, ops
+from itm_kernels.ops import _sigmoid as ops_of_sigmoid
 
 # One pair; less than a block; one more than a block of columns or a tile; D in one and several
 # parts; five texts an image, in no order.
@@ -71,3 +75,48 @@ def not_finite(value: float, side: int, row: int) -> tuple[Tensor, Tensor]:
     sides = rows(35, 9), rows(35, 9, seed=1)
     sides[side][row, 8] = value
     return sides
+
+
+def max_hinges(x: Tensor, y: Tensor, backend: str, **options: Any) -> list[Tensor]:
+    x, y = leaves(x, y)
+    loss = functional.max_of_hinges_loss(x, y, backend=backend, reduction="none", **options)
+    return gradients([loss], x, y)
+
+
+def hardest(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    x, y = leaves(x, y)
+    found = ops.hardest_negatives(x, y, backend=backend, **ids)
+    scores = [found.positive, found.text_score, found.image_score]
+    indices = found.text_index.double(), found.image_index.double()
+    return [*indices, *gradients(scores, x, y)]
+
+
+def semihard(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    return max_hinges(x, y, backend, mining="semihard", margin=3.0, **ids)
+
+
+def sum_hinges(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    x, y = leaves(x, y)
+    # A margin near the scores' spread: some hinges are active, some are not.
+    loss = functional.sum_of_hinges_loss(x, y, margin=0.5, reduction="none", backend=backend, **ids)
+    return gradients([loss], x, y)
+
+
+def exp_sums(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    scale = torch.tensor(3.0, dtype=torch.promote_types(x.dtype, torch.float32))
+    x, y, scale = leaves(x, y, scale)
+    ids = dict(zip(("x_ids", "y_ids"), ids.values(), strict=False))
+    found = ops.log_sum_exp(x, y, scale, backend=backend, **ids)
+    return gradients(list(found), x, y, scale)
+
+
+def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    like = torch.promote_types(x.dtype, torch.float32)
+    x, y, *scalars = leaves(x, y, torch.tensor(3.0, dtype=like), torch.tensor(-2.0, dtype=like))
+    pairs = _pairs.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
+    loss = ops_of_sigmoid.run(x, y, *scalars, pairs, "sigmoid", backend)
+    return gradients([loss], x, y, *scalars)
+
+
+HARDEST = max_hinges, semihard, hardest
+SUMS = sum_hinges, exp_sums, sigmoids

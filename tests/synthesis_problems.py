@@ -106,3 +106,54 @@ def hold_to_the_rule(
         size = max(1.0, wanted.double().abs().max().item())
         allowed = 2 * furthest(theirs, wanted) + 64 * torch.finfo(dtype).eps * size
         assert furthest(found, wanted) <= allowed
+
+
+def strided(case: Problem) -> Problem:
+    """Return the same problem with elements of rows, clusters, ids and gradients apart."""
+    M, D = case.members.shape
+    return case._replace(
+        anchors=case.anchors.T.contiguous().T,
+        members=case.members.new_empty(M, 2 * D)[:, ::2].copy_(case.members),
+        assignment=torch.stack([case.assignment] * 2, -1)[..., 1],
+        ids={name: torch.stack([ids] * 2, 1)[:, 0] for name, ids in case.ids.items()},
+        grad=case.grad.transpose(0, 2).contiguous().transpose(0, 2),
+    )
+
+
+def hold_duplicates_in_their_cluster(backend: str, layout: str, logits: bool) -> None:
+    """Without a ridge equal members are a singular system: NaN in their cluster alone."""
+    case = problem(5, 30, 37, 3, layout, ids=False)
+    case.assignment[..., :] = torch.arange(30) % 2  # cluster 2 is empty
+    case.members[28] = case.members[4]
+    found = results(case, backend, "kam", logits, ridge=0.0)[0]
+    assert found[:, 0].isnan().all()
+    assert found[:, 1].isfinite().all()
+    assert (found[:, 2] == 0).all()
+    assert results(case, backend, "kam", logits)[0].isfinite().all()
+
+
+def hold_nan_where_it_belongs(
+    backend: str, weights: str, layout: str, logits: bool, alone: bool = True
+) -> None:
+    """A row that is not finite shows in what depends on it; an empty cluster stays 0.
+
+    With alone, it shows in no other cluster.
+    """
+    for bad in (torch.nan, torch.inf):
+        case = problem(5, 12, 7, 3, layout, ids=False)
+        case.assignment[..., :] = torch.arange(12) % 2
+        case.anchors[3, 2] = bad
+        found = results(case, backend, weights, logits)
+        assert found[0][3, :2].isnan().all()
+        assert found[0][:3].isfinite().all()
+        assert found[2][3].isnan().any()
+        assert found[3].isnan().any()
+        case = problem(5, 12, 7, 3, layout, ids=False)
+        case.assignment[..., :] = torch.arange(12) % 2
+        case.members[4, 2] = bad
+        found = results(case, backend, weights, logits)
+        assert found[0][:, 0].isnan().reshape(5, -1).any(1).all()
+        assert not alone or found[0][:, 1].isfinite().all()
+        assert (found[0][:, 2] == 0).all()
+        assert found[2].isnan().any(1).all()
+        assert found[3][4].isnan().any()

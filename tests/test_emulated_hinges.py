@@ -1,24 +1,19 @@
 """CUDA's max of hinges and hardest negatives, from binding to kernel, on the emulator."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, as_native, needs_compiler
 from emulated_pairs import (
-    SIZES,
-    assert_as_good_as_eager,
-    gradients,
-    ids_of,
-    layouts,
-    leaves,
+    HARDEST,
+    max_hinges,
     not_finite,
     rows,
 )
-from itm_kernels import functional, ops
+from itm_kernels import ops
 
 pytestmark = needs_compiler
 
@@ -27,65 +22,6 @@ pytestmark = needs_compiler
 def emulated() -> Iterator[None]:
     with as_native():
         yield
-
-
-def hinges(x: Tensor, y: Tensor, backend: str, **options: Any) -> list[Tensor]:
-    x, y = leaves(x, y)
-    loss = functional.max_of_hinges_loss(x, y, backend=backend, reduction="none", **options)
-    return gradients([loss], x, y)
-
-
-def hardest(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
-    x, y = leaves(x, y)
-    found = ops.hardest_negatives(x, y, backend=backend, **ids)
-    scores = [found.positive, found.text_score, found.image_score]
-    indices = found.text_index.double(), found.image_index.double()
-    return [*indices, *gradients(scores, x, y)]
-
-
-def semihard(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
-    return hinges(x, y, backend, mining="semihard", margin=3.0, **ids)
-
-
-OPERATORS = [hinges, semihard, hardest]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("N", "M", "D"), SIZES)
-@pytest.mark.parametrize("run", OPERATORS)
-def test_error_is_at_most_twice_eagers(
-    run: Callable[..., list[Tensor]], N: int, M: int, D: int, dtype: torch.dtype
-) -> None:
-    assert_as_good_as_eager(run, rows(N, D, dtype), rows(M, D, dtype, seed=1), **ids_of(N, M))
-
-
-@pytest.mark.parametrize(("N", "M", "D"), SIZES)
-@pytest.mark.parametrize("run", OPERATORS)
-def test_fp64(run: Callable[..., list[Tensor]], N: int, M: int, D: int) -> None:
-    x, y = rows(N, D), rows(M, D, seed=1)
-    found, wanted = (run(x, y, name, **ids_of(N, M)) for name in ("native", "reference"))
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("layout", range(5))
-@pytest.mark.parametrize("run", OPERATORS)
-def test_strides(run: Callable[..., list[Tensor]], layout: int) -> None:
-    x, y = layouts()[layout]
-    found, wanted = run(x, y, "native"), run(x.contiguous(), y.contiguous(), "reference")
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("run", OPERATORS)
-def test_every_schedule_gives_the_same_bits(run: Callable[..., list[Tensor]]) -> None:
-    x, y = rows(35, 70, torch.float32), rows(35, 70, torch.float32, seed=1)
-    found = []
-    for schedule in SCHEDULES:
-        with as_native(schedule):
-            found.append(run(x, y, "native"))
-    for others in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_ties_go_to_the_lowest_index_wherever_it_is_read() -> None:
@@ -101,7 +37,7 @@ def test_ties_go_to_the_lowest_index_wherever_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("run", OPERATORS)
+@pytest.mark.parametrize("run", HARDEST)
 def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float) -> None:
     for side, row in ((0, 0), (0, 34), (1, 9), (1, 33)):
         x, y = not_finite(value, side, row)
@@ -111,7 +47,7 @@ def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-@pytest.mark.parametrize("run", OPERATORS)
+@pytest.mark.parametrize("run", HARDEST)
 def test_equal_ids_leave_no_negative(run: Callable[..., list[Tensor]]) -> None:
     ids = torch.full((9,), 7)
     x, y = rows(9, 5), rows(9, 5, seed=1)
@@ -136,7 +72,7 @@ def test_a_hub_gathers_every_pair() -> None:
     # One text is everybody's hardest: its row has all entries but a few, in all warps' lists.
     x, y = rows(200, 3).abs(), rows(200, 3, seed=1)
     y[77] = 50.0
-    found, wanted = (hinges(x, y, name) for name in ("native", "reference"))
+    found, wanted = (max_hinges(x, y, name) for name in ("native", "reference"))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 

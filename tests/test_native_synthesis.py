@@ -12,11 +12,14 @@ from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
+    hold_duplicates_in_their_cluster,
+    hold_nan_where_it_belongs,
     hold_to_the_rule,
     in_every_form,
     problem,
     results,
     same,
+    strided,
 )
 
 pytestmark = needs_extension
@@ -100,14 +103,7 @@ def test_gradient_is_the_derivative(weights, layout, logits, M) -> None:
 def test_strides_do_not_matter(weights, layout, logits) -> None:
     case = problem(9, 20, 7, 3, layout)
     wanted = results(case, "native", weights, logits)
-    strided = case._replace(
-        anchors=case.anchors.T.contiguous().T,
-        members=torch.empty(20, 14, dtype=torch.float64)[:, ::2].copy_(case.members),
-        assignment=torch.stack([case.assignment] * 2, -1)[..., 1],
-        ids={name: torch.stack([ids] * 2, 1)[:, 0] for name, ids in case.ids.items()},
-        grad=case.grad.transpose(0, 2).contiguous().transpose(0, 2),
-    )
-    same(results(strided, "native", weights, logits), wanted)
+    same(results(strided(case), "native", weights, logits), wanted)
     equal = case._replace(grad=torch.ones(()).double().expand(9, 3, 7))
     same(*(results(equal, backend, weights, logits) for backend in ("native", "reference")))
 
@@ -115,35 +111,13 @@ def test_strides_do_not_matter(weights, layout, logits) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])
 def test_duplicates_without_ridge_are_nan_in_their_cluster_alone(layout, logits) -> None:
-    case = problem(5, 30, 37, 3, layout, ids=False)
-    case.assignment[..., :] = torch.arange(30) % 2  # cluster 2 is empty
-    case.members[28] = case.members[4]
-    found = results(case, "native", "kam", logits, ridge=0.0)[0]
-    assert found[:, 0].isnan().all()
-    assert found[:, 1].isfinite().all()
-    assert (found[:, 2] == 0).all()
-    assert results(case, "native", "kam", logits)[0].isfinite().all()
+    hold_duplicates_in_their_cluster("native", layout, logits)
 
 
 @in_every_form
 def test_nan_rows_show_in_what_depends_on_them(weights, layout, logits) -> None:
-    for bad in (torch.nan, torch.inf):
-        case = problem(5, 12, 7, 3, layout, ids=False)
-        case.assignment[..., :] = torch.arange(12) % 2
-        case.anchors[3, 2] = bad
-        found = results(case, "native", weights, logits)
-        assert found[0][3, :2].isnan().all()
-        assert found[0][:3].isfinite().all()
-        assert found[2][3].isnan().any()
-        assert found[3].isnan().any()
-        case = problem(5, 12, 7, 3, layout, ids=False)
-        case.assignment[..., :] = torch.arange(12) % 2
-        case.members[4, 2] = bad
-        found = results(case, "native", weights, logits)
-        assert found[0][:, 0].isnan().reshape(5, -1).any(1).all()
-        assert (found[0][:, 2] == 0).all()
-        assert found[2].isnan().any(1).all()
-        assert found[3][4].isnan().any()
+    # The clusters of one anchor are one product: 0 times NaN reaches all of them.
+    hold_nan_where_it_belongs("native", weights, layout, logits, alone=layout == "shared")
 
 
 def test_assignments_out_of_range_are_no_cluster() -> None:

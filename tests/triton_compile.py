@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,9 +72,7 @@ class Job(NamedTuple):
         loads are aligned or masked, on little else. To a compiler fp16 is what bf16 is. Kernels of
         a single element fold into less, and those of fp64 may spill.
         """
-        here = self.kernel, self.architecture, self.tile
-        # A size or a stride that is no constant: what is known of it, ALIGN and EVEN say as well.
-        values = {name: v for name, v in self.values.items() if not re.match(r"[iu]\d|fp\d", v)}
+        here, values = (self.kernel, self.architecture, self.tile), self.values
         element = values.get("x", "").split(" ")[0]
         shown: set[Hashable] = {(*here, value) for value in values.items()}
         shown.add((*here, element, values.get("PARTS"), values.get("PRECISION")))
