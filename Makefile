@@ -12,7 +12,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: test test-triton triton-contract triton-kernels test-triton-compile gpu-check
+.PHONY: test test-triton triton-ready triton-contract triton-kernels test-triton-compile gpu-check
 .PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
 .PHONY: format clean
 .DELETE_ON_ERROR:
@@ -109,6 +109,8 @@ KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_t
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
+triton-ready: $(TRITON)/ready
+
 triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
 
@@ -168,9 +170,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-.PHONY: test test-triton triton-contract triton-kernels test-triton-compile gpu-check
-.PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
-.PHONY: format clean
+	rm -rf $(VENV) .venv-triton* $(CUDA) build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
