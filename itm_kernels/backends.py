@@ -241,7 +241,9 @@ def _ranges(operator: str, device: str) -> list[str]:
         elif found.first_rows == MANY:
             limit = f"{backend} for {metric}"
         else:
-            limit = f"{backend} up to {found.first_rows:,} rows, possible up to {found.most_rows:,}"
+            limit = f"{backend} up to {found.first_rows:,} rows"
+            if found.most_rows != MANY:
+                limit += f", possible up to {found.most_rows:,}"
         words.append(f"{limit} ({found.reason})")
     return words
 

@@ -69,6 +69,7 @@ def test_auto_takes_native_l1_on_cuda() -> None:
             assert backends.choose(operator, "cuda", metric="l1") == "native"
             assert backends.choose(operator, "cuda", metric="cosine") == "triton"
         assert "native for l1 (l1 has no form in products)" in __main__.info()
+        assert "native up to 512 rows (five or six launches" in __main__.info()  # or any number
 
 
 def test_beyond_its_range_a_kernel_is_refused_with_the_sizes() -> None:
