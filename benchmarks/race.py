@@ -157,7 +157,7 @@ class Contender:
         self.record |= {"error": value, "gradient_error": gradient, "peak_memory": peak}
 
     def measure(self) -> None:
-        """Run once with the clock."""
+        """Run with the clock: once, or the median of several short runs."""
         if self.run is not None and not (self.estimate > SLOW and self.times):
             runs = []
             for _ in range(max(1, int(SHORT / max(self.estimate, SHORT / MOST)))):

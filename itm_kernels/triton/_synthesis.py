@@ -99,10 +99,8 @@ def softmax_kernel(
     tl.store(valid + n * K + k, any_ != 0, mask=p < P)
     # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
     total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
-    begin, end = (
-        tl.load(starts + group),
-        tl.load(starts + group + 1),
-    )  # not kept till here
+    # Loaded again, so that no register holds them till here.
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
