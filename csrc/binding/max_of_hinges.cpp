@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <numeric>
@@ -69,7 +68,7 @@ class RowSum {
 
   Tensor sum(int64_t targets, const Tensor& source_rows) const {
     const int64_t D = source_rows.size(1), entries = static_cast<int64_t>(target_.size());
-    Tensor grad = at::zeros({targets, D}, source_rows.options());
+    Tensor grad = at::empty({targets, D}, source_rows.options());
     const Groups groups(target_.data(), entries, targets);
     std::vector<int64_t> source(entries);
     std::vector<T> weight(entries);
@@ -83,6 +82,7 @@ class RowSum {
     parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
+        std::fill_n(out + g * D, D, T(0));
         loop.add_rows(out + g * D, rows, source.data() + k, weight.data() + k, count, D);
       }
     });

@@ -25,17 +25,14 @@ namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kMost = 16;        // pairs kept for a row
+constexpr int64_t kPerRow = 1024;    // additions that a row's candidates cost
 constexpr double kSummed = 0x1p-22;  // 4 units in the last place for each of D additions
 constexpr double kFlushed = 0x1p-124;
 constexpr double kRounded = 0x1p-8;  // twice the rounding of a score to bf16
 constexpr double kLargest = 0x1p60;  // of a row: products of two stay finite
-// Rows and elements: at 256 rows of 1,024 screening takes half the time of products in fp32, at 128
-// half as long again.
-constexpr int64_t kLeastScreened = 256;
-
-const uint16_t* words(const Tensor& half) {
-  return reinterpret_cast<const uint16_t*>(half.const_data_ptr<at::BFloat16>());
-}
+// Against products in fp32, screening takes .7 of the time at 128 rows of 1,024, .8 at 256 of 256,
+// .9 at 128 of 512, 1.0 at 192 of 256 and 1.2 at 128 of 256 or 64 of 1,024.
+constexpr int64_t kLeastRows = 128, kLeastTerms = 256, kLeastElements = 128 * 512;
 
 // Rows in bf16, and the lengths of what they were, are and lost.
 struct Rounded {
@@ -45,18 +42,22 @@ struct Rounded {
   bool usable = true;
 
   explicit Rounded(const Tensor& x)
-      : half(x.to(at::kBFloat16)), whole(x.size(0)), kept(x.size(0)), lost(x.size(0)) {
+      : half(at::empty(x.sizes(), x.options().dtype(at::kBFloat16))),
+        whole(x.size(0)),
+        kept(x.size(0)),
+        lost(x.size(0)) {
     const int64_t N = x.size(0), D = x.size(1);
     const float* rows = x.const_data_ptr<float>();
-    parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
+    auto* out = reinterpret_cast<uint16_t*>(half.mutable_data_ptr<at::BFloat16>());
+    // Terms are summed in fp32, where one below 2^-126 may be flushed to 0.
+    const double above = 1 + D * 0x1p-23, flushed = D * 0x1p-126;
+    parallel_for(0, N, grain(D), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        double squares[3];
-        kernels().screen.rounding_squares(rows + n * D, words(half) + n * D, D, squares);
-        // A little more than the root: fp64 rounds as well.
-        const double above = 1 + 1e-9;
-        whole[n] = above * std::sqrt(squares[0]);
-        kept[n] = above * std::sqrt(squares[1]);
-        lost[n] = above * std::sqrt(squares[2]);
+        double squares[2];
+        kernels().screen.round_row(rows + n * D, D, out + n * D, squares);
+        whole[n] = above * std::sqrt(squares[0] + flushed);
+        lost[n] = 0x1p-9 * above * std::sqrt(squares[1] + flushed);
+        kept[n] = above * (whole[n] + lost[n]);
       }
     });
     for (int64_t n = 0; n < N; ++n) {
@@ -149,7 +150,7 @@ const uint16_t* words(const Scores& t, int64_t r) {
 bool screen_rows(const Scores& t, Contest& rows) {
   const auto& loop = kernels().screen;
   std::atomic<bool> room = true;
-  parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
+  parallel_for(0, t.rows, grain(t.columns + kPerRow), [&](int64_t r0, int64_t r1) {
     std::vector<int32_t> found(t.columns);
     for (int64_t r = r0; r < r1 && room; ++r) {
       const int64_t i = t.first_row + r;
@@ -166,7 +167,7 @@ bool screen_rows(const Scores& t, Contest& rows) {
 bool screen_columns(const Scores& t, Contest& columns) {
   const auto& loop = kernels().screen;
   std::atomic<bool> room = true;
-  parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
+  parallel_for(0, t.columns, grain(t.rows + kPerRow), [&](int64_t c0, int64_t c1) {
     const int64_t size = c1 - c0, first = t.first_column + c0;
     std::vector<float> highest(&columns.best[first], &columns.best[first] + size), limit(size);
     loop.column_max(words(t, 0) + c0, t.rows, t.columns, size, highest.data());
@@ -193,9 +194,10 @@ bool screening_pays(const Tensor& x, const Tensor& y) {
 #else
   constexpr bool in_hardware = false;
 #endif
+  const int64_t rows = std::min(x.size(0), y.size(0)), D = x.size(1);
   return in_hardware && at::get_cpu_capability() == "AVX512" &&
          at::globalContext().userEnabledMkldnn() && x.scalar_type() == at::kFloat &&
-         std::min({x.size(0), y.size(0), x.size(1)}) >= kLeastScreened;
+         rows >= kLeastRows && D >= kLeastTerms && rows * D >= kLeastElements;
 }
 
 std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t* positive_of,
@@ -217,17 +219,14 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
                         b = y.const_data_ptr<float>()](int64_t i, int64_t j) {
     return of(a + i * D, b + j * D, D);
   };
-  float *value = found.row.values<float>(), *s = found.positive.mutable_data_ptr<float>();
-  int64_t* index = found.row.indices();
-  parallel_for(0, N, grain(4 * D), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      rows.decide(i, [&](int64_t j) { return product(i, j); }, value + i, index + i);
-  });
-  value = found.column.values<float>();
-  index = found.column.indices();
-  parallel_for(0, M, grain(4 * D), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      columns.decide(j, [&](int64_t i) { return product(i, j); }, value + j, index + j);
+  float *s = found.positive.mutable_data_ptr<float>(), *row = found.row.values<float>();
+  float* column = found.column.values<float>();
+  int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
+  parallel_for(0, N + M, grain(4 * D), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, N); ++i)
+      rows.decide(i, [&](int64_t j) { return product(i, j); }, row + i, row_index + i);
+    for (int64_t j = std::max(begin, N) - N; j < end - N; ++j) {
+      columns.decide(j, [&](int64_t i) { return product(i, j); }, column + j, column_index + j);
       const int64_t i = positive_of ? positive_of[j] : j;
       if (i >= 0 && i < N) s[j] = static_cast<float>(product(i, j));
     }

@@ -140,8 +140,8 @@ struct ScreenLoops {
                            int32_t* found);
   // Returns x . y in fp64.
   double (*product)(const float* x, const float* y, int64_t D);
-  // |x|^2, |half|^2 and |x - half|^2 of a row and its rounding to bf16.
-  void (*rounding_squares)(const float* x, const uint16_t* half, int64_t D, double* squares);
+  // Rounds a row to bf16; squares are |x|^2 and |x - half|^2.
+  void (*round_row)(const float* x, int64_t D, uint16_t* half, double* squares);
 };
 
 struct Kernels {

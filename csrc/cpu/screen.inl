@@ -30,22 +30,29 @@ inline void screen_column_max(const uint16_t* tile, int64_t rows, int64_t stride
   }
 }
 
+template <int64_t kBlock, typename Limit>
+inline bool any_above(const uint16_t* row, Limit limit, int64_t first) {
+  int32_t any = 0;
+  for (int64_t c = first; c < first + kBlock; ++c) any |= widened(row[c]) >= limit(c);
+  return any;
+}
+
 // Hits are rare: a block is searched only where a count of it says so.
 template <typename Limit>
 inline int64_t screen_above(const uint16_t* row, int64_t columns, Limit limit, int32_t* found) {
-  constexpr int64_t kBlock = 64;
+  constexpr int64_t kBlock = 64, kPart = 16;
   int64_t hits = 0;
-  for (int64_t b = 0; b < columns; b += kBlock) {
-    const int64_t size = b + kBlock < columns ? kBlock : columns - b;
-    int32_t any = 0;
-    if (size == kBlock)
-      for (int64_t c = 0; c < kBlock; ++c) any |= widened(row[b + c]) >= limit(b + c);
-    else
-      any = 1;
-    if (!any) continue;
-    for (int64_t c = b; c < b + size; ++c)
+  const auto search = [&](int64_t first, int64_t end) {
+    for (int64_t c = first; c < end; ++c)
       if (widened(row[c]) >= limit(c)) found[hits++] = static_cast<int32_t>(c);
+  };
+  int64_t b = 0;
+  for (; b + kBlock <= columns; b += kBlock) {
+    if (!any_above<kBlock>(row, limit, b)) continue;
+    for (int64_t p = b; p < b + kBlock; p += kPart)
+      if (any_above<kPart>(row, limit, p)) search(p, p + kPart);
   }
+  search(b, columns);
   return hits;
 }
 
@@ -70,7 +77,7 @@ inline int64_t screen_columns_above(const uint16_t* row, int64_t columns, const 
 
 // The product of two rows: exact terms, summed in fp64 in one order wherever it is computed.
 inline double exact_product(const float* x, const float* y, int64_t D) {
-  constexpr int64_t kLanes = 16;
+  constexpr int64_t kLanes = 32;
   double lane[kLanes] = {}, sum = 0;
   int64_t d = 0;
   for (; d + kLanes <= D; d += kLanes)
@@ -81,20 +88,24 @@ inline double exact_product(const float* x, const float* y, int64_t D) {
   return sum;
 }
 
-// |x|^2, |half|^2 and |x - half|^2 of a row and its bf16 rounding.
-inline void rounding_squares(const float* x, const uint16_t* half, int64_t D, double* squares) {
-  constexpr int64_t kLanes = 8;
-  double whole[kLanes] = {}, kept[kLanes] = {}, lost[kLanes] = {};
-  for (int64_t d = 0; d < D; d += kLanes) {
-    const int64_t size = d + kLanes < D ? kLanes : D - d;
-    for (int64_t k = 0; k < size; ++k) {
-      const double a = x[d + k], b = widened(half[d + k]);
-      whole[k] += a * a;
-      kept[k] += b * b;
-      lost[k] += (a - b) * (a - b);
-    }
-  }
-  squares[0] = squares[1] = squares[2] = 0;
-  for (int64_t k = 0; k < kLanes; ++k)
-    squares[0] += whole[k], squares[1] += kept[k], squares[2] += lost[k];
+// Rounds a row to the nearest bf16, ties to even; squares are |x|^2 and |2^9 (x - half)|^2, which
+// is about as large. What becomes of NaN is no matter here.
+inline void round_row(const float* x, int64_t D, uint16_t* half, double* squares) {
+  constexpr int64_t kLanes = 32;
+  float whole[kLanes] = {}, lost[kLanes] = {};
+  const auto add = [&](int64_t d, int64_t k) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x[d + k]);
+    const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    half[d + k] = static_cast<uint16_t>(rounded >> 16);
+    const float a = x[d + k];
+    const float l = 512 * (a - std::bit_cast<float>(rounded & 0xffff0000u));
+    whole[k] += a * a;
+    lost[k] += l * l;
+  };
+  int64_t d = 0;
+  for (; d + kLanes <= D; d += kLanes)
+    for (int64_t k = 0; k < kLanes; ++k) add(d, k);
+  for (int64_t k = 0; d + k < D; ++k) add(d, k);
+  squares[0] = squares[1] = 0;
+  for (int64_t k = 0; k < kLanes; ++k) squares[0] += whole[k], squares[1] += lost[k];
 }

@@ -62,7 +62,7 @@ constexpr ScreenLoops screen_loops() {
       .row_above = screen_row_above,
       .columns_above = screen_columns_above,
       .product = exact_product,
-      .rounding_squares = rounding_squares,
+      .round_row = round_row,
   };
 }
 
