@@ -16,8 +16,9 @@ namespace {
 
 constexpr int64_t kWord = 32;  // pairs in a word of the mask
 
-// From one pair in so many on, products are faster than adding rows pair by pair.
-constexpr int64_t kPairsPerProduct = 4;
+// From one pair in so many on, a matrix of weights is faster than adding rows pair by pair: in a
+// product for cosines, for l1 with every pair's signs formed once for both its rows.
+constexpr int64_t kPairsPerWeight = 4;
 
 int64_t words_of(int64_t columns) { return (columns + kWord - 1) / kWord; }
 
@@ -156,6 +157,26 @@ void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64
   }
 }
 
+// The same for l1 in a dense band, all pairs of a batch of at most D rows at once.
+template <typename T>
+void pull_signs(const Keys& keys, const uint32_t* mask, const T* share, Tensor& out) {
+  const int64_t N = keys.x.size(0), stride = words_of(N);
+  const auto& loop = cpu::loops<T>(kernels());
+  const Tensor W = at::empty({N, N}, keys.x.options());
+  T* weights = W.mutable_data_ptr<T>();
+  parallel_for(0, N, grain(N), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      loop.band_weights(mask + r * stride, N, share[r], share, weights + r * N);
+  });
+  add_all_signs_among<T>(W, keys.x, out);
+}
+
+int64_t pairs_in(const uint32_t* words, int64_t count) {
+  int64_t pairs = 0;
+  for (int64_t w = 0; w < count; ++w) pairs += std::popcount(words[w]);
+  return pairs;
+}
+
 template <typename T>
 Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
                      const Tensor& grad, const Tensor& mask) {
@@ -169,7 +190,10 @@ Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& b
   const Tensor share = grad.to(keys.x.scalar_type()).mul(keys.unit ? -band.sign : band.sign);
   const T* shares = share.const_data_ptr<T>();
   Tensor result = at::zeros_like(keys.x);
-  for (int64_t i = 0; i < N; i += most) {
+  const bool at_once =
+      keys.l1 && kept && N <= keys.x.size(1) && pairs_in(all, N * stride) > N * N / kPairsPerWeight;
+  if (at_once) pull_signs<T>(keys, all, shares, result);
+  for (int64_t i = 0; i < N && !at_once; i += most) {
     const int64_t rows = std::min(most, N - i);
     const uint32_t* words = kept ? all + i * stride : again.data();
     if (!kept)
@@ -177,9 +201,8 @@ Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& b
         leave_out(t, same);
         add_to_rows(t, band, sum.data(), again.data() + t.first_column / kWord, stride);
       });
-    int64_t inside = 0;
-    for (int64_t w = 0; w < rows * stride; ++w) inside += std::popcount(words[w]);
-    if (keys.product && inside > rows * N / kPairsPerProduct)
+    const int64_t inside = pairs_in(words, rows * stride);
+    if (keys.product && inside > rows * N / kPairsPerWeight)
       pull_products<T>(keys, words, i, rows, shares, result);
     else if (inside)
       pull_pairs<T>(keys, words, i, rows, shares, result.mutable_data_ptr<T>());

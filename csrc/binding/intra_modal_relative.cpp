@@ -153,7 +153,9 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
         W.mul_(2);
       const Tensor rows = keys.x.narrow(0, t.first_row, t.rows);
       Tensor own = result.narrow(0, t.first_row, t.rows);
-      if (keys.l1)
+      if (keys.l1 && t.rows == N)
+        add_all_signs_among<scalar_t>(W, rows, own);
+      else if (keys.l1)
         add_all_signs<scalar_t>(W, rows, keys.x, own, nullptr);
       else
         add_all_differences<scalar_t>(W, rows, keys.x, own);

@@ -132,6 +132,38 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
   });
 }
 
+// The same for rows against themselves with symmetric weights: of every pair's two differences,
+// which are opposite, one is formed.
+template <typename T>
+void add_all_signs_among(const Tensor& weight, const Tensor& x, Tensor& to_x) {
+  constexpr int64_t kRows = 64;  // of a block, whose own pairs are formed twice
+  const int64_t N = x.size(0), D = x.size(1);
+  const auto& loop = cpu::loops<T>(kernels());
+  const int64_t size = loop.panel_size(), panels = (D + size - 1) / size;
+  if (panels < at::get_num_threads()) return add_all_signs<T>(weight, x, x, to_x, nullptr);
+  const T *from = x.const_data_ptr<T>(), *w = weight.const_data_ptr<T>();
+  T* result = to_x.mutable_data_ptr<T>();
+  parallel_for(0, panels, grain(N * N * size), [&](int64_t begin, int64_t end) {
+    std::vector<T> here(N * size), sum(N * size);
+    for (int64_t k = begin; k < end; ++k) {
+      pack_panel(from, N, D, k * size, size, here.data());
+      std::fill(sum.begin(), sum.end(), T(0));
+      for (int64_t i = 0; i < N; i += kRows) {
+        const int64_t rows = std::min(kRows, N - i), j = i + rows;
+        const T* own = here.data() + i * size;
+        T* to = sum.data() + i * size;
+        loop.add_sign_panels(own, to, rows, own, nullptr, rows, w + i * N + i, N);
+        if (j < N)
+          loop.add_sign_panels(own, to, rows, here.data() + j * size, sum.data() + j * size, N - j,
+                               w + i * N + j, N);
+      }
+      if (!all_finite(here.data(), N * size))
+        show_nan(here.data(), N, here.data(), N, size, sum.data());
+      add_panel(sum.data(), N, D, k * size, size, result);
+    }
+  });
+}
+
 // out[i] += sum over j of weight[i][j] (x[i] - y[j])
 template <typename T>
 void add_all_differences(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& out) {

@@ -26,11 +26,17 @@ int64_t group_size() {
   return kGroup<T>;
 }
 
+// A cache line of every row at a time: rows a multiple of 4 KiB apart evict one another.
 template <typename T>
 void pack_columns(const T* y, int64_t columns, int64_t D, T* packed) {
-  for (int64_t d = 0; d < D; ++d)
-    for (int64_t c = 0; c < kGroup<T>; ++c)
-      packed[d * kGroup<T> + c] = y[(c < columns ? c : columns - 1) * D + d];
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t first = 0; first < D; first += kLine) {
+    const int64_t end = first + kLine < D ? first + kLine : D;
+    for (int64_t c = 0; c < kGroup<T>; ++c) {
+      const T* row = y + (c < columns ? c : columns - 1) * D;
+      for (int64_t d = first; d < end; ++d) packed[d * kGroup<T> + c] = row[d];
+    }
+  }
 }
 
 template <typename T>
