@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -10,6 +11,7 @@
 
 #include "binding/common.h"
 #include "binding/pairs.h"
+#include "binding/rows.h"
 
 namespace itm {
 namespace {
@@ -84,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, scores, weigh);
   });
   // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
-  Tensor grad_scale = grad_x.mul(left).sum(at::kDouble).to(scale.scalar_type());
+  const Tensor grad_scale = at::scalar_tensor(inner(grad_x, left), scale.options());
   return {grad_x.mul_(alpha).to(x.scalar_type()), grad_y.mul_(alpha).to(y.scalar_type()),
           grad_scale};
 }

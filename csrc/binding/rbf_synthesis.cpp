@@ -20,6 +20,17 @@ std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Te
                                                  const OptionalTensor& member_ids,
                                                  int64_t num_clusters, double sigma,
                                                  std::string_view weights, double ridge) {
+  if (one_by_one(members, assignment, num_clusters, weights)) {
+    Tensor vectors =
+        at::empty({anchors.size(0), num_clusters, anchors.size(1)}, wide(anchors).options());
+    Tensor valid = at::empty({anchors.size(0), num_clusters}, vectors.options().dtype(at::kBool));
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const auto [own, any] = rbf_synthesis_forward(
+          anchors, members, alone(assignment, k), anchor_ids, member_ids, 1, sigma, weights, ridge);
+      vectors.narrow(1, k, 1).copy_(own), valid.narrow(1, k, 1).copy_(any);
+    }
+    return {vectors, valid};
+  }
   Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
                       weights, ridge, /*with_grams=*/false);
   const Tensor vectors =
@@ -27,8 +38,12 @@ std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Te
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor share = block.weights.to(vectors.scalar_type());
     for (int64_t k = 0; k < num_clusters; ++k) {
+      const Cluster& cluster = synthesis.cluster(k);
       Tensor own = vectors.narrow(0, block.first, block.rows).select(1, k);
-      at::mm_out(own, synthesis.columns(share, block, k), synthesis.cluster(k).x);
+      if (cluster.tall())
+        own.copy_(at::mm(synthesis.columns(block.weights, block, k), cluster.values));
+      else
+        at::mm_out(own, synthesis.columns(share, block, k), cluster.x);
     }
   });
   // Without a member nothing depends on the cluster, whatever 0 was multiplied with.
@@ -43,6 +58,18 @@ std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tens
                                                   const OptionalTensor& member_ids,
                                                   int64_t num_clusters, double sigma,
                                                   std::string_view weights, double ridge) {
+  if (one_by_one(members, assignment, num_clusters, weights)) {
+    const Tensor q = wide(anchors), x = wide(members);
+    Tensor of_anchors, of_members;
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const auto [of_q, of_x] =
+          rbf_synthesis_backward(grad.narrow(1, k, 1), q, x, alone(assignment, k), anchor_ids,
+                                 member_ids, 1, sigma, weights, ridge);
+      of_anchors = k ? of_anchors.add_(of_q) : of_q;
+      of_members = k ? of_members.add_(of_x) : of_x;
+    }
+    return {of_anchors.to(anchors.scalar_type()), of_members.to(members.scalar_type())};
+  }
   Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
                       weights, ridge, /*with_grams=*/false);
   MemberGradient of_members = synthesis.member_gradient();
@@ -54,10 +81,13 @@ std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tens
     for (int64_t k = 0; k < num_clusters; ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
-      const Tensor own = g.select(1, k);
-      synthesis.put_columns(of_weights, block, k, at::mm(own, cluster.x.t()));
-      of_members.rows.narrow(0, cluster.first, cluster.size)
-          .addmm_(synthesis.columns(share, block, k).t(), own);
+      const Tensor own = g.select(1, k).to(cluster.rows().scalar_type());
+      synthesis.put_columns(of_weights, block, k, at::mm(own, cluster.rows().t()));
+      if (cluster.tall())
+        of_members.values[k].addmm_(synthesis.columns(block.weights, block, k).t(), own);
+      else
+        of_members.rows.narrow(0, cluster.first, cluster.size)
+            .addmm_(synthesis.columns(share, block, k).t(), own);
     }
     const Tensor of_scores = synthesis.scores_gradient(block, of_weights, of_members);
     synthesis.spread(block, of_scores, of_anchors, &of_members);

@@ -7,6 +7,7 @@
 // are the members as they come, and a cluster is a mask over them.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/where.h>
 
 #include <cmath>
 #include <string_view>
@@ -23,7 +24,7 @@ struct Anchors {
   Tensor assignment;  // [rows, M] with one clustering per anchor, else undefined
   Tensor scores;      // [rows, M] q x^T
   Tensor khat;        // [rows, M]
-  Tensor weights;     // [rows, M] of the members in the vectors: khat, or (K + ridge I)^-1 khat
+  Tensor weights;     // [rows, M] of the members in the vectors: khat, or A^-1 khat
 };
 
 // A cluster's columns, their members' rows x and, where they are asked for, matrices in fp64.
@@ -31,8 +32,13 @@ struct Cluster {
   int64_t first, size;
   Tensor x;        // [size, D]
   Tensor kernel;   // [size, size] e^(-|x_i - x_j|^2 / 2 sigma^2)
-  Tensor inverse;  // [size, size] (kernel + ridge I)^-1, for one clustering
+  Tensor inverse;  // [size, size] A^-1, for one clustering
   Tensor gram;     // [size, size] x x^T
+  Tensor values;   // [size, D] A^-1 x, in place of both where the cluster is tall
+
+  // What weights make vectors of, and in which precision.
+  bool tall() const { return values.defined(); }
+  const Tensor& rows() const { return tall() ? values : x; }
 };
 
 // The members' gradient, gathered over all anchors, in column order.
@@ -42,6 +48,7 @@ struct MemberGradient {
   // Per cluster [size, size] in fp64: of its kernel matrix, and what its members are multiplied
   // with. One for all clusters when they share their columns.
   std::vector<Tensor> kernel, products;
+  std::vector<Tensor> values;  // [size, D] of every tall cluster
 };
 
 class Synthesis {
@@ -94,12 +101,13 @@ class Synthesis {
 
   void add_matrices(bool with_grams);
   Tensor gram_of(const Tensor& x) const;
-  Tensor kernel_of(const Tensor& gram) const;
+  Tensor kernel_of(Tensor gram) const;
   Tensor kernel_of_members(const Tensor& index) const;
-  Tensor factor_of(const Tensor& kernel) const;
+  Tensor factor_of(Tensor kernel) const;
   Tensor solve(const Anchors& block, const Tensor& right) const;
   void kernel_backward(const Anchors& block, const Tensor& of_khat, MemberGradient& members) const;
   Tensor kernel_to_products(const Tensor& kernel, const Tensor& grad) const;
+  Tensor values_backward(const Cluster& cluster, const Tensor& of_values) const;
 
   bool kam_;
   double sigma_, ridge_;
@@ -110,5 +118,18 @@ class Synthesis {
   std::optional<SameId> same_;
   std::vector<Cluster> clusters_;
 };
+
+// Tall clusters, which have nothing in common but the anchors, come one after another: then one
+// cluster's matrices are there at a time.
+inline bool one_by_one(const Tensor& members, const Tensor& assignment, int64_t num_clusters,
+                       std::string_view weights) {
+  return weights == "kam" && assignment.dim() == 1 && num_clusters > 1 &&
+         members.size(0) > num_clusters * members.size(1);
+}
+
+// The clustering in which cluster k is the only one.
+inline Tensor alone(const Tensor& assignment, int64_t k) {
+  return at::where(assignment.eq(k), 0, -1);
+}
 
 }  // namespace itm

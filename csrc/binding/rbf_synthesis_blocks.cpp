@@ -147,11 +147,12 @@ void Synthesis::put_columns(Tensor& all, const Anchors& block, int64_t k, Tensor
 }
 
 MemberGradient Synthesis::member_gradient() const {
-  MemberGradient members{at::zeros_like(x_), at::zeros_like(half_square_), {}, {}};
+  MemberGradient members{at::zeros_like(x_), at::zeros_like(half_square_), {}, {}, {}};
   const int64_t matrices = per_anchor() ? 1 : num_clusters();
   for (int64_t k = 0; k < matrices; ++k)
     for (const auto& [list, like] : {std::pair(&members.kernel, clusters_[k].kernel),
-                                     std::pair(&members.products, clusters_[k].gram)})
+                                     std::pair(&members.products, clusters_[k].gram),
+                                     std::pair(&members.values, clusters_[k].values)})
       list->push_back(like.defined() ? at::zeros_like(like) : Tensor());
   return members;
 }
@@ -198,9 +199,9 @@ Tensor Synthesis::finish(MemberGradient& members) const {
       const Tensor of_kernel = kernel_to_products(cluster.kernel, members.kernel[k]);
       factor = factor.defined() ? factor.add_(of_kernel) : of_kernel;
     }
-    if (factor.defined())
-      members.rows.narrow(0, cluster.first, cluster.size)
-          .add_(at::mm(factor, cluster.x.to(at::kDouble)));
+    Tensor own = members.rows.narrow(0, cluster.first, cluster.size);
+    if (factor.defined()) own.add_(at::mm(factor, cluster.x.to(at::kDouble)));
+    if (cluster.tall()) own.add_(values_backward(cluster, members.values[k]));
   }
   if (per_anchor()) return members.rows;
   return at::zeros({num_members_, dimension()}, x_.options()).index_copy_(0, order_, members.rows);

@@ -7,6 +7,7 @@
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/diag_embed.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
 
 #include "binding/rbf_synthesis.h"
@@ -34,16 +35,27 @@ void for_each_system(const Anchors& block, int64_t clusters, Index&& groups_of, 
   });
 }
 
+// A^-1 right from the Cholesky factor of A, which `cholesky_solve` would copy.
+Tensor solved(const Tensor& factor, const Tensor& right) {
+  const Tensor half = at::linalg_solve_triangular(factor, right, /*upper=*/false);
+  return at::linalg_solve_triangular(factor.t(), half, /*upper=*/true);
+}
+
 }  // namespace
 
-// Matrices of m x m for m <= D are no larger than the members they are made from. Kernel matrices
-// of one clustering are kept in any size: there is no vector without them.
+// Matrices of m x m for m <= D are no larger than the members they are made from; a larger one is
+// there only while it is solved for.
 void Synthesis::add_matrices(bool with_grams) {
   const bool grams = with_grams && q_.scalar_type() == at::kFloat;
   for (Cluster& cluster : clusters_) {
     cluster.x = x_.narrow(0, cluster.first, cluster.size);
     const bool small = cluster.size <= dimension();
     if (cluster.size == 0 || !(kam_ || grams) || (per_anchor() && !small)) continue;
+    if (!small) {
+      if (!kam_) continue;
+      cluster.values = solved(factor_of(kernel_of(gram_of(cluster.x))), cluster.x.to(at::kDouble));
+      continue;
+    }
     const Cluster& known = clusters_[0];
     if (per_anchor() && &cluster != &known) {
       cluster.gram = known.gram;
@@ -51,10 +63,10 @@ void Synthesis::add_matrices(bool with_grams) {
     }
     const Tensor gram = gram_of(cluster.x);
     // In fp64 nothing is more precise than the vectors themselves.
-    if (grams && small) cluster.gram = gram;
+    if (grams) cluster.gram = gram;
     if (!kam_) continue;
-    cluster.kernel = kernel_of(gram);
-    if (!per_anchor()) cluster.inverse = at::cholesky_inverse(factor_of(cluster.kernel));
+    cluster.kernel = kernel_of(grams ? gram.clone() : gram);
+    if (!per_anchor()) cluster.inverse = at::cholesky_inverse(factor_of(cluster.kernel.clone()));
   }
 }
 
@@ -63,9 +75,10 @@ Tensor Synthesis::gram_of(const Tensor& x) const {
   return at::mm(rows, rows.t());
 }
 
-Tensor Synthesis::kernel_of(const Tensor& gram) const {
-  const Tensor square = gram.diagonal();
-  const Tensor distance = square.unsqueeze(1).add(square).sub_(gram, 2).clamp_min_(0);
+// Overwrites the Gram matrix.
+Tensor Synthesis::kernel_of(Tensor gram) const {
+  const Tensor square = gram.diagonal().clone();
+  const Tensor distance = gram.mul_(-2).add_(square.unsqueeze(1)).add_(square).clamp_min_(0);
   return distance.div_(-2 * sigma_ * sigma_).exp_();
 }
 
@@ -75,25 +88,32 @@ Tensor Synthesis::kernel_of_members(const Tensor& index) const {
   return kernel_of(gram_of(x_.index_select(0, index)));
 }
 
-// The Cholesky factor of kernel + ridge I; NaN if it is not positive definite.
-Tensor Synthesis::factor_of(const Tensor& kernel) const {
-  Tensor sum = kernel.clone();
-  sum.diagonal().add_(ridge_);
-  const auto [factor, info] = at::linalg_cholesky_ex(sum);
+// The Cholesky factor of A, whose kernel it overwrites; NaN if A is not positive definite.
+Tensor Synthesis::factor_of(Tensor kernel) const {
+  kernel.diagonal().add_(ridge_);
+  Tensor factor = kernel.t(), info = at::empty({}, kernel.options().dtype(at::kInt));
+  at::linalg_cholesky_ex_out(factor, info, factor);  // in place: by columns, as LAPACK has it
   const double pivot = factor.diagonal().square().min().item<double>();
   if (info.item<int64_t>() != 0 || !(pivot > kSmallestPivot))
     factor.fill_(std::numeric_limits<double>::quiet_NaN());
   return factor;
 }
 
-// Every row's part in a cluster, times the inverse of the cluster's matrix.
+// Every row's part in a cluster, times the inverse of the cluster's matrix unless that is in its
+// values.
 Tensor Synthesis::solve(const Anchors& block, const Tensor& right) const {
+  const auto is_tall = [](const Cluster& cluster) { return cluster.tall(); };
+  if (std::all_of(clusters_.begin(), clusters_.end(), is_tall)) return right;
   Tensor out = at::zeros_like(right);
   if (!per_anchor()) {
     for (const Cluster& cluster : clusters_) {
       if (cluster.size == 0) continue;
       Tensor part = out.narrow(1, cluster.first, cluster.size);
-      at::mm_out(part, right.narrow(1, cluster.first, cluster.size), cluster.inverse);
+      const Tensor own = right.narrow(1, cluster.first, cluster.size);
+      if (cluster.tall())
+        part.copy_(own);
+      else
+        at::mm_out(part, own, cluster.inverse);
     }
     return out;
   }
@@ -101,8 +121,8 @@ Tensor Synthesis::solve(const Anchors& block, const Tensor& right) const {
       block, num_clusters(), [&](int64_t r) { return groups(block, r); },
       [&](int64_t r, const Tensor& index) {
         const Tensor part = right.select(0, r).index_select(0, index).unsqueeze(1);
-        const Tensor solved = at::cholesky_solve(part, factor_of(kernel_of_members(index)));
-        out.select(0, r).index_copy_(0, index, solved.squeeze(1));
+        const Tensor c = at::cholesky_solve(part, factor_of(kernel_of_members(index)));
+        out.select(0, r).index_copy_(0, index, c.squeeze(1));
       });
   return out;
 }
@@ -130,6 +150,14 @@ void Synthesis::kernel_backward(const Anchors& block, const Tensor& of_khat,
                               at::mm(factor, rows.to(at::kDouble)).to(rows.scalar_type()));
     }
   }
+}
+
+// With V = A^-1 x: dL/dx = A^-1 dL/dV, dL/dA = -(A^-1 dL/dV) V^T, and through A to x once more.
+Tensor Synthesis::values_backward(const Cluster& cluster, const Tensor& of_values) const {
+  const Tensor x = cluster.x.to(at::kDouble), kernel = kernel_of(gram_of(cluster.x));
+  const Tensor direct = solved(factor_of(kernel.clone()), of_values);
+  const Tensor of_kernel = at::mm(direct, cluster.values.t()).neg_();
+  return at::addmm(direct, kernel_to_products(kernel, of_kernel), x);
 }
 
 // dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2: with U = (dL/dK + its transpose) K

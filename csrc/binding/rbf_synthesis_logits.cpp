@@ -7,6 +7,7 @@
 //   dL/dc = x dL/dv = alpha (x a) + beta G c, dL/dx += alpha c a^T + beta (c c^T) x.
 // The first term of dL/dx and that of dL/da = alpha v have the form of a gradient of the scores.
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/where.h>
@@ -42,7 +43,7 @@ struct Vectors {
     if (cluster.gram.defined() && through_gram(cluster.gram)) {
       dot = weights.mul(synthesis.columns(block.scores, block, k)).sum(1);
     } else {
-      rows = at::mm(weights.to(cluster.x.scalar_type()), cluster.x);
+      rows = at::mm(weights.to(cluster.rows().scalar_type()), cluster.rows());
       length = length_of(rows);
       dot = rows.mul(block.q).sum({1}, false, at::kDouble);
     }
@@ -62,6 +63,14 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
     const Tensor& anchors, const Tensor& members, const Tensor& assignment,
     const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
     double sigma, std::string_view weights, double ridge, bool detach) {
+  if (one_by_one(members, assignment, num_clusters, weights)) {
+    std::vector<Tensor> cosines(num_clusters), valid(num_clusters);
+    for (int64_t k = 0; k < num_clusters; ++k)
+      std::tie(cosines[k], valid[k]) =
+          rbf_synthesis_logits_forward(anchors, members, alone(assignment, k), anchor_ids,
+                                       member_ids, 1, sigma, weights, ridge, detach);
+    return {at::cat(cosines, 1), at::cat(valid, 1)};
+  }
   Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
                       weights, ridge, /*with_grams=*/true);
   Tensor cosine = at::zeros({synthesis.size(), num_clusters}, synthesis.options());
@@ -82,20 +91,24 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
 // x / y, 0 where y is: a length has no slope at 0.
 Tensor over_length(const Tensor& x, const Tensor& y) { return x.div(y).masked_fill_(y.eq(0), 0); }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
-    const Tensor& grad, const Tensor& anchors, const Tensor& members, const Tensor& assignment,
-    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
-    double sigma, std::string_view weights, double ridge, bool detach) {
+// In the precision that it is computed in; nothing of detached members.
+std::tuple<Tensor, Tensor> logits_gradient(const Tensor& grad, const Tensor& anchors,
+                                           const Tensor& members, const Tensor& assignment,
+                                           const OptionalTensor& anchor_ids,
+                                           const OptionalTensor& member_ids, int64_t num_clusters,
+                                           double sigma, std::string_view weights, double ridge,
+                                           bool detach) {
   Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
                       weights, ridge, /*with_grams=*/true);
-  MemberGradient of_members = synthesis.member_gradient();
+  MemberGradient of_members = detach ? MemberGradient() : synthesis.member_gradient();
   Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor a = length_of(block.q), a_least = a.clamp_min(kSmallest);
     const Tensor valid = synthesis.valid().narrow(0, block.first, block.rows);
     const Tensor g = grad.narrow(0, block.first, block.rows).to(at::kDouble).mul(valid);
-    Tensor along = at::zeros_like(a);  // what a itself gets
-    Tensor direct = at::zeros_like(block.khat), of_weights = at::zeros_like(block.khat);
+    Tensor along = at::zeros_like(a), straight;  // what a itself gets, and tall clusters' vectors
+    Tensor direct = at::zeros_like(block.khat), of_weights;
+    if (!detach) of_weights = at::zeros_like(block.khat);
     for (int64_t k = 0; k < num_clusters; ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
@@ -104,10 +117,20 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
       const Tensor alpha = g.select(1, k).div(a_least).div_(v_least);
       const Tensor through = alpha.mul(v.dot).neg_();  // -g cos
       along.add_(over_length(through.div(a_least), a));
+      const Tensor beta = over_length(through.div(v_least), v.length).unsqueeze(1);
+      if (cluster.tall()) {
+        const Tensor pull = v.rows.mul(alpha.unsqueeze(1));
+        straight = straight.defined() ? straight.add_(pull) : pull;
+        if (detach) continue;
+        const Tensor of_rows = block.q.mul(alpha.unsqueeze(1)).add_(v.rows.mul(beta));
+        of_members.values[k].addmm_(v.weights.t(), of_rows);
+        const Tensor of_own = at::mm(of_rows, cluster.values.t());
+        synthesis.put_columns(of_weights, block, k, of_own.to(of_weights.scalar_type()));
+        continue;
+      }
       const Tensor pull = v.weights.mul(alpha.unsqueeze(1));
       synthesis.put_columns(direct, block, k, pull.to(direct.scalar_type()));
       if (detach) continue;
-      const Tensor beta = over_length(through.div(v_least), v.length).unsqueeze(1);
       const Tensor share = v.weights.mul(beta);
       if (v.rows.defined()) {
         of_members.rows.narrow(0, cluster.first, cluster.size)
@@ -122,12 +145,33 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
     }
     if (!detach) direct.add_(synthesis.scores_gradient(block, of_weights, of_members));
     synthesis.spread(block, direct, of_anchors, detach ? nullptr : &of_members);
-    of_anchors.narrow(0, block.first, block.rows)
-        .add_(block.q.mul(along.unsqueeze(1).to(block.q.scalar_type())));
+    Tensor own = of_anchors.narrow(0, block.first, block.rows);
+    own.add_(block.q.mul(along.unsqueeze(1).to(block.q.scalar_type())));
+    if (straight.defined()) own.add_(straight);
   });
-  return {
-      of_anchors.to(anchors.scalar_type()),
-      detach ? at::zeros_like(members) : synthesis.finish(of_members).to(members.scalar_type())};
+  return {of_anchors, detach ? Tensor() : synthesis.finish(of_members)};
+}
+
+std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
+    const Tensor& grad, const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+    double sigma, std::string_view weights, double ridge, bool detach) {
+  Tensor of_anchors, of_members;
+  if (one_by_one(members, assignment, num_clusters, weights)) {
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const auto [of_q, of_x] =
+          logits_gradient(grad.narrow(1, k, 1), anchors, members, alone(assignment, k), anchor_ids,
+                          member_ids, 1, sigma, weights, ridge, detach);
+      of_anchors = k ? of_anchors.add_(of_q) : of_q;
+      if (!detach) of_members = k ? of_members.add_(of_x) : of_x;
+    }
+  } else {
+    std::tie(of_anchors, of_members) =
+        logits_gradient(grad, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
+                        sigma, weights, ridge, detach);
+  }
+  return {of_anchors.to(anchors.scalar_type()),
+          detach ? at::zeros_like(members) : of_members.to(members.scalar_type())};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -2,11 +2,13 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "binding/common.h"
 #include "binding/pairs.h"
+#include "binding/rows.h"
 
 namespace itm {
 namespace {
@@ -79,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, scores, weigh);
   });
-  Tensor grad_scale = grad_x.mul(x).sum(at::kDouble).to(scale.scalar_type());
+  const Tensor grad_scale = at::scalar_tensor(inner(grad_x, x), scale.options());
   return {grad_x.mul_(alpha).to(image.scalar_type()), grad_y.mul_(alpha).to(text.scalar_type()),
           grad_scale, at::full({}, grad_bias, bias.options())};
 }

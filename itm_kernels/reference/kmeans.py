@@ -5,6 +5,8 @@ from torch import Tensor
 
 from itm_kernels.reference._rows import wide
 
+_BY_DIFFERENCES = "donot_use_mm_for_euclid_dist"
+
 
 def kmeans_plus_plus(
     x: Tensor,  # [M, D]
@@ -25,7 +27,8 @@ def kmeans_plus_plus(
         if chosen:
             index = torch.where(distance.sum(1) > 0, index, chosen[0])
         chosen.append(index)
-        to_new = (x[index][:, None] - x).square().sum(-1)  # [B, M]
+        # Of differences: a row is at exactly 0 from its copies. No [B, M, D] of them is stored.
+        to_new = torch.cdist(x[index], x, compute_mode=_BY_DIFFERENCES).square()  # [B, M]
         distance = weight * to_new if len(chosen) == 1 else distance.minimum(weight * to_new)
     return x[torch.stack(chosen, 1)]
 
