@@ -175,8 +175,8 @@ def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows, x.to(rows.dtype).norm(dim=-1)
 
 
-def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor) -> Tensor:
-    return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0]
+def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0].to(dtype)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
