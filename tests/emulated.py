@@ -38,6 +38,7 @@ OPERATORS = frozenset(
         "sigmoid",
         "similarity",
         "sum_of_hinges",
+        "unit_rows",
     }
 )
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.

@@ -16,6 +16,12 @@ struct Matrix {
   int64_t rows, stride, batch_stride;
 };
 
+// Rows with any strides.
+struct AnyRows {
+  const void* data;
+  int64_t rows, stride, column_stride;
+};
+
 // How many parts D is shared out into, so that few pairs keep a GPU busy: a rule of sizes alone.
 // The same GPU and any other add in the same order.
 struct DistancePlan {

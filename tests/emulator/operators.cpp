@@ -10,3 +10,4 @@
 #include "cuda/binding/sigmoid.cpp"
 #include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"
+#include "cuda/binding/unit_rows.cpp"

@@ -11,6 +11,7 @@
 #include "cuda/pairs.h"
 #include "cuda/rbf_synthesis.h"
 #include "cuda/stored_band.h"
+#include "cuda/unit_rows.h"
 
 using namespace itm::cuda;
 

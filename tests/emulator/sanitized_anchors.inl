@@ -112,7 +112,7 @@ void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(N * D, random);
   std::vector<C> unit(N * D), length(N), scores(N * N), row(N), low(N), high(N), norm(N);
-  unit_rows(type, matrix(x, N, D), D, unit.data(), length.data(), nullptr);
+  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), length.data(), nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double square = 0;
     for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * length[n], 2);
