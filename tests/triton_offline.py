@@ -155,6 +155,15 @@ def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
     kernels.kmeans(x, member, values(3, 5, D), 1)
 
 
+def unit_rows(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import unit_rows as kernels
+
+    x = rows(N, D, dtype)
+    for side in (x, x.mT.contiguous().mT):
+        found = kernels.unit_rows_forward(side)
+        kernels.unit_rows_backward(side.to(found[0].dtype), *found, dtype)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -168,6 +177,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "rbf_synthesis": rbf_synthesis,
     "rbf_synthesis_logits": rbf_synthesis_logits,
     "kmeans": kmeans,
+    "unit_rows": unit_rows,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.
