@@ -37,6 +37,7 @@ OPERATORS = (
     "sample_negatives",
     "ranks",
     "unit_rows",
+    "cross_entropy",
 )
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = ("auto", "reference", *NAMESPACES)
@@ -89,6 +90,7 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
     ("cuda", "native", "unit_rows", ""): _ROWS_ON_CUDA,
+    ("cuda", "native", "cross_entropy", ""): _ROWS_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }

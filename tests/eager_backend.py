@@ -200,6 +200,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "rbf_synthesis_logits_backward": recomputing(reference.rbf_synthesis_logits, 1, [0, 1]),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
+    "cross_entropy_forward": reference.cross_entropy,
+    "cross_entropy_backward": recomputing(reference.cross_entropy, 1, [0, 1]),
     "kmeans": reference.kmeans,
     "sample_negatives": sample_negatives,
     "ranks": reference.ranks,

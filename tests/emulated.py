@@ -28,6 +28,7 @@ CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
 OPERATORS = frozenset(
     {
+        "cross_entropy",
         "hardest_negatives",
         "intra_modal",
         "kmeans",

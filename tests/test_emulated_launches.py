@@ -23,8 +23,8 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 2),
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
     "sigmoid": (losses.SigmoidLoss(), 8, 5),
-    "info_nce": (losses.InfoNCELoss(), 8, 41),
-    "info_cmr": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 8, 39),
+    "info_nce": (losses.InfoNCELoss(), 10, 14),
+    "info_cmr": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
 }
 
 

@@ -116,8 +116,8 @@ def info_cmr_loss(
         noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
         from_image.append(of_image(noisy, pairs))
         from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)
-    to_text, to_image = cross_entropy(positive, *from_image), cross_entropy(positive, *from_text)
-    return reduce(to_text + to_image, reduction)
+    values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
+    return reduce(values, reduction)
 
 
 def _log_sum_exp_valid(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 // because reading torch's headers takes most of the time.
 
 #include "binding/wide.cpp"
+#include "cuda/binding/cross_entropy.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
 #include "cuda/binding/log_sum_exp.cpp"
