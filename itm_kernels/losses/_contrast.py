@@ -22,19 +22,28 @@ class Contrast(NamedTuple):
 
 def cross_entropy(
     positive: Tensor,  # [M]
-    from_image: Sequence[Tensor],  # [M] each: logs of sums over negatives of the image
+    from_image: Sequence[Tensor],  # [M] or [M, K]: logs of sums over negatives of the image
     from_text: Sequence[Tensor],  # as many of the text
     weight: float,
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Return -log softmax of the positive, the two directions added, times a weight."""
-    negatives = torch.stack([*from_image, *from_text]).unflatten(0, (2, len(from_image)))
+    sums = [logs[None] if logs.dim() == 1 else logs.T for logs in (*from_image, *from_text)]
+    negatives = torch.cat(sums).unflatten(0, (2, -1))
     return run_cross_entropy(positive, negatives, weight, function, backend)
 
 
+def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids of both sides; the pairs of a diagonal are numbered."""
+    if pairs.image_ids is None or pairs.text_ids is None:
+        own = torch.arange(image.shape[0], device=image.device)
+        return own, own
+    return pairs.image_ids, pairs.text_ids
+
+
 def of_image(values: Tensor, pairs: Pairs) -> Tensor:
-    """Take, for every pair `[M]`, the value of its image from `[N]`."""
+    """Take, for every pair `[M, ...]`, the values of its image from `[N, ...]`."""
     return values if pairs.positive is None else values[pairs.positive.clamp_min(0)]
 
 
@@ -47,10 +56,7 @@ def contrast(
     backend: str,
 ) -> Contrast:
     """Compute the logit of every positive and both sums over negatives."""
-    image_ids, text_ids = pairs.image_ids, pairs.text_ids
-    if image_ids is None:
-        image_ids = text_ids = torch.arange(image.shape[0], device=image.device)
-    row, column = log_sum_exp(image, text, scale, image_ids, text_ids, function, backend)
+    row, column = log_sum_exp(image, text, scale, *ids_of(pairs, image), function, backend)
     positive = scale * paired_scores(image, text, pairs.positive)
     return Contrast(positive, of_image(row, pairs), column)
 
