@@ -2,6 +2,10 @@
 
 At the papers' batch of 128 a launch costs more than what it computes. PyTorch's operators around
 our kernels count as much as these: what normalize and the scalars of a loss launch is in here.
+
+InfoCMR without synthesis and noise was 77 launches forward and backward, 73 of them PyTorch's, when
+it had kernels for log-sum-exp alone, and is 24; InfoNCE was 79, the sigmoid loss 43. With synthesis
+and noise PyTorch's were 421.
 """
 
 from collections.abc import Iterator
