@@ -17,11 +17,11 @@ _OPERATORS = {
     "sum_of_hinges": ("sum_of_hinges",),
     "max_of_hinges": ("max_of_hinges",),
     "imc": ("max_of_hinges", "intra_modal"),
-    "info_cmr": ("unit_rows", "kmeans", "rbf_synthesis_logits", "log_sum_exp"),
-    "info_nce": ("unit_rows", "log_sum_exp"),
+    "info_cmr": ("unit_rows", "kmeans", "rbf_synthesis_logits", "log_sum_exp", "cross_entropy"),
+    "info_nce": ("unit_rows", "log_sum_exp", "cross_entropy"),
     "sigmoid": ("unit_rows", "sigmoid"),
-    "itm": ("unit_rows", "log_sum_exp", "sample_negatives"),
-    "ito": ("unit_rows", "log_sum_exp"),
+    "itm": ("unit_rows", "log_sum_exp", "cross_entropy", "sample_negatives"),
+    "ito": ("unit_rows", "log_sum_exp", "cross_entropy"),
 }
 
 

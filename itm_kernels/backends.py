@@ -37,6 +37,7 @@ OPERATORS = (
     "sample_negatives",
     "ranks",
     "unit_rows",
+    "cross_entropy",
 )
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = ("auto", "reference", *NAMESPACES)
@@ -72,6 +73,7 @@ _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_ro
 _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
 _CLUSTERS_ON_CUDA = Range("a block a problem, one launch", first_rows=512, most_rows=4096)
+_ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
 RANGES: dict[tuple[str, str, str, str], Range] = {
@@ -87,6 +89,8 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "rbf_synthesis", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
+    ("cuda", "native", "unit_rows", ""): _ROWS_ON_CUDA,
+    ("cuda", "native", "cross_entropy", ""): _ROWS_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }
@@ -239,7 +243,7 @@ def _ranges(operator: str, device: str) -> list[str]:
         if found.least_pairs:
             limit = f"from {found.least_pairs:,} pairs on, below reference"
         elif found.first_rows == MANY:
-            limit = f"{backend} for {metric}"
+            limit = f"{backend} for {metric}" if metric else f"{backend} for any rows"
         else:
             limit = f"{backend} up to {found.first_rows:,} rows"
             if found.most_rows != MANY:

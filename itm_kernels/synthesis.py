@@ -79,7 +79,8 @@ class HardNegativeSynthesis(nn.Module):
         """Return synthetic vectors `[N, K, D]` and where they exist `[N, K]`."""
         name = "HardNegativeSynthesis"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            inputs = self._clustered(name, anchors, members, anchor_ids, member_ids, generator)
+            sides = self._sides(name, anchors, members, anchor_ids, member_ids)
+            inputs = self._clustered(name, *sides, generator)
             return run(*inputs, self.options, name, self.backend)
 
     def logits(
@@ -96,18 +97,31 @@ class HardNegativeSynthesis(nn.Module):
         With detach the vectors are constants and the cosine is differentiable in the anchor.
         """
         name = "HardNegativeSynthesis.logits"
-        inputs = self._clustered(name, anchors, members, anchor_ids, member_ids, generator)
+        sides = self._sides(name, anchors, members, anchor_ids, member_ids)
+        return self.logits_of_unit_rows(*sides, generator)
+
+    def logits_of_unit_rows(
+        self,
+        anchors: Tensor,  # [N, D] of length 1, checked
+        anchor_ids: Tensor,  # [N]
+        members: Tensor,  # [M, D] of length 1
+        member_ids: Tensor,  # [M]
+        generator: torch.Generator | None,
+    ) -> SynthesisLogits:
+        """Return `logits` on behalf of a loss that has unit rows already."""
+        name = "HardNegativeSynthesis.logits"
+        inputs = self._clustered(name, anchors, anchor_ids, members, member_ids, generator)
         return run_logits(*inputs, self.options, self.detach, name, self.backend)
 
-    def _clustered(
+    def _sides(
         self,
         function: str,
         anchors: Tensor,
         members: Tensor,
         anchor_ids: Tensor | None,
         member_ids: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Check both sides; return their unit rows, each with its ids."""
         _checks.embeddings(function, anchors=anchors, members=members)
         names, sides = ("anchor_ids", "member_ids"), (anchors, members)
         anchor_ids, member_ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
@@ -119,7 +133,18 @@ class HardNegativeSynthesis(nn.Module):
                 )
             anchor_ids = member_ids = torch.arange(anchors.shape[0], device=anchors.device)
         q = unit_rows(anchors, function, self.backend)
-        x = unit_rows(members, function, self.backend)
+        return q, anchor_ids, unit_rows(members, function, self.backend), member_ids
+
+    def _clustered(
+        self,
+        function: str,
+        q: Tensor,
+        anchor_ids: Tensor,
+        x: Tensor,
+        member_ids: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Cluster the members; return what synthesis takes."""
         own = anchor_ids[:, None] != member_ids if self.clustering == "per_anchor" else None
         K, iterations = self.options.num_clusters, self.iterations
         assignment, _ = kmeans(

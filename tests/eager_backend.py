@@ -175,8 +175,8 @@ def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows, x.to(rows.dtype).norm(dim=-1)
 
 
-def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor) -> Tensor:
-    return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0]
+def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0].to(dtype)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
@@ -200,6 +200,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "rbf_synthesis_logits_backward": recomputing(reference.rbf_synthesis_logits, 1, [0, 1]),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
+    "cross_entropy_forward": reference.cross_entropy,
+    "cross_entropy_backward": recomputing(reference.cross_entropy, 1, [0, 1]),
     "kmeans": reference.kmeans,
     "sample_negatives": sample_negatives,
     "ranks": reference.ranks,

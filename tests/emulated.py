@@ -28,6 +28,7 @@ CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
 OPERATORS = frozenset(
     {
+        "cross_entropy",
         "hardest_negatives",
         "intra_modal",
         "kmeans",
@@ -38,6 +39,7 @@ OPERATORS = frozenset(
         "sigmoid",
         "similarity",
         "sum_of_hinges",
+        "unit_rows",
     }
 )
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.

@@ -1,13 +1,12 @@
 """CUDA's sums over all pairs of a small batch, from binding to kernel, on the emulator."""
 
 from collections.abc import Callable, Iterator
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, as_native, launches, needs_compiler
+from emulated import NAMESPACE, as_native, needs_compiler
 from emulated_pairs import (
     SUMS,
     exp_sums,
@@ -15,8 +14,7 @@ from emulated_pairs import (
     not_finite,
     rows,
 )
-from itm_kernels import backends, functional, ops
-from loss_cases import BY_NAME, batch
+from itm_kernels import functional, ops
 
 pytestmark = needs_compiler
 
@@ -87,18 +85,6 @@ def test_scores_that_were_not_kept_are_made_again() -> None:
     found = operators.log_sum_exp_backward(ones, ones, *sums, kept, *scaled)
     again = operators.log_sum_exp_backward(ones, ones, *sums, none, *scaled)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-
-
-# Two pairs: no grid is split, as the emulator does with more than 7 blocks.
-@pytest.mark.parametrize(
-    ("name", "most"), [("max_of_hinges", 3), ("sum_of_hinges", 4), ("sigmoid", 4), ("info_nce", 4)]
-)
-def test_a_step_is_at_most_four_launches(name: str, most: int) -> None:
-    sides = batch(2, 8, torch.float32)
-    with patch.dict(backends.RANGES, backends.from_one_pair()):
-        before = launches()
-        torch.autograd.grad(BY_NAME[name].loss(*sides, "auto"), sides)
-        assert launches() - before == most
 
 
 def test_logits_far_apart_do_not_overflow() -> None:

@@ -75,7 +75,11 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (grad, scores, image, text, scale, bias, positive, image_ids, text_ids),
         ],
         "unit_rows_forward": [(image,), (torch.randn(2, N, D),)],
-        "unit_rows_backward": [(image, text[:N], rows)],
+        "unit_rows_backward": [
+            (image, text[:N], rows, dtype) for dtype in (torch.float32, torch.half)
+        ],
+        "cross_entropy_forward": [(grad, torch.randn(2, K, M), 0.5)],
+        "cross_entropy_backward": [(grad, grad, torch.randn(2, K, M), 1.0)],
         "rbf_synthesis_forward": [(*synthesis, "kam", 1e-4)],
         "rbf_synthesis_backward": [(torch.randn(N, K, D), *synthesis, "attention", 0.0)],
         "rbf_synthesis_logits_forward": [(*synthesis, "kam", 1e-4, True)],

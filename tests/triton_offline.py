@@ -155,6 +155,25 @@ def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
     kernels.kmeans(x, member, values(3, 5, D), 1)
 
 
+def unit_rows(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import unit_rows as kernels
+
+    x = rows(N, D, dtype)
+    for side in (x, x.mT.contiguous().mT):
+        found = kernels.unit_rows_forward(side)
+        kernels.unit_rows_backward(side.to(found[0].dtype), *found, dtype)
+
+
+def cross_entropy(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import cross_entropy as kernels
+
+    like = torch.promote_types(dtype, torch.float32)
+    positive, negatives = rows(N, 1, like)[:, 0], torch.empty((2, 3, N), dtype=like, device="meta")
+    for sums in (negatives, negatives[:, :1]):
+        kernels.cross_entropy_forward(positive, sums, 0.5)
+        kernels.cross_entropy_backward(positive, positive, sums, 0.5)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -168,6 +187,8 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "rbf_synthesis": rbf_synthesis,
     "rbf_synthesis_logits": rbf_synthesis_logits,
     "kmeans": kmeans,
+    "unit_rows": unit_rows,
+    "cross_entropy": cross_entropy,
 }
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.

@@ -27,7 +27,8 @@ std::tuple<Tensor, Tensor> unit_rows_forward(const Tensor& x) {  // [..., D]
   return {rows, length};
 }
 
-Tensor unit_rows_backward(const Tensor& grad, const Tensor& rows, const Tensor& length) {
+Tensor unit_rows_backward(const Tensor& grad, const Tensor& rows, const Tensor& length,
+                          at::ScalarType type) {
   const Tensor from = grad.to(rows.scalar_type()).contiguous();
   Tensor out = at::empty_like(rows);
   AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "unit_rows_backward", [&] {
@@ -41,7 +42,7 @@ Tensor unit_rows_backward(const Tensor& grad, const Tensor& rows, const Tensor& 
         loop.unit_gradient(source + n * D, unit + n * D, lengths[n], to + n * D, D);
     });
   });
-  return out;
+  return out.to(type);
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -20,6 +20,13 @@ void with_type(Type type, Work&& work) {
   }
 }
 
+// fp16 and bf16 are computed in fp32.
+template <typename Work>
+void with_wide_type(Type type, Work&& work) {
+  if (type == Type::kDouble) return work(double{});
+  work(float{});
+}
+
 template <typename Work>
 void with_metric(Metric metric, Work&& work) {
   if (metric == Metric::kL1) return work(Magnitude{});

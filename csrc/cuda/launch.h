@@ -16,6 +16,18 @@ struct Matrix {
   int64_t rows, stride, batch_stride;
 };
 
+// A number for every row in fp32 or fp64. The stride may be 0: the gradient of a sum is one number.
+struct PerRow {
+  const void* data;
+  int64_t stride;
+};
+
+// Rows with any strides.
+struct AnyRows {
+  const void* data;
+  int64_t rows, stride, column_stride;
+};
+
 // How many parts D is shared out into, so that few pairs keep a GPU busy: a rule of sizes alone.
 // The same GPU and any other add in the same order.
 struct DistancePlan {

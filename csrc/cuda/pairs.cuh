@@ -14,13 +14,6 @@
 
 namespace itm::cuda {
 
-// fp16 and bf16 are scored in fp32.
-template <typename Work>
-void with_wide_type(Type type, Work&& work) {
-  if (type == Type::kDouble) return work(double{});
-  work(float{});
-}
-
 template <typename C>
 constexpr C kInfinity = std::numeric_limits<C>::infinity();
 template <typename C>

@@ -24,18 +24,6 @@ struct Pairing {
   const int64_t *positive, *image_ids, *text_ids;  // [M], [N], [M]
 };
 
-// A number for every row in fp32 or fp64. The stride may be 0: the gradient of a sum is one number.
-struct PerRow {
-  const void* data;
-  int64_t stride;
-};
-
-// Rows with any strides.
-struct AnyRows {
-  const void* data;
-  int64_t rows, stride, column_stride;
-};
-
 // max_of_hinges_forward: loss, text_index and image_index [M].
 void max_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
                    bool semihard, void* loss, int64_t* text_index, int64_t* image_index,

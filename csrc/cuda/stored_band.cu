@@ -5,16 +5,6 @@
 
 namespace itm::cuda {
 
-void unit_rows(Type type, const Matrix& x, int64_t D, void* unit, void* length, void* stream) {
-  with_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    in_launches(ceil_div(x.rows, kRowWarps), [&](int64_t first, int64_t count) {
-      launch(unit_kernel<T>, count, kRowThreads, 0, stream, rows_of<T>(x), D, first,
-             static_cast<Wide<T>*>(unit), static_cast<Wide<T>*>(length));
-    });
-  });
-}
-
 void stored_band(Type type, const StoredBand& band, void* stream) {
   with_wide_type(type, [&](auto zero) {
     in_launches(ceil_div(band.scores.N, kRowWarps), [&](int64_t first, int64_t count) {

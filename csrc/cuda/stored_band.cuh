@@ -5,30 +5,9 @@
 #include "cuda/pairs.cuh"
 #include "cuda/stored_band.h"
 #include "cuda/tile.cuh"
+#include "cuda/unit_rows.cuh"
 
 namespace itm::cuda {
-
-constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
-constexpr double kSmallestLength = 1e-12;  // as torch.nn.functional.normalize
-
-template <typename C>
-__device__ __forceinline__ C divisor(C length) {  // NaN stays
-  return length < C(kSmallestLength) ? C(kSmallestLength) : length;
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads, 4)
-    unit_kernel(Rows<T> x, int64_t D, int64_t first, Wide<T>* unit, Wide<T>* length) {
-  using C = Wide<T>;
-  const int64_t n = (first + blockIdx.x) * kRowWarps + warp();
-  if (n >= x.count) return;
-  const T* from = x.data + n * x.stride;
-  C square = 0;
-  for (int64_t d = lane(); d < D; d += 32) square += widen(from[d]) * widen(from[d]);
-  const C own = root(warp_sum(square));
-  if (lane() == 0) length[n] = own;
-  for (int64_t d = lane(); d < D; d += 32) unit[n * D + d] = widen(from[d]) / divisor(own);
-}
 
 template <typename C>
 __global__ void __launch_bounds__(kRowThreads, 4)
@@ -55,18 +34,6 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   static_cast<C*>(band.low_of_row)[n] = low;
   static_cast<C*>(band.high_of_row)[n] = high;
   static_cast<C*>(band.norm)[n] = 1;
-}
-
-// What a block's threads have, added in one order; all get it.
-template <typename C>
-__device__ C block_sum(const Shared<C>& room, C value) {
-  value = warp_sum(value);
-  __syncthreads();
-  if (lane() == 0) room.write(warp(), value);
-  __syncthreads();
-  C sum = 0;
-  for (int w = 0; w < kRowWarps; ++w) sum += room.read(w);
-  return sum;
 }
 
 // The weights of row n, which are there for all after this.
@@ -127,7 +94,8 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   }
   if (!pull.length) return;
   // Along itself a unit vector does not move.
-  along = block_sum(weights, along);
+  __syncthreads();
+  along = sum_of_warps(weights, along, kRowWarps);
   const C length = static_cast<const C*>(pull.length)[n];
   if (length <= C(kSmallestLength)) along = 0;
   for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads)

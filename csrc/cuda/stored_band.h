@@ -6,9 +6,6 @@
 
 namespace itm::cuda {
 
-// unit = x / max(|x|, 1e-12), of rows in fours, and length = |x|; [N, D], [N].
-void unit_rows(Type type, const Matrix& x, int64_t D, void* unit, void* length, void* stream);
-
 // Pairs inside: low < key < high with key = 1 - score for unit rows, else the score. N = M.
 struct StoredBand {
   ScoreParts scores;

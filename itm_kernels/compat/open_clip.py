@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from itm_kernels import _checks
 from itm_kernels._pairs import Pairs
-from itm_kernels.losses._contrast import contrast
+from itm_kernels.losses._contrast import mean_cross_entropy
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 
@@ -57,7 +57,7 @@ class ClipLoss(nn.Module):
         scale, bias = _scalars("ClipLoss", image_features, text_features, logit_scale, logit_bias)
         inputs = image_features, text_features, scale, _DIAGONAL
         # A bias of all logits cancels: its gradient is 0, but not missing.
-        loss = contrast(*inputs, "ClipLoss", "auto").mean().mean() + 0 * bias
+        loss = mean_cross_entropy(*inputs, "ClipLoss", "auto").mean() + 0 * bias
         return {"contrastive_loss": loss} if output_dict else loss
 
 

@@ -59,8 +59,8 @@ def fusion_contrastive_loss(
     for a, b in combinations(range(len(views)), 2):
         across = log_sum_exp(views[a], views[b], scale, own, own, name, backend)
         positive = scale * paired_scores(views[a], views[b], None)
-        to_b = cross_entropy(positive, across.row, within[a])
-        losses.append((to_b + cross_entropy(positive, across.column, within[b])) / 2)
+        to_b, to_a = [across.row, within[a]], [across.column, within[b]]
+        losses.append(cross_entropy(positive, to_b, to_a, 0.5, name, backend))
     return torch.stack(losses).mean()
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import OptionsModule, check_options, reduce
-from itm_kernels.losses._contrast import contrast, cross_entropy, of_image
+from itm_kernels.losses._contrast import contrast, cross_entropy, ids_of, of_image
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
@@ -91,6 +91,8 @@ def info_cmr_loss(
     _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    v_ids, c_ids = ids_of(pairs, image)
+    pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     scale = as_scalar(1 / temperature, v)
     positive, *others = contrast(v, c, scale, pairs, name, backend)
@@ -104,24 +106,24 @@ def info_cmr_loss(
             detach=detach,
             backend=backend,
         )
-        v_ids, c_ids = pairs.image_ids, pairs.text_ids
-        found = synthesis.logits(v, c, anchor_ids=v_ids, member_ids=c_ids, generator=generator)
-        synthetic = _log_sum_exp_valid(scale, *found)
-        from_image.append(of_image(synthetic, pairs))
-        found = synthesis.logits(c, v, anchor_ids=c_ids, member_ids=v_ids, generator=generator)
-        from_text.append(_log_sum_exp_valid(scale, *found))
+        v_made, c_made = (v.detach(), c.detach()) if detach else (v, c)  # what vectors come of
+        found = synthesis.logits_of_unit_rows(v, v_ids, c_made, c_ids, generator)
+        from_image.append(of_image(_log_of_each(scale, *found), pairs))
+        found = synthesis.logits_of_unit_rows(c, c_ids, v_made, v_ids, generator)
+        from_text.append(_log_of_each(scale, *found))
     if num_noise:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
         g = unit_rows(noise.normal_(generator=generator), name, backend)
         noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
         from_image.append(of_image(noisy, pairs))
         from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)
-    to_text, to_image = cross_entropy(positive, *from_image), cross_entropy(positive, *from_text)
-    return reduce(to_text + to_image, reduction)
+    values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
+    return reduce(values, reduction)
 
 
-def _log_sum_exp_valid(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:
-    return (scale * cosine).masked_fill(~valid, -torch.inf).logsumexp(1)
+def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:  # [N, K]
+    """Return the logit of every synthetic vector: sums of one negative each, or of none."""
+    return torch.where(valid, scale * cosine, -torch.inf)
 
 
 class InfoCMRLoss(OptionsModule):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from itm_kernels import _checks, _pairs
 from itm_kernels.losses._common import LogitScale, check_options, reduce
-from itm_kernels.losses._contrast import contrast
+from itm_kernels.losses._contrast import mean_cross_entropy
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
 
@@ -57,8 +57,7 @@ def info_nce_loss(
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
     scale = as_scalar(logit_scale, image)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    values = contrast(v, c, scale, pairs, name, backend).mean()
-    return reduce(values, reduction)
+    return reduce(mean_cross_entropy(v, c, scale, pairs, name, backend), reduction)
 
 
 class InfoNCELoss(nn.Module):

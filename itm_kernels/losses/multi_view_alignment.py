@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from itm_kernels import _checks
 from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import LogitScale, check_options
-from itm_kernels.losses._contrast import contrast
+from itm_kernels.losses._contrast import mean_cross_entropy
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
 
@@ -65,7 +65,7 @@ def multi_view_alignment_loss(
     v, c = unit_rows(images, name, backend), unit_rows(texts, name, backend)
     diagonal = Pairs(None, None, None)
     losses = [
-        contrast(image, text, scale, diagonal, name, backend).mean() for image in v for text in c
+        mean_cross_entropy(image, text, scale, diagonal, name, backend) for image in v for text in c
     ]
     return torch.stack(losses).mean()
 

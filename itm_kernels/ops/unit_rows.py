@@ -15,12 +15,17 @@ def _forward_fake(x: Tensor) -> tuple[Tensor, Tensor]:
     return wide_empty(x, *x.shape), wide_empty(x, *x.shape[:-1])
 
 
-def _backward_fake(grad: Tensor, rows: Tensor, length: Tensor) -> Tensor:
-    return rows.new_empty(rows.shape)
+def _backward_fake(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty(rows.shape, dtype=dtype)
 
 
 define("unit_rows_forward", "(Tensor x) -> (Tensor rows, Tensor length)", _forward_fake)
-define("unit_rows_backward", "(Tensor grad, Tensor rows, Tensor length) -> Tensor", _backward_fake)
+# In the dtype of x: to convert it would be a launch more.
+define(
+    "unit_rows_backward",
+    "(Tensor grad, Tensor rows, Tensor length, ScalarType dtype) -> Tensor",
+    _backward_fake,
+)
 
 
 class _UnitRows(torch.autograd.Function):
@@ -37,7 +42,7 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         namespace, dtype = ctx.options
         backward = operator(namespace, "unit_rows_backward")
-        return None, backward(grad, *ctx.saved_tensors).to(dtype)
+        return None, backward(grad, *ctx.saved_tensors, dtype)
 
 
 @outside_autocast

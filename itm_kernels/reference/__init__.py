@@ -4,6 +4,7 @@ Inputs are taken as checked. fp16 and bf16 are computed in fp32.
 """
 
 from itm_kernels.reference._rows import unit_rows
+from itm_kernels.reference.cross_entropy import cross_entropy
 from itm_kernels.reference.hardest_negatives import hardest_negatives
 from itm_kernels.reference.intra_modal import intra_modal
 from itm_kernels.reference.kmeans import kmeans, kmeans_plus_plus
@@ -17,6 +18,7 @@ from itm_kernels.reference.similarity import similarity
 from itm_kernels.reference.sum_of_hinges import sum_of_hinges, sum_of_hinges_from_scores
 
 __all__ = [
+    "cross_entropy",
     "hardest_negatives",
     "intra_modal",
     "kmeans",

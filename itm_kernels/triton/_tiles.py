@@ -210,3 +210,12 @@ def highest(keys, indices, AXIS: tl.constexpr):
 def hinge(value):
     """Return [value]+, NaN where the value is."""
     return tl.where(value <= 0, tl.zeros_like(value), value)
+
+
+@triton.jit
+def log_of_one_plus(small):
+    """Return log(1 + small), exact where small is far below the last digit of 1."""
+    total = 1 + small
+    lost = total - 1
+    # log(1 + small) / (1 + small - 1) * small: the rounding of 1 + small cancels (Kahan).
+    return tl.where(lost == 0, small, tl.log(total) * (small / tl.where(lost == 0, 1.0, lost)))

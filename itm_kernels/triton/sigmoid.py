@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itm_kernels.triton._launch import Operands, operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._tiles import place, same_id, score_tile
+from itm_kernels.triton._tiles import log_of_one_plus, place, same_id, score_tile
 from itm_kernels.triton._weights import no_scores, products_of_weights
 
 
@@ -30,12 +30,7 @@ def _sides(scores, scale, bias, rows, columns, x_ids, y_ids, positive, inside, H
 @triton.jit
 def _softplus(z):
     """Return log(1 + e^z), exact where e^z is far below the last digit of 1."""
-    small = tl.exp(-tl.abs(z))
-    sum_ = 1 + small
-    lost = sum_ - 1
-    # log(1 + small) / (1 + small - 1) * small: the rounding of 1 + small cancels (Kahan).
-    tail = tl.where(lost == 0, small, tl.log(sum_) * (small / tl.where(lost == 0, 1.0, lost)))
-    return tl.where(z > 0, z, 0.0) + tail
+    return tl.where(z > 0, z, 0.0) + log_of_one_plus(tl.exp(-tl.abs(z)))
 
 
 @triton.jit

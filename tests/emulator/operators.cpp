@@ -2,6 +2,7 @@
 // because reading torch's headers takes most of the time.
 
 #include "binding/wide.cpp"
+#include "cuda/binding/cross_entropy.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
 #include "cuda/binding/log_sum_exp.cpp"
@@ -10,3 +11,4 @@
 #include "cuda/binding/sigmoid.cpp"
 #include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"
+#include "cuda/binding/unit_rows.cpp"

@@ -7,10 +7,12 @@
 #include <random>
 
 #include "cuda/compat.cuh"
+#include "cuda/cross_entropy.h"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
 #include "cuda/rbf_synthesis.h"
 #include "cuda/stored_band.h"
+#include "cuda/unit_rows.h"
 
 using namespace itm::cuda;
 
@@ -146,6 +148,10 @@ void check(Type type, std::mt19937& random) {
   check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
   check_synthesis<T>(type, 3, 37, 2, 36, random);
   check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
+  check_unit_rows<T>(type, 37, 12, random);
+  check_unit_rows<T>(type, 5, 333, random);
+  if (type == Type::kFloat || type == Type::kDouble)
+    check_cross_entropy<Wide<T>>(type, 2, 3, 131, random);
   check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
 }

@@ -106,13 +106,60 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
   }
 }
 
+// The gradient of unit rows is across them; D of one warp to a row, and of several.
+template <typename T>
+void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(N * D, random);
+  const auto pull = numbers<C>(N * D, random);
+  std::vector<C> unit(N * D), length(N);
+  std::vector<T> out(N * D);
+  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), length.data(), nullptr);
+  unit_rows_gradient(type, {pull.data(), N, D, 1}, D, unit.data(), length.data(), out.data(),
+                     nullptr);
+  for (int64_t n = 0; n < N; ++n) {
+    double square = 0, along = 0, most = 0;
+    for (int64_t d = n * D; d < (n + 1) * D; ++d) {
+      square += std::pow(unit[d] * length[n], 2);
+      along += widen(out[d]) * unit[d];
+      most += std::abs(widen(out[d]) * unit[d]);
+    }
+    expect(std::sqrt(square), length[n], "length");
+    expect(along / (1 + 10 * most), 0, "gradient along its row");
+  }
+}
+
+// Cross-entropies against their formula.
+template <typename C>
+void check_cross_entropy(Type type, int64_t S, int64_t K, int64_t M, std::mt19937& random) {
+  const auto positive = numbers<C>(M, random), negatives = numbers<C>(S * K * M, random);
+  std::vector<C> loss(M), of_positive(M), of_negatives(S * K * M);
+  const Softmaxes in{positive.data(), negatives.data(), S, K, M, 0.5};
+  const C one = 1;
+  cross_entropy(type, in, loss.data(), nullptr);
+  cross_entropy_gradient(type, in, {&one, 0}, of_positive.data(), of_negatives.data(), nullptr);
+  for (int64_t m = 0; m < M; ++m) {
+    double sum = 0, slope = of_positive[m];
+    for (int64_t s = 0; s < S; ++s) {
+      double terms = 1;
+      for (int64_t k = s * K; k < (s + 1) * K; ++k) {
+        terms += std::exp(negatives[k * M + m] - positive[m]);
+        slope += of_negatives[k * M + m];
+      }
+      sum += std::log(terms) / 2;
+    }
+    expect(loss[m], sum, "cross-entropy");
+    expect(slope, 0, "gradient of all logits");
+  }
+}
+
 // A band over cosines of unit rows, and its gradient, all of whose gradients are 1.
 template <typename T>
 void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(N * D, random);
   std::vector<C> unit(N * D), length(N), scores(N * N), row(N), low(N), high(N), norm(N);
-  unit_rows(type, matrix(x, N, D), D, unit.data(), length.data(), nullptr);
+  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), length.data(), nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double square = 0;
     for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * length[n], 2);

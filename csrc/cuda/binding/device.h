@@ -82,6 +82,10 @@ inline Matrix matrix_of(const Tensor& x) {  // [B, N, D] in fours
   return {x.const_data_ptr(), x.size(1), x.stride(1), x.stride(0)};
 }
 
+inline AnyRows any_rows_of(const Tensor& x) {  // [N, D]
+  return {x.const_data_ptr(), x.size(0), x.stride(0), x.stride(1)};
+}
+
 // Distances of two batches of rows in fours, [B, N, M]. Blocks of one matrix plan for the same
 // number of rows: how D is shared out decides the last bits of a distance.
 Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,

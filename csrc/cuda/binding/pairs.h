@@ -51,8 +51,4 @@ struct RowNumbers {
   PerRow at() const { return {numbers.const_data_ptr(), numbers.stride(0)}; }
 };
 
-inline AnyRows any_rows_of(const Tensor& x) {  // [N, D]
-  return {x.const_data_ptr(), x.size(0), x.stride(0), x.stride(1)};
-}
-
 }  // namespace itm::cuda

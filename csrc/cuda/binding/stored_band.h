@@ -6,6 +6,7 @@
 
 #include "cuda/binding/pairs.h"
 #include "cuda/stored_band.h"
+#include "cuda/unit_rows.h"
 
 namespace itm::cuda {
 
@@ -21,7 +22,7 @@ struct StoredRows {
     const Tensor from = in_fours(x.unsqueeze(0));
     rows = at::empty(from.sizes(), from.options().dtype(wide_type(x)));
     length = at::empty({x.size(0)}, rows.options());
-    unit_rows(type_of(x), matrix_of(from), from.size(2), rows.mutable_data_ptr(),
+    unit_rows(type_of(x), any_rows_of(from[0]), from.size(2), rows.mutable_data_ptr(),
               length.mutable_data_ptr(), device.stream());
     device.launched();
   }

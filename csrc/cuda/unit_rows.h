@@ -1,0 +1,16 @@
+#pragma once
+// The launchers of rows scaled to length 1. Lengths, unit rows and their gradients are in fp32, or
+// fp64 for fp64.
+
+#include "cuda/launch.h"
+
+namespace itm::cuda {
+
+// unit [rows, D] = x / max(|x|, 1e-12), and length [rows] = |x|.
+void unit_rows(Type type, const AnyRows& x, int64_t D, void* unit, void* length, void* stream);
+
+// out [rows, D], in a type of its own, = the gradient of x from that of its unit rows.
+void unit_rows_gradient(Type type, const AnyRows& grad, int64_t D, const void* unit,
+                        const void* length, void* out, void* stream);
+
+}  // namespace itm::cuda

@@ -1,0 +1,66 @@
+"""Cross-entropy of positives among negatives that are summed already: scalars of every pair.
+
+A dozen small operations in PyTorch: at the papers' batch of 128 they take longer than all scores.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import reference
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator
+
+
+def _forward_fake(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+    return positive.new_empty(positive.shape)
+
+
+def _backward_fake(
+    grad: Tensor, positive: Tensor, negatives: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
+    return positive.new_empty(positive.shape), negatives.new_empty(negatives.shape)
+
+
+_INPUTS = "Tensor positive, Tensor negatives, float weight"
+define("cross_entropy_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
+define("cross_entropy_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)", _backward_fake)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Makes the shares of the softmax again in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, namespace: str, positive: Tensor, negatives: Tensor, weight: float
+    ) -> Tensor:
+        ctx.save_for_backward(positive, negatives)
+        ctx.options = namespace, weight
+        return operator(namespace, "cross_entropy_forward")(positive, negatives, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        namespace, weight = ctx.options
+        backward = operator(namespace, "cross_entropy_backward")
+        return None, *backward(grad, *ctx.saved_tensors, weight), None
+
+
+@outside_autocast
+def run(
+    positive: Tensor,  # [M] logits, in fp32 or fp64
+    negatives: Tensor,  # [S, K, M] logs of K sums over negatives, on each of S sides
+    weight: float,
+    function: str,
+    backend: str,
+) -> Tensor:  # [M]
+    """Add -log softmax of every positive over all sides, times a weight.
+
+    A part of a loss, as `unit_rows`: it takes the best that is there.
+    """
+    chosen = "reference" if backend == "reference" else "auto"
+    namespace = resolve(function, "cross_entropy", positive, chosen)
+    if namespace is None:
+        return reference.cross_entropy(positive, negatives, weight)
+    return _CrossEntropy.apply(namespace, positive, negatives, weight)

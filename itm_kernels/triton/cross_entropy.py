@@ -1,0 +1,118 @@
+"""Cross-entropy of positives among negatives that are summed already: an element a pair."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._tiles import log_of_one_plus, number
+
+
+@triton.jit
+def _exponents(negatives, k, m, M, positive):
+    at = tl.cast(k, tl.int64) * M + m
+    return tl.load(negatives + at, mask=m < M, other=0.0) - positive
+
+
+@triton.jit
+def _term(exponent, highest):
+    # An infinite exponent is no difference from itself. NaN stays.
+    same = exponent == highest
+    return tl.exp(tl.where(same, 0.0, exponent) - tl.where(same, 0.0, highest))
+
+
+@triton.jit
+def _terms(negatives, first, K, m, M, positive):
+    """Return the highest exponent of a softmax and the sum of its other terms over that one.
+
+    Exponents are relative to the positive, whose own is 0.
+    """
+    highest = tl.zeros_like(positive)
+    for k in range(first, first + K):
+        exponent = _exponents(negatives, k, m, M, positive)
+        highest = tl.where(exponent > highest, exponent, highest)
+    left_out = highest == 0
+    others = tl.where(left_out, 0.0, tl.exp(-highest))
+    for k in range(first, first + K):
+        exponent = _exponents(negatives, k, m, M, positive)
+        here = (exponent == highest) & (left_out == 0)
+        others += tl.where(here, 0.0, _term(exponent, highest))
+        left_out = left_out | here
+    return highest, others
+
+
+@triton.jit
+def _forward_kernel(
+    positive,  # [M]
+    negatives,  # [S, K, M]
+    loss,  # [M]
+    S,
+    K,
+    M,
+    weight: tl.float64,
+    PAIRS: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    own = tl.load(positive + m, mask=m < M, other=0.0)
+    total = tl.zeros_like(own)
+    for s in range(0, S):
+        highest, others = _terms(negatives, s * K, K, m, M, own)
+        total += highest + log_of_one_plus(others)
+    # An infinite positive shows.
+    tl.store(loss + m, number(weight, own.dtype) * total + 0 * own, mask=m < M)
+
+
+@triton.jit
+def _backward_kernel(
+    grad,  # [M]
+    positive,  # [M]
+    negatives,  # [S, K, M]
+    of_positive,  # [M]
+    of_negatives,  # [S, K, M]
+    grad_stride,
+    S,
+    K,
+    M,
+    weight: tl.float64,
+    PAIRS: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    own = tl.load(positive + m, mask=m < M, other=0.0)
+    pull = tl.load(grad + m * grad_stride, mask=m < M, other=0.0) * number(weight, own.dtype)
+    total = tl.zeros_like(own)
+    for s in range(0, S):
+        highest, others = _terms(negatives, s * K, K, m, M, own)
+        for k in range(s * K, s * K + K):
+            exponent = _exponents(negatives, k, m, M, own)
+            share = pull * (_term(exponent, highest) / (1 + others))
+            tl.store(of_negatives + tl.cast(k, tl.int64) * M + m, share, mask=m < M)
+            total += share
+    tl.store(of_positive + m, -total, mask=m < M)
+
+
+_PAIRS = 128
+
+
+def cross_entropy_forward(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+    """Return weight times the sum over sides of -log softmax of every positive `[M]`."""
+    loss = torch.empty_like(positive, memory_format=torch.contiguous_format)
+    _forward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
+        positive.contiguous(), negatives.contiguous(), loss, *negatives.shape, weight, PAIRS=_PAIRS
+    )
+    return loss
+
+
+def cross_entropy_backward(
+    grad: Tensor,  # [M]
+    positive: Tensor,  # [M]
+    negatives: Tensor,  # [S, K, M]
+    weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of positives and negatives."""
+    of_positive = torch.empty_like(positive, memory_format=torch.contiguous_format)
+    of_negatives = torch.empty_like(negatives, memory_format=torch.contiguous_format)
+    _backward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
+        grad, positive.contiguous(), negatives.contiguous(), of_positive, of_negatives,
+        grad.stride(0), *negatives.shape, weight, PAIRS=_PAIRS,
+    )  # fmt: skip
+    return of_positive, of_negatives

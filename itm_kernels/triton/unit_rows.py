@@ -1,0 +1,127 @@
+"""Rows scaled to length 1: a program sums the squares of its rows, then writes them.
+
+The second time rows are read they are in a cache: memory moves each number once each way.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import INTERPRETED, stored_dtype, wide_dtype
+from itm_kernels.triton._tiles import wide_type
+
+# As torch.nn.functional.normalize has it: length of a row that a shorter one is divided by.
+_SMALLEST = tl.constexpr(1e-12)
+# Of a program: a row of D = 1024, so that 128 rows keep 128 processors busy.
+_NUMBERS = 1 << 14 if INTERPRETED else 1024
+_MOST_ROWS = 1024 if INTERPRETED else 16  # 32 rows of 32 columns spill on sm_100
+
+
+@triton.jit
+def _root(x):
+    # What is fastest for fp32 is off by more than an ulp.
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+
+
+@triton.jit
+def _over_length(x, length):
+    """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more. NaN stays."""
+    divisor = tl.where(length < _SMALLEST, _SMALLEST, length)[:, None]
+    divisor = tl.broadcast_to(divisor, x.shape)
+    return x / divisor if x.dtype == tl.float64 else tl.div_rn(x, divisor)
+
+
+@triton.jit
+def _place(N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a program's rows, those of them that there are, and the columns of a chunk."""
+    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return tl.minimum(n, N - 1), n < N, tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    rows,  # [N, D]
+    length,  # [N]
+    stride,
+    column_stride,
+    N,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    n, there, columns = _place(N, ROWS, COLUMNS)
+    DTYPE: tl.constexpr = wide_type(x.dtype)
+    from_row = x + n[:, None] * stride
+    squares = tl.zeros((ROWS, COLUMNS), DTYPE)
+    for first in range(0, D, COLUMNS):
+        d = (first + columns)[None, :].to(tl.int64)
+        value = tl.load(from_row + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
+        squares += value * value
+    own = _root(tl.sum(squares, 1))
+    tl.store(length + n, own, mask=there)
+    for first in range(0, D, COLUMNS):
+        d = (first + columns)[None, :].to(tl.int64)
+        value = tl.load(from_row + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
+        at = rows + n[:, None] * D + d
+        tl.store(at, _over_length(value, own), mask=there[:, None] & (d < D))
+
+
+@triton.jit
+def _backward_kernel(
+    grad,
+    rows,  # [N, D]
+    length,  # [N]
+    out,  # [N, D]
+    stride,
+    column_stride,
+    N,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    n, there, columns = _place(N, ROWS, COLUMNS)
+    own = tl.load(length + n)
+    from_row = grad + n[:, None] * stride
+    products = tl.zeros((ROWS, COLUMNS), own.dtype)
+    for first in range(0, D, COLUMNS):
+        d = (first + columns)[None, :].to(tl.int64)
+        pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
+        products += pull * tl.load(rows + n[:, None] * D + d, mask=d < D, other=0.0)
+    # Along itself a unit vector does not move; a row below the smallest length is none.
+    along = tl.where(own > _SMALLEST, tl.sum(products, 1), 0.0)[:, None]
+    for first in range(0, D, COLUMNS):
+        d = (first + columns)[None, :].to(tl.int64)
+        pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
+        unit = tl.load(rows + n[:, None] * D + d, mask=d < D, other=0.0)
+        across = _over_length(pull - along * unit, own)
+        tl.store(out + n[:, None] * D + d, across, mask=there[:, None] & (d < D))
+
+
+def _launch(kernel: Any, x: Tensor, *others: Tensor) -> None:
+    """Start a kernel over the rows of x `[..., D]`, with tensors that have no gaps."""
+    flat = x.reshape(-1, x.shape[-1])
+    N, D = flat.shape
+    columns = min(triton.next_power_of_2(D), 1024)
+    rows = min(_NUMBERS // columns, _MOST_ROWS)
+    kernel[(triton.cdiv(N, rows),)](
+        flat, *others, *flat.stride(), N, D, ROWS=rows, COLUMNS=columns, num_warps=4
+    )
+
+
+def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x / |x| for the rows of x `[..., D]`, and |x|."""
+    rows = torch.empty(x.shape, dtype=wide_dtype(x), device=x.device)
+    length = rows.new_empty(x.shape[:-1])
+    _launch(_forward_kernel, x, rows, length)
+    return rows, length
+
+
+def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of x, in its dtype, from that of its unit rows."""
+    out = torch.empty(rows.shape, dtype=stored_dtype(dtype), device=rows.device)
+    _launch(_backward_kernel, grad.to(rows.dtype), rows.contiguous(), length.contiguous(), out)
+    return out.to(dtype)

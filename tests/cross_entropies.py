@@ -1,0 +1,89 @@
+"""What holds of every backend's kernel for cross-entropies, as tests that take it as a fixture."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from itm_kernels.ops.cross_entropy import run
+
+CrossEntropy = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def by_kernel(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+    return run(positive, negatives, weight, "test", "auto")
+
+
+def by_formula(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+    return run(positive, negatives, weight, "test", "reference")
+
+
+def logits(*shape: int, spread: float = 9.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).mul(spread).to(dtype)
+
+
+def result(
+    function: CrossEntropy, positive: Tensor, negatives: Tensor, pull: Tensor | None = None
+) -> list[Tensor]:
+    """Return losses and both gradients, in fp64."""
+    leaves = [t.detach().requires_grad_() for t in (positive, negatives)]
+    loss = function(*leaves, 0.5)
+    grads = torch.autograd.grad(loss, leaves, torch.ones_like(loss) if pull is None else pull)
+    return [t.detach().double() for t in (loss, *grads)]
+
+
+# One pair; fewer than a block, and one more; sides and sums of one and several.
+@pytest.mark.parametrize(("S", "K", "M"), [(1, 1, 1), (2, 1, 33), (2, 3, 129), (3, 2, 300)])
+def test_losses_are_as_exact_as_the_formula(
+    cross_entropy: CrossEntropy, S: int, K: int, M: int
+) -> None:
+    positive, negatives, pull = logits(M), logits(S, K, M), logits(M + 1)[1:]
+    exact = result(by_formula, positive, negatives, pull)
+    for ours, wanted in zip(result(cross_entropy, positive, negatives, pull), exact, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+    narrow = [t.float() for t in (positive, negatives, pull)]
+    exact = result(by_formula, *(t.double() for t in narrow))
+    eager, found = result(by_formula, *narrow), result(cross_entropy, *narrow)
+    for ours, theirs, wanted in zip(found, eager, exact, strict=True):
+        allowed = 2 * (theirs - wanted).abs().max() + 1e-7 * wanted.abs().max()
+        assert (ours - wanted).abs().max() <= allowed
+
+
+def test_small_losses_keep_their_digits(cross_entropy: CrossEntropy) -> None:
+    """Far ahead of its negatives a positive costs e^-30: 1 + e^-30 is 1 in fp32."""
+    positive, negatives = torch.full((3,), 30.0), torch.zeros(1, 1, 3)
+    found = cross_entropy(positive, negatives, 1.0)
+    torch.testing.assert_close(
+        found.double(), torch.full((3,), -30.0).double().exp(), rtol=1e-6, atol=0
+    )
+
+
+def test_any_strides(cross_entropy: CrossEntropy) -> None:
+    negatives, positive = logits(14, 3, 4).permute(2, 1, 0)[::2, :, ::2], logits(14)[::2]
+    for pull in (logits(14)[1::2], torch.ones(()).double().expand(7)):
+        for ours, wanted in zip(
+            result(cross_entropy, positive, negatives, pull),
+            result(by_formula, positive.contiguous(), negatives.contiguous(), pull),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, wanted)
+
+
+def test_what_is_not_finite_is_what_the_formula_gives(cross_entropy: CrossEntropy) -> None:
+    special = torch.tensor([0.0, 1.0, 400.0, -400.0, torch.inf, -torch.inf, torch.nan]).double()
+    positive, a, b = torch.cartesian_prod(special, special, special).unbind(1)
+    sums = torch.stack([a, b])
+    for negatives in (sums[:, None], sums[None]):
+        found, wanted = (result(f, positive, negatives) for f in (cross_entropy, by_formula))
+        for ours, theirs in zip(found[:1], wanted[:1], strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+        clear = found[0].isfinite()
+        for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(ours[..., clear], theirs[..., clear])
+
+
+def test_pairs_without_negatives_pull_nothing(cross_entropy: CrossEntropy) -> None:
+    loss, *grads = result(cross_entropy, logits(5), torch.full((2, 2, 5), -torch.inf).double())
+    assert all(t.count_nonzero() == 0 for t in (loss, *grads))

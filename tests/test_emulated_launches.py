@@ -1,0 +1,64 @@
+"""Whole steps of small batches, held to how many kernels they launch on CUDA.
+
+At the papers' batch of 128 a launch costs more than what it computes. PyTorch's operators around
+our kernels count as much as these: what normalize and the scalars of a loss launch is in here.
+
+InfoCMR without synthesis and noise was 77 launches forward and backward, 73 of them PyTorch's, when
+it had kernels for log-sum-exp alone, and is 24; InfoNCE was 79, the sigmoid loss 43. With synthesis
+and noise PyTorch's were 421.
+"""
+
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+
+from cuda_launches import of_step
+from emulated import as_native, needs_compiler
+from itm_kernels import backends, losses
+from loss_cases import batch
+
+pytestmark = needs_compiler
+
+# Our own launches, and ATen's.
+STEPS: dict[str, tuple[nn.Module, int, int]] = {
+    "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 2),
+    "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
+    "sigmoid": (losses.SigmoidLoss(), 8, 5),
+    "info_nce": (losses.InfoNCELoss(), 10, 14),
+    "info_cmr": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
+}
+
+
+# The paper's case: at most so many of ATen's, of which the k-means++ draws of the start centroids
+# are 176, 11 for each of 8 clusters of both sides. Grids of ours are split by the emulator.
+MOST_WITH_SYNTHESIS = 213
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    with as_native(), patch.dict(backends.RANGES, backends.from_one_pair()):
+        yield
+
+
+# Two pairs: no grid is split, as the emulator does with more than 7 blocks.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_so_many_launches(name: str, dtype: torch.dtype) -> None:
+    loss, own, aten = STEPS[name]
+    found = of_step(loss, *batch(2, 8, dtype))
+    assert (found.own, found.aten) == (own, aten), found.operators
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_batch_of_128_launches_no_more_of_atens(name: str) -> None:
+    loss, _, aten = STEPS[name]
+    found = of_step(loss, *batch(128, 8, torch.float32))
+    assert found.aten == aten, found.operators
+
+
+def test_synthesis_and_noise_launch_little_beside_the_start_of_kmeans() -> None:
+    found = of_step(losses.InfoCMRLoss(), *batch(16, 8, torch.float32))
+    assert found.aten <= MOST_WITH_SYNTHESIS, found.operators

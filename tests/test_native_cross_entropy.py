@@ -1,0 +1,21 @@
+"""Compiled cross-entropies of pairs."""
+
+import pytest
+
+from compiled import needs_extension
+from cross_entropies import (  # noqa: F401
+    CrossEntropy,
+    by_kernel,
+    test_any_strides,
+    test_losses_are_as_exact_as_the_formula,
+    test_pairs_without_negatives_pull_nothing,
+    test_small_losses_keep_their_digits,
+    test_what_is_not_finite_is_what_the_formula_gives,
+)
+
+pytestmark = needs_extension
+
+
+@pytest.fixture
+def cross_entropy() -> CrossEntropy:
+    return by_kernel
