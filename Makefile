@@ -11,6 +11,8 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
+# Python's own flags ask for debug information, a quarter of the compiler's time: CFLAGS=-g keeps it.
+export CFLAGS ?= -g0
 
 .PHONY: test test-triton triton-ready triton-contract triton-kernels test-triton-compile gpu-check
 .PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
@@ -57,7 +59,8 @@ lint: $(VENV)/dev $(VENV)/built
 
 # The compiled kernels once more with gcc's sanitizers, in a copy whose extension may be slow.
 SANITIZED := build/sanitized
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-omit-frame-pointer -g
+# Lines and functions for what they report, no types: -g1.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-omit-frame-pointer -g1
 sanitize: $(VENV)/dev
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	git ls-files -z | xargs -0 cp --parents -t $(SANITIZED)
@@ -82,7 +85,7 @@ RACED := build/raced
 races: $(VENV)/dev
 	rm -rf $(RACED) && mkdir -p $(RACED)
 	git ls-files -z | xargs -0 cp --parents -t $(RACED)
-	cd $(RACED) && CC=gcc CXX=g++ CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
+	cd $(RACED) && CC=gcc CXX=g++ CFLAGS="-fsanitize=thread -g1" LDFLAGS="-fsanitize=thread" \
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
