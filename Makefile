@@ -11,10 +11,11 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
-# Python's own flags ask for debug information, a quarter of the compiler's time: CFLAGS=-g keeps it.
-export CFLAGS ?= -g0
+# Python's own flags but for debug information, which takes a quarter of the compiler's time. All are
+# named: some versions of setuptools add CFLAGS to Python's, others put it in their place.
+export CFLAGS ?= -DNDEBUG -fwrapv -g0
 
-.PHONY: test test-triton triton-ready triton-contract triton-kernels test-triton-compile gpu-check
+.PHONY: environments test test-triton triton-contract triton-kernels test-triton-compile gpu-check
 .PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
 .PHONY: format clean
 .DELETE_ON_ERROR:
@@ -112,7 +113,8 @@ KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_t
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
-triton-ready: $(TRITON)/ready
+# Everything that CI installs or builds before it tests. In turn: two may be the same environment.
+environments: $(VENV)/bench $(VENV)/cuda $(VENV)/built $(TRITON)/ready
 
 triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
