@@ -11,7 +11,7 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
-# Python's own flags but for debug information, which takes a quarter of the compiler's time. All are
+# Python's own flags but for debug information, which takes 30% of the time of compiling. All are
 # named: some versions of setuptools add CFLAGS to Python's, others put it in their place.
 export CFLAGS ?= -DNDEBUG -fwrapv -g0
 
