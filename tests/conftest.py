@@ -1,5 +1,6 @@
 """Settings of the whole suite, and what the tests that hold for every loss run over."""
 
+import gc
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -29,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hold a run to what it is there for: `tests/complete.py`."""
     if config.getoption("--complete"):
         config.pluginmanager.register(Complete())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the collector from torch and the tests: it took 16% of what compiles losses, then 8%."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)
