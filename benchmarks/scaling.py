@@ -29,7 +29,8 @@ from itm_kernels import functional
 Loss = Callable[[Tensor, Tensor], Tensor]
 REPEATS, ENOUGH = 9, 0.3  # measurements of a size, fewer once they take so many seconds together
 SETTLED = 32  # rows of an unmeasured first step
-LONGEST = 100.0  # seconds that the next size may be expected to take
+# Seconds that the next size may be expected to take: of ours, and of a rival.
+LONGEST, LONGEST_OF_RIVAL = 100.0, 40.0
 FITTED_FROM = 2048  # below, calls and launches weigh more than pairs
 
 
@@ -94,14 +95,16 @@ def measure(loss: Loss, leaves: tuple[Tensor, ...], device: str) -> dict[str, An
     return {"seconds": statistics.median(times), "peak_memory": peak}
 
 
-def worker(loss: Loss, rows: list[int], D: int, device: str) -> Iterator[dict[str, Any]]:
+def worker(
+    loss: Loss, rows: list[int], D: int, device: str, longest: float
+) -> Iterator[dict[str, Any]]:
     """Measure one loss at ascending sizes, until one fails or would take too long."""
     # What the libraries set up at their first call is no memory of the loss.
     step(loss, inputs.paired(Size(SETTLED, D), device))
     spent = 0.0
     for place, N in enumerate(rows):
         growth = (N / rows[place - 1]) ** 2 if place else 0.0
-        if spent * growth > LONGEST:
+        if spent * growth > longest:
             yield {"N": N, "status": f"not run: about {spent * growth:.0f} s expected"}
             return
         try:
@@ -154,7 +157,9 @@ def study(store: results.Results, device: str, resume: bool, quick: bool, only: 
                 continue
             record: dict[str, Any] = {"D": D}
             for contender in contenders:
-                points = in_a_process(name, contender, rows, D, device)
+                # A rival's quarter of the one batch says whether the whole would take too long.
+                first = () if contender == "ours" or len(rows) > 1 else (rows[0] // 4,)
+                points = in_a_process(name, contender, first + rows, D, device)
                 record[contender] = {
                     "points": points,
                     "time_exponent": exponent(points, "seconds"),
@@ -180,7 +185,9 @@ def main() -> None:
         name, contender, D, *rows = parsed.worker
         if parsed.device == "cpu":
             memory.forbid_more_than_there_is()
-        for point in worker(LOSSES[name][contender], list(map(int, rows)), int(D), parsed.device):
+        longest = LONGEST if contender == "ours" else LONGEST_OF_RIVAL
+        sizes = list(map(int, rows))
+        for point in worker(LOSSES[name][contender], sizes, int(D), parsed.device, longest):
             print(json.dumps(point), flush=True)
         return
     facts = results.machine(parsed.device, torch.get_num_threads())
