@@ -110,6 +110,8 @@ class HardNegativeSynthesis(nn.Module):
     ) -> SynthesisLogits:
         """Return `logits` on behalf of a loss that has unit rows already."""
         name = "HardNegativeSynthesis.logits"
+        if self.detach:
+            members = members.detach()  # their gradient, zeros, need not be made and added up
         inputs = self._clustered(name, anchors, anchor_ids, members, member_ids, generator)
         return run_logits(*inputs, self.options, self.detach, name, self.backend)
 

@@ -106,10 +106,9 @@ def info_cmr_loss(
             detach=detach,
             backend=backend,
         )
-        v_made, c_made = (v.detach(), c.detach()) if detach else (v, c)  # what vectors come of
-        found = synthesis.logits_of_unit_rows(v, v_ids, c_made, c_ids, generator)
+        found = synthesis.logits_of_unit_rows(v, v_ids, c, c_ids, generator)
         from_image.append(of_image(_log_of_each(scale, *found), pairs))
-        found = synthesis.logits_of_unit_rows(c, c_ids, v_made, v_ids, generator)
+        found = synthesis.logits_of_unit_rows(c, c_ids, v, v_ids, generator)
         from_text.append(_log_of_each(scale, *found))
     if num_noise:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)

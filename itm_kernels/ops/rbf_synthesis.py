@@ -103,8 +103,6 @@ class RbfSynthesis(torch.autograd.Function):
         namespace, name, options = ctx.options
         backward = operator(namespace, f"{name}_backward")
         grad_anchors, grad_members = backward(grads[0], *ctx.saved_tensors, *options)
-        if name == "rbf_synthesis_logits" and options[-1]:
-            grad_members = None  # detached: zeros, which would be added up
         return None, None, grad_anchors, grad_members, *[None] * (3 + len(options))
 
 
