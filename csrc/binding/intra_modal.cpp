@@ -134,24 +134,31 @@ void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t 
   });
 }
 
+// weights [rows, columns]: what a pair of the mask pulls on its rows with, 0 for the others.
+template <typename T>
+void fill_weights(const uint32_t* words, int64_t stride, int64_t rows, int64_t columns,
+                  const T* row_share, const T* column_share, T* weights) {
+  const auto& loop = cpu::loops<T>(kernels());
+  parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      loop.band_weights(words + r * stride, columns, row_share[r], column_share,
+                        weights + r * columns);
+  });
+}
+
 // The same as a product of the weights with all rows, tile by tile; for cosines in a dense band.
 template <typename T>
 void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
                    const T* share, Tensor& out) {
   const Tensor& compared = keys.compared();
   const int64_t N = compared.size(0), stride = words_of(N);
-  const auto& loop = cpu::loops<T>(kernels());
   const int64_t most = std::min(N, kTileColumns);
   const Tensor buffer = at::empty({rows * most}, compared.options());
   T* weights = buffer.mutable_data_ptr<T>();
   Tensor own = out.narrow(0, first, rows);
   for (int64_t j = 0; j < N; j += most) {
     const int64_t columns = std::min(most, N - j);
-    parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
-      for (int64_t r = r0; r < r1; ++r)
-        loop.band_weights(words + r * stride + j / kWord, columns, share[first + r], share + j,
-                          weights + r * columns);
-    });
+    fill_weights(words + j / kWord, stride, rows, columns, share + first, share + j, weights);
     const Tensor W = buffer.narrow(0, 0, rows * columns).view({rows, columns});
     own.addmm_(W, compared.narrow(0, j, columns));
   }
@@ -161,13 +168,8 @@ void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64
 template <typename T>
 void pull_signs(const Keys& keys, const uint32_t* mask, const T* share, Tensor& out) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
-  const auto& loop = cpu::loops<T>(kernels());
   const Tensor W = at::empty({N, N}, keys.x.options());
-  T* weights = W.mutable_data_ptr<T>();
-  parallel_for(0, N, grain(N), [&](int64_t r0, int64_t r1) {
-    for (int64_t r = r0; r < r1; ++r)
-      loop.band_weights(mask + r * stride, N, share[r], share, weights + r * N);
-  });
+  fill_weights(mask, stride, N, N, share, share, W.mutable_data_ptr<T>());
   add_all_signs_among<T>(W, keys.x, out);
 }
 
