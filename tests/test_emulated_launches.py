@@ -33,8 +33,8 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
 
 
 # The paper's case: at most so many of ATen's, of which the k-means++ draws of the start centroids
-# are 176, 11 for each of 8 clusters of both sides. Grids of ours are split by the emulator.
-MOST_WITH_SYNTHESIS = 213
+# are 160, 10 for each of 8 clusters of both sides. Grids of ours are split by the emulator.
+MOST_WITH_SYNTHESIS = 197
 
 
 @pytest.fixture(autouse=True)
