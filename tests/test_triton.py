@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from interpreted import needs_interpreter
 from itm_kernels import backends, ops
 from loss_cases import BY_NAME, gradients
-
-INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed")
 
 OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
 LOSSES = [
@@ -51,14 +49,14 @@ def captions(N: int, D: int, dtype: torch.dtype) -> tuple[list[Tensor], dict[str
     return [side.requires_grad_() for side in unit], ids
 
 
-@interpreted
+@needs_interpreter
 def test_every_file_is_offered_and_run() -> None:
     assert OPERATORS
     for operator in OPERATORS:
         assert backends.why_not(operator, "cpu", "triton") is None
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("N", "D"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -81,7 +79,7 @@ def test_error_with_ids_is_at_most_twice_the_references(
         assert (ours - wanted).abs().max() <= allowed
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize("metric", ["dot", "cosine", "l1", "l2", "sqeuclidean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_similarity_error_is_at_most_twice_the_references(metric: str, dtype: torch.dtype) -> None:
@@ -107,7 +105,7 @@ def test_similarity_error_is_at_most_twice_the_references(metric: str, dtype: to
         assert (ours - wanted).abs().max() <= allowed
 
 
-@interpreted
+@needs_interpreter
 def test_fp32_follows_the_setting(fp32: str) -> None:
     """The interpreter multiplies tf32 in fp32: what shows is that either path is right."""
     rows, ids = captions(70, 96, torch.float32)
@@ -116,7 +114,7 @@ def test_fp32_follows_the_setting(fp32: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@interpreted
+@needs_interpreter
 def test_parts_carry_every_bit_of_fp32() -> None:
     from itm_kernels.triton import _launch
 
@@ -127,7 +125,7 @@ def test_parts_carry_every_bit_of_fp32() -> None:
     assert torch.equal(parts[..., 40:], torch.zeros(3, 7, 88, dtype=torch.float64))
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize(("N", "D"), [(2, 3), (127, 96)])
 def test_gradient_of_hardest_negatives(N: int, D: int) -> None:
     rows, ids = captions(N, D, torch.float64)
@@ -142,7 +140,7 @@ def test_gradient_of_hardest_negatives(N: int, D: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
     image, text = torch.ones(130, 2, dtype=dtype), torch.ones(130, 2, dtype=dtype)
@@ -156,7 +154,7 @@ def test_ties_and_nan_across_tiles(dtype: torch.dtype) -> None:
     assert ops.hardest_negatives(image, text, backend="triton").text_score[5] == -torch.inf
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, which is the interpreter's maximum
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("wide", [True, False])
@@ -176,7 +174,7 @@ def test_log_sum_exp_of_more_tiles_than_are_read_at_once(dtype: torch.dtype, wid
     assert (found.row if wide else found.column)[3] == -torch.inf
 
 
-@interpreted
+@needs_interpreter
 def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
     """Rounding may not put an equal score below the bound, whatever tile it is in."""
     generator = torch.Generator().manual_seed(0)
@@ -190,7 +188,7 @@ def test_a_duplicate_of_the_positive_is_not_semihard() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize("name", [*LOSSES, "constraint-paper-cosine", "itm"])
 def test_ids_may_be_a_column_of_a_table(name: str) -> None:
     rows, ids = captions(33, 5, torch.float64)
@@ -199,7 +197,7 @@ def test_ids_may_be_a_column_of_a_table(name: str) -> None:
     assert torch.equal(found, plain)
 
 
-@interpreted
+@needs_interpreter
 def test_one_row_mined_by_all_is_summed_in_order() -> None:
     """More entries than are read at once, for one target; none for most."""
     from itm_kernels.triton import _segments
@@ -215,7 +213,7 @@ def test_one_row_mined_by_all_is_summed_in_order() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize(("E", "N", "M"), [(1, 1, 1), (3, 700, 2), (300, 5, 130)])
 def test_few_entries_are_counted_into_the_order_of_a_sort(
     E: int, N: int, M: int, monkeypatch: pytest.MonkeyPatch

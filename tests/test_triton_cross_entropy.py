@@ -14,11 +14,11 @@ from cross_entropies import (  # noqa: F401
     test_small_losses_keep_their_digits,
     test_what_is_not_finite_is_what_the_formula_gives,
 )
+from interpreted import needs_interpreter
 from itm_kernels import backends
 
-INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed"),
+    needs_interpreter,
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # of inf - inf, in numpy
 ]
 

@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from interpreted import needs_interpreter
 from itm_kernels import backends
 from test_native_unit_rows import (  # noqa: F401
     Rows,
@@ -19,9 +20,8 @@ from test_native_unit_rows import (  # noqa: F401
     test_unit_rows_are_differentiable_once,
 )
 
-INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed"),
+    needs_interpreter,
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # of inf / inf, in numpy
 ]
 

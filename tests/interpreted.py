@@ -1,0 +1,10 @@
+"""What the tests of interpreted Triton kernels share."""
+
+import pytest
+
+from itm_kernels import backends
+
+INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
+needs_interpreter = pytest.mark.skipif(
+    not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed"
+)
