@@ -13,14 +13,13 @@ def kmeans_plus_plus(
     member: Tensor | None,  # [B, M]; None: one problem over all rows
     draws: Tensor,  # [K, M] from Exp(1)
 ) -> Tensor:  # [B, K, D]
-    """Choose K start centroids, each a row drawn in proportion to its squared distance so far.
+    """Choose K start centroids, each a member drawn in proportion to its squared distance so far.
 
-    The row with the largest weight / draw is such a draw. When every row coincides with a
-    centroid the first one is repeated.
+    The member with the largest distance / draw is such a draw. When every one coincides with a
+    centroid, or a distance is NaN, the first centroid is repeated; without members row 0 is all.
     """
     x = wide(x)
-    weight = x.new_ones(1, x.shape[0]) if member is None else member.to(x.dtype)
-    distance = weight
+    distance = x.new_ones(1, x.shape[0]) if member is None else member.to(x.dtype)
     chosen: list[Tensor] = []
     for draw in draws:
         index = (distance / draw).argmax(1)  # [B]
@@ -29,7 +28,9 @@ def kmeans_plus_plus(
         chosen.append(index)
         # Of differences: a row is at exactly 0 from its copies. No [B, M, D] of them is stored.
         to_new = torch.cdist(x[index], x, compute_mode=_BY_DIFFERENCES).square()  # [B, M]
-        distance = weight * to_new if len(chosen) == 1 else distance.minimum(weight * to_new)
+        if member is not None:
+            to_new = to_new.masked_fill(~member, 0)
+        distance = to_new if len(chosen) == 1 else distance.minimum(to_new)
     return x[torch.stack(chosen, 1)]
 
 

@@ -24,7 +24,12 @@ from oracles.intra_modal import imc, intra_modal, intra_modal_sum
 from oracles.matching import itm, sampler_probabilities
 from oracles.pairing import normalized, positives, reduced, score_matrix
 from oracles.ranking import recall_report
-from oracles.synthesis import kmeans, rbf_synthesis, rbf_synthesis_cosines
+from oracles.synthesis import (
+    kmeans,
+    kmeans_plus_plus,
+    rbf_synthesis,
+    rbf_synthesis_cosines,
+)
 
 __all__ = [
     "fusion_contrastive",
@@ -37,6 +42,7 @@ __all__ = [
     "itm",
     "ito",
     "kmeans",
+    "kmeans_plus_plus",
     "log_sum_exp",
     "max_of_hinges",
     "max_of_hinges_from_scores",

@@ -22,6 +22,21 @@ def nearest(point: Array, centroids: Array) -> int:
     return best
 
 
+def kmeans_plus_plus(x: Array, member: NDArray[np.bool_], draws: Array) -> list[int]:
+    """Draws start rows one by one: the largest squared distance so far over an Exp(1) number."""
+    chosen: list[int] = []
+    for draw in draws:
+        best, best_chance, total = 0, -math.inf, 0.0
+        for n in range(len(x)):
+            before = [pair_value(x[n], x[row], "sqeuclidean") for row in chosen]
+            distance = min(before, default=1.0) if member[n] else 0.0
+            total += distance
+            if distance / draw[n] > best_chance:
+                best, best_chance = n, distance / draw[n]
+        chosen.append(best if total > 0 or not chosen else chosen[0])
+    return chosen
+
+
 def kmeans(x: Array, init: Array, iterations: int) -> tuple[Integers, Array]:
     """Lloyd's iteration from given centroids; an empty cluster keeps its centroid."""
     centroids = np.array(init, dtype=np.float64)
