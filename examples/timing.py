@@ -17,7 +17,10 @@ _OPERATORS = {
     "sum_of_hinges": ("sum_of_hinges",),
     "max_of_hinges": ("max_of_hinges",),
     "imc": ("max_of_hinges", "intra_modal"),
-    "info_cmr": ("unit_rows", "kmeans", "rbf_synthesis_logits", "log_sum_exp", "cross_entropy"),
+    "info_cmr": (
+        *("unit_rows", "kmeans_plus_plus", "kmeans", "rbf_synthesis_logits", "log_sum_exp"),
+        "cross_entropy",
+    ),
     "info_nce": ("unit_rows", "log_sum_exp", "cross_entropy"),
     "sigmoid": ("unit_rows", "sigmoid"),
     "itm": ("unit_rows", "log_sum_exp", "cross_entropy", "sample_negatives"),

@@ -34,6 +34,7 @@ OPERATORS = (
     "rbf_synthesis",
     "rbf_synthesis_logits",
     "kmeans",
+    "kmeans_plus_plus",
     "sample_negatives",
     "ranks",
     "unit_rows",
@@ -73,6 +74,7 @@ _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_ro
 _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
 _CLUSTERS_ON_CUDA = Range("a block a problem, one launch", first_rows=512, most_rows=4096)
+_START_ON_CUDA = Range("two launches, distances of all rows", first_rows=512, most_rows=1024)
 _ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
@@ -86,6 +88,7 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "log_sum_exp", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "sigmoid", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "kmeans", ""): _CLUSTERS_ON_CUDA,
+    ("cuda", "native", "kmeans_plus_plus", ""): _START_ON_CUDA,
     ("cuda", "native", "rbf_synthesis", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,

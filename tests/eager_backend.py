@@ -203,6 +203,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "cross_entropy_forward": reference.cross_entropy,
     "cross_entropy_backward": recomputing(reference.cross_entropy, 1, [0, 1]),
     "kmeans": reference.kmeans,
+    "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
     "ranks": reference.ranks,
 }

@@ -88,6 +88,9 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (text, None, text[None, :K].clone(), 3),
             (text, torch.rand(N, M) > 0.3, text[:K].expand(N, K, D).clone(), 3),
         ],
+        "kmeans_plus_plus": [
+            (text, member, torch.rand(K, M)) for member in (None, torch.rand(N, M) > 0.3)
+        ],
         "sample_negatives": [
             (image, text, image_ids, text_ids, "multinomial", 0.1, torch.tensor([5, 6]))
         ],

@@ -9,6 +9,7 @@ from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator, wide_empty
+from itm_kernels.ops.kmeans_plus_plus import run as kmeans_plus_plus
 
 
 class KMeans(NamedTuple):
@@ -46,8 +47,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Cluster checked arguments, on behalf of a public function."""
     if init is None:
-        draws = x.new_empty((num_clusters, x.shape[0]), dtype=torch.float32)
-        init = reference.kmeans_plus_plus(x, member, draws.exponential_(generator=generator))
+        init = kmeans_plus_plus(x, member, num_clusters, generator, function, backend)
     sides = init.shape[0], x.shape[0]  # problems, and rows of each
     namespace = resolve(function, "kmeans", x, backend, sides)
     if namespace is None:

@@ -1,0 +1,38 @@
+"""The start of k-means: rows drawn far from those drawn before."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels import reference
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, operator, wide_empty
+
+
+def _fake(x: Tensor, member: Tensor | None, draws: Tensor) -> Tensor:
+    B = 1 if member is None else member.shape[0]
+    return wide_empty(x, B, draws.shape[0], x.shape[1])
+
+
+define("kmeans_plus_plus", "(Tensor x, Tensor? member, Tensor draws) -> Tensor centroids", _fake)
+
+
+def run(
+    x: Tensor,  # [M, D]
+    member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
+    num_clusters: int,
+    generator: torch.Generator | None,
+    function: str,
+    backend: str,
+) -> Tensor:  # [B, K, D]
+    """Draw start centroids by k-means++, the same numbers for every problem.
+
+    A part of k-means, as `unit_rows` of a loss: it takes the best that is there.
+    """
+    draws = x.new_empty((num_clusters, x.shape[0]), dtype=torch.float32)
+    draws.exponential_(generator=generator)
+    chosen = "reference" if backend == "reference" else "auto"
+    sides = 1 if member is None else member.shape[0], x.shape[0]  # problems, and rows of each
+    namespace = resolve(function, "kmeans_plus_plus", x, chosen, sides)
+    if namespace is None:
+        return reference.kmeans_plus_plus(x, member, draws)
+    return operator(namespace, "kmeans_plus_plus")(x, member, draws)
