@@ -32,6 +32,7 @@ OPERATORS = frozenset(
         "hardest_negatives",
         "intra_modal",
         "kmeans",
+        "kmeans_plus_plus",
         "log_sum_exp",
         "max_of_hinges",
         "rbf_synthesis",

@@ -5,7 +5,7 @@ our kernels count as much as these: what normalize and the scalars of a loss lau
 
 InfoCMR without synthesis and noise was 77 launches forward and backward, 73 of them PyTorch's, when
 it had kernels for log-sum-exp alone, and is 24; InfoNCE was 79, the sigmoid loss 43. With synthesis
-and noise PyTorch's were 421.
+and noise PyTorch's were 421, of which the draws of k-means++ were 160, and are 39.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,11 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
     "sigmoid": (losses.SigmoidLoss(), 8, 5),
     "info_nce": (losses.InfoNCELoss(), 10, 14),
-    "info_cmr": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
+    "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
+    # Synthesis with a kernel associative memory; no more noise than the emulator's grids hold.
+    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 45, 39),
+    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 49, 41),
 }
-
-
-# The paper's case: at most so many of ATen's, of which the k-means++ draws of the start centroids
-# are 160, 10 for each of 8 clusters of both sides. Grids of ours are split by the emulator.
-MOST_WITH_SYNTHESIS = 197
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +55,3 @@ def test_a_batch_of_128_launches_no_more_of_atens(name: str) -> None:
     loss, _, aten = STEPS[name]
     found = of_step(loss, *batch(128, 8, torch.float32))
     assert found.aten == aten, found.operators
-
-
-def test_synthesis_and_noise_launch_little_beside_the_start_of_kmeans() -> None:
-    found = of_step(losses.InfoCMRLoss(), *batch(16, 8, torch.float32))
-    assert found.aten <= MOST_WITH_SYNTHESIS, found.operators

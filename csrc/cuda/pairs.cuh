@@ -88,6 +88,29 @@ struct Sum {
   }
 };
 
+// The largest score and where; ties go to the lowest index, and NaN is larger than all.
+template <typename C>
+struct Hardest {
+  C value = -kInfinity<C>;
+  int index = -1;  // nothing seen
+
+  __device__ __forceinline__ void join(const Hardest& other) {
+    if (other.beats(*this)) *this = other;
+  }
+  __device__ __forceinline__ void see(C score, int at) { join({score, at}); }
+  __device__ __forceinline__ Hardest of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, value, lanes), __shfl_xor_sync(~0u, index, lanes)};
+  }
+
+ private:
+  __device__ __forceinline__ bool beats(const Hardest& other) const {
+    if (index < 0 || other.index < 0) return index > other.index;
+    const bool nan = value != value, others = other.value != other.value;
+    if (nan != others) return nan;
+    return value > other.value || ((nan || value == other.value) && index < other.index);
+  }
+};
+
 // see(state, m) for every column m of a row, by one warp; all lanes return the whole.
 template <typename State, typename See>
 __device__ __forceinline__ State fold_row(int M, See&& see) {

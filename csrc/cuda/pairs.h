@@ -18,6 +18,9 @@ struct ScoreParts {
 // Writes the parts, as plan_distances(1, N, M, D) shares out D.
 void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
                  void* parts, void* stream);
+// The same of squared distances, by differences.
+void square_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
+                  void* parts, void* stream);
 
 // Which image is whose positive, and which pairs are no negatives; all null for the diagonal.
 struct Pairing {
@@ -91,5 +94,16 @@ void sigmoid_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
                       const Pairing& pairing, const void* scale, const void* bias,
                       const Workspace& work, const WeightedRows& to, void* grad_scale,
                       void* grad_bias, void* stream);
+
+// k-means++ over rows of x, for problems with members of their own.
+struct Drawing {
+  int64_t problems, clusters;
+  const bool* member;  // [problems, rows] or null
+  const float* draws;  // [clusters, rows]
+  void* distance;      // room for [problems, rows] in fp32 or fp64
+  void* centroids;     // [problems, clusters, D]
+};
+void kmeans_plus_plus(Type type, const AnyRows& x, int64_t D, const ScoreParts& squares,
+                      const Drawing& to, void* stream);
 
 }  // namespace itm::cuda

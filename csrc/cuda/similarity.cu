@@ -24,6 +24,16 @@ void launch_distances(const Compared<typename Tile::T>& in, bool take_root, void
   });
 }
 
+template <typename Term>
+void launch_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
+                  void* parts, void* stream) {
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const Compared<T> in{rows_of<T>(x), rows_of<T>(y), 1, D, plan.parts, plan.depth};
+    launch_distances<SmallTile<T>, Term>(in, false, nullptr, parts, stream);
+  });
+}
+
 }  // namespace
 
 DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D) {
@@ -60,11 +70,12 @@ void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64
 
 void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
                  void* parts, void* stream) {
-  with_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    const Compared<T> in{rows_of<T>(x), rows_of<T>(y), 1, D, plan.parts, plan.depth};
-    launch_distances<SmallTile<T>, Product>(in, false, nullptr, parts, stream);
-  });
+  launch_parts<Product>(type, x, y, D, plan, parts, stream);
+}
+
+void square_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
+                  void* parts, void* stream) {
+  launch_parts<Square>(type, x, y, D, plan, parts, stream);
 }
 
 }  // namespace itm::cuda

@@ -5,6 +5,7 @@
 #include "cuda/binding/cross_entropy.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
+#include "cuda/binding/kmeans_plus_plus.cpp"
 #include "cuda/binding/log_sum_exp.cpp"
 #include "cuda/binding/max_of_hinges.cpp"
 #include "cuda/binding/rbf_synthesis.cpp"

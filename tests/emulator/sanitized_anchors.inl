@@ -32,6 +32,43 @@ void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& rand
   }
 }
 
+// Two problems of rows that are eighths, so that distances are exact: each centroid is the row of
+// the largest distance / draw.
+template <typename T>
+void check_kmeans_plus_plus(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
+  using C = Wide<T>;
+  const auto x = numbers<T>(M * D, random);
+  std::vector<float> draws(K * M);
+  for (float& draw : draws) draw = 1 + static_cast<float>(random() % 1024) / 1024;
+  const DistancePlan plan = plan_distances(1, M, M, D);
+  std::vector<C> squares(plan.parts * M * M), distance(2 * M), centroids(2 * K * D);
+  const auto member = std::make_unique<bool[]>(2 * M);
+  for (int64_t i = 0; i < 2 * M; ++i) member[i] = i % 5 != 0;
+  square_parts(type, matrix(x, M, D), matrix(x, M, D), D, plan, squares.data(), nullptr);
+  kmeans_plus_plus(type, {x.data(), M, D, 1}, D, {squares.data(), plan.parts, M, M},
+                   {2, K, member.get(), draws.data(), distance.data(), centroids.data()}, nullptr);
+  for (int64_t problem = 0; problem < 2; ++problem) {
+    const C* const own = centroids.data() + problem * K * D;
+    for (int64_t k = 0; k < K; ++k) {
+      C most = -1;
+      int64_t row = 0;
+      for (int64_t m = 0; m < M; ++m) {
+        C nearest = member[problem * M + m];
+        for (int64_t before = 0; before < k && nearest > 0; ++before) {
+          C square = 0;
+          for (int64_t d = 0; d < D; ++d) {
+            const C gap = widen(x[m * D + d]) - own[before * D + d];
+            square += gap * gap;
+          }
+          nearest = before == 0 ? square : std::min(nearest, square);
+        }
+        if (nearest / draws[k * M + m] > most) most = nearest / draws[k * M + m], row = m;
+      }
+      for (int64_t d = 0; d < D; ++d) expect(own[k * D + d], widen(x[row * D + d]), "centroid");
+    }
+  }
+}
+
 // Synthesis with a kernel associative memory, one clustering per anchor: softmax, systems and
 // vectors, then both gradients, of which the sanitizers alone see what they touch.
 template <typename T>

@@ -9,20 +9,21 @@
 
 namespace itm::cuda {
 
-// x y^T, where it is small enough to be stored.
+// x y^T, or what `launch` makes of every pair, where it is small enough to be stored.
 struct StoredScores {
   Tensor parts;  // [parts, N, M] in fp32 or fp64
   ScoreParts from;
 
-  StoredScores(const OnDevice& device, const Tensor& left, const Tensor& right) {
+  StoredScores(const OnDevice& device, const Tensor& left, const Tensor& right,
+               decltype(score_parts)* launch = score_parts) {
     const int64_t N = left.size(0), M = right.size(0);
     TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
                 " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
     const Tensor x = in_fours(left.unsqueeze(0)), y = in_fours(right.unsqueeze(0));
     const DistancePlan plan = plan_distances(1, N, M, x.size(2));
     parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));
-    score_parts(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan,
-                parts.mutable_data_ptr(), device.stream());
+    launch(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan, parts.mutable_data_ptr(),
+           device.stream());
     device.launched();
     from = {parts.const_data_ptr(), plan.parts, N, M};
   }
