@@ -155,6 +155,14 @@ def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
     kernels.kmeans(x, member, values(3, 5, D), 1)
 
 
+def kmeans_plus_plus(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import kmeans_plus_plus as kernels
+
+    x, draws = rows(N, D, dtype), values(3, N)
+    for member in (None, torch.empty((40, N), dtype=torch.bool, device="meta")):
+        kernels.kmeans_plus_plus(x, member, draws)
+
+
 def unit_rows(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import unit_rows as kernels
 
@@ -187,6 +195,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "rbf_synthesis": rbf_synthesis,
     "rbf_synthesis_logits": rbf_synthesis_logits,
     "kmeans": kmeans,
+    "kmeans_plus_plus": kmeans_plus_plus,
     "unit_rows": unit_rows,
     "cross_entropy": cross_entropy,
 }

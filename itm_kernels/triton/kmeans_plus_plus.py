@@ -1,0 +1,140 @@
+"""k-means++: a launch draws one row for every problem and takes all rows' distances from it.
+
+Rows are shared out: a program leaves the best draw among its own, and every program of the next
+launch takes the best of those, so that nothing waits within a launch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import rows_of, wide_dtype
+from itm_kernels.triton._tiles import difference_tile, highest, no_key, ordered_key, wide_type
+
+# Of a program: so many rows, and differences of them with the rows of its problems at once.
+_ROWS = 64
+_DIFFERENCES = 4096
+_MOST_PROBLEMS = 16
+_MOST_BLOCKS = 64  # whose draws are compared at once
+
+
+@triton.jit
+def _drawn(
+    keys,  # of every program's draw, as `ordered_key` makes them
+    found,  # its row
+    sums,
+    place,  # [P] int64: where those of a problem begin
+    blocks,
+    BLOCKS: tl.constexpr,
+):
+    """Return the rows `[P]` that all blocks draw, and whether any distance was positive."""
+    KEY: tl.constexpr = keys.dtype.element_ty
+    best = tl.full((place.shape[0],), no_key(KEY), KEY)
+    row = tl.zeros((place.shape[0],), tl.int32)
+    total = tl.zeros((place.shape[0],), sums.dtype.element_ty)
+    for first in range(0, blocks, BLOCKS):
+        block = (first + tl.arange(0, BLOCKS))[None, :]
+        at = place[:, None] + block
+        inside = (block < blocks) & (place[:, None] >= 0)
+        key, index = highest(
+            tl.load(keys + at, mask=inside, other=no_key(KEY)),
+            tl.load(found + at, mask=inside, other=0),
+            1,
+        )
+        row = tl.where(key > best, index, row)
+        best = tl.maximum(best, key)
+        total += tl.sum(tl.load(sums + at, mask=inside, other=0.0), 1)
+    return row, total > 0
+
+
+@triton.jit(do_not_specialize=["k"])
+def _draw_kernel(
+    x,
+    member,  # [B, M]
+    draws,  # [K, M]
+    distance,  # [B, M]
+    keys,  # [B, 2, blocks]: of even and of odd launches
+    found,
+    sums,
+    chosen,  # [B, K] int32
+    stride,
+    M,
+    B,
+    K,
+    D,
+    blocks,
+    k,  # the launch: k - 1 is the draw that it ends, k the one that it begins
+    ROWS: tl.constexpr,
+    PROBLEMS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HAS_MEMBER: tl.constexpr,
+):
+    DTYPE: tl.constexpr = wide_type(x.dtype)
+    own_block = tl.program_id(0) % blocks
+    p = (tl.program_id(0) // blocks) * PROBLEMS + tl.arange(0, PROBLEMS)
+    problem = tl.minimum(p, B - 1).to(tl.int64)
+    m = own_block * ROWS + tl.arange(0, ROWS)
+    at = problem[None, :] * M + m[:, None]
+    inside = (m < M)[:, None] & (p < B)[None, :]
+    nearest = tl.where(inside, 1.0, 0.0).to(DTYPE)
+    if HAS_MEMBER:
+        is_member = tl.load(member + at, mask=inside, other=0) != 0
+    else:
+        is_member = inside
+    if k > 0:
+        before = (2 * problem + (k + 1) % 2) * blocks
+        row, positive = _drawn(keys, found, sums, before, blocks, BLOCKS)
+        if k > 1:
+            # Where all rows lie on centroids, or a distance is NaN, the first one once more.
+            row = tl.where(positive, row, tl.load(chosen + problem * K))
+        if own_block == 0:
+            tl.store(chosen + problem * K + k - 1, row, mask=p < B)
+        nearest = difference_tile(x, x, stride, stride, D, tl.minimum(m, M - 1), row, DEPTH, True)
+    nearest = tl.where(is_member, nearest, 0.0)
+    if k < K:
+        if k > 1:
+            earlier = tl.load(distance + at, mask=inside, other=0.0)
+            # NaN, once there, stays.
+            nearest = tl.where((nearest < earlier) | (nearest != nearest), nearest, earlier)
+        if k > 0:
+            tl.store(distance + at, nearest, mask=inside)
+        draw = tl.load(draws + k.to(tl.int64) * M + m, mask=m < M, other=1.0)
+        chance = ordered_key(nearest / draw.to(DTYPE)[:, None])
+        chance = tl.where(inside, chance, no_key(DTYPE))
+        key, index = highest(chance, m[:, None], 0)
+        to = (2 * problem + k % 2) * blocks + own_block
+        tl.store(keys + to, key, mask=p < B)
+        tl.store(found + to, index, mask=p < B)
+        tl.store(sums + to, tl.sum(nearest, 0), mask=p < B)
+
+
+def kmeans_plus_plus(
+    x: Tensor,  # [M, D]
+    member: Tensor | None,  # [B, M]
+    draws: Tensor,  # [K, M]
+) -> Tensor:  # [B, K, D]
+    """Return start centroids, each a member drawn in proportion to its squared distance so far."""
+    (M, D), K = x.shape, draws.shape[0]
+    B = 1 if member is None else member.shape[0]
+    dtype = wide_dtype(x)
+    rows = rows_of(x)
+    blocks = triton.cdiv(M, _ROWS)
+    problems = min(triton.next_power_of_2(B), _MOST_PROBLEMS)
+    distance = torch.empty((B, M), dtype=dtype, device=x.device)
+    sums = distance.new_empty((B, 2, blocks))
+    found = torch.empty_like(sums, dtype=torch.int32)
+    keys = torch.empty_like(sums, dtype=torch.int64 if dtype == torch.float64 else torch.int32)
+    chosen = found.new_empty((B, K))
+    arguments = (
+        rows, distance if member is None else member.contiguous(), draws.float().contiguous(),
+        distance, keys, found, sums, chosen, rows.stride(0), M, B, K, D, blocks,
+    )  # fmt: skip
+    for k in range(K + 1):
+        _draw_kernel[(blocks * triton.cdiv(B, problems),)](
+            *arguments, k, ROWS=_ROWS, PROBLEMS=problems, DEPTH=_DIFFERENCES // _ROWS // problems,
+            BLOCKS=min(triton.next_power_of_2(blocks), _MOST_BLOCKS),
+            HAS_MEMBER=member is not None, num_warps=4,
+        )  # fmt: skip
+    return x.index_select(0, chosen.view(-1)).view(B, K, D).to(dtype)
