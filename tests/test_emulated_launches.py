@@ -26,6 +26,7 @@ pytestmark = needs_compiler
 STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 2),
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
+    "imc": (losses.IMCLoss(), 9, 14),
     "sigmoid": (losses.SigmoidLoss(), 8, 5),
     "info_nce": (losses.InfoNCELoss(), 10, 14),
     "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
