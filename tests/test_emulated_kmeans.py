@@ -97,7 +97,7 @@ def test_nan_is_nearest_and_stays_in_its_cluster() -> None:
 
 
 def test_means_of_large_clusters_round_little() -> None:
-    x = rows(2000, 3, dtype=torch.float32) + 100
+    x = rows(1000, 3, dtype=torch.float32) + 100
     found, wanted = cluster(x, None, x[None, :1] + 0.0, 1)
     exact = x.double().mean(0)
     error, theirs = ((c[0, 0] - exact).abs().max() for c in (found[1], wanted[1]))
@@ -117,10 +117,27 @@ def test_every_schedule_gives_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-def test_all_iterations_are_one_launch() -> None:
+def test_a_cluster_that_loses_its_last_row_stays_where_it_was() -> None:
+    generator = torch.Generator().manual_seed(165)
+    x, init = (torch.randn(*shape, generator=generator).double() for shape in ((40, 2), (1, 12, 2)))
+    lost, sizes = 0, torch.zeros(12, dtype=torch.int64)
+    for iterations in range(7):
+        found, wanted = cluster(x, None, 1.5 * init, iterations)
+        torch.testing.assert_close(found, wanted)
+        before, sizes = sizes, found[0][0].bincount(minlength=12)
+        lost += int(((before > 0) & (sizes == 0)).sum())
+    assert lost > 0
+
+
+def test_all_iterations_are_one_launch_after_that_of_products() -> None:
     before = launches()
     cluster(rows(12, 8), None, rows(7, 3, 8, seed=1), 6)
-    assert launches() - before == 1
+    assert launches() - before == 2
+
+
+def test_more_rows_than_it_takes_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="1025 x 1025 rows; CUDA kernels .* up to 1024"):
+        cluster(rows(1025, 1), None, rows(1, 2, 1), 1)
 
 
 def test_opcheck() -> None:

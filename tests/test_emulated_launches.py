@@ -31,8 +31,8 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "info_nce": (losses.InfoNCELoss(), 10, 14),
     "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
     # Synthesis with a kernel associative memory; no more noise than the emulator's grids hold.
-    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 45, 39),
-    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 49, 41),
+    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 47, 39),
+    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 41),
 }
 
 

@@ -9,16 +9,21 @@ void kmeans(Type type, const Matrix& x, int64_t D, const Clustering& to, void* s
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    const KMeans<T> in{rows_of<T>(x),      D,
-                       to.clusters,        to.iterations,
-                       to.member,          static_cast<C*>(to.centroids),
-                       to.assignment,      static_cast<C*>(to.half_square),
-                       {to.order, to.span}};
-    const bool fits = to.clusters * D <= CentroidsInShared<C>::kMost;
-    const auto kernel =
-        fits ? kmeans_kernel<T, CentroidsInShared<C>> : kmeans_kernel<T, CentroidsInGlobal<C>>;
+    const int64_t rows = to.problems * x.rows, spans = 2 * to.problems * to.clusters;
+    const KMeans<T> in{rows_of<T>(x),
+                       D,
+                       to.clusters,
+                       to.iterations,
+                       static_cast<const C*>(to.product),
+                       to.member,
+                       static_cast<C*>(to.centroids),
+                       to.assignment,
+                       static_cast<C*>(to.score),
+                       static_cast<C*>(to.half_square),
+                       {to.order, to.span},
+                       {to.order + rows, to.span + spans}};
     in_launches(to.problems, [&](int64_t first, int64_t count) {
-      launch(kernel, count, kClusterThreads, fits ? 48 << 10 : 0, stream, in, first);
+      launch(kmeans_kernel<T>, count, kClusterThreads, 0, stream, in, first);
     });
   });
 }

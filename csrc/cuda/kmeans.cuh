@@ -1,7 +1,9 @@
 #pragma once
-// k-means, all iterations of a problem in one block: its centroids stay in shared memory where they
-// fit, rows pass by from L2, once to be assigned and once to be added. A warp holds the products of
-// 4 rows with 8 centroids: one read of 16 bytes of a centroid feeds 16 multiplications.
+// k-means of a small batch, all iterations of a problem in one block. A centroid is the mean of
+// rows, so its product with a row is the mean of that row's products with them: the products of all
+// rows are there, for all problems, and an iteration adds M x M numbers where centroids of their
+// own would cost it 2 M K D operations and all rows twice. Rows themselves are read at the start,
+// to be multiplied with the first centroids, and at the end, for the last.
 
 #include "cuda/clusters.cuh"
 
@@ -13,53 +15,23 @@ struct KMeans {
   using C = Wide<T>;
   Rows<T> x;
   int64_t D, K, iterations;  // D in fours
+  const C* product;          // [M, M] of all rows
   const bool* member;        // [B, M] or null
   C* centroids;              // [B, K, D]: where to start, and the result
   int64_t* assignment;       // [B, M]
-  C* half_square;            // [B, K] |c|^2 / 2
-  Lists lists;               // room for those of B problems
+  C *score, *half_square;    // room for x.c [B, K, M] and |c|^2 / 2 [B, K]
+  Lists lists, others;       // room for those of B problems: of an iteration and the one before
 
   __device__ KMeans of_problem(int64_t b) const {
     KMeans own = *this;
     if (member) own.member += b * x.count;
     own.centroids += b * K * D;
     own.assignment += b * x.count;
+    own.score += b * K * x.count;
     own.half_square += b * K;
     own.lists = lists.of_problem(b, x.count, K);
+    own.others = others.of_problem(b, x.count, K);
     return own;
-  }
-};
-
-template <typename C>
-struct CentroidsInShared {
-  static constexpr int kRows = std::is_same_v<C, double> ? 1 : 4;
-  static constexpr int kMost = (48 << 10) / sizeof(C);
-  Shared<C> numbers;
-  int D;
-
-  __device__ __forceinline__ explicit CentroidsInShared(C*, int64_t D)
-      : numbers(Shared<C>::template all<kMost>()), D(static_cast<int>(D)) {}
-  __device__ __forceinline__ Four<C> read(int64_t k, int64_t d) const {
-    return numbers.template read<Four<C>>(static_cast<int>(k) * D + static_cast<int>(d));
-  }
-  __device__ __forceinline__ void write(int64_t k, int64_t d, const Four<C>& value) const {
-    numbers.write(static_cast<int>(k) * D + static_cast<int>(d), value);
-  }
-};
-
-template <typename C>
-struct CentroidsInGlobal {
-  // What is read from afar is in registers earlier: 4 rows are 12 bytes of spills on sm_90.
-  static constexpr int kRows = std::is_same_v<C, double> ? 1 : 2;
-  C* numbers;
-  int64_t D;
-
-  __device__ __forceinline__ explicit CentroidsInGlobal(C* from, int64_t D) : numbers(from), D(D) {}
-  __device__ __forceinline__ Four<C> read(int64_t k, int64_t d) const {
-    return *reinterpret_cast<const Four<C>*>(numbers + k * D + d);
-  }
-  __device__ __forceinline__ void write(int64_t k, int64_t d, const Four<C>& value) const {
-    *reinterpret_cast<Four<C>*>(numbers + k * D + d) = value;
   }
 };
 
@@ -71,10 +43,10 @@ __device__ __forceinline__ bool nearer(C score, int k, C other, int other_k) {
   return score > other || ((nan || score == other) && k < other_k);
 }
 
-// The products of kRows rows from m on with 8 centroids from k on, spread over the warp.
-template <int kRows, typename T, typename Centroids>
-__device__ __forceinline__ Wide<T> products(const KMeans<T>& in, const Centroids& centroids,
-                                            int64_t m, int64_t k) {
+// The products of two rows (one in fp64) from m on with 8 centroids from k on, spread over the
+// warp.
+template <int kRows, typename T>
+__device__ __forceinline__ Wide<T> products(const KMeans<T>& in, int64_t m, int64_t k) {
   using C = Wide<T>;
   C sum[kRows * 8] = {};
   for (int64_t d = 4 * lane(); d < in.D; d += 128) {
@@ -84,7 +56,7 @@ __device__ __forceinline__ Wide<T> products(const KMeans<T>& in, const Centroids
       x[r] = load_four(in.x.data + (m + r < in.x.count ? m + r : m) * in.x.stride + d);
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      const Four<C> y = centroids.read(k + c < in.K ? k + c : k, d);
+      const Four<C> y = load_four(in.centroids + (k + c < in.K ? k + c : k) * in.D + d);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -94,65 +66,22 @@ __device__ __forceinline__ Wide<T> products(const KMeans<T>& in, const Centroids
   return scattered_sum(sum);
 }
 
-// Sends every member to its nearest centroid; returns whether this thread has seen one move.
-template <typename T, typename Centroids>
-__device__ bool assign(const KMeans<T>& in, const Centroids& centroids, bool first) {
+// What the first centroids are to rows, and to themselves.
+template <typename T>
+__device__ __forceinline__ void compare(const KMeans<T>& in) {
   using C = Wide<T>;
-  constexpr int kRows = Centroids::kRows, kEach = 4 / kRows;  // lanes of a product
+  constexpr int kRows = std::is_same_v<C, double> ? 1 : 2, kEach = 4 / kRows;  // lanes of a product
   const int row = lane() / (8 * kEach), column = lane() / kEach % 8;
-  bool moved = false;
-  for (int64_t m = warp() * kRows; m < in.x.count; m += kClusterWarps * kRows) {
-    C best = -INFINITY;
-    int nearest = 0x7fffffff;
-    for (int64_t from = 0; from < in.K; from += 8) {
-      C score = products<kRows>(in, centroids, m, from);
-      int k = static_cast<int>(from) + column;
-      score = k < in.K ? score - in.half_square[k] : -C(INFINITY);
-#pragma unroll
-      for (int lanes = kEach; lanes < 8 * kEach; lanes *= 2) {
-        const C other = __shfl_xor_sync(~0u, score, lanes);
-        const int other_k = __shfl_xor_sync(~0u, k, lanes);
-        if (nearer(other, other_k, score, k)) score = other, k = other_k;
-      }
-      if (nearer(score, k, best, nearest)) best = score, nearest = k;
+  for (int64_t m = warp() * kRows; m < in.x.count; m += kClusterWarps * kRows)
+    for (int64_t first = 0; first < in.K; first += 8) {
+      const C product = products<kRows>(in, m, first);
+      if (lane() % kEach == 0 && m + row < in.x.count && first + column < in.K)
+        in.score[(first + column) * in.x.count + m + row] = product;
     }
-    if (lane() % (8 * kEach) != 0 || m + row >= in.x.count) continue;
-    const int64_t found = !in.member || in.member[m + row] ? nearest : -1;
-    moved |= first || in.assignment[m + row] != found;
-    in.assignment[m + row] = found;
-  }
-  return moved;
-}
-
-// Moves every centroid to the mean of its members; without any it stays.
-template <typename T, typename Centroids>
-__device__ void move(const KMeans<T>& in, const Centroids& centroids) {
-  using C = Wide<T>;
-  const int64_t fours = in.D / 4;
-  for (int64_t i = threadIdx.x; i < in.K * fours; i += kClusterThreads) {
-    const int64_t k = i / fours, d = i % fours * 4;
-    const int begin = in.lists.span[2 * k], end = in.lists.span[2 * k + 1];
-    if (begin == end) continue;
-    Four<C> sum = {};
-#pragma unroll 4
-    for (int m = begin; m < end; ++m) {
-      const Four<C> x = load_four(in.x.data + in.lists.order[m] * in.x.stride + d);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.v[e] += x.v[e];
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) sum.v[e] /= static_cast<C>(end - begin);
-    centroids.write(k, d, sum);
-  }
-}
-
-template <typename T, typename Centroids>
-__device__ void measure(const KMeans<T>& in, const Centroids& centroids) {
-  using C = Wide<T>;
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
     C square = 0;
     for (int64_t d = 4 * lane(); d < in.D; d += 128) {
-      const Four<C> c = centroids.read(k, d);
+      const Four<C> c = load_four(in.centroids + k * in.D + d);
 #pragma unroll
       for (int e = 0; e < 4; ++e) square += c.v[e] * c.v[e];
     }
@@ -161,33 +90,102 @@ __device__ void measure(const KMeans<T>& in, const Centroids& centroids) {
   }
 }
 
-template <typename T, typename Centroids>
-__global__ void __launch_bounds__(kClusterThreads) kmeans_kernel(KMeans<T> all, int64_t first) {
-  constexpr bool kShared = std::is_same_v<Centroids, CentroidsInShared<Wide<T>>>;
+// Sends every member to its nearest centroid; returns whether this thread has seen one move.
+template <typename T>
+__device__ __forceinline__ bool assign(const KMeans<T>& in, bool first) {
+  using C = Wide<T>;
+  bool moved = false;
+  for (int64_t m = threadIdx.x; m < in.x.count; m += kClusterThreads) {
+    C best = in.score[m] - in.half_square[0];
+    int nearest = 0;
+    for (int k = 1; k < in.K; ++k) {
+      const C score = in.score[k * in.x.count + m] - in.half_square[k];
+      if (nearer(score, k, best, nearest)) best = score, nearest = k;
+    }
+    const int64_t found = !in.member || in.member[m] ? nearest : -1;
+    moved |= first || in.assignment[m] != found;
+    in.assignment[m] = found;
+  }
+  return moved;
+}
+
+// What the means of the listed rows are to all rows. A warp takes a cluster and 32 rows, which are
+// neighbours in memory; without members a centroid stays what it was.
+template <typename T>
+__device__ __forceinline__ void add_products(const KMeans<T>& in, const Lists& lists) {
+  using C = Wide<T>;
+  const int64_t groups = ceil_div(in.x.count, 32);
+  for (int64_t task = warp(); task < in.K * groups; task += kClusterWarps) {
+    const int64_t k = task / groups, m = task % groups * 32 + lane();
+    const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
+    if (begin == end || m >= in.x.count) continue;
+    C sum = 0;
+#pragma unroll 4
+    for (int i = begin; i < end; ++i) sum += in.product[lists.order[i] * in.x.count + m];
+    in.score[k * in.x.count + m] = sum / static_cast<C>(end - begin);
+  }
+}
+
+// |c|^2 is the mean of x.c over the rows that c is the mean of.
+template <typename T>
+__device__ __forceinline__ void add_squares(const KMeans<T>& in, const Lists& lists) {
+  using C = Wide<T>;
+  for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
+    const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
+    if (begin == end) continue;
+    C sum = 0;
+    for (int i = begin + lane(); i < end; i += 32) sum += in.score[k * in.x.count + lists.order[i]];
+    sum = warp_sum(sum);
+    if (lane() == 0) in.half_square[k] = sum / static_cast<C>(2 * (end - begin));
+  }
+}
+
+// Writes the means of listed rows, of those clusters that have none in `unless`.
+template <typename T>
+__device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& lists,
+                                            const Lists* unless) {
+  using C = Wide<T>;
+  const int64_t fours = in.D / 4;
+  for (int64_t i = threadIdx.x; i < in.K * fours; i += kClusterThreads) {
+    const int64_t k = i / fours, d = i % fours * 4;
+    const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
+    if (begin == end || (unless && unless->span[2 * k] != unless->span[2 * k + 1])) continue;
+    Four<C> sum = {};
+#pragma unroll 4
+    for (int m = begin; m < end; ++m) {
+      const Four<C> x = load_four(in.x.data + lists.order[m] * in.x.stride + d);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum.v[e] += x.v[e];
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum.v[e] /= static_cast<C>(end - begin);
+    *reinterpret_cast<Four<C>*>(in.centroids + k * in.D + d) = sum;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kClusterThreads, 1) kmeans_kernel(KMeans<T> all, int64_t first) {
   const KMeans<T> in = all.of_problem(first + blockIdx.x);
-  const Centroids centroids(in.centroids, in.D);
-  const int64_t size = in.K * in.D;
-  if constexpr (kShared)
-    for (int64_t i = 4 * threadIdx.x; i < size; i += 4 * kClusterThreads)
-      centroids.write(0, i, load_four(in.centroids + i));
+  compare(in);
   __syncthreads();
-  measure(in, centroids);
-  __syncthreads();
-  bool moved = assign(in, centroids, true);
+  bool moved = assign(in, true);
+  Lists lists = in.lists, before = in.others;
   for (int64_t i = 0; i < in.iterations; ++i) {
     // Where nobody moves, nothing will: the same means again, for all iterations that are left.
     if (!__syncthreads_or(moved)) break;
-    in.lists.fill(in.assignment, in.x.count, in.K);
+    lists.fill(in.assignment, in.x.count, in.K);
     __syncthreads();
-    move(in, centroids);
+    // A cluster that has lost its last member stays where it was.
+    if (i > 0) write_means(in, before, &lists);
+    add_products(in, lists);
     __syncthreads();
-    measure(in, centroids);
+    add_squares(in, lists);
     __syncthreads();
-    moved = assign(in, centroids, false);
+    moved = assign(in, false);
+    const Lists done = lists;
+    lists = before, before = done;
   }
-  if constexpr (kShared)
-    for (int64_t i = 4 * threadIdx.x; i < size; i += 4 * kClusterThreads)
-      *reinterpret_cast<Four<Wide<T>>*>(in.centroids + i) = centroids.read(0, i);
+  if (in.iterations > 0) write_means(in, before, nullptr);
 }
 
 }  // namespace itm::cuda

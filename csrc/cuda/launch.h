@@ -88,14 +88,17 @@ struct BandPanel {
 void band(Type type, const BandOptions& options, const Matrix& x, int64_t D, const BandPanel& panel,
           void* stream);
 
-// k-means over rows of x, for several problems of their own members and centroids.
+// k-means over rows of x, for several problems of their own members and centroids. What there is
+// room for is in fp32, or fp64 for fp64.
 struct Clustering {
   int64_t problems, clusters, iterations;
+  const void* product;    // [rows, rows] x.x
   const bool* member;     // [problems, rows] or null
-  void* centroids;        // [problems, clusters, D] in fp32 or fp64: the start, and the result
+  void* centroids;        // [problems, clusters, D]: the start, and the result
   int64_t* assignment;    // [problems, rows]
-  void* half_square;      // room for [problems, clusters] in fp32 or fp64
-  int32_t *order, *span;  // room for [problems, rows], [problems, clusters, 2]
+  void* score;            // room for [problems, clusters, rows]
+  void* half_square;      // room for [problems, clusters]
+  int32_t *order, *span;  // room for [2, problems, rows], [2, problems, clusters, 2]
 };
 void kmeans(Type type, const Matrix& x, int64_t D, const Clustering& to, void* stream);
 

@@ -22,6 +22,9 @@ void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const D
 void square_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
                   void* parts, void* stream);
 
+// Adds the parts, for readers that come back often: out [N, M].
+void add_parts(Type type, const ScoreParts& scores, void* out, void* stream);
+
 // Which image is whose positive, and which pairs are no negatives; all null for the diagonal.
 struct Pairing {
   const int64_t *positive, *image_ids, *text_ids;  // [M], [N], [M]

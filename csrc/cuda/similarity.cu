@@ -24,6 +24,16 @@ void launch_distances(const Compared<typename Tile::T>& in, bool take_root, void
   });
 }
 
+template <typename T>
+void launch_addition(const void* partial, int64_t parts, int64_t size, bool take_root, void* out,
+                     void* stream) {
+  constexpr int kThreads = 256;
+  in_launches(ceil_div(size, kThreads), [&](int64_t first, int64_t count) {
+    launch(add_parts_kernel<T>, count, kThreads, 0, stream, static_cast<const Wide<T>*>(partial),
+           parts, size, take_root, first, static_cast<T*>(out));
+  });
+}
+
 template <typename Term>
 void launch_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
                   void* parts, void* stream) {
@@ -58,13 +68,8 @@ void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64
       else
         launch_distances<LargeTile<T>, Term>(in, take_root, out, partial, stream);
     });
-    if (plan.parts == 1) return;
-    constexpr int kThreads = 256;
-    const int64_t size = batch * x.rows * y.rows;
-    in_launches(ceil_div(size, kThreads), [&](int64_t first, int64_t count) {
-      launch(add_parts_kernel<T>, count, kThreads, 0, stream, static_cast<const Wide<T>*>(partial),
-             plan.parts, size, take_root, first, static_cast<T*>(out));
-    });
+    if (plan.parts > 1)
+      launch_addition<T>(partial, plan.parts, batch * x.rows * y.rows, take_root, out, stream);
   });
 }
 
@@ -76,6 +81,13 @@ void score_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const D
 void square_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const DistancePlan& plan,
                   void* parts, void* stream) {
   launch_parts<Square>(type, x, y, D, plan, parts, stream);
+}
+
+void add_parts(Type type, const ScoreParts& scores, void* out, void* stream) {
+  with_wide_type(type, [&](auto zero) {
+    using C = decltype(zero);
+    launch_addition<C>(scores.data, scores.parts, scores.N * scores.M, false, out, stream);
+  });
 }
 
 }  // namespace itm::cuda

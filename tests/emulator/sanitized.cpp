@@ -145,7 +145,7 @@ void check(Type type, std::mt19937& random) {
   check_band<T>(type, 1, 4, random);
   check_band<T>(type, 70, 140, random);
   check_kmeans<T>(type, 37, 9, 36, random);
-  check_kmeans<T>(type, 5, 100, 132, random);  // centroids beyond shared memory
+  check_kmeans<T>(type, 5, 100, 132, random);  // more clusters than rows
   check_kmeans_plus_plus<T>(type, 37, 9, 36, random);
   check_synthesis<T>(type, 3, 37, 2, 36, random);
   check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory

@@ -5,15 +5,19 @@ template <typename T>
 void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(M * D, random);
-  std::vector<C> centroids(2 * K * D), half(2 * K);
+  const DistancePlan plan = plan_distances(1, M, M, D);
+  std::vector<C> parts(plan.parts * M * M), product(M * M);
+  std::vector<C> centroids(2 * K * D), half(2 * K), score(2 * K * M);
   for (int64_t i = 0; i < 2 * K * D; ++i) centroids[i] = widen(x[i % (M * D)]);
   std::vector<int64_t> assignment(2 * M);
-  std::vector<int32_t> order(2 * M), span(4 * K);
+  std::vector<int32_t> order(4 * M), span(8 * K);
   const auto member = std::make_unique<bool[]>(2 * M);
   for (int64_t i = 0; i < 2 * M; ++i) member[i] = i % 5 != 0;
+  score_parts(type, matrix(x, M, D), matrix(x, M, D), D, plan, parts.data(), nullptr);
+  add_parts(type, {parts.data(), plan.parts, M, M}, product.data(), nullptr);
   kmeans(type, matrix(x, M, D), D,
-         {2, K, 1, member.get(), centroids.data(), assignment.data(), half.data(), order.data(),
-          span.data()},
+         {2, K, 1, product.data(), member.get(), centroids.data(), assignment.data(), score.data(),
+          half.data(), order.data(), span.data()},
          nullptr);
   for (int64_t i = 0; i < 2 * M; ++i) {
     expect(assignment[i] < 0, !member[i], "member");

@@ -27,6 +27,15 @@ struct StoredScores {
     device.launched();
     from = {parts.const_data_ptr(), plan.parts, N, M};
   }
+
+  // All parts in one, [N, M].
+  Tensor added(const OnDevice& device, Type type) const {
+    if (from.parts == 1) return parts.select(0, 0);
+    Tensor out = at::empty({from.N, from.M}, parts.options());
+    add_parts(type, from, out.mutable_data_ptr(), device.stream());
+    device.launched();
+    return out;
+  }
 };
 
 // Ids and positives without gaps, and their places.
