@@ -1,4 +1,4 @@
-"""Compiled k-means, ranks and sampling: tiles, ties, noise, instruction sets."""
+"""Compiled ranks and sampling: tiles, ties, noise, instruction sets (of k-means too)."""
 
 import numpy as np
 import pytest
@@ -199,78 +199,18 @@ def test_rows_and_directions_are_independent() -> None:
         assert chi_square(cells, np.full(16, 1 / 16)) < 45
 
 
-def cluster(x: Tensor, member: Tensor | None, init: Tensor, iterations: int):
-    native = torch.ops.itm_native.kmeans(x, member, init, iterations)
-    return native, reference.kmeans(x, member, init, iterations)
-
-
-@pytest.mark.parametrize("M, K, D", [*SIZES, (700, 2100, 5)])
-@pytest.mark.parametrize("iterations", [0, 1, 40])
-def test_kmeans(M: int, K: int, D: int, iterations: int) -> None:
-    x, init = rows(M, D), rows(1, K, D, seed=1)
-    for inputs in (x, init), (rows(D, M).T, rows(1, 2 * K, D + 3, seed=1)[:, ::2, 3:]):
-        native, wanted = cluster(inputs[0], None, inputs[1], iterations)
-        torch.testing.assert_close(native, wanted)
-    for dtype in HALVES:  # exact scores with ties; means compared with fp64 below
-        x, init = whole(M, D, dtype=dtype), whole(1, K, D, seed=1, dtype=dtype)
-        native, wanted = cluster(x, None, init, min(iterations, 1))
-        exact = reference.kmeans(x.double(), None, init.double(), min(iterations, 1))[1]
-        if not iterations:
-            assert torch.equal(native[0], wanted[0])
-        error, theirs = ((c - exact).abs().max() for c in (native[1], wanted[1]))
-        assert native[1].dtype == torch.float32
-        assert error <= 2 * theirs + 1e-6
-
-
-@pytest.mark.parametrize("B, M, K, D", [(1, 1, 3, 2), (33, 33, 5, 7), (301, 40, 7, 3)])
-def test_kmeans_per_anchor(B: int, M: int, K: int, D: int) -> None:
-    # 301 problems of 7 clusters are two tiles, the first of which breaks one off.
-    member = rows(M, B, seed=2).T > -0.5
-    member[0] = False  # a problem without members
-    x, init = rows(M, D), rows(B, K, D, seed=1)
-    for iterations in (0, 1, 5):
-        native, wanted = cluster(x, member, init, iterations)
-        torch.testing.assert_close(native, wanted)
-        assert (native[0] == -1).equal(~member)
-        assert native[1][0].equal(init[0])
-    for b in range(0, B, 50):  # each problem is one of its own
-        alone = torch.ops.itm_native.kmeans(x[member[b]], None, init[b][None], 5)
-        assert torch.equal(native[0][b][member[b]], alone[0][0])
-
-
-@pytest.mark.parametrize("M, D", [(5000, 3), (5000, 70)])
-def test_means_of_large_clusters_round_little(M: int, D: int) -> None:
-    x = rows(M, D, dtype=torch.float32) + 100
-    init = x[None, :1] + 0.0
-    native, wanted = cluster(x, None, init, 1)
-    exact = x.double().mean(0)
-    error, theirs = ((c[0, 0] - exact).abs().max() for c in (native[1], wanted[1]))
-    assert error <= 2 * theirs + 1e-6 * 100
-
-
-def test_nan_is_nearest_and_stays_in_its_cluster() -> None:
-    x, init = rows(9, 3), rows(1, 4, 3, seed=1)
-    x[5, 1] = torch.nan
-    for iterations in range(4):
-        native, wanted = cluster(x, None, init, iterations)
-        assert torch.equal(native[0], wanted[0])
-        assert native[1][0, 0].isnan().any() == (iterations > 0)
-        assert native[1][0, 1:].isfinite().all()
-    # Of a row that is no member nothing depends.
-    member = torch.arange(9)[None] != 5
-    without = torch.ops.itm_native.kmeans(x[member[0]], None, init, 3)
-    assert torch.equal(torch.ops.itm_native.kmeans(x, member, init, 3)[1], without[1])
-    init[0, 2, 0] = torch.nan
-    assert cluster(rows(9, 3), None, init, 0)[0][0].eq(2).all()
-
-
 EVERYTHING = """
+from test_native_kmeans import cluster
 from test_native_mining import *
 torch.set_num_threads({threads})
 x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
               for k, shape in enumerate([(300, 37), (2100, 37), (1, 9, 37)]))
+seeded = torch.Generator().manual_seed(0)
+member = torch.rand(40, 300, generator=seeded) > 0.1
 labels = ids(300, 250, 1), ids(2100, 250, 2)
 results = [ops.ranks(x, y, *labels, backend="native"), cluster(y, None, init, 5)[0][0]]
+start = torch.ops.itm_native.kmeans_plus_plus(x, member, torch.rand(9, 300, generator=seeded) + 0.1)
+results += [start[..., 0], cluster(x, member, start, 5)[0][0]]
 for strategy in ("multinomial", "uniform", "hardest"):
     results += sample(x, y, SEED, strategy, 2.0, *labels)
 for result in results:
@@ -282,7 +222,7 @@ def test_instruction_sets_and_threads_agree() -> None:
     reports = []
     for capability, threads in (("default", 1), ("avx2", 1), ("avx512", 1), ("avx512", 2)):
         reports.append(run_with(capability, EVERYTHING.format(threads=threads))[1])
-    assert len(reports[0]) == 8
+    assert len(reports[0]) == 10
     assert all(report == reports[0] for report in reports)
 
 

@@ -1,8 +1,11 @@
 // k-means: rows are compared with the centroids of all problems in one product over tiles, and a
-// cluster's mean is the sum of its own rows, not a product with mostly zeros.
+// cluster's mean is the sum of its own rows, not a product with mostly zeros. Many problems over
+// few rows share the products of these, of which a centroid's are the means: an iteration of a
+// problem then adds M x M numbers and multiplies nothing.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -109,6 +112,106 @@ class Problems {
   int64_t* const assigned_;
 };
 
+// The same where products of all rows with all rows, [M, M], are cheaper than those with centroids.
+template <typename T>
+class SmallProblems {
+ public:
+  // M additions instead of 2 K D operations for every row and iteration. 512 problems, K = 8: 5
+  // times as fast at M = 512 and D = 1024, 1.3 times at 1024 and 256. 2,048 rows have products of
+  // 16 MiB, which leave the caches: 5 times as slow.
+  static bool pays(int64_t B, int64_t K, int64_t M, int64_t D) {
+    return B > 1 && M <= B * K && M <= 1024 && 2 * M <= K * D;
+  }
+
+  SmallProblems(const Tensor& x, const OptionalTensor& member, const Tensor& centroids,
+                const Tensor& assignment)
+      : B(centroids.size(0)),
+        K(centroids.size(1)),
+        M(x.size(0)),
+        D(x.size(1)),
+        x_(x),
+        centroids_(centroids),
+        product_(at::mm(x, x.t())),
+        member_(member.has_value() ? member->contiguous() : Tensor()),
+        assigned_(assignment.mutable_data_ptr<int64_t>()) {}
+
+  void run(int64_t iterations) {
+    const int64_t together = std::max<int64_t>(1, kTogether / (K * M));
+    for (int64_t first = 0; first < B; first += together) {
+      const int64_t count = std::min(together, B - first);
+      const Tensor flat = centroids_.narrow(0, first, count).view({count * K, D});
+      const Tensor offset = flat.square().sum(-1, true).div_(-2);
+      const Tensor scores = at::addmm(offset.expand({count * K, M}), flat, x_.t());
+      T* const score = scores.template mutable_data_ptr<T>();
+      parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) run(first + b, score + b * K * M, iterations);
+      });
+    }
+  }
+
+ private:
+  static constexpr int64_t kTogether = 1
+                                       << 21;  // scores of the problems that are multiplied at once
+
+  // One problem, from its scores x.c - |c|^2 / 2, [K, M].
+  void run(int64_t b, T* score, int64_t iterations) const {
+    int64_t* const assigned = assigned_ + b * M;
+    std::optional<Groups> before;
+    bool moved = assign(b, score, assigned);
+    for (int64_t i = 0; i < iterations && moved; ++i) {
+      const Groups groups(assigned, M, K);
+      // A cluster that has lost its last member stays where it was.
+      if (before) write_means(b, *before, &groups);
+      for (int64_t k = 0; k < K; ++k) compare(groups, k, score + k * M);
+      before = groups;
+      moved = assign(b, score, assigned);
+    }
+    if (before) write_means(b, *before, nullptr);
+  }
+
+  bool assign(int64_t b, const T* score, int64_t* assigned) const {
+    const bool* const member = member_.defined() ? member_.const_data_ptr<bool>() + b * M : nullptr;
+    std::vector<T> best(M, -std::numeric_limits<T>::infinity());
+    std::vector<int64_t> index(M, 0);
+    cpu::loops<T>(kernels()).column_max(score, K, M, 0, M, 0, best.data(), index.data());
+    bool moved = false;
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t found = !member || member[m] ? index[m] : -1;
+      moved |= assigned[m] != found;
+      assigned[m] = found;
+    }
+    return moved;
+  }
+
+  // What the mean of a cluster is to all rows; |c|^2 is the mean of x.c over the cluster.
+  void compare(const Groups& groups, int64_t k, T* score) const {
+    const int64_t begin = groups.start[k], end = groups.start[k + 1], count = end - begin;
+    if (!count) return;
+    cpu::loops<T>(kernels()).sum_of_rows(product_.template const_data_ptr<T>(), M,
+                                         groups.order.data() + begin, count, score, M);
+    T square = 0;
+    for (int64_t m = 0; m < M; ++m) score[m] /= static_cast<T>(count);
+    for (int64_t i = begin; i < end; ++i) square += score[groups.order[i]];
+    for (int64_t m = 0; m < M; ++m) score[m] -= square / static_cast<T>(2 * count);
+  }
+
+  // Writes the means of those clusters that have no members in `unless`.
+  void write_means(int64_t b, const Groups& groups, const Groups* unless) const {
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t begin = groups.start[k], count = groups.start[k + 1] - begin;
+      if (!count || (unless && unless->start[k] != unless->start[k + 1])) continue;
+      T* const mean = centroids_.template mutable_data_ptr<T>() + (b * K + k) * D;
+      cpu::loops<T>(kernels()).sum_of_rows(x_.template const_data_ptr<T>(), D,
+                                           groups.order.data() + begin, count, mean, D);
+      for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<T>(count);
+    }
+  }
+
+  const int64_t B, K, M, D;
+  const Tensor x_, centroids_, product_, member_;
+  int64_t* const assigned_;
+};
+
 std::tuple<Tensor, Tensor> kmeans(const Tensor& x, const OptionalTensor& member,
                                   const Tensor& centroids, int64_t iterations) {
   const Tensor rows = wide(x);
@@ -117,6 +220,8 @@ std::tuple<Tensor, Tensor> kmeans(const Tensor& x, const OptionalTensor& member,
   const Tensor assignment =
       at::full({found.size(0), rows.size(0)}, -1, rows.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "kmeans", [&] {
+    if (SmallProblems<scalar_t>::pays(found.size(0), found.size(1), rows.size(0), rows.size(1)))
+      return SmallProblems<scalar_t>(rows, member, found, assignment).run(iterations);
     Problems<scalar_t> problems(rows, member, found, assignment);
     // Where nobody moves, nothing will: the same means again, for all iterations that are left.
     bool moved = problems.assign();
