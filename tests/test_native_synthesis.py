@@ -1,6 +1,7 @@
 """The compiled synthesis against the formula in fp64: layouts, odd sizes, precisions, blocks."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compiled import assert_instruction_sets_agree, needs_extension
+from itm_kernels.ops import _define
 from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import (
     LAYOUTS,
@@ -81,6 +83,60 @@ def test_many_members_make_blocks_small() -> None:
         results(case, backend, "attention", False) for backend in ("reference", "native")
     )
     same(found, wanted)
+
+
+# (600, 20, 5, 4): more than one block; (9, 40, 7, 3): clusters one by one. Some members have none.
+@in_every_form
+@pytest.mark.parametrize("size", [(33, 127, 96, 4), (600, 20, 5, 4), (9, 40, 7, 3)], ids=str)
+def test_kept_scores_are_those_that_are_computed_again(
+    size, weights, layout, logits, monkeypatch
+) -> None:
+    case = problem(*size, layout)
+    kept = results(case, "native", weights, logits)
+    monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+    same(kept, results(case, "native", weights, logits))
+
+
+@in_every_form
+def test_a_backward_pass_leaves_kept_scores_as_they_were(weights, layout, logits) -> None:
+    case = problem(33, 20, 9, 3, layout)
+    q, x = case.anchors.requires_grad_(), case.members.requires_grad_()
+    inputs = q, x, case.assignment, *case.ids.values(), Options(3, 0.5, weights, 1e-4)
+    found = run_logits(*inputs, False, "test", "native") if logits else run(*inputs, "", "native")
+    total = found[0].square().sum()
+    first, second = (torch.autograd.grad(total, (q, x), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])
+def test_kept_scores_are_read(logits) -> None:
+    case = problem(5, 7, 9, 2)
+    given = case.anchors, case.members, case.assignment, None, None, 2, 0.5, "kam", 1e-4
+    operators, name = torch.ops.itm_native, "rbf_synthesis" + "_logits" * logits
+    given = (*given, False) if logits else given
+    output, _, scores = getattr(operators, f"{name}_forward")(*given, True)
+    assert scores.shape == (5, 7)
+    backward = getattr(operators, f"{name}_backward")
+    assert backward(output, scores, *given)[0].isfinite().all()
+    assert backward(output, scores.fill_(torch.nan), *given)[0].isnan().all()
+
+
+def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> None:
+    kept = []
+
+    def record(namespace: str, x: Tensor, y: Tensor) -> bool:
+        kept.append(_define.keeps_scores(namespace, x, y))
+        return kept[-1]
+
+    operator = import_module("itm_kernels.ops.rbf_synthesis")  # a name may be the function's
+    monkeypatch.setattr(operator, "keeps_scores", record)
+    case = problem(5, 7, 9, 2).to(torch.float32)
+    for size in (4 * 5 * 7, 4 * 5 * 7 - 1):
+        monkeypatch.setattr(_define, "KEPT_BYTES", size)
+        results(case, "native", "kam", logits=False)
+    assert kept == [True, False]
+    run(*case[:3], None, None, Options(2, 0.5, "kam", 1e-4), "test", "native")
+    assert len(kept) == 2  # not asked
 
 
 @in_every_form

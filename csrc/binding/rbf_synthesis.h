@@ -27,6 +27,75 @@ struct Anchors {
   Tensor weights;     // [rows, M] of the members in the vectors: khat, or A^-1 khat
 };
 
+// The arguments of a synthesis, rows in the precision that they are computed in.
+struct Problem {
+  Tensor q, x;        // [N, D], [M, D]
+  Tensor assignment;  // [M] or [N, M]
+  OptionalTensor anchor_ids, member_ids;
+  int64_t num_clusters;
+  double sigma, ridge;
+  bool kam;
+  // What a forward pass leaves for its backward pass, if anything: q x^T by columns, of which there
+  // may be more than members in clusters. To be written, or known.
+  Tensor scores = {};
+  bool known = false;
+
+  Problem(const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+          const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+          double sigma, std::string_view weights, double ridge)
+      : q(wide(anchors)),
+        x(wide(members)),
+        assignment(assignment),
+        anchor_ids(anchor_ids),
+        member_ids(member_ids),
+        num_clusters(num_clusters),
+        sigma(sigma),
+        ridge(ridge),
+        kam(weights == "kam") {}
+
+  void use(const Tensor& kept, bool there) {
+    scores = if_kept(kept);
+    known = there && scores.defined();
+  }
+
+  // Tall clusters, which have nothing in common but the anchors, come one after another: then one
+  // cluster's matrices are there at a time.
+  bool one_by_one() const {
+    return kam && assignment.dim() == 1 && num_clusters > 1 && x.size(0) > num_clusters * x.size(1);
+  }
+
+  // Calls visit(k, the problem in which cluster k is the only one).
+  template <typename Visit>
+  void for_each_alone(Visit&& visit) const {
+    Problem own = *this;
+    own.num_clusters = 1;
+    int64_t first = 0;
+    for (int64_t k = 0; k < num_clusters; ++k) {
+      const Tensor inside = assignment.eq(k);
+      own.assignment = at::where(inside, 0, -1);
+      if (scores.defined()) {
+        const auto columns = inside.sum().item<int64_t>();
+        own.scores = scores.narrow(1, first, columns);
+        first += columns;
+      }
+      visit(k, own);
+    }
+  }
+
+  // Sums the gradients of anchors and members that gradient(problem, grad) returns of every cluster
+  // alone; those of members may be undefined.
+  template <typename Gradient>
+  std::tuple<Tensor, Tensor> sum_of_gradients(const Tensor& grad, Gradient&& gradient) const {
+    Tensor of_anchors, of_members;
+    for_each_alone([&](int64_t k, const Problem& own) {
+      const auto [of_q, of_x] = gradient(own, grad.narrow(1, k, 1));
+      of_anchors = k ? of_anchors.add_(of_q) : of_q;
+      if (of_x.defined()) of_members = k ? of_members.add_(of_x) : of_x;
+    });
+    return {of_anchors, of_members};
+  }
+};
+
 // A cluster's columns, their members' rows x and, where they are asked for, matrices in fp64.
 struct Cluster {
   int64_t first, size;
@@ -54,10 +123,7 @@ struct MemberGradient {
 class Synthesis {
  public:
   // with_grams: keep x x^T where it is the cheaper way to products of vectors with members.
-  Synthesis(const Tensor& anchors, const Tensor& members, const Tensor& assignment,
-            const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
-            int64_t num_clusters, double sigma, std::string_view weights, double ridge,
-            bool with_grams);
+  Synthesis(const Problem& problem, bool with_grams);
 
   int64_t size() const { return q_.size(0); }
   int64_t dimension() const { return q_.size(1); }
@@ -112,6 +178,8 @@ class Synthesis {
   bool kam_;
   double sigma_, ridge_;
   int64_t num_members_, most_rows_;
+  Tensor kept_;  // [N, M] by columns, or undefined
+  bool known_;
   Tensor q_, x_, half_square_, valid_;  // x [M, D] and |x|^2 / 2 [M] in column order
   Tensor order_, cluster_of_column_;    // with one clustering: every column's member and cluster
   Tensor assignment_;                   // [N, M] with one clustering per anchor
@@ -125,11 +193,6 @@ inline bool one_by_one(const Tensor& members, const Tensor& assignment, int64_t 
                        std::string_view weights) {
   return weights == "kam" && assignment.dim() == 1 && num_clusters > 1 &&
          members.size(0) > num_clusters * members.size(1);
-}
-
-// The clustering in which cluster k is the only one.
-inline Tensor alone(const Tensor& assignment, int64_t k) {
-  return at::where(assignment.eq(k), 0, -1);
 }
 
 }  // namespace itm
