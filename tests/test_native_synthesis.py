@@ -14,6 +14,7 @@ from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
+    furthest,
     hold_duplicates_in_their_cluster,
     hold_nan_where_it_belongs,
     hold_to_the_rule,
@@ -66,6 +67,23 @@ def test_near_duplicates(weights, layout, logits, M, D) -> None:
     case.members[M // 2 :] = normalize(case.members[: M // 2] + 1e-3 * case.members[M // 2 :])
     case.assignment[..., M // 2 :] = case.assignment[..., : M // 2]
     hold_to_the_rule(case, torch.float32, weights, logits)
+
+
+@pytest.mark.parametrize(("M", "D"), [(40, 33), (64, 31), (64, 333)])
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 0.0])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "no ids"])
+def test_vectors_of_near_duplicates_do_not_cancel(M, D, distance, ids) -> None:
+    """The formula's do, by up to 1e-4: its weights are thousands. A^-1 X is of the size of X."""
+    case = problem(33, M, D, 3, ids=ids)
+    case.members[M // 2 :] = normalize(case.members[: M // 2] + distance * case.members[M // 2 :])
+    case.assignment[M // 2 :] = case.assignment[: M // 2]
+    hold_to_the_rule(case, torch.float32, "kam", logits=False)
+    rounded = case.to(torch.float32)
+    exact = results(rounded.to(torch.float64), "reference", "kam", logits=False)
+    found = results(rounded, "native", "kam", logits=False)
+    for wanted, ours in ((exact[0], found[0]), (exact[2], found[2])):  # vectors and anchors
+        size = max(1.0, wanted.abs().max().item())
+        assert furthest(ours, wanted) <= 64 * torch.finfo(torch.float32).eps * size
 
 
 @in_every_form

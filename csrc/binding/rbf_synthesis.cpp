@@ -1,9 +1,11 @@
 // Synthetic vectors. Each cluster's are one product of a block's weights with its own members, so
 // that all clusters together cost what one over all members does.
 //
-// Backward, with vector v = x^T c, c = khat (attention) or A^-1 khat (kam), g = dL/dv:
-//   dL/dc = x g and dL/dx += c g^T; then through A (rbf_synthesis_kernel.cpp) to khat = softmax(s),
-//   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
+// Backward, with vector v = V^T khat, V = x (attention) or A^-1 x (kam), g = dL/dv:
+//   dL/dkhat = V g and dL/dV += khat g^T, which goes on through A (rbf_synthesis_kernel.cpp); from
+//   khat = softmax(s), dL/ds = khat (dL/dkhat - khat . dL/dkhat) goes through
+//   s = (q x - |x|^2 / 2) / sigma^2 to q and x.
+// With one clustering per anchor, kam has v = x^T c, c = A^-1 khat, since A is the anchor's own.
 
 #include "binding/rbf_synthesis.h"
 
@@ -31,10 +33,7 @@ std::tuple<Tensor, Tensor> vectors_of(const Problem& problem) {
     for (int64_t k = 0; k < K; ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       Tensor own = vectors.narrow(0, block.first, block.rows).select(1, k);
-      if (cluster.tall())
-        own.copy_(at::mm(synthesis.columns(block.weights, block, k), cluster.values));
-      else
-        at::mm_out(own, synthesis.columns(share, block, k), cluster.x);
+      at::mm_out(own, synthesis.columns(share, block, k), cluster.rows());
     }
   });
   // Without a member nothing depends on the cluster, whatever 0 was multiplied with.
@@ -51,18 +50,13 @@ std::tuple<Tensor, Tensor> vectors_gradient(const Problem& problem, const Tensor
   Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor g = grad.narrow(0, block.first, block.rows).to(of_anchors.scalar_type());
-    const Tensor share = block.weights.to(g.scalar_type());
-    Tensor of_weights = at::zeros_like(share);
+    Tensor of_weights = at::zeros_like(block.khat);
     for (int64_t k = 0; k < synthesis.num_clusters(); ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
-      const Tensor own = g.select(1, k).to(cluster.rows().scalar_type());
+      const Tensor own = g.select(1, k);
       synthesis.put_columns(of_weights, block, k, at::mm(own, cluster.rows().t()));
-      if (cluster.tall())
-        of_members.values[k].addmm_(synthesis.columns(block.weights, block, k).t(), own);
-      else
-        of_members.rows.narrow(0, cluster.first, cluster.size)
-            .addmm_(synthesis.columns(share, block, k).t(), own);
+      synthesis.add_rows(block, k, own, of_members);
     }
     const Tensor of_scores = synthesis.scores_gradient(block, of_weights, of_members);
     synthesis.spread(block, of_scores, of_anchors, &of_members);

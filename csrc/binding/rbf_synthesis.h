@@ -24,7 +24,7 @@ struct Anchors {
   Tensor assignment;  // [rows, M] with one clustering per anchor, else undefined
   Tensor scores;      // [rows, M] q x^T
   Tensor khat;        // [rows, M]
-  Tensor weights;     // [rows, M] of the members in the vectors: khat, or A^-1 khat
+  Tensor weights;     // [rows, M] of rows() in the vectors: khat, or A^-1 khat
 };
 
 // The arguments of a synthesis, rows in the precision that they are computed in.
@@ -96,18 +96,20 @@ struct Problem {
   }
 };
 
-// A cluster's columns, their members' rows x and, where they are asked for, matrices in fp64.
+// A cluster's columns, their members' rows x and, where they are asked for, matrices: all but
+// values in fp64.
 struct Cluster {
   int64_t first, size;
   Tensor x;        // [size, D]
   Tensor kernel;   // [size, size] e^(-|x_i - x_j|^2 / 2 sigma^2)
   Tensor inverse;  // [size, size] A^-1, for one clustering
   Tensor gram;     // [size, size] x x^T
-  Tensor values;   // [size, D] A^-1 x, in place of both where the cluster is tall
+  Tensor values;   // [size, D] A^-1 x: vectors are khat times these
 
-  // What weights make vectors of, and in which precision.
-  bool tall() const { return values.defined(); }
-  const Tensor& rows() const { return tall() ? values : x; }
+  // With more members than D its matrices are not there.
+  bool tall() const { return values.defined() && !inverse.defined(); }
+  // What weights make vectors of.
+  const Tensor& rows() const { return values.defined() ? values : x; }
 };
 
 // The members' gradient, gathered over all anchors, in column order.
@@ -117,7 +119,8 @@ struct MemberGradient {
   // Per cluster [size, size] in fp64: of its kernel matrix, and what its members are multiplied
   // with. One for all clusters when they share their columns.
   std::vector<Tensor> kernel, products;
-  std::vector<Tensor> values;  // [size, D] of every tall cluster
+  // Per cluster with values [size, D], dL/dV: times A^-1, or in fp64 where A^-1 is not there.
+  std::vector<Tensor> values;
 };
 
 class Synthesis {
@@ -146,6 +149,8 @@ class Synthesis {
   void put_columns(Tensor& all, const Anchors& block, int64_t k, Tensor part) const;
 
   MemberGradient member_gradient() const;
+  // Adds what the gradient of a block's vectors of cluster k [rows, D] is to what they are made of.
+  void add_rows(const Anchors& block, int64_t k, const Tensor& grad, MemberGradient& members) const;
   int64_t matrix_of(int64_t k) const { return per_anchor() ? 0 : k; }
   // From the gradient of a block's weights to that of q x^T; the members get the rest.
   Tensor scores_gradient(const Anchors& block, const Tensor& of_weights,
@@ -170,6 +175,7 @@ class Synthesis {
   Tensor kernel_of(Tensor gram) const;
   Tensor kernel_of_members(const Tensor& index) const;
   Tensor factor_of(Tensor kernel) const;
+  bool weighs() const;
   Tensor solve(const Anchors& block, const Tensor& right) const;
   void kernel_backward(const Anchors& block, const Tensor& of_khat, MemberGradient& members) const;
   Tensor kernel_to_products(const Tensor& kernel, const Tensor& grad) const;

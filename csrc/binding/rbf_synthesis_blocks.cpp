@@ -65,7 +65,7 @@ Anchors Synthesis::block(int64_t first, int64_t rows) {
   if (!known_) at::mm_out(block.scores, block.q, x_.t());
   block.khat = block.scores.clone(at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(q_.scalar_type(), "rbf_synthesis", [&] { softmax<scalar_t>(block); });
-  block.weights = kam_ ? solve(block, block.khat.to(at::kDouble)) : block.khat;
+  block.weights = weighs() ? solve(block, block.khat.to(at::kDouble)) : block.khat;
   return block;
 }
 
@@ -151,18 +151,22 @@ void Synthesis::put_columns(Tensor& all, const Anchors& block, int64_t k, Tensor
 MemberGradient Synthesis::member_gradient() const {
   MemberGradient members{at::zeros_like(x_), at::zeros_like(half_square_), {}, {}, {}};
   const int64_t matrices = per_anchor() ? 1 : num_clusters();
-  for (int64_t k = 0; k < matrices; ++k)
-    for (const auto& [list, like] : {std::pair(&members.kernel, clusters_[k].kernel),
-                                     std::pair(&members.products, clusters_[k].gram),
-                                     std::pair(&members.values, clusters_[k].values)})
+  for (int64_t k = 0; k < matrices; ++k) {
+    const Cluster& cluster = clusters_[k];
+    const Tensor& values = cluster.values;
+    for (const auto& [list, like] :
+         {std::pair(&members.kernel, values.defined() ? Tensor() : cluster.kernel),
+          std::pair(&members.products, cluster.gram),
+          std::pair(&members.values, cluster.tall() ? values.to(at::kDouble) : values)})
       list->push_back(like.defined() ? at::zeros_like(like) : Tensor());
+  }
   return members;
 }
 
 Tensor Synthesis::scores_gradient(const Anchors& block, const Tensor& of_weights,
                                   MemberGradient& members) const {
   Tensor grad = of_weights;
-  if (kam_) {
+  if (weighs()) {
     const Tensor of_khat = solve(block, of_weights.to(at::kDouble));
     kernel_backward(block, of_khat, members);
     grad = of_khat.to(q_.scalar_type());
@@ -203,7 +207,7 @@ Tensor Synthesis::finish(MemberGradient& members) const {
     }
     Tensor own = members.rows.narrow(0, cluster.first, cluster.size);
     if (factor.defined()) own.add_(at::mm(factor, cluster.x.to(at::kDouble)));
-    if (cluster.tall()) own.add_(values_backward(cluster, members.values[k]));
+    if (cluster.values.defined()) own.add_(values_backward(cluster, members.values[k]));
   }
   if (per_anchor()) return members.rows;
   return at::zeros({num_members_, dimension()}, x_.options()).index_copy_(0, order_, members.rows);

@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> logits_gradient(const Problem& problem, const Tensor&
     const Tensor a = length_of(block.q), a_least = a.clamp_min(kSmallest);
     const Tensor valid = synthesis.valid().narrow(0, block.first, block.rows);
     const Tensor g = grad.narrow(0, block.first, block.rows).to(at::kDouble).mul(valid);
-    Tensor along = at::zeros_like(a), straight;  // what a itself gets, and tall clusters' vectors
+    Tensor along = at::zeros_like(a), straight;  // what a itself gets, and vectors of values
     Tensor direct = at::zeros_like(block.khat), of_weights;
     if (!detach) of_weights = at::zeros_like(block.khat);
     for (int64_t k = 0; k < synthesis.num_clusters(); ++k) {
@@ -113,13 +113,13 @@ std::tuple<Tensor, Tensor> logits_gradient(const Problem& problem, const Tensor&
       const Tensor through = alpha.mul(v.dot).neg_();  // -g cos
       along.add_(over_length(through.div(a_least), a));
       const Tensor beta = over_length(through.div(v_least), v.length).unsqueeze(1);
-      if (cluster.tall()) {
+      if (cluster.values.defined()) {
         const Tensor pull = v.rows.mul(alpha.unsqueeze(1));
         straight = straight.defined() ? straight.add_(pull) : pull;
         if (detach) continue;
         const Tensor of_rows = block.q.mul(alpha.unsqueeze(1)).add_(v.rows.mul(beta));
-        of_members.values[k].addmm_(v.weights.t(), of_rows);
-        const Tensor of_own = at::mm(of_rows, cluster.values.t());
+        synthesis.add_rows(block, k, of_rows, of_members);
+        const Tensor of_own = at::mm(of_rows.to(v.rows.scalar_type()), cluster.values.t());
         synthesis.put_columns(of_weights, block, k, of_own.to(of_weights.scalar_type()));
         continue;
       }
