@@ -103,9 +103,9 @@ def test_many_members_make_blocks_small() -> None:
     same(found, wanted)
 
 
-# (600, 20, 5, 4): more than one block; (9, 40, 7, 3): clusters one by one. Some members have none.
+# (600, 20, 20, 4): more than one block; (9, 40, 8, 3): clusters one by one. Some members have none.
 @in_every_form
-@pytest.mark.parametrize("size", [(33, 127, 96, 4), (600, 20, 5, 4), (9, 40, 7, 3)], ids=str)
+@pytest.mark.parametrize("size", [(33, 127, 96, 4), (600, 20, 20, 4), (9, 40, 8, 3)], ids=str)
 def test_kept_scores_are_those_that_are_computed_again(
     size, weights, layout, logits, monkeypatch
 ) -> None:
@@ -155,6 +155,11 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> No
     assert kept == [True, False]
     run(*case[:3], None, None, Options(2, 0.5, "kam", 1e-4), "test", "native")
     assert len(kept) == 2  # not asked
+    for D in (1, 2):  # inputs of 10 and 20 numbers, 25 scores: cosines do without
+        results(problem(5, 5, D, 2), "native", "kam", logits=True)
+    assert len(kept) == 2
+    results(problem(5, 5, 3, 2), "native", "kam", logits=True)
+    assert len(kept) == 3
 
 
 @in_every_form
