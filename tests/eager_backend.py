@@ -194,10 +194,12 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "log_sum_exp_backward": recomputing(reference.log_sum_exp, 2, [0, 1, 2], saved=3),
     "sigmoid_forward": keeping(reference.sigmoid),
     "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3], saved=1),
-    "rbf_synthesis_forward": reference.rbf_synthesis,
-    "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1]),
-    "rbf_synthesis_logits_forward": reference.rbf_synthesis_logits,
-    "rbf_synthesis_logits_backward": recomputing(reference.rbf_synthesis_logits, 1, [0, 1]),
+    "rbf_synthesis_forward": keeping(reference.rbf_synthesis),
+    "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1], saved=1),
+    "rbf_synthesis_logits_forward": keeping(reference.rbf_synthesis_logits),
+    "rbf_synthesis_logits_backward": recomputing(
+        reference.rbf_synthesis_logits, 1, [0, 1], saved=1
+    ),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
     "cross_entropy_forward": reference.cross_entropy,

@@ -163,10 +163,11 @@ def test_opcheck(weights, layout, logits) -> None:
     case = problem(3, 5, 4, 2, layout).to(torch.float32)
     operators = getattr(torch.ops, NAMESPACE)
     inputs = case.anchors, case.members, case.assignment, *case.ids.values(), 2, 0.5, weights, 1e-4
+    grad, none = case.grad.float(), torch.empty(0, 0)  # scores are kept on CPUs alone
     if logits:
-        torch.library.opcheck(operators.rbf_synthesis_logits_forward, (*inputs, False))
-        grad = case.grad[..., 0].float().contiguous()
-        torch.library.opcheck(operators.rbf_synthesis_logits_backward, (grad, *inputs, False))
+        torch.library.opcheck(operators.rbf_synthesis_logits_forward, (*inputs, False, False))
+        given = grad[..., 0].contiguous(), none, *inputs, False
+        torch.library.opcheck(operators.rbf_synthesis_logits_backward, given)
     else:
-        torch.library.opcheck(operators.rbf_synthesis_forward, inputs)
-        torch.library.opcheck(operators.rbf_synthesis_backward, (case.grad.float(), *inputs))
+        torch.library.opcheck(operators.rbf_synthesis_forward, (*inputs, False))
+        torch.library.opcheck(operators.rbf_synthesis_backward, (grad, none, *inputs))

@@ -1,6 +1,7 @@
 """The compiled synthesis against the formula in fp64: layouts, odd sizes, precisions, blocks."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compiled import assert_instruction_sets_agree, needs_extension
+from itm_kernels.ops import _define
 from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
+    furthest,
     hold_duplicates_in_their_cluster,
     hold_nan_where_it_belongs,
     hold_to_the_rule,
@@ -66,6 +69,23 @@ def test_near_duplicates(weights, layout, logits, M, D) -> None:
     hold_to_the_rule(case, torch.float32, weights, logits)
 
 
+@pytest.mark.parametrize(("M", "D"), [(40, 33), (64, 31), (64, 333)])
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 0.0])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "no ids"])
+def test_vectors_of_near_duplicates_do_not_cancel(M, D, distance, ids) -> None:
+    """The formula's do, by up to 1e-4: its weights are thousands. A^-1 X is of the size of X."""
+    case = problem(33, M, D, 3, ids=ids)
+    case.members[M // 2 :] = normalize(case.members[: M // 2] + distance * case.members[M // 2 :])
+    case.assignment[M // 2 :] = case.assignment[: M // 2]
+    hold_to_the_rule(case, torch.float32, "kam", logits=False)
+    rounded = case.to(torch.float32)
+    exact = results(rounded.to(torch.float64), "reference", "kam", logits=False)
+    found = results(rounded, "native", "kam", logits=False)
+    for wanted, ours in ((exact[0], found[0]), (exact[2], found[2])):  # vectors and anchors
+        size = max(1.0, wanted.abs().max().item())
+        assert furthest(ours, wanted) <= 64 * torch.finfo(torch.float32).eps * size
+
+
 @in_every_form
 def test_many_blocks_of_anchors_are_one(weights, layout, logits) -> None:
     # More anchors than the 512 of a block, ragged.
@@ -81,6 +101,65 @@ def test_many_members_make_blocks_small() -> None:
         results(case, backend, "attention", False) for backend in ("reference", "native")
     )
     same(found, wanted)
+
+
+# (600, 20, 20, 4): more than one block; (9, 40, 8, 3): clusters one by one. Some members have none.
+@in_every_form
+@pytest.mark.parametrize("size", [(33, 127, 96, 4), (600, 20, 20, 4), (9, 40, 8, 3)], ids=str)
+def test_kept_scores_are_those_that_are_computed_again(
+    size, weights, layout, logits, monkeypatch
+) -> None:
+    case = problem(*size, layout)
+    kept = results(case, "native", weights, logits)
+    monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+    same(kept, results(case, "native", weights, logits))
+
+
+@in_every_form
+def test_a_backward_pass_leaves_kept_scores_as_they_were(weights, layout, logits) -> None:
+    case = problem(33, 20, 9, 3, layout)
+    q, x = case.anchors.requires_grad_(), case.members.requires_grad_()
+    inputs = q, x, case.assignment, *case.ids.values(), Options(3, 0.5, weights, 1e-4)
+    found = run_logits(*inputs, False, "test", "native") if logits else run(*inputs, "", "native")
+    total = found[0].square().sum()
+    first, second = (torch.autograd.grad(total, (q, x), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("logits", [False, True], ids=["vectors", "logits"])
+def test_kept_scores_are_read(logits) -> None:
+    case = problem(5, 7, 9, 2)
+    given = case.anchors, case.members, case.assignment, None, None, 2, 0.5, "kam", 1e-4
+    operators, name = torch.ops.itm_native, "rbf_synthesis" + "_logits" * logits
+    given = (*given, False) if logits else given
+    output, _, scores = getattr(operators, f"{name}_forward")(*given, True)
+    assert scores.shape == (5, 7)
+    backward = getattr(operators, f"{name}_backward")
+    assert backward(output, scores, *given)[0].isfinite().all()
+    assert backward(output, scores.fill_(torch.nan), *given)[0].isnan().all()
+
+
+def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> None:
+    kept = []
+
+    def record(namespace: str, x: Tensor, y: Tensor) -> bool:
+        kept.append(_define.keeps_scores(namespace, x, y))
+        return kept[-1]
+
+    operator = import_module("itm_kernels.ops.rbf_synthesis")  # a name may be the function's
+    monkeypatch.setattr(operator, "keeps_scores", record)
+    case = problem(5, 7, 9, 2).to(torch.float32)
+    for size in (4 * 5 * 7, 4 * 5 * 7 - 1):
+        monkeypatch.setattr(_define, "KEPT_BYTES", size)
+        results(case, "native", "kam", logits=False)
+    assert kept == [True, False]
+    run(*case[:3], None, None, Options(2, 0.5, "kam", 1e-4), "test", "native")
+    assert len(kept) == 2  # not asked
+    for D in (1, 2):  # inputs of 10 and 20 numbers, 25 scores: cosines do without
+        results(problem(5, 5, D, 2), "native", "kam", logits=True)
+    assert len(kept) == 2
+    results(problem(5, 5, 3, 2), "native", "kam", logits=True)
+    assert len(kept) == 3
 
 
 @in_every_form

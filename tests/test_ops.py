@@ -80,10 +80,18 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         ],
         "cross_entropy_forward": [(grad, torch.randn(2, K, M), 0.5)],
         "cross_entropy_backward": [(grad, grad, torch.randn(2, K, M), 1.0)],
-        "rbf_synthesis_forward": [(*synthesis, "kam", 1e-4)],
-        "rbf_synthesis_backward": [(torch.randn(N, K, D), *synthesis, "attention", 0.0)],
-        "rbf_synthesis_logits_forward": [(*synthesis, "kam", 1e-4, True)],
-        "rbf_synthesis_logits_backward": [(torch.randn(N, K), *synthesis, "kam", 1e-4, False)],
+        "rbf_synthesis_forward": [(*synthesis, "kam", 1e-4, keep) for keep in (False, True)],
+        "rbf_synthesis_backward": [
+            (torch.randn(N, K, D), none, *synthesis, "attention", 0.0),
+            (torch.randn(N, K, D), scores, *synthesis, "kam", 1e-4),
+        ],
+        "rbf_synthesis_logits_forward": [
+            (*synthesis, "kam", 1e-4, True, keep) for keep in (False, True)
+        ],
+        "rbf_synthesis_logits_backward": [
+            (torch.randn(N, K), none, *synthesis, "kam", 1e-4, False),
+            (torch.randn(N, K), scores, *synthesis, "attention", 0.0, True),
+        ],
         "kmeans": [
             (text, None, text[None, :K].clone(), 3),
             (text, torch.rand(N, M) > 0.3, text[:K].expand(N, K, D).clone(), 3),

@@ -135,11 +135,11 @@ def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> N
             known = (ids(N), ids(M)) if weights == "kam" else (None, None)
             inputs = anchors, rows(M, D, dtype), assignment, *known, K, 0.5, weights, 1e-4
             if logits:
-                kernels.rbf_synthesis_logits_forward(*inputs, False)
-                kernels.rbf_synthesis_logits_backward(values(N, K), *inputs, False)
+                _, _, none = kernels.rbf_synthesis_logits_forward(*inputs, False, False)
+                kernels.rbf_synthesis_logits_backward(values(N, K), none, *inputs, False)
             else:
-                kernels.rbf_synthesis_forward(*inputs)
-                kernels.rbf_synthesis_backward(values(N, K, D), *inputs)
+                _, _, none = kernels.rbf_synthesis_forward(*inputs, False)
+                kernels.rbf_synthesis_backward(values(N, K, D), none, *inputs)
 
 
 def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:

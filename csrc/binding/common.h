@@ -31,6 +31,9 @@ const cpu::Kernels& kernels();
 // fp16 and bf16 are computed in fp32; rows are made contiguous.
 Tensor wide(const Tensor& x);
 
+// Uninitialised, for what a call writes as a whole and returns: large results in large pages.
+Tensor room(at::IntArrayRef shape, const at::TensorOptions& options);
+
 inline const int64_t* ids_or_null(const OptionalTensor& ids) {
   return ids.has_value() ? ids->const_data_ptr<int64_t>() : nullptr;
 }
@@ -133,7 +136,7 @@ void for_each_tile(const Tensor& x, const Tensor& y, double alpha, Visit&& visit
 // The scores that a forward pass hands to its backward pass: a matrix [N, M], or one without
 // entries.
 inline Tensor scores_to_keep(bool keep, const Tensor& x, const Tensor& y) {
-  return at::empty({keep ? x.size(0) : 0, keep ? y.size(0) : 0}, x.options());
+  return room({keep ? x.size(0) : 0, keep ? y.size(0) : 0}, x.options());
 }
 
 // The matrix, if it has entries.

@@ -1,9 +1,11 @@
 // Synthetic vectors. Each cluster's are one product of a block's weights with its own members, so
 // that all clusters together cost what one over all members does.
 //
-// Backward, with vector v = x^T c, c = khat (attention) or A^-1 khat (kam), g = dL/dv:
-//   dL/dc = x g and dL/dx += c g^T; then through A (rbf_synthesis_kernel.cpp) to khat = softmax(s),
-//   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
+// Backward, with vector v = V^T khat, V = x (attention) or A^-1 x (kam), g = dL/dv:
+//   dL/dkhat = V g and dL/dV += khat g^T, which goes on through A (rbf_synthesis_kernel.cpp); from
+//   khat = softmax(s), dL/ds = khat (dL/dkhat - khat . dL/dkhat) goes through
+//   s = (q x - |x|^2 / 2) / sigma^2 to q and x.
+// With one clustering per anchor, kam has v = x^T c, c = A^-1 khat, since A is the anchor's own.
 
 #include "binding/rbf_synthesis.h"
 
@@ -14,36 +16,24 @@
 namespace itm {
 namespace {
 
-std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Tensor& members,
-                                                 const Tensor& assignment,
-                                                 const OptionalTensor& anchor_ids,
-                                                 const OptionalTensor& member_ids,
-                                                 int64_t num_clusters, double sigma,
-                                                 std::string_view weights, double ridge) {
-  if (one_by_one(members, assignment, num_clusters, weights)) {
-    Tensor vectors =
-        at::empty({anchors.size(0), num_clusters, anchors.size(1)}, wide(anchors).options());
-    Tensor valid = at::empty({anchors.size(0), num_clusters}, vectors.options().dtype(at::kBool));
-    for (int64_t k = 0; k < num_clusters; ++k) {
-      const auto [own, any] = rbf_synthesis_forward(
-          anchors, members, alone(assignment, k), anchor_ids, member_ids, 1, sigma, weights, ridge);
+std::tuple<Tensor, Tensor> vectors_of(const Problem& problem) {
+  const int64_t N = problem.q.size(0), K = problem.num_clusters, D = problem.q.size(1);
+  const Tensor vectors = room({N, K, D}, problem.q.options());
+  if (problem.one_by_one()) {
+    Tensor valid = at::empty({N, K}, vectors.options().dtype(at::kBool));
+    problem.for_each_alone([&](int64_t k, const Problem& alone) {
+      const auto [own, any] = vectors_of(alone);
       vectors.narrow(1, k, 1).copy_(own), valid.narrow(1, k, 1).copy_(any);
-    }
+    });
     return {vectors, valid};
   }
-  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
-                      weights, ridge, /*with_grams=*/false);
-  const Tensor vectors =
-      at::empty({synthesis.size(), num_clusters, synthesis.dimension()}, synthesis.options());
+  Synthesis synthesis(problem, /*with_grams=*/false);
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor share = block.weights.to(vectors.scalar_type());
-    for (int64_t k = 0; k < num_clusters; ++k) {
+    for (int64_t k = 0; k < K; ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       Tensor own = vectors.narrow(0, block.first, block.rows).select(1, k);
-      if (cluster.tall())
-        own.copy_(at::mm(synthesis.columns(block.weights, block, k), cluster.values));
-      else
-        at::mm_out(own, synthesis.columns(share, block, k), cluster.x);
+      at::mm_out(own, synthesis.columns(share, block, k), cluster.rows());
     }
   });
   // Without a member nothing depends on the cluster, whatever 0 was multiplied with.
@@ -52,48 +42,49 @@ std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Te
   return {vectors, synthesis.valid()};
 }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tensor& anchors,
-                                                  const Tensor& members, const Tensor& assignment,
-                                                  const OptionalTensor& anchor_ids,
-                                                  const OptionalTensor& member_ids,
-                                                  int64_t num_clusters, double sigma,
-                                                  std::string_view weights, double ridge) {
-  if (one_by_one(members, assignment, num_clusters, weights)) {
-    const Tensor q = wide(anchors), x = wide(members);
-    Tensor of_anchors, of_members;
-    for (int64_t k = 0; k < num_clusters; ++k) {
-      const auto [of_q, of_x] =
-          rbf_synthesis_backward(grad.narrow(1, k, 1), q, x, alone(assignment, k), anchor_ids,
-                                 member_ids, 1, sigma, weights, ridge);
-      of_anchors = k ? of_anchors.add_(of_q) : of_q;
-      of_members = k ? of_members.add_(of_x) : of_x;
-    }
-    return {of_anchors.to(anchors.scalar_type()), of_members.to(members.scalar_type())};
-  }
-  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
-                      weights, ridge, /*with_grams=*/false);
+// In the precision that it is computed in.
+std::tuple<Tensor, Tensor> vectors_gradient(const Problem& problem, const Tensor& grad) {
+  if (problem.one_by_one()) return problem.sum_of_gradients(grad, vectors_gradient);
+  Synthesis synthesis(problem, /*with_grams=*/false);
   MemberGradient of_members = synthesis.member_gradient();
   Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor g = grad.narrow(0, block.first, block.rows).to(of_anchors.scalar_type());
-    const Tensor share = block.weights.to(g.scalar_type());
-    Tensor of_weights = at::zeros_like(share);
-    for (int64_t k = 0; k < num_clusters; ++k) {
+    Tensor of_weights = at::zeros_like(block.khat);
+    for (int64_t k = 0; k < synthesis.num_clusters(); ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
-      const Tensor own = g.select(1, k).to(cluster.rows().scalar_type());
+      const Tensor own = g.select(1, k);
       synthesis.put_columns(of_weights, block, k, at::mm(own, cluster.rows().t()));
-      if (cluster.tall())
-        of_members.values[k].addmm_(synthesis.columns(block.weights, block, k).t(), own);
-      else
-        of_members.rows.narrow(0, cluster.first, cluster.size)
-            .addmm_(synthesis.columns(share, block, k).t(), own);
+      synthesis.add_rows(block, k, own, of_members);
     }
     const Tensor of_scores = synthesis.scores_gradient(block, of_weights, of_members);
     synthesis.spread(block, of_scores, of_anchors, &of_members);
   });
-  return {of_anchors.to(anchors.scalar_type()),
-          synthesis.finish(of_members).to(members.scalar_type())};
+  return {of_anchors, synthesis.finish(of_members)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_forward(
+    const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+    double sigma, std::string_view weights, double ridge, bool keep_scores) {
+  Problem problem(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                  weights, ridge);
+  const Tensor scores = scores_to_keep(keep_scores, problem.q, problem.x);
+  problem.use(scores, /*there=*/false);
+  const auto [vectors, valid] = vectors_of(problem);
+  return {vectors, valid, scores};
+}
+
+std::tuple<Tensor, Tensor> rbf_synthesis_backward(
+    const Tensor& grad, const Tensor& scores, const Tensor& anchors, const Tensor& members,
+    const Tensor& assignment, const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
+    int64_t num_clusters, double sigma, std::string_view weights, double ridge) {
+  Problem problem(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                  weights, ridge);
+  problem.use(scores, /*there=*/true);
+  const auto [of_anchors, of_members] = vectors_gradient(problem, grad);
+  return {of_anchors.to(anchors.scalar_type()), of_members.to(members.scalar_type())};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -22,28 +22,27 @@ Tensor clean(const Tensor& assignment, int64_t num_clusters) {
 
 }  // namespace
 
-Synthesis::Synthesis(const Tensor& anchors, const Tensor& members, const Tensor& assignment,
-                     const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
-                     int64_t num_clusters, double sigma, std::string_view weights, double ridge,
-                     bool with_grams)
-    : kam_(weights == "kam"),
-      sigma_(sigma),
-      ridge_(ridge),
-      num_members_(members.size(0)),
-      q_(wide(anchors)),
-      x_(wide(members)),
-      valid_(at::zeros({q_.size(0), num_clusters}, q_.options().dtype(at::kBool))),
-      clusters_(num_clusters) {
-  OptionalTensor ids = member_ids;
+Synthesis::Synthesis(const Problem& problem, bool with_grams)
+    : kam_(problem.kam),
+      sigma_(problem.sigma),
+      ridge_(problem.ridge),
+      num_members_(problem.x.size(0)),
+      known_(problem.known),
+      q_(problem.q),
+      x_(problem.x),
+      valid_(at::zeros({q_.size(0), problem.num_clusters}, q_.options().dtype(at::kBool))),
+      clusters_(problem.num_clusters) {
+  const Tensor& assignment = problem.assignment;
+  OptionalTensor ids = problem.member_ids;
   if (assignment.dim() == 1) {
-    const Tensor cluster = clean(assignment, num_clusters);
-    const Groups groups(cluster.const_data_ptr<int64_t>(), num_members_, num_clusters);
+    const Tensor cluster = clean(assignment, num_clusters());
+    const Groups groups(cluster.const_data_ptr<int64_t>(), num_members_, num_clusters());
     order_ = at::empty({static_cast<int64_t>(groups.order.size())}, cluster.options());
     std::copy(groups.order.begin(), groups.order.end(), order_.mutable_data_ptr<int64_t>());
     cluster_of_column_ = cluster.index_select(0, order_);
     x_ = x_.index_select(0, order_);
     if (ids.has_value()) ids = ids->index_select(0, order_);
-    for (int64_t k = 0; k < num_clusters; ++k) {
+    for (int64_t k = 0; k < num_clusters(); ++k) {
       clusters_[k].first = groups.start[k];
       clusters_[k].size = groups.start[k + 1] - groups.start[k];
     }
@@ -52,18 +51,21 @@ Synthesis::Synthesis(const Tensor& anchors, const Tensor& members, const Tensor&
     for (Cluster& cluster : clusters_) cluster.first = 0, cluster.size = num_members_;
   }
   half_square_ = x_.square().sum(1).div_(2);
-  if (anchor_ids.has_value()) same_.emplace(anchor_ids, ids);
+  if (ids.has_value()) same_.emplace(problem.anchor_ids, ids);
   most_rows_ = std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(1, x_.size(0)), 1, kMostRows);
+  if (problem.scores.defined()) kept_ = problem.scores.narrow(1, 0, x_.size(0));
   add_matrices(with_grams);
 }
 
 Anchors Synthesis::block(int64_t first, int64_t rows) {
   Anchors block{first, rows, q_.narrow(0, first, rows), {}, {}, {}, {}};
   if (per_anchor()) block.assignment = clean(assignment_.narrow(0, first, rows), num_clusters());
-  block.scores = at::mm(block.q, x_.t());
-  block.khat = block.scores.clone();
+  block.scores =
+      kept_.defined() ? kept_.narrow(0, first, rows) : at::empty({rows, x_.size(0)}, options());
+  if (!known_) at::mm_out(block.scores, block.q, x_.t());
+  block.khat = block.scores.clone(at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(q_.scalar_type(), "rbf_synthesis", [&] { softmax<scalar_t>(block); });
-  block.weights = kam_ ? solve(block, block.khat.to(at::kDouble)) : block.khat;
+  block.weights = weighs() ? solve(block, block.khat.to(at::kDouble)) : block.khat;
   return block;
 }
 
@@ -149,18 +151,22 @@ void Synthesis::put_columns(Tensor& all, const Anchors& block, int64_t k, Tensor
 MemberGradient Synthesis::member_gradient() const {
   MemberGradient members{at::zeros_like(x_), at::zeros_like(half_square_), {}, {}, {}};
   const int64_t matrices = per_anchor() ? 1 : num_clusters();
-  for (int64_t k = 0; k < matrices; ++k)
-    for (const auto& [list, like] : {std::pair(&members.kernel, clusters_[k].kernel),
-                                     std::pair(&members.products, clusters_[k].gram),
-                                     std::pair(&members.values, clusters_[k].values)})
+  for (int64_t k = 0; k < matrices; ++k) {
+    const Cluster& cluster = clusters_[k];
+    const Tensor& values = cluster.values;
+    for (const auto& [list, like] :
+         {std::pair(&members.kernel, values.defined() ? Tensor() : cluster.kernel),
+          std::pair(&members.products, cluster.gram),
+          std::pair(&members.values, cluster.tall() ? values.to(at::kDouble) : values)})
       list->push_back(like.defined() ? at::zeros_like(like) : Tensor());
+  }
   return members;
 }
 
 Tensor Synthesis::scores_gradient(const Anchors& block, const Tensor& of_weights,
                                   MemberGradient& members) const {
   Tensor grad = of_weights;
-  if (kam_) {
+  if (weighs()) {
     const Tensor of_khat = solve(block, of_weights.to(at::kDouble));
     kernel_backward(block, of_khat, members);
     grad = of_khat.to(q_.scalar_type());
@@ -201,7 +207,7 @@ Tensor Synthesis::finish(MemberGradient& members) const {
     }
     Tensor own = members.rows.narrow(0, cluster.first, cluster.size);
     if (factor.defined()) own.add_(at::mm(factor, cluster.x.to(at::kDouble)));
-    if (cluster.tall()) own.add_(values_backward(cluster, members.values[k]));
+    if (cluster.values.defined()) own.add_(values_backward(cluster, members.values[k]));
   }
   if (per_anchor()) return members.rows;
   return at::zeros({num_members_, dimension()}, x_.options()).index_copy_(0, order_, members.rows);

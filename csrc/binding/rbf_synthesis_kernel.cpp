@@ -44,16 +44,20 @@ Tensor solved(const Tensor& factor, const Tensor& right) {
 }  // namespace
 
 // Matrices of m x m for m <= D are no larger than the members they are made from; a larger one is
-// there only while it is solved for.
+// there only while it is solved for. Vectors are made of A^-1 x: that is one system of D columns
+// and not of N, in fp64, while the weights A^-1 khat of two near-duplicates are thousands and
+// cancel, which costs vectors and anchors a factor of 100 in precision. Cosines through Gram
+// matrices need the weights.
 void Synthesis::add_matrices(bool with_grams) {
   const bool grams = with_grams && q_.scalar_type() == at::kFloat;
   for (Cluster& cluster : clusters_) {
     cluster.x = x_.narrow(0, cluster.first, cluster.size);
     const bool small = cluster.size <= dimension();
     if (cluster.size == 0 || !(kam_ || grams) || (per_anchor() && !small)) continue;
+    const Tensor rows = cluster.x.to(at::kDouble);
     if (!small) {
-      if (!kam_) continue;
-      cluster.values = solved(factor_of(kernel_of(gram_of(cluster.x))), cluster.x.to(at::kDouble));
+      if (kam_)
+        cluster.values = solved(factor_of(kernel_of(gram_of(rows))), rows).to(x_.scalar_type());
       continue;
     }
     const Cluster& known = clusters_[0];
@@ -61,12 +65,14 @@ void Synthesis::add_matrices(bool with_grams) {
       cluster.gram = known.gram;
       continue;
     }
-    const Tensor gram = gram_of(cluster.x);
+    const Tensor gram = gram_of(rows);
     // In fp64 nothing is more precise than the vectors themselves.
     if (grams) cluster.gram = gram;
     if (!kam_) continue;
     cluster.kernel = kernel_of(grams ? gram.clone() : gram);
-    if (!per_anchor()) cluster.inverse = at::cholesky_inverse(factor_of(cluster.kernel.clone()));
+    if (per_anchor()) continue;
+    cluster.inverse = at::cholesky_inverse(factor_of(cluster.kernel.clone()));
+    if (!grams) cluster.values = at::mm(cluster.inverse, rows).to(x_.scalar_type());
   }
 }
 
@@ -99,18 +105,23 @@ Tensor Synthesis::factor_of(Tensor kernel) const {
   return factor;
 }
 
+// Are the weights of any cluster A^-1 khat?
+bool Synthesis::weighs() const {
+  return kam_ && std::any_of(clusters_.begin(), clusters_.end(), [](const Cluster& cluster) {
+           return cluster.size > 0 && !cluster.values.defined();
+         });
+}
+
 // Every row's part in a cluster, times the inverse of the cluster's matrix unless that is in its
 // values.
 Tensor Synthesis::solve(const Anchors& block, const Tensor& right) const {
-  const auto is_tall = [](const Cluster& cluster) { return cluster.tall(); };
-  if (std::all_of(clusters_.begin(), clusters_.end(), is_tall)) return right;
   Tensor out = at::zeros_like(right);
   if (!per_anchor()) {
     for (const Cluster& cluster : clusters_) {
       if (cluster.size == 0) continue;
       Tensor part = out.narrow(1, cluster.first, cluster.size);
       const Tensor own = right.narrow(1, cluster.first, cluster.size);
-      if (cluster.tall())
+      if (cluster.values.defined())
         part.copy_(own);
       else
         at::mm_out(part, own, cluster.inverse);
@@ -152,11 +163,26 @@ void Synthesis::kernel_backward(const Anchors& block, const Tensor& of_khat,
   }
 }
 
+// With values V, A^-1 dL/dV is the sum of grad by the weights A^-1 khat: rounding in the sum by
+// khat would be magnified 1 / ridge times, so that a tall cluster has it in fp64.
+void Synthesis::add_rows(const Anchors& block, int64_t k, const Tensor& grad,
+                         MemberGradient& members) const {
+  const Cluster& cluster = clusters_[k];
+  Tensor share = columns(block.weights, block, k);
+  if (cluster.values.defined()) share = share.to(at::kDouble);
+  if (cluster.values.defined() && !cluster.tall()) share = at::mm(share, cluster.inverse);
+  Tensor to = cluster.values.defined() ? members.values[k]
+                                       : members.rows.narrow(0, cluster.first, cluster.size);
+  to.addmm_(share.to(to.scalar_type()).t(), grad.to(to.scalar_type()));
+}
+
 // With V = A^-1 x: dL/dx = A^-1 dL/dV, dL/dA = -(A^-1 dL/dV) V^T, and through A to x once more.
 Tensor Synthesis::values_backward(const Cluster& cluster, const Tensor& of_values) const {
-  const Tensor x = cluster.x.to(at::kDouble), kernel = kernel_of(gram_of(cluster.x));
-  const Tensor direct = solved(factor_of(kernel.clone()), of_values);
-  const Tensor of_kernel = at::mm(direct, cluster.values.t()).neg_();
+  const Tensor x = cluster.x.to(at::kDouble), given = of_values.to(at::kDouble);
+  const Tensor kernel = cluster.tall() ? kernel_of(gram_of(x)) : cluster.kernel;
+  const Tensor direct = cluster.tall() ? solved(factor_of(kernel.clone()), given) : given;
+  const Tensor of_kernel =
+      at::mm(direct.to(cluster.values.scalar_type()), cluster.values.t()).neg_().to(at::kDouble);
   return at::addmm(direct, kernel_to_products(kernel, of_kernel), x);
 }
 

@@ -59,24 +59,20 @@ struct Vectors {
   }
 };
 
-std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
-    const Tensor& anchors, const Tensor& members, const Tensor& assignment,
-    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
-    double sigma, std::string_view weights, double ridge, bool detach) {
-  if (one_by_one(members, assignment, num_clusters, weights)) {
-    std::vector<Tensor> cosines(num_clusters), valid(num_clusters);
-    for (int64_t k = 0; k < num_clusters; ++k)
-      std::tie(cosines[k], valid[k]) =
-          rbf_synthesis_logits_forward(anchors, members, alone(assignment, k), anchor_ids,
-                                       member_ids, 1, sigma, weights, ridge, detach);
+std::tuple<Tensor, Tensor> logits_of(const Problem& problem) {
+  const int64_t K = problem.num_clusters;
+  if (problem.one_by_one()) {
+    std::vector<Tensor> cosines(K), valid(K);
+    problem.for_each_alone([&](int64_t k, const Problem& alone) {
+      std::tie(cosines[k], valid[k]) = logits_of(alone);
+    });
     return {at::cat(cosines, 1), at::cat(valid, 1)};
   }
-  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
-                      weights, ridge, /*with_grams=*/true);
-  Tensor cosine = at::zeros({synthesis.size(), num_clusters}, synthesis.options());
+  Synthesis synthesis(problem, /*with_grams=*/true);
+  Tensor cosine = at::zeros({synthesis.size(), K}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor length = length_of(block.q).clamp_min_(kSmallest);
-    for (int64_t k = 0; k < num_clusters; ++k) {
+    for (int64_t k = 0; k < K; ++k) {
       if (synthesis.cluster(k).size == 0) continue;
       const Vectors v(synthesis, block, k);
       cosine.narrow(0, block.first, block.rows)
@@ -92,24 +88,23 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
 Tensor over_length(const Tensor& x, const Tensor& y) { return x.div(y).masked_fill_(y.eq(0), 0); }
 
 // In the precision that it is computed in; nothing of detached members.
-std::tuple<Tensor, Tensor> logits_gradient(const Tensor& grad, const Tensor& anchors,
-                                           const Tensor& members, const Tensor& assignment,
-                                           const OptionalTensor& anchor_ids,
-                                           const OptionalTensor& member_ids, int64_t num_clusters,
-                                           double sigma, std::string_view weights, double ridge,
+std::tuple<Tensor, Tensor> logits_gradient(const Problem& problem, const Tensor& grad,
                                            bool detach) {
-  Synthesis synthesis(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
-                      weights, ridge, /*with_grams=*/true);
+  if (problem.one_by_one())
+    return problem.sum_of_gradients(grad, [&](const Problem& alone, const Tensor& own) {
+      return logits_gradient(alone, own, detach);
+    });
+  Synthesis synthesis(problem, /*with_grams=*/true);
   MemberGradient of_members = detach ? MemberGradient() : synthesis.member_gradient();
   Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
     const Tensor a = length_of(block.q), a_least = a.clamp_min(kSmallest);
     const Tensor valid = synthesis.valid().narrow(0, block.first, block.rows);
     const Tensor g = grad.narrow(0, block.first, block.rows).to(at::kDouble).mul(valid);
-    Tensor along = at::zeros_like(a), straight;  // what a itself gets, and tall clusters' vectors
+    Tensor along = at::zeros_like(a), straight;  // what a itself gets, and vectors of values
     Tensor direct = at::zeros_like(block.khat), of_weights;
     if (!detach) of_weights = at::zeros_like(block.khat);
-    for (int64_t k = 0; k < num_clusters; ++k) {
+    for (int64_t k = 0; k < synthesis.num_clusters(); ++k) {
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
       Vectors v(synthesis, block, k);
@@ -118,13 +113,13 @@ std::tuple<Tensor, Tensor> logits_gradient(const Tensor& grad, const Tensor& anc
       const Tensor through = alpha.mul(v.dot).neg_();  // -g cos
       along.add_(over_length(through.div(a_least), a));
       const Tensor beta = over_length(through.div(v_least), v.length).unsqueeze(1);
-      if (cluster.tall()) {
+      if (cluster.values.defined()) {
         const Tensor pull = v.rows.mul(alpha.unsqueeze(1));
         straight = straight.defined() ? straight.add_(pull) : pull;
         if (detach) continue;
         const Tensor of_rows = block.q.mul(alpha.unsqueeze(1)).add_(v.rows.mul(beta));
-        of_members.values[k].addmm_(v.weights.t(), of_rows);
-        const Tensor of_own = at::mm(of_rows, cluster.values.t());
+        synthesis.add_rows(block, k, of_rows, of_members);
+        const Tensor of_own = at::mm(of_rows.to(v.rows.scalar_type()), cluster.values.t());
         synthesis.put_columns(of_weights, block, k, of_own.to(of_weights.scalar_type()));
         continue;
       }
@@ -152,24 +147,26 @@ std::tuple<Tensor, Tensor> logits_gradient(const Tensor& grad, const Tensor& anc
   return {of_anchors, detach ? Tensor() : synthesis.finish(of_members)};
 }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
-    const Tensor& grad, const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_logits_forward(
+    const Tensor& anchors, const Tensor& members, const Tensor& assignment,
     const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
-    double sigma, std::string_view weights, double ridge, bool detach) {
-  Tensor of_anchors, of_members;
-  if (one_by_one(members, assignment, num_clusters, weights)) {
-    for (int64_t k = 0; k < num_clusters; ++k) {
-      const auto [of_q, of_x] =
-          logits_gradient(grad.narrow(1, k, 1), anchors, members, alone(assignment, k), anchor_ids,
-                          member_ids, 1, sigma, weights, ridge, detach);
-      of_anchors = k ? of_anchors.add_(of_q) : of_q;
-      if (!detach) of_members = k ? of_members.add_(of_x) : of_x;
-    }
-  } else {
-    std::tie(of_anchors, of_members) =
-        logits_gradient(grad, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
-                        sigma, weights, ridge, detach);
-  }
+    double sigma, std::string_view weights, double ridge, bool detach, bool keep_scores) {
+  Problem problem(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                  weights, ridge);
+  const Tensor scores = scores_to_keep(keep_scores, problem.q, problem.x);
+  problem.use(scores, /*there=*/false);
+  const auto [cosine, valid] = logits_of(problem);
+  return {cosine, valid, scores};
+}
+
+std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
+    const Tensor& grad, const Tensor& scores, const Tensor& anchors, const Tensor& members,
+    const Tensor& assignment, const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
+    int64_t num_clusters, double sigma, std::string_view weights, double ridge, bool detach) {
+  Problem problem(anchors, members, assignment, anchor_ids, member_ids, num_clusters, sigma,
+                  weights, ridge);
+  problem.use(scores, /*there=*/true);
+  const auto [of_anchors, of_members] = logits_gradient(problem, grad, detach);
   return {of_anchors.to(anchors.scalar_type()),
           detach ? at::zeros_like(members) : of_members.to(members.scalar_type())};
 }

@@ -18,7 +18,7 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
   if (metric == "dot" || metric == "cosine") {
     out = products(in, metric == "cosine");
   } else {
-    out = at::empty({batches, N, M}, in.x.options());
+    out = room({batches, N, M}, in.x.options());
     AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_forward", [&] {
       for (int64_t b = 0; b < batches; ++b) {
         Tensor matrix = out[b];

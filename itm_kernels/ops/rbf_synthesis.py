@@ -8,7 +8,14 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, operator, wide_empty
+from itm_kernels.ops._define import (
+    define,
+    distinct,
+    keeps_scores,
+    operator,
+    scores_empty,
+    wide_empty,
+)
 
 WEIGHTS = ("kam", "attention")
 
@@ -43,22 +50,21 @@ def _vectors_fake(
     anchor_ids: Tensor | None,
     member_ids: Tensor | None,
     num_clusters: int,
-    sigma: float,
-    weights: str,
-    ridge: float,
-) -> tuple[Tensor, Tensor]:
+    *options: Any,  # the last one: keep_scores
+) -> tuple[Tensor, Tensor, Tensor]:
     N, D = anchors.shape
     valid = anchors.new_empty((N, num_clusters), dtype=torch.bool)
-    return wide_empty(anchors, N, num_clusters, D), valid
+    scores = scores_empty(options[-1], anchors, members)
+    return wide_empty(anchors, N, num_clusters, D), valid, scores
 
 
-def _logits_fake(anchors: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    vectors, valid = _vectors_fake(anchors, *inputs[:-1])
-    return wide_empty(anchors, *vectors.shape[:2]), valid
+def _logits_fake(anchors: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    vectors, valid, scores = _vectors_fake(anchors, *inputs)
+    return wide_empty(anchors, *vectors.shape[:2]), valid, scores
 
 
 def _backward_fake(
-    grad: Tensor, anchors: Tensor, members: Tensor, *inputs: Any
+    grad: Tensor, scores: Tensor, anchors: Tensor, members: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     return anchors.new_empty(anchors.shape), members.new_empty(members.shape)
 
@@ -72,8 +78,29 @@ for _name, _inputs, _fake in (
     # detach: the vectors are constants, so only the anchor of the cosine has a gradient.
     ("rbf_synthesis_logits", f"{_INPUTS}, bool detach", _logits_fake),
 ):
-    define(f"{_name}_forward", f"({_inputs}) -> (Tensor, Tensor valid)", _fake)
-    define(f"{_name}_backward", f"(Tensor grad, {_inputs}) -> (Tensor, Tensor)", _backward_fake)
+    # scores [N, M] if kept, else [0, 0], as of log_sum_exp.
+    define(
+        f"{_name}_forward",
+        f"({_inputs}, bool keep_scores) -> (Tensor, Tensor valid, Tensor scores)",
+        _fake,
+    )
+    define(
+        f"{_name}_backward",
+        f"(Tensor grad, Tensor scores, {_inputs}) -> (Tensor, Tensor)",
+        _backward_fake,
+    )
+
+
+def _keeps_scores(namespace: str, name: str, anchors: Tensor, members: Tensor) -> bool:
+    """Return whether a forward pass is to keep its scores; a CUDA kernel makes its softmax anew.
+
+    Cosines are `[N, K]`: beside them scores that are larger than the inputs would be half of what a
+    loss holds (InfoCMR, 4,096 x 256: 128 of 257 MiB) and save no time that could be measured.
+    """
+    (N, D), M = anchors.shape, members.shape[0]
+    if anchors.device.type != "cpu" or (name == "rbf_synthesis_logits" and N * M > (N + M) * D):
+        return False
+    return keeps_scores(namespace, anchors, members)
 
 
 class RbfSynthesis(torch.autograd.Function):
@@ -92,9 +119,10 @@ class RbfSynthesis(torch.autograd.Function):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         inputs = anchors, members, assignment, anchor_ids, member_ids
-        output, valid = operator(namespace, f"{name}_forward")(*inputs, *options)
+        keep = any(ctx.needs_input_grad) and _keeps_scores(namespace, name, anchors, members)
+        output, valid, scores = operator(namespace, f"{name}_forward")(*inputs, *options, keep)
         ctx.mark_non_differentiable(valid)
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(scores, *inputs)
         ctx.options = namespace, name, options
         return output, valid
 

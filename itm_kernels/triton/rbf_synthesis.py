@@ -26,7 +26,7 @@ from itm_kernels.triton._synthesis import (
 )
 from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
 from itm_kernels.triton._systems import solve
-from itm_kernels.triton._weights import products_of_weights
+from itm_kernels.triton._weights import no_scores, products_of_weights
 
 _SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
 
@@ -139,17 +139,17 @@ class Backward:
 
 def rbf_synthesis_forward(
     anchors: Tensor,  # [N, D]
-    *inputs: Any,  # as `Synthesis`
-) -> tuple[Tensor, Tensor]:  # [N, K, D], [N, K]
+    *inputs: Any,  # as `Synthesis`, and whether to keep scores: False
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, D], [N, K], [0, 0]
     """Return one vector per anchor and cluster, 0 where it has no member, and where it has."""
-    one = Synthesis(anchors, *inputs)
+    one = Synthesis(anchors, *inputs[:-1])
     shape = anchors.shape[0], one.clusters.number, anchors.shape[1]
     vectors = torch.empty(shape, dtype=wide_dtype(anchors), device=anchors.device)
     valid = []
     for block in one.blocks(one.at_once()):
         _vectors(one, block, vectors[block.first : block.first + block.q.shape[0]])
         valid.append(block.valid)
-    return vectors, torch.cat(valid)
+    return vectors, torch.cat(valid), no_scores(anchors)
 
 
 def _vectors(one: Synthesis, block: Block, out: Tensor) -> Tensor:
@@ -159,6 +159,7 @@ def _vectors(one: Synthesis, block: Block, out: Tensor) -> Tensor:
 
 def rbf_synthesis_backward(
     grad: Tensor,  # [N, K, D]
+    scores: Tensor,  # [0, 0]
     anchors: Tensor,
     members: Tensor,
     *inputs: Any,
@@ -178,10 +179,10 @@ def rbf_synthesis_backward(
 
 def rbf_synthesis_logits_forward(
     anchors: Tensor,  # [N, D]
-    *inputs: Any,  # as `Synthesis`, and whether vectors are constants
-) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
+    *inputs: Any,  # as `Synthesis`, whether vectors are constants, whether to keep scores: False
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N, K], [0, 0]
     """Return the cosine of every anchor with its vectors, 0 where there is none, and where not."""
-    one = Synthesis(anchors, *inputs[:-1])
+    one = Synthesis(anchors, *inputs[:-2])
     cosines, valid = [], []
     for block in one.blocks(one.at_once()):
         dot, square = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
@@ -189,7 +190,7 @@ def rbf_synthesis_logits_forward(
         cosine = dot.div_(length).div_(_length(block.q).clamp_min(_SMALLEST))
         cosines.append(cosine.masked_fill_(~block.valid, 0))
         valid.append(block.valid)
-    return torch.cat(cosines), torch.cat(valid)
+    return torch.cat(cosines), torch.cat(valid), no_scores(anchors)
 
 
 def _length(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
@@ -224,6 +225,7 @@ def _through_cosine(
 
 def rbf_synthesis_logits_backward(
     grad: Tensor,  # [N, K]
+    scores: Tensor,  # [0, 0]
     anchors: Tensor,
     members: Tensor,
     *inputs: Any,

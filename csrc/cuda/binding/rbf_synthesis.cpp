@@ -130,12 +130,10 @@ void* from_row(const Tensor& t, int64_t first) {
   return t.narrow(0, first, t.size(0) - first).mutable_data_ptr();
 }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Tensor& members,
-                                                 const Tensor& assignment,
-                                                 const OptionalTensor& anchor_ids,
-                                                 const OptionalTensor& member_ids,
-                                                 int64_t num_clusters, double sigma,
-                                                 std::string_view weights, double ridge) {
+std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_forward(
+    const Tensor& anchors, const Tensor& members, const Tensor& assignment,
+    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
+    double sigma, std::string_view weights, double ridge, bool /*keep_scores: false*/) {
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
@@ -144,7 +142,8 @@ std::tuple<Tensor, Tensor> rbf_synthesis_forward(const Tensor& anchors, const Te
   rounds.for_each(valid, [&](int64_t first, int64_t, const SynthesisRound& round) {
     synthesise(round, from_row(vectors, first), nullptr, device.stream());
   });
-  return {vectors.narrow(2, 0, anchors.size(1)).contiguous(), valid};
+  return {vectors.narrow(2, 0, anchors.size(1)).contiguous(), valid,
+          rounds.room(rounds.wide(), {0, 0})};
 }
 
 // From the gradient of vectors [N, K, D in fours], or of cosines [N, K] whose vectors are formed.
@@ -193,12 +192,10 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
           detach ? at::zeros_like(members) : as_it_came(of_members, members)};
 }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tensor& anchors,
-                                                  const Tensor& members, const Tensor& assignment,
-                                                  const OptionalTensor& anchor_ids,
-                                                  const OptionalTensor& member_ids,
-                                                  int64_t num_clusters, double sigma,
-                                                  std::string_view weights, double ridge) {
+std::tuple<Tensor, Tensor> rbf_synthesis_backward(
+    const Tensor& grad, const Tensor& /*scores*/, const Tensor& anchors, const Tensor& members,
+    const Tensor& assignment, const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
+    int64_t num_clusters, double sigma, std::string_view weights, double ridge) {
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
@@ -206,10 +203,11 @@ std::tuple<Tensor, Tensor> rbf_synthesis_backward(const Tensor& grad, const Tens
   return gradient(rounds, of_vectors, /*cosines=*/false, /*detach=*/false, anchors, members);
 }
 
-std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
+std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_logits_forward(
     const Tensor& anchors, const Tensor& members, const Tensor& assignment,
     const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
-    double sigma, std::string_view weights, double ridge, bool detach) {
+    double sigma, std::string_view weights, double ridge, bool /*detach*/,
+    bool /*keep_scores: false*/) {
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
@@ -218,13 +216,13 @@ std::tuple<Tensor, Tensor> rbf_synthesis_logits_forward(
   rounds.for_each(valid, [&](int64_t first, int64_t, const SynthesisRound& round) {
     synthesise(round, nullptr, from_row(cosines, first), device.stream());
   });
-  return {cosines, valid};
+  return {cosines, valid, rounds.room(rounds.wide(), {0, 0})};
 }
 
 std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(
-    const Tensor& grad, const Tensor& anchors, const Tensor& members, const Tensor& assignment,
-    const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
-    double sigma, std::string_view weights, double ridge, bool detach) {
+    const Tensor& grad, const Tensor& /*scores*/, const Tensor& anchors, const Tensor& members,
+    const Tensor& assignment, const OptionalTensor& anchor_ids, const OptionalTensor& member_ids,
+    int64_t num_clusters, double sigma, std::string_view weights, double ridge, bool detach) {
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge, /*kept_per_cluster=*/detach ? 2 : members.size(1) + 5);
