@@ -15,9 +15,9 @@ export ITM_KERNELS_BUILD
 # named: some versions of setuptools add CFLAGS to Python's, others put it in their place.
 export CFLAGS ?= -DNDEBUG -fwrapv -g0
 
-.PHONY: environments test test-triton triton-contract triton-kernels test-triton-compile gpu-check
-.PHONY: cuda-check cuda-build-check demo bench bench-quick bench-large lint sanitize capabilities races
-.PHONY: format clean
+.PHONY: environments environment test test-triton triton-contract triton-kernels
+.PHONY: test-triton-compile gpu-check cuda-check cuda-build-check demo bench bench-quick bench-large
+.PHONY: lint sanitize capabilities races format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/dev $(VENV)/built
@@ -115,8 +115,12 @@ KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_t
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
-# Everything that CI installs or builds before it tests. In turn: two may be the same environment.
-environments: $(VENV)/bench $(VENV)/cuda $(VENV)/built $(TRITON)/ready
+# Everything that CI installs or builds before it tests: two environments at a time, each in turn,
+# since two pips in one would meet.
+environments:
+	$(MAKE) -j2 --output-sync=target $(TRITON)/ready environment
+environment:
+	$(MAKE) -j1 $(VENV)/bench $(VENV)/cuda $(VENV)/built
 
 triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
