@@ -28,7 +28,7 @@ SIGMA, RIDGE = 0.3, 1e-4
 def bench_vectors(race, sized, device, size, weights):
     size = sized(size)
     anchors, members = inputs.paired(size, device)
-    start = members[:CLUSTERS]
+    start = members[-CLUSTERS:]
     assignment = ops.kmeans(members, CLUSTERS, init=start).assignment
     product = 2.0 * size.N * size.N * size.D
     row = Row(
@@ -57,5 +57,6 @@ def bench_vectors(race, sized, device, size, weights):
     others = {"eager": plain(formula), "reference": plain(partial(vectors, backend="reference"))}
     if weights == "attention":
         others["keops"] = partial(keops.rbf_attention, CLUSTERS, SIGMA)
-    assert torch.bincount(assignment, minlength=CLUSTERS).min() > 0
+    # A cluster of one member has other formulas to KeOps: four, which it compiles for 7 s each.
+    assert torch.bincount(assignment, minlength=CLUSTERS).min() > 1
     race(row, vectors, formula, **others)

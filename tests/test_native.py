@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +32,25 @@ def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Ten
     return rows, {"image_ids": torch.arange(N), "text_ids": text_ids}
 
 
-@pytest.fixture(params=[_define.KEPT_BYTES, 0], ids=["kept", "recomputed"])
+# Losses of the operators that keep scores while they are small, one of each.
+KEEPING = ("sum_of_hinges", "info_nce", "sigmoid")
+
+
+def in_every_way(cases: Sequence[Case]) -> list[Any]:
+    """Return cases with what is kept: for every loss all scores, and for one of each operator none.
+
+    Which scores are kept is an operator's own business, whatever the loss that it is part of.
+    """
+    ways = [(case, "kept") for case in cases]
+    ways += [(case, "recomputed") for case in cases if case.name in KEEPING]
+    return [pytest.param(*way, id=f"{way[1]}-{way[0].name}") for way in ways]
+
+
+@pytest.fixture
 def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep all scores for the backward pass, or none."""
-    monkeypatch.setattr(_define, "KEPT_BYTES", request.param)
+    if request.param == "recomputed":
+        monkeypatch.setattr(_define, "KEPT_BYTES", 0)
 
 
 def results(case: Case, backend: str, rows: Sequence[Tensor], **ids: Tensor) -> list[Tensor]:
@@ -50,25 +66,21 @@ def wanted(name: str, five: bool) -> list[Tensor]:
     return results(BY_NAME[name], "reference", rows, **ids)
 
 
-@pytest.mark.usefixtures("scores")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_many_tiles_are_one_matrix(case: Case) -> None:
+@pytest.mark.parametrize(("case", "scores"), in_every_way(CASES), indirect=["scores"])
+def test_many_tiles_are_one_matrix(case: Case, scores: None) -> None:
     # 2,100 rows and columns: more than one tile of 128 (per thread) x 2,048 both ways, ragged.
     found = results(case, "auto", batch(2100, 3))
     torch.testing.assert_close(found, wanted(case.name, five=False))
 
 
-@pytest.mark.usefixtures("scores")
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.takes_ids], ids=lambda case: case.name
+    ("case", "scores"),
+    in_every_way([case for case in CASES if case.takes_ids]),
+    indirect=["scores"],
 )
-def test_five_captions_over_many_tiles(case: Case) -> None:
+def test_five_captions_over_many_tiles(case: Case, scores: None) -> None:
     rows, ids = captions(430, 3)
     torch.testing.assert_close(results(case, "auto", rows, **ids), wanted(case.name, five=True))
-
-
-# Operators that keep scores while they are small.
-KEEPING = ("sum_of_hinges", "info_nce", "sigmoid")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
