@@ -26,6 +26,9 @@ from triton_binary import Use
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns the default
 COMPILE = JITFunction._do_compile
 TILE = ("ROWS", "COLUMNS", "DEPTH")
+OPERANDS = ("x", "rows", "weights")
+# Constants that only say how loads are aligned or masked: divisors, and D where a kernel is told.
+LOADS = ("ALIGN", "EVEN", "DIVISOR", "WIDTH")
 
 
 class StandIn:
@@ -73,13 +76,14 @@ class Job(NamedTuple):
         a single element fold into less, and those of fp64 may spill.
         """
         here, values = (self.kernel, self.architecture, self.tile), self.values
-        element = values.get("x", "").split(" ")[0]
+        operands = [values.get(name, "").split(" ")[0] for name in OPERANDS]
         shown: set[Hashable] = {(*here, value) for value in values.items()}
-        shown.add((*here, element, values.get("PARTS"), values.get("PRECISION")))
-        if element != "*fp64" and values.get("D") != "1":
+        shown.add((*here, *operands, values.get("PARTS"), values.get("PRECISION")))
+        if "*fp64" not in operands[:2] and values.get("D") != "1":
             constants = [each.name for each in self.function.params if each.is_constexpr]
-            together = [(name, values[name]) for name in constants if name not in ("ALIGN", "EVEN")]
-            shown.add((*here, element.replace("bf16", "fp16"), *together))
+            together = [(name, values[name]) for name in constants if name not in LOADS]
+            halves = [operand.replace("bf16", "fp16") for operand in operands]
+            shown.add((*here, *halves, *together))
         return shown
 
 
