@@ -1,0 +1,184 @@
+"""Launches of every operator's Triton kernels on meta tensors, whatever its options ask for."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def rows(N: int, D: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty((N, D), dtype=dtype, device="meta")
+
+
+def inputs(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return rows(N, D, dtype), rows(N, D, dtype)
+
+
+def ids(N: int) -> Tensor:
+    return torch.empty(N, dtype=torch.int64, device="meta")
+
+
+def values(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def all_pairs(N: int) -> tuple[tuple[Tensor | None, ...], ...]:
+    """Return positive, image_ids and text_ids: without, and with."""
+    return (None, None, None), (ids(N), ids(N), ids(N))
+
+
+def max_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import max_of_hinges as kernels
+
+    image, text = inputs(N, D, dtype)
+    for pairs in all_pairs(N):
+        for semihard in (False, True):
+            kernels.max_of_hinges_forward(image, text, *pairs, 0.2, semihard)
+    kernels.max_of_hinges_backward(values(N), image, text, None, ids(N), ids(N))
+
+
+def hardest_negatives(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import hardest_negatives as kernels
+
+    kernels.hardest_negatives_forward(*inputs(N, D, dtype), None, None, None)
+
+
+def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import log_sum_exp as kernels
+
+    x, y, sums, scale = *inputs(N, D, dtype), values(N), values()
+    for pair in ((None, None), (ids(N), ids(N))):
+        kernels.log_sum_exp_forward(x, y, scale, *pair, False)
+        kernels.log_sum_exp_backward(sums, sums, sums, sums, values(0, 0), x, y, scale, *pair)
+
+
+def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sigmoid as kernels
+
+    image, text = inputs(N, D, dtype)
+    for pairs in all_pairs(N):
+        arguments = image, text, values(), values(), *pairs
+        kernels.sigmoid_forward(*arguments, False)
+        kernels.sigmoid_backward(values(N), values(0, 0), *arguments)
+
+
+def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sum_of_hinges as kernels
+
+    for pairs in all_pairs(N):
+        arguments = *inputs(N, D, dtype), *pairs, 0.2
+        kernels.sum_of_hinges_forward(*arguments, False)
+        kernels.sum_of_hinges_backward(values(N), values(0, 0), *arguments)
+
+
+def similarity(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import similarity as kernels
+
+    x, y = inputs(N, D, dtype)
+    grad = torch.empty((N, N), dtype=dtype, device="meta")
+    for metric in ("dot", "cosine", "l1", "l2", "sqeuclidean"):
+        kernels.similarity_forward(x, y, metric)
+        kernels.similarity_backward(grad, x, y, metric)
+
+
+def intra_modal(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import intra_modal as kernels
+
+    x = rows(N, D, dtype)
+    for metric in ("cosine", "l1", "l2"):
+        for own, mode in ((None, "official"), (ids(N), "repel")):
+            keep = mode == "repel" or metric == "cosine"
+            found = kernels.intra_modal_forward(x, own, metric, mode, 0.1, 0.9, True, keep)
+            kernels.intra_modal_backward(values(N), x, own, *found, metric, mode)
+
+
+def sample_negatives(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sample_negatives as kernels
+
+    seed = torch.empty(2, dtype=torch.int64, device="meta")
+    for pair in ((None, None), (ids(N), ids(N))):
+        for strategy in ("multinomial", "uniform", "hardest"):
+            kernels.sample_negatives(*inputs(N, D, dtype), *pair, strategy, 0.07, seed)
+
+
+def ranks(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import ranks as kernels
+
+    kernels.ranks(*inputs(N, D, dtype), ids(N), ids(N))
+
+
+def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> None:
+    from itm_kernels.triton import rbf_synthesis as kernels
+
+    K, anchors = 4, rows(N, D, dtype)
+    # The associative memory is a matrix [M, M]: with all members it would hide an [N, M].
+    for weights, M in (("attention", N), ("kam", min(N, 200))):
+        # One clustering, and one per anchor, unless its assignment is what would be measured.
+        for assignment in (ids(M), ids(M).expand(N, M))[: 1 if N > 4096 else 2]:
+            known = (ids(N), ids(M)) if weights == "kam" else (None, None)
+            inputs = anchors, rows(M, D, dtype), assignment, *known, K, 0.5, weights, 1e-4
+            if logits:
+                _, _, none = kernels.rbf_synthesis_logits_forward(*inputs, False, False)
+                kernels.rbf_synthesis_logits_backward(values(N, K), none, *inputs, False)
+            else:
+                _, _, none = kernels.rbf_synthesis_forward(*inputs, False)
+                kernels.rbf_synthesis_backward(values(N, K, D), none, *inputs)
+
+
+def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
+    rbf_synthesis(N, D, dtype, logits=True)
+
+
+def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import kmeans as kernels
+
+    x, centroids = rows(N, D, dtype), values(1, 100, D)
+    kernels.kmeans(x, None, centroids, 1)
+    member = torch.empty((3, N), dtype=torch.bool, device="meta")
+    kernels.kmeans(x, member, values(3, 5, D), 1)
+
+
+def kmeans_plus_plus(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import kmeans_plus_plus as kernels
+
+    x, draws = rows(N, D, dtype), values(3, N)
+    for member in (None, torch.empty((40, N), dtype=torch.bool, device="meta")):
+        kernels.kmeans_plus_plus(x, member, draws)
+
+
+def unit_rows(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import unit_rows as kernels
+
+    x = rows(N, D, dtype)
+    for side in (x, x.mT.contiguous().mT):
+        found = kernels.unit_rows_forward(side)
+        kernels.unit_rows_backward(side.to(found[0].dtype), *found, dtype)
+
+
+def cross_entropy(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import cross_entropy as kernels
+
+    like = torch.promote_types(dtype, torch.float32)
+    positive, negatives = rows(N, 1, like)[:, 0], torch.empty((2, 3, N), dtype=like, device="meta")
+    for sums in (negatives, negatives[:, :1]):
+        kernels.cross_entropy_forward(positive, sums, 0.5)
+        kernels.cross_entropy_backward(positive, positive, sums, 0.5)
+
+
+LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
+    "max_of_hinges": max_of_hinges,
+    "hardest_negatives": hardest_negatives,
+    "log_sum_exp": log_sum_exp,
+    "sigmoid": sigmoid,
+    "sum_of_hinges": sum_of_hinges,
+    "similarity": similarity,
+    "intra_modal": intra_modal,
+    "sample_negatives": sample_negatives,
+    "ranks": ranks,
+    "rbf_synthesis": rbf_synthesis,
+    "rbf_synthesis_logits": rbf_synthesis_logits,
+    "kmeans": kmeans,
+    "kmeans_plus_plus": kmeans_plus_plus,
+    "unit_rows": unit_rows,
+    "cross_entropy": cross_entropy,
+}
