@@ -193,12 +193,4 @@ class Synthesis {
   std::vector<Cluster> clusters_;
 };
 
-// Tall clusters, which have nothing in common but the anchors, come one after another: then one
-// cluster's matrices are there at a time.
-inline bool one_by_one(const Tensor& members, const Tensor& assignment, int64_t num_clusters,
-                       std::string_view weights) {
-  return weights == "kam" && assignment.dim() == 1 && num_clusters > 1 &&
-         members.size(0) > num_clusters * members.size(1);
-}
-
 }  // namespace itm
