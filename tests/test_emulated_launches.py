@@ -5,7 +5,7 @@ our kernels count as much as these: what normalize and the scalars of a loss lau
 
 InfoCMR without synthesis and noise was 77 launches forward and backward, 73 of them PyTorch's, when
 it had kernels for log-sum-exp alone, and is 24; InfoNCE was 79, the sigmoid loss 43. With synthesis
-and noise PyTorch's were 421, of which the draws of k-means++ were 160, and are 37.
+and noise PyTorch's were 421, of which the draws of k-means++ were 160, and are 39.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "info_nce": (losses.InfoNCELoss(), 10, 14),
     "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
     # Synthesis with a kernel associative memory; no more noise than the emulator's grids hold.
-    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 47, 37),
-    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 39),
+    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 47, 39),
+    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 41),
 }
 
 

@@ -122,7 +122,6 @@ class RbfSynthesis(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and _keeps_scores(namespace, name, anchors, members)
         output, valid, scores = operator(namespace, f"{name}_forward")(*inputs, *options, keep)
         ctx.mark_non_differentiable(valid)
-        ctx.set_materialize_grads(False)  # that of valid would be zeros, for nobody
         ctx.save_for_backward(scores, *inputs)
         ctx.options = namespace, name, options
         return output, valid
