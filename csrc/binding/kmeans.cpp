@@ -18,11 +18,13 @@ namespace itm {
 namespace {
 
 // Problems b < B over the rows of x, each with its own members and K centroids.
-template <typename T>
-class Problems {
- public:
-  Problems(const Tensor& x, const OptionalTensor& member, const Tensor& centroids,
-           const Tensor& assignment)
+struct Clustering {
+  const int64_t B, K, M, D;
+  const Tensor x_, centroids_, member_;
+  int64_t* const assigned_;
+
+  Clustering(const Tensor& x, const OptionalTensor& member, const Tensor& centroids,
+             const Tensor& assignment)
       : B(centroids.size(0)),
         K(centroids.size(1)),
         M(x.size(0)),
@@ -31,6 +33,23 @@ class Problems {
         centroids_(centroids),
         member_(member.has_value() ? member->contiguous() : Tensor()),
         assigned_(assignment.mutable_data_ptr<int64_t>()) {}
+};
+
+// Writes the mean of a group's rows, `size` columns of rows `stride` apart; of none, nothing.
+template <typename T>
+void mean_of_rows(const T* rows, int64_t stride, const Groups& groups, int64_t k, T* mean,
+                  int64_t size) {
+  const int64_t start = groups.start[k], count = groups.start[k + 1] - start;
+  if (!count) return;
+  cpu::loops<T>(kernels()).sum_of_rows(rows, stride, groups.order.data() + start, count, mean,
+                                       size);
+  for (int64_t c = 0; c < size; ++c) mean[c] /= static_cast<T>(count);
+}
+
+template <typename T>
+class Problems : Clustering {
+ public:
+  using Clustering::Clustering;
 
   // Sends every member to its nearest centroid, that of the largest x.c - |c|^2 / 2 (|x|^2 is the
   // same for all); NaN is the nearest, as for torch's argmin. Returns whether any has moved.
@@ -88,33 +107,23 @@ class Problems {
   void update(int64_t first, int64_t problems) {
     std::vector<Groups> groups;
     for (int64_t b = first; b < first + problems; ++b) groups.emplace_back(assigned_ + b * M, M, K);
-    const auto& loop = cpu::loops<T>(kernels());
-    const T* const rows = x_.template const_data_ptr<T>();
-    T* const to = centroids_.template mutable_data_ptr<T>() + first * K * D;
+    const T* const rows = x_.const_data_ptr<T>();
+    T* const to = centroids_.mutable_data_ptr<T>() + first * K * D;
     const int64_t strips = (D + kStrip - 1) / kStrip;
     parallel_for(0, strips * problems, grain(M * kStrip), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t d = task / problems * kStrip, b = task % problems;
         const int64_t size = std::min(kStrip, D - d);
-        for (int64_t k = 0; k < K; ++k) {
-          const int64_t start = groups[b].start[k], count = groups[b].start[k + 1] - start;
-          if (!count) continue;
-          T* const mean = to + (b * K + k) * D + d;
-          loop.sum_of_rows(rows + d, D, groups[b].order.data() + start, count, mean, size);
-          for (int64_t c = 0; c < size; ++c) mean[c] /= static_cast<T>(count);
-        }
+        for (int64_t k = 0; k < K; ++k)
+          mean_of_rows(rows + d, D, groups[b], k, to + (b * K + k) * D + d, size);
       }
     });
   }
-
-  const int64_t B, K, M, D;
-  const Tensor x_, centroids_, member_;
-  int64_t* const assigned_;
 };
 
 // The same where products of all rows with all rows, [M, M], are cheaper than those with centroids.
 template <typename T>
-class SmallProblems {
+class SmallProblems : Clustering {
  public:
   // M additions instead of 2 K D operations for every row and iteration. 512 problems, K = 8: 5
   // times as fast at M = 512 and D = 1024, 1.3 times at 1024 and 256. 2,048 rows have products of
@@ -125,15 +134,7 @@ class SmallProblems {
 
   SmallProblems(const Tensor& x, const OptionalTensor& member, const Tensor& centroids,
                 const Tensor& assignment)
-      : B(centroids.size(0)),
-        K(centroids.size(1)),
-        M(x.size(0)),
-        D(x.size(1)),
-        x_(x),
-        centroids_(centroids),
-        product_(at::mm(x, x.t())),
-        member_(member.has_value() ? member->contiguous() : Tensor()),
-        assigned_(assignment.mutable_data_ptr<int64_t>()) {}
+      : Clustering(x, member, centroids, assignment), product_(at::mm(x, x.t())) {}
 
   void run(int64_t iterations) {
     const int64_t together = std::max<int64_t>(1, kTogether / (K * M));
@@ -150,8 +151,8 @@ class SmallProblems {
   }
 
  private:
-  static constexpr int64_t kTogether = 1
-                                       << 21;  // scores of the problems that are multiplied at once
+  // Scores of the problems that are multiplied at once.
+  static constexpr int64_t kTogether = 1 << 21;
 
   // One problem, from its scores x.c - |c|^2 / 2, [K, M].
   void run(int64_t b, T* score, int64_t iterations) const {
@@ -187,10 +188,8 @@ class SmallProblems {
   void compare(const Groups& groups, int64_t k, T* score) const {
     const int64_t begin = groups.start[k], end = groups.start[k + 1], count = end - begin;
     if (!count) return;
-    cpu::loops<T>(kernels()).sum_of_rows(product_.template const_data_ptr<T>(), M,
-                                         groups.order.data() + begin, count, score, M);
+    mean_of_rows(product_.const_data_ptr<T>(), M, groups, k, score, M);
     T square = 0;
-    for (int64_t m = 0; m < M; ++m) score[m] /= static_cast<T>(count);
     for (int64_t i = begin; i < end; ++i) square += score[groups.order[i]];
     for (int64_t m = 0; m < M; ++m) score[m] -= square / static_cast<T>(2 * count);
   }
@@ -198,18 +197,13 @@ class SmallProblems {
   // Writes the means of those clusters that have no members in `unless`.
   void write_means(int64_t b, const Groups& groups, const Groups* unless) const {
     for (int64_t k = 0; k < K; ++k) {
-      const int64_t begin = groups.start[k], count = groups.start[k + 1] - begin;
-      if (!count || (unless && unless->start[k] != unless->start[k + 1])) continue;
-      T* const mean = centroids_.template mutable_data_ptr<T>() + (b * K + k) * D;
-      cpu::loops<T>(kernels()).sum_of_rows(x_.template const_data_ptr<T>(), D,
-                                           groups.order.data() + begin, count, mean, D);
-      for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<T>(count);
+      if (unless && unless->start[k] != unless->start[k + 1]) continue;
+      T* const mean = centroids_.mutable_data_ptr<T>() + (b * K + k) * D;
+      mean_of_rows(x_.const_data_ptr<T>(), D, groups, k, mean, D);
     }
   }
 
-  const int64_t B, K, M, D;
-  const Tensor x_, centroids_, product_, member_;
-  int64_t* const assigned_;
+  const Tensor product_;  // [M, M]
 };
 
 std::tuple<Tensor, Tensor> kmeans(const Tensor& x, const OptionalTensor& member,
