@@ -51,8 +51,9 @@ def fusion_contrastive_loss(
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
     scale = as_scalar(logit_scale, fused)
-    views = unit_rows(fused, name, backend)
-    own = torch.arange(views.shape[1], device=views.device)
+    # Taken apart once: every view picked by its index would have a gradient of all views' size.
+    views = unit_rows(fused, name, backend).unbind()
+    own = torch.arange(fused.shape[1], device=fused.device)
     # Equal ids on the diagonal alone: a vector is no negative of itself.
     within = [log_sum_exp(f, f, scale, own, own, name, backend).row for f in views]
     losses = []
