@@ -211,7 +211,10 @@ def page(name: str, content: dict[str, Any]) -> str:
         parts += [f"## Speed, {dtype}\n", speed_table(rows, dtype)]
     lost = not_fastest(rows)
     parts += ["## Where ours is not fastest\n", "\n".join(lost or ["Nowhere in this run."]) + "\n"]
-    titles = {"memory": "Memory of a large batch", "scaling": "Time and memory over N"}
+    titles = {
+        "memory": "Memory of a large batch, without holes of the C heap",
+        "scaling": "Time and memory over N",
+    }
     for section, title in titles.items():
         if content.get(section):
             parts += [f"## {title}\n", study_table(content[section])]
