@@ -13,6 +13,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/Version.h>
+#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -99,12 +100,11 @@ class Contest {
 
   // Returns false when too many pairs are too close to be told apart.
   bool keep(int64_t n, int64_t index, float score) {
-    std::vector<Pair>& pairs = pairs_[n];
+    Pairs& pairs = pairs_[n];
     if (pairs.size() == pairs.capacity()) {
       drop_beaten(n);
       const int64_t before = static_cast<int64_t>(pairs.capacity());
-      if (static_cast<int64_t>(pairs.size()) == before)
-        pairs.reserve(std::max<int64_t>(4, 2 * before));
+      if (static_cast<int64_t>(pairs.size()) == before) pairs.reserve(2 * before);
       if ((room_ -= static_cast<int64_t>(pairs.capacity()) - before) < 0) return false;
     }
     pairs.push_back({index, score});
@@ -130,13 +130,16 @@ class Contest {
     int64_t index;
     float score;
   };
+  using Pairs = c10::SmallVector<Pair, 4>;  // most rows keep one or two
 
   std::vector<double> error_;
-  std::vector<std::vector<Pair>> pairs_;
+  std::vector<Pairs> pairs_;
   std::atomic<int64_t> room_;
 
   void drop_beaten(int64_t n) {
-    std::erase_if(pairs_[n], [&](const Pair& pair) { return pair.score < limit[n]; });
+    const auto beaten = [&](const Pair& pair) { return pair.score < limit[n]; };
+    Pairs& pairs = pairs_[n];
+    pairs.erase(std::remove_if(pairs.begin(), pairs.end(), beaten), pairs.end());
   }
 };
 
