@@ -7,11 +7,12 @@ them. What was found is kept by the hash of all that went in.
 
 import contextlib
 import hashlib
+import heapq
 import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,21 +70,28 @@ class Job(NamedTuple):
         return f"{sizes} {self.values['warps']}w {self.values['stages']}s"
 
     def shows(self) -> set[Hashable]:
-        """Return what a compilation shows: every value with its tile, and all branches together.
+        """Return what a compilation shows: operands with tile and architecture, constants with
+        either, and all branches together.
 
-        How many registers a kernel needs depends on its branches and operands at once; how its
-        loads are aligned or masked, on little else. To a compiler fp16 is what bf16 is. Kernels of
-        a single element fold into less, and those of fp64 may spill.
+        How many registers a kernel needs depends on its branches and operands at once, and hardly
+        on which architecture they meet; how its loads are aligned or masked, on little else. To a
+        compiler fp16 is what bf16 is. Kernels of a single element fold into less, and those of fp64
+        may spill.
         """
-        here, values = (self.kernel, self.architecture, self.tile), self.values
+        values = self.values
         operands = [values.get(name, "").split(" ")[0] for name in OPERANDS]
-        shown: set[Hashable] = {(*here, value) for value in values.items()}
+        shown: set[Hashable] = {
+            (self.kernel, here, value)
+            for here in (self.architecture, self.tile)
+            for value in values.items()
+        }
+        here = self.kernel, self.architecture, self.tile
         shown.add((*here, *operands, values.get("PARTS"), values.get("PRECISION")))
         if "*fp64" not in operands[:2] and values.get("D") != "1":
             constants = [each.name for each in self.function.params if each.is_constexpr]
             together = [(name, values[name]) for name in constants if name not in LOADS]
             halves = [operand.replace("bf16", "fp16") for operand in operands]
-            shown.add((*here, *halves, *together))
+            shown.add((self.kernel, self.tile, *halves, *together))
         return shown
 
 
@@ -122,20 +130,23 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
         JITFunction._do_compile = COMPILE
 
 
-def without_repeats(jobs: Iterable[Job]) -> list[Job]:
+def without_repeats(jobs: Sequence[Job]) -> list[Job]:
     """Return the fewest jobs, nearly, that show all that these jobs show."""
-    left = {job.key: (job, job.shows()) for job in jobs}
-    order, chosen = list(left), []
-    todo = set[Hashable]().union(*(shows for _, shows in left.values()))
+    shows = [job.shows() for job in jobs]
+    todo = set[Hashable]().union(*shows)
+    chosen = []
+    # What a job adds only shrinks: one that still adds as much as was expected of the best is best.
+    expected = [(-len(shown), place) for place, shown in enumerate(shows)]
+    heapq.heapify(expected)
     while todo:
-        best, shows = max(left.values(), key=lambda pair: len(pair[1] & todo))
-        chosen.append(best.key)
-        todo -= shows
-        del left[best.key]
-        # Who shows nothing new never will again.
-        left = {key: pair for key, pair in left.items() if pair[1] & todo}
-    by_key = {job.key: job for job in jobs}
-    return [by_key[key] for key in sorted(chosen, key=order.index)]
+        added, place = heapq.heappop(expected)
+        adds = len(shows[place] & todo)
+        if adds == -added:
+            chosen.append(place)
+            todo -= shows[place]
+        elif adds:
+            heapq.heappush(expected, (-adds, place))
+    return [jobs[place] for place in sorted(chosen)]
 
 
 def compiled(job: Job) -> Use:

@@ -115,7 +115,8 @@ def main() -> int:
         found, unused = planned(options.operators, architecture)
         # A table is for all operators: some alone need not take every line of it.
         bad += unused if options.operators == list(LAUNCHES) and architecture != AMD else []
-        jobs += without_repeats(found) if options.few else found
+        jobs += found
+    jobs = without_repeats(jobs) if options.few else jobs
     print(f"{len(jobs)} kernels, planned in {time.time() - start:.0f} s\n{HEADER}", flush=True)
     for job, use in zip(jobs, uses(jobs, options.processes, FOUND), strict=True):
         line = (
