@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -161,12 +162,15 @@ void for_each_kept_tile(const Tensor& kept, Visit&& visit) {
 template <typename T, typename Weigh>
 std::tuple<Tensor, Tensor> products_of_weights(const Tensor& x, const Tensor& y, double alpha,
                                                const Tensor& kept, Weigh&& weigh) {
-  Tensor grad_x = at::zeros_like(x), grad_y = at::zeros_like(y);
+  Tensor grad_x = at::empty_like(x), grad_y = at::empty_like(y);
   const auto pull = [&](const Tile<T>& t) {
     weigh(t);
     const Tensor W = at::from_blob(t.data, {t.rows, t.columns}, x.options());
-    grad_x.narrow(0, t.first_row, t.rows).addmm_(W, y.narrow(0, t.first_column, t.columns));
-    grad_y.narrow(0, t.first_column, t.columns).addmm_(W.t(), x.narrow(0, t.first_row, t.rows));
+    const Tensor left = x.narrow(0, t.first_row, t.rows);
+    const Tensor right = y.narrow(0, t.first_column, t.columns);
+    // The first tile of a row or column writes, the others add.
+    grad_x.narrow(0, t.first_row, t.rows).addmm_(W, right, /*beta=*/t.first_column > 0);
+    grad_y.narrow(0, t.first_column, t.columns).addmm_(W.t(), left, /*beta=*/t.first_row > 0);
   };
   if (kept.numel())
     for_each_kept_tile<T>(kept, pull);

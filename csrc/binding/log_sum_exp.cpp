@@ -1,7 +1,6 @@
 // Row and column log-sum-exp: every tile of logits is summed along both sides and forgotten.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
@@ -71,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
   const SameId same(x_ids, y_ids);
   const double alpha = scale.item<double>();
   Tensor grad_x, grad_y;
+  double grad_scale = 0;
   AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_backward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const auto *ga = a.const_data_ptr<scalar_t>(), *gb = b.const_data_ptr<scalar_t>();
@@ -84,11 +84,11 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
         for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = 0; });
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, scores, weigh);
+    // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
+    grad_scale = inner<scalar_t>(grad_x, left);
   });
-  // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
-  const Tensor grad_scale = at::scalar_tensor(inner(grad_x, left), scale.options());
   return {grad_x.mul_(alpha).to(x.scalar_type()), grad_y.mul_(alpha).to(y.scalar_type()),
-          grad_scale};
+          at::scalar_tensor(grad_scale, scale.options())};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

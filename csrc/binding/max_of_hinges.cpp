@@ -1,7 +1,6 @@
 // Max of hinges and hardest negatives: one product, two running maxima, no matrix.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <numeric>

@@ -3,6 +3,7 @@
 
 #include <ATen/ops/sort.h>
 
+#include <functional>
 #include <limits>
 
 #include "binding/common.h"
@@ -14,7 +15,7 @@ namespace itm {
 class SameId {
  public:
   SameId(const OptionalTensor& row_ids, const OptionalTensor& column_ids) {
-    if (!row_ids.has_value()) return;
+    if (!row_ids.has_value() || is_diagonal(*row_ids, *column_ids)) return;
     rows_ = row_ids->contiguous();
     std::tie(sorted_, order_) = at::sort(*column_ids, std::optional<bool>(true), /*dim=*/0);
   }
@@ -39,6 +40,14 @@ class SameId {
 
  private:
   Tensor rows_, sorted_, order_;
+
+  // The same ids on both sides, none of them twice: the diagonal, in a look instead of a sort.
+  static bool is_diagonal(const Tensor& row_ids, const Tensor& column_ids) {
+    const auto *id = row_ids.const_data_ptr<int64_t>(), *last = id + row_ids.size(0);
+    return id == column_ids.const_data_ptr<int64_t>() && row_ids.size(0) == column_ids.size(0) &&
+           row_ids.is_contiguous() && column_ids.is_contiguous() &&
+           std::adjacent_find(id, last, std::greater_equal<>()) == last;
+  }
 };
 
 // Calls found(r, c) for every entry of the tile whose pair shares an id, rows in parallel.

@@ -7,7 +7,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/argsort.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 

@@ -218,7 +218,7 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
     }
 
   Hardest found(x, y);
-  const auto product = [D, of = kernels().screen.product, a = x.const_data_ptr<float>(),
+  const auto product = [D, of = kernels().f32.product, a = x.const_data_ptr<float>(),
                         b = y.const_data_ptr<float>()](int64_t i, int64_t j) {
     return of(a + i * D, b + j * D, D);
   };

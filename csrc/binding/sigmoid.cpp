@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
   const int64_t* positive_of = ids_or_null(positive);
   const double alpha = scale.item<double>();
   Tensor grad_x, grad_y;
-  double grad_bias = 0;
+  double grad_bias = 0, grad_scale = 0;
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_backward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const auto* share = g.const_data_ptr<scalar_t>();
@@ -80,10 +80,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
                        .template item<double>();
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, scores, weigh);
+    grad_scale = inner<scalar_t>(grad_x, x);
   });
-  const Tensor grad_scale = at::scalar_tensor(inner(grad_x, x), scale.options());
   return {grad_x.mul_(alpha).to(image.scalar_type()), grad_y.mul_(alpha).to(text.scalar_type()),
-          grad_scale, at::full({}, grad_bias, bias.options())};
+          at::scalar_tensor(grad_scale, scale.options()), at::full({}, grad_bias, bias.options())};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) {

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "binding/common.h"
@@ -13,7 +12,7 @@ namespace {
 
 // The operator's inputs, ready for the loops.
 struct Inputs {
-  Tensor x, y, positive, matched, score;  // matched [M, D]: the image row of every pair
+  Tensor x, y, positive;
   SameId same;
   Groups pairs;  // pairs of every image
 
@@ -23,12 +22,24 @@ struct Inputs {
         y(wide(text)),
         positive(positive_of.has_value() ? positive_of->contiguous()
                                          : at::arange(y.size(0), y.options().dtype(at::kLong))),
-        matched(positive_of.has_value() ? x.index_select(0, positive.clamp_min(0)) : x),
-        // A text without exactly one image is a mistake that shows as NaN.
-        score(matched.mul(y).sum(1).masked_fill_(positive.lt(0),
-                                                 std::numeric_limits<double>::quiet_NaN())),
         same(image_ids, text_ids),
         pairs(positive.const_data_ptr<int64_t>(), y.size(0), x.size(0)) {}
+
+  // margin - s+ of every pair. A text without exactly one image is a mistake that shows as NaN.
+  template <typename T>
+  std::vector<T> offsets(double margin) const {
+    const int64_t M = y.size(0), D = y.size(1);
+    const auto& loop = cpu::loops<T>(kernels());
+    const auto* of = positive.const_data_ptr<int64_t>();
+    const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
+    std::vector<T> offset(M, std::numeric_limits<T>::quiet_NaN());
+    parallel_for(0, M, grain(2 * D), [&](int64_t j0, int64_t j1) {
+      for (int64_t j = j0; j < j1; ++j)
+        if (of[j] >= 0)
+          offset[j] = static_cast<T>(margin - loop.product(from + of[j] * D, to + j * D, D));
+    });
+    return offset;
+  }
 };
 
 std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tensor& text,
@@ -38,12 +49,13 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
                                                  bool keep_scores) {
   const Inputs in(image, text, positive, image_ids, text_ids);
   const Tensor kept = scores_to_keep(keep_scores, in.x, in.y);
-  const Tensor offset = in.score.neg().add_(margin);
-  Tensor loss = in.score.mul(0);  // 0, or NaN where the positive score is not finite
+  Tensor loss = at::empty({in.y.size(0)}, in.y.options());
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_forward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
-    const auto* of_pair = offset.const_data_ptr<scalar_t>();
+    const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
     auto* out = loss.mutable_data_ptr<scalar_t>();
+    // 0, or NaN where the positive score is not finite.
+    std::transform(offset.begin(), offset.end(), out, [](scalar_t x) { return 0 * x; });
     auto add = [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -51,12 +63,12 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
           const int64_t i = t.first_row + r;
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
             const int64_t j = in.pairs.order[k];
-            out[j] += loop.row_hinge_sum(t.row(r), t.columns, of_pair[j]);
+            out[j] += loop.row_hinge_sum(t.row(r), t.columns, offset[j]);
           }
         }
       });
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
+        loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
                               out + t.first_column);
       });
     };
@@ -65,47 +77,64 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   return {loss, kept};
 }
 
+// Every active hinge also pulls on its pair's own score: to the gradient of each of its two rows,
+// adds pull[j] times the other.
+template <typename T>
+void pull_pairs(const Inputs& in, const std::vector<T>& pull, Tensor& grad_x, Tensor& grad_y) {
+  const int64_t N = in.x.size(0), M = in.y.size(0), D = in.x.size(1);
+  const auto& loop = cpu::loops<T>(kernels());
+  const auto* of = in.positive.const_data_ptr<int64_t>();
+  const T *x = in.x.const_data_ptr<T>(), *y = in.y.const_data_ptr<T>();
+  T *to_x = grad_x.mutable_data_ptr<T>(), *to_y = grad_y.mutable_data_ptr<T>();
+  parallel_for(0, M, grain(2 * D), [&](int64_t j0, int64_t j1) {
+    for (int64_t j = j0; j < j1; ++j)
+      if (of[j] >= 0) loop.add_rows(to_y + j * D, x, of + j, &pull[j], 1, D);
+  });
+  parallel_for(0, N, grain(2 * D), [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; ++i)
+      for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k)
+        loop.add_rows(to_x + i * D, y, &in.pairs.order[k], &pull[in.pairs.order[k]], 1, D);
+  });
+}
+
 std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tensor& scores,
                                                   const Tensor& image, const Tensor& text,
                                                   const OptionalTensor& positive,
                                                   const OptionalTensor& image_ids,
                                                   const OptionalTensor& text_ids, double margin) {
   const Inputs in(image, text, positive, image_ids, text_ids);
-  const Tensor offset = in.score.neg().add_(margin), g = grad.to(in.x.scalar_type()).contiguous();
-  Tensor active = at::zeros_like(in.score);  // hinges > 0 of every pair
+  const Tensor g = grad.to(in.x.scalar_type()).contiguous();
   Tensor grad_x, grad_y;
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_backward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
-    const auto* of_pair = offset.const_data_ptr<scalar_t>();
+    const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
     const auto* share = g.const_data_ptr<scalar_t>();
-    auto* count = active.mutable_data_ptr<scalar_t>();
+    std::vector<scalar_t> active(offset.size());  // hinges > 0 of every pair
     auto weigh = [&](const Tile<scalar_t>& t) {
       if (!scores.numel()) exclude(t, in.same);
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, of_pair + t.first_column,
-                                count + t.first_column);
+        loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
+                                &active[t.first_column]);
       });
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
         std::vector<scalar_t> weights(t.columns);
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
-          loop.column_hinge_weights(t.row(r), weights.data(), t.columns, of_pair + t.first_column,
+          loop.column_hinge_weights(t.row(r), weights.data(), t.columns, &offset[t.first_column],
                                     share + t.first_column);
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
             const int64_t j = in.pairs.order[k];
-            count[j] +=
-                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, of_pair[j], share[j]);
+            active[j] +=
+                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], share[j]);
           }
           std::copy(weights.begin(), weights.end(), t.row(r));
         }
       });
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(in.x, in.y, 1, scores, weigh);
+    for (size_t j = 0; j < active.size(); ++j) active[j] *= -share[j];
+    pull_pairs(in, active, grad_x, grad_y);
   });
-  // Every active hinge also pulls on its pair's own score.
-  const Tensor pull = active.mul_(g).unsqueeze(1);
-  grad_y.sub_(in.matched.mul(pull));
-  grad_x.index_add_(0, in.positive.clamp_min(0), in.y.mul(pull), -1);
   return {grad_x.to(image.scalar_type()), grad_y.to(text.scalar_type())};
 }
 

@@ -91,6 +91,8 @@ struct Loops {
   // out = sum over k of row rows[k] of x, for `size` columns of rows `stride` apart.
   void (*sum_of_rows)(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
                       int64_t size);
+  // Returns x . y, summed in fp64.
+  double (*product)(const T* x, const T* y, int64_t D);
   // Returns how many scores of a row are larger than a limit.
   int64_t (*count_above)(const T* row, int64_t columns, T limit);
   // Adds noise of row i and columns first_column (even) + c: for_row[c] is the score and what is
@@ -138,8 +140,6 @@ struct ScreenLoops {
   int64_t (*row_above)(const uint16_t* row, int64_t columns, float limit, int32_t* found);
   int64_t (*columns_above)(const uint16_t* row, int64_t columns, const float* limit,
                            int32_t* found);
-  // Returns x . y in fp64.
-  double (*product)(const float* x, const float* y, int64_t D);
   // Rounds a row to bf16; squares are |x|^2 and |x - half|^2.
   void (*round_row)(const float* x, int64_t D, uint16_t* half, double* squares);
 };

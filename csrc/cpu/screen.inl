@@ -75,27 +75,6 @@ inline int64_t screen_columns_above(const uint16_t* row, int64_t columns, const 
   return screen_above(row, columns, LimitOfColumn{limit}, found);
 }
 
-// The sum of 32 lanes, in an order in which vectors of any length can add them.
-template <typename T>
-inline T sum_of_lanes(T (&lane)[32]) {
-#pragma GCC unroll 5
-  for (int64_t half = 16; half > 0; half /= 2)
-    for (int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
-  return lane[0];
-}
-
-// The product of two rows: exact terms, summed in fp64 in one order wherever it is computed.
-inline double exact_product(const float* x, const float* y, int64_t D) {
-  constexpr int64_t kLanes = 32;
-  double lane[kLanes] = {}, sum = 0;
-  int64_t d = 0;
-  for (; d + kLanes <= D; d += kLanes)
-    for (int64_t k = 0; k < kLanes; ++k)
-      lane[k] += static_cast<double>(x[d + k]) * static_cast<double>(y[d + k]);
-  for (; d < D; ++d) sum += static_cast<double>(x[d]) * static_cast<double>(y[d]);
-  return sum + sum_of_lanes(lane);
-}
-
 // Rounds a row to the nearest bf16, ties to even; squares are |x|^2 and |2^9 (x - half)|^2, which
 // is about as large. What becomes of NaN is no matter here.
 inline void round_row(const float* x, int64_t D, uint16_t* half, double* squares) {

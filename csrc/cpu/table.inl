@@ -39,6 +39,7 @@ constexpr Loops<T> loops_of() {
       .band_weights = band_weights<T>,
       .relative_weights = relative_weights<T>,
       .sum_of_rows = sum_of_rows<T>,
+      .product = product<T>,
       .count_above = count_above<T>,
       .add_gumbel = add_gumbel<T>,
       .group_size = group_size<T>,
@@ -61,7 +62,6 @@ constexpr ScreenLoops screen_loops() {
       .column_max = screen_column_max,
       .row_above = screen_row_above,
       .columns_above = screen_columns_above,
-      .product = exact_product,
       .round_row = round_row,
   };
 }
