@@ -52,17 +52,10 @@ class Range(NamedTuple):
     """Where a kernel runs and where "auto" takes it, by the rows of the two sides it compares."""
 
     reason: str
-    least_pairs: int = 0  # N x M from which "auto" takes it
     first_rows: int = 0  # of the larger side, up to which "auto" takes it before PREFERENCE
     most_rows: int = MANY  # of the larger side, up to which it runs
 
 
-# Measured at D = 1024 in fp32 on 2 cores, whole losses: 0.7 to 0.9 of plain PyTorch's speed at
-# 128 x 128, 1.05 to 1.15 at 1024 x 1024.
-_SUMS_ON_CPU = Range(
-    "below, all is in the caches and PyTorch is as fast",
-    least_pairs=1 << 20,
-)
 # Counted, not measured: a product of 512 x 512 pairs at D = 1024 is 2 N M D / 67 TFLOP/s = 8 us in
 # fp32, what two or three launches take; beyond, tensor cores win back their own. Forward and
 # backward, maxima are three launches and one product; sums four launches and three products, the
@@ -79,9 +72,6 @@ _ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
 RANGES: dict[tuple[str, str, str, str], Range] = {
-    ("cpu", "native", "sum_of_hinges", ""): _SUMS_ON_CPU,
-    ("cpu", "native", "log_sum_exp", ""): _SUMS_ON_CPU,
-    ("cpu", "native", "sigmoid", ""): _SUMS_ON_CPU,
     ("cuda", "native", "max_of_hinges", ""): _MAXIMA_ON_CUDA,
     ("cuda", "native", "hardest_negatives", ""): _MAXIMA_ON_CUDA,
     ("cuda", "native", "sum_of_hinges", ""): _SUMS_ON_CUDA,
@@ -132,11 +122,6 @@ def range_of(device: str, backend: str, operator: str, metric: str = "") -> Rang
     return found or RANGES.get((device, backend, operator, ""), _ANYWHERE)
 
 
-def from_one_pair() -> dict[tuple[str, str, str, str], Range]:
-    """Return RANGES for tests, with kernels that small batches take as well as large ones."""
-    return {key: found._replace(least_pairs=0) for key, found in RANGES.items()}
-
-
 def why_not(
     operator: str, device: str, backend: str, sides: tuple[int, int] = (0, 0)
 ) -> str | None:
@@ -166,12 +151,9 @@ def choose(operator: str, device: str, sides: tuple[int, int] = LARGE, metric: s
     """Return the backend that "auto" picks for an operator over so many rows of two sides."""
     usable = []
     for backend in PREFERENCE.get(device, ()):
-        found = range_of(device, backend, operator, metric)
-        if found.least_pairs and sides[0] * sides[1] < found.least_pairs:
-            continue
         if why_not(operator, device, backend, sides) is not None:
             continue
-        first = found.first_rows
+        first = range_of(device, backend, operator, metric).first_rows
         if first == MANY or (first and max(sides) <= first):
             return backend
         usable.append(backend)
@@ -243,9 +225,7 @@ def _ranges(operator: str, device: str) -> list[str]:
     for (on, backend, name, metric), found in RANGES.items():
         if (on, name) != (device, operator) or why_not(operator, device, backend) is not None:
             continue
-        if found.least_pairs:
-            limit = f"from {found.least_pairs:,} pairs on, below reference"
-        elif found.first_rows == MANY:
+        if found.first_rows == MANY:
             limit = f"{backend} for {metric}" if metric else f"{backend} for any rows"
         else:
             limit = f"{backend} up to {found.first_rows:,} rows"

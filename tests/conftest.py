@@ -65,15 +65,11 @@ def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
     if request.param == "eager" and on_device != "cpu":
         pytest.skip("operators in eager PyTorch are the CPU's")
     if request.param == "triton":
-        with (
-            patch.dict(backends.RANGES, backends.from_one_pair()),
-            patch.dict(backends.PREFERENCE, cpu=("triton",)),
-        ):
+        with patch.dict(backends.PREFERENCE, cpu=("triton",)):
             yield "auto"
         return
     if request.param == "auto":
-        with patch.dict(backends.RANGES, backends.from_one_pair()):  # small batches too
-            yield "auto"
+        yield "auto"
         return
     with as_native():
         yield "native" if request.param == "eager" else "reference"

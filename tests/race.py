@@ -5,11 +5,10 @@ A script and not a test: the suite runs on one thread.
 
 import torch
 
-from itm_kernels import backends, ops
+from itm_kernels import ops
 from loss_cases import CASES, batch, gradients
 
 torch.set_num_threads(4)
-backends.RANGES.update(backends.from_one_pair())
 # 600 rows: several blocks of columns and of rows for every thread; D above the least that is
 # screened.
 for N, D in ((600, 520), (600, 9)):

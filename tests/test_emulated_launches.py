@@ -9,7 +9,6 @@ and noise PyTorch's were 421, of which the draws of k-means++ were 160, and are 
 """
 
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from cuda_launches import of_step
 from emulated import as_native, needs_compiler
-from itm_kernels import backends, losses
+from itm_kernels import losses
 from loss_cases import batch
 
 pytestmark = needs_compiler
@@ -38,7 +37,7 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
 
 @pytest.fixture(autouse=True)
 def emulated() -> Iterator[None]:
-    with as_native(), patch.dict(backends.RANGES, backends.from_one_pair()):
+    with as_native():
         yield
 
 

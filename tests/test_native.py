@@ -16,11 +16,6 @@ from itm_kernels.ops import _define
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 
-@pytest.fixture(autouse=True)
-def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "RANGES", backends.from_one_pair())
-
-
 def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return five texts per image in shuffled order, and the ids that say so."""
     generator = torch.Generator().manual_seed(seed)
@@ -177,10 +172,8 @@ def test_concurrent_calls_do_not_share_anything(case: Case) -> None:
 
 
 REPORT = """
-from itm_kernels import backends
 import torch
 from loss_cases import BY_NAME, batch, gradients
-backends.RANGES.update(backends.from_one_pair())
 for name in {names}:
     image, text = batch(300, 37, torch.float32)
     loss = BY_NAME[name].loss(image, text, "auto")

@@ -25,11 +25,6 @@ LOSSES = [
 SIZES = [(1, 96), (2, 3), (33, 1), (33, 333), (127, 96), (70, 1000)]
 
 
-@pytest.fixture(autouse=True)
-def small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "RANGES", backends.from_one_pair())
-
-
 @pytest.fixture(params=["highest", "high"])
 def fp32(request: pytest.FixtureRequest) -> Iterator[str]:
     before = torch.get_float32_matmul_precision()

@@ -161,7 +161,6 @@ def compare(
     try:
         with (
             patch.dict(backends.PREFERENCE, {device: (backend,)}),
-            patch.dict(backends.RANGES, backends.from_one_pair()),
             patch.object(backends, "choose", spy),
         ):
             found = results(operation, rows, "auto", of_ids)
