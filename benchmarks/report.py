@@ -31,11 +31,6 @@ NOISE = 0.97  # a rival this close to ours, or within the quartiles, is as fast,
 REASONS = (
     (r"bfloat16", "ours computes bf16 in fp32 (its error is in the table), the rival in bf16"),
     (
-        r"^(?:sum_of_hinges|info_nce|sigmoid|ito loss).* reference ",
-        "few pairs: `auto` runs plain PyTorch, because the calls around a kernel cost more than it "
-        "saves; what is left is checking arguments, and what torch.compile fuses",
-    ),
-    (
         r"^(?:info_nce|info_cmr without extras|sigmoid|ito loss).* native ",
         "the same three products, which are most of the time of both; torch.compile fuses what "
         "stands around them",
