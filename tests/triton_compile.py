@@ -70,28 +70,21 @@ class Job(NamedTuple):
         return f"{sizes} {self.values['warps']}w {self.values['stages']}s"
 
     def shows(self) -> set[Hashable]:
-        """Return what a compilation shows: operands with tile and architecture, constants with
-        either, and all branches together.
+        """Return what a compilation shows: every value with its tile, and all branches together.
 
-        How many registers a kernel needs depends on its branches and operands at once, and hardly
-        on which architecture they meet; how its loads are aligned or masked, on little else. To a
-        compiler fp16 is what bf16 is. Kernels of a single element fold into less, and those of fp64
-        may spill.
+        How many registers a kernel needs depends on its branches and operands at once; how its
+        loads are aligned or masked, on little else. To a compiler fp16 is what bf16 is. Kernels of
+        a single element fold into less, and those of fp64 may spill.
         """
-        values = self.values
+        here, values = (self.kernel, self.architecture, self.tile), self.values
         operands = [values.get(name, "").split(" ")[0] for name in OPERANDS]
-        shown: set[Hashable] = {
-            (self.kernel, here, value)
-            for here in (self.architecture, self.tile)
-            for value in values.items()
-        }
-        here = self.kernel, self.architecture, self.tile
+        shown: set[Hashable] = {(*here, value) for value in values.items()}
         shown.add((*here, *operands, values.get("PARTS"), values.get("PRECISION")))
         if "*fp64" not in operands[:2] and values.get("D") != "1":
             constants = [each.name for each in self.function.params if each.is_constexpr]
             together = [(name, values[name]) for name in constants if name not in LOADS]
             halves = [operand.replace("bf16", "fp16") for operand in operands]
-            shown.add((self.kernel, self.tile, *halves, *together))
+            shown.add((*here, *halves, *together))
         return shown
 
 

@@ -115,8 +115,7 @@ def main() -> int:
         found, unused = planned(options.operators, architecture)
         # A table is for all operators: some alone need not take every line of it.
         bad += unused if options.operators == list(LAUNCHES) and architecture != AMD else []
-        jobs += found
-    jobs = without_repeats(jobs) if options.few else jobs
+        jobs += without_repeats(found) if options.few else found
     print(f"{len(jobs)} kernels, planned in {time.time() - start:.0f} s\n{HEADER}", flush=True)
     for job, use in zip(jobs, uses(jobs, options.processes, FOUND), strict=True):
         line = (
