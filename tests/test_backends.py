@@ -32,6 +32,7 @@ def test_auto_takes_compiled_kernels_for_one_pair() -> None:
     with as_native():
         for operator in ("log_sum_exp", "max_of_hinges"):
             assert backends.choose(operator, "cpu", (1, 1)) == "native"
+        assert backends.resolve("f", "log_sum_exp", IMAGE, "native", (1, 1)) == NAMESPACE
 
 
 @contextmanager
