@@ -11,6 +11,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def is_on(tensor: Tensor) -> bool:
+    """Return whether autocast is on for the device type of a tensor."""
+    device = tensor.device.type
+    # Devices without autocast, meta among them, refuse to be asked whether it is on.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def outside_autocast(
     function: Callable[Concatenate[Tensor, P], R],
 ) -> Callable[Concatenate[Tensor, P], R]:
@@ -18,11 +25,9 @@ def outside_autocast(
 
     @wraps(function)
     def run(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        device = tensor.device.type
-        # Devices without autocast, meta among them, refuse to be asked whether it is on.
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not is_on(tensor):
             return function(tensor, *args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(tensor.device.type, enabled=False):
             return function(tensor, *args, **kwargs)
 
     return cast(Callable[Concatenate[Tensor, P], R], run)

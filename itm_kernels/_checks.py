@@ -7,6 +7,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from itm_kernels import _autocast
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -45,9 +47,15 @@ def floating(function: str, name: str, value: object, layout: str) -> None:
         )
 
 
-def alike(function: str, **tensors: Tensor) -> None:
-    """Check that tensors share dtype, device and their last dimension."""
+def alike(function: str, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """Check that tensors share dtype, device and their last dimension; return them.
+
+    Inside autocast a model's two encoders may differ in dtype (a linear layer gives bf16, a
+    normalisation fp32): the tensors are promoted as PyTorch promotes, and their gradients come back
+    in the dtype of each.
+    """
     (first_name, first), *others = tensors.items()
+    dtype = first.dtype
     for name, other in others:
         both = f"{first_name} {list(first.shape)} and {name} {list(other.shape)}"
         if first.shape[-1] != other.shape[-1]:
@@ -55,7 +63,7 @@ def alike(function: str, **tensors: Tensor) -> None:
                 f"{function}: {both} differ in the last dimension; "
                 "project both into one embedding space"
             )
-        if first.dtype != other.dtype:
+        if first.dtype != other.dtype and not _autocast.is_on(first):
             raise TypeError(
                 f"{function}: {both} differ in dtype, {_name(first.dtype)} and "
                 f"{_name(other.dtype)}; convert one with .to(other.dtype)"
@@ -65,13 +73,20 @@ def alike(function: str, **tensors: Tensor) -> None:
                 f"{function}: {both} are on different devices, {first.device} and "
                 f"{other.device}; move one with .to(other.device)"
             )
+        dtype = torch.promote_types(dtype, other.dtype)
+    return tuple(
+        tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors.values()
+    )
 
 
-def embeddings(function: str, **tensors: object) -> None:
-    """Check floating-point matrices [rows, D] of one width, dtype and device."""
+def embeddings(function: str, **tensors: object) -> tuple[Tensor, ...]:
+    """Check floating-point matrices [rows, D] of one width, dtype and device; return them.
+
+    The caller continues with the returned tensors: see `alike`.
+    """
     for name, value in tensors.items():
         floating(function, name, value, "[rows, D]")
-    alike(function, **tensors)  # type: ignore[arg-type]
+    return alike(function, **tensors)  # type: ignore[arg-type]
 
 
 def option(function: str, name: str, value: object, allowed: Collection[str]) -> None:

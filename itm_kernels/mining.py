@@ -67,7 +67,7 @@ class HardNegativeSampler:
     ) -> HardNegatives:
         """Return the indices of the negatives, without gradient."""
         name = "HardNegativeSampler"
-        _checks.embeddings(name, image=image, text=text)
+        image, text = _checks.embeddings(name, image=image, text=text)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
         text_index, image_index = run(
             image,

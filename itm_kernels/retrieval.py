@@ -81,7 +81,7 @@ def evaluate(
         text to image     66.7   100.0          1.0
         R-sum 366.7
     """
-    _checks.embeddings(_FUNCTION, image=image, text=text)
+    image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
     _check_ks(ks)
     for name, embeddings in (("image", image), ("text", text)):
         bad = ~embeddings.isfinite().all(1)

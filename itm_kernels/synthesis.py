@@ -124,7 +124,7 @@ class HardNegativeSynthesis(nn.Module):
         member_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Check both sides; return their unit rows, each with its ids."""
-        _checks.embeddings(function, anchors=anchors, members=members)
+        anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
         names, sides = ("anchor_ids", "member_ids"), (anchors, members)
         anchor_ids, member_ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
         if anchor_ids is None or member_ids is None:

@@ -54,10 +54,12 @@ class ClipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`."""
-        scale, bias = _scalars("ClipLoss", image_features, text_features, logit_scale, logit_bias)
-        inputs = image_features, text_features, scale, _DIAGONAL
+        image, text, scale, bias = _checked(
+            "ClipLoss", image_features, text_features, logit_scale, logit_bias
+        )
         # A bias of all logits cancels: its gradient is 0, but not missing.
-        loss = mean_cross_entropy(*inputs, "ClipLoss", "auto").mean() + 0 * bias
+        loss = mean_cross_entropy(image, text, scale, _DIAGONAL, "ClipLoss", "auto").mean()
+        loss = loss + 0 * bias
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -104,9 +106,8 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`."""
-        scale, bias = _scalars("SigLipLoss", image_features, text_features, logit_scale, logit_bias)
-        inputs = image_features, text_features, scale, bias, _DIAGONAL
-        loss = operator.run(*inputs, "SigLipLoss", "auto").mean()
+        inputs = _checked("SigLipLoss", image_features, text_features, logit_scale, logit_bias)
+        loss = operator.run(*inputs, _DIAGONAL, "SigLipLoss", "auto").mean()
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -118,21 +119,23 @@ def _refuse_many_processes(function: str, world_size: int) -> None:
         )
 
 
-def _scalars(
+def _checked(
     function: str,
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: float | Tensor,
     logit_bias: float | Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Check a forward's arguments; return scale and bias as tensors, no bias as 0."""
-    _checks.embeddings(function, image_features=image_features, text_features=text_features)
-    if len(image_features) != len(text_features):
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check a forward's arguments; return features, scale and bias as tensors, no bias as 0."""
+    image, text = _checks.embeddings(
+        function, image_features=image_features, text_features=text_features
+    )
+    if len(image) != len(text):
         raise ValueError(
-            f"{function}: image_features {list(image_features.shape)} and text_features "
-            f"{list(text_features.shape)} differ in rows; pass one text per image"
+            f"{function}: image_features {list(image.shape)} and text_features "
+            f"{list(text.shape)} differ in rows; pass one text per image"
         )
     logit_bias = 0.0 if logit_bias is None else logit_bias
     _checks.scalar(function, "logit_scale", logit_scale)
     _checks.scalar(function, "logit_bias", logit_bias)
-    return as_scalar(logit_scale, image_features), as_scalar(logit_bias, image_features)
+    return image, text, as_scalar(logit_scale, image), as_scalar(logit_bias, image)

@@ -57,7 +57,7 @@ def imc_loss(
     tensor(1.8667)
     """
     name = "imc_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     check_constraint(name, metric, lower, upper, weight, mode, thresholds)
     check_options(name, "sum", backend)

@@ -87,7 +87,7 @@ def info_cmr_loss(
     tensor(0.5975)
     """
     name = "info_cmr_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)

@@ -51,7 +51,7 @@ def info_nce_loss(
     tensor(0.2987)
     """
     name = "info_nce_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)

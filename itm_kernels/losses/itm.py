@@ -131,7 +131,7 @@ class ITMLoss(nn.Module):
         pair of index 0 that the loss leaves out.
         """
         name = "ITMLoss"
-        _checks.embeddings(name, image=image, text=text)
+        image, text = _checks.embeddings(name, image=image, text=text)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
         negatives = self.sampler(
             image, text, image_ids=image_ids, text_ids=text_ids, generator=generator

@@ -58,7 +58,7 @@ def max_of_hinges_loss(
     tensor(1.5000)
     """
     name = "max_of_hinges_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     _checks.option(name, "mining", mining, MININGS)
     check_options(name, reduction, backend)

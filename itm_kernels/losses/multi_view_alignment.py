@@ -11,19 +11,20 @@ from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
-def check_views(function: str, **views: Tensor) -> None:
-    """Check tensors of views [V, N, D] of the same N samples."""
+def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
+    """Check tensors of views [V, N, D] of the same N samples; return them, of one dtype."""
     (first_name, first), *others = views.items()
     for name, tensor in views.items():
         _checks.is_tensor(function, name, tensor)
         _checks.floating(function, name, tensor, "[views, N, D]")
-    _checks.alike(function, **views)
+    alike = _checks.alike(function, **views)
     for name, other in others:
         if other.shape[1] != first.shape[1]:
             raise ValueError(
                 f"{function}: {first_name} {list(first.shape)} and {name} {list(other.shape)} "
                 "differ in samples; every view holds the same N samples in the same order"
             )
+    return alike
 
 
 def multi_view_alignment_loss(
@@ -58,7 +59,7 @@ def multi_view_alignment_loss(
     tensor(0.4118)
     """
     name = "multi_view_alignment_loss"
-    check_views(name, images=images, texts=texts)
+    images, texts = check_views(name, images=images, texts=texts)
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
     scale = as_scalar(logit_scale, images)

@@ -53,7 +53,7 @@ def sigmoid_loss(
     tensor(1.0064)
     """
     name = "sigmoid_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     _checks.scalar(name, "logit_bias", logit_bias)
     check_options(name, reduction, backend)

@@ -51,7 +51,7 @@ def sum_of_hinges_loss(
     tensor(1.8000)
     """
     name = "sum_of_hinges_loss"
-    _checks.embeddings(name, image=image, text=text)
+    image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     check_options(name, reduction, backend)
     pairs = _pairs.resolve(name, image, text, image_ids, text_ids)

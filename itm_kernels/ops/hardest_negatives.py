@@ -136,6 +136,6 @@ def hardest_negatives(
     >>> hardest_negatives(scores, torch.eye(3)).text_index
     tensor([1, 2, 0])
     """
-    _checks.embeddings("hardest_negatives", image=image, text=text)
+    image, text = _checks.embeddings("hardest_negatives", image=image, text=text)
     pairs = _pairs.resolve("hardest_negatives", image, text, image_ids, text_ids)
     return run(image, text, pairs, backend)

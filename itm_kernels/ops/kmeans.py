@@ -93,7 +93,7 @@ def kmeans(
     _checks.integer("kmeans", "num_clusters", num_clusters, least=1)
     _checks.integer("kmeans", "iterations", iterations, least=0)
     if init is not None:
-        _checks.embeddings("kmeans", x=x, init=init)
+        x, init = _checks.embeddings("kmeans", x=x, init=init)
         if init.shape[0] != num_clusters:
             raise ValueError(
                 f"kmeans: init {list(init.shape)} must hold num_clusters = {num_clusters} rows"

@@ -154,7 +154,7 @@ def log_sum_exp(
     >>> log_sum_exp(torch.eye(2), torch.eye(2), 2.0).row
     tensor([2.1269, 2.1269])
     """
-    _checks.embeddings("log_sum_exp", x=x, y=y)
+    x, y = _checks.embeddings("log_sum_exp", x=x, y=y)
     _checks.scalar("log_sum_exp", "scale", scale)
     ids = _checks.id_pair("log_sum_exp", ("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
     return run(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)

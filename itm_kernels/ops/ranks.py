@@ -64,7 +64,7 @@ def ranks(
     >>> ranks(x, torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 1]))
     tensor([2, 1])
     """
-    _checks.embeddings("ranks", queries=queries, gallery=gallery)
+    queries, gallery = _checks.embeddings("ranks", queries=queries, gallery=gallery)
     _checks.identifiers("ranks", "query_ids", query_ids, queries.shape[0], queries)
     _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device

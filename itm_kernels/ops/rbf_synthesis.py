@@ -198,7 +198,7 @@ def _checked(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check everything; return the tensors on the anchors' device."""
-    _checks.embeddings(function, anchors=anchors, members=members)
+    anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
     check_options(function, *options, least=1)
     _checks.is_tensor(function, "assignment", assignment)
     N, M = anchors.shape[0], members.shape[0]

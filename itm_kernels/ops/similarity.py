@@ -60,14 +60,14 @@ def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "
 
     Args:
         x: `[..., N, D]`, floating point. Products and sums of fp16 and bf16 are taken in fp32.
-        y: `[..., M, D]`, same dtype and device; batch dimensions broadcast.
+        y: `[..., M, D]`, same device and, outside autocast, dtype; batch dimensions broadcast.
         metric: `"dot"` and `"cosine"` are similarities; `"l1"`, `"l2"` and `"sqeuclidean"` are
             distances, taken from direct differences: equal rows are exactly 0 apart.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `[..., N, M]` in the dtype of x. The gradient of l2 at distance 0 is 0, that of l1 uses
-        sign(0) = 0.
+        `[..., N, M]` in the dtype of x; inside autocast, of x and y promoted. The gradient of l2
+        at distance 0 is 0, that of l1 uses sign(0) = 0.
 
     Raises:
         TypeError: x or y is no floating-point tensor, or their dtypes differ.
@@ -83,7 +83,7 @@ def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "
         leading = ", ".join(["..."] * max(0, tensor.dim() - 2))
         layout = f"[{leading}, rows, D]" if leading else "[rows, D]"
         _checks.floating("similarity", name, tensor, layout)
-    _checks.alike("similarity", x=x, y=y)
+    x, y = _checks.alike("similarity", x=x, y=y)
     _checks.option("similarity", "metric", metric, METRICS)
     try:
         torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
