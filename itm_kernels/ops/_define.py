@@ -29,7 +29,12 @@ DEFINITIONS: list[Definition] = []
 
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Define an operator in all namespaces; one named *_backward refuses to be differentiated."""
+    """Define an operator in all namespaces; one named *_backward refuses to be differentiated.
+
+    torch keeps operators for the life of the process. A package that is imported again, after a
+    purge of sys.modules or by a reload, finds its operators there and takes them over.
+    """
+    DEFINITIONS[:] = [known for known in DEFINITIONS if known.name != name]
     DEFINITIONS.append(Definition(name, schema, fake))
     for namespace in NAMESPACES.values():
         define_in(namespace, DEFINITIONS[-1])
@@ -51,18 +56,45 @@ def _implement_in_triton(name: str, module: str) -> None:
         with torch.cuda.device_of(like) if like.is_cuda else nullcontext():
             return launcher(*arguments)
 
+    qualified = f"{NAMESPACES['triton']}::{name}"
     for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        torch.library.impl(f"{NAMESPACES['triton']}::{name}", key, run)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+            torch.library.impl(qualified, key, run)
 
 
 def define_in(namespace: str, definition: Definition) -> None:
-    """Define an operator in one namespace."""
+    """Define an operator in one namespace, unless an earlier import has defined it."""
     qualified = f"{namespace}::{definition.name}"
+    if hasattr(getattr(torch.ops, namespace), definition.name):
+        _check_schema(qualified, definition.schema)
+        return
     torch.library.define(qualified, definition.schema)
-    torch.library.register_fake(qualified, definition.fake)
+    torch.library.register_fake(qualified, _latest_fake(definition))
     if definition.name.endswith("_backward"):
         # Without a formula of its own a second derivative would silently be None.
         torch.library.register_autograd(qualified, _refuse_second_derivative(definition.name))
+
+
+def _check_schema(qualified: str, schema: str) -> None:
+    """Raise unless the operator that torch holds is the one that is to be defined."""
+    held = str(torch._C._get_schema(qualified, ""))
+    wanted = str(torch._C.parse_schema(qualified + schema))
+    if held != wanted:
+        raise RuntimeError(
+            f"itm_kernels: {qualified} is registered by another version of the package as {held}, "
+            f"this one needs {wanted}; restart Python to import it"
+        )
+
+
+def _latest_fake(definition: Definition) -> Callable[..., Any]:
+    """Return a fake kernel that runs the one of the last import."""
+
+    def fake(*arguments: Any) -> Any:
+        known = importlib.import_module(__name__).DEFINITIONS
+        latest = next((d for d in known if d.name == definition.name), definition)
+        return latest.fake(*arguments)
+
+    return fake
 
 
 def _refuse_second_derivative(name: str) -> Callable[..., NoReturn]:

@@ -1,0 +1,89 @@
+"""A package that is imported again finds its operators in torch's registry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from itm_kernels import backends
+from itm_kernels.ops import _define
+
+ROOT = Path(__file__).parent.parent
+
+# A notebook forgets the package, imports it again and goes on; an editor reloads its
+# modules one by one. torch.compile comes after the purge only: Dynamo keeps the modules of any
+# package that it has traced for the life of the process.
+AGAIN = """
+import importlib, sys
+import torch
+
+def numbers():
+    from loss_cases import CASES, batch, gradients
+    found = []
+    for case in CASES:
+        rows = batch(8, 5)
+        torch.manual_seed(0)
+        loss = case.loss(*rows, "auto")
+        found += [loss.detach(), *gradients(loss, *rows)]
+    return found
+
+def compiled():
+    from itm_kernels import losses
+    from loss_cases import batch, gradients
+    torch._dynamo.reset()
+    rows = batch(8, 5)
+    loss = torch.compile(losses.SumOfHingesLoss(), backend="aot_eager", fullgraph=True)(*rows)
+    return [loss.detach(), *gradients(loss, *rows)]
+
+def agree(first, second):
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+first = numbers()
+kept = sys.modules["itm_kernels.losses"].MaxOfHingesLoss()
+for name in list(sys.modules):
+    if name.startswith(("itm_kernels", "loss_cases")):
+        del sys.modules[name]
+import itm_kernels
+agree(first, numbers())
+assert torch.isfinite(kept(torch.eye(3), torch.eye(3)))  # a loss of the first import
+graph = compiled()
+agree(graph, first[:3])  # the first case
+importlib.reload(itm_kernels)
+for name in [name for name in sys.modules if name.startswith("itm_kernels.ops.")]:
+    importlib.reload(sys.modules[name])
+agree(first, numbers())
+agree(graph, compiled())
+defined = [definition.name for definition in itm_kernels.ops._define.DEFINITIONS]
+assert len(set(defined)) == len(defined)
+print("the same")
+"""
+
+
+def test_importing_twice_gives_the_same_numbers() -> None:
+    command = [sys.executable, "-W", "error::UserWarning", "-c", AGAIN]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout.strip() == "the same", done.stdout + done.stderr
+
+
+def test_another_versions_operators_are_named() -> None:
+    namespace = backends.NAMESPACES["native"]
+    other = next(d for d in _define.DEFINITIONS if d.name == "ranks")._replace(
+        schema="(Tensor x) -> Tensor"
+    )
+    with pytest.raises(
+        RuntimeError,
+        match=r"itm_kernels: itm_native::ranks is registered by another version of the package as "
+        r"itm_native::ranks\(.*, this one needs itm_native::ranks\(Tensor x\) -> Tensor; "
+        r"restart Python to import it",
+    ):
+        _define.define_in(namespace, other)
