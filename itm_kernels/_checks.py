@@ -31,14 +31,21 @@ def is_tensor(function: str, name: str, value: object) -> Tensor:
     return value
 
 
-def floating(function: str, name: str, value: object, layout: str) -> None:
-    """Check a non-empty floating-point tensor whose rank is that of a layout like "[N, D]"."""
+def can_read(tensor: Tensor) -> bool:
+    """Return whether values may be read: no device waits, no graph is being made of them."""
+    return tensor.is_cpu and not torch.compiler.is_compiling() and type(tensor) is Tensor
+
+
+def floating(function: str, name: str, value: object, layout: str | None = None) -> None:
+    """Check a floating-point tensor, with a layout like "[N, D]" one of its rank and not empty."""
     tensor = is_tensor(function, name, value)
     if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{function}: {name} must be floating point (float16, bfloat16, float32 or float64), "
             f"got {describe(tensor)}; convert it with {name}.float()"
         )
+    if layout is None:
+        return
     if tensor.dim() != layout.count(",") + 1:
         raise ValueError(f"{function}: {name} must have shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
@@ -137,14 +144,17 @@ def scalar(function: str, name: str, value: object, *, above: float = -math.inf)
         )
 
 
-def identifiers(function: str, name: str, value: object, rows: int, like: Tensor) -> None:
+def identifiers(
+    function: str, name: str, value: object, rows: int, like: Tensor, *, what: str = "id"
+) -> None:
     """Check integer ids, one per row, on the CPU or on the device of `like`."""
     ids = is_tensor(function, name, value)
     if ids.dtype not in INTEGER:
         raise TypeError(f"{function}: {name} must be integers, got {describe(ids)}; use .long()")
     if ids.shape != (rows,):
         raise ValueError(
-            f"{function}: {name} must have shape [{rows}], one id per row, got {list(ids.shape)}"
+            f"{function}: {name} must have shape [{rows}], one {what} per row, "
+            f"got {list(ids.shape)}"
         )
     if ids.device != like.device and ids.device.type != "cpu":
         raise ValueError(

@@ -43,7 +43,7 @@ def resolve(
     if image_ids.is_cpu and text_ids.is_cpu:
         # Decided where the ids are: a check of their values then waits for no device.
         positive = _positives(image_ids.long(), text_ids.long())
-        if not torch.compiler.is_compiling() and type(positive) is Tensor:
+        if _checks.can_read(positive):
             _refuse_unmatched(function, positive, image_ids, text_ids)
         return Pairs(positive.to(image.device, non_blocking=True), *on_device)
     return Pairs(_positives(*on_device), *on_device)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ CALLS: list[tuple[str, Callable[[], Any], type, str]] = [
         "itm-columns",
         lambda: F.itm_loss(X, LONG),
         ValueError,
-        r"itm_loss: logits must be \[P\] or \[P, 2\], got \[4, 3\]",
+        r"itm_loss: logits must be \[P\], \[P, 1\] or \[P, 2\], got \[4, 3\]",
     ),
     (
         "itm-labels",

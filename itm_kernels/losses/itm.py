@@ -23,18 +23,21 @@ def itm_loss(
     """Classify fused pairs as match or mismatch.
 
     Args:
-        logits: `[P]`, the logit of a match, or `[P, 2]`, of mismatch and match.
-        labels: `[P]` integers, 1 = match, 0 = mismatch.
-        exists: `[P]` bool; rows marked False take no part (zero in `"none"`).
-        reduction: `"none"` (one value per row, `[P]`), `"sum"`, or `"mean"` over rows that exist.
+        logits: `[P]` or `[P, 1]`, the logit of a match, or `[P, 2]`, of mismatch and match.
+        labels: `[P]` integers or bool, 1 = match, 0 = mismatch. Other values are an error for
+            labels on the CPU, and NaN where reading them would wait for a device or break a graph.
+        exists: `[P]` bool; rows marked False take no part, whatever their logits and labels hold
+            (zero in `"none"`).
+        reduction: `"none"` (one value per row, `[P]`), `"sum"`, or `"mean"` over rows that exist;
+            0 if none does.
         label_smoothing: share of the label's weight that is spread evenly, in [0, 1).
 
     Returns:
         The cross-entropy, in fp32 for fp16 and bf16 logits.
 
     Raises:
-        TypeError: logits are no floating-point tensor, or labels no integers.
-        ValueError: shapes or options do not fit.
+        TypeError: logits are no floating-point tensor, labels no integers, or exists no tensor.
+        ValueError: shapes, labels or options do not fit.
 
     Source: Li et al., ALBEF, 2021, eq. 4.
 
@@ -44,31 +47,85 @@ def itm_loss(
     tensor(0.9178)
     """
     name = "itm_loss"
-    _checks.is_tensor(name, "logits", logits)
-    _checks.floating(name, "logits", logits, "[P]" if logits.dim() == 1 else "[P, 2]")
-    if logits.dim() == 2 and logits.shape[1] != 2:
-        raise ValueError(f"{name}: logits must be [P] or [P, 2], got {list(logits.shape)}")
-    _checks.identifiers(name, "labels", labels, logits.shape[0], logits)
+    _checks.floating(name, "logits", logits)
+    if not _fits(logits.shape):
+        raise ValueError(f"{name}: logits must be {_SHAPES}, got {list(logits.shape)}")
     _check_options(name, reduction, label_smoothing)
-    if exists is not None and (exists.dtype != torch.bool or exists.shape != logits.shape[:1]):
+    rows = logits.shape[0]
+    if exists is not None:
+        _check_exists(name, exists, logits)
+    if _checks.is_tensor(name, "labels", labels).dtype == torch.bool:
+        labels = labels.long()
+    _checks.identifiers(name, "labels", labels, rows, logits, what="label")
+    _refuse_labels(name, labels, exists)
+    if exists is None:
+        exists = torch.ones(rows, dtype=torch.bool, device=logits.device)
+    labels = labels.to(logits.device, torch.int64)
+    return _cross_entropy(logits, labels, exists.to(logits.device), reduction, label_smoothing)
+
+
+_SHAPES = "[P], [P, 1] or [P, 2]"
+
+
+def _fits(shape: torch.Size) -> bool:
+    """Return whether logits of pairs may have this shape."""
+    return len(shape) in (1, 2) and shape[0] > 0 and (len(shape) == 1 or shape[1] in (1, 2))
+
+
+def _check_exists(function: str, exists: object, logits: Tensor) -> None:
+    mask = _checks.is_tensor(function, "exists", exists)
+    if mask.dtype != torch.bool or mask.shape != logits.shape[:1]:
         raise ValueError(
-            f"{name}: exists must be bool [{logits.shape[0]}], got {_checks.describe(exists)}"
+            f"{function}: exists must be bool [{logits.shape[0]}], got {_checks.describe(mask)}"
         )
+    if mask.device != logits.device and mask.device.type != "cpu":
+        raise ValueError(
+            f"{function}: exists is on {mask.device}, the logits on {logits.device}; "
+            f"move it with .to({str(logits.device)!r})"
+        )
+
+
+def _refuse_labels(function: str, labels: Tensor, exists: Tensor | None) -> None:
+    """Refuse labels other than 0 and 1 where their values can be read."""
+    if not _checks.can_read(labels) or not (exists is None or _checks.can_read(exists)):
+        return
+    bad = _neither(labels) if exists is None else _neither(labels) & exists
+    if bad.any():
+        j = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"{function}: labels[{j}] = {int(labels[j])} is neither 0 nor 1 "
+            f"({int(bad.sum())} of {labels.shape[0]} are not); leave rows out with exists="
+        )
+
+
+def _neither(labels: Tensor) -> Tensor:
+    """Mark the labels that are neither 0 nor 1."""
+    return (labels != 0) & (labels != 1)
+
+
+def _cross_entropy(
+    logits: Tensor,  # [P], [P, 1] or [P, 2]
+    labels: Tensor,  # [P] int64; NaN for one that is neither 0 nor 1
+    exists: Tensor,  # [P] bool
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
     logits = wide(logits)
     if logits.dim() == 1:
-        logits = torch.stack([torch.zeros_like(logits), logits], 1)
+        logits = logits[:, None]
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
+    logits = logits.masked_fill(~exists[:, None], 0)
     values = cross_entropy(
-        logits,
-        labels.to(logits.device, torch.int64),
-        reduction="none",
-        label_smoothing=label_smoothing,
+        logits, labels.clamp(0, 1), reduction="none", label_smoothing=label_smoothing
     )
-    if exists is None:
-        exists = torch.ones_like(values, dtype=torch.bool)
-    values = values.masked_fill(~exists, 0)
+    # A factor, not a fill: the gradient must be NaN where the loss is.
+    spoilt = torch.zeros_like(values).masked_fill(_neither(labels) & exists, torch.nan)
+    values = (values * (1 + spoilt)).masked_fill(~exists, 0)
     if reduction == "none":
         return values
-    return values.sum() if reduction == "sum" else values.sum() / exists.sum()
+    return values.sum() if reduction == "sum" else values.sum() / exists.sum().clamp_min(1)
 
 
 def _check_options(function: str, reduction: object, label_smoothing: object) -> None:
@@ -121,7 +178,8 @@ class ITMLoss(nn.Module):
             image: `[N, D]` embeddings, scored by dot product to mine negatives, without gradient.
             text: `[M, D]` embeddings; M = N without ids.
             match: called once as `match(image_index, text_index)` with `[P]` row numbers; returns
-                the logits of the fused pairs, `[P]` or `[P, 2]`, through which gradients flow.
+                the logits of the fused pairs, `[P]`, `[P, 1]` or `[P, 2]`, through which
+                gradients flow.
             image_ids: `[N]` integers. Pairs that share an id are never negatives.
             text_ids: `[M]` integers, each the id of exactly one image.
             generator: source of the sampler's draws.
@@ -131,6 +189,11 @@ class ITMLoss(nn.Module):
         pair of index 0 that the loss leaves out.
         """
         name = "ITMLoss"
+        if not callable(match):
+            raise TypeError(
+                f"{name}: match must be a function of image_index and text_index, "
+                f"got {_checks.describe(match)}; for ids or labels use image_ids= and text_ids="
+            )
         image, text = _checks.embeddings(name, image=image, text=text)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
         negatives = self.sampler(
@@ -147,22 +210,22 @@ class ITMLoss(nn.Module):
         image_row, text_row = torch.cat(image_index), torch.cat(text_index)
         found = (image_row >= 0) & (text_row >= 0)
         logits = match(image_row.clamp_min(0), text_row.clamp_min(0))
-        _checks.is_tensor(name, "the result of match", logits)
-        if logits.shape[:1] != found.shape:
+        _checks.floating(name, "the result of match", logits)
+        if not _fits(logits.shape) or logits.shape[:1] != found.shape:
             raise ValueError(
                 f"{name}: match returned {list(logits.shape)} for {found.shape[0]} pairs; "
-                "it must return logits [P] or [P, 2]"
+                f"it must return logits {_SHAPES}"
+            )
+        if logits.device != image.device:
+            raise ValueError(
+                f"{name}: match returned logits on {logits.device}, the embeddings are on "
+                f"{image.device}; move them with .to({str(image.device)!r})"
             )
         positive = torch.arange(found.shape[0], device=image.device) < text.shape[0]
         # A text without exactly one image is a mistake that only NaN can show at this point.
-        mistake = positive & ~found
-        logits = logits.masked_fill(mistake if logits.dim() == 1 else mistake[:, None], torch.nan)
-        return itm_loss(
-            logits,
-            positive.long(),
-            exists=found | positive,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
+        labels = positive.long().masked_fill(positive & ~found, -1)
+        return _cross_entropy(
+            logits, labels, found | positive, self.reduction, self.label_smoothing
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,202 @@
+"""Image-text matching: labels that are none, rows that take no part, shapes of logits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from itm_kernels.functional import itm_loss
+from itm_kernels.losses import ITMLoss
+from itm_kernels.mining import HardNegativeSampler
+
+LOGITS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.5]])
+LABELS = torch.tensor([1, 0, 0, 1])
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def value_and_gradient(logits: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    loss = itm_loss(logits, labels, **options)  # type: ignore[arg-type]
+    return loss, torch.autograd.grad(loss.sum(), logits)[0]
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2, 7])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8])
+def test_labels_other_than_0_and_1_are_refused(label: int, dtype: torch.dtype) -> None:
+    labels = torch.tensor([1, label, 0, label], dtype=dtype)
+    message = (
+        rf"^itm_loss: labels\[1\] = {label} is neither 0 nor 1 \(2 of 4 are not\); "
+        "leave rows out with exists=$"
+    )
+    with pytest.raises(ValueError, match=message):
+        itm_loss(LOGITS, labels)
+
+
+def test_labels_of_rows_left_out_may_be_anything() -> None:
+    labels = torch.tensor([1, -100, 0, 255])
+    exists = torch.tensor([True, False, True, False])
+    assert torch.equal(itm_loss(LOGITS, labels, exists=exists), itm_loss(LOGITS[::2], LABELS[::2]))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_labels_that_nobody_may_read_give_nan(reduction: str) -> None:
+    """In a graph, as on a GPU, the mistake shows in the loss and in the gradient."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return itm_loss(logits, labels, reduction=reduction)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    logits = LOGITS.clone().requires_grad_()
+    found = compiled(logits, torch.tensor([1, -100, 0, 2]))
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    assert found.isnan().tolist() == ([False, True, False, True] if found.dim() else True)
+    assert grad.isnan().any(1).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16])
+def test_labels_may_be_bool_or_any_integers(dtype: torch.dtype) -> None:
+    assert torch.equal(itm_loss(LOGITS, LABELS.to(dtype)), itm_loss(LOGITS, LABELS))
+
+
+# -- rows left out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_row_at_all_is_0_and_attached(reduction: str) -> None:
+    nothing = torch.zeros(4, dtype=torch.bool)
+    loss, grad = value_and_gradient(LOGITS, LABELS, exists=nothing, reduction=reduction)
+    assert loss.requires_grad
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("columns", [None, 1, 2])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_a_row_left_out_holds_does_not_matter(
+    bad: float, columns: int | None, reduction: str
+) -> None:
+    exists = torch.tensor([True, False, True, True])
+    logits = LOGITS[:, 1] if columns is None else LOGITS[:, :columns]
+    spoilt = logits.clone()
+    spoilt[1] = bad
+    wanted, expected = value_and_gradient(logits, LABELS, exists=exists, reduction=reduction)
+    found, grad = value_and_gradient(spoilt, LABELS, exists=exists, reduction=reduction)
+    assert torch.equal(found, wanted)
+    assert torch.equal(grad, expected)
+    assert (grad[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("exists", "error", "message"),
+    [
+        ([True] * 4, TypeError, r"exists must be a torch.Tensor, got list"),
+        (LABELS, ValueError, r"exists must be bool \[4\], got int64 \[4\]"),
+        (torch.ones(3, dtype=torch.bool), ValueError, r"exists must be bool \[4\], got bool \[3\]"),
+        (
+            torch.ones(4, dtype=torch.bool, device="meta"),
+            ValueError,
+            "exists is on meta, the logits on cpu; move it with .to",
+        ),
+    ],
+    ids=["list", "dtype", "length", "device"],
+)
+def test_exists_is_checked(exists: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^itm_loss: {message}"):
+        itm_loss(LOGITS, LABELS, exists=exists)  # type: ignore[arg-type]
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_column_of_logits_is_a_vector(reduction: str) -> None:
+    wanted, expected = value_and_gradient(LOGITS[:, 1], LABELS, reduction=reduction)
+    found, grad = value_and_gradient(LOGITS[:, 1:], LABELS, reduction=reduction)
+    assert torch.equal(found, wanted)
+    assert torch.equal(grad[:, 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (4, 3), (4, 2, 1)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    message = (
+        rf"^itm_loss: logits must be \[P\], \[P, 1\] or \[P, 2\], got \[{str(list(shape))[1:-1]}\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        itm_loss(torch.zeros(shape), LABELS)
+
+
+# -- the Module ------------------------------------------------------------------------------------
+
+IMAGE, TEXT = torch.eye(4), torch.eye(4) + 0.1
+IDS = torch.tensor([0, 0, 1, 2])
+
+
+def matching(columns: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def match(i: Tensor, t: Tensor) -> Tensor:
+        logits = (IMAGE[i] * TEXT[t]).sum(1)
+        if columns is None:
+            return logits
+        return (
+            logits[:, None] if columns == 1 else torch.stack([torch.zeros_like(logits), logits], 1)
+        )
+
+    return match
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("ids", [None, IDS], ids=["diagonal", "ids"])
+def test_match_may_return_columns(columns: int, ids: Tensor | None) -> None:
+    loss = ITMLoss(sampler=HardNegativeSampler("hardest"))
+    expected = loss(IMAGE, TEXT, matching(None), image_ids=ids, text_ids=ids)
+    assert torch.equal(loss(IMAGE, TEXT, matching(columns), image_ids=ids, text_ids=ids), expected)
+
+
+def test_a_missing_negative_leaks_nothing_of_its_slot() -> None:
+    """Anchors without a negative hold a pair of index 0 whose logit does not matter."""
+    ids = torch.zeros(4, dtype=torch.int64)
+    logits = torch.zeros(12, requires_grad=True)
+    # All images share one id: no anchor has a negative, 8 slots are left out.
+    spoilt = torch.cat([logits[:4], logits[4:] * torch.nan])
+    loss = ITMLoss()(IMAGE, TEXT, lambda i, t: spoilt, image_ids=ids, text_ids=ids)
+    assert loss.item() == pytest.approx(0.6931472)
+    (grad,) = torch.autograd.grad(loss, spoilt)
+    assert grad.isfinite().all()
+    assert (grad[4:] == 0).all()
+
+
+def test_a_text_without_an_image_shows_in_the_gradient_too() -> None:
+    """A graph may not depend on the values of ids: only NaN can tell."""
+    logits = torch.zeros(12, requires_grad=True)
+    loss = ITMLoss(sampler=HardNegativeSampler("hardest"))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: loss(IMAGE, TEXT, lambda i, t: x, image_ids=IDS, text_ids=IDS + 2),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    found = compiled(logits)
+    (grad,) = torch.autograd.grad(found, logits)
+    assert found.isnan()
+    assert grad.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("match", "error", "message"),
+    [
+        (LABELS, TypeError, "match must be a function of image_index and text_index, got int64"),
+        (lambda i, t: LOGITS, ValueError, r"match returned \[4, 2\] for 12 pairs; it must return"),
+        (lambda i, t: torch.zeros(12, 3), ValueError, r"match returned \[12, 3\] for 12 pairs"),
+        (lambda i, t: i, TypeError, "the result of match must be floating point"),
+        (lambda i, t: torch.zeros(12, device="meta"), ValueError, "match returned logits on meta"),
+    ],
+    ids=["labels", "rows", "columns", "dtype", "device"],
+)
+def test_match_is_checked(match: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^ITMLoss: {message}"):
+        ITMLoss()(IMAGE, TEXT, match)
