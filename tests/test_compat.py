@@ -1,7 +1,4 @@
-"""The drop-in classes against the semantics of the projects they stand in for.
-
-The small re-implementations here are ours: they state what those projects compute.
-"""
+"""The drop-in classes against the semantics of the projects they stand in for."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as torch_functional
 
+from compat_formulas import intra_loss, triplet_loss
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
@@ -21,24 +18,6 @@ from oracles.comparing import same
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = [1, 2, 17]
-
-
-def triplet_loss(
-    im: Tensor, s: Tensor, margin: float, measure: str | bool, max_violation: bool
-) -> Tensor:
-    """VSE++: hinges against the diagonal, summed or the largest per row and column."""
-    if measure == "order":
-        above = (s[None, :, :] - im[:, None, :]).clamp(min=0)
-        scores = -above.pow(2).sum(2).sqrt()
-    else:
-        scores = im @ s.T
-    positive = scores.diagonal()
-    off_diagonal = 1 - torch.eye(len(scores), dtype=scores.dtype)
-    of_text = (margin + scores - positive[:, None]).clamp(min=0) * off_diagonal
-    of_image = (margin + scores - positive[None, :]).clamp(min=0) * off_diagonal
-    if max_violation:
-        of_text, of_image = of_text.max(1).values, of_image.max(0).values
-    return of_text.sum() + of_image.sum()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,30 +58,6 @@ def test_contrastive_loss_collapsed_gradient() -> None:
     """Sum of hinges has no ties: the gradient at collapsed embeddings agrees too."""
     im, s = (x.detach()[[0] * 5].requires_grad_() for x in unit_pair(8, torch.float64))
     same(ContrastiveLoss(0.2), lambda im, s: triplet_loss(im, s, 0.2, False, False), im, s)
-
-
-def intra_loss(mx: Tensor, measure: str, up: float, down: float, lamb: float) -> Tensor:
-    """IMC: the sum over a band of similarities, or of row-normalised distances by rank."""
-    size = len(mx)
-    if measure == "cosine":
-        scores = mx @ mx.T - torch.eye(size, dtype=mx.dtype)
-        kept = (scores > up) & (scores < 1 - down)
-        return scores[kept].sum() / size * lamb
-    difference = mx[:, None, :] - mx[None, :, :]
-    if measure == "l1":
-        distances = difference.abs().sum(2)
-    else:
-        squares = difference.pow(2).sum(2)
-        zero = squares == 0
-        distances = squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-        if measure == "msd":
-            distances = squares
-    distances = distances / distances.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    ranked = distances[0].detach().sort().values
-    low = ranked[round(down * size)]
-    high = ranked[round(up * size)]  # the original too fails when the rank exceeds the batch
-    kept = (distances > low) & (distances < high)
-    return distances[kept].sum() / size * lamb
 
 
 MEASURES = ["cosine", "msd", "l1", "l2"]
@@ -172,6 +127,7 @@ def test_positional_order() -> None:
         ("rank", 0),
         ("world_size", 1),
         ("dist_impl", None),
+        ("chunk_size", 0),
     ]
     assert names_and_defaults(ContrastiveLoss().forward) == [("im", empty), ("s", empty)]
     assert names_and_defaults(IntraLoss().forward) == [("mx", empty)]

@@ -1,7 +1,4 @@
-"""The drop-in CLIP and SigLIP losses against the semantics of OpenCLIP.
-
-The small re-implementations here are ours: they state what that project computes.
-"""
+"""The drop-in CLIP and SigLIP losses against the semantics of OpenCLIP."""
 
 from __future__ import annotations
 
@@ -10,45 +7,14 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_functional
 
+from compat_formulas import clip_loss, siglip_loss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from oracles.batches import unit_pair
 from oracles.comparing import same
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = [1, 2, 17]
-
-
-def clip_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None = None,
-) -> Tensor:
-    """OpenCLIP: the mean of both cross-entropies, features as they come."""
-    logits = logit_scale * image_features @ text_features.T
-    if logit_bias is not None:
-        logits = logits + logit_bias
-    labels = torch.arange(len(logits))
-    return (
-        torch_functional.cross_entropy(logits, labels)
-        + torch_functional.cross_entropy(logits.T, labels)
-    ) / 2
-
-
-def siglip_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-) -> Tensor:
-    """OpenCLIP: every pair a binary decision, summed and divided by the batch."""
-    logits = logit_scale * image_features @ text_features.T
-    if logit_bias is not None:
-        logits = logits + logit_bias
-    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
-    return -torch_functional.logsigmoid(signs * logits).sum() / len(logits)
 
 
 def scalars(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,26 +1,35 @@
 """The intra-modal constraint as its authors' code has it."""
 
-from torch import Tensor, nn
+from typing import Any
 
-from itm_kernels.functional import intra_modal_constraint
+from torch import Tensor
 
+from itm_kernels import _checks
+from itm_kernels.compat._drop_in import DropIn
+from itm_kernels.ops import intra_modal
+
+_NAME = "IntraLoss"
 _METRICS = {"cosine": "cosine", "msd": "sqeuclidean", "l1": "l1", "l2": "l2"}
 
 
-class IntraLoss(nn.Module):
+class IntraLoss(DropIn):
     """Sum over the pairs of one modality that lie inside a band, divided by the batch.
+
+    Every attribute may be set between steps.
 
     Args:
         margin: not used, as in the original.
         measure: ``"cosine"``, ``"msd"``, ``"l1"`` or ``"l2"``. The original's default has no
             measure and cannot run.
         max_violation: not used, as in the original.
-        up: upper bound; the lower bound of a cosine.
-        down: lower bound; a cosine has to stay below ``1 - down``.
-        lamb: factor of the result.
+        up: upper bound, a fraction of the batch; the lower bound of a cosine.
+        down: lower bound, a fraction of the batch; a cosine has to stay below ``1 - down``.
+        lamb: factor of the result, a number or a tensor of one element.
 
-    Source: Chen et al., Intra-modal constraint loss, 2022, the code: maths, section 2, "official".
-    A rank ``round(up * N)`` beyond the batch is no bound here and an error in the original.
+    Raises:
+        TypeError: `up`, `down` or `lamb` is not a number.
+
+    Source: Chen et al., Intra-modal constraint loss, 2022, the code.
 
     Example:
         >>> import torch
@@ -35,7 +44,7 @@ class IntraLoss(nn.Module):
         max_violation: bool = False,
         up: float = 0.5,
         down: float = 0.05,
-        lamb: float = 1.0,
+        lamb: float | Tensor = 1.0,
     ) -> None:
         super().__init__()
         self.margin = margin
@@ -45,6 +54,18 @@ class IntraLoss(nn.Module):
         self.down = down
         self.lamb = lamb
 
+    def _checked(self, name: str, value: Any) -> Any:
+        if name in ("up", "down"):
+            _checks.number(_NAME, name, value)
+        if name == "lamb":
+            _checks.scalar(_NAME, name, value)
+        if name == "sim":
+            raise AttributeError(
+                f"{_NAME}: sim cannot be set, the kernels hold four measures; "
+                f"set measure to one of {_measures()}"
+            )
+        return super()._checked(name, value)
+
     def forward(
         self,
         mx: Tensor,  # [N, D]
@@ -52,21 +73,30 @@ class IntraLoss(nn.Module):
         """Return the constraint of one modality.
 
         Raises:
-            ValueError: `measure` is none of the four.
+            TypeError: `mx` is not a floating-point tensor.
+            ValueError: `measure` is none of the four, `mx` is not a matrix, or a bound of a
+                distance is negative.
         """
         if self.measure not in _METRICS:
-            measures = ", ".join(map(repr, _METRICS))
             raise ValueError(
-                f"IntraLoss: measure must be one of {measures}, got {self.measure!r}, for which "
+                f"{_NAME}: measure must be one of {_measures()}, got {self.measure!r}, for which "
                 "the original defines no distance either"
             )
-        loss = intra_modal_constraint(
-            mx, metric=_METRICS[self.measure], lower=self.down, upper=self.up, weight=self.lamb
-        )
+        _checks.embeddings(_NAME, mx=mx)
         if self.measure != "cosine":
-            return loss
-        # The original takes 1 from the diagonal instead of leaving it out: rows longer than 1
-        # may bring |x|^2 - 1 into the band.
-        diagonal = mx.to(loss.dtype).square().sum(1) - 1
-        outside = (diagonal <= self.up) | (diagonal >= 1 - self.down)
-        return loss + self.lamb * diagonal.masked_fill(outside, 0).mean()
+            _checks.number(_NAME, "up", self.up, least=0)
+            _checks.number(_NAME, "down", self.down, least=0)
+        metric = _METRICS[self.measure]
+        bounds = "official", self.down, self.up, False
+        loss = intra_modal.run(mx, None, metric, *bounds, _NAME, self.backend).mean()
+        if self.measure == "cosine":
+            # The original takes 1 from the diagonal instead of leaving it out: rows longer than 1
+            # may bring |x|^2 - 1 into the band.
+            diagonal = mx.to(loss.dtype).square().sum(1) - 1
+            outside = (diagonal <= self.up) | (diagonal >= 1 - self.down)
+            loss = loss + diagonal.masked_fill(outside, 0).mean()
+        return self.lamb * loss
+
+
+def _measures() -> str:
+    return ", ".join(map(repr, _METRICS))

@@ -1,23 +1,66 @@
-"""The contrastive losses of open_clip (mlfoundations/open_clip); features come as they are."""
+"""The contrastive losses of open_clip (mlfoundations/open_clip); features come as they are.
 
-from torch import Tensor, nn
+Attributes and methods are the originals', up to the versions after 3.3.0: losses that subclass
+them, distillation and CoCa among them, run on these. Labels and logits exist for subclasses only;
+the forward passes here use the fused operators and need neither.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from itm_kernels import _checks
 from itm_kernels._pairs import Pairs
+from itm_kernels.backends import resolve
+from itm_kernels.compat._drop_in import DropIn
+from itm_kernels.compat._sigmoid_blocks import sum_in_blocks
 from itm_kernels.losses._contrast import mean_cross_entropy
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 
 _DIAGONAL = Pairs(None, None, None)
+_EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
-class ClipLoss(nn.Module):
+class _OneProcess(DropIn):
+    """What both losses keep of the originals' state."""
+
+    rank: int
+    world_size: int
+    cache_labels: bool
+
+    def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.prev_num_logits = 0
+        self.labels: dict[torch.device, Tensor] = {}
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name == "world_size":
+            _checks.integer(type(self).__name__, name, value, 1)
+            if value > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__}: world_size {value} needs the features of other "
+                    "processes, and distributed training comes with a later version; "
+                    "use one process"
+                )
+        return super()._checked(name, value)
+
+
+class ClipLoss(_OneProcess):
     """Mean of both directions' softmax cross-entropy over the batch.
+
+    Every attribute may be set between steps.
 
     Args:
         local_loss: no effect in one process.
         gather_with_grad: no effect in one process.
-        cache_labels: no effect, there are no labels to cache.
+        cache_labels: keep what `get_ground_truth` returns in `labels`, for as long as the number of
+            logits stays `prev_num_logits`. `forward` takes labels that it finds there.
         rank: of this process.
         world_size: number of processes, 1 in this version.
         use_horovod: no effect in one process.
@@ -42,8 +85,35 @@ class ClipLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
     ) -> None:
-        super().__init__()
-        _refuse_many_processes("ClipLoss", world_size)
+        super().__init__(cache_labels, rank, world_size)
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.use_horovod = use_horovod
+
+    def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:  # [num_logits]
+        """Return the index of every row's positive."""
+        if self._has_labels(device, num_logits):
+            return self.labels[device]
+        labels = torch.arange(num_logits, device=device, dtype=torch.long)
+        if self.cache_labels:
+            self.labels[device] = labels
+            self.prev_num_logits = num_logits
+        return labels
+
+    def get_logits(
+        self,
+        image_features: Tensor,  # [N, D]
+        text_features: Tensor,  # [N, D]
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # [N, N] each
+        """Return the logits per image and per text, in plain PyTorch."""
+        # Two products, as in the original: neither result is a view of the other.
+        per_image = logit_scale * image_features @ text_features.T
+        per_text = logit_scale * text_features @ image_features.T
+        if logit_bias is None:
+            return per_image, per_text
+        return per_image + logit_bias, per_text + logit_bias
 
     def forward(
         self,
@@ -53,28 +123,58 @@ class ClipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`."""
-        image, text, scale, bias = _checked(
-            "ClipLoss", image_features, text_features, logit_scale, logit_bias
-        )
-        # A bias of all logits cancels: its gradient is 0, but not missing.
-        loss = mean_cross_entropy(image, text, scale, _DIAGONAL, "ClipLoss", "auto").mean()
-        loss = loss + 0 * bias
+        """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`.
+
+        A subclass's own `get_logits` or `get_ground_truth`, and labels that are there, are used.
+        """
+        inputs = image_features, text_features, logit_scale, logit_bias
+        if self._replaces(ClipLoss, "get_logits", "get_ground_truth") or (
+            self.labels and self._has_labels(image_features.device, len(image_features))
+        ):
+            loss = self._loss_of_logits(*inputs)
+        else:
+            image, text, scale, bias = _checked("ClipLoss", *inputs)
+            _refuse_unequal_rows("ClipLoss", image, text)
+            values = mean_cross_entropy(image, text, scale, _DIAGONAL, "ClipLoss", self.backend)
+            # A bias of all logits cancels: its gradient is 0, but not missing, and an infinite one
+            # makes the loss and every gradient NaN.
+            loss = values.mean() * (1 + 0 * bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    def _has_labels(self, device: torch.device, num_logits: int) -> bool:
+        return self.prev_num_logits == num_logits and device in self.labels
 
-class SigLipLoss(nn.Module):
+    def _loss_of_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None,
+    ) -> Tensor:
+        per_image, per_text = self.get_logits(
+            image_features, text_features, logit_scale, logit_bias=logit_bias
+        )
+        labels = self.get_ground_truth(image_features.device, per_image.shape[0])
+        return (cross_entropy(per_image, labels) + cross_entropy(per_text, labels)) / 2
+
+
+class SigLipLoss(_OneProcess):
     """Sum over all pairs of the binary cross-entropy of being a pair, divided by the batch.
 
+    Every attribute may be set between steps.
+
     Args:
-        cache_labels: no effect, there are no labels to cache.
+        cache_labels: no effect, as in the original.
         rank: of this process.
         world_size: number of processes, 1 in this version.
         dist_impl: how processes exchange features; no effect in one process.
+        chunk_size: above 0, no score matrix is kept for the backward pass: the fused operator
+            multiplies again, and where there is none, plain PyTorch takes so many rows at a time.
+            The loss stays the same.
 
     Raises:
         RuntimeError: `world_size` exceeds 1.
-        ValueError: `dist_impl` is unknown.
+        ValueError: `dist_impl` is unknown or `chunk_size` is negative.
 
     Source: Zhai et al., SigLIP, 2023, algorithm 1; open_clip's SigLipLoss.
 
@@ -90,12 +190,37 @@ class SigLipLoss(nn.Module):
         rank: int = 0,
         world_size: int = 1,
         dist_impl: str | None = None,
+        chunk_size: int = 0,
     ) -> None:
-        super().__init__()
-        _refuse_many_processes("SigLipLoss", world_size)
-        if dist_impl is not None:
-            allowed = ("bidir", "shift", "reduce", "gather")
-            _checks.option("SigLipLoss", "dist_impl", dist_impl, allowed)
+        super().__init__(cache_labels, rank, world_size)
+        self.dist_impl = dist_impl
+        self.chunk_size = chunk_size
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name == "dist_impl":
+            value = value or "bidir"
+            _checks.option("SigLipLoss", name, value, _EXCHANGES)
+        if name == "chunk_size":
+            _checks.integer("SigLipLoss", name, value, 0)
+        return super()._checked(name, value)
+
+    def get_ground_truth(
+        self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
+    ) -> Tensor:  # [num_logits, num_logits]
+        """Return 1 for a pair and -1 for no pair; -1 everywhere with `negative_only`."""
+        labels = torch.full((num_logits, num_logits), -1, device=device, dtype=dtype)
+        return labels if negative_only else labels.fill_diagonal_(1)
+
+    def get_logits(
+        self,
+        image_features: Tensor,  # [N, D]
+        text_features: Tensor,  # [M, D]
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:  # [N, M]
+        """Return the logits of all pairs, in plain PyTorch."""
+        logits = logit_scale * image_features @ text_features.T
+        return logits if logit_bias is None else logits + logit_bias
 
     def forward(
         self,
@@ -105,17 +230,52 @@ class SigLipLoss(nn.Module):
         logit_bias: float | Tensor | None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`."""
-        inputs = _checked("SigLipLoss", image_features, text_features, logit_scale, logit_bias)
-        loss = operator.run(*inputs, _DIAGONAL, "SigLipLoss", "auto").mean()
+        """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`.
+
+        A subclass's own `get_logits` or `get_ground_truth` is used.
+        """
+        inputs = image_features, text_features, logit_scale, logit_bias
+        if not self._replaces(SigLipLoss, "get_logits", "get_ground_truth", "_loss"):
+            inputs = _checked("SigLipLoss", *inputs)
+            _refuse_unequal_rows("SigLipLoss", *inputs[:2])
+        loss = self._loss(*inputs)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    def _loss(
+        self,
+        image_features: Tensor,  # [N, D]
+        text_features: Tensor,  # [M, D]
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        negative_only: bool = False,
+    ) -> Tensor:
+        """Return the loss of a block of pairs; its diagonal is positive without `negative_only`."""
+        inputs = image_features, text_features, logit_scale, logit_bias
+        if self._replaces(SigLipLoss, "get_logits", "get_ground_truth"):
+            logits = self.get_logits(*inputs)
+            like = image_features.device, image_features.dtype, len(image_features)
+            labels = self.get_ground_truth(*like, negative_only=negative_only)
+            return -logsigmoid(labels * logits).sum() / len(image_features)
+        image, text, scale, bias = _checked("SigLipLoss", *inputs)
+        sides = image.shape[0], text.shape[0]
+        chunked = self.chunk_size > 0
+        if (
+            negative_only
+            or sides[0] != sides[1]
+            or (chunked and resolve("SigLipLoss", "sigmoid", image, self.backend, sides) is None)
+        ):
+            rows = self.chunk_size or sides[0]
+            return sum_in_blocks(image, text, scale, bias, negative_only, rows) / sides[0]
+        return operator.run(
+            image, text, scale, bias, _DIAGONAL, "SigLipLoss", self.backend, keep=not chunked
+        ).mean()
 
-def _refuse_many_processes(function: str, world_size: int) -> None:
-    if world_size > 1:
-        raise RuntimeError(
-            f"{function}: world_size {world_size} needs the features of other processes, and "
-            "distributed training comes with a later version; use one process"
+
+def _refuse_unequal_rows(function: str, image_features: Tensor, text_features: Tensor) -> None:
+    if len(image_features) != len(text_features):
+        raise ValueError(
+            f"{function}: image_features {list(image_features.shape)} and text_features "
+            f"{list(text_features.shape)} differ in rows; pass one text per image"
         )
 
 
@@ -130,11 +290,6 @@ def _checked(
     image, text = _checks.embeddings(
         function, image_features=image_features, text_features=text_features
     )
-    if len(image) != len(text):
-        raise ValueError(
-            f"{function}: image_features {list(image.shape)} and text_features "
-            f"{list(text.shape)} differ in rows; pass one text per image"
-        )
     logit_bias = 0.0 if logit_bias is None else logit_bias
     _checks.scalar(function, "logit_scale", logit_scale)
     _checks.scalar(function, "logit_bias", logit_bias)

@@ -1,21 +1,98 @@
-"""The loss of VSE++ (fartashf/vsepp), which SCAN, VSRN, IMC and many others carry along."""
+"""The loss of VSE++ (fartashf/vsepp), which VSRN, IMC and others carry along.
+
+SCAN and SGRAF have classes of the same name with other arguments; this is not theirs.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itm_kernels.losses import MaxOfHingesLoss, SumOfHingesLoss
+from itm_kernels import _checks, reference
+from itm_kernels._pairs import Pairs
+from itm_kernels.compat._drop_in import DropIn
+from itm_kernels.losses._scores import pairs_of_scores
+from itm_kernels.ops import max_of_hinges, sum_of_hinges
+from itm_kernels.reference._rows import wide
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NAME = "ContrastiveLoss"
+_DIAGONAL = Pairs(None, None, None)
+_FROM_SCORES = (
+    "compute the scores and pass them to losses.MaxOfHingesLoss(margin).from_scores(scores), or "
+    "SumOfHingesLoss without max_violation"
+)
 
 
-class ContrastiveLoss(nn.Module):
+def cosine_sim(
+    im: Tensor,  # [N, D]
+    s: Tensor,  # [M, D]
+) -> Tensor:  # [N, M]
+    """Return the dot products of all images and texts; encoders have normalised the rows."""
+    return im @ s.T
+
+
+def order_sim(
+    im: Tensor,  # [N, D]
+    s: Tensor,  # [M, D]
+) -> Tensor:  # [N, M]
+    """Return minus the order violation of all images and texts, through `[N, M, D]` differences."""
+    violation = wide(s)[None, :] - wide(im)[:, None]
+    # Not clamp, which gives NaN the gradient 0. vector_norm has gradient 0 at 0, a root has none.
+    return -torch.linalg.vector_norm(violation.masked_fill(violation <= 0, 0), dim=2)
+
+
+def _like_vsepp(method: F) -> F:
+    """Name SCAN's and SGRAF's classes when a method is called as theirs are."""
+
+    @wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else None
+        if "opt" in kwargs or hasattr(first, "max_violation"):
+            raise TypeError(
+                f"{_NAME}: this is VSE++'s ContrastiveLoss(margin, measure, max_violation), not "
+                f"SCAN's ContrastiveLoss(opt, margin, max_violation); for SCAN {_FROM_SCORES}"
+            )
+        return method(self, *args, **kwargs)
+
+    return cast(F, called)
+
+
+def _two_embeddings(method: F) -> F:
+    """Name SCAN's and SGRAF's forwards when `forward` is called as theirs are."""
+
+    @wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count = len(args) + len(kwargs)
+        if count == 1 or count == 3:
+            theirs = "SGRAF's takes (scores)" if count == 1 else "SCAN's takes (im, s, s_l)"
+            raise TypeError(
+                f"{_NAME}: VSE++'s forward takes (im, s), got {count} arguments; "
+                f"{theirs}: {_FROM_SCORES}"
+            )
+        return method(self, *args, **kwargs)
+
+    return cast(F, called)
+
+
+class ContrastiveLoss(DropIn):
     """Sum or maximum of hinges, summed over the batch.
+
+    Every attribute may be set between steps. `sim`, the original's function of (im, s), follows
+    `measure`; setting it to another function scores with that one, in plain PyTorch.
 
     Args:
         margin: by how much a positive has to outscore a negative.
         measure: ``"order"`` scores by order violation; anything else by dot product.
-        max_violation: take each anchor's hardest negative alone. May be set between epochs.
+        max_violation: take each anchor's hardest negative alone.
+
+    Raises:
+        TypeError: `margin` is not a number, or the arguments are those of SCAN's class.
 
     Source: Faghri et al., VSE++, 2018, eqs 5-6; Vendrov et al., Order-embeddings, 2016, eq. 2.
-    Where an order violation is zero the original's gradient is NaN, here it is 0.
 
     Example:
         >>> import torch
@@ -24,24 +101,70 @@ class ContrastiveLoss(nn.Module):
         tensor(1.5000)
     """
 
+    @_like_vsepp
     def __init__(
         self, margin: float = 0, measure: str | bool = False, max_violation: bool = False
     ) -> None:
         super().__init__()
+        self.margin = margin
         self.measure = measure
         self.max_violation = max_violation
-        self.hardest = MaxOfHingesLoss(margin)
-        self.all = SumOfHingesLoss(margin)
 
+    @property
+    def measure(self) -> str | bool:
+        """The measure that `sim` was last chosen by."""
+        return self._measure
+
+    @measure.setter
+    def measure(self, measure: str | bool) -> None:
+        self._measure = measure
+        self.sim = order_sim if measure == "order" else cosine_sim
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name == "margin":
+            _checks.number(_NAME, name, value)
+        if name == "sim" and not callable(value):
+            raise TypeError(
+                f"{_NAME}: sim must be a function of (im, s), got {_checks.describe(value)}; "
+                "set measure to choose by name"
+            )
+        return super()._checked(name, value)
+
+    @_two_embeddings
     def forward(
         self,
         im: Tensor,  # [N, D]
         s: Tensor,  # [N, D]
     ) -> Tensor:
-        """Return the loss of N images and their N texts."""
-        loss = self.hardest if self.max_violation else self.all
-        if self.measure != "order":
-            return loss(im, s)
-        # [N, N, D], as in the original; vector_norm has a gradient at 0, where a root has none.
-        violation = (s[None, :] - im[:, None]).clamp(min=0)
-        return loss.from_scores(-torch.linalg.vector_norm(violation, dim=2))
+        """Return the loss of N images and their N texts.
+
+        Raises:
+            TypeError: an argument is not a floating-point tensor.
+            ValueError: shapes or devices do not fit.
+        """
+        if self.sim is not cosine_sim and self.sim is not order_sim:
+            return self._of_scores(self.sim(im, s))
+        for name, value in (("im", im), ("s", s)):
+            if isinstance(value, Tensor) and value.dim() == 3:
+                raise ValueError(
+                    f"{_NAME}: {name} must have shape [rows, D], got {list(value.shape)}; SCAN's "
+                    f"class of this name takes regions and words: {_FROM_SCORES}"
+                )
+        im, s = _checks.embeddings(_NAME, im=im, s=s)
+        if im.shape[0] != s.shape[0]:
+            raise ValueError(
+                f"{_NAME}: im {list(im.shape)} and s {list(s.shape)} differ in rows; "
+                "pass one text per image"
+            )
+        if self.sim is order_sim:
+            return self._of_scores(order_sim(im, s))
+        inputs = im, s, _DIAGONAL, float(self.margin)
+        if self.max_violation:
+            return max_of_hinges.run(*inputs, False, _NAME, self.backend).sum()
+        return sum_of_hinges.run(*inputs, _NAME, self.backend).sum()
+
+    def _of_scores(self, scores: Tensor) -> Tensor:
+        pairs = pairs_of_scores(_NAME, scores, None, None)
+        if self.max_violation:
+            return reference.max_of_hinges_from_scores(scores, *pairs, self.margin, False).sum()
+        return reference.sum_of_hinges_from_scores(scores, *pairs, self.margin).sum()

@@ -77,9 +77,10 @@ class Sigmoid(torch.autograd.Function):
         positive: Tensor | None,
         image_ids: Tensor | None,
         text_ids: Tensor | None,
+        keep: bool,
     ) -> Tensor:
         inputs = image, text, scale, bias, positive, image_ids, text_ids
-        keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
+        keep = keep and any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
         loss, scores = operator(namespace, "sigmoid_forward")(*inputs, keep)
         ctx.save_for_backward(scores, *inputs)
         ctx.namespace = namespace
@@ -88,7 +89,7 @@ class Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward = operator(ctx.namespace, "sigmoid_backward")
-        return None, *backward(grad, *ctx.saved_tensors), None, None, None
+        return None, *backward(grad, *ctx.saved_tensors), None, None, None, None
 
 
 @outside_autocast
@@ -100,10 +101,14 @@ def run(
     pairs: Pairs,
     function: str,
     backend: str,
+    keep: bool = True,
 ) -> Tensor:  # [M]
-    """Compute the sums of checked arguments, on behalf of a public function."""
+    """Compute the sums of checked arguments, on behalf of a public function.
+
+    `keep=False` keeps no scores for the backward pass: less memory, one product more.
+    """
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "sigmoid", image, backend, sides)
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)
-    return Sigmoid.apply(namespace, *distinct(image, text, scale, bias, *pairs))
+    return Sigmoid.apply(namespace, *distinct(image, text, scale, bias, *pairs), keep)

@@ -1,0 +1,81 @@
+"""What the projects that `itm_kernels.compat` stands in for compute, stated in plain PyTorch.
+
+These functions are ours, written from what those projects return; no code is theirs.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+
+def triplet_loss(
+    im: Tensor, s: Tensor, margin: float, measure: str | bool, max_violation: bool
+) -> Tensor:
+    """VSE++: hinges against the diagonal, summed or the largest per row and column."""
+    if measure == "order":
+        above = (s[None, :, :] - im[:, None, :]).clamp(min=0)
+        scores = -above.pow(2).sum(2).sqrt()
+    else:
+        scores = im @ s.T
+    positive = scores.diagonal()
+    own = torch.eye(len(scores), dtype=torch.bool)
+    of_text = (margin + scores - positive[:, None]).clamp(min=0).masked_fill(own, 0)
+    of_image = (margin + scores - positive[None, :]).clamp(min=0).masked_fill(own, 0)
+    if max_violation:
+        of_text, of_image = of_text.max(1).values, of_image.max(0).values
+    return of_text.sum() + of_image.sum()
+
+
+def intra_loss(mx: Tensor, measure: str, up: float, down: float, lamb: float) -> Tensor:
+    """IMC: the sum over a band of similarities, or of row-normalised distances by rank."""
+    size = len(mx)
+    if measure == "cosine":
+        scores = mx @ mx.T - torch.eye(size, dtype=mx.dtype)
+        kept = (scores > up) & (scores < 1 - down)
+        return scores[kept].sum() / size * lamb
+    difference = mx[:, None, :] - mx[None, :, :]
+    if measure == "l1":
+        distances = difference.abs().sum(2)
+    else:
+        squares = difference.pow(2).sum(2)
+        zero = squares == 0
+        distances = squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+        if measure == "msd":
+            distances = squares
+    distances = distances / distances.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    ranked = distances[0].detach().sort().values
+    low = ranked[round(down * size)]
+    high = ranked[round(up * size)]  # the original too fails when the rank exceeds the batch
+    kept = (distances > low) & (distances < high)
+    return distances[kept].sum() / size * lamb
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+) -> Tensor:
+    """OpenCLIP: the mean of both cross-entropies, features as they come."""
+    logits = logit_scale * image_features @ text_features.T
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    labels = torch.arange(len(logits))
+    return (
+        torch_functional.cross_entropy(logits, labels)
+        + torch_functional.cross_entropy(logits.T, labels)
+    ) / 2
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+) -> Tensor:
+    """OpenCLIP: every pair a binary decision, summed and divided by the batch."""
+    logits = logit_scale * image_features @ text_features.T
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -torch_functional.logsigmoid(signs * logits).sum() / len(logits)
