@@ -181,15 +181,24 @@ def resolve(
     Raises:
         ValueError: the backend's name is unknown.
         RuntimeError: the backend was asked for by name and cannot run here.
+
+    Inside a transform of torch.func "auto" is the reference.
     """
     device = like.device.type
+    # Kernels have no rules for torch.func's grad, vmap and jvp: plain PyTorch has.
+    transformed = torch._C._are_functorch_transforms_active()
     if backend == "auto":
-        backend = choose(operator, device, sides, metric)
+        backend = "reference" if transformed else choose(operator, device, sides, metric)
     if backend == "reference":
         return None
     if backend not in NAMESPACES:
         words = ", ".join(repr(choice) for choice in CHOICES)
         raise ValueError(f"{function}: backend must be one of {words}, got {backend!r}")
+    if transformed:
+        raise RuntimeError(
+            f"{function}: backend {backend!r} cannot run inside a transform of torch.func (grad, "
+            'vmap, jacrev, ...); pass backend="reference" or "auto"'
+        )
     if why_not(operator, device, backend, sides) is None:
         return NAMESPACES[backend]
     reasons = "; ".join(
