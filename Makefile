@@ -25,7 +25,7 @@ test: $(VENV)/dev $(VENV)/built
 	$(BIN)/python -m pytest --doctest-modules itm_kernels --ignore=itm_kernels/triton
 
 demo: $(VENV)/demo $(VENV)/built
-	$(BIN)/python examples/train_retrieval.py --out runs/demo
+	$(BIN)/python examples/train_retrieval.py --out runs/demo --overwrite
 
 # RESUME=--resume keeps the rows that this machine has measured with the same versions.
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds

@@ -1,6 +1,7 @@
 """The pictures of a run: curves over the epochs and a page of retrieved examples."""
 
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from torch import Tensor
 from dataset import CAPTIONS_PER_IMAGE, Split
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 (the backend is chosen first)
+from matplotlib import font_manager, pyplot  # noqa: E402 (the backend is chosen first)
+
+# Captions may be Chinese, Japanese or Korean: fonts for them, as far as they are installed.
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+_EAST_ASIAN = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "SimHei",
+)
+pyplot.rcParams["font.family"] = ["DejaVu Sans", *(f for f in _EAST_ASIAN if f in _INSTALLED)]
 
 SHOWN = 5  # candidates shown per query
 ROW, LINE, HEADING = 1.4, 0.19, 0.75  # inches
@@ -202,5 +214,8 @@ def _style(right: bool) -> tuple[str, str]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, facecolor="white")
+    with warnings.catch_warnings():
+        # A character that no installed font has becomes a box; one warning for each says no more.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=110, facecolor="white")
     pyplot.close(figure)

@@ -1,8 +1,12 @@
-"""Reader of VSE++'s "precomp" layout: one array of image features and five captions an image.
+"""Reader of VSE++'s "precomp" layout: an array of image features, five captions for each image.
 
-A directory holds, for each split, ``{train,dev,test}_ims.npy`` with one row of features per image
-(or that row five times over, as in VSE++'s own files) and ``_caps.txt`` in UTF-8, whose lines
-``5 i .. 5 i + 4`` describe image ``i``. ``_names.txt``, one name a line, is optional.
+For each of the splits train, dev and test a directory holds:
+
+  train_ims.npy    real numbers [N, F], one row of features per image, or every row five times
+                   in succession, as in VSE++'s own files
+  train_caps.txt   UTF-8, one caption per line, 5 N lines: lines 5 i to 5 i + 4 (from 0) describe
+                   image i
+  train_names.txt  optional, one name per image
 """
 
 from pathlib import Path
@@ -75,6 +79,12 @@ def _read_features(path: Path) -> NDArray[np.float32]:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"load_precomp: {path} is no .npy array of numbers ({error})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(
+            f"load_precomp: {path} is an .npz archive of {', '.join(array.files[:5])}; "
+            "expected one array [N, F], as numpy.save writes it"
+        )
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"load_precomp: {path}: shape {list(array.shape)}; expected [N, F], "
@@ -134,11 +144,17 @@ def _read_captions(path: Path) -> list[str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Split at line feeds alone: other separators of Unicode may occur inside a caption."""
+    """Split at line feeds alone: other separators of Unicode may occur inside a caption.
+
+    A byte-order mark and blank lines at the end, which editors leave, do not count.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"load_precomp: {path}: byte {error.start} is not UTF-8; expected UTF-8 text"
         ) from error
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines

@@ -17,16 +17,18 @@ from typing import TypeVar
 
 import torch
 
+import precomp
 from dataset import RetrievalData
 from objectives import LOSS_NAMES
 from plots import plot_curves, plot_retrieved
-from precomp import load_precomp
 from scenes import load_scenes
 from timing import LossTime, time_loss
-from training import BEST, WARM_UP_LOSS, Options, Run, report_as_json
+from training import BEST, RECORD, WARM_UP_LOSS, Options, Run, report_as_json
+from vocabulary import TOKENIZERS
 
 SCENES = "scenes"
 TIMED_BATCHES = 5
+MOST_UNREAD = 0.5  # share of captions; Flickr8k has none
 Number = TypeVar("Number", int, float)
 
 
@@ -45,21 +47,38 @@ def main(arguments: list[str] | None = None) -> int:
         data = _load(parsed.data)
         run = Run(_options(parsed, data), data, Path(parsed.out))
         resumed = parsed.resume and run.resume()
+        if run.exists() and not parsed.resume:
+            _clear(run, asked=parsed.overwrite)
     except (ValueError, OSError) as error:
         print(f"train_retrieval: {error}", file=sys.stderr)
         return 2
+    if run.unread > MOST_UNREAD:
+        print(
+            f"train_retrieval: {100 * run.unread:.0f} % of the training captions have no known "
+            "word; if words have no spaces between them, try --tokenizer characters",
+            file=sys.stderr,
+        )
     if resumed:
         print(f"resumed after epoch {len(run.history)}")
     try:
         _train(run, parsed.max_minutes)
+        _report(run, with_test=parsed.test)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command with --resume continues after the last epoch")
         return 1
     except (FloatingPointError, ValueError) as error:
         print(f"train_retrieval: {error}", file=sys.stderr)
         return 1
-    _report(run, with_test=parsed.test)
     return 0
+
+
+def _clear(run: Run, *, asked: bool) -> None:
+    if not asked:
+        raise ValueError(
+            f"--out {run.directory} holds a run; give --resume to continue it, --overwrite to "
+            "replace it, or another --out"
+        )
+    run.clear()
 
 
 def _train(run: Run, max_minutes: float | None) -> None:
@@ -107,10 +126,10 @@ def _report(run: Run, *, with_test: bool) -> None:
     threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
     print(f"\n{options.loss}, batches of {run.batch_size} x {options.dim}, {threads}")
     print(timed)
-    unfinished = out / "history.json.tmp"
+    unfinished = out / f"{RECORD}.tmp"
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, out / "history.json")
-    print(f"\nwrote history.json, curves.png, retrieved.png and {BEST} to {out}")
+    os.replace(unfinished, out / RECORD)
+    print(f"\nwrote {RECORD}, curves.png, retrieved.png and {BEST} to {out}")
 
 
 def _time(run: Run) -> LossTime:
@@ -124,7 +143,7 @@ def _time(run: Run) -> LossTime:
 
 
 def _load(data: str) -> RetrievalData:
-    return load_scenes() if data == SCENES else load_precomp(Path(data))
+    return load_scenes() if data == SCENES else precomp.load_precomp(Path(data))
 
 
 def _options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
@@ -138,10 +157,11 @@ def _options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
         data=parsed.data,
         loss=parsed.loss,
         text_encoder=parsed.text_encoder or ("gru" if pixels else "bow"),
-        epochs=parsed.epochs or 8,
+        tokenizer=parsed.tokenizer,
+        epochs=parsed.epochs,
         batch_size=parsed.batch_size or (128 if pixels else 256),
         dim=parsed.dim or (256 if pixels else 512),
-        learning_rate=parsed.lr or 2e-3,
+        learning_rate=parsed.lr,
         warm_up=int(collapses) if parsed.warm_up is None else parsed.warm_up,
         seed=parsed.seed,
     )
@@ -149,16 +169,39 @@ def _options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="train_retrieval", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="train_retrieval",
+        description=__doc__,
+        epilog=precomp.__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", default=SCENES, metavar="DIR", help="precomp directory, or 'scenes' (default)")
-    add("--loss", default="imc", choices=LOSS_NAMES, help="what is minimised")
+    add(
+        "--data",
+        default=SCENES,
+        metavar="DIR",
+        help="directory in the precomp layout (below), or 'scenes', drawn by this program\n"
+        "(default: %(default)s)",
+    )
+    add("--loss", default="imc", choices=LOSS_NAMES, help="what is minimised (default: imc)")
     add("--text-encoder", choices=("bow", "gru"), help="default: gru for scenes, else bow")
-    add("--epochs", type=_positive_integer, help="passes over all captions")
-    add("--batch-size", type=_batch_size, help="images in a batch")
-    add("--dim", type=_dim, help="size of the embedding, a multiple of 8")
-    add("--lr", type=_positive_number, help="highest learning rate")
+    add(
+        "--tokenizer",
+        default="words",
+        choices=TOKENIZERS,
+        help="characters: for captions without spaces between words (default: words)",
+    )
+    add("--epochs", type=_positive_integer, default=8, help="passes over all captions (default: 8)")
+    add(
+        "--batch-size",
+        type=_batch_size,
+        help="images in a batch (default: 128 for scenes, else 256)",
+    )
+    add(
+        "--dim",
+        type=_dim,
+        help="size of the embedding, a multiple of 8 (default: 256 for scenes, else 512)",
+    )
+    add("--lr", type=_positive_number, default=2e-3, help="highest learning rate (default: 0.002)")
     add(
         "--warm-up",
         type=_natural_number,
@@ -166,17 +209,28 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"first epochs with {WARM_UP_LOSS} instead (default: 1 for max_of_hinges on scenes,\n"
         "where it collapses without; else 0)",
     )
-    add("--seed", type=_seed, default=0)
+    add("--seed", type=_seed, default=0, help="of everything that is drawn (default: 0)")
     # One: operations this small gain little from more, and on a shared machine lose much.
-    add("--threads", type=_positive_integer, default=1, help="CPU threads (default 1)")
-    add("--out", default="runs/latest", metavar="DIR", help="where the run is kept")
+    add("--threads", type=_positive_integer, default=1, help="CPU threads (default: 1)")
     add(
+        "--out",
+        default="runs/latest",
+        metavar="DIR",
+        help="where the run is kept (default: %(default)s)",
+    )
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
         "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=False,
+        action="store_true",
         help="continue an interrupted run in --out, with the result of an uninterrupted one",
     )
-    add("--max-minutes", type=_positive_number, help="end after the epoch in which they run out")
+    kept.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add(
+        "--max-minutes",
+        type=_positive_number,
+        metavar="MINUTES",
+        help="end after the epoch in which they run out (default: no limit)",
+    )
     add("--test", action="store_true", help="also evaluate the test split, once, at the end")
     return parser.parse_args(arguments)
 

@@ -1,34 +1,44 @@
 """The training run: epochs, evaluation on dev, and checkpoints that resume bit for bit."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints import read_checked, write_atomically
 from dataset import CAPTIONS_PER_IMAGE, RetrievalData, Split
 from itm_kernels.retrieval import RetrievalReport, evaluate
 from models import build_model
 from objectives import Batch, build_objective
-from vocabulary import PADDING, Vocabulary
+from vocabulary import PADDING, UNKNOWN, Vocabulary
 
 LAST, BEST = "last.pt", "best.pt"
+RECORD = "history.json"
 WARM_UP_LOSS = "sum_of_hinges"  # has no parameters, so a checkpoint need not hold it
+
+
+# What a checkpoint holds.
+PARTS = {
+    **dict.fromkeys(("model", "objective", "optimiser", "schedule", "options"), dict),
+    **dict.fromkeys(("dropout_generator", "generator"), Tensor),
+    **dict.fromkeys(("history", "seconds"), list),
+    "data": str,
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """Everything that decides the result of a run, besides the data's bytes."""
 
-    data: str
+    data: str  # a name for people: the run belongs to the bytes, under whatever path
     loss: str
     text_encoder: str
+    tokenizer: str
     epochs: int
     batch_size: int
     dim: int
@@ -44,6 +54,9 @@ class Run:
         options: what to train.
         data: images and captions.
         directory: where checkpoints go; made if need be.
+
+    Raises:
+        ValueError: the training captions have no word that occurs often enough.
     """
 
     def __init__(self, options: Options, data: RetrievalData, directory: Path) -> None:
@@ -52,9 +65,13 @@ class Run:
         self.data = data
         self.directory = directory
         pixels = data.train.has_pixels
-        self.vocabulary = Vocabulary(data.train.captions, min_count=1 if pixels else 2)
+        self.vocabulary = Vocabulary(
+            data.train.captions, min_count=1 if pixels else 2, tokenizer=options.tokenizer
+        )
         self.images = torch.from_numpy(data.train.images)
         self.words = self.vocabulary.encode(data.train.captions)
+        # Share of the training captions without a single known word.
+        self.unread = (self.words <= UNKNOWN).all(1).double().mean().item()
         self.model = build_model(
             data.train,
             self.words,
@@ -170,9 +187,25 @@ class Run:
         return evaluate(*self.embed(split))
 
     def restore_best(self) -> None:
-        """Put the weights of the best dev epoch into the model."""
-        state = torch.load(self.directory / BEST, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        """Put the weights of the best dev epoch into the model.
+
+        Raises:
+            ValueError: the checkpoint is missing, damaged or of another model.
+        """
+        path = self.directory / BEST
+        try:
+            self.model.load_state_dict(read_checked(path, {"model": dict})["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} holds the weights of another model") from error
+
+    def exists(self) -> bool:
+        """Return whether the directory holds what a run leaves."""
+        return any((self.directory / name).exists() for name in (LAST, BEST, RECORD))
+
+    def clear(self) -> None:
+        """Remove the checkpoints and the record of the run in the directory."""
+        for name in (LAST, BEST, RECORD):
+            (self.directory / name).unlink(missing_ok=True)
 
     def resume(self) -> bool:
         """Continue from the last finished epoch, if there is one.
@@ -181,18 +214,21 @@ class Run:
             Whether there was a checkpoint.
 
         Raises:
-            ValueError: the checkpoint belongs to other options or other data, or is damaged.
+            ValueError: the checkpoint belongs to other options or other data, or is damaged, or
+                the best epoch's is: an epoch later that one could not be restored.
         """
         path = self.directory / LAST
-        if not path.exists():
-            return False
-        start_anew = "give --no-resume to start anew"
+        if not path.exists() and not (self.directory / RECORD).exists():
+            return False  # at most a best checkpoint: the first epoch did not end
+        start_anew = "give --overwrite to start anew"
         try:
-            state = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(f"--resume: {path} is no checkpoint; {start_anew}") from error
+            state = read_checked(path, PARTS)
+        except ValueError as error:
+            raise ValueError(f"--resume: {error}; {start_anew}") from error
         mine = asdict(self.options)
-        differing = [name for name in mine if state["options"].get(name) != mine[name]]
+        differing = [
+            name for name in mine if name != "data" and state["options"].get(name) != mine[name]
+        ]
         if differing:
             told = ", ".join(
                 f"{name} {state['options'].get(name)!r}, now {mine[name]!r}" for name in differing
@@ -201,15 +237,21 @@ class Run:
                 f"--resume: {path} was made with {told}; "
                 f"give the same options or another --out, or {start_anew}"
             )
+        if state["data"] != self.data.digest():
+            raise ValueError(
+                f"--resume: {path} does not fit the data, which must have changed; {start_anew}"
+            )
+        try:
+            self.restore_best()
+        except ValueError as error:
+            raise ValueError(f"--resume: {error}; {start_anew}") from error
         try:
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
-        except RuntimeError as error:
-            raise ValueError(
-                f"--resume: {path} does not fit the data, which must have changed; {start_anew}"
-            ) from error
-        torch.set_rng_state(state["dropout_generator"])
-        self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["dropout_generator"])
+            self.generator.set_state(state["generator"])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"--resume: {path} is damaged; {start_anew}") from error
         self.history = state["history"]
         self.seconds = state["seconds"]
         return True
@@ -226,6 +268,7 @@ class Run:
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "options": asdict(self.options),
+            "data": self.data.digest(),
             "dropout_generator": torch.get_rng_state(),
             "generator": self.generator.get_state(),
             "history": self.history,
@@ -247,10 +290,3 @@ def report_as_json(report: RetrievalReport) -> dict[str, Any]:
         "t2i_median_rank": report.t2i_median_rank,
         "rsum": report.rsum,
     }
-
-
-def write_atomically(path: Path, state: dict[str, Any]) -> None:
-    """Save under another name, then rename: a stop never leaves half a file under ``path``."""
-    unfinished = path.with_suffix(".tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)

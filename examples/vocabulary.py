@@ -9,11 +9,20 @@ from torch import Tensor
 
 PADDING, UNKNOWN = 0, 1
 _WORD = re.compile(r"[^\W_]+")
+_CHARACTER = re.compile(r"[^\W_]")
 
 
 def split_words(caption: str) -> list[str]:
     """Return the lower-case runs of letters and digits of any script."""
     return _WORD.findall(caption.lower())
+
+
+def split_characters(caption: str) -> list[str]:
+    """Return the lower-case letters and digits one by one, for scripts without spaces."""
+    return _CHARACTER.findall(caption.lower())
+
+
+TOKENIZERS = {"words": split_words, "characters": split_characters}
 
 
 class Vocabulary:
@@ -22,16 +31,29 @@ class Vocabulary:
     Args:
         captions: the training captions.
         min_count: rarer words become the unknown word.
+        tokenizer: ``"words"``, or ``"characters"`` where captions have no spaces between words.
 
     Raises:
-        ValueError: ``min_count`` is below 1.
+        ValueError: ``min_count`` is below 1, ``tokenizer`` is unknown, or no word is left.
     """
 
-    def __init__(self, captions: Iterable[str], *, min_count: int = 1) -> None:
+    def __init__(
+        self, captions: Iterable[str], *, min_count: int = 1, tokenizer: str = "words"
+    ) -> None:
         if min_count < 1:
             raise ValueError(f"Vocabulary: min_count must be at least 1, got {min_count}")
-        counts = Counter(word for caption in captions for word in split_words(caption))
+        if tokenizer not in TOKENIZERS:
+            known = " or ".join(map(repr, TOKENIZERS))
+            raise ValueError(f"Vocabulary: tokenizer must be {known}, got {tokenizer!r}")
+        self.split = TOKENIZERS[tokenizer]
+        counts = Counter(word for caption in captions for word in self.split(caption))
         kept = sorted(word for word, count in counts.items() if count >= min_count)
+        if not kept:
+            remedy = "; where no space divides words, take --tokenizer characters"
+            raise ValueError(
+                f"Vocabulary: none of the {len(counts)} different {tokenizer} in the training "
+                f"captions occurs {min_count} times{remedy if tokenizer == 'words' else ''}"
+            )
         self.numbers = {word: number for number, word in enumerate(kept, start=UNKNOWN + 1)}
 
     def __len__(self) -> int:
@@ -48,7 +70,7 @@ class Vocabulary:
             int64 ``[M, L]``, L the longest caption's words; `PADDING` fills the right.
         """
         rows = [
-            [self.numbers.get(word, UNKNOWN) for word in split_words(caption)] or [UNKNOWN]
+            [self.numbers.get(word, UNKNOWN) for word in self.split(caption)] or [UNKNOWN]
             for caption in captions
         ]
         words = torch.full((len(rows), max(map(len, rows))), PADDING)

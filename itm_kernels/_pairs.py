@@ -7,13 +7,23 @@ from torch import Tensor
 
 from itm_kernels import _checks
 
+UNMATCHED = ("error", "negative")
+
 
 class Pairs(NamedTuple):
     """The pairs of a batch; all None when they are the diagonal."""
 
-    positive: Tensor | None  # [M] index of each text's image, -1 where it has none or several
+    # [M] index of each text's image, -1 where it has none or several
+    positive: Tensor | None
     image_ids: Tensor | None  # [N] int64, on the embeddings' device
     text_ids: Tensor | None  # [M]
+
+
+class Matched(NamedTuple):
+    """The pairs of a batch in which a text may have no image."""
+
+    pairs: Pairs
+    absent: Tensor | None  # [M] bool, texts that are negatives only; None where that is an error
 
 
 def resolve(
@@ -31,6 +41,36 @@ def resolve(
     Raises:
         ValueError: rows differ without ids, or a text matches no image or several.
     """
+    return _resolve(function, image, text, image_ids, text_ids, None).pairs
+
+
+def match(
+    function: str,
+    image: Tensor,  # [N, ...]
+    text: Tensor,  # [M, ...]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    unmatched: str,
+) -> Matched:
+    """Do the same for a loss that may take texts without an image as negatives only.
+
+    Their positive is -1 too: a kernel's value for them is NaN, which the loss replaces.
+
+    Raises:
+        ValueError: as `resolve`, but `unmatched="negative"` allows a text to match no image.
+    """
+    _checks.option(function, "unmatched", unmatched, UNMATCHED)
+    return _resolve(function, image, text, image_ids, text_ids, unmatched)
+
+
+def _resolve(
+    function: str,
+    image: Tensor,
+    text: Tensor,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    unmatched: str | None,  # None: the caller has no such option
+) -> Matched:
     names = ("image_ids", "text_ids")
     on_device = _checks.id_pair(function, names, (image_ids, text_ids), (image, text))
     if image_ids is None or text_ids is None:
@@ -39,37 +79,47 @@ def resolve(
                 f"{function}: image {list(image.shape)} and text {list(text.shape)} differ in "
                 "rows; pass image_ids and text_ids for unequal batches"
             )
-        return Pairs(None, None, None)
+        return Matched(Pairs(None, None, None), None)
+    allowed = unmatched == "negative"
     if image_ids.is_cpu and text_ids.is_cpu:
         # Decided where the ids are: a check of their values then waits for no device.
-        positive = _positives(image_ids.long(), text_ids.long())
+        positive, none = _positives(image_ids.long(), text_ids.long())
         if _checks.can_read(positive):
-            _refuse_unmatched(function, positive, image_ids, text_ids)
-        return Pairs(positive.to(image.device, non_blocking=True), *on_device)
-    return Pairs(_positives(*on_device), *on_device)  # type: ignore[arg-type]
+            mistake = (positive < 0) & ~none if allowed else positive < 0
+            _refuse(function, mistake, image_ids, text_ids, unmatched)
+        positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
+    else:
+        positive, none = _positives(*on_device)  # type: ignore[arg-type]
+    return Matched(Pairs(positive, *on_device), none if allowed else None)
 
 
-def _positives(image_ids: Tensor, text_ids: Tensor) -> Tensor:
+def _positives(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every text's image, -1 unless there is exactly one, and which texts have none."""
     ordered, order = image_ids.sort(stable=True)
     text_ids = text_ids.contiguous()  # searchsorted warns of others
     first = torch.searchsorted(ordered, text_ids)
     matches = torch.searchsorted(ordered, text_ids, right=True) - first
     found = order[first.clamp_max(order.shape[0] - 1)]
-    positive = torch.where(matches == 1, found, -1)
+    positive, none = torch.where(matches == 1, found, -1), matches == 0
     if image_ids.shape[0] != text_ids.shape[0]:
-        return positive
+        return positive, none
     # The same image drawn twice: a square batch with equal ids keeps its diagonal.
     diagonal = torch.arange(text_ids.shape[0], device=text_ids.device)
-    return torch.where((image_ids == text_ids).all(), diagonal, positive)
+    return torch.where((image_ids == text_ids).all(), diagonal, positive), none
 
 
-def _refuse_unmatched(function: str, positive: Tensor, image_ids: Tensor, text_ids: Tensor) -> None:
-    unmatched = (positive < 0).nonzero()[:, 0].tolist()
-    if unmatched:
-        j = unmatched[0]
-        count = int((image_ids == text_ids[j]).sum())
-        raise ValueError(
-            f"{function}: text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
-            f"({len(unmatched)} of {text_ids.shape[0]} have no single match); "
-            "every text needs exactly one image with its id"
-        )
+def _refuse(
+    function: str, mistake: Tensor, image_ids: Tensor, text_ids: Tensor, unmatched: str | None
+) -> None:
+    mistakes = mistake.nonzero()[:, 0].tolist()
+    if not mistakes:
+        return
+    j = mistakes[0]
+    count = int((image_ids == text_ids[j]).sum())
+    remedy = "every text needs exactly one image with its id"
+    if count == 0 and unmatched is not None:
+        remedy += ', or pass unmatched="negative": texts without an image are then negatives only'
+    raise ValueError(
+        f"{function}: text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
+        f"({len(mistakes)} of {text_ids.shape[0]} have no single match); {remedy}"
+    )

@@ -9,11 +9,12 @@ from torch import Tensor
 from emulated import NAMESPACE, as_native, needs_compiler
 from emulated_pairs import (
     HARDEST,
+    leaves,
     max_hinges,
     not_finite,
     rows,
 )
-from itm_kernels import ops
+from itm_kernels import functional, ops
 
 pytestmark = needs_compiler
 
@@ -45,6 +46,19 @@ def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float
         assert wanted[-3].isfinite().logical_not().any()
         for ours, theirs in zip(found[:-2], wanted[:-2], strict=True):
             torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("mining", ["hardest", "semihard"])
+def test_a_text_without_an_image_can_be_a_negative_only(mining: str) -> None:
+    ids = {"image_ids": torch.arange(33), "text_ids": torch.arange(70) * 7 % 60}
+    sides = leaves(rows(33, 9), rows(70, 9, seed=1))
+    results = []
+    for name in ("native", "reference"):
+        given = {"mining": mining, "backend": name, "unmatched": "negative", **ids}
+        value = functional.max_of_hinges_loss(*sides, **given)
+        results.append((value, *torch.autograd.grad(value, sides)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("run", HARDEST)

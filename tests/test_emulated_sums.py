@@ -104,6 +104,20 @@ def test_a_text_without_an_image_is_nan() -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize(
+    "loss", [functional.sum_of_hinges_loss, functional.info_nce_loss, functional.sigmoid_loss]
+)
+def test_a_text_without_an_image_can_be_a_negative_only(loss: Callable[..., Tensor]) -> None:
+    ids = {"image_ids": torch.arange(33), "text_ids": torch.arange(70) * 7 % 60}
+    sides = leaves(rows(33, 9), rows(70, 9, seed=1))
+    results = []
+    for name in ("native", "reference"):
+        value = loss(*sides, backend=name, unmatched="negative", **ids)
+        results.append((value, *torch.autograd.grad(value, sides)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_opcheck() -> None:
     x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])
     operators, check = getattr(torch.ops, NAMESPACE), torch.library.opcheck

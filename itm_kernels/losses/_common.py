@@ -18,11 +18,20 @@ def check_options(function: str, reduction: object, backend: object) -> None:
     _checks.option(function, "backend", backend, CHOICES)
 
 
-def reduce(values: Tensor, reduction: str) -> Tensor:
-    """Reduce one value per pair to the sum, the mean, or leave it."""
+def of_pairs(values: Tensor, absent: Tensor | None) -> Tensor:
+    """Give texts that are negatives only the value 0, without gradient: they form no pair."""
+    return values if absent is None else values.masked_fill(absent, 0)
+
+
+def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tensor:
+    """Reduce one value per text to the sum, the mean over pairs, or leave it."""
     if reduction == "none":
         return values
-    return values.sum() if reduction == "sum" else values.mean()
+    if reduction == "sum":
+        return values.sum()
+    if absent is None:
+        return values.mean()
+    return values.sum() / absent.logical_not().sum().clamp_min(1)
 
 
 class OptionsModule(nn.Module):

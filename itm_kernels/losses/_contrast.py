@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels._pairs import Pairs
+from itm_kernels.losses._common import of_pairs
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.reference._rows import paired_scores
@@ -54,10 +55,12 @@ def contrast(
     pairs: Pairs,
     function: str,
     backend: str,
+    absent: Tensor | None = None,  # [M] bool: texts that are negatives only
 ) -> Contrast:
     """Compute the logit of every positive and both sums over negatives."""
     row, column = log_sum_exp(image, text, scale, *ids_of(pairs, image), function, backend)
-    positive = scale * paired_scores(image, text, pairs.positive)
+    # Of a text without an image it is NaN: 0 in its place keeps NaN out of the gradient.
+    positive = of_pairs(scale * paired_scores(image, text, pairs.positive), absent)
     return Contrast(positive, of_image(row, pairs), column)
 
 
@@ -68,7 +71,9 @@ def mean_cross_entropy(
     pairs: Pairs,
     function: str,
     backend: str,
+    absent: Tensor | None = None,  # [M] bool: texts that are negatives only
 ) -> Tensor:  # [M]
     """Return the mean cross-entropy of both directions, one value per pair."""
-    positive, from_image, from_text = contrast(image, text, scale, pairs, function, backend)
-    return cross_entropy(positive, [from_image], [from_text], 0.5, function, backend)
+    positive, *negatives = contrast(image, text, scale, pairs, function, backend, absent)
+    from_image, from_text = ([logs] for logs in negatives)
+    return of_pairs(cross_entropy(positive, from_image, from_text, 0.5, function, backend), absent)

@@ -6,8 +6,12 @@ from itm_kernels import _checks, _pairs
 
 
 def pairs_of_scores(
-    function: str, scores: Tensor, image_ids: Tensor | None, text_ids: Tensor | None
-) -> _pairs.Pairs:
+    function: str,
+    scores: Tensor,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    unmatched: str,
+) -> _pairs.Matched:
     """Check a score matrix [N, M] and find its pairs.
 
     Raises:
@@ -20,4 +24,4 @@ def pairs_of_scores(
             f"{function}: scores {list(scores.shape)} is not square; "
             "pass image_ids and text_ids for unequal batches"
         )
-    return _pairs.resolve(function, scores, scores.T, image_ids, text_ids)
+    return _pairs.match(function, scores, scores.T, image_ids, text_ids, unmatched)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import OptionsModule, check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
 from itm_kernels.losses.intra_modal import check_constraint, own_reduction
 from itm_kernels.ops import intra_modal, max_of_hinges
 
@@ -21,6 +21,7 @@ def imc_loss(
     thresholds: str = "row0",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     backend: str = "auto",
 ) -> Tensor:
     r"""Add the intra-modal constraint of images and of texts to the max of hinges.
@@ -39,6 +40,8 @@ def imc_loss(
         thresholds: `"row0"` or `"per_row"`.
         image_ids: `[N]` integers. Pairs that share an id are never negatives, in any term.
         text_ids: `[M]` integers, each the id of exactly one image.
+        unmatched: `"error"`, or `"negative"`: a text without an image is a negative of every image
+            in the hinges and forms no pair; the constraint of texts sees it like any other.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
@@ -61,8 +64,9 @@ def imc_loss(
     _checks.number(name, "margin", margin)
     check_constraint(name, metric, lower, upper, weight, mode, thresholds)
     check_options(name, "sum", backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
-    loss = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend).sum()
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
+    loss = of_pairs(hinges, absent).sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     for rows, ids in ((image, pairs.image_ids), (text, pairs.text_ids)):
         constraint = reduce(intra_modal.run(rows, ids, *band), own_reduction(mode))
@@ -89,12 +93,14 @@ class IMCLoss(OptionsModule):
         weight: float = 1.0,
         mode: str = "official",
         thresholds: str = "row0",
+        unmatched: str = "error",
         backend: str = "auto",
     ) -> None:
         name = "IMCLoss"
         _checks.number(name, "margin", margin)
         check_constraint(name, metric, lower, upper, weight, mode, thresholds)
         check_options(name, "sum", backend)
+        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
         super().__init__(
             margin=margin,
             metric=metric,
@@ -103,6 +109,7 @@ class IMCLoss(OptionsModule):
             weight=weight,
             mode=mode,
             thresholds=thresholds,
+            unmatched=unmatched,
             backend=backend,
         )
 

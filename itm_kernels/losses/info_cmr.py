@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import OptionsModule, check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
 from itm_kernels.losses._contrast import contrast, cross_entropy, ids_of, of_image
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
@@ -41,6 +41,7 @@ def info_cmr_loss(
     detach: bool = True,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     generator: torch.Generator | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -66,6 +67,9 @@ def info_cmr_loss(
         detach: stop gradients into the synthetic vectors.
         image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
+        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
+            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
+            is over the pairs that exist.
         generator: source of the k-means and noise draws, on the embeddings' device.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
@@ -90,12 +94,12 @@ def info_cmr_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
     check_options(name, reduction, backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     v_ids, c_ids = ids_of(pairs, image)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     scale = as_scalar(1 / temperature, v)
-    positive, *others = contrast(v, c, scale, pairs, name, backend)
+    positive, *others = contrast(v, c, scale, pairs, name, backend, absent)
     from_image, from_text = ([negatives] for negatives in others)
     if num_clusters:
         synthesis = HardNegativeSynthesis(
@@ -117,7 +121,7 @@ def info_cmr_loss(
         from_image.append(of_image(noisy, pairs))
         from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)
     values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
-    return reduce(values, reduction)
+    return reduce(of_pairs(values, absent), reduction, absent)
 
 
 def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:  # [N, K]
@@ -143,12 +147,14 @@ class InfoCMRLoss(OptionsModule):
         clustering: str = "shared",
         num_noise: int = 128,
         detach: bool = True,
+        unmatched: str = "error",
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
         name = "InfoCMRLoss"
         _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
         check_options(name, reduction, backend)
+        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
         super().__init__(
             temperature=temperature,
             num_clusters=num_clusters,
@@ -157,6 +163,7 @@ class InfoCMRLoss(OptionsModule):
             clustering=clustering,
             num_noise=num_noise,
             detach=detach,
+            unmatched=unmatched,
             reduction=reduction,
             backend=backend,
         )

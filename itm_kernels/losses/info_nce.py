@@ -16,6 +16,7 @@ def info_nce_loss(
     logit_scale: float | Tensor = 20.0,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -32,6 +33,9 @@ def info_nce_loss(
         logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable).
         image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
+        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
+            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
+            is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -54,10 +58,11 @@ def info_nce_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, reduction, backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     scale = as_scalar(logit_scale, image)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    return reduce(mean_cross_entropy(v, c, scale, pairs, name, backend), reduction)
+    values = mean_cross_entropy(v, c, scale, pairs, name, backend, absent)
+    return reduce(values, reduction, absent)
 
 
 class InfoNCELoss(nn.Module):
@@ -75,12 +80,15 @@ class InfoNCELoss(nn.Module):
         logit_scale: float = 20.0,
         *,
         learnable: bool = False,
+        unmatched: str = "error",
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         check_options("InfoNCELoss", reduction, backend)
+        _checks.option("InfoNCELoss", "unmatched", unmatched, _pairs.UNMATCHED)
         self.logit_scale = LogitScale("InfoNCELoss", logit_scale, learnable)
+        self.unmatched = unmatched
         self.reduction = reduction
         self.backend = backend
 
@@ -100,10 +108,13 @@ class InfoNCELoss(nn.Module):
             logit_scale=self.logit_scale() if logit_scale is None else logit_scale,
             image_ids=image_ids,
             text_ids=text_ids,
+            unmatched=self.unmatched,
             reduction=self.reduction,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         """Show the options."""
-        return f"reduction={self.reduction!r}, backend={self.backend!r}"
+        return (
+            f"unmatched={self.unmatched!r}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import OptionsModule, check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
 
@@ -18,6 +18,7 @@ def max_of_hinges_loss(
     mining: str = "hardest",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     reduction: str = "sum",
     backend: str = "auto",
 ) -> Tensor:
@@ -38,6 +39,9 @@ def max_of_hinges_loss(
         image_ids: `[N]` integers. Pairs that share an id are never negatives.
         text_ids: `[M]` integers, each the id of exactly one image; five captions per image give
             M = 5 N. With equal ids in a square batch the diagonal stays the positive.
+        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
+            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
+            is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -62,10 +66,10 @@ def max_of_hinges_loss(
     _checks.number(name, "margin", margin)
     _checks.option(name, "mining", mining, MININGS)
     check_options(name, reduction, backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
     values = operator.run(image, text, pairs, float(margin), semihard, name, backend)
-    return reduce(values, reduction)
+    return reduce(of_pairs(values, absent), reduction, absent)
 
 
 class MaxOfHingesLoss(OptionsModule):
@@ -79,6 +83,7 @@ class MaxOfHingesLoss(OptionsModule):
 
     margin: float
     mining: str
+    unmatched: str
     reduction: str
 
     def __init__(
@@ -86,6 +91,7 @@ class MaxOfHingesLoss(OptionsModule):
         margin: float = 0.2,
         *,
         mining: str = "hardest",
+        unmatched: str = "error",
         reduction: str = "sum",
         backend: str = "auto",
     ) -> None:
@@ -93,7 +99,14 @@ class MaxOfHingesLoss(OptionsModule):
         _checks.number(name, "margin", margin)
         _checks.option(name, "mining", mining, MININGS)
         check_options(name, reduction, backend)
-        super().__init__(margin=margin, mining=mining, reduction=reduction, backend=backend)
+        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
+        super().__init__(
+            margin=margin,
+            mining=mining,
+            unmatched=unmatched,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -120,7 +133,7 @@ class MaxOfHingesLoss(OptionsModule):
         This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
         """
         name = "MaxOfHingesLoss.from_scores"
-        pairs = pairs_of_scores(name, scores, image_ids, text_ids)
+        pairs, absent = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
-        return reduce(values, self.reduction)
+        return reduce(of_pairs(values, absent), self.reduction, absent)

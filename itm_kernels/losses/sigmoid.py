@@ -18,6 +18,7 @@ def sigmoid_loss(
     logit_bias: float | Tensor = -10.0,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -34,8 +35,11 @@ def sigmoid_loss(
         logit_bias: b, a number or a tensor of one element (differentiable).
         image_ids: `[N]` integers. Pairs that share an id without being positive take no part.
         text_ids: `[M]` integers, each the id of exactly one image.
+        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
+            a distractor) is a negative of every image and no image's positive: its value is its sum
+            over all images, and the mean divides by the number of texts with an image.
         reduction: `"none"` (one value per text, `[M]`), `"sum"`, or `"mean"`: the sum over all
-            pairs divided by the number of texts, as SigLIP.
+            pairs of a text and an image divided by the number of positives, as SigLIP.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
@@ -57,10 +61,13 @@ def sigmoid_loss(
     _checks.scalar(name, "logit_scale", logit_scale, above=0)
     _checks.scalar(name, "logit_bias", logit_bias)
     check_options(name, reduction, backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    if absent is not None and pairs.positive is not None:
+        # N, no image's index, is nobody's positive: the operator sums over all images.
+        pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
     scale, bias = as_scalar(logit_scale, image), as_scalar(logit_bias, image)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    return reduce(operator.run(v, c, scale, bias, pairs, name, backend), reduction)
+    return reduce(operator.run(v, c, scale, bias, pairs, name, backend), reduction, absent)
 
 
 class SigmoidLoss(nn.Module):
@@ -79,16 +86,19 @@ class SigmoidLoss(nn.Module):
         logit_bias: float = -10.0,
         *,
         learnable: bool = False,
+        unmatched: str = "error",
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         _checks.number("SigmoidLoss", "logit_bias", logit_bias)
         check_options("SigmoidLoss", reduction, backend)
+        _checks.option("SigmoidLoss", "unmatched", unmatched, _pairs.UNMATCHED)
         self.logit_scale = LogitScale("SigmoidLoss", logit_scale, learnable)
         self.logit_bias: float | nn.Parameter = float(logit_bias)
         if learnable:
             self.logit_bias = nn.Parameter(torch.tensor(self.logit_bias))
+        self.unmatched = unmatched
         self.reduction = reduction
         self.backend = backend
 
@@ -110,10 +120,13 @@ class SigmoidLoss(nn.Module):
             logit_bias=self.logit_bias if logit_bias is None else logit_bias,
             image_ids=image_ids,
             text_ids=text_ids,
+            unmatched=self.unmatched,
             reduction=self.reduction,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         """Show the options."""
-        return f"reduction={self.reduction!r}, backend={self.backend!r}"
+        return (
+            f"unmatched={self.unmatched!r}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )

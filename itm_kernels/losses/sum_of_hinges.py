@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import OptionsModule, check_options, reduce
+from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
@@ -15,6 +15,7 @@ def sum_of_hinges_loss(
     margin: float = 0.2,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    unmatched: str = "error",
     reduction: str = "sum",
     backend: str = "auto",
 ) -> Tensor:
@@ -31,6 +32,9 @@ def sum_of_hinges_loss(
         image_ids: `[N]` integers. Pairs that share an id are never negatives.
         text_ids: `[M]` integers, each the id of exactly one image; five captions per image give
             M = 5 N. With equal ids in a square batch the diagonal stays the positive.
+        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
+            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
+            is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -54,8 +58,9 @@ def sum_of_hinges_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     check_options(name, reduction, backend)
-    pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
-    return reduce(operator.run(image, text, pairs, float(margin), name, backend), reduction)
+    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    values = operator.run(image, text, pairs, float(margin), name, backend)
+    return reduce(of_pairs(values, absent), reduction, absent)
 
 
 class SumOfHingesLoss(OptionsModule):
@@ -68,6 +73,7 @@ class SumOfHingesLoss(OptionsModule):
     """
 
     margin: float
+    unmatched: str
     reduction: str
 
     def __init__(
@@ -75,6 +81,7 @@ class SumOfHingesLoss(OptionsModule):
         margin: float = 0.2,
         *,
         mining: str = "all",
+        unmatched: str = "error",
         reduction: str = "sum",
         backend: str = "auto",
     ) -> None:
@@ -82,7 +89,8 @@ class SumOfHingesLoss(OptionsModule):
         _checks.number(name, "margin", margin)
         _checks.option(name, "mining", mining, ("all",))
         check_options(name, reduction, backend)
-        super().__init__(margin=margin, reduction=reduction, backend=backend)
+        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
+        super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
 
     def forward(
         self,
@@ -109,6 +117,6 @@ class SumOfHingesLoss(OptionsModule):
         This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
         """
         name = "SumOfHingesLoss.from_scores"
-        pairs = pairs_of_scores(name, scores, image_ids, text_ids)
+        pairs, absent = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
-        return reduce(values, self.reduction)
+        return reduce(of_pairs(values, absent), self.reduction, absent)

@@ -29,11 +29,16 @@ def positive_scores(
     scores: Tensor,  # [N, M]
     positive: Tensor | None,  # [M]
 ) -> Tensor:  # [M]
-    """Return s+, the score of every text with its positive image; NaN if it has none."""
+    """Return s+, the score of every text with its positive image.
+
+    It is NaN for a positive of -1, a text without exactly one image, and 0 for a positive of N, a
+    text that is a negative only.
+    """
     if positive is None:
         return scores.diagonal()
-    found = scores.gather(0, positive.clamp_min(0)[None])[0]
-    return found.masked_fill(positive < 0, torch.nan)
+    N = scores.shape[0]
+    found = scores.gather(0, positive.clamp(0, N - 1)[None])[0]
+    return found.masked_fill(positive < 0, torch.nan).masked_fill(positive >= N, 0)
 
 
 def rows_of_pairs(

@@ -51,6 +51,25 @@ def test_captions_keep_their_letters_and_unusual_line_separators(directory):
     assert captions[:3] == ["Ein Mädchen läuft", "two\u2028parts", "windows"]
 
 
+def test_a_byte_order_mark_and_blank_lines_at_the_end_do_not_count(directory):
+    expected = load_precomp(directory)
+    for name, ending in {"dev": "\n", "test": "\r\n \n\n"}.items():
+        path = directory / f"{name}_caps.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + ending.encode())
+    (directory / "dev_names.txt").write_bytes(b"\xef\xbb\xbfone.jpg\r\ntwo.jpg\r\n\r\n")
+    found = load_precomp(directory)
+    assert found.dev.captions == expected.dev.captions
+    assert found.test.captions == expected.test.captions
+    assert found.dev.names == ["one.jpg", "two.jpg"]
+
+
+def test_an_archive_named_npy_is_told(directory):
+    with open(directory / "dev_ims.npy", "wb") as file:
+        np.savez(file, features=np.zeros((2, 6)), names=np.zeros(2))
+    with pytest.raises(ValueError, match=r"dev_ims\.npy is an \.npz archive of features, names; "):
+        load_precomp(directory)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

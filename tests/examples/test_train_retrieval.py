@@ -3,71 +3,24 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import matplotlib.image
-import numpy as np
 import pytest
 import torch
 
 import itm_kernels
 import train_retrieval
-from dataset import RetrievalData
 from objectives import LOSS_NAMES
-from scenes import load_scenes
-from training import BEST, LAST, Options, Run
+from small_runs import options, small
+from training import RECORD, Run
 
 PROGRAM = Path(train_retrieval.__file__)
 RECALLS = {"1", "5", "10"}
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def few_scenes():
-    return load_scenes(train=40, dev=20, test=10)
-
-
-@pytest.fixture
-def scenes(monkeypatch, few_scenes):
-    monkeypatch.setattr(train_retrieval, "load_scenes", lambda: few_scenes)
-    return few_scenes
-
-
-@pytest.fixture(scope="module")
-def precomp(tmp_path_factory):
-    """Features that tell 'red' from 'blue' and 'dog' from 'cat', so that something is learned."""
-    directory = tmp_path_factory.mktemp("precomp")
-    generator = np.random.default_rng(0)
-    for name, count in {"train": 24, "dev": 12, "test": 8}.items():
-        kinds = np.arange(count) % 4
-        features = np.eye(4)[kinds].repeat(3, axis=1) + generator.normal(0, 0.1, (count, 12))
-        np.save(directory / f"{name}_ims.npy", features.astype("f4"))
-        words = [("red dog", "blue dog", "red cat", "blue cat")[kind] for kind in kinds]
-        lines = [f"a {word} number {line}" for word in words for line in range(5)]
-        (directory / f"{name}_caps.txt").write_text("\n".join(lines) + "\n")
-    return directory
-
-
-def small(*arguments: object) -> list[str]:
-    sizes = ["--dim", "16", "--batch-size", "16", "--threads", "1"]
-    return [*sizes, *map(str, arguments)]
-
-
-def options(**changes) -> Options:
-    base = {"data": "scenes", "loss": "info_nce", "text_encoder": "gru", "epochs": 3}
-    sizes = {"batch_size": 16, "dim": 16, "learning_rate": 0.002, "warm_up": 0, "seed": 0}
-    return Options(**(base | sizes | changes))
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
@@ -100,31 +53,6 @@ def test_precomp_features_are_learned(loss, precomp, tmp_path):
     assert matplotlib.image.imread(tmp_path / "retrieved.png").std() > 0.01
 
 
-@pytest.mark.parametrize(("loss", "warm_up"), [("info_cmr", 0), ("itm", 0), ("ito", 0), ("imc", 2)])
-def test_an_interrupted_run_ends_with_the_very_same_result(loss, warm_up, few_scenes, tmp_path):
-    """These losses draw noise, negatives or dropout, or change on the way."""
-    chosen = options(loss=loss, warm_up=warm_up)
-    whole = Run(chosen, few_scenes, tmp_path / "whole")
-    while not whole.finished:
-        whole.train_epoch()
-    first = Run(chosen, few_scenes, tmp_path / "parts")
-    first.train_epoch()
-    # The interruption falls into the second epoch and leaves half a file behind.
-    for batch in islice(first.batches(), 3):
-        first.objective(first.model, batch, first.generator).backward()
-    (tmp_path / "parts" / "last.tmp").write_bytes(b"half")
-    torch.rand(7)
-    second = Run(chosen, few_scenes, tmp_path / "parts")
-    assert second.resume() and len(second.history) == 1
-    while not second.finished:
-        second.train_epoch()
-    assert second.history == whole.history
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name]), name
-    for checkpoint in (BEST, LAST):
-        assert (tmp_path / "parts" / checkpoint).exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -140,55 +68,38 @@ def test_the_first_epochs_may_have_all_negatives(arguments, expected, scenes, tm
     assert [row["trained_with"] for row in record["epochs"]] == expected
 
 
-def test_ctrl_c_ends_in_one_line_and_resume_goes_on(scenes, tmp_path, capsys, monkeypatch):
-    arguments = small("--epochs", 2, "--out", tmp_path)
-    train_epoch = Run.train_epoch
-
-    def interrupted(run):
-        if run.history:
-            raise KeyboardInterrupt
-        return train_epoch(run)
-
-    monkeypatch.setattr(Run, "train_epoch", interrupted)
-    assert train_retrieval.main(arguments) == 1
-    assert "--resume continues" in capsys.readouterr().out
-    monkeypatch.setattr(Run, "train_epoch", train_epoch)
-    assert train_retrieval.main([*arguments, "--resume"]) == 0
-    assert "resumed after epoch 1" in capsys.readouterr().out
+@pytest.fixture
+def chinese(precomp, tmp_path):
+    """Every caption differs, and none has a space: all words are unique, characters are not."""
+    directory = tmp_path / "chinese"
+    shutil.copytree(precomp, directory)
+    for path in directory.glob("*_caps.txt"):
+        words = {"red": "红", "blue": "蓝", "dog": "狗", "cat": "猫", "number": "号", "a": "一"}
+        lines = path.read_text().splitlines()
+        lines = ["".join(words.get(word, word) for word in line.split()) for line in lines]
+        lines = [f"{line}的{number}" for number, line in enumerate(lines)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    return directory
 
 
-def test_resume_without_a_checkpoint_starts_anew(scenes, tmp_path, capsys):
-    assert train_retrieval.main(small("--epochs", 1, "--out", tmp_path, "--resume")) == 0
-    assert "resumed" not in capsys.readouterr().out
-
-
-def test_resume_refuses_the_checkpoint_of_other_options(scenes, tmp_path, capsys):
-    Run(options(epochs=1), scenes, tmp_path).train_epoch()
-    arguments = small("--epochs", 1, "--out", tmp_path, "--loss", "sigmoid", "--seed", 5)
-    assert train_retrieval.main([*arguments, "--resume"]) == 2
+def test_captions_without_spaces_need_characters(chinese, tmp_path, capsys):
+    arguments = small("--data", chinese, "--epochs", 2, "--out", tmp_path / "run")
+    assert train_retrieval.main(arguments) == 2
     told = capsys.readouterr().err
-    assert "loss 'info_nce', now 'sigmoid', seed 0, now 5" in told and told.count("\n") == 1
+    assert "none of the 120 different words in the training captions occurs 2 times" in told
+    assert "--tokenizer characters" in told and told.count("\n") == 1
+    assert train_retrieval.main([*arguments, "--tokenizer", "characters"]) == 0
+    record = json.loads((tmp_path / "run" / RECORD).read_text())
+    assert all(math.isfinite(row["loss"]) for row in record["epochs"])
 
 
-def test_resume_refuses_a_damaged_checkpoint(scenes, tmp_path, capsys):
-    (tmp_path / LAST).write_bytes(b"no checkpoint")
-    assert train_retrieval.main(small("--out", tmp_path, "--resume")) == 2
-    assert "last.pt is no checkpoint; give --no-resume" in capsys.readouterr().err
-
-
-def test_resume_refuses_a_checkpoint_of_other_data(precomp, tmp_path, capsys, monkeypatch):
-    arguments = small("--data", precomp, "--epochs", 1, "--out", tmp_path)
+def test_mostly_unknown_captions_are_told(chinese, tmp_path, capsys):
+    captions = chinese / "train_caps.txt"
+    lines = captions.read_text(encoding="utf-8").splitlines()
+    captions.write_text("\n".join(["红 狗"] * 5 + lines[5:]), encoding="utf-8")
+    arguments = small("--data", chinese, "--epochs", 1, "--out", tmp_path / "run")
     assert train_retrieval.main(arguments) == 0
-    load = train_retrieval.load_precomp
-
-    def narrower(directory):
-        data = load(directory)
-        splits = (data.train, data.dev, data.test)
-        return RetrievalData(*(replace(split, images=split.images[:, :8]) for split in splits))
-
-    monkeypatch.setattr(train_retrieval, "load_precomp", narrower)
-    assert train_retrieval.main([*arguments, "--resume"]) == 2
-    assert "last.pt does not fit the data" in capsys.readouterr().err
+    assert "96 % of the training captions have no known word" in capsys.readouterr().err
 
 
 def test_max_minutes_ends_after_the_epoch(scenes, tmp_path, capsys):
@@ -220,6 +131,8 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(scenes, tmp_path, capsys):
         (["--warm-up", "-1"], "argument --warm-up: expected an integer of at least 0, got '-1'"),
         (["--max-minutes", "inf"], "argument --max-minutes: expected a finite number above 0"),
         (["--data", "nowhere"], "nowhere is not a directory"),
+        (["--tokenizer", "bpe"], "argument --tokenizer: invalid choice: 'bpe'"),
+        (["--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
 )
@@ -249,6 +162,12 @@ def test_the_program_runs_from_any_directory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in LOSS_NAMES)
+    assert "train_caps.txt   UTF-8, one caption per line, 5 N lines" in done.stdout
+    options = re.split(r"\n  (?=--)", done.stdout.split("options:")[1].split("Reader of")[0])[1:]
+    switches = ("--resume", "--overwrite", "--test")
+    assert len(options) == 16
+    for option in options:
+        assert "default" in option or option.startswith(switches), option
 
 
 def test_an_epoch_shows_every_caption_once_beside_another_of_its_image(few_scenes, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latent import latent_word_vectors
-from vocabulary import PADDING, UNKNOWN, Vocabulary, split_words
+from vocabulary import PADDING, UNKNOWN, Vocabulary, split_characters, split_words
 
 
 def test_words_are_lower_case_letters_and_digits_of_any_script():
@@ -29,6 +29,19 @@ def test_numbers_are_padded_and_rare_words_unknown():
 def test_numbers_do_not_depend_on_the_order_of_the_captions():
     captions = ["red circle", "blue square", "red square"]
     assert Vocabulary(captions).numbers == Vocabulary(captions[::-1]).numbers
+
+
+def test_characters_are_for_scripts_without_spaces():
+    captions = ["一只狗在跑。", "两只猫 on 2 mats"]
+    assert split_characters(captions[0]) == ["一", "只", "狗", "在", "跑"]
+    with pytest.raises(ValueError, match=r"none of the 5 different words .* occurs 2 times; .*tok"):
+        Vocabulary(captions, min_count=2)
+    assert list(Vocabulary(captions, min_count=2, tokenizer="characters").numbers) == ["只"]
+
+
+def test_an_unknown_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="tokenizer must be 'words' or 'characters', got 'bpe'"):
+        Vocabulary(["a"], tokenizer="bpe")
 
 
 def test_a_min_count_below_one_is_refused():

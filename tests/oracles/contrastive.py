@@ -12,6 +12,7 @@ from oracles.pairing import (
     Ids,
     is_negative,
     log_of_sum_of_exponentials,
+    number_of_pairs,
     pair_value,
     positives,
     reduced,
@@ -54,6 +55,8 @@ def info_nce(
     values = np.zeros(len(text))
     for j in range(len(text)):
         i = positive_of[j]
+        if i < 0:
+            continue  # a negative only
         over_texts, over_images = [logits[i, j]], [logits[i, j]]
         for other in range(len(text)):
             if is_negative(i, other, image_ids, text_ids):
@@ -64,7 +67,7 @@ def info_nce(
         from_image = log_of_sum_of_exponentials(over_texts) - logits[i, j]
         from_text = log_of_sum_of_exponentials(over_images) - logits[i, j]
         values[j] = 0.5 * (from_image + from_text)
-    return reduced(values, reduction)
+    return reduced(values, reduction, number_of_pairs(positive_of))
 
 
 def softplus(value: float) -> float:
@@ -86,11 +89,12 @@ def sigmoid(
     positive_of = positives(len(image), len(text), image_ids, text_ids)
     values = np.zeros(len(text))
     for j in range(len(text)):
-        values[j] += softplus(-logits[positive_of[j], j])
+        if positive_of[j] >= 0:
+            values[j] += softplus(-logits[positive_of[j], j])
         for i in range(len(image)):
             if is_negative(i, j, image_ids, text_ids):
                 values[j] += softplus(logits[i, j])
-    return reduced(values, reduction)
+    return reduced(values, reduction, number_of_pairs(positive_of))
 
 
 def info_cmr(
@@ -126,6 +130,8 @@ def info_cmr(
     values = np.zeros(len(text))
     for j in range(len(text)):
         i = positive_of[j]
+        if i < 0:
+            continue  # a negative only
         positive = float(cosines[i, j]) / temperature
         over_texts = [positive] + extras(image[i], i, synthetic_text, synthetic_text_valid)
         over_images = [positive] + extras(text[j], j, synthetic_image, synthetic_image_valid)
@@ -138,7 +144,7 @@ def info_cmr(
         from_image = log_of_sum_of_exponentials(over_texts) - positive
         from_text = log_of_sum_of_exponentials(over_images) - positive
         values[j] = from_image + from_text
-    return reduced(values, reduction)
+    return reduced(values, reduction, number_of_pairs(positive_of))
 
 
 def multi_view_alignment(images: Array, texts: Array, logit_scale: float = 20.0) -> float:

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oracles.pairing import Array, Ids, is_negative, positives, reduced, score_matrix
+from oracles.pairing import (
+    Array,
+    Ids,
+    is_negative,
+    number_of_pairs,
+    positives,
+    reduced,
+    score_matrix,
+)
 
 
 class Hardest(NamedTuple):
@@ -65,13 +73,15 @@ def sum_of_hinges_from_scores(
     values = np.zeros(num_texts)
     for j in range(num_texts):
         i = positive_of[j]
+        if i < 0:
+            continue  # a negative only
         for other_text in range(num_texts):
             if is_negative(i, other_text, image_ids, text_ids):
                 values[j] += hinge(margin + scores[i, other_text] - scores[i, j])
         for other_image in range(num_images):
             if is_negative(other_image, j, image_ids, text_ids):
                 values[j] += hinge(margin + scores[other_image, j] - scores[i, j])
-    return reduced(values, reduction)
+    return reduced(values, reduction, number_of_pairs(positive_of))
 
 
 def max_of_hinges_from_scores(
@@ -88,6 +98,8 @@ def max_of_hinges_from_scores(
     values = np.zeros(num_texts)
     for j in range(num_texts):
         i = positive_of[j]
+        if i < 0:
+            continue  # a negative only
         positive = scores[i, j]
         texts = [
             float(scores[i, other])
@@ -104,7 +116,7 @@ def max_of_hinges_from_scores(
                 candidates = [score for score in candidates if score < positive]
             if candidates:
                 values[j] += hinge(margin + max(candidates) - positive)
-    return reduced(values, reduction)
+    return reduced(values, reduction, number_of_pairs(positive_of))
 
 
 def sum_of_hinges(

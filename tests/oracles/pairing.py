@@ -13,7 +13,7 @@ Ids = Sequence[int] | NDArray[np.int64] | None
 
 
 def positives(num_images: int, num_texts: int, image_ids: Ids, text_ids: Ids) -> list[int]:
-    """Returns, for every text, the image it belongs to."""
+    """Returns, for every text, the image it belongs to; -1 for a text without one."""
     if image_ids is None or text_ids is None:
         assert num_images == num_texts
         return list(range(num_texts))
@@ -22,9 +22,9 @@ def positives(num_images: int, num_texts: int, image_ids: Ids, text_ids: Ids) ->
     found = []
     for j in range(num_texts):
         matches = [i for i in range(num_images) if image_ids[i] == text_ids[j]]
-        if len(matches) != 1:
+        if len(matches) > 1:
             raise ValueError(f"text {j} has {len(matches)} images")
-        found.append(matches[0])
+        found.append(matches[0] if matches else -1)
     return found
 
 
@@ -67,14 +67,20 @@ def score_matrix(x: Array, y: Array, metric: str = "dot") -> Array:
     return values
 
 
-def reduced(values: Array, reduction: str) -> Array:
-    """Applies a reduction to one value per pair (or per row)."""
+def reduced(values: Array, reduction: str, count: int | None = None) -> Array:
+    """Applies a reduction to one value per pair (or per row); a mean divides by the count."""
     if reduction == "none":
         return values
     total = np.float64(0.0)
     for value in values:
         total = total + value
-    return np.asarray(total if reduction == "sum" else total / len(values))
+    count = len(values) if count is None else max(count, 1)
+    return np.asarray(total if reduction == "sum" else total / count)
+
+
+def number_of_pairs(positive_of: list[int]) -> int:
+    """Counts the texts that have an image."""
+    return sum(1 for i in positive_of if i >= 0)
 
 
 def log_of_sum_of_exponentials(terms: list[float]) -> float:
