@@ -11,9 +11,6 @@ FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
-# Python's own flags but for debug information, which takes 30% of the time of compiling. All are
-# named: some versions of setuptools add CFLAGS to Python's, others put it in their place.
-export CFLAGS ?= -DNDEBUG -fwrapv -g0
 
 .PHONY: environments environment test test-triton triton-contract triton-kernels
 .PHONY: test-triton-compile gpu-check cuda-check cuda-build-check demo bench bench-quick bench-large

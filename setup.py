@@ -11,11 +11,18 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from glob import glob
 from typing import Any
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel  # from 70.1 on
+except ImportError:
+    from wheel.bdist_wheel import bdist_wheel
 
 
 def choice(variable: str) -> str:
@@ -27,6 +34,7 @@ def choice(variable: str) -> str:
 
 
 BUILD, CUDA = choice("ITM_KERNELS_BUILD"), choice("ITM_KERNELS_CUDA")
+SANITIZED = "-fsanitize" in os.environ.get("CFLAGS", "")
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # those of them that nvcc knows
 
 
@@ -83,6 +91,8 @@ def extension() -> dict[str, Any]:
 
         def run(self) -> None:
             """Compile and link, unless the build environment cannot."""
+            if not self.debug and not SANITIZED:
+                release(module)
             try:
                 if torch_missing:
                     raise RuntimeError(torch_missing)
@@ -97,13 +107,23 @@ def extension() -> dict[str, Any]:
                 if BUILD == "1":
                     sys.exit(f"setup.py: error: {message}")
                 print(f"setup.py: WARNING: {message}", file=sys.stderr)
-                self.extensions = []
+                with suppress(OSError):  # what an earlier build left there would be installed
+                    os.remove(os.path.join(self.build_lib, self.get_ext_filename(module.name)))
+                self.extensions = self.distribution.ext_modules = []
+
+    class Wheel(bdist_wheel):
+        """A wheel without the extension is for every Python and every machine: py3-none-any."""
+
+        def run(self) -> None:
+            """Build first: only then it is known what the wheel holds."""
+            self.run_command("build")
+            self.root_is_pure = not self.distribution.has_ext_modules()
+            super().run()
 
     sources = glob("csrc/binding/*.cpp") + glob("csrc/cpu/*.cpp")
     # No -march=native: a wheel has to run on other processors than the one that built it.
     # With a sanitizer, half the time of compiling is -O3.
-    level = "-O1" if "-fsanitize" in os.environ.get("CFLAGS", "") else "-O3"
-    flags = ["-std=c++20", level, "-fopenmp"]
+    flags = ["-std=c++20", "-O1" if SANITIZED else "-O3", "-fopenmp"]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror=return-type"]
     if not no_cuda:
         sources += glob("csrc/cuda/*.cu") + glob("csrc/cuda/binding/*.cpp")
@@ -120,7 +140,22 @@ def extension() -> dict[str, Any]:
         extra_compile_args=flags if no_cuda else {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]},
         extra_link_args=["-fopenmp"],
     )
-    return {"cmdclass": {"build_ext": BuildOrWarn}, "ext_modules": [module]}
+    commands = {"build_ext": BuildOrWarn, "bdist_wheel": Wheel}
+    return {"cmdclass": commands, "ext_modules": [module]}
 
 
-setup(**({} if BUILD == "0" else extension()))
+def release(module: Extension) -> None:
+    """Leave out assertions, debug information (28 times the size) and symbols.
+
+    Python's own flags ask for debug information, and CFLAGS may. ``build_ext --debug`` keeps it.
+    """
+    flags = module.extra_compile_args
+    (flags["cxx"] if isinstance(flags, dict) else flags).extend(["-DNDEBUG", "-g0"])
+    if sys.platform == "linux":
+        module.extra_link_args.append("-Wl,-s")
+
+
+# An SPDX expression from the version of setuptools that knows them. In pyproject.toml, one form is
+# an error before that version, and the other is deprecated after it.
+licence = "license_expression" if int(setuptools.__version__.split(".")[0]) >= 77 else "license"
+setup(**{licence: "Apache-2.0"}, **({} if BUILD == "0" else extension()))

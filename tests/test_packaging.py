@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, version
@@ -15,24 +14,10 @@ import torch
 import itm_kernels
 from itm_kernels import backends
 from loss_cases import CASES
+from processes import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "itm_kernels"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def run(
-    *command: object, env: dict[str, str] | None = None, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if key != "ITM_KERNELS_BUILD"}
-    return subprocess.run(
-        [str(part) for part in command],
-        env={**inherited, **(env or {})},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # -- version ---------------------------------------------------------------------------------------
@@ -82,53 +67,6 @@ def test_build_info() -> None:
     assert set(info["operators"]) == set(backends.DEVICES)
     for operators in info["operators"].values():
         assert set(operators) <= set(backends.OPERATORS)
-
-
-def build(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
-    into = ("--build-lib", folder, "--build-temp", folder)
-    return run(sys.executable, "setup.py", "build_ext", *into, env=env)
-
-
-def test_unknown_build_choice_is_refused(tmp_path: Path) -> None:
-    result = build(tmp_path, ITM_KERNELS_BUILD="yes")
-    assert result.returncode != 0
-    assert "ITM_KERNELS_BUILD is 'yes'; set it to '0', '1' or 'auto'" in result.stderr
-
-
-def test_build_can_be_left_out(tmp_path: Path) -> None:
-    result = build(tmp_path, ITM_KERNELS_BUILD="0", CXX="missing-compiler")
-    assert result.returncode == 0, result.stderr
-    assert "itm_kernels._C" not in result.stdout + result.stderr
-
-
-WITHOUT_COMPILER = {"CC": "missing-compiler", "CXX": "missing-compiler"}
-
-
-@pytest.mark.parametrize("choice", [{}, {"ITM_KERNELS_BUILD": "auto"}], ids=["unset", "auto"])
-def test_without_a_compiler_one_warning_says_what_to_do(
-    tmp_path: Path, choice: dict[str, str]
-) -> None:
-    result = build(tmp_path, **WITHOUT_COMPILER, **choice)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
-    assert "C++20 compiler" in result.stderr
-    assert "pip install --no-build-isolation ." in result.stderr
-    assert not list(tmp_path.rglob("*.so"))
-
-
-def test_without_torch_one_warning_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('no torch in this environment')")
-    result = build(tmp_path, PYTHONPATH=str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
-    assert "cannot import torch (no torch in this environment)" in result.stderr
-
-
-def test_a_required_build_fails_loudly(tmp_path: Path) -> None:
-    result = build(tmp_path, **WITHOUT_COMPILER, ITM_KERNELS_BUILD="1")
-    assert result.returncode != 0
-    assert "error: itm_kernels._C was not built" in result.stderr
 
 
 # -- imports ---------------------------------------------------------------------------------------

@@ -1,0 +1,209 @@
+"""What setup.py builds, with which flags, and the wheels that it packs."""
+
+import ast
+import re
+import sys
+import sysconfig
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from subprocess import CompletedProcess
+from zipfile import ZipFile
+
+import pytest
+
+import itm_kernels
+from processes import ROOT, run
+
+
+def build(folder: Path, *options: str, **env: str) -> CompletedProcess[str]:
+    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
+    into = ("--build-lib", folder, "--build-temp", folder)
+    return run(sys.executable, "setup.py", "build_ext", *into, *options, env=env)
+
+
+def test_unknown_build_choice_is_refused(tmp_path: Path) -> None:
+    result = build(tmp_path, ITM_KERNELS_BUILD="yes")
+    assert result.returncode != 0
+    assert "ITM_KERNELS_BUILD is 'yes'; set it to '0', '1' or 'auto'" in result.stderr
+
+
+def test_build_can_be_left_out(tmp_path: Path) -> None:
+    result = build(tmp_path, ITM_KERNELS_BUILD="0", CXX="missing-compiler")
+    assert result.returncode == 0, result.stderr
+    assert "itm_kernels._C" not in result.stdout + result.stderr
+
+
+WITHOUT_COMPILER = {"CC": "missing-compiler", "CXX": "missing-compiler"}
+
+
+@pytest.mark.parametrize("choice", [{}, {"ITM_KERNELS_BUILD": "auto"}], ids=["unset", "auto"])
+def test_without_a_compiler_one_warning_says_what_to_do(
+    tmp_path: Path, choice: dict[str, str]
+) -> None:
+    result = build(tmp_path, **WITHOUT_COMPILER, **choice)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
+    assert "C++20 compiler" in result.stderr
+    assert "pip install --no-build-isolation ." in result.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def without_torch(folder: Path) -> dict[str, str]:
+    """Return an environment that cannot import torch, as build isolation's cannot."""
+    (folder / "torch.py").write_text("raise ImportError('no torch in this environment')")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_without_torch_one_warning_says_what_to_do(tmp_path: Path) -> None:
+    result = build(tmp_path, **without_torch(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1
+    assert "cannot import torch (no torch in this environment)" in result.stderr
+
+
+def test_a_required_build_fails_loudly(tmp_path: Path) -> None:
+    result = build(tmp_path, **WITHOUT_COMPILER, ITM_KERNELS_BUILD="1")
+    assert result.returncode != 0
+    assert "error: itm_kernels._C was not built" in result.stderr
+
+
+def test_a_failed_build_leaves_no_earlier_extension(tmp_path: Path) -> None:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    earlier = tmp_path / "itm_kernels" / f"_C{suffix}"
+    earlier.parent.mkdir()
+    earlier.touch()
+    result = build(tmp_path, **without_torch(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert not earlier.exists()
+
+
+# -- flags -----------------------------------------------------------------------------------------
+
+# A compiler that notes what it is asked for and writes empty files.
+NOTING = """#!/bin/sh
+echo "$@" >> {log}
+while [ $# -gt 0 ]; do
+  if [ "$1" = -o ]; then : > "$2"; fi
+  shift
+done
+"""
+
+
+def commands(folder: Path, *options: str, **env: str) -> list[list[str]]:
+    """Return what a build asks of its compiler, compiling and linking."""
+    log, compiler = folder / "log", folder / "compiler"
+    compiler.write_text(NOTING.format(log=log))
+    compiler.chmod(0o755)
+    env = {"CC": str(compiler), "CXX": str(compiler), "ITM_KERNELS_BUILD": "1", **env}
+    result = build(folder, *options, **env)
+    assert result.returncode == 0, result.stderr
+    asked = [line.split() for line in log.read_text().splitlines()]
+    return [words for words in asked if "-o" in words]
+
+
+def debugging(words: list[str]) -> str:
+    """Return the option that decides on debug information: the last one."""
+    return [word for word in words if word[:2] == "-g" and word[2:3] in ("", *"0123")][-1]
+
+
+def test_what_is_installed_has_no_debug_information(tmp_path: Path) -> None:
+    *compiled, linked = commands(tmp_path, CFLAGS="-g -O2")
+    assert compiled
+    assert {debugging(words) for words in compiled} == {"-g0"}
+    assert all("-DNDEBUG" in words for words in compiled)
+    assert ("-Wl,-s" in linked) is (sys.platform == "linux")
+
+
+@pytest.mark.parametrize("case", ["sanitizer", "debug"])
+def test_debug_information_can_be_kept(tmp_path: Path, case: str) -> None:
+    if case == "debug":
+        *compiled, linked = commands(tmp_path, "--debug", CFLAGS="-g0")
+    else:
+        *compiled, linked = commands(tmp_path, CFLAGS="-g1 -fsanitize=address")
+    assert {debugging(words) for words in compiled} == {"-g1" if case == "sanitizer" else "-g"}
+    assert "-Wl,-s" not in linked
+
+
+# -- wheels ----------------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, **env: str) -> Path:
+    """Pack a wheel in a folder of its own."""
+    words = ["-q", "egg_info", "--egg-base", folder, "build", "--build-base", folder / "build"]
+    words += ["bdist_wheel", "--bdist-dir", folder / "packed", "--dist-dir", folder]
+    result = run(sys.executable, "setup.py", *words, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "icense" not in result.stdout + result.stderr  # neither deprecated nor ignored
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def content(path: Path, name: str) -> Message:
+    """Return one of the files that describe a wheel."""
+    with ZipFile(path) as packed:
+        (found,) = [entry for entry in packed.namelist() if entry.endswith(f".dist-info/{name}")]
+        return Parser().parsestr(packed.read(found).decode())
+
+
+PURE = f"itm_kernels-{itm_kernels.__version__}-py3-none-any.whl"
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel(tmp_path_factory.mktemp("pure"), ITM_KERNELS_BUILD="0")
+
+
+def test_a_wheel_without_the_extension_is_for_every_python(pure: Path) -> None:
+    assert pure.name == PURE
+    assert content(pure, "WHEEL")["Root-Is-Purelib"] == "true"
+    with ZipFile(pure) as packed:
+        names = {name for name in packed.namelist() if ".dist-info/" not in name}
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("itm_kernels/**/*.py")}
+    assert names == {*modules, "itm_kernels/py.typed"}
+
+
+def test_a_wheel_whose_build_failed_is_for_every_python(tmp_path: Path) -> None:
+    path = wheel(tmp_path, **without_torch(tmp_path))
+    assert path.name == PURE
+    assert content(path, "WHEEL")["Root-Is-Purelib"] == "true"
+    assert content(path, "WHEEL")["Tag"] == "py3-none-any"
+
+
+def test_metadata_says_what_the_package_is(pure: Path) -> None:
+    found = content(pure, "METADATA")
+    assert (found["License-Expression"] or found["License"]) == "Apache-2.0"
+    assert found["License-File"] == "LICENSE"
+    assert found["Author"] == "The itm_kernels authors"
+    assert found["Keywords"]
+    assert "Typing :: Typed" in found.get_all("Classifier", [])
+    assert "Programming Language :: Python :: 3 :: Only" in found.get_all("Classifier", [])
+
+
+# -- dependencies ----------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    """Return the packages from elsewhere that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"itm_kernels"}
+
+
+def test_what_is_imported_is_required_and_the_reverse(pure: Path) -> None:
+    required: dict[str, set[str]] = {}
+    for line in content(pure, "METADATA").get_all("Requires-Dist", []):
+        name, _, marker = line.partition(";")
+        extra = marker.partition("extra ==")[2].strip(" \"'")
+        required.setdefault(extra, set()).add(re.split(r"[^\w-]", name)[0])
+    package = ROOT / "itm_kernels"
+    kernels = package / "triton"
+    always = {path for path in package.rglob("*.py") if kernels not in path.parents}
+    assert set().union(*map(imported, always)) == required[""] == {"torch"}
+    # The triton folder is imported by the first tensor that runs there: the extra of its name.
+    found = set().union(*map(imported, kernels.glob("*.py")))
+    assert found - required[""] == required["triton"] == {"triton"}
