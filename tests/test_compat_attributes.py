@@ -147,6 +147,14 @@ def test_another_sim_is_used(max_violation: bool) -> None:
     torch.testing.assert_close(loss(IM, S), triplet_loss(2 * IM, S, 0.2, False, max_violation))
     loss.sim = vsepp.order_sim
     torch.testing.assert_close(loss(IM, S), triplet_loss(IM, S, 0.2, "order", max_violation))
+    loss.sim = lambda im, s: im[:, :4] @ s[:3, :4].T
+    with pytest.raises(
+        ValueError, match=r"ContrastiveLoss: sim returned scores \[9, 3\]; pass one"
+    ):
+        loss(IM, S)
+    loss.sim = lambda im, s: None
+    with pytest.raises(TypeError, match="ContrastiveLoss: scores must be a torch.Tensor, got"):
+        loss(IM, S)
 
 
 def test_a_factor_may_be_learnt() -> None:

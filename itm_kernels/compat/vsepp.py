@@ -13,7 +13,6 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._pairs import Pairs
 from itm_kernels.compat._drop_in import DropIn
-from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import max_of_hinges, sum_of_hinges
 from itm_kernels.reference._rows import wide
 
@@ -164,7 +163,12 @@ class ContrastiveLoss(DropIn):
         return sum_of_hinges.run(*inputs, _NAME, self.backend).sum()
 
     def _of_scores(self, scores: Tensor) -> Tensor:
-        pairs = pairs_of_scores(_NAME, scores, None, None)
+        _checks.floating(_NAME, "scores", scores, "[N, N]")
+        if scores.shape[0] != scores.shape[1]:
+            raise ValueError(
+                f"{_NAME}: sim returned scores {list(scores.shape)}; pass one text per image"
+            )
+        inputs = scores, *_DIAGONAL, float(self.margin)
         if self.max_violation:
-            return reference.max_of_hinges_from_scores(scores, *pairs, self.margin, False).sum()
-        return reference.sum_of_hinges_from_scores(scores, *pairs, self.margin).sum()
+            return reference.max_of_hinges_from_scores(*inputs, False).sum()
+        return reference.sum_of_hinges_from_scores(*inputs).sum()
