@@ -1,7 +1,7 @@
 """Losses under the names, argument order and defaults of the projects that people come from.
 
-Losses are computed in fp32 for fp16 and bf16 inputs and their gradients are finite where the
-originals divide by zero; apart from that they return what the originals return.
+They compute what the originals compute, fp16 and bf16 in fp32; docs/coming_from.md lists every
+difference.
 """
 
 from itm_kernels.compat import imc, open_clip, vsepp
