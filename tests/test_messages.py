@@ -115,6 +115,12 @@ OPTIONS: list[tuple[Callable[..., Any], dict[str, Any], type, str]] = [
         "lower must be finite and >= 0, got -0.1",
     ),
     (
+        losses.IntraModalConstraint,
+        {"metric": "l2", "upper": -0.1},
+        ValueError,
+        "upper must be finite and >= 0, got -0.1",
+    ),
+    (
         losses.InfoCMRLoss,
         {"temperature": 0},
         ValueError,

@@ -25,8 +25,10 @@ def check_constraint(
     _checks.option(function, "thresholds", thresholds, THRESHOLDS)
     _checks.number(function, "weight", weight)
     if mode == "official":
-        _checks.number(function, "lower", lower, least=0 if metric != "cosine" else float("-inf"))
-        _checks.number(function, "upper", upper)
+        # Distances are bounded by ranks, fractions of the batch.
+        least = 0 if metric != "cosine" else float("-inf")
+        _checks.number(function, "lower", lower, least=least)
+        _checks.number(function, "upper", upper, least=least)
     else:
         _checks.number(function, "lower", lower)
         _checks.number(function, "upper", upper, above=float(lower))  # type: ignore[arg-type]
@@ -66,7 +68,7 @@ def intra_modal_constraint(
         metric: `"cosine"` (delta = 1 - cos), `"l1"` (sum, not mean), `"l2"`, or `"sqeuclidean"`
             (the paper's MSD).
         lower: lower bound, a distance or for official distances a fraction of the batch.
-        upper: upper bound; above lower in the modes "paper" and "repel".
+        upper: upper bound, likewise; above lower in the modes "paper" and "repel".
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: official distances only: `"row0"`, which depends on the sample that comes
