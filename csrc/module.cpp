@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "binding/common.h"
+#include "binding/hardest.h"
 
 namespace py = pybind11;
 
@@ -81,6 +82,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, "
         "and per device the operators it has kernels for.");
+  m.def("bf16_screening", &itm::screening_possible,
+        "Returns whether hardest negatives are found by bf16 products first, as on this processor "
+        "they are fast.");
   m.def("philox", &philox, py::arg("counter"), py::arg("key"),
         "Returns the four words of Philox4x32-10, for tests of the generator.");
   m.def("gumbel", &gumbel, py::arg("words"),

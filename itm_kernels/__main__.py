@@ -1,37 +1,76 @@
 """`python -m itm_kernels info`: versions, the build, and what "auto" picks for each operator."""
 
 import argparse
+import json
+import os
+import sys
+from typing import Any
 
 from itm_kernels import __version__, backends
 
 
+def report() -> dict[str, Any]:
+    """Return what `info` says, as `info --json` prints it."""
+    return {
+        "itm_kernels": __version__,
+        "versions": backends.versions(),
+        "cpu": backends.processor(),
+        "extension": {**backends.build_info(), "reason": backends.NOT_BUILT},
+        "remedies": backends.remedies(),
+        "operators": [row._asdict() for row in backends.available()],
+    }
+
+
 def info() -> str:
     """Return the report that `info` prints."""
-    lines = [f"itm_kernels {__version__}"]
-    lines += [f"{name:12}{value or 'not there'}" for name, value in backends.versions().items()]
-    built = backends.build_info()
-    if built:
-        operators = built.pop("operators")
-        lines += [f"{'extension':12}" + ", ".join(f"{k} {v}" for k, v in built.items())]
-        lines += [f"{'':12}kernels: {operators}"]
-    else:
-        lines += [f"{'extension':12}{backends.NOT_BUILT}"]
-    rows = backends.available()
-    width = max(len(row.operator) for row in rows) + 2
-    lines += ["", f"{'operator':{width}}{'device':8}{'auto':11}why not the others"]
+    found = report()
+    lines = [f"itm_kernels {found['itm_kernels']}"]
+    lines += [f"{name:12}{value or 'not there'}" for name, value in found["versions"].items()]
+    cpu, extension = found["cpu"], found["extension"]
+    screening = "on" if cpu["bf16_screening"] else "off"
+    lines += [f"{'cpu':12}{cpu['instruction_set']}, {_threads(cpu['threads'])}, "]
+    lines[-1] += f"bf16 screening {screening}"
+    reason, operators = extension.pop("reason"), extension.pop("operators", None)
+    lines += [f"{'extension':12}{reason or ', '.join(f'{k} {v}' for k, v in extension.items())}"]
+    if operators:
+        lines += [f"{'':12}kernels: {', '.join(f'{len(k)} for {d}' for d, k in operators.items())}"]
+    lines += [f"{'get ' + name:12}{how}" for name, how in found["remedies"].items()]
+    return "\n".join([*lines, "", *_table(found["operators"])])
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Say what each operator runs on; what holds for several of them is a note, written once."""
+    width = max(len(row["operator"]) for row in rows) + 2
+    lines = [f"{'operator':{width}}{'device':8}{'auto':11}notes"]
+    notes: dict[str, int] = {}
     for row in rows:
-        reasons = [*row.ranges, *(f"{name}: {why}" for name, why in row.reasons.items())]
-        lines.append(f"{row.operator:{width}}{row.device:8}{row.auto:11}" + "; ".join(reasons))
-    return "\n".join(lines)
+        here = f" for {row['operator']} on {row['device']}"  # which the row says
+        reasons = [f"{name}: {why.replace(here, '')}" for name, why in row["reasons"].items()]
+        numbers = [notes.setdefault(note, len(notes) + 1) for note in [*row["ranges"], *reasons]]
+        cells = f"{row['operator']:{width}}{row['device']:8}{row['auto']:11}"
+        lines.append((cells + ", ".join(map(str, numbers))).rstrip())
+    return [*lines, "", *(f"{number:>3}  {note}" for note, number in notes.items())]
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m itm_kernels", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"itm_kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, built backends and what each operator runs on")
-    parser.parse_args()
-    print(info())
+    command = commands.add_parser(
+        "info", help="versions, built backends and what each operator runs on"
+    )
+    command.add_argument("--json", action="store_true", help="the same for programs")
+    options = parser.parse_args()
+    try:
+        print(json.dumps(report(), indent=2) if options.json else info(), flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

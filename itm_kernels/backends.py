@@ -15,13 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOT_BUILT = ""  # why the compiled extension is not there
-try:
-    from itm_kernels import _C  # type: ignore[attr-defined]
-except ImportError as error:
-    _C = None
-    missing = find_spec("itm_kernels._C") is None
-    NOT_BUILT = "the extension is not built" if missing else f"the extension fails to load: {error}"
+from itm_kernels import _extension
+from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
+from itm_kernels._extension import versions as versions
+
+# NOT_BUILT says why the compiled extension is not there.
+_C, NOT_BUILT, _extension_told = _extension.load()
 
 OPERATORS = (
     "similarity",
@@ -96,7 +95,17 @@ NATIVE_KERNELS: dict[str, frozenset[str]] = {
 }
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
 _STEM = {"rbf_synthesis_logits": "rbf_synthesis"}  # operators that share a file with another
+NO_TRITON = "triton is not installed"
 HAS_TRITON = find_spec("triton") is not None
+# device -> the backend that is missed most there, and how to get it
+REMEDIES = {
+    "cpu": ("native", _extension.BUILD),
+    "cuda": ("triton", "run `pip install triton`, which a CUDA build of torch brings along"),
+}
+# Rows of the larger side from which its absence is told: there the kernels take between .9 and .02
+# of the time of plain PyTorch (README), at the papers' 128 rows it is a matter of single ms.
+LARGE_BATCH = 1024
+_told = {"cpu"} if _extension_told else set[str]()  # devices of which it was told
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton's own switch
 
 
@@ -134,7 +143,7 @@ def why_not(
         has_kernel = operator in NATIVE_KERNELS.get(device, ())
     else:
         if not HAS_TRITON:
-            return "triton is not installed"
+            return NO_TRITON
         if device == "cpu" and not INTERPRETED:
             return "Triton runs on the CPU only under TRITON_INTERPRET=1"
         has_kernel = triton_file(operator) is not None
@@ -189,6 +198,8 @@ def resolve(
     transformed = torch._C._are_functorch_transforms_active()
     if backend == "auto":
         backend = "reference" if transformed else choose(operator, device, sides, metric)
+        if backend == "reference" and not transformed and not torch.compiler.is_compiling():
+            _tell(operator, like, sides)
     if backend == "reference":
         return None
     if backend not in NAMESPACES:
@@ -207,6 +218,25 @@ def resolve(
     )
     raise RuntimeError(
         f"{function}: backend {backend!r} cannot run {operator} on {device} ({reasons})"
+    )
+
+
+def _tell(operator: str, like: Tensor, sides: tuple[int, int]) -> None:
+    """Say once that a large batch runs in plain PyTorch, and how to get the kernels."""
+    device = like.device.type
+    if device in _told or device not in REMEDIES:
+        return
+    backend, remedy = REMEDIES[device]
+    reason = why_not(operator, device, backend)
+    rows = like.shape[-2:-1] if sides is LARGE else sides
+    # A size may be symbolic, in a graph that is traced: comparing it would bind the graph to it.
+    known = [count for count in rows if isinstance(count, int)]
+    if reason not in (NOT_BUILT, NO_TRITON) or max(known, default=0) < LARGE_BATCH:
+        return
+    _told.add(device)
+    _extension.warn(
+        f"{operator} of {max(known):,} rows on {device} runs in plain PyTorch: {reason}. "
+        f"For the fused kernels, {remedy}"
     )
 
 
@@ -249,18 +279,12 @@ def build_info() -> dict[str, object]:
     return dict(_C.build_info()) if _C else {}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that decide what runs; empty strings for what is not there."""
-    from importlib.metadata import PackageNotFoundError, version
+def remedies() -> dict[str, str]:
+    """Return how to get the backends that are missing here."""
+    gone = {"native": bool(NOT_BUILT), "triton": not HAS_TRITON and torch.version.cuda is not None}
+    return {backend: how for backend, how in REMEDIES.values() if gone[backend]}
 
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return ""
 
-    return {
-        "torch": torch.__version__,
-        "triton": installed("triton"),
-        "cuda": torch.version.cuda or "",
-    }
+def processor() -> dict[str, str | int | bool]:
+    """Return what the CPU's kernels run on: instruction set, threads, bf16 screening."""
+    return _extension.processor(_C)

@@ -1,5 +1,6 @@
 """The one place that chooses: what "auto" picks, what is refused and why, what `info` says."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
+import itm_kernels
 from eager_backend import NAMESPACE, as_native
 from itm_kernels import __main__, backends, losses
 
@@ -157,6 +159,67 @@ def test_info_runs_as_a_command() -> None:
     wrong = subprocess.run([*command, "inform"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "invalid choice: 'inform'" in wrong.stderr
+
+
+def test_info_prints_a_reason_once() -> None:
+    with patch.multiple(backends, NOT_BUILT="the extension is not built", HAS_TRITON=False):
+        report = __main__.info()
+    assert report.count("native: the extension is not built") == 1
+    assert report.count("triton is not installed") == 1
+    with patch.multiple(backends, NOT_BUILT="", HAS_TRITON=False):
+        assert __main__.info().count("triton is not installed") == 1
+
+
+def test_info_says_how_to_get_what_is_missing() -> None:
+    command = "ITM_KERNELS_BUILD=1 pip install --no-build-isolation ."
+    with patch.multiple(backends, NOT_BUILT="the extension is not built"):
+        assert command in __main__.info()
+    with patch.multiple(backends, NOT_BUILT=""):
+        assert command not in __main__.info()
+    for cuda_of_torch, told in (("13.0", True), (None, False)):
+        with (
+            patch.multiple(backends, HAS_TRITON=False),
+            patch.object(torch.version, "cuda", cuda_of_torch),
+        ):
+            assert ("pip install triton" in __main__.info()) is told
+
+
+def test_info_shows_the_processor() -> None:
+    found = backends.processor()
+    assert found["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert found["threads"] == torch.get_num_threads()
+    screening = {True: "on", False: "off"}[found["bf16_screening"]]
+    assert f"{found['instruction_set']}, 1 thread, bf16 screening {screening}" in __main__.info()
+    if backends._C is None or found["instruction_set"] != "AVX512":
+        assert screening == "off"
+
+
+def test_info_for_programs_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys, "argv", ["itm_kernels", "info", "--json"]):
+        __main__.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["itm_kernels"] == itm_kernels.__version__
+    assert found["versions"] == backends.versions()
+    assert found["cpu"] == backends.processor()
+    assert found["extension"] == {**backends.build_info(), "reason": backends.NOT_BUILT}
+    assert found["remedies"] == backends.remedies()
+    assert found["operators"] == [row._asdict() for row in backends.available()]
+
+
+def test_version_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys, "argv", ["itm_kernels", "--version"]), pytest.raises(SystemExit) as done:
+        __main__.main()
+    assert done.value.code == 0
+    assert capsys.readouterr().out.strip() == f"itm_kernels {itm_kernels.__version__}"
+
+
+def test_a_reader_may_leave_early() -> None:
+    command = [sys.executable, "-m", "itm_kernels", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()  # before anything is printed: importing takes a second
+        assert running.stderr.read() == b""
+    assert running.returncode == 0
 
 
 def test_operators_of_the_table_are_those_defined() -> None:

@@ -79,7 +79,8 @@ LAYERS: dict[str, set[str]] = {
     "_autocast": set(),
     "reference": set(),
     "triton": set(),
-    "backends": {"_C"},
+    "_extension": set(),
+    "backends": {"_extension"},
     "_pairs": {"_checks"},
     "ops": {"backends", "reference", "_checks", "_pairs", "_autocast"},
     "losses": {

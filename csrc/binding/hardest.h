@@ -16,7 +16,10 @@ struct Hardest {
         column(y.size(0), x.options()) {}
 };
 
-// True where screening pays: bf16 products in hardware, and enough of them.
+// True where bf16 products run in hardware and the library may use it.
+bool screening_possible();
+
+// True where screening pays: it is possible, and there are enough products.
 bool screening_pays(const Tensor& x, const Tensor& y);
 
 // The same from products in bf16, whose rounding is bounded, and exact products of the few pairs

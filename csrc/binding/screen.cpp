@@ -191,16 +191,20 @@ bool screen_columns(const Scores& t, Contest& columns) {
 
 }  // namespace
 
-bool screening_pays(const Tensor& x, const Tensor& y) {
+bool screening_possible() {
 #if defined(__x86_64__) && defined(__GNUC__)
   static const bool in_hardware = __builtin_cpu_supports("avx512bf16");
 #else
   constexpr bool in_hardware = false;
 #endif
-  const int64_t rows = std::min(x.size(0), y.size(0)), D = x.size(1);
   return in_hardware && at::get_cpu_capability() == "AVX512" &&
-         at::globalContext().userEnabledMkldnn() && x.scalar_type() == at::kFloat &&
-         rows >= kLeastRows && D >= kLeastTerms && rows * D >= kLeastElements;
+         at::globalContext().userEnabledMkldnn();
+}
+
+bool screening_pays(const Tensor& x, const Tensor& y) {
+  const int64_t rows = std::min(x.size(0), y.size(0)), D = x.size(1);
+  return screening_possible() && x.scalar_type() == at::kFloat && rows >= kLeastRows &&
+         D >= kLeastTerms && rows * D >= kLeastElements;
 }
 
 std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t* positive_of,

@@ -1,0 +1,88 @@
+"""The compiled extension, loaded if it fits this torch, or why not; and what else decides."""
+
+import importlib
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+NAME = "itm_kernels._C"
+BUILD = (
+    "run `ITM_KERNELS_BUILD=1 pip install --no-build-isolation .` in a checkout of itm_kernels, "
+    "with torch and a C++20 compiler there"
+)
+
+
+class MissingKernelsWarning(UserWarning):
+    """Fused kernels that could be there are not: plain PyTorch gives the results, slower.
+
+    Each cause is told once in a process. ``-W ignore:itm_kernels`` switches it off, and so does
+    ``warnings.filterwarnings("ignore", category=itm_kernels.backends.MissingKernelsWarning)``.
+    """
+
+
+class Loaded(NamedTuple):
+    """The extension, or why it is not used."""
+
+    module: ModuleType | None
+    reason: str = ""
+    told: bool = False  # whether a warning has said so
+
+
+def warn(message: str) -> None:
+    """Warn that kernels are missing."""
+    warnings.warn(f"itm_kernels: {message}", MissingKernelsWarning, stacklevel=3)
+
+
+def load() -> Loaded:
+    """Load the extension; one that is there and cannot be used is warned of."""
+    try:
+        module = importlib.import_module(NAME)
+        built = str(module.build_info()["torch"])
+    except Exception as error:
+        if find_spec(NAME) is None:
+            return Loaded(None, _why_not_built())
+        reason = f"the extension fails to load: {' '.join(str(error).split())}"
+    else:
+        # Minor releases of torch change its binary interface, patch releases do not.
+        if built.split(".")[:2] == torch.__version__.split(".")[:2]:
+            return Loaded(module)
+        reason = f"the extension is built for torch {built}, not for {torch.__version__}"
+    warn(f"{reason}. Every operator runs in plain PyTorch; to build the extension again, {BUILD}")
+    return Loaded(None, reason, told=True)
+
+
+def _why_not_built() -> str:
+    others = sorted(path.name for path in Path(__file__).parent.glob("_C.*.so"))
+    if others:
+        return f"the extension is built for another Python ({', '.join(others)})"
+    return "the extension is not built"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what runs; empty strings for what is not there."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return ""
+
+    return {
+        "torch": torch.__version__,
+        "triton": installed("triton"),
+        "cuda": torch.version.cuda or "",
+    }
+
+
+def processor(module: ModuleType | None) -> dict[str, str | int | bool]:
+    """Return what the CPU's kernels run on: instruction set, threads, bf16 screening."""
+    return {
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "bf16_screening": bool(module and module.bf16_screening()),
+    }
