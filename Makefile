@@ -66,8 +66,8 @@ sanitize: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_every_loss.py \
-		tests/test_native*.py tests/test_intra_modal_oracles.py
+		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_ranks.py \
+		tests/test_every_loss.py tests/test_native*.py tests/test_intra_modal_oracles.py
 
 # What runs on compiled kernels, once more with the loops of each instruction set. Left out is what
 # they do not change (torch.compile, the CUDA kernels' emulator, whole losses over tiles that are cut
@@ -120,7 +120,8 @@ environment:
 	$(MAKE) -j1 $(VENV)/bench $(VENV)/cuda $(VENV)/built
 
 triton-contract: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_edge_cases.py
+	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_ranks.py \
+		tests/test_edge_cases.py
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) $(KERNEL_TESTS) tests/test_every_loss_compiled.py

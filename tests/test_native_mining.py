@@ -33,7 +33,7 @@ def ids(size: int, groups: int, seed: int) -> Tensor:
 
 def check_ranks(*inputs: Tensor) -> None:
     found = ops.ranks(*inputs, backend="native")
-    assert torch.equal(found, ops.ranks(*inputs, backend="reference"))
+    assert all(map(torch.equal, found, ops.ranks(*inputs, backend="reference")))
 
 
 @pytest.mark.parametrize("Q, G, D", SIZES)
@@ -63,13 +63,32 @@ def test_equal_candidates_tie_wherever_they_stand(G: int) -> None:
     once = ops.ranks(queries, gallery, own, labels, backend="native")
     twice = torch.cat((gallery, gallery)), torch.cat((labels, labels + 10 * G))
     found = ops.ranks(queries, twice[0], own, twice[1], backend="native")
-    assert torch.equal(found, 2 * once - 1)
+    assert torch.equal(found.above, 2 * once.above)
+    assert torch.equal(found.ties, 2 * once.ties + once.positives)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+@pytest.mark.parametrize("G", [250, 2100, 4099])  # 4,099 are three tiles
+def test_equal_rows_tie_in_every_tile(G: int, dtype: torch.dtype) -> None:
+    queries, dead = rows(300, 77, dtype=dtype), rows(1, 77, seed=1, dtype=dtype).repeat(G, 1)
+    labels = torch.arange(300) % 200, torch.arange(G) % 50
+    found = ops.ranks(queries, dead, *labels, backend="native")
+    check_ranks(queries, dead, *labels)
+    own = (labels[0][:, None] == labels[1]).sum(1)
+    assert torch.equal(found.ties, (G - own) * (own > 0))
+    assert torch.equal(found.positives, own)
+    assert torch.equal(found.above, G * (own == 0))
 
 
 def test_ranks_of_what_is_not_finite() -> None:
     queries, gallery = rows(4, 3), rows(5, 3, seed=1)
     queries[1], gallery[2, 0], queries[3, 1] = torch.nan, torch.nan, torch.inf
     check_ranks(queries, gallery, torch.arange(4), torch.arange(5))
+    # Of several positives the finite ones count; a copy of a positive is none of its betters.
+    gallery = torch.cat((gallery, gallery))
+    check_ranks(queries, gallery, torch.arange(4), torch.arange(10) % 3)
+    gallery[4:6] *= 1e300
+    check_ranks(queries.mul(1e300), gallery, torch.arange(4), torch.arange(10) % 4)
 
 
 def noise(seed: Tensor, N: int, M: int) -> Tensor:  # [2, N, M]
@@ -208,7 +227,7 @@ x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
 seeded = torch.Generator().manual_seed(0)
 member = torch.rand(40, 300, generator=seeded) > 0.1
 labels = ids(300, 250, 1), ids(2100, 250, 2)
-results = [ops.ranks(x, y, *labels, backend="native"), cluster(y, None, init, 5)[0][0]]
+results = [*ops.ranks(x, y, *labels, backend="native"), cluster(y, None, init, 5)[0][0]]
 start = torch.ops.itm_native.kmeans_plus_plus(x, member, torch.rand(9, 300, generator=seeded) + 0.1)
 results += [start[..., 0], cluster(x, member, start, 5)[0][0]]
 for strategy in ("multinomial", "uniform", "hardest"):
@@ -222,7 +241,7 @@ def test_instruction_sets_and_threads_agree() -> None:
     reports = []
     for capability, threads in (("default", 1), ("avx2", 1), ("avx512", 1), ("avx512", 2)):
         reports.append(run_with(capability, EVERYTHING.format(threads=threads))[1])
-    assert len(reports[0]) == 10
+    assert len(reports[0]) == 13
     assert all(report == reports[0] for report in reports)
 
 

@@ -1,6 +1,5 @@
 """Operators: schemas and fakes against real kernels, and the public functions over them."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -102,7 +101,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "sample_negatives": [
             (image, text, image_ids, text_ids, "multinomial", 0.1, torch.tensor([5, 6]))
         ],
-        "ranks": [(text, image, text_ids, image_ids)],
+        "ranks": [(text, image, text_ids, image_ids, torch.arange(len(image)))],
     }[name]
 
 
@@ -284,15 +283,3 @@ def test_rbf_synthesis_gradients(weights: str, per_anchor: bool, backend: str) -
     cosine = torch.nn.functional.cosine_similarity(q[:, None], vectors, dim=-1)
     logits = ops.rbf_synthesis_logits(q, x, assignment, 4, 0.8, **options)
     torch.testing.assert_close(logits.cosine, cosine)
-
-
-def test_ranks_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    queries, gallery = rows(7, 4).detach(), rows(9, 4, seed=1).detach()
-    query_ids, gallery_ids = torch.arange(7) % 3, torch.arange(9) % 3
-    whole = ops.ranks(queries, gallery, query_ids, gallery_ids, backend=backend)
-    # The function of that name hides its module from attribute access.
-    monkeypatch.setattr(sys.modules["itm_kernels.reference.ranks"], "_SCORES_AT_ONCE", 18)
-    blocks = ops.ranks(queries, gallery, query_ids, gallery_ids, backend=backend)
-    assert torch.equal(whole, blocks)
-    alone = ops.ranks(queries, gallery, query_ids + 50, gallery_ids, backend=backend)
-    assert (alone == 10).all()

@@ -1,33 +1,17 @@
-"""Recall, median rank and R-sum against a brute-force loop over the whole score matrix."""
+"""Recalls, ranks and MRR against brute-force loops over the score matrix."""
 
 import math
-from collections.abc import Callable
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from itm_kernels.retrieval import RetrievalReport, evaluate
 from oracles.ranking import recall_report
-
-
-def vsepp_ids(num_images: int, texts_per_image: int) -> tuple[Tensor, Tensor]:
-    image_ids = torch.arange(num_images)
-    return image_ids, image_ids.repeat_interleave(texts_per_image)
-
-
-def related(
-    num_images: int, texts_per_image: int, dim: int = 8, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Texts around their image, near enough that some ranks are 1 and some are not."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(num_images, dim, generator=generator)
-    noise = torch.randn(num_images * texts_per_image, dim, generator=generator)
-    return image, image.repeat_interleave(texts_per_image, 0) + noise
+from retrieval_data import LargestOutput, related, vsepp_ids
 
 
 def agrees(
@@ -40,19 +24,18 @@ def agrees(
 ) -> None:
     scores = (image.double() @ text.double().T).numpy()
     expected = recall_report(scores, image_ids.tolist(), text_ids.tolist(), ks)
-    assert report.i2t == pytest.approx(expected["i2t"])
-    assert report.t2i == pytest.approx(expected["t2i"])
-    assert report.i2t_median_rank == expected["i2t_median_rank"]
-    assert report.t2i_median_rank == expected["t2i_median_rank"]
-    assert report.rsum == pytest.approx(expected["rsum"])
+    assert set(expected) == {field.name for field in fields(report)}
+    for name, value in expected.items():
+        assert getattr(report, name) == pytest.approx(value), name
 
 
 @pytest.mark.parametrize("texts_per_image", [1, 5])
 @pytest.mark.parametrize("num_images", [1, 2, 30])
 def test_layout_of_vsepp(num_images: int, texts_per_image: int) -> None:
     image, text = related(num_images, texts_per_image)
-    report = evaluate(image, text)
-    agrees(report, image, text, *vsepp_ids(num_images, texts_per_image))
+    ks = (1, 5, 10) if num_images == 30 else (1,)
+    report = evaluate(image, text, ks=ks)
+    agrees(report, image, text, *vsepp_ids(num_images, texts_per_image), ks)
     if num_images == 30:
         assert 0 < report.i2t[1] < report.i2t[10] < 100  # the batch is neither trivial nor hopeless
 
@@ -96,21 +79,16 @@ def test_uneven_groups_and_ties(data: st.DataObject) -> None:
         for n in map(len, sides)
     )
     image_ids, text_ids = map(torch.tensor, sides)
-    report = evaluate(image, text, image_ids=image_ids, text_ids=text_ids, ks=(1, 2, 3))
-    agrees(report, image, text, image_ids, text_ids, (1, 2, 3))
-
-
-def test_ties_count_in_the_querys_favour() -> None:
-    report = evaluate(torch.ones(7, 4), torch.ones(35, 4))
-    assert set(report.i2t.values()) == set(report.t2i.values()) == {100.0}
-    assert report.i2t_median_rank == report.t2i_median_rank == 1
-    assert report.rsum == 600
+    ks = (1, 2, 3)[: min(len(image), len(text))]
+    report = evaluate(image, text, image_ids=image_ids, text_ids=text_ids, ks=ks)
+    agrees(report, image, text, image_ids, text_ids, ks)
 
 
 def test_median_of_an_even_number_of_ranks() -> None:
     # Ranks 1 and 2 both ways: the second image prefers the first text, and the other way round.
-    report = evaluate(torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.eye(2))
-    assert report.i2t_median_rank == 1.5
+    report = evaluate(torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.eye(2), ks=(1,))
+    assert report.i2t_median_rank == report.i2t_mean_rank == 1.5
+    assert report.i2t_mrr == 0.75
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -128,27 +106,49 @@ def test_embeddings_are_scored_as_given() -> None:
     assert evaluate(image, stretched) != evaluate(image, text)
 
 
+def test_cosine_scores_rows_of_length_one() -> None:
+    image, text = related(30, 1)
+    lengths = torch.linspace(-15, 15, 30)[:, None]
+    text[4] = 0
+    unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]
+    for scale in (lengths.exp(), 10 ** lengths.double(), 1e-30, 1e30):
+        report = evaluate(image, (text * scale).float(), metric="cosine")
+        agrees(report, *unit, *vsepp_ids(30, 1))
+    assert evaluate(*unit) == evaluate(*unit, metric="cosine") != evaluate(image, text)
+
+
+def test_folds_are_averaged_as_mscoco_does() -> None:
+    image, text = related(60, 5, dim=4)
+    report = evaluate(image, text, folds=5)
+    parts = [evaluate(image[k : k + 12], text[5 * k : 5 * k + 60]) for k in range(0, 60, 12)]
+    for name, value in report.as_dict().items():
+        total = sum(part.as_dict()[name] for part in parts)
+        assert value == pytest.approx(total / (1 if "ties" in name else 5)), name
+    assert report.rsum > evaluate(image, text).rsum
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    image_ids, text_ids = vsepp_ids(60, 5)
+    ids = {"image_ids": image_ids, "text_ids": text_ids[order]}
+    assert evaluate(image, text[order], **ids, folds=5) == report
+    assert isinstance(report.i2t_ties, int)
+
+
+def test_dictionary_for_loggers() -> None:
+    report = evaluate(*related(12, 2), ks=(1, 5))
+    found = report.as_dict()
+    names = [
+        f"{way}_{figure}"
+        for figure in ("median_rank", "mean_rank", "mrr", "ties", "r1", "r5")
+        for way in ("i2t", "t2i")
+    ]
+    assert set(found) == {*names, "rsum"}
+    assert found["i2t_r5"] == report.i2t[5] and found["t2i_mrr"] == report.t2i_mrr
+    assert all(isinstance(value, (int, float)) for value in found.values())
+
+
 def test_keeps_no_graph() -> None:
     image, text = (x.requires_grad_() for x in related(4, 1))
     with torch.autograd.graph.saved_tensors_hooks(lambda _: pytest.fail("saved"), lambda x: x):
-        evaluate(image, text)
-
-
-class LargestOutput(TorchDispatchMode):
-    """Records the largest tensor that any operator returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return result
+        evaluate(image, text, ks=(1,))
 
 
 def test_no_matrix_of_all_scores_in_memory() -> None:
@@ -160,13 +160,17 @@ def test_no_matrix_of_all_scores_in_memory() -> None:
 
 
 def test_prints_an_aligned_table() -> None:
-    report = RetrievalReport({1: 5.0, 10: 100.0}, {1: 33.333, 10: 66.667}, 12.5, 3.0, 205.0)
-    assert str(report).splitlines() == [
-        "                   R@1    R@10  median rank",
-        "image to text      5.0   100.0         12.5",
-        "text to image     33.3    66.7          3.0",
+    recalls = {1: 5.0, 10: 100.0}, {1: 33.333, 10: 66.667}
+    report = RetrievalReport(*recalls, 12.5, 3.0, 205.0, 20.25, 3.1, 0.25, 0.5, 0, 0)
+    table = [
+        "                   R@1    R@10  median rank  mean rank     MRR",
+        "image to text      5.0   100.0         12.5       20.2   0.250",
+        "text to image     33.3    66.7          3.0        3.1   0.500",
         "R-sum 205.0",
     ]
+    assert str(report).splitlines() == table
+    table[-1] += "; 0 images and 3 texts tie with a negative"
+    assert str(replace(report, t2i_ties=3)).splitlines() == table
 
 
 IMAGE, TEXT = related(3, 2)
@@ -210,6 +214,9 @@ IMAGE, TEXT = related(3, 2)
         ({"ks": (0, 1)}, ValueError, r"every k in ks must be >= 1, got 0"),
         ({"ks": (1.5,)}, TypeError, r"every k in ks must be an int, got float 1.5"),
         ({"ks": 5}, TypeError, r"ks must be a sequence of integers, got int 5"),
+        ({"metric": "l2"}, ValueError, r"metric must be one of 'dot', 'cosine', got 'l2'"),
+        ({"folds": 0}, ValueError, r"folds must be >= 1, got 0"),
+        ({"folds": 2}, ValueError, r"folds=2 does not divide the 3 rows of image; leave rows out"),
     ],
 )
 def test_arguments_are_checked(change: dict[str, object], error: type, message: str) -> None:

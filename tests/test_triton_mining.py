@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compiled import needs_extension
 from itm_kernels import backends, ops, reference
+from itm_kernels.ops.ranks import Ranks
 from oracles import noise
 
 triton = pytest.importorskip("triton")
@@ -165,12 +166,12 @@ def test_no_temperature_leaves_the_range_of_fp32(temperature: float) -> None:
 # -- ranks -----------------------------------------------------------------------------------------
 
 
-def ranks(*inputs: Tensor) -> Tensor:
+def ranks(*inputs: Tensor) -> Ranks:
     return ops.ranks(*inputs, backend="triton")
 
 
 def check_ranks(*inputs: Tensor) -> None:
-    assert torch.equal(ranks(*inputs), ops.ranks(*inputs, backend="reference"))
+    assert all(map(torch.equal, ranks(*inputs), ops.ranks(*inputs, backend="reference")))
 
 
 @pytest.mark.parametrize(("Q", "G", "D"), SIZES)
@@ -204,11 +205,11 @@ def test_a_positive_is_never_behind_itself(dtype: torch.dtype, D: int) -> None:
     scores = queries.double() @ gallery.double().T
     same = labels[0][:, None] == labels[1]
     apart = scores - scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
-    # Of rows a rounding apart a rank may count either; of the positives, none.
+    # Of rows a rounding apart either may be above; of the positives, none.
     within = 4 * torch.finfo(torch.float32).eps * D
     surely, perhaps = (apart > within) & ~same, (apart > -within) & ~same
     found = ranks(queries, gallery, *labels)
-    assert ((found > surely.sum(1)) & (found <= 1 + perhaps.sum(1))).all()
+    assert ((found.above >= surely.sum(1)) & (found.above <= perhaps.sum(1))).all()
 
 
 def test_equal_candidates_tie_wherever_they_stand() -> None:
@@ -217,7 +218,18 @@ def test_equal_candidates_tie_wherever_they_stand() -> None:
     labels, own = torch.arange(100), 99 - torch.arange(100) % 2
     once = ranks(queries, gallery, own, labels)
     twice = torch.cat((gallery, gallery)), torch.cat((labels, labels + 1000))
-    assert torch.equal(ranks(queries, twice[0], own, twice[1]), 2 * once - 1)
+    found = ranks(queries, twice[0], own, twice[1])
+    assert torch.equal(found.above, 2 * once.above)
+    assert torch.equal(found.ties, 2 * once.ties + once.positives)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+def test_equal_rows_tie_in_every_tile(dtype: torch.dtype) -> None:
+    queries, dead = rows(70, 77, dtype=dtype), rows(1, 77, seed=1, dtype=dtype).repeat(130, 1)
+    labels = torch.arange(70) % 50, torch.arange(130) % 40
+    check_ranks(queries, dead, *labels)
+    own = (labels[0][:, None] == labels[1]).sum(1)
+    assert torch.equal(ranks(queries, dead, *labels).ties, (130 - own) * (own > 0))
 
 
 @pytest.mark.parametrize("setting", ["highest", "high"])
@@ -228,6 +240,9 @@ def test_ranks_of_what_is_not_finite(setting: str) -> None:
     torch.set_float32_matmul_precision(setting)
     try:
         for dtype in (torch.float64, *HALVES):
-            check_ranks(queries.to(dtype), gallery.to(dtype), torch.arange(4), torch.arange(5))
+            inputs = queries.to(dtype), gallery.to(dtype)
+            check_ranks(*inputs, torch.arange(4), torch.arange(5))
+            # Of several positives the finite ones count.
+            check_ranks(inputs[0], inputs[1].repeat(2, 1), torch.arange(4), torch.arange(10) % 3)
     finally:
         torch.set_float32_matmul_precision(before)

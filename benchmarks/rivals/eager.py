@@ -150,11 +150,12 @@ def ranks(
     query_ids: Tensor,  # [Q]
     gallery_ids: Tensor,  # [G]
 ) -> Tensor:  # [Q]
-    """Return 1 + how many candidates score above the best positive, from the score matrix."""
+    """Return the middle rank of the best positive among its ties, from the score matrix."""
     scores = queries @ gallery.T
     others = query_ids[:, None] != gallery_ids[None, :]
     best = scores.masked_fill(others, -torch.inf).max(1, keepdim=True).values
-    return 1 + (scores > best).sum(1)
+    ties = (others & (scores == best)).sum(1)
+    return 1 + (scores > best).sum(1) + ties / 2
 
 
 def itm(image: Tensor, text: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-// Rank of every query's best positive: candidates are counted in the tile that scores them.
+// Where every query's best positive stands: candidates are counted in the tile that scores them.
 //
 // The best positive is known before anything is compared with it, and comes from the products that
 // it is compared with: a second way of computing it would round differently and rank a positive
 // behind itself. With queries and candidates in the order of their ids the positives of a block of
-// queries lie in one tile or two, so that hardly a product is computed twice.
+// queries lie in one tile or two, so that hardly a product is computed twice. Copies of the best
+// positive tie with it by their keys: another block of the product may round them differently.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/argsort.h>
-#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "binding/common.h"
@@ -16,30 +17,42 @@
 namespace itm {
 namespace {
 
-// Counts candidates above the best positive of the queries of one row of tiles.
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+// Counts per query: negatives above its best positive, negatives and positives that tie with it.
+struct Counts {
+  int64_t *above, *ties, *positives;
+};
+
+// Counts for the queries of one row of tiles.
 template <typename T>
 class BlockOfQueries {
  public:
-  BlockOfQueries(const Products<T>& product, const SameId& same, int64_t first, int64_t* rank)
+  BlockOfQueries(const Products<T>& product, const SameId& same, const SameId& copies,
+                 int64_t first, const Counts& counts)
       : product_(product),
         same_(same),
+        copies_(copies),
         first_(first),
         rows_(std::min(product.rows, product.N - first)),
-        rank_(rank + first),
-        best_(rows_, -std::numeric_limits<T>::infinity()) {}
+        counts_{counts.above + first, counts.ties + first, counts.positives + first},
+        best_(rows_, kNone),
+        best_column_(rows_) {}
 
   void count() {
     const std::vector<int64_t> holding = tiles_with_positives();
     for (const int64_t j : holding) {
       const Tile<T> tile = product_(first_, j);
       note_best(tile);
-      if (holding.size() == 1) count_above(tile);
+      if (holding.size() == 1) count_in(tile);
     }
     for (int64_t j = 0; j < product_.M; j += product_.columns)
-      if (holding.size() != 1 || holding[0] != j) count_above(product_(first_, j));
+      if (holding.size() != 1 || holding[0] != j) count_in(product_(first_, j));
   }
 
  private:
+  static constexpr T kNone = -std::numeric_limits<T>::infinity();
+
   std::vector<int64_t> tiles_with_positives() const {
     const int64_t width = product_.columns;
     std::vector<int64_t> first_columns;
@@ -53,51 +66,84 @@ class BlockOfQueries {
     return first_columns;
   }
 
+  // Scores that are not finite are no positive's best.
   void note_best(const Tile<T>& tile) {
     for_each_same_id(tile, same_, [&](int64_t r, int64_t c) {
-      const T score = tile.row(r)[c], best = best_[r];
-      best_[r] = best >= score || best != best ? best : score;  // NaN is the best and stays
+      const T score = tile.row(r)[c];
+      if (score > best_[r] && score < -kNone) {
+        best_[r] = score;
+        best_column_[r] = tile.first_column + c;
+      }
     });
   }
 
-  void count_above(const Tile<T>& tile) {
+  void count_in(const Tile<T>& tile) {
     const auto& loop = cpu::loops<T>(kernels());
     parallel_for(0, rows_, grain(tile.columns), [&](int64_t r0, int64_t r1) {
-      for (int64_t r = r0; r < r1; ++r)
-        rank_[r] += loop.count_above(tile.row(r), tile.columns, best_[r]);
+      for (int64_t r = r0; r < r1; ++r) {
+        if (best_[r] == kNone) continue;
+        const T *row = tile.row(r), best = best_[r];
+        auto [above, equal] = loop.count_above(row, tile.columns, best);
+        std::vector<bool> copied;  // columns of the tile, if any column is a copy
+        const Tile<T> of_best{best_column_[r], 1, tile.first_column, tile.columns, nullptr};
+        copies_.for_each_in_row(of_best, 0, [&](int64_t c) {
+          copied.resize(tile.columns);
+          copied[c] = true;
+          above -= row[c] > best;
+          equal += row[c] != best;
+        });
+        int64_t positives = 0;
+        same_.for_each_in_row(tile, r, [&](int64_t c) {
+          if (row[c] == best || (!copied.empty() && copied[c]))
+            ++positives;
+          else
+            above -= row[c] > best;  // infinite
+        });
+        counts_.above[r] += above;
+        counts_.ties[r] += equal - positives;
+        counts_.positives[r] += positives;
+      }
     });
   }
 
   const Products<T>& product_;
-  const SameId& same_;
+  const SameId &same_, &copies_;
   const int64_t first_, rows_;
-  int64_t* const rank_;
+  const Counts counts_;
   std::vector<T> best_;
+  std::vector<int64_t> best_column_;
 };
 
-Tensor ranks_in_order(const Tensor& queries, const Tensor& gallery, const Tensor& query_ids,
-                      const Tensor& gallery_ids) {
+Three ranks_in_order(const Tensor& queries, const Tensor& gallery, const Tensor& query_ids,
+                     const Tensor& gallery_ids, const Tensor& gallery_keys) {
   const Tensor x = wide(queries), y = wide(gallery);
-  const SameId same(query_ids, gallery_ids);
-  Tensor rank = at::ones({x.size(0)}, x.options().dtype(at::kLong));
+  const SameId same(query_ids, gallery_ids), copies(gallery_keys, gallery_keys);
+  const auto none = [&] { return at::zeros({x.size(0)}, x.options().dtype(at::kLong)); };
+  const Tensor above = none(), ties = none(), positives = none();
+  const Counts counts{above.mutable_data_ptr<int64_t>(), ties.mutable_data_ptr<int64_t>(),
+                      positives.mutable_data_ptr<int64_t>()};
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ranks", [&] {
     const Products<scalar_t> product(x, y, 1);
     for (int64_t i = 0; i < product.N; i += product.rows)
-      BlockOfQueries<scalar_t>(product, same, i, rank.mutable_data_ptr<int64_t>()).count();
+      BlockOfQueries<scalar_t>(product, same, copies, i, counts).count();
   });
-  return rank;
+  return {above, ties, positives};
 }
 
-Tensor ranks(const Tensor& queries, const Tensor& gallery, const Tensor& query_ids,
-             const Tensor& gallery_ids) {
+Three ranks(const Tensor& queries, const Tensor& gallery, const Tensor& query_ids,
+            const Tensor& gallery_ids, const Tensor& gallery_keys) {
   if (gallery.size(0) <= kTileColumns)
-    return ranks_in_order(queries, gallery, query_ids, gallery_ids);
+    return ranks_in_order(queries, gallery, query_ids, gallery_ids, gallery_keys);
   const Tensor order = at::argsort(query_ids, /*stable=*/true);
   const Tensor gallery_order = at::argsort(gallery_ids, /*stable=*/true);
-  const Tensor rank =
+  const auto [above, ties, positives] =
       ranks_in_order(queries.index_select(0, order), gallery.index_select(0, gallery_order),
-                     query_ids.index_select(0, order), gallery_ids.index_select(0, gallery_order));
-  return at::empty_like(rank).index_copy_(0, order, rank);
+                     query_ids.index_select(0, order), gallery_ids.index_select(0, gallery_order),
+                     gallery_keys.index_select(0, gallery_order));
+  const auto back = [&](const Tensor& counts) {
+    return at::empty_like(counts).index_copy_(0, order, counts);
+  };
+  return {back(above), back(ties), back(positives)};
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("ranks", ranks); }

@@ -27,6 +27,11 @@ struct RowBands {
   const T *low, *high, *norm, *share, *slope;
 };
 
+// How many scores of a row are larger than a limit, and how many equal it.
+struct Standing {
+  int64_t above, equal;
+};
+
 // Running maximum of rows (or columns) over tiles. NaN is larger than everything and stays; ties go
 // to the lowest index, because tiles come in increasing order.
 template <typename T>
@@ -93,8 +98,7 @@ struct Loops {
                       int64_t size);
   // Returns x . y, summed in fp64.
   double (*product)(const T* x, const T* y, int64_t D);
-  // Returns how many scores of a row are larger than a limit.
-  int64_t (*count_above)(const T* row, int64_t columns, T limit);
+  Standing (*count_above)(const T* row, int64_t columns, T limit);
   // Adds noise of row i and columns first_column (even) + c: for_row[c] is the score and what is
   // drawn for the row, the score itself gets what is drawn for its column.
   void (*add_gumbel)(T* row, int64_t columns, uint32_t i, int64_t first_column, T temperature,

@@ -59,8 +59,11 @@ double product(const T* x, const T* y, int64_t D) {
 }
 
 template <typename T>
-int64_t count_above(const T* row, int64_t columns, T limit) {
-  typename SameWidth<T>::type count = 0;  // a tile has fewer columns than 2^31
-  for (int64_t c = 0; c < columns; ++c) count += row[c] > limit;
-  return count;
+Standing count_above(const T* row, int64_t columns, T limit) {
+  typename SameWidth<T>::type above = 0, equal = 0;  // a tile has fewer columns than 2^31
+  for (int64_t c = 0; c < columns; ++c) {
+    above += row[c] > limit;
+    equal += row[c] == limit;
+  }
+  return {above, equal};
 }

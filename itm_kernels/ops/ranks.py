@@ -1,5 +1,7 @@
 """Rank of the best positive of every query, without the score matrix in memory."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -8,29 +10,80 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
 
+_KEYS_AT_ONCE = 1 << 16  # elements: 512 KiB of int64 stay in a cache
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def _fake(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
-    return index_empty(queries, queries.shape[0])
+
+class Ranks(NamedTuple):
+    """Where every query's best positive stands, and what ties with it."""
+
+    rank: Tensor  # [Q] fp64, the middle rank: 1 + above + ties / 2
+    above: Tensor  # [Q] int64, negatives that score above the best positive
+    ties: Tensor  # [Q] int64, negatives that tie with it
+    positives: Tensor  # [Q] int64, positives that tie for the best; 0: none has a finite score
+
+
+def _fake(
+    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, gallery_keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    Q = queries.shape[0]
+    return index_empty(queries, Q), index_empty(queries, Q), index_empty(queries, Q)
 
 
 define(
     "ranks",
-    "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids) -> Tensor",
+    "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
+    "-> (Tensor above, Tensor ties, Tensor positives)",
     _fake,
 )
+
+
+def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
+    """Return int64 keys: equal rows have equal keys, others only by chance (less than 1 in 2^50).
+
+    Scores of equal rows may differ in their last bit, where a product is computed in blocks: the
+    keys tell that they tie. Integers alone: no rounding depends on where a row stands.
+    """
+    weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
+    rows = max(1, _KEYS_AT_ONCE // x.shape[1])
+    keys = []
+    for block in x.split(rows):
+        bits = (block + 0.0).view(_BITS[x.element_size()])  # -0 becomes 0
+        # A product carries differences upwards only: the high half of a number joins its low half.
+        bits = bits ^ (bits >> (4 * x.element_size()))
+        keys.append((bits * weights).sum(1))
+    return torch.cat(keys)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Return 64 random-looking bits for every integer: splitmix64, with wrapping products."""
+    bits = numbers * -7046029254386353131  # 0x9E3779B97F4A7C15
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        bits = (bits ^ (bits >> shift & (1 << (64 - shift)) - 1)) * factor
+    return bits ^ (bits >> 31 & (1 << 33) - 1)
 
 
 @outside_autocast
 @torch.no_grad()
 def run(
-    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, backend: str
-) -> Tensor:
-    """Compute `ranks` of checked arguments."""
-    inputs = queries, gallery, query_ids, gallery_ids
-    namespace = resolve("ranks", "ranks", queries, backend)
-    if namespace is None:
-        return reference.ranks(*inputs)
-    return operator(namespace, "ranks")(*inputs)
+    queries: Tensor,  # [Q, D]
+    gallery: Tensor,  # [G, D]
+    query_ids: Tensor,  # [Q]
+    gallery_ids: Tensor,  # [G]
+    gallery_keys: Tensor,  # [G], equal for candidates that tie whatever their products round to
+    function: str,
+    backend: str,
+) -> Ranks:
+    """Compute `ranks` of checked arguments, on behalf of a public function."""
+    inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
+    namespace = resolve(function, "ranks", queries, backend)
+    implementation = reference.ranks if namespace is None else operator(namespace, "ranks")
+    above, ties, positives = implementation(*inputs)
+    # Without a finite score among its positives, a query ranks behind all of its negatives.
+    ordered = gallery_ids.sort().values
+    first, end = (torch.searchsorted(ordered, query_ids, right=right) for right in (False, True))
+    above = torch.where(positives > 0, above, len(ordered) - (end - first))
+    return Ranks(1 + above + ties.double() / 2, above, ties, positives)
 
 
 def ranks(
@@ -40,8 +93,16 @@ def ranks(
     gallery_ids: Tensor,
     *,
     backend: str = "auto",
-) -> Tensor:
-    """Return, for every query, the rank of its best positive among all candidates.
+) -> Ranks:
+    r"""Return, for every query, the rank of its best positive among all candidates.
+
+    .. math:: r_i = 1 + |\{j : s_{ij} > s_i^+\}| + |\{j \notin P(i) : s_{ij} = s_i^+\}| / 2,
+        \quad s_i^+ = \max_{p \in P(i)} s_{ip}
+
+    Negatives that tie with the best positive count half: a rank is the middle of its ties.
+    Candidates that are equal rows tie, even where their computed scores differ in the last bit.
+    A positive whose score is not finite is ranked behind all negatives, a negative whose score is
+    NaN behind all other candidates.
 
     Args:
         queries: `[Q, D]`, scored by dot product as they are.
@@ -51,8 +112,11 @@ def ranks(
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `[Q]` int64: 1 + the number of candidates that score above the best positive; G + 1 for a
-        query without a positive. Embeddings are taken to be finite.
+        `rank` `[Q]` float64, the middle rank, and what it is made of, `[Q]` int64 each: `above`,
+        the negatives that score above the best positive; `ties`, the negatives that tie with it;
+        `positives`, the positives that share its score. `positives` is 0 for a query none of
+        whose positives has a finite score; it ranks behind all negatives, at G + 1 without a
+        positive.
 
     Raises:
         TypeError: an argument is no floating-point tensor, or ids are no integers.
@@ -60,14 +124,13 @@ def ranks(
         RuntimeError: the backend asked for cannot run here.
 
     >>> import torch
-    >>> x = torch.tensor([[0.8, 0.9], [0.1, 0.3]])
-    >>> ranks(x, torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 1]))
-    tensor([2, 1])
+    >>> x = torch.tensor([[0.8, 0.9], [0.1, 0.3], [0.5, 0.5]])
+    >>> ranks(x, torch.eye(2), torch.tensor([0, 1, 0]), torch.tensor([0, 1])).rank
+    tensor([2.0000, 1.0000, 1.5000], dtype=torch.float64)
     """
     queries, gallery = _checks.embeddings("ranks", queries=queries, gallery=gallery)
     _checks.identifiers("ranks", "query_ids", query_ids, queries.shape[0], queries)
     _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device
-    return run(
-        queries, gallery, query_ids.to(device).long(), gallery_ids.to(device).long(), backend
-    )
+    ids = query_ids.to(device).long(), gallery_ids.to(device).long()
+    return run(queries, gallery, *ids, row_keys(gallery), "ranks", backend)

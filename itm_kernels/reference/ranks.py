@@ -13,13 +13,23 @@ def ranks(
     gallery: Tensor,  # [G, D]
     query_ids: Tensor,  # [Q]
     gallery_ids: Tensor,  # [G]
-) -> Tensor:  # [Q]
-    """Return 1 + the number of candidates that score above the query's best positive."""
+    gallery_keys: Tensor,  # [G], equal for equal rows
+) -> tuple[Tensor, Tensor, Tensor]:  # [Q] each
+    """Return how many negatives are above the best finite positive, and what ties with it.
+
+    The last counts positives that tie, 0 where none has a finite score.
+    Equal rows tie with one another, whatever their products round to.
+    """
     rows = max(1, _SCORES_AT_ONCE // gallery.shape[0])
     blocks = []
     for block, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
         scores = wide(block) @ wide(gallery).T
-        positive = scores.masked_fill(ids[:, None] != gallery_ids, -torch.inf)
-        best = positive.max(1, keepdim=True).values
-        blocks.append(1 + (scores > best).sum(1))
-    return torch.cat(blocks)
+        own = ids[:, None] == gallery_ids
+        best = scores.masked_fill(~own | ~scores.isfinite(), -torch.inf).max(1, keepdim=True)
+        copy = gallery_keys[best.indices] == gallery_keys
+        tied = (copy | (scores == best.values)) & (best.values > -torch.inf)
+        above = (scores > best.values) & ~copy & ~own  # a positive may be infinite
+        counted = above, tied & ~own, tied & own
+        blocks.append(torch.stack([which.sum(1) for which in counted]))
+    above, ties, positives = torch.cat(blocks, 1)
+    return above, ties, positives

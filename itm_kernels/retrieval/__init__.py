@@ -1,0 +1,6 @@
+"""Retrieval figures in both directions, without an N x M matrix in memory."""
+
+from itm_kernels.retrieval.evaluation import evaluate
+from itm_kernels.retrieval.report import RetrievalReport
+
+__all__ = ["RetrievalReport", "evaluate"]

@@ -1,0 +1,45 @@
+"""Rows that are scored: whether they are finite, and what a metric makes of them."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.reference._rows import wide
+
+METRICS = ("dot", "cosine")
+
+
+def finite(function: str, **tensors: Tensor) -> None:
+    """Raise ValueError for a row that is not finite."""
+    for name, embeddings in tensors.items():
+        bad = ~embeddings.isfinite().all(1)
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"{function}: {name}[{row}] is not finite ({int(bad.sum())} of {len(embeddings)} "
+                "rows are not); a rank among such scores means nothing"
+            )
+
+
+def partners(
+    function: str, names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str
+) -> None:
+    """Raise ValueError for ids that do not appear on the other side."""
+    alone = ids[~torch.isin(ids, other)].unique()
+    if len(alone):
+        shown = ", ".join(map(str, alone[:5].tolist())) + (", ..." if len(alone) > 5 else "")
+        raise ValueError(
+            f"{function}: {len(alone)} of the ids in {names[0]} do not appear in {names[1]} "
+            f"({shown}); {remedy}"
+        )
+
+
+def scored(x: Tensor, metric: str) -> Tensor:
+    """Return rows whose dot products are the scores of a metric."""
+    if metric == "dot":
+        return x
+    # The largest number first: squares of finite numbers overflow and vanish.
+    x = wide(x)
+    largest = x.abs().amax(1, keepdim=True)
+    x = x / largest.masked_fill(largest == 0, 1)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / length.masked_fill(length == 0, 1)

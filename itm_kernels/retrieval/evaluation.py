@@ -1,0 +1,200 @@
+"""Evaluation of retrieval in both directions: checks, ids, folds."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from itm_kernels import _checks
+from itm_kernels.ops.ranks import Ranks, row_keys, run
+from itm_kernels.retrieval._rows import METRICS, finite, partners, scored
+from itm_kernels.retrieval.report import RetrievalReport, mean, report
+
+_FUNCTION = "evaluate"
+
+
+@torch.no_grad()
+def evaluate(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    *,
+    metric: str = "dot",
+    image_ids: Tensor | None = None,  # [N]
+    text_ids: Tensor | None = None,  # [M]
+    ks: Sequence[int] = (1, 5, 10),
+    folds: int = 1,
+) -> RetrievalReport:
+    r"""Measure how well images retrieve their texts and texts their images.
+
+    .. math:: r_i = 1 + a_i + t_i / 2, \quad
+        R@k = \frac{100}{N} \sum_i \left[1 - \binom{t_i}{k - a_i} \Big/
+            \binom{t_i + p_i}{k - a_i}\right]
+
+    Of the candidates of query i, :math:`a_i` score above its best positive, and :math:`t_i`
+    negatives and :math:`p_i` positives score the same; below 0 draws the bracket is 0, above
+    :math:`t_i` draws it is 1. Median and mean rank are those of :math:`r_i`, the middle rank. R@k
+    and MRR, the mean of 1 / rank, are expectations over all orders of the candidates that tie.
+    Without ties these are the usual figures. An encoder whose rows are all equal scores chance.
+
+    The metric is the caller's choice: pass ``metric="cosine"`` for a model trained with a loss
+    that scores cosines (InfoNCE, InfoCMR, the sigmoid, ITO), and ``"dot"`` where rows are compared
+    as they are (the hinges). For rows of unit length both are the same. Float16 and bfloat16 are
+    scored in float32.
+
+    Args:
+        image: ``[N, D]``, one row per image.
+        text: ``[M, D]``, one row per text.
+        metric: ``"dot"`` scores dot products of the rows as given, ``"cosine"`` those of rows
+            scaled to length 1; a zero row then scores 0.
+        image_ids: ``[N]`` integers; given together with `text_ids`. Without ids, M is a multiple
+            of N and text j belongs to image ``j // (M // N)``, the layout of VSE++.
+        text_ids: ``[M]`` integers; a text belongs to every image with its id.
+        ks: numbers of candidates looked at, each at least 1, without repetition.
+        folds: the images are cut into so many folds of consecutive rows, each evaluated with its
+            own texts alone, and every figure is the mean of the folds': ``folds=5`` is MSCOCO's
+            protocol for 1,000 images at a time. Ties are summed up.
+
+    Returns:
+        Recalls in percent, median ranks, mean ranks, MRR and the number of queries with ties, of
+        both directions, and the sum of the recalls.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes do not fit, `ks` is empty, repeats a number or has one below 1, an
+            embedding is not finite, an id appears on one side only, or `folds` does not divide N.
+
+    Warns:
+        UserWarning: a k exceeds the number of candidates; rows without ids come in runs of equal
+            rows, as where an image is repeated for each of its texts; products of finite rows are
+            not finite. A positive with such a score ranks behind all negatives.
+
+    Source: Faghri et al., VSE++, 2018, section 4; a rank is its query's best over all positives.
+
+    Example:
+        >>> import torch
+        >>> from itm_kernels.retrieval import evaluate
+        >>> image = torch.eye(3)
+        >>> text = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.0], [0.0, 0.0, 1.0]])
+        >>> print(evaluate(image, text, metric="cosine", ks=(1, 2)))
+                           R@1     R@2  median rank  mean rank     MRR
+        image to text    100.0   100.0          1.0        1.0   1.000
+        text to image     66.7   100.0          1.0        1.3   0.833
+        R-sum 366.7
+    """
+    image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
+    _checks.option(_FUNCTION, "metric", metric, METRICS)
+    _check_ks(ks)
+    _checks.integer(_FUNCTION, "folds", folds, 1)
+    if len(image) % folds:
+        raise ValueError(
+            f"{_FUNCTION}: folds={folds} does not divide the {len(image)} rows of image; "
+            "leave rows out or choose another number of folds"
+        )
+    finite(_FUNCTION, image=image, text=text)
+    keys = row_keys(image), row_keys(text)
+    if image_ids is None and text_ids is None:
+        _warn_of_runs("image", keys[0])
+        if len(image) == len(text):
+            _warn_of_runs("text", keys[1])
+    image_ids, text_ids = _ids(image, text, image_ids, text_ids)
+    sides = (scored(image, metric), image_ids, keys[0]), (scored(text, metric), text_ids, keys[1])
+    ranked = [_both_ways(*fold) for fold in _folds(sides, folds)]
+    _warn_of_large_ks(ks, ranked)
+    _warn_of_scores(ranked)
+    return mean([report(images, texts, ks) for images, texts in ranked])
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if not isinstance(ks, Sequence) or isinstance(ks, str):
+        raise TypeError(
+            f"{_FUNCTION}: ks must be a sequence of integers, got {_checks.describe(ks)}"
+        )
+    for k in ks:
+        _checks.integer(_FUNCTION, "every k in ks", k, 1)
+    if not ks or len(set(ks)) != len(ks):
+        raise ValueError(f"{_FUNCTION}: ks must hold at least one number, each once, got {ks}")
+
+
+def _ids(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    image_ids: Tensor | None,  # [N]
+    text_ids: Tensor | None,  # [M]
+) -> tuple[Tensor, Tensor]:
+    """Return checked ids on the embeddings' device; without ids, those of the VSE++ layout."""
+    names, sides = ("image_ids", "text_ids"), (image, text)
+    image_ids, text_ids = _checks.id_pair(_FUNCTION, names, (image_ids, text_ids), sides)
+    if image_ids is None or text_ids is None:
+        texts_per_image, surplus = divmod(len(text), len(image))
+        if surplus or not texts_per_image:
+            raise ValueError(
+                f"{_FUNCTION}: text {list(text.shape)} is no multiple of image "
+                f"{list(image.shape)} in rows; pass image_ids and text_ids"
+            )
+        image_ids = torch.arange(len(image), device=image.device)
+        return image_ids, image_ids.repeat_interleave(texts_per_image)
+    remedy = "every row needs a positive on the other side"
+    partners(_FUNCTION, names, image_ids, text_ids, remedy)
+    partners(_FUNCTION, names[::-1], text_ids, image_ids, remedy)
+    return image_ids, text_ids
+
+
+def _warn_of_runs(name: str, keys: Tensor) -> None:
+    """Tell of rows that repeat, as in VSE++'s arrays: one row of image for every caption."""
+    first = torch.cat((keys.new_ones(1, dtype=torch.bool), keys[1:] != keys[:-1]))
+    rows, distinct = len(keys), int(first.sum())
+    if distinct in (1, rows):  # a dead encoder's rows are no copies: its ties are in the report
+        return
+    remedy, runs = "", rows // distinct
+    if rows == runs * distinct and bool(first[::runs].all()):
+        remedy = f"{name}[::{runs}] or "
+    warnings.warn(
+        f"{_FUNCTION}: {rows - distinct} of {rows} rows of {name} equal the row before; each "
+        f"counts as an item of its own. If they are copies, pass {remedy}image_ids and text_ids",
+        stacklevel=4,
+    )
+
+
+def _warn_of_large_ks(ks: Sequence[int], ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
+    fewest = min(len(ranks.rank) for both in ranked for ranks in both)
+    large = [k for k in ks if k > fewest]
+    if large:
+        warnings.warn(
+            f"{_FUNCTION}: ks holds {', '.join(map(str, large))}, but one side has {fewest} "
+            "candidates only: recall is 100 % whatever the encoder; leave out larger k",
+            stacklevel=4,
+        )
+
+
+def _warn_of_scores(ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
+    lost = sum(int((ranks.positives == 0).sum()) for both in ranked for ranks in both)
+    if lost:
+        warnings.warn(
+            f"{_FUNCTION}: {lost} queries have no finite score among their positives and rank "
+            'last; scale the rows down, or pass metric="cosine" or double precision',
+            stacklevel=4,
+        )
+
+
+Side = tuple[Tensor, Tensor, Tensor]  # rows to score, ids, keys of equal rows
+
+
+def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
+    """Yield consecutive images, each with the texts that share an id with them."""
+    image, text = sides
+    if folds == 1:
+        yield sides
+        return
+    for chosen in torch.arange(len(image[0]), device=image[0].device).chunk(folds):
+        images = image[0][chosen], image[1][chosen], image[2][chosen]
+        own = torch.isin(text[1], images[1])
+        yield images, (text[0][own], text[1][own], text[2][own])
+
+
+def _both_ways(image: Side, text: Side) -> tuple[Ranks, Ranks]:
+    def ranks(query: Side, gallery: Side) -> Ranks:
+        ids = query[1], gallery[1]
+        return run(query[0], gallery[0], *ids, gallery[2], _FUNCTION, "auto")
+
+    return ranks(image, text), ranks(text, image)

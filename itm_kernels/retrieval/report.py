@@ -1,0 +1,132 @@
+"""What an evaluation found: from ranks to recalls, and a table of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from itm_kernels.ops.ranks import Ranks
+
+_ORDERS_AT_ONCE = 1 << 20
+_DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """What `evaluate` found; ``str()`` prints it as a table."""
+
+    i2t: dict[int, float]  # k -> percent of images with one of their texts among the first k
+    t2i: dict[int, float]  # k -> percent of texts with one of their images among the first k
+    i2t_median_rank: float  # 1 is best
+    t2i_median_rank: float
+    rsum: float  # sum of all recalls of both directions
+    i2t_mean_rank: float
+    t2i_mean_rank: float
+    i2t_mrr: float  # mean of 1 / rank, in (0, 1]
+    t2i_mrr: float
+    i2t_ties: int  # images whose best text ties with texts of other images
+    t2i_ties: int  # texts whose best image ties with images of other texts
+
+    def as_dict(self) -> dict[str, float]:
+        """Return all figures under flat names for a logger: ``i2t_r1``, ``i2t_mrr``, ``rsum``.
+
+        Recalls in percent, with the k of every recall in its name.
+        """
+        found: dict[str, float] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                found |= {f"{field.name}_r{k}": recall for k, recall in value.items()}
+            else:
+                found[field.name] = value
+        return found
+
+    def __str__(self) -> str:
+        """Return one line per direction under a heading, and R-sum with the ties, if any."""
+        heading = "".join(f"{f'R@{k}':>8}" for k in self.i2t)
+        lines = [f"{'':<14}{heading}{'median rank':>13}{'mean rank':>11}{'MRR':>8}"]
+        for name, title in _DIRECTIONS.items():
+            recalls = "".join(f"{recall:>8.1f}" for recall in getattr(self, name).values())
+            median, mean, mrr = (
+                getattr(self, f"{name}_{figure}") for figure in ("median_rank", "mean_rank", "mrr")
+            )
+            lines.append(f"{title:<14}{recalls}{median:>13.1f}{mean:>11.1f}{mrr:>8.3f}")
+        lines.append(f"R-sum {self.rsum:.1f}")
+        if self.i2t_ties or self.t2i_ties:
+            lines[-1] += f"; {self.i2t_ties} images and {self.t2i_ties} texts tie with a negative"
+        return "\n".join(lines)
+
+
+def report(image: Ranks, text: Ranks, ks: Sequence[int]) -> RetrievalReport:
+    """Sum up the ranks of images among texts and of texts among images."""
+    figures: dict[str, dict[int, float] | float] = {}
+    for name, ranks in (("i2t", image), ("t2i", text)):
+        recalls, mrr = _recalls_and_mrr(ranks, ks)
+        ordered = ranks.rank.sort().values
+        Q = len(ordered)
+        figures |= {
+            name: recalls,
+            f"{name}_median_rank": (float(ordered[(Q - 1) // 2]) + float(ordered[Q // 2])) / 2,
+            f"{name}_mean_rank": float(ordered.mean()),
+            f"{name}_mrr": mrr,
+            f"{name}_ties": int((ranks.ties > 0).sum()),
+        }
+        figures["rsum"] = figures.get("rsum", 0.0) + sum(recalls.values())  # type: ignore[operator]
+    return RetrievalReport(**figures)  # type: ignore[arg-type]
+
+
+def mean(reports: Sequence[RetrievalReport]) -> RetrievalReport:
+    """Return the mean of every figure over folds, and the sum of the ties."""
+    figures: dict[str, dict[int, float] | float] = {}
+    for field in fields(RetrievalReport):
+        values = [getattr(fold, field.name) for fold in reports]
+        if isinstance(values[0], dict):
+            figures[field.name] = {
+                k: sum(recalls[k] for recalls in values) / len(values) for k in values[0]
+            }
+        else:
+            total = sum(values)
+            figures[field.name] = total if field.name.endswith("_ties") else total / len(values)
+    return RetrievalReport(**figures)  # type: ignore[arg-type]
+
+
+def _recalls_and_mrr(ranks: Ranks, ks: Sequence[int]) -> tuple[dict[int, float], float]:
+    """Return R@k in percent and the mean of 1 / rank, each its mean over all orders of the ties."""
+    Q = len(ranks.rank)
+    tied = ranks.ties > 0
+    certain = 1 + ranks.above[~tied].sort().values  # sums in one order, whatever that of the rows
+    hits = {k: float((certain <= k).sum()) for k in ks}
+    reciprocal = float((1 / certain.double()).sum())
+    if tied.any():
+        standing = torch.stack([counts[tied] for counts in ranks[1:]], 1)
+        # A blind encoder has one kind of query.
+        kinds, number = standing.unique(dim=0, return_counts=True)
+        rows = max(1, _ORDERS_AT_ONCE // (1 + int(kinds[:, 1].max())))
+        for some, queries in zip(kinds.split(rows), number.split(rows), strict=True):
+            chances, expected = _over_all_orders(some, ks)
+            reciprocal += float((queries * expected).sum())
+            for k, chance in chances.items():
+                hits[k] += float((queries * chance).sum())
+    return {k: 100.0 * hits[k] / Q for k in ks}, reciprocal / Q
+
+
+def _over_all_orders(
+    standing: Tensor,  # [K, 3] above, ties, positives
+    ks: Sequence[int],
+) -> tuple[dict[int, Tensor], Tensor]:  # k -> [K], [K]
+    """Return the probability of a rank of k or better, and the expectation of 1 / rank.
+
+    The candidates that tie are drawn one by one, until the first positive.
+    """
+    above, ties, positives = standing[:, :, None].unbind(1)  # [K, 1]
+    drawn = torch.arange(int(ties.max()) + 1, device=ties.device)
+    left = (ties + positives - drawn).clamp_min(1).double()
+    missed = ((ties - drawn).clamp_min(0) / left).cumprod(1)  # and none of the first drawn + 1 is
+    before = torch.cat((torch.ones_like(missed[:, :1]), missed[:, :-1]), 1)
+    expected = (before * positives / left / (above + drawn + 1)).sum(1)
+    chances = {}
+    for k in ks:
+        last = (k - above - 1).clamp(0, len(drawn) - 1)
+        chances[k] = torch.where(k > above, 1 - missed.gather(1, last), 0)[:, 0]
+    return chances, expected
