@@ -81,7 +81,7 @@ PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "similarity-l1": lambda x, y: ops.similarity(x, y, "l1"),
     "hardest_negatives": lambda x, y: ops.hardest_negatives(x, y).text_score,
     "log_sum_exp": lambda x, y: ops.log_sum_exp(x, y, 2.0).column,
-    "ranks": lambda x, y: drawn([ops.ranks(x, y, *torch.arange(5).expand(2, 5))]),
+    "ranks": lambda x, y: drawn(ops.ranks(x, y, *torch.arange(5).expand(2, 5))),
     "kmeans": lambda x, y: drawn(ops.kmeans(x, 2, init=y[:2])),
     "rbf_synthesis": lambda x, y: ops.rbf_synthesis(x, y, torch.arange(5) % 2, 2, 0.5).vectors,
     "rbf_synthesis_logits": (
@@ -94,6 +94,9 @@ PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "sampler": lambda x, y: drawn(mining.HardNegativeSampler("hardest")(x, y)),
     "evaluate": lambda x, y: torch.tensor(retrieval.evaluate(x, y, ks=(1, 2)).rsum),
+    "average_precision": lambda x, y: torch.tensor(
+        retrieval.mean_average_precision(x, y, *torch.tensor([0, 1, 1, 0, 1]).expand(2, 5))
+    ),
     "vsepp": lambda x, y: ContrastiveLoss(0.2)(x, y),
     "vsepp-max": lambda x, y: ContrastiveLoss(0.2, max_violation=True)(x, y),
     "vsepp-order": lambda x, y: ContrastiveLoss(0.2, measure="order")(x, y),
@@ -105,7 +108,7 @@ PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtypes", MIXED, ids=IDS)
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_promote_inside_autocast(part: str, dtypes: tuple[Any, Any]) -> None:
-    if part in ("ranks", "kmeans", "sampler", "evaluate"):  # without gradient
+    if part in ("ranks", "kmeans", "sampler", "evaluate", "average_precision"):  # without gradient
         inputs, promoted = mixed_batch(dtypes)
         with autocast():
             found = PARTS[part](*inputs)

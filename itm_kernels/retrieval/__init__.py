@@ -1,6 +1,7 @@
 """Retrieval figures in both directions, without an N x M matrix in memory."""
 
+from itm_kernels.retrieval.average_precision import mean_average_precision
 from itm_kernels.retrieval.evaluation import evaluate
 from itm_kernels.retrieval.report import RetrievalReport
 
-__all__ = ["RetrievalReport", "evaluate"]
+__all__ = ["RetrievalReport", "evaluate", "mean_average_precision"]
