@@ -25,6 +25,7 @@ from benchmarks.limits import seconds
 from benchmarks.rivals import eager
 from benchmarks.shapes import MEMORY, STUDY, Size
 from itm_kernels import functional
+from itm_kernels.backends import Backend
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 REPEATS, ENOUGH = 9, 0.3  # measurements of a size, fewer once they take so many seconds together
@@ -49,7 +50,7 @@ def _ito(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
     )
 
 
-def _info_cmr(backend: str) -> Loss:
+def _info_cmr(backend: Backend) -> Loss:
     return partial(functional.info_cmr_loss, backend=backend)
 
 

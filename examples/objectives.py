@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import losses
+from itm_kernels.backends import Backend
 from itm_kernels.fusion import FusionHead
 from itm_kernels.mining import HardNegativeSampler
 from models import DualEncoder, Widths
@@ -76,7 +77,7 @@ class MatchingObjective(Objective):
         backend: backend of both parts.
     """
 
-    def __init__(self, dim: int, *, backend: str) -> None:
+    def __init__(self, dim: int, *, backend: Backend) -> None:
         super().__init__()
         self.contrast = losses.InfoNCELoss(backend=backend)
         self.matching = losses.ITMLoss(sampler=HardNegativeSampler(backend=backend))
@@ -108,7 +109,7 @@ class FusionObjective(Objective):
         backend: backend of the loss.
     """
 
-    def __init__(self, widths: Widths, *, backend: str) -> None:
+    def __init__(self, widths: Widths, *, backend: Backend) -> None:
         super().__init__()
         self.narrow_image = nn.Linear(widths.image_tokens, FUSION_DIM)
         self.narrow_text = nn.Linear(widths.text_tokens, FUSION_DIM)
@@ -138,7 +139,7 @@ class FusionObjective(Objective):
         return self.criterion(*encoded)
 
 
-_BUILDERS: dict[str, Callable[[Widths, str], Objective]] = {
+_BUILDERS: dict[str, Callable[[Widths, Backend], Objective]] = {
     "sum_of_hinges": lambda _, backend: PairObjective(losses.SumOfHingesLoss(backend=backend)),
     "max_of_hinges": lambda _, backend: PairObjective(losses.MaxOfHingesLoss(backend=backend)),
     "imc": lambda _, backend: PairObjective(losses.IMCLoss(backend=backend)),
@@ -153,7 +154,7 @@ _BUILDERS: dict[str, Callable[[Widths, str], Objective]] = {
 LOSS_NAMES = tuple(_BUILDERS)
 
 
-def build_objective(name: str, widths: Widths, *, backend: str = "auto") -> Objective:
+def build_objective(name: str, widths: Widths, *, backend: Backend = "auto") -> Objective:
     """Build the objective of a ``--loss`` name.
 
     Args:

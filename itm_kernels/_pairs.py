@@ -1,13 +1,12 @@
 """Which image is the positive of which text (maths, "Pairs"), decided once per call."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from itm_kernels import _checks
-
-UNMATCHED = ("error", "negative")
+from itm_kernels._options import Unmatched
 
 
 class Pairs(NamedTuple):
@@ -59,7 +58,7 @@ def match(
     Raises:
         ValueError: as `resolve`, but `unmatched="negative"` allows a text to match no image.
     """
-    _checks.option(function, "unmatched", unmatched, UNMATCHED)
+    _checks.option(function, "unmatched", unmatched, get_args(Unmatched))
     return _resolve(function, image, text, image_ids, text_ids, unmatched)
 
 

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from itm_kernels import _extension
 from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
 from itm_kernels._extension import versions as versions
+from itm_kernels._options import Backend as Backend  # for callers that pass one on
 
 # NOT_BUILT says why the compiled extension is not there.
 _C, NOT_BUILT, _extension_told = _extension.load()
@@ -40,7 +41,7 @@ OPERATORS = (
     "cross_entropy",
 )
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
-CHOICES = ("auto", "reference", *NAMESPACES)
+CHOICES = get_args(Backend)  # "auto", "reference" and the namespaces
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
 DEVICES = tuple(PREFERENCE)
 MANY = sys.maxsize

@@ -1,19 +1,23 @@
 """Training-time fusion of image and text tokens into one vector per pair (maths, section 6)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks
+from itm_kernels._options import Checked, integer, number
 
 _FUNCTION = "FusionHead"
 
 
-class FusionHead(nn.Module):
+class FusionHead(Checked, nn.Module):
     """A small transformer encoder over ``[image tokens; text tokens]``, read out at the first.
 
     Every token gets a learned position within its own modality and its modality's embedding; the
     blocks normalise first. Train with it and drop it at inference: the encoders' embeddings do
-    not depend on it. Source: ITO, training-time multimodal fusion.
+    not depend on it. Options are attributes; `dropout` may be set between steps, the others are
+    fixed at construction. Source: ITO, training-time multimodal fusion.
 
     Args:
         dim: width of the tokens and of the fused vector.
@@ -37,6 +41,16 @@ class FusionHead(nn.Module):
         torch.Size([2, 16])
     """
 
+    checks = {
+        "dim": integer(1),
+        "heads": integer(1),
+        "layers": integer(1),
+        "mlp_ratio": number(above=0),
+        "dropout": number(least=0, below=1),
+        "max_tokens": integer(1),
+    }
+    fixed = ("dim", "heads", "layers", "mlp_ratio", "max_tokens")
+
     def __init__(
         self,
         dim: int,
@@ -48,11 +62,12 @@ class FusionHead(nn.Module):
         max_tokens: int = 256,
     ) -> None:
         super().__init__()
-        options = {"dim": dim, "heads": heads, "layers": layers, "max_tokens": max_tokens}
-        for name, value in options.items():
-            _checks.integer(_FUNCTION, name, value, 1)
-        _checks.number(_FUNCTION, "mlp_ratio", mlp_ratio, above=0)
-        _checks.number(_FUNCTION, "dropout", dropout, least=0, below=1)
+        self.dim = dim
+        self.heads = heads
+        self.layers = layers
+        self.mlp_ratio = mlp_ratio
+        self.max_tokens = max_tokens
+        self.dropout = dropout
         if dim % heads:
             raise ValueError(
                 f"{_FUNCTION}: heads {heads} does not divide dim {dim}; choose a divisor of dim"
@@ -74,6 +89,20 @@ class FusionHead(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping an element, in training."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = value
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = value
+            elif isinstance(module, nn.MultiheadAttention):
+                module.dropout = value
 
     def forward(
         self,
@@ -112,6 +141,9 @@ class FusionHead(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, src_key_padding_mask=padding)
         return self.norm(hidden[:, 0])
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _check(
         self, image_tokens: Tensor, text_tokens: Tensor, text_padding_mask: Tensor | None

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.backends import CHOICES
-from itm_kernels.ops.sample_negatives import STRATEGIES, run
+from itm_kernels._options import Backend, Checked, Strategy, number, word
+from itm_kernels.ops.sample_negatives import run
 
 
 class HardNegatives(NamedTuple):
@@ -17,12 +17,13 @@ class HardNegatives(NamedTuple):
     image_index: Tensor  # [M] int64, a negative image for every text
 
 
-class HardNegativeSampler:
+class HardNegativeSampler(Checked):
     r"""Draw one negative text per image and one negative image per text.
 
     .. math:: p(j | i) = \mathrm{softmax}_j (s_{ij} / t)
 
     over valid negatives: same-id pairs are masked before the softmax, not after it.
+    Options are attributes, which may be set between calls and are checked then.
 
     Args:
         strategy: `"multinomial"`, `"hardest"` (its zero-temperature limit), or `"uniform"`.
@@ -41,17 +42,19 @@ class HardNegativeSampler:
     tensor([1, 2, 0])
     """
 
+    checks = {
+        "strategy": word(Strategy),
+        "temperature": number(above=0),
+        "backend": word(Backend),
+    }
+
     def __init__(
         self,
-        strategy: str = "multinomial",
+        strategy: Strategy = "multinomial",
         *,
         temperature: float = 0.07,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
-        name = "HardNegativeSampler"
-        _checks.option(name, "strategy", strategy, STRATEGIES)
-        _checks.number(name, "temperature", temperature, above=0)
-        _checks.option(name, "backend", backend, CHOICES)
         self.strategy = strategy
         self.temperature = temperature
         self.backend = backend

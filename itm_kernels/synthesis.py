@@ -1,23 +1,80 @@
 """Hard negative synthesis by clustering (SynHNC)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks
-from itm_kernels.backends import CHOICES
+from itm_kernels._options import (
+    Backend,
+    Checked,
+    Clustering,
+    Weights,
+    flag,
+    integer,
+    number,
+    word,
+)
 from itm_kernels.ops import Synthesis, SynthesisLogits
 from itm_kernels.ops.kmeans import run as kmeans
-from itm_kernels.ops.rbf_synthesis import Options, check_options, run, run_logits
+from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from itm_kernels.ops.unit_rows import run as unit_rows
 
-CLUSTERINGS = ("shared", "per_anchor")
+ITERATIONS, RIDGE = 10, 1e-4
 
 
-class HardNegativeSynthesis(nn.Module):
+def logits_of_unit_rows(
+    anchors: Tensor,  # [N, D] of length 1, checked
+    anchor_ids: Tensor,  # [N]
+    members: Tensor,  # [M, D] of length 1
+    member_ids: Tensor,  # [M]
+    options: Options,
+    clustering: Clustering,
+    detach: bool,
+    generator: torch.Generator | None,
+    function: str,
+    backend: str,
+    *,
+    iterations: int = ITERATIONS,
+    draw: bool = True,
+) -> SynthesisLogits:
+    """Return the cosines with synthetic vectors on behalf of a loss that has unit rows already."""
+    if detach:
+        members = members.detach()  # their gradient, zeros, need not be made and added up
+    sides = anchors, anchor_ids, members, member_ids
+    K = options.num_clusters
+    inputs = _clustered(*sides, K, clustering, iterations, generator, function, backend, draw)
+    return run_logits(*inputs, options, detach, function, backend)
+
+
+def _clustered(
+    q: Tensor,
+    anchor_ids: Tensor,
+    x: Tensor,
+    member_ids: Tensor,
+    num_clusters: int,
+    clustering: Clustering,
+    iterations: int,
+    generator: torch.Generator | None,
+    function: str,
+    backend: str,
+    draw: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cluster the members; return what synthesis takes."""
+    own = anchor_ids[:, None] != member_ids if clustering == "per_anchor" else None
+    assignment, _ = kmeans(
+        x.detach(), own, num_clusters, iterations, None, generator, function, backend, draw
+    )
+    return q, x, assignment[0] if own is None else assignment, anchor_ids, member_ids
+
+
+class HardNegativeSynthesis(Checked, nn.Module):
     r"""Synthesise hard negatives for every anchor from the clusters of the other modality.
 
     The members that do not share an anchor's id are clustered; each cluster yields one vector,
     :math:`\bar q_k = \sum_{n \in k} w_n \hat k_n` (see `ops.rbf_synthesis`). Has no parameters.
+    Options are attributes, which may be set between calls and are checked then.
 
     Args:
         num_clusters: K >= 1; more than there are members is allowed, the surplus is invalid.
@@ -43,29 +100,43 @@ class HardNegativeSynthesis(nn.Module):
     torch.Size([4, 2, 4])
     """
 
+    checks = {
+        "num_clusters": integer(1),
+        "sigma": number(above=0),
+        "weights": word(Weights),
+        "clustering": word(Clustering),
+        "iterations": integer(0),
+        "ridge": number(least=0),
+        "detach": flag,
+        "backend": word(Backend),
+    }
+
     def __init__(
         self,
         num_clusters: int = 8,
         *,
         sigma: float = 0.1,
-        weights: str = "kam",
-        clustering: str = "shared",
-        iterations: int = 10,
-        ridge: float = 1e-4,
+        weights: Weights = "kam",
+        clustering: Clustering = "shared",
+        iterations: int = ITERATIONS,
+        ridge: float = RIDGE,
         detach: bool = True,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        name = "HardNegativeSynthesis"
-        check_options(name, num_clusters, sigma, weights, ridge, least=1)
-        _checks.option(name, "clustering", clustering, CLUSTERINGS)
-        _checks.integer(name, "iterations", iterations, least=0)
-        _checks.option(name, "backend", backend, CHOICES)
-        self.options = Options(num_clusters, float(sigma), weights, float(ridge))
-        self.clustering = clustering
+        self.num_clusters = num_clusters
+        self.sigma = sigma
+        self.weights = weights
+        self.clustering: Clustering = clustering
         self.iterations = iterations
+        self.ridge = ridge
         self.detach = detach
         self.backend = backend
+
+    @property
+    def options(self) -> Options:
+        """Return what the operator takes."""
+        return Options(self.num_clusters, float(self.sigma), self.weights, float(self.ridge))
 
     def forward(
         self,
@@ -80,7 +151,8 @@ class HardNegativeSynthesis(nn.Module):
         name = "HardNegativeSynthesis"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             sides = self._sides(name, anchors, members, anchor_ids, member_ids)
-            inputs = self._clustered(name, *sides, generator)
+            how = self.num_clusters, self.clustering, self.iterations, generator
+            inputs = _clustered(*sides, *how, name, self.backend)
             return run(*inputs, self.options, name, self.backend)
 
     def logits(
@@ -98,22 +170,8 @@ class HardNegativeSynthesis(nn.Module):
         """
         name = "HardNegativeSynthesis.logits"
         sides = self._sides(name, anchors, members, anchor_ids, member_ids)
-        return self.logits_of_unit_rows(*sides, generator)
-
-    def logits_of_unit_rows(
-        self,
-        anchors: Tensor,  # [N, D] of length 1, checked
-        anchor_ids: Tensor,  # [N]
-        members: Tensor,  # [M, D] of length 1
-        member_ids: Tensor,  # [M]
-        generator: torch.Generator | None,
-    ) -> SynthesisLogits:
-        """Return `logits` on behalf of a loss that has unit rows already."""
-        name = "HardNegativeSynthesis.logits"
-        if self.detach:
-            members = members.detach()  # their gradient, zeros, need not be made and added up
-        inputs = self._clustered(name, anchors, anchor_ids, members, member_ids, generator)
-        return run_logits(*inputs, self.options, self.detach, name, self.backend)
+        how = self.options, self.clustering, self.detach, generator
+        return logits_of_unit_rows(*sides, *how, name, self.backend, iterations=self.iterations)
 
     def _sides(
         self,
@@ -137,27 +195,9 @@ class HardNegativeSynthesis(nn.Module):
         q = unit_rows(anchors, function, self.backend)
         return q, anchor_ids, unit_rows(members, function, self.backend), member_ids
 
-    def _clustered(
-        self,
-        function: str,
-        q: Tensor,
-        anchor_ids: Tensor,
-        x: Tensor,
-        member_ids: Tensor,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Cluster the members; return what synthesis takes."""
-        own = anchor_ids[:, None] != member_ids if self.clustering == "per_anchor" else None
-        K, iterations = self.options.num_clusters, self.iterations
-        assignment, _ = kmeans(
-            x.detach(), own, K, iterations, None, generator, function, self.backend
-        )
-        return q, x, assignment[0] if own is None else assignment, anchor_ids, member_ids
-
     def extra_repr(self) -> str:
         """Show the options."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
-        return (
-            f"{options}, clustering={self.clustering!r}, iterations={self.iterations}, "
-            f"detach={self.detach}, backend={self.backend!r}"
-        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.checks)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -77,19 +77,20 @@ LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "_checks": {"_autocast"},
     "_autocast": set(),
+    "_options": {"_checks"},
     "reference": set(),
     "triton": set(),
     "_extension": set(),
-    "backends": {"_extension"},
-    "_pairs": {"_checks"},
-    "ops": {"backends", "reference", "_checks", "_pairs", "_autocast"},
+    "backends": {"_extension", "_options"},
+    "_pairs": {"_checks", "_options"},
+    "ops": {"backends", "reference", "_checks", "_options", "_pairs", "_autocast"},
     "losses": {
         *("ops", "reference", "backends", "mining", "synthesis"),
-        *("_checks", "_pairs", "_autocast"),
+        *("_checks", "_options", "_pairs", "_autocast"),
     },
     "functional": {"losses"},
 }
-FOUNDATION = {"ops", "reference", "backends", "_checks", "_pairs", "_autocast"}
+FOUNDATION = {"ops", "reference", "backends", "_checks", "_options", "_pairs", "_autocast"}
 AROUND: dict[str, set[str]] = {
     "mining": FOUNDATION,
     "synthesis": FOUNDATION,

@@ -1,21 +1,29 @@
 """What every loss shares: the reduction, the common options, the logit scale."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks
-from itm_kernels.backends import CHOICES
+from itm_kernels._options import Backend, Checked, Reduction, Unmatched, flag, number, word
+from itm_kernels.ops.log_sum_exp import as_scalar
 
-REDUCTIONS = ("none", "sum", "mean")
+LOGIT_SCALE = 20.0  # 1 / .05, of every loss that is not told
+MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
+# Of the options that most losses share.
+SHARED = {
+    "unmatched": word(Unmatched),
+    "reduction": word(Reduction),
+    "backend": word(Backend),
+}
 
 
 def check_options(function: str, reduction: object, backend: object) -> None:
     """Check the options that every loss takes."""
-    _checks.option(function, "reduction", reduction, REDUCTIONS)
-    _checks.option(function, "backend", backend, CHOICES)
+    _checks.option(function, "reduction", reduction, get_args(Reduction))
+    _checks.option(function, "backend", backend, get_args(Backend))
 
 
 def of_pairs(values: Tensor, absent: Tensor | None) -> Tensor:
@@ -34,8 +42,8 @@ def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tens
     return values.sum() / absent.logical_not().sum().clamp_min(1)
 
 
-class OptionsModule(nn.Module):
-    """A Module that is nothing but a loss function with its options held as attributes."""
+class OptionsModule(Checked, nn.Module):
+    """A Module that is a loss function with its options held as attributes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -53,19 +61,163 @@ class OptionsModule(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
-class LogitScale(nn.Module):
-    """A positive scale of logits, fixed or learnt as its logarithm (as CLIP does)."""
+def inverse_of_each_other(
+    function: str, logit_scale: Any, temperature: Any, default: float | None = None
+) -> Any:
+    """Check a scale or a temperature, one of both; return the scale."""
+    if temperature is None:
+        logit_scale = default if logit_scale is None else logit_scale
+        _checks.scalar(function, "logit_scale", logit_scale, above=0)
+        return logit_scale
+    if logit_scale is not None:
+        raise ValueError(
+            f"{function}: logit_scale and temperature are both given; "
+            "pass one, each is the inverse of the other"
+        )
+    _checks.scalar(function, "temperature", temperature, above=0)
+    return temperature.reciprocal() if isinstance(temperature, Tensor) else 1 / temperature
 
-    def __init__(self, owner: str, value: float, learnable: bool) -> None:
+
+check_max_scale = number(optional=True, above=0)
+
+
+def scale_of(
+    function: str,
+    like: Tensor,
+    logit_scale: float | Tensor | None,
+    temperature: float | Tensor | None,
+    max_scale: float | None,
+    default: float = LOGIT_SCALE,
+) -> Tensor:  # []
+    """Check a function's scale or temperature; return the scale, bounded, in the scores' dtype."""
+    check_max_scale(function, "max_scale", max_scale)
+    given = inverse_of_each_other(function, logit_scale, temperature, default)
+    return bounded(as_scalar(given, like), max_scale)
+
+
+def bounded(scale: Tensor, max_scale: float | None) -> Tensor:
+    """Bound a scale from above; beyond the bound it has no gradient."""
+    return scale if max_scale is None else scale.clamp(max=max_scale)
+
+
+def shown(value: float | Tensor) -> str:
+    """Return a number as a Module's repr shows it; a tensor without a value is "?"."""
+    if isinstance(value, Tensor):
+        fake = value.is_meta or type(value) not in (Tensor, nn.Parameter)
+        return "?" if fake else f"{value.item():g}"
+    return f"{value:g}"
+
+
+class LogitScale(Checked, nn.Module):
+    """A positive scale of logits, fixed or learnt as its logarithm (as CLIP does).
+
+    Args:
+        owner: whose scale it is, for messages.
+        value: the scale that training starts from, or the fixed one.
+        learnable: learn the logarithm, the parameter `log`.
+        max_scale: upper bound of a learnt scale, beyond which it has no gradient; None: no bound.
+    """
+
+    checks = {"max_scale": check_max_scale}
+    max_scale: float | None
+
+    def __init__(
+        self, owner: str, value: float, learnable: bool, max_scale: float | None = MAX_SCALE
+    ) -> None:
         super().__init__()
-        _checks.number(owner, "logit_scale", value, above=0)
+        self.owner = owner
+        self.log = nn.Parameter(torch.empty(())) if learnable else None
+        self.max_scale = check_max_scale(owner, "max_scale", max_scale)
+        self.assign(value)
+
+    def assign(self, value: float, temperature: float | None = None) -> None:
+        """Set the scale, of which a temperature may be the origin."""
+        _checks.number(self.owner, "logit_scale", value, above=0)
+        learnt, most = self.log is not None, self.max_scale
+        if learnt and most is not None and value > most:
+            raise ValueError(
+                f"{self.owner}: a learnt logit_scale is bounded by max_scale = {most:g}, "
+                f"got {float(value):g}; pass max_scale=None or a larger one"
+            )
         self.value = float(value)
-        self.log = nn.Parameter(torch.tensor(math.log(value))) if learnable else None
+        self.temperature = 1 / self.value if temperature is None else float(temperature)
+        if self.log is not None:
+            with torch.no_grad():
+                self.log.fill_(math.log(self.value))
 
     def forward(self) -> float | Tensor:
         """Return the scale, as a tensor with gradient when it is learnt."""
-        return self.value if self.log is None else self.log.exp()
+        if self.log is None:
+            return self.value
+        if self.max_scale is None:
+            return self.log.exp()
+        # The logarithm is bounded: the exponential of the bound's may exceed the bound itself by
+        # a rounding, and would then have no gradient at a scale that starts at the bound.
+        return self.log.clamp(max=math.log(self.max_scale)).exp()
 
     def extra_repr(self) -> str:
-        """Show the value that training starts from, or the fixed one."""
-        return f"{self.value:g}, learnable={self.log is not None}"
+        """Show the value in use, learnt or fixed, and the bound of a learnt one."""
+        if self.log is None:
+            return f"{self.value:g}, learnable=False"
+        return f"{shown(self())}, learnable=True, max_scale={self.max_scale}"
+
+
+class ScaledLoss(OptionsModule):
+    """A loss with a logit scale, fixed or learnt; its inverse is the temperature.
+
+    `logit_scale`, `temperature` and `max_scale` may be set between steps; a learnt scale goes on
+    from what it is set to.
+    """
+
+    fixed = ("learnable",)
+    logit_scale: LogitScale
+
+    def __init__(
+        self,
+        logit_scale: float | None,
+        temperature: float | None,
+        learnable: bool,
+        max_scale: float | None,
+        default: float = LOGIT_SCALE,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        owner = type(self).__name__
+        value = inverse_of_each_other(owner, logit_scale, temperature, default)
+        self.learnable = flag(owner, "learnable", learnable)
+        self.logit_scale = LogitScale(owner, value, learnable, max_scale)
+        if temperature is not None:
+            self.temperature = temperature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a number as logit_scale goes into the scale that is there."""
+        if name == "logit_scale" and not isinstance(value, nn.Module):
+            self.logit_scale.assign(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """1 / the scale in use."""
+        scale = self.logit_scale()
+        return scale.reciprocal() if isinstance(scale, Tensor) else self.logit_scale.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        _checks.number(type(self).__name__, "temperature", value, above=0)
+        self.logit_scale.assign(1 / value, value)
+
+    @property
+    def max_scale(self) -> float | None:
+        """Upper bound of a learnt scale."""
+        return self.logit_scale.max_scale
+
+    @max_scale.setter
+    def max_scale(self, value: float | None) -> None:
+        self.logit_scale.max_scale = check_max_scale(type(self).__name__, "max_scale", value)
+
+    def scale(self, given: float | Tensor | None = None) -> float | Tensor:
+        """Return the scale given to a call, a tensor bounded as a learnt one is, or the own."""
+        if given is None:
+            return self.logit_scale()
+        return bounded(given, self.max_scale) if isinstance(given, Tensor) else given

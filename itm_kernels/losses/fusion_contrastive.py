@@ -1,22 +1,27 @@
 """Fusion loss: NT-Xent between the fused vectors of two views (paper 2)."""
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itm_kernels import _checks
-from itm_kernels.losses._common import LogitScale, check_options
+from itm_kernels._options import Backend
+from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 from itm_kernels.losses._contrast import cross_entropy
 from itm_kernels.losses.multi_view_alignment import check_views
-from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.reference._rows import paired_scores
 
 
 def fusion_contrastive_loss(
-    fused: Tensor, *, logit_scale: float | Tensor = 20.0, backend: str = "auto"
+    fused: Tensor,
+    *,
+    logit_scale: float | Tensor | None = None,
+    temperature: float | Tensor | None = None,
+    max_scale: float | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Recognise a sample's other view among the fused vectors of both views (NT-Xent).
 
@@ -27,7 +32,10 @@ def fusion_contrastive_loss(
 
     Args:
         fused: `[V, N, D]` fused image-text vectors, V >= 2 views, normalised inside.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable).
+        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
+            20 without a temperature.
+        temperature: its inverse, instead of it.
+        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
@@ -48,9 +56,8 @@ def fusion_contrastive_loss(
     check_views(name, fused=fused)
     if fused.shape[0] < 2:
         raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
-    _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
-    scale = as_scalar(logit_scale, fused)
+    scale = scale_of(name, fused, logit_scale, temperature, max_scale)
     # Taken apart once: every view picked by its index would have a gradient of all views' size.
     views = unit_rows(fused, name, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
@@ -65,21 +72,42 @@ def fusion_contrastive_loss(
     return torch.stack(losses).mean()
 
 
-class FusionContrastiveLoss(nn.Module):
-    """Fusion loss as a Module; see `fusion_contrastive_loss`.
+class FusionContrastiveLoss(ScaledLoss):
+    """Fusion loss as a Module; `functional.fusion_contrastive_loss` has the formula.
+
+    Rows are normalised inside; the result is the mean over pairs of views and samples. Options are
+    attributes, which may be set between steps and are checked then.
+
+    Args:
+        logit_scale: 1 / temperature, > 0; 20 without a temperature.
+        temperature: its inverse, instead of it.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+            optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> fused = torch.eye(4).expand(2, 4, 4).clone().requires_grad_()
     >>> FusionContrastiveLoss(learnable=True)(fused).backward()
     """
 
+    checks = {"backend": SHARED["backend"]}
+
     def __init__(
-        self, logit_scale: float = 20.0, *, learnable: bool = False, backend: str = "auto"
+        self,
+        logit_scale: float | None = None,
+        *,
+        temperature: float | None = None,
+        learnable: bool = False,
+        max_scale: float | None = MAX_SCALE,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        check_options("FusionContrastiveLoss", "mean", backend)
-        self.logit_scale = LogitScale("FusionContrastiveLoss", logit_scale, learnable)
-        self.backend = backend
+        super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
     def forward(
         self,
@@ -88,9 +116,7 @@ class FusionContrastiveLoss(nn.Module):
         logit_scale: float | Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch of views; a scale given here replaces the Module's own."""
-        scale = self.logit_scale() if logit_scale is None else logit_scale
-        return fusion_contrastive_loss(fused, logit_scale=scale, backend=self.backend)
+        return fusion_contrastive_loss(fused, logit_scale=self.scale(logit_scale), **self.options)
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"backend={self.backend!r}"
+    if TYPE_CHECKING:
+        __call__ = forward

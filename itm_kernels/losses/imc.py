@@ -1,10 +1,13 @@
 """Max of hinges with the intra-modal constraint of both modalities (paper 3 eq. 3)."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
-from itm_kernels.losses.intra_modal import check_constraint, own_reduction
+from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
+from itm_kernels.losses._common import SHARED, OptionsModule, check_options, of_pairs, reduce
+from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction
 from itm_kernels.ops import intra_modal, max_of_hinges
 
 
@@ -13,16 +16,16 @@ def imc_loss(
     text: Tensor,
     *,
     margin: float = 0.2,
-    metric: str = "cosine",
+    metric: Metric = "cosine",
     lower: float = 0.05,
     upper: float = 0.5,
     weight: float = 1.0,
-    mode: str = "official",
-    thresholds: str = "row0",
+    mode: Mode = "official",
+    thresholds: Thresholds = "row0",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
-    backend: str = "auto",
+    unmatched: Unmatched = "error",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Add the intra-modal constraint of images and of texts to the max of hinges.
 
@@ -75,7 +78,28 @@ def imc_loss(
 
 
 class IMCLoss(OptionsModule):
-    """Max of hinges with the intra-modal constraint, as a Module; see `imc_loss`.
+    """Max of hinges with the intra-modal constraint, as a Module; `functional.imc_loss` explains.
+
+    Rows are not normalised inside; the result is the sum over pairs plus both constraints.
+    Options are attributes, which may be set between steps and
+    are checked then. Bounds that do not fit together are an error of the next call.
+
+    Args:
+        margin: margin of the hinges, in units of the score.
+        metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
+        lower: lower bound of the band: a distance, or a fraction of the batch for official
+            distances.
+        upper: upper bound of the band.
+        weight: factor of the constraint.
+        mode: `"official"`, `"paper"` or `"repel"`.
+        thresholds: `"row0"` or `"per_row"`, for official distances.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> image = torch.eye(4, requires_grad=True)
@@ -83,24 +107,28 @@ class IMCLoss(OptionsModule):
     >>> loss.backward()
     """
 
+    checks = {
+        "margin": number(),
+        **BAND,
+        "unmatched": SHARED["unmatched"],
+        "backend": SHARED["backend"],
+    }
+    unmatched: Unmatched = "error"
+
     def __init__(
         self,
         margin: float = 0.2,
         *,
-        metric: str = "cosine",
+        metric: Metric = "cosine",
         lower: float = 0.05,
         upper: float = 0.5,
         weight: float = 1.0,
-        mode: str = "official",
-        thresholds: str = "row0",
-        unmatched: str = "error",
-        backend: str = "auto",
+        mode: Mode = "official",
+        thresholds: Thresholds = "row0",
+        unmatched: Unmatched = "error",
+        backend: Backend = "auto",
     ) -> None:
-        name = "IMCLoss"
-        _checks.number(name, "margin", margin)
-        check_constraint(name, metric, lower, upper, weight, mode, thresholds)
-        check_options(name, "sum", backend)
-        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
+        check_constraint("IMCLoss", metric, lower, upper, weight, mode, thresholds)
         super().__init__(
             margin=margin,
             metric=metric,
@@ -123,3 +151,6 @@ class IMCLoss(OptionsModule):
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
         return imc_loss(image, text, image_ids=image_ids, text_ids=text_ids, **self.options)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -1,50 +1,58 @@
 """InfoCMR: InfoNCE with synthetic hard negatives and noise (paper 1 eqs 6-7)."""
 
+from typing import TYPE_CHECKING, get_args
+
 import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
+from itm_kernels._options import (
+    Backend,
+    Clustering,
+    Reduction,
+    Unmatched,
+    Weights,
+    flag,
+    integer,
+    number,
+    word,
+)
+from itm_kernels.losses._common import (
+    MAX_SCALE,
+    SHARED,
+    ScaledLoss,
+    check_options,
+    of_pairs,
+    reduce,
+    scale_of,
+)
 from itm_kernels.losses._contrast import contrast, cross_entropy, ids_of, of_image
-from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
+from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
 from itm_kernels.ops.unit_rows import run as unit_rows
-from itm_kernels.synthesis import CLUSTERINGS, HardNegativeSynthesis
-
-
-def _check(
-    function: str,
-    temperature: object,
-    num_clusters: object,
-    sigma: object,
-    weights: object,
-    clustering: object,
-    num_noise: object,
-) -> None:
-    _checks.number(function, "temperature", temperature, above=0)
-    check_synthesis(function, num_clusters, sigma, weights, ridge=0, least=0)
-    _checks.option(function, "clustering", clustering, CLUSTERINGS)
-    _checks.integer(function, "num_noise", num_noise, least=0)
+from itm_kernels.synthesis import RIDGE, logits_of_unit_rows
 
 
 def info_cmr_loss(
     image: Tensor,
     text: Tensor,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    max_scale: float | None = None,
     num_clusters: int = 8,
     sigma: float = 0.1,
-    weights: str = "kam",
-    clustering: str = "shared",
+    weights: Weights = "kam",
+    clustering: Clustering = "shared",
     num_noise: int = 128,
     detach: bool = True,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
+    unmatched: Unmatched = "error",
     generator: torch.Generator | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Contrast every pair with the batch, synthetic hard negatives and noise.
 
@@ -57,7 +65,10 @@ def info_cmr_loss(
     Args:
         image: `[N, D]` embeddings, normalised inside.
         text: `[M, D]` embeddings; M = N without ids.
-        temperature: t > 0.
+        temperature: t > 0: a number, or a tensor of one element (differentiable); .05 without a
+            logit_scale.
+        logit_scale: its inverse, instead of it.
+        max_scale: upper bound of 1 / t, beyond which it has no gradient; None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
         weights: `"kam"` or `"attention"`.
@@ -90,31 +101,70 @@ def info_cmr_loss(
     >>> info_cmr_loss(torch.eye(2), text, temperature=0.5, num_clusters=0, num_noise=0)
     tensor(0.5975)
     """
+    return _info_cmr(
+        image,
+        text,
+        True,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        max_scale=max_scale,
+        num_clusters=num_clusters,
+        sigma=sigma,
+        weights=weights,
+        clustering=clustering,
+        num_noise=num_noise,
+        detach=detach,
+        image_ids=image_ids,
+        text_ids=text_ids,
+        unmatched=unmatched,
+        generator=generator,
+        reduction=reduction,
+        backend=backend,
+    )
+
+
+def _info_cmr(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    draw: bool,  # False: no noise, and a start of k-means that depends on the rows alone
+    *,
+    temperature: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    max_scale: float | None = None,
+    num_clusters: int,
+    sigma: float,
+    weights: Weights,
+    clustering: Clustering,
+    num_noise: int,
+    detach: bool,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    unmatched: Unmatched,
+    generator: torch.Generator | None,
+    reduction: Reduction,
+    backend: Backend,
+) -> Tensor:
     name = "info_cmr_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
-    _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
+    check_synthesis(name, num_clusters, sigma, weights, ridge=RIDGE, least=0)
+    _checks.option(name, "clustering", clustering, get_args(Clustering))
+    _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
+    scale = scale_of(name, image, logit_scale, temperature, max_scale)
     pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     v_ids, c_ids = ids_of(pairs, image)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    scale = as_scalar(1 / temperature, v)
     positive, *others = contrast(v, c, scale, pairs, name, backend, absent)
     from_image, from_text = ([negatives] for negatives in others)
     if num_clusters:
-        synthesis = HardNegativeSynthesis(
-            num_clusters,
-            sigma=sigma,
-            weights=weights,
-            clustering=clustering,
-            detach=detach,
-            backend=backend,
-        )
-        found = synthesis.logits_of_unit_rows(v, v_ids, c, c_ids, generator)
+        options = Options(num_clusters, float(sigma), weights, RIDGE)
+        how = options, clustering, detach, generator, name, backend
+        found = logits_of_unit_rows(v, v_ids, c, c_ids, *how, draw=draw)
         from_image.append(of_image(_log_of_each(scale, *found), pairs))
-        found = synthesis.logits_of_unit_rows(c, c_ids, v, v_ids, generator)
+        found = logits_of_unit_rows(c, c_ids, v, v_ids, *how, draw=draw)
         from_text.append(_log_of_each(scale, *found))
-    if num_noise:
+    if num_noise and draw:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
         g = unit_rows(noise.normal_(generator=generator), name, backend)
         noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
@@ -129,34 +179,77 @@ def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:  # [N,
     return torch.where(valid, scale * cosine, -torch.inf)
 
 
-class InfoCMRLoss(OptionsModule):
-    """InfoCMR as a Module; see `info_cmr_loss`.
+class InfoCMRLoss(ScaledLoss):
+    """InfoCMR as a Module, with a fixed or learnable temperature; `functional.info_cmr_loss`.
+
+    Rows are normalised inside. Options are attributes, which may be set between steps and are
+    checked then.
+
+    Args:
+        temperature: t > 0; .05 without a logit_scale.
+        logit_scale: its inverse, instead of it.
+        learnable: learn it, as the parameter `logit_scale.log`. Hand `parameters()` to the
+            optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
+        sigma: width of the synthesis kernel on unit vectors, > 0.
+        weights: `"kam"` or `"attention"`.
+        clustering: `"shared"` or `"per_anchor"`.
+        num_noise: noise vectors, drawn afresh at every call; 0: none.
+        detach: stop gradients into the synthetic vectors.
+        draws_in_eval: False: after `eval()` nothing is drawn, so that a validation loss depends on
+            the embeddings alone: there is no noise, and k-means starts from rows far apart.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> image = torch.eye(4, requires_grad=True)
     >>> InfoCMRLoss(num_clusters=2, num_noise=8)(image, torch.eye(4)).backward()
     """
 
+    checks = {
+        "num_clusters": integer(0),
+        "sigma": number(above=0),
+        "weights": word(Weights),
+        "clustering": word(Clustering),
+        "num_noise": integer(0),
+        "detach": flag,
+        "draws_in_eval": flag,
+        **SHARED,
+    }
+    unmatched: Unmatched = "error"
+    draws_in_eval: bool
+
     def __init__(
         self,
-        temperature: float = 0.05,
+        temperature: float | None = None,
         *,
+        logit_scale: float | None = None,
+        learnable: bool = False,
+        max_scale: float | None = MAX_SCALE,
         num_clusters: int = 8,
         sigma: float = 0.1,
-        weights: str = "kam",
-        clustering: str = "shared",
+        weights: Weights = "kam",
+        clustering: Clustering = "shared",
         num_noise: int = 128,
         detach: bool = True,
-        unmatched: str = "error",
-        reduction: str = "mean",
-        backend: str = "auto",
+        draws_in_eval: bool = True,
+        unmatched: Unmatched = "error",
+        reduction: Reduction = "mean",
+        backend: Backend = "auto",
     ) -> None:
-        name = "InfoCMRLoss"
-        _check(name, temperature, num_clusters, sigma, weights, clustering, num_noise)
-        check_options(name, reduction, backend)
-        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
         super().__init__(
-            temperature=temperature,
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
             num_clusters=num_clusters,
             sigma=sigma,
             weights=weights,
@@ -167,6 +260,7 @@ class InfoCMRLoss(OptionsModule):
             reduction=reduction,
             backend=backend,
         )
+        self.draws_in_eval = draws_in_eval
 
     def forward(
         self,
@@ -178,6 +272,20 @@ class InfoCMRLoss(OptionsModule):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
-        return info_cmr_loss(
-            image, text, image_ids=image_ids, text_ids=text_ids, generator=generator, **self.options
+        return _info_cmr(
+            image,
+            text,
+            self.training or self.draws_in_eval,
+            logit_scale=self.logit_scale(),
+            image_ids=image_ids,
+            text_ids=text_ids,
+            generator=generator,
+            **self.options,
         )
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"{super().extra_repr()}, draws_in_eval={self.draws_in_eval}"
+
+    if TYPE_CHECKING:
+        __call__ = forward

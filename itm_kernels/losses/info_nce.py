@@ -1,11 +1,20 @@
 """InfoNCE: the symmetric cross-entropy of CLIP."""
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import LogitScale, check_options, reduce
+from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels.losses._common import (
+    MAX_SCALE,
+    SHARED,
+    ScaledLoss,
+    check_options,
+    reduce,
+    scale_of,
+)
 from itm_kernels.losses._contrast import mean_cross_entropy
-from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
@@ -13,12 +22,14 @@ def info_nce_loss(
     image: Tensor,
     text: Tensor,
     *,
-    logit_scale: float | Tensor = 20.0,
+    logit_scale: float | Tensor | None = None,
+    temperature: float | Tensor | None = None,
+    max_scale: float | None = None,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
-    reduction: str = "mean",
-    backend: str = "auto",
+    unmatched: Unmatched = "error",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Classify each image's text among all texts and each text's image among all images.
 
@@ -30,7 +41,10 @@ def info_nce_loss(
     Args:
         image: `[N, D]` embeddings, normalised inside.
         text: `[M, D]` embeddings; M = N without ids.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable).
+        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
+            20 without a temperature.
+        temperature: its inverse, instead of it.
+        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
         unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
@@ -56,41 +70,66 @@ def info_nce_loss(
     """
     name = "info_nce_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, reduction, backend)
     pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
-    scale = as_scalar(logit_scale, image)
+    scale = scale_of(name, image, logit_scale, temperature, max_scale)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     values = mean_cross_entropy(v, c, scale, pairs, name, backend, absent)
     return reduce(values, reduction, absent)
 
 
-class InfoNCELoss(nn.Module):
-    """InfoNCE as a Module, with a fixed or learnable logit scale; see `info_nce_loss`.
+class InfoNCELoss(ScaledLoss):
+    """InfoNCE as a Module, with a fixed or learnable logit scale; `functional.info_nce_loss`.
 
-    A learnable scale is the parameter `logit_scale.log`.
+    Rows are normalised inside. Options are attributes, which may be set between steps and are
+    checked then.
+
+    Args:
+        logit_scale: 1 / temperature, > 0; 20 without a temperature.
+        temperature: its inverse, instead of it.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+            optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
-    >>> criterion = InfoNCELoss(14.3, learnable=True)
+    >>> criterion = InfoNCELoss(temperature=0.07, learnable=True)
     >>> criterion(torch.eye(4), torch.eye(4)).backward()
+    >>> criterion.logit_scale
+    LogitScale(14.2857, learnable=True, max_scale=100.0)
     """
+
+    checks = SHARED
+    unmatched: Unmatched = "error"
 
     def __init__(
         self,
-        logit_scale: float = 20.0,
+        logit_scale: float | None = None,
         *,
+        temperature: float | None = None,
         learnable: bool = False,
-        unmatched: str = "error",
-        reduction: str = "mean",
-        backend: str = "auto",
+        max_scale: float | None = MAX_SCALE,
+        unmatched: Unmatched = "error",
+        reduction: Reduction = "mean",
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        check_options("InfoNCELoss", reduction, backend)
-        _checks.option("InfoNCELoss", "unmatched", unmatched, _pairs.UNMATCHED)
-        self.logit_scale = LogitScale("InfoNCELoss", logit_scale, learnable)
-        self.unmatched = unmatched
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
+            unmatched=unmatched,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -105,16 +144,11 @@ class InfoNCELoss(nn.Module):
         return info_nce_loss(
             image,
             text,
-            logit_scale=self.logit_scale() if logit_scale is None else logit_scale,
+            logit_scale=self.scale(logit_scale),
             image_ids=image_ids,
             text_ids=text_ids,
-            unmatched=self.unmatched,
-            reduction=self.reduction,
-            backend=self.backend,
+            **self.options,
         )
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"unmatched={self.unmatched!r}, reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+    if TYPE_CHECKING:
+        __call__ = forward

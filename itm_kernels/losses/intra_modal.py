@@ -1,13 +1,22 @@
 """Intra-modal constraint, one modality (paper 3 eqs 4-8)."""
 
+from typing import TYPE_CHECKING, get_args
+
 from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels.losses._common import OptionsModule, check_options, reduce
+from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
+from itm_kernels.losses._common import SHARED, OptionsModule, check_options, reduce
 from itm_kernels.ops import intra_modal as operator
 
-MODES = ("official", "paper", "repel")
-THRESHOLDS = ("row0", "per_row")
+BAND = {
+    "metric": word(Metric),
+    "lower": number(),
+    "upper": number(),
+    "weight": number(),
+    "mode": word(Mode),
+    "thresholds": word(Thresholds),
+}
 
 
 def check_constraint(
@@ -20,9 +29,9 @@ def check_constraint(
     thresholds: object,
 ) -> None:
     """Check the options of a constraint, on behalf of a public function."""
-    _checks.option(function, "metric", metric, operator.METRICS)
-    _checks.option(function, "mode", mode, MODES)
-    _checks.option(function, "thresholds", thresholds, THRESHOLDS)
+    _checks.option(function, "metric", metric, get_args(Metric))
+    _checks.option(function, "mode", mode, get_args(Mode))
+    _checks.option(function, "thresholds", thresholds, get_args(Thresholds))
     _checks.number(function, "weight", weight)
     if mode == "official":
         # Distances are bounded by ranks, fractions of the batch.
@@ -37,15 +46,15 @@ def check_constraint(
 def intra_modal_constraint(
     embeddings: Tensor,
     *,
-    metric: str = "cosine",
+    metric: Metric = "cosine",
     lower: float = 0.05,
     upper: float = 0.5,
     weight: float = 1.0,
-    mode: str = "official",
-    thresholds: str = "row0",
+    mode: Mode = "official",
+    thresholds: Thresholds = "row0",
     ids: Tensor | None = None,
-    reduction: str | None = None,
-    backend: str = "auto",
+    reduction: Reduction | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Sum the pairs of one modality that lie inside a band.
 
@@ -107,35 +116,55 @@ def intra_modal_constraint(
     return reduce(weight * values, reduction)
 
 
-def own_reduction(mode: str) -> str:
+def own_reduction(mode: Mode) -> Reduction:
     """Return how a mode reduces its rows in its source."""
     return "sum" if mode == "paper" else "mean"
 
 
 class IntraModalConstraint(OptionsModule):
-    """Intra-modal constraint as a Module; see `intra_modal_constraint`.
+    """Intra-modal constraint as a Module; `functional.intra_modal_constraint` has the formulas.
+
+    Rows are not normalised inside, except that the modes "paper" and "repel" take cosines of any
+    rows. Options are attributes, which may be set between steps and
+    are checked then. Bounds that do not fit together are an error of the next call.
+
+    Args:
+        metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
+        lower: lower bound of the band: a distance, or a fraction of the batch for official
+            distances.
+        upper: upper bound of the band.
+        weight: factor of the constraint.
+        mode: `"official"`, `"paper"` or `"repel"`.
+        thresholds: `"row0"` or `"per_row"`, for official distances.
+        reduction: None is the mode's own, "sum" for "paper" and "mean" for the others; `"none"`
+            gives one value per row, `[N]`.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
-    >>> IntraModalConstraint("l1", mode="official")(torch.eye(4))
-    tensor(0.)
+    >>> IntraModalConstraint("l1", mode="paper", upper=5.0)(torch.eye(4))
+    tensor(24.)
     """
+
+    checks = {**BAND, "reduction": word(Reduction, optional=True), "backend": SHARED["backend"]}
 
     def __init__(
         self,
-        metric: str = "cosine",
+        metric: Metric = "cosine",
         *,
         lower: float = 0.05,
         upper: float = 0.5,
         weight: float = 1.0,
-        mode: str = "official",
-        thresholds: str = "row0",
-        reduction: str | None = None,
-        backend: str = "auto",
+        mode: Mode = "official",
+        thresholds: Thresholds = "row0",
+        reduction: Reduction | None = None,
+        backend: Backend = "auto",
     ) -> None:
         name = "IntraModalConstraint"
         check_constraint(name, metric, lower, upper, weight, mode, thresholds)
-        reduction = own_reduction(mode) if reduction is None else reduction
-        check_options(name, reduction, backend)
         super().__init__(
             metric=metric,
             lower=lower,
@@ -155,3 +184,6 @@ class IntraModalConstraint(OptionsModule):
     ) -> Tensor:
         """Return the constraint of one modality."""
         return intra_modal_constraint(embeddings, ids=ids, **self.options)
+
+    if TYPE_CHECKING:
+        __call__ = forward

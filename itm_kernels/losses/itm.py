@@ -1,13 +1,15 @@
 """Image-text matching with mined hard negatives (ALBEF, BLIP)."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import REDUCTIONS
+from itm_kernels._options import Reduction, number
+from itm_kernels.losses._common import SHARED, OptionsModule
 from itm_kernels.mining import HardNegativeSampler
 from itm_kernels.reference._rows import wide
 
@@ -17,7 +19,7 @@ def itm_loss(
     labels: Tensor,
     *,
     exists: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Classify fused pairs as match or mismatch.
@@ -129,17 +131,33 @@ def _cross_entropy(
 
 
 def _check_options(function: str, reduction: object, label_smoothing: object) -> None:
-    _checks.option(function, "reduction", reduction, REDUCTIONS)
+    _checks.option(function, "reduction", reduction, get_args(Reduction))
     _checks.number(function, "label_smoothing", label_smoothing, least=0, below=1)
 
 
-class ITMLoss(nn.Module):
+def _sampler(owner: str, name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(
+            f"{owner}: {name} must be a function of image and text that returns HardNegatives, "
+            f"got {_checks.describe(value)}; use mining.HardNegativeSampler()"
+        )
+    return value
+
+
+class ITMLoss(OptionsModule):
     """Image-text matching: mines negatives, has the caller fuse the pairs, classifies them.
+
+    The sampler scores rows as they are; `functional.itm_loss` has the formula. Options are
+    attributes, which may be set between steps and are checked then.
 
     Args:
         sampler: draws one negative per anchor; default `mining.HardNegativeSampler()`.
-        reduction: see `itm_loss`.
-        label_smoothing: see `itm_loss`.
+        reduction: `"mean"` over rows that exist, `"sum"`, or `"none"` (one value per row).
+        label_smoothing: share of the label's weight that is spread evenly, in [0, 1).
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     Source: Li et al., ALBEF, 2021; Li et al., BLIP, 2022.
 
@@ -149,18 +167,27 @@ class ITMLoss(nn.Module):
     tensor(0.1269)
     """
 
+    checks = {
+        "sampler": _sampler,
+        "reduction": SHARED["reduction"],
+        "label_smoothing": number(least=0, below=1),
+    }
+    sampler: HardNegativeSampler
+    reduction: Reduction
+    label_smoothing: float
+
     def __init__(
         self,
         *,
         sampler: HardNegativeSampler | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        _check_options("ITMLoss", reduction, label_smoothing)
-        self.sampler = HardNegativeSampler() if sampler is None else sampler
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
+        super().__init__(
+            sampler=HardNegativeSampler() if sampler is None else sampler,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
 
     def forward(
         self,
@@ -228,9 +255,5 @@ class ITMLoss(nn.Module):
             logits, labels, found | positive, self.reduction, self.label_smoothing
         )
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"sampler={self.sampler}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}"
-        )
+    if TYPE_CHECKING:
+        __call__ = forward

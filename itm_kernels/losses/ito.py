@@ -1,23 +1,36 @@
 """Images and texts as one: multiple alignment plus training-time fusion (paper 2)."""
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
-from itm_kernels import _checks
-from itm_kernels.losses._common import LogitScale, check_options
+from torch import Tensor
+
+from itm_kernels._options import Backend, number
+from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
 from itm_kernels.losses.multi_view_alignment import multi_view_alignment_loss
 
 
-class ITOLoss(nn.Module):
+class ITOLoss(ScaledLoss):
     r"""Multiple alignment plus the fusion loss, with one logit scale for both.
 
     .. math:: L = L_{align}(images, texts) + w L_{fusion}(fused)
 
+    Rows are normalised inside; both parts are means. Options are attributes, which may be set
+    between steps and are checked then.
+
     Args:
-        logit_scale: start of the logit scale, > 0.
+        logit_scale: 1 / temperature, > 0; 20 without a temperature.
+        temperature: its inverse, instead of it.
         fusion_weight: w >= 0; the fusion loss's share.
-        learnable: learn the scale, as the parameter `logit_scale.log`.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+            optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     Source: ITO, 2026.
 
@@ -29,20 +42,28 @@ class ITOLoss(nn.Module):
     tensor(2.1532)
     """
 
+    checks = {"fusion_weight": number(least=0), "backend": SHARED["backend"]}
+    fusion_weight: float
+    backend: Backend
+
     def __init__(
         self,
-        logit_scale: float = 20.0,
+        logit_scale: float | None = None,
         *,
+        temperature: float | None = None,
         fusion_weight: float = 2.0,
         learnable: bool = True,
-        backend: str = "auto",
+        max_scale: float | None = MAX_SCALE,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        _checks.number("ITOLoss", "fusion_weight", fusion_weight, least=0)
-        check_options("ITOLoss", "mean", backend)
-        self.logit_scale = LogitScale("ITOLoss", logit_scale, learnable)
-        self.fusion_weight = fusion_weight
-        self.backend = backend
+        super().__init__(
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
+            fusion_weight=fusion_weight,
+            backend=backend,
+        )
 
     def forward(
         self,
@@ -56,6 +77,5 @@ class ITOLoss(nn.Module):
         fusion = fusion_contrastive_loss(fused, logit_scale=scale, backend=self.backend)
         return align + self.fusion_weight * fusion
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"fusion_weight={self.fusion_weight}, backend={self.backend!r}"
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -1,13 +1,20 @@
 """Max of hinges (VSE++, paper 3 eq. 2)."""
 
+from typing import TYPE_CHECKING, get_args
+
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
+from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, word
+from itm_kernels.losses._common import (
+    SHARED,
+    OptionsModule,
+    check_options,
+    of_pairs,
+    reduce,
+)
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
-
-MININGS = ("hardest", "semihard")
 
 
 def max_of_hinges_loss(
@@ -15,12 +22,12 @@ def max_of_hinges_loss(
     text: Tensor,
     *,
     margin: float = 0.2,
-    mining: str = "hardest",
+    mining: Mining = "hardest",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
-    reduction: str = "sum",
-    backend: str = "auto",
+    unmatched: Unmatched = "error",
+    reduction: Reduction = "sum",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Sum each anchor's violation of a margin by its hardest negative, in both directions.
 
@@ -64,7 +71,7 @@ def max_of_hinges_loss(
     name = "max_of_hinges_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
-    _checks.option(name, "mining", mining, MININGS)
+    _checks.option(name, "mining", mining, get_args(Mining))
     check_options(name, reduction, backend)
     pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
@@ -73,7 +80,23 @@ def max_of_hinges_loss(
 
 
 class MaxOfHingesLoss(OptionsModule):
-    """Max of hinges as a Module; see `max_of_hinges_loss`.
+    """Max of hinges as a Module; `functional.max_of_hinges_loss` has the formula.
+
+    Rows are not normalised inside. Options are attributes, which may be set between steps
+    (`criterion.margin = 0.3`) and are checked then.
+
+    Args:
+        margin: by how much a positive has to outscore a negative, in units of the score.
+        mining: `"hardest"`, or `"semihard"`: the hardest among negatives that score below the
+            positive.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> image = torch.eye(4, requires_grad=True)
@@ -81,25 +104,21 @@ class MaxOfHingesLoss(OptionsModule):
     >>> loss.backward()
     """
 
+    checks = {"margin": number(), "mining": word(Mining), **SHARED}
     margin: float
-    mining: str
-    unmatched: str
-    reduction: str
+    mining: Mining
+    unmatched: Unmatched = "error"
+    reduction: Reduction
 
     def __init__(
         self,
         margin: float = 0.2,
         *,
-        mining: str = "hardest",
-        unmatched: str = "error",
-        reduction: str = "sum",
-        backend: str = "auto",
+        mining: Mining = "hardest",
+        unmatched: Unmatched = "error",
+        reduction: Reduction = "sum",
+        backend: Backend = "auto",
     ) -> None:
-        name = "MaxOfHingesLoss"
-        _checks.number(name, "margin", margin)
-        _checks.option(name, "mining", mining, MININGS)
-        check_options(name, reduction, backend)
-        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
         super().__init__(
             margin=margin,
             mining=mining,
@@ -137,3 +156,6 @@ class MaxOfHingesLoss(OptionsModule):
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
         return reduce(of_pairs(values, absent), self.reduction, absent)
+
+    if TYPE_CHECKING:
+        __call__ = forward

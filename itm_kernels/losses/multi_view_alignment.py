@@ -1,13 +1,15 @@
 """Multiple alignment: InfoNCE over all pairs of an image view and a text view (paper 2)."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._options import Backend
 from itm_kernels._pairs import Pairs
-from itm_kernels.losses._common import LogitScale, check_options
+from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 from itm_kernels.losses._contrast import mean_cross_entropy
-from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
@@ -31,15 +33,20 @@ def multi_view_alignment_loss(
     images: Tensor,
     texts: Tensor,
     *,
-    logit_scale: float | Tensor = 20.0,
-    backend: str = "auto",
+    logit_scale: float | Tensor | None = None,
+    temperature: float | Tensor | None = None,
+    max_scale: float | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Average the symmetric CLIP loss over all pairs of an image view and a text view.
 
     Args:
         images: `[V, N, D]` embeddings of V views of N images, normalised inside.
         texts: `[U, N, D]` embeddings of U texts of each image.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable).
+        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
+            20 without a temperature.
+        temperature: its inverse, instead of it.
+        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
@@ -60,9 +67,8 @@ def multi_view_alignment_loss(
     """
     name = "multi_view_alignment_loss"
     images, texts = check_views(name, images=images, texts=texts)
-    _checks.scalar(name, "logit_scale", logit_scale, above=0)
     check_options(name, "mean", backend)
-    scale = as_scalar(logit_scale, images)
+    scale = scale_of(name, images, logit_scale, temperature, max_scale)
     v, c = unit_rows(images, name, backend), unit_rows(texts, name, backend)
     diagonal = Pairs(None, None, None)
     losses = [
@@ -71,21 +77,42 @@ def multi_view_alignment_loss(
     return torch.stack(losses).mean()
 
 
-class MultiViewAlignmentLoss(nn.Module):
-    """Multiple alignment as a Module; see `multi_view_alignment_loss`.
+class MultiViewAlignmentLoss(ScaledLoss):
+    """Multiple alignment as a Module; `functional.multi_view_alignment_loss` has the formula.
+
+    Rows are normalised inside; the result is the mean over pairs of views and samples. Options are
+    attributes, which may be set between steps and are checked then.
+
+    Args:
+        logit_scale: 1 / temperature, > 0; 20 without a temperature.
+        temperature: its inverse, instead of it.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+            optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> MultiViewAlignmentLoss()(torch.eye(4).expand(2, 4, 4), torch.eye(4)[None]) < 1e-6
     tensor(True)
     """
 
+    checks = {"backend": SHARED["backend"]}
+
     def __init__(
-        self, logit_scale: float = 20.0, *, learnable: bool = False, backend: str = "auto"
+        self,
+        logit_scale: float | None = None,
+        *,
+        temperature: float | None = None,
+        learnable: bool = False,
+        max_scale: float | None = MAX_SCALE,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        check_options("MultiViewAlignmentLoss", "mean", backend)
-        self.logit_scale = LogitScale("MultiViewAlignmentLoss", logit_scale, learnable)
-        self.backend = backend
+        super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
     def forward(
         self,
@@ -95,9 +122,9 @@ class MultiViewAlignmentLoss(nn.Module):
         logit_scale: float | Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch of views; a scale given here replaces the Module's own."""
-        scale = self.logit_scale() if logit_scale is None else logit_scale
-        return multi_view_alignment_loss(images, texts, logit_scale=scale, backend=self.backend)
+        return multi_view_alignment_loss(
+            images, texts, logit_scale=self.scale(logit_scale), **self.options
+        )
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"backend={self.backend!r}"
+    if TYPE_CHECKING:
+        __call__ = forward

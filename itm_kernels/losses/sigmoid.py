@@ -1,26 +1,41 @@
 """Sigmoid loss (SigLIP)."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks, _pairs
-from itm_kernels.losses._common import LogitScale, check_options, reduce
+from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels.losses._common import (
+    MAX_SCALE,
+    SHARED,
+    ScaledLoss,
+    check_options,
+    reduce,
+    scale_of,
+    shown,
+)
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.unit_rows import run as unit_rows
+
+LOGIT_SCALE = 10.0  # SigLIP's start
 
 
 def sigmoid_loss(
     image: Tensor,
     text: Tensor,
     *,
-    logit_scale: float | Tensor = 10.0,
+    logit_scale: float | Tensor | None = None,
     logit_bias: float | Tensor = -10.0,
+    temperature: float | Tensor | None = None,
+    max_scale: float | None = None,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
-    reduction: str = "mean",
-    backend: str = "auto",
+    unmatched: Unmatched = "error",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Classify every pair of the batch as match or mismatch, each on its own.
 
@@ -31,8 +46,11 @@ def sigmoid_loss(
     Args:
         image: `[N, D]` embeddings, normalised inside.
         text: `[M, D]` embeddings; M = N without ids.
-        logit_scale: :math:`\gamma` > 0: a number, or a tensor of one element (differentiable).
+        logit_scale: :math:`\gamma` > 0: a number, or a tensor of one element (differentiable);
+            10 without a temperature.
         logit_bias: b, a number or a tensor of one element (differentiable).
+        temperature: the inverse of the scale, instead of it.
+        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         image_ids: `[N]` integers. Pairs that share an id without being positive take no part.
         text_ids: `[M]` integers, each the id of exactly one image.
         unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
@@ -58,49 +76,88 @@ def sigmoid_loss(
     """
     name = "sigmoid_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.scalar(name, "logit_scale", logit_scale, above=0)
     _checks.scalar(name, "logit_bias", logit_bias)
     check_options(name, reduction, backend)
     pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is not None and pairs.positive is not None:
         # N, no image's index, is nobody's positive: the operator sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
-    scale, bias = as_scalar(logit_scale, image), as_scalar(logit_bias, image)
+    scale = scale_of(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
+    bias = as_scalar(logit_bias, image)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     return reduce(operator.run(v, c, scale, bias, pairs, name, backend), reduction, absent)
 
 
-class SigmoidLoss(nn.Module):
-    """Sigmoid loss as a Module, with fixed or learnable scale and bias; see `sigmoid_loss`.
+class SigmoidLoss(ScaledLoss):
+    """Sigmoid loss as a Module, with fixed or learnable scale and bias; `functional.sigmoid_loss`.
 
-    Learnable, they are the parameters `logit_scale.log` and `logit_bias`.
+    Rows are normalised inside. Options are attributes, which may be set between steps and are
+    checked then.
+
+    Args:
+        logit_scale: 1 / temperature, > 0; 10 without a temperature.
+        logit_bias: added to the scaled cosine.
+        temperature: its inverse, instead of it.
+        learnable: learn the scale, as the parameter `logit_scale.log`,
+            and the bias, as `logit_bias`. Hand `parameters()` to the optimiser,
+            without weight decay.
+        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
+            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        reduction: `"mean"`, the sum over all pairs of a text and an image divided by the number of
+            positives; `"sum"`; or `"none"` (one value per text, `[M]`).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> criterion = SigmoidLoss(learnable=True)
     >>> criterion(torch.eye(4), torch.eye(4)).backward()
     """
 
+    checks = SHARED
+    unmatched: Unmatched = "error"
+    logit_bias: float | nn.Parameter
+
     def __init__(
         self,
-        logit_scale: float = 10.0,
+        logit_scale: float | None = None,
         logit_bias: float = -10.0,
         *,
+        temperature: float | None = None,
         learnable: bool = False,
-        unmatched: str = "error",
-        reduction: str = "mean",
-        backend: str = "auto",
+        max_scale: float | None = MAX_SCALE,
+        unmatched: Unmatched = "error",
+        reduction: Reduction = "mean",
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
         _checks.number("SigmoidLoss", "logit_bias", logit_bias)
-        check_options("SigmoidLoss", reduction, backend)
-        _checks.option("SigmoidLoss", "unmatched", unmatched, _pairs.UNMATCHED)
-        self.logit_scale = LogitScale("SigmoidLoss", logit_scale, learnable)
-        self.logit_bias: float | nn.Parameter = float(logit_bias)
-        if learnable:
-            self.logit_bias = nn.Parameter(torch.tensor(self.logit_bias))
-        self.unmatched = unmatched
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
+            LOGIT_SCALE,
+            unmatched=unmatched,
+            reduction=reduction,
+            backend=backend,
+        )
+        bias = float(logit_bias)
+        self.logit_bias = nn.Parameter(torch.tensor(bias)) if learnable else bias
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a number as logit_bias goes into the parameter that is there."""
+        if name == "logit_bias" and not isinstance(value, nn.Parameter):
+            _checks.number("SigmoidLoss", name, value)
+            value = float(value)
+            if self.learnable and name in self._parameters:
+                with torch.no_grad():
+                    self._parameters[name].fill_(value)  # type: ignore[union-attr]
+                return
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -116,17 +173,16 @@ class SigmoidLoss(nn.Module):
         return sigmoid_loss(
             image,
             text,
-            logit_scale=self.logit_scale() if logit_scale is None else logit_scale,
+            logit_scale=self.scale(logit_scale),
             logit_bias=self.logit_bias if logit_bias is None else logit_bias,
             image_ids=image_ids,
             text_ids=text_ids,
-            unmatched=self.unmatched,
-            reduction=self.reduction,
-            backend=self.backend,
+            **self.options,
         )
 
     def extra_repr(self) -> str:
-        """Show the options."""
-        return (
-            f"unmatched={self.unmatched!r}, reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        """Show the options and the bias in use."""
+        return f"logit_bias={shown(self.logit_bias)}, {super().extra_repr()}"
+
+    if TYPE_CHECKING:
+        __call__ = forward

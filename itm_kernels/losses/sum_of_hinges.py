@@ -1,9 +1,18 @@
 """Sum of hinges (VSE, paper 3 eq. 1)."""
 
+from typing import TYPE_CHECKING, Literal
+
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
-from itm_kernels.losses._common import OptionsModule, check_options, of_pairs, reduce
+from itm_kernels._options import Backend, Reduction, Unmatched, number
+from itm_kernels.losses._common import (
+    SHARED,
+    OptionsModule,
+    check_options,
+    of_pairs,
+    reduce,
+)
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
@@ -15,9 +24,9 @@ def sum_of_hinges_loss(
     margin: float = 0.2,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    unmatched: str = "error",
-    reduction: str = "sum",
-    backend: str = "auto",
+    unmatched: Unmatched = "error",
+    reduction: Reduction = "sum",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Sum the violations of a margin over all negatives, in both directions.
 
@@ -64,7 +73,22 @@ def sum_of_hinges_loss(
 
 
 class SumOfHingesLoss(OptionsModule):
-    """Sum of hinges as a Module; see `sum_of_hinges_loss`.
+    """Sum of hinges as a Module; `functional.sum_of_hinges_loss` has the formula.
+
+    Rows are not normalised inside. Options are attributes, which may be set between steps
+    (`criterion.margin = 0.3`) and are checked then.
+
+    Args:
+        margin: by how much a positive has to outscore a negative, in units of the score.
+        mining: `"all"`; the name is there for symmetry with `MaxOfHingesLoss`.
+        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
+            image that forms no pair.
+        reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
+        backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     >>> import torch
     >>> image = torch.eye(4, requires_grad=True)
@@ -72,24 +96,21 @@ class SumOfHingesLoss(OptionsModule):
     >>> loss.backward()
     """
 
+    checks = {"margin": number(), **SHARED}
     margin: float
-    unmatched: str
-    reduction: str
+    unmatched: Unmatched = "error"
+    reduction: Reduction
 
     def __init__(
         self,
         margin: float = 0.2,
         *,
-        mining: str = "all",
-        unmatched: str = "error",
-        reduction: str = "sum",
-        backend: str = "auto",
+        mining: Literal["all"] = "all",
+        unmatched: Unmatched = "error",
+        reduction: Reduction = "sum",
+        backend: Backend = "auto",
     ) -> None:
-        name = "SumOfHingesLoss"
-        _checks.number(name, "margin", margin)
-        _checks.option(name, "mining", mining, ("all",))
-        check_options(name, reduction, backend)
-        _checks.option(name, "unmatched", unmatched, _pairs.UNMATCHED)
+        _checks.option("SumOfHingesLoss", "mining", mining, ("all",))
         super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
 
     def forward(
@@ -120,3 +141,6 @@ class SumOfHingesLoss(OptionsModule):
         pairs, absent = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
         return reduce(of_pairs(values, absent), self.reduction, absent)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -44,10 +44,11 @@ def run(
     generator: torch.Generator | None,
     function: str,
     backend: str,
+    draw: bool = True,  # False: a start that depends on the rows alone
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Cluster checked arguments, on behalf of a public function."""
     if init is None:
-        init = kmeans_plus_plus(x, member, num_clusters, generator, function, backend)
+        init = kmeans_plus_plus(x, member, num_clusters, generator, function, backend, draw)
     sides = init.shape[0], x.shape[0]  # problems, and rows of each
     namespace = resolve(function, "kmeans", x, backend, sides)
     if namespace is None:

@@ -23,13 +23,16 @@ def run(
     generator: torch.Generator | None,
     function: str,
     backend: str,
+    draw: bool = True,
 ) -> Tensor:  # [B, K, D]
     """Draw start centroids by k-means++, the same numbers for every problem.
 
+    Without draws every centroid is the row farthest from those before it, ties to the lowest.
     A part of k-means, as `unit_rows` of a loss: it takes the best that is there.
     """
-    draws = x.new_empty((num_clusters, x.shape[0]), dtype=torch.float32)
-    draws.exponential_(generator=generator)
+    draws = x.new_ones((num_clusters, x.shape[0]), dtype=torch.float32)
+    if draw:
+        draws.exponential_(generator=generator)
     chosen = "reference" if backend == "reference" else "auto"
     sides = 1 if member is None else member.shape[0], x.shape[0]  # problems, and rows of each
     namespace = resolve(function, "kmeans_plus_plus", x, chosen, sides)

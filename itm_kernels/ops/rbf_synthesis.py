@@ -1,12 +1,13 @@
 """Per-anchor RBF synthesis: one synthetic vector per cluster, or only its cosine."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Weights
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
@@ -16,8 +17,6 @@ from itm_kernels.ops._define import (
     scores_empty,
     wide_empty,
 )
-
-WEIGHTS = ("kam", "attention")
 
 
 class Synthesis(NamedTuple):
@@ -184,7 +183,7 @@ def check_options(
     """Check the options that every synthesis shares."""
     _checks.integer(function, "num_clusters", num_clusters, least)
     _checks.number(function, "sigma", sigma, above=0)
-    _checks.option(function, "weights", weights, WEIGHTS)
+    _checks.option(function, "weights", weights, get_args(Weights))
     _checks.number(function, "ridge", ridge, least=0)
 
 

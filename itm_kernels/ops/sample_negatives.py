@@ -8,8 +8,6 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
 
-STRATEGIES = ("multinomial", "hardest", "uniform")
-
 
 def _fake(
     image: Tensor,
