@@ -207,7 +207,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "kmeans": reference.kmeans,
     "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
-    "ranks": reference.ranks,
+    "ranks_forward": reference.ranks,
 }
 
 

@@ -101,7 +101,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "sample_negatives": [
             (image, text, image_ids, text_ids, "multinomial", 0.1, torch.tensor([5, 6]))
         ],
-        "ranks": [(text, image, text_ids, image_ids, torch.arange(len(image)))],
+        "ranks_forward": [(text, image, text_ids, image_ids, torch.arange(len(image)))],
     }[name]
 
 

@@ -104,7 +104,7 @@ def sample_negatives(N: int, D: int, dtype: torch.dtype) -> None:
 def ranks(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import ranks as kernels
 
-    kernels.ranks(*inputs(N, D, dtype), ids(N), ids(N), ids(N))
+    kernels.ranks_forward(*inputs(N, D, dtype), ids(N), ids(N), ids(N))
 
 
 def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> None:

@@ -146,7 +146,7 @@ Three ranks(const Tensor& queries, const Tensor& gallery, const Tensor& query_id
   return {back(above), back(ties), back(positives)};
 }
 
-TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("ranks", ranks); }
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("ranks_forward", ranks); }
 
 }  // namespace
 }  // namespace itm

@@ -31,7 +31,7 @@ def _fake(
 
 
 define(
-    "ranks",
+    "ranks_forward",
     "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
     "-> (Tensor above, Tensor ties, Tensor positives)",
     _fake,
@@ -77,7 +77,7 @@ def run(
     """Compute `ranks` of checked arguments, on behalf of a public function."""
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve(function, "ranks", queries, backend)
-    implementation = reference.ranks if namespace is None else operator(namespace, "ranks")
+    implementation = reference.ranks if namespace is None else operator(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)
     # Without a finite score among its positives, a query ranks behind all of its negatives.
     ordered = gallery_ids.sort().values

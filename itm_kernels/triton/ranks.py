@@ -140,7 +140,7 @@ def _add_counts(
     tl.atomic_add(to, number, mask=mask, sem="relaxed")
 
 
-def ranks(
+def ranks_forward(
     queries: Tensor,  # [Q, D]
     gallery: Tensor,  # [G, D]
     query_ids: Tensor,  # [Q]
