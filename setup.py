@@ -22,7 +22,10 @@ from setuptools.command.build_ext import build_ext
 try:
     from setuptools.command.bdist_wheel import bdist_wheel  # from 70.1 on
 except ImportError:
-    from wheel.bdist_wheel import bdist_wheel
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:  # no wheel can be packed; the extension can be built in place
+        bdist_wheel = object
 
 
 def choice(variable: str) -> str:
@@ -140,7 +143,9 @@ def extension() -> dict[str, Any]:
         extra_compile_args=flags if no_cuda else {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]},
         extra_link_args=["-fopenmp"],
     )
-    commands = {"build_ext": BuildOrWarn, "bdist_wheel": Wheel}
+    commands = {"build_ext": BuildOrWarn}
+    if bdist_wheel is not object:
+        commands["bdist_wheel"] = Wheel
     return {"cmdclass": commands, "ext_modules": [module]}
 
 

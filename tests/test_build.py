@@ -180,6 +180,14 @@ def test_metadata_says_what_the_package_is(pure: Path) -> None:
     assert "Programming Language :: Python :: 3 :: Only" in found.get_all("Classifier", [])
 
 
+def test_a_source_distribution_has_all_kernels(pure: Path) -> None:
+    """Also where it was packed without a compiler, or without CUDA."""
+    packed = (pure.parent / "itm_kernels.egg-info" / "SOURCES.txt").read_text().splitlines()
+    kernels = {path for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
+    assert {path.relative_to(ROOT).as_posix() for path in kernels} <= set(packed)
+    assert not [path for path in packed if path.startswith("tests/")]
+
+
 # -- dependencies ----------------------------------------------------------------------------------
 
 
