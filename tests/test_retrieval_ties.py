@@ -92,6 +92,8 @@ def test_images_repeated_for_their_captions_are_told() -> None:
     assert evaluate(image[::5], text).rsum == 600
     with pytest.warns(UserWarning, match=r"48 of 60 rows of text equal .* pass text\[::5\] or"):
         evaluate(text, image)
+    few = torch.cat((image[:4], text[:20]))
+    assert evaluate(few, few).i2t_ties == 4  # told by the report alone
     image[3] += 1
     with pytest.warns(UserWarning, match=r"46 of 60 rows of image .* pass image_ids and text_ids$"):
         evaluate(image, text)
