@@ -2,32 +2,41 @@
 
 import math
 from collections.abc import Collection
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from itm_kernels import _autocast
+from itm_kernels._describe import argument, as_dense, as_tensor, dtype_name, shape
+from itm_kernels._describe import describe as describe
+from itm_kernels._describe import shown as shown
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST = 2**63 - 1  # what an operator takes
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def describe(value: object) -> str:
-    """Return what an error message shows of a value: dtype and shape of a tensor, else its repr."""
-    if isinstance(value, Tensor):
-        return f"{_name(value.dtype)} {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+# What to do about a tensor of another rank than its layout.
+_RANKS = {
+    "[rows, D]": "encode or pool it to one row per sample first",
+    "[views, N, D]": "encode or pool it to one row per view and sample first",
+    "[N, M]": "reduce it to one score per image and text first",
+}
 
 
 def is_tensor(function: str, name: str, value: object) -> Tensor:
-    """Raise TypeError unless the value is a tensor."""
+    """Raise TypeError unless the value is a dense tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {describe(value)}")
+        raise TypeError(
+            f"{function}: {name} must be a torch.Tensor, got {describe(value)}"
+            f"{as_tensor(name, value)}"
+        )
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        raise TypeError(
+            f"{function}: {name} must be a dense tensor, got {describe(value)}"
+            f"{as_dense(name, value)}"
+        )
     return value
 
 
@@ -42,16 +51,32 @@ def floating(function: str, name: str, value: object, layout: str | None = None)
     if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{function}: {name} must be floating point (float16, bfloat16, float32 or float64), "
-            f"got {describe(tensor)}; convert it with {name}.float()"
+            f"got {describe(tensor)}; {_to_floating(name, tensor, layout)}"
         )
     if layout is None:
         return
     if tensor.dim() != layout.count(",") + 1:
-        raise ValueError(f"{function}: {name} must have shape {layout}, got {list(tensor.shape)}")
+        remedy = f"; {_RANKS[layout]}" if layout in _RANKS else ""
+        if remedy and tensor.dim() == layout.count(","):
+            remedy += f", {argument(name)}[None] if it is one"
+        raise ValueError(
+            f"{function}: {name} must have shape {layout}, got {shape(tensor.shape)}{remedy}"
+        )
     if tensor.numel() == 0:
         raise ValueError(
-            f"{function}: {name} {list(tensor.shape)} is empty; skip batches without rows"
+            f"{function}: {name} {shape(tensor.shape)} is empty; skip batches without rows"
         )
+
+
+def _to_floating(name: str, tensor: Tensor, layout: str | None) -> str:
+    """Return how a tensor of another dtype becomes floating point."""
+    x = argument(name)
+    if tensor.dtype.is_complex:
+        return f"pass its parts side by side: torch.cat([{x}.real, {x}.imag], -1)"
+    embeddings = layout is not None and layout.endswith(("D]", "dim]"))
+    if embeddings and tensor.dtype in INTEGER:
+        return "integers are token ids, labels or pixels: encode them first"
+    return f"convert it with {x}.float()"
 
 
 def alike(function: str, **tensors: Tensor) -> tuple[Tensor, ...]:
@@ -64,26 +89,31 @@ def alike(function: str, **tensors: Tensor) -> tuple[Tensor, ...]:
     (first_name, first), *others = tensors.items()
     dtype = first.dtype
     for name, other in others:
-        both = f"{first_name} {list(first.shape)} and {name} {list(other.shape)}"
+        pair = first_name, first, name, other
         if first.shape[-1] != other.shape[-1]:
             raise ValueError(
-                f"{function}: {both} differ in the last dimension; "
+                f"{function}: {_both(*pair)} differ in the last dimension; "
                 "project both into one embedding space"
             )
         if first.dtype != other.dtype and not _autocast.is_on(first):
             raise TypeError(
-                f"{function}: {both} differ in dtype, {_name(first.dtype)} and "
-                f"{_name(other.dtype)}; convert one with .to(other.dtype)"
+                f"{function}: {_both(*pair)} differ in dtype, "
+                f"{dtype_name(first.dtype)} and {dtype_name(other.dtype)}; "
+                "convert one with .to(other.dtype)"
             )
         if first.device != other.device:
             raise ValueError(
-                f"{function}: {both} are on different devices, {first.device} and "
-                f"{other.device}; move one with .to(other.device)"
+                f"{function}: {_both(*pair)} are on different devices, "
+                f"{first.device} and {other.device}; move one with .to(other.device)"
             )
         dtype = torch.promote_types(dtype, other.dtype)
     return tuple(
         tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors.values()
     )
+
+
+def _both(first_name: str, first: Tensor, name: str, other: Tensor) -> str:
+    return f"{first_name} {shape(first.shape)} and {name} {shape(other.shape)}"
 
 
 def embeddings(function: str, **tensors: object) -> tuple[Tensor, ...]:
@@ -98,9 +128,10 @@ def embeddings(function: str, **tensors: object) -> tuple[Tensor, ...]:
 
 def option(function: str, name: str, value: object, allowed: Collection[str]) -> None:
     """Check that a value is one of the allowed words."""
-    if value not in allowed:
+    # An array compares with every word, and has no truth.
+    if not isinstance(value, str) or value not in allowed:
         words = ", ".join(repr(word) for word in allowed)
-        raise ValueError(f"{function}: {name} must be one of {words}, got {value!r}")
+        raise ValueError(f"{function}: {name} must be one of {words}, got {shown(value)}")
 
 
 def number(
@@ -112,32 +143,38 @@ def number(
     least: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """Check a finite Python number > above, >= least and < below."""
+    """Check a finite real number, Python's or NumPy's, > above, >= least and < below."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{function}: {name} must be a number, got {describe(value)}")
-    x = float(value)
+        item = f"; use {argument(name)}.item()" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{function}: {name} must be a number, got {describe(value)}{item}")
+    try:
+        x = float(value)
+    except OverflowError:  # an int beyond fp64
+        x = math.inf
     # In comparisons alone: torch.compile(dynamic=True) makes a symbol of a Module's number.
     if not (above < x < below and least <= x):
         bounds = [f"> {above:g}"] if above > -math.inf else []
         bounds += [f">= {least:g}"] if least > -math.inf else []
         bounds += [f"< {below:g}"] if below < math.inf else []
         wanted = " and ".join(["finite", *bounds])
-        raise ValueError(f"{function}: {name} must be {wanted}, got {value}")
+        raise ValueError(f"{function}: {name} must be {wanted}, got {shown(value)}")
 
 
 def integer(function: str, name: str, value: object, least: int) -> None:
-    """Check a Python int >= least."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Check an integer >= least, Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{function}: {name} must be an int, got {describe(value)}")
-    if value < least:
-        raise ValueError(f"{function}: {name} must be >= {least}, got {value}")
+    if not least <= int(value):
+        raise ValueError(f"{function}: {name} must be >= {least}, got {shown(value)}")
+    if int(value) > _LARGEST:
+        raise ValueError(f"{function}: {name} must be < 2 ** 63, got {shown(value)}")
 
 
 def scalar(function: str, name: str, value: object, *, above: float = -math.inf) -> None:
     """Check a number, or a floating-point tensor of one element (whose value is not read)."""
     if not isinstance(value, Tensor):
         number(function, name, value, above=above)
-    elif value.numel() != 1 or value.dtype not in FLOATING:
+    elif is_tensor(function, name, value).numel() != 1 or value.dtype not in FLOATING:
         raise ValueError(
             f"{function}: {name} must be a number or a floating-point tensor of one element, "
             f"got {describe(value)}"
@@ -154,7 +191,7 @@ def identifiers(
     if ids.shape != (rows,):
         raise ValueError(
             f"{function}: {name} must have shape [{rows}], one {what} per row, "
-            f"got {list(ids.shape)}"
+            f"got {shape(ids.shape)}"
         )
     if ids.device != like.device and ids.device.type != "cpu":
         raise ValueError(

@@ -75,7 +75,8 @@ class Checked:
         owner = type(self).__name__
         if name in self.fixed and name in self.__dict__:
             raise AttributeError(
-                f"{owner}: {name} is fixed at construction; build {owner}({name}={value!r})"
+                f"{owner}: {name} is fixed at construction; "
+                f"build {owner}({name}={_checks.shown(value)})"
             )
         if name in self.checks:
             value = self.checks[name](owner, name, value)

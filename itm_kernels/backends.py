@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from itm_kernels import _extension
+from itm_kernels import _checks, _extension
 from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
 from itm_kernels._extension import versions as versions
 from itm_kernels._options import Backend as Backend  # for callers that pass one on
@@ -194,6 +194,7 @@ def resolve(
 
     Inside a transform of torch.func "auto" is the reference.
     """
+    _checks.option(function, "backend", backend, CHOICES)
     device = like.device.type
     # Kernels have no rules for torch.func's grad, vmap and jvp: plain PyTorch has.
     transformed = torch._C._are_functorch_transforms_active()
@@ -203,9 +204,6 @@ def resolve(
             _tell(operator, like, sides)
     if backend == "reference":
         return None
-    if backend not in NAMESPACES:
-        words = ", ".join(repr(choice) for choice in CHOICES)
-        raise ValueError(f"{function}: backend must be one of {words}, got {backend!r}")
     if transformed:
         raise RuntimeError(
             f"{function}: backend {backend!r} cannot run inside a transform of torch.func (grad, "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Checked, Strategy, number, word
 from itm_kernels.ops.sample_negatives import run
 
@@ -59,6 +60,7 @@ class HardNegativeSampler(Checked):
         self.temperature = temperature
         self.backend = backend
 
+    @options_by_name
     def __call__(
         self,
         image: Tensor,  # [N, D], scored by dot product as it is

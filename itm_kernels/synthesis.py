@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import (
     Backend,
     Checked,
@@ -138,6 +139,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
         """Return what the operator takes."""
         return Options(self.num_clusters, float(self.sigma), self.weights, float(self.ridge))
 
+    @options_by_name
     def forward(
         self,
         anchors: Tensor,  # [N, D], normalised inside
@@ -155,6 +157,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
             inputs = _clustered(*sides, *how, name, self.backend)
             return run(*inputs, self.options, name, self.backend)
 
+    @options_by_name
     def logits(
         self,
         anchors: Tensor,

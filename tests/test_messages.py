@@ -26,13 +26,17 @@ PAIRWISE = [
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([1.0], Y), TypeError, r"image must be a torch.Tensor, got list \[1.0\]"),
+        (
+            ([1.0], Y),
+            TypeError,
+            r"image must be a torch.Tensor, got list of 1; use torch.as_tensor\(image\)$",
+        ),
         (
             (X, LONG),
             TypeError,
-            r"text must be floating point .*got int64 \[4\] on cpu; .*float\(\)",
+            r"text must be floating point .*got int64 \[4\] on cpu; integers are .*: encode them",
         ),
-        ((X[0], Y), ValueError, r"image must have shape \[rows, D\], got \[3\]"),
+        ((X[0], Y), ValueError, r"image must have shape \[rows, D\], got \[3\]; encode or pool it"),
         ((X[:0], Y), ValueError, r"image \[0, 3\] is empty"),
         ((X[:, :0], Y), ValueError, r"image \[4, 0\] is empty"),
         ((X, Y[:, :2]), ValueError, r"image \[4, 3\] and text \[4, 2\] differ in the last dim"),

@@ -73,24 +73,27 @@ def test_build_info() -> None:
 
 # What each part of the package may import of it. A part that is not here is one of "the parts
 # around": it may import anything but another part around, and only what AROUND names of those.
+SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_pairs"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
-    "_checks": {"_autocast"},
+    "_arguments": set(),
+    "_checks": {"_autocast", "_describe"},
+    "_describe": set(),
     "_autocast": set(),
     "_options": {"_checks"},
     "reference": set(),
     "triton": set(),
     "_extension": set(),
-    "backends": {"_extension", "_options"},
+    "backends": {"_extension", "_checks", "_options"},
     "_pairs": {"_checks", "_options"},
-    "ops": {"backends", "reference", "_checks", "_options", "_pairs", "_autocast"},
+    "ops": {"backends", "reference", *SHARED},
     "losses": {
         *("ops", "reference", "backends", "mining", "synthesis"),
-        *("_checks", "_options", "_pairs", "_autocast"),
+        *SHARED,
     },
     "functional": {"losses"},
 }
-FOUNDATION = {"ops", "reference", "backends", "_checks", "_options", "_pairs", "_autocast"}
+FOUNDATION = {"ops", "reference", "backends", *SHARED}
 AROUND: dict[str, set[str]] = {
     "mining": FOUNDATION,
     "synthesis": FOUNDATION,

@@ -77,10 +77,10 @@ class IntraLoss(DropIn):
             ValueError: `measure` is none of the four, `mx` is not a matrix, or a bound of a
                 distance is negative.
         """
-        if self.measure not in _METRICS:
+        if not isinstance(self.measure, str) or self.measure not in _METRICS:
             raise ValueError(
-                f"{_NAME}: measure must be one of {_measures()}, got {self.measure!r}, for which "
-                "the original defines no distance either"
+                f"{_NAME}: measure must be one of {_measures()}, got "
+                f"{_checks.shown(self.measure)}, for which the original defines no distance either"
             )
         _checks.embeddings(_NAME, mx=mx)
         if self.measure != "cosine":

@@ -117,7 +117,8 @@ class ContrastiveLoss(DropIn):
     @measure.setter
     def measure(self, measure: str | bool) -> None:
         self._measure = measure
-        self.sim = order_sim if measure == "order" else cosine_sim
+        ordered = isinstance(measure, str) and measure == "order"
+        self.sim = order_sim if ordered else cosine_sim
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "margin":
@@ -144,7 +145,7 @@ class ContrastiveLoss(DropIn):
         if self.sim is not cosine_sim and self.sim is not order_sim:
             return self._of_scores(self.sim(im, s))
         for name, value in (("im", im), ("s", s)):
-            if isinstance(value, Tensor) and value.dim() == 3:
+            if isinstance(value, Tensor) and not value.is_nested and value.dim() == 3:
                 raise ValueError(
                     f"{_NAME}: {name} must have shape [rows, D], got {list(value.shape)}; SCAN's "
                     f"class of this name takes regions and words: {_FROM_SCORES}"

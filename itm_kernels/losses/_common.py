@@ -220,4 +220,5 @@ class ScaledLoss(OptionsModule):
         """Return the scale given to a call, a tensor bounded as a learnt one is, or the own."""
         if given is None:
             return self.logit_scale()
+        _checks.scalar(type(self).__name__, "logit_scale", given, above=0)
         return bounded(given, self.max_scale) if isinstance(given, Tensor) else given

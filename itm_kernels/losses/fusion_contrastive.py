@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 from itm_kernels.losses._contrast import cross_entropy
@@ -15,6 +16,7 @@ from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.reference._rows import paired_scores
 
 
+@options_by_name
 def fusion_contrastive_loss(
     fused: Tensor,
     *,
@@ -109,6 +111,7 @@ class FusionContrastiveLoss(ScaledLoss):
     ) -> None:
         super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
+    @options_by_name
     def forward(
         self,
         fused: Tensor,  # [V, N, D]

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
 from itm_kernels.losses._common import SHARED, OptionsModule, check_options, of_pairs, reduce
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction
 from itm_kernels.ops import intra_modal, max_of_hinges
 
 
+@options_by_name
 def imc_loss(
     image: Tensor,
     text: Tensor,
@@ -73,7 +75,7 @@ def imc_loss(
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     for rows, ids in ((image, pairs.image_ids), (text, pairs.text_ids)):
         constraint = reduce(intra_modal.run(rows, ids, *band), own_reduction(mode))
-        loss = loss + weight * constraint
+        loss = loss + float(weight) * constraint
     return loss
 
 
@@ -141,6 +143,7 @@ class IMCLoss(OptionsModule):
             backend=backend,
         )
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D]

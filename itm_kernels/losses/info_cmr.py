@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import (
     Backend,
     Clustering,
@@ -34,6 +35,7 @@ from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.synthesis import RIDGE, logits_of_unit_rows
 
 
+@options_by_name
 def info_cmr_loss(
     image: Tensor,
     text: Tensor,
@@ -262,6 +264,7 @@ class InfoCMRLoss(ScaledLoss):
         )
         self.draws_in_eval = draws_in_eval
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D]

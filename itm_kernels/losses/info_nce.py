@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
 from itm_kernels.losses._common import (
     MAX_SCALE,
@@ -18,6 +19,7 @@ from itm_kernels.losses._contrast import mean_cross_entropy
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
+@options_by_name
 def info_nce_loss(
     image: Tensor,
     text: Tensor,
@@ -131,6 +133,7 @@ class InfoNCELoss(ScaledLoss):
             backend=backend,
         )
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D]

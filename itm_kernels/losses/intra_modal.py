@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, get_args
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
 from itm_kernels.losses._common import SHARED, OptionsModule, check_options, reduce
 from itm_kernels.ops import intra_modal as operator
@@ -43,6 +44,7 @@ def check_constraint(
         _checks.number(function, "upper", upper, above=float(lower))  # type: ignore[arg-type]
 
 
+@options_by_name
 def intra_modal_constraint(
     embeddings: Tensor,
     *,
@@ -113,7 +115,7 @@ def intra_modal_constraint(
     values = operator.run(
         embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", name, backend
     )
-    return reduce(weight * values, reduction)
+    return reduce(float(weight) * values, reduction)
 
 
 def own_reduction(mode: Mode) -> Reduction:
@@ -176,6 +178,7 @@ class IntraModalConstraint(OptionsModule):
             backend=backend,
         )
 
+    @options_by_name
     def forward(
         self,
         embeddings: Tensor,  # [N, D]

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
 from itm_kernels.losses._common import SHARED, OptionsModule
 from itm_kernels.mining import HardNegativeSampler
 from itm_kernels.reference._rows import wide
 
 
+@options_by_name
 def itm_loss(
     logits: Tensor,
     labels: Tensor,
@@ -189,6 +191,7 @@ class ITMLoss(OptionsModule):
             label_smoothing=label_smoothing,
         )
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D], what the sampler scores

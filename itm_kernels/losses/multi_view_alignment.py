@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
@@ -29,6 +30,7 @@ def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
     return alike
 
 
+@options_by_name
 def multi_view_alignment_loss(
     images: Tensor,
     texts: Tensor,
@@ -114,6 +116,7 @@ class MultiViewAlignmentLoss(ScaledLoss):
     ) -> None:
         super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
+    @options_by_name
     def forward(
         self,
         images: Tensor,  # [V, N, D]

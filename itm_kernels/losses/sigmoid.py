@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
 from itm_kernels.losses._common import (
     MAX_SCALE,
@@ -23,6 +24,7 @@ from itm_kernels.ops.unit_rows import run as unit_rows
 LOGIT_SCALE = 10.0  # SigLIP's start
 
 
+@options_by_name
 def sigmoid_loss(
     image: Tensor,
     text: Tensor,
@@ -159,6 +161,7 @@ class SigmoidLoss(ScaledLoss):
                 return
         super().__setattr__(name, value)
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched, number
 from itm_kernels.losses._common import (
     SHARED,
@@ -17,6 +18,7 @@ from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
 
+@options_by_name
 def sum_of_hinges_loss(
     image: Tensor,
     text: Tensor,
@@ -113,6 +115,7 @@ class SumOfHingesLoss(OptionsModule):
         _checks.option("SumOfHingesLoss", "mining", mining, ("all",))
         super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
 
+    @options_by_name
     def forward(
         self,
         image: Tensor,  # [N, D]
@@ -126,6 +129,7 @@ class SumOfHingesLoss(OptionsModule):
             image, text, image_ids=image_ids, text_ids=text_ids, **self.options
         )
 
+    @options_by_name
     def from_scores(
         self,
         scores: Tensor,  # [N, M]

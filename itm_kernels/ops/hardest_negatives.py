@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
@@ -105,6 +106,7 @@ def run(image: Tensor, text: Tensor, pairs: _pairs.Pairs, backend: str) -> Harde
     return HardestNegatives(*_HardestNegatives.apply(namespace, *distinct(image, text, *pairs)))
 
 
+@options_by_name
 def hardest_negatives(
     image: Tensor,
     text: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, operator, wide_empty
@@ -118,6 +119,7 @@ def run(
     return IntraModal.apply(namespace, x, ids, *options)
 
 
+@options_by_name
 def intra_modal_sum(
     x: Tensor,
     lower: float,

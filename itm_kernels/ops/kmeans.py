@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
-from itm_kernels.backends import resolve
+from itm_kernels.backends import CHOICES, resolve
 from itm_kernels.ops._define import define, index_empty, operator, wide_empty
 from itm_kernels.ops.kmeans_plus_plus import run as kmeans_plus_plus
 
@@ -56,6 +57,7 @@ def run(
     return operator(namespace, "kmeans")(x, member, init, iterations)
 
 
+@options_by_name
 def kmeans(
     x: Tensor,
     num_clusters: int,
@@ -93,6 +95,7 @@ def kmeans(
     _checks.embeddings("kmeans", x=x)
     _checks.integer("kmeans", "num_clusters", num_clusters, least=1)
     _checks.integer("kmeans", "iterations", iterations, least=0)
+    _checks.option("kmeans", "backend", backend, CHOICES)
     if init is not None:
         x, init = _checks.embeddings("kmeans", x=x, init=init)
         if init.shape[0] != num_clusters:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
@@ -119,6 +120,7 @@ def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
+@options_by_name
 def log_sum_exp(
     x: Tensor,
     y: Tensor,

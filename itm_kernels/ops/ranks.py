@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
@@ -86,6 +87,7 @@ def run(
     return Ranks(1 + above + ties.double() / 2, above, ties, positives)
 
 
+@options_by_name
 def ranks(
     queries: Tensor,
     gallery: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Weights
 from itm_kernels.backends import resolve
@@ -211,6 +212,7 @@ def _checked(
     return anchors, members, assignment.to(anchors.device, torch.int64), *ids
 
 
+@options_by_name
 def rbf_synthesis(
     anchors: Tensor,
     members: Tensor,
@@ -267,6 +269,7 @@ def rbf_synthesis(
     return run(*inputs, options, name, backend)
 
 
+@options_by_name
 def rbf_synthesis_logits(
     anchors: Tensor,
     members: Tensor,

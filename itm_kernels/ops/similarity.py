@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._describe import shape
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, operator
 
@@ -55,6 +57,7 @@ def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     return Similarity.apply(namespace, *distinct(x, y), metric)
 
 
+@options_by_name
 def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "auto") -> Tensor:
     """Compare every row of x with every row of y.
 
@@ -89,7 +92,7 @@ def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "
         torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except RuntimeError:
         raise ValueError(
-            f"similarity: batch dimensions of x {list(x.shape)} and y {list(y.shape)} "
-            "do not broadcast"
+            f"similarity: batch dimensions of x {shape(x.shape)} and y {shape(y.shape)} "
+            "do not broadcast; make them equal, or 1"
         ) from None
     return run(x, y, metric, backend)
