@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -108,7 +109,11 @@ class Products {
     Tensor scores =
         kept_.defined() ? kept_.narrow(0, first_row, r) : buffer_.narrow(0, 0, r * c).view({r, c});
     const Tensor left = x_.narrow(0, first_row, r), right = y_.narrow(0, first_column, c);
-    at::addmm_out(scores, scores, left, right.t(), /*beta=*/0, alpha_);
+    // Libraries leave the product out for a factor of 0, and some for NaN: both must show what is
+    // NaN in the rows or is the factor itself.
+    const bool plain = std::isfinite(alpha_) && alpha_ != 0;
+    at::addmm_out(scores, scores, left, right.t(), /*beta=*/0, plain ? alpha_ : 1.);
+    if (!plain) scores.mul_(alpha_);
     return {first_row, r, first_column, c, scores.template mutable_data_ptr<T>()};
   }
 
