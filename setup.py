@@ -19,14 +19,6 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel  # from 70.1 on
-except ImportError:
-    try:
-        from wheel.bdist_wheel import bdist_wheel
-    except ImportError:  # no wheel can be packed; the extension can be built in place
-        bdist_wheel = object
-
 
 def choice(variable: str) -> str:
     """Return what an environment variable chooses."""
@@ -113,15 +105,9 @@ def extension() -> dict[str, Any]:
                 with suppress(OSError):  # what an earlier build left there would be installed
                     os.remove(os.path.join(self.build_lib, self.get_ext_filename(module.name)))
                 self.extensions = self.distribution.ext_modules = []
-
-    class Wheel(bdist_wheel):
-        """A wheel without the extension is for every Python and every machine: py3-none-any."""
-
-        def run(self) -> None:
-            """Build first: only then it is known what the wheel holds."""
-            self.run_command("build")
-            self.root_is_pure = not self.distribution.has_ext_modules()
-            super().run()
+                wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+                if wheel:  # for every Python and every machine: py3-none-any
+                    wheel.root_is_pure = True
 
     sources = glob("csrc/binding/*.cpp") + glob("csrc/cpu/*.cpp")
     # No -march=native: a wheel has to run on other processors than the one that built it.
@@ -143,10 +129,7 @@ def extension() -> dict[str, Any]:
         extra_compile_args=flags if no_cuda else {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]},
         extra_link_args=["-fopenmp"],
     )
-    commands = {"build_ext": BuildOrWarn}
-    if bdist_wheel is not object:
-        commands["bdist_wheel"] = Wheel
-    return {"cmdclass": commands, "ext_modules": [module]}
+    return {"cmdclass": {"build_ext": BuildOrWarn}, "ext_modules": [module]}
 
 
 def release(module: Extension) -> None:
@@ -155,9 +138,10 @@ def release(module: Extension) -> None:
     Python's own flags ask for debug information, and CFLAGS may. ``build_ext --debug`` keeps it.
     """
     flags = module.extra_compile_args
-    (flags["cxx"] if isinstance(flags, dict) else flags).extend(["-DNDEBUG", "-g0"])
-    if sys.platform == "linux":
-        module.extra_link_args.append("-Wl,-s")
+    flags = flags["cxx"] if isinstance(flags, dict) else flags
+    if "-g0" not in flags:
+        flags += ["-DNDEBUG", "-g0"]
+        module.extra_link_args += ["-Wl,-s"] if sys.platform == "linux" else []
 
 
 # An SPDX expression from the version of setuptools that knows them. In pyproject.toml, one form is

@@ -90,16 +90,26 @@ done
 """
 
 
-def commands(folder: Path, *options: str, **env: str) -> list[list[str]]:
-    """Return what a build asks of its compiler, compiling and linking."""
+def noting(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return where that compiler notes, and the environment that chooses it."""
     log, compiler = folder / "log", folder / "compiler"
     compiler.write_text(NOTING.format(log=log))
     compiler.chmod(0o755)
-    env = {"CC": str(compiler), "CXX": str(compiler), "ITM_KERNELS_BUILD": "1", **env}
-    result = build(folder, *options, **env)
+    return log, {"CC": str(compiler), "CXX": str(compiler), "ITM_KERNELS_BUILD": "1"}
+
+
+def asked(log: Path) -> list[list[str]]:
+    """Return what the compiler was asked for: compiling, and linking in the end."""
+    commands = [line.split() for line in log.read_text().splitlines()]
+    return [words for words in commands if "-o" in words]
+
+
+def commands(folder: Path, *options: str, **env: str) -> list[list[str]]:
+    """Return what a build asks of its compiler."""
+    log, compiler = noting(folder)
+    result = build(folder, *options, **compiler, **env)
     assert result.returncode == 0, result.stderr
-    asked = [line.split() for line in log.read_text().splitlines()]
-    return [words for words in asked if "-o" in words]
+    return asked(log)
 
 
 def debugging(words: list[str]) -> str:
@@ -130,8 +140,10 @@ def test_debug_information_can_be_kept(tmp_path: Path, case: str) -> None:
 
 def wheel(folder: Path, **env: str) -> Path:
     """Pack a wheel in a folder of its own."""
-    words = ["-q", "egg_info", "--egg-base", folder, "build", "--build-base", folder / "build"]
-    words += ["bdist_wheel", "--bdist-dir", folder / "packed", "--dist-dir", folder]
+    config = folder / "config"
+    config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
+    words = ["-q", "bdist_wheel", "--bdist-dir", folder / "packed", "--dist-dir", folder]
+    env["DIST_EXTRA_CONFIG"] = str(config)
     result = run(sys.executable, "setup.py", *words, env=env)
     assert result.returncode == 0, result.stderr
     assert "icense" not in result.stdout + result.stderr  # neither deprecated nor ignored
@@ -168,6 +180,17 @@ def test_a_wheel_whose_build_failed_is_for_every_python(tmp_path: Path) -> None:
     assert path.name == PURE
     assert content(path, "WHEEL")["Root-Is-Purelib"] == "true"
     assert content(path, "WHEEL")["Tag"] == "py3-none-any"
+
+
+def test_a_wheel_with_the_extension_is_compiled_once(tmp_path: Path) -> None:
+    log, compiler = noting(tmp_path)
+    path = wheel(tmp_path, **compiler)
+    assert path.name != PURE
+    assert content(path, "WHEEL")["Root-Is-Purelib"] == "false"
+    with ZipFile(path) as packed:
+        assert sum(name.endswith(".so") for name in packed.namelist()) == 1
+    made = [words[words.index("-o") + 1] for words in asked(log)]
+    assert len(made) == len(set(made)) > 20
 
 
 def test_metadata_says_what_the_package_is(pure: Path) -> None:
