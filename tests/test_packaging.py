@@ -99,6 +99,7 @@ AROUND: dict[str, set[str]] = {
     "synthesis": FOUNDATION,
     "retrieval": FOUNDATION,
     "fusion": FOUNDATION,
+    "_diagnostics": FOUNDATION | {"losses"},
     "compat": FOUNDATION | {"losses", "functional"},
     "__main__": {"backends", "__version__"},
 }

@@ -8,7 +8,7 @@ from itm_kernels import _checks, _pairs
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
 from itm_kernels.losses._common import SHARED, OptionsModule, check_options, of_pairs, reduce
-from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction
+from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
 from itm_kernels.ops import intra_modal, max_of_hinges
 
 
@@ -73,16 +73,22 @@ def imc_loss(
     hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
     loss = of_pairs(hinges, absent).sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
-    for rows, ids in ((image, pairs.image_ids), (text, pairs.text_ids)):
-        constraint = reduce(intra_modal.run(rows, ids, *band), own_reduction(mode))
-        loss = loss + float(weight) * constraint
+    bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
+    sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
+    for side, rows, ids in sides:
+        values = intra_modal.run(rows, ids, *band)
+        tell_empty_band(name, side, values, weight, **bounds)
+        loss = loss + float(weight) * reduce(values, own_reduction(mode))
     return loss
 
 
 class IMCLoss(OptionsModule):
     """Max of hinges with the intra-modal constraint, as a Module; `functional.imc_loss` explains.
 
-    Rows are not normalised inside; the result is the sum over pairs plus both constraints.
+    Rows are not normalised inside; the result is the sum over pairs plus both constraints. The
+    default bounds are the authors'. They select cosines between .5 and .95: between unrelated rows
+    of hundreds of dimensions there are none, and the constraint is 0 until the embeddings are alike
+    (a warning says so once; `itm_kernels.diagnostics` gives the share of pairs in the band).
     Options are attributes, which may be set between steps and
     are checked then. Bounds that do not fit together are an error of the next call.
 

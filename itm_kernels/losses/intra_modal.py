@@ -1,7 +1,9 @@
 """Intra-modal constraint, one modality (paper 3 eqs 4-8)."""
 
+import warnings
 from typing import TYPE_CHECKING, get_args
 
+import torch
 from torch import Tensor
 
 from itm_kernels import _checks
@@ -115,7 +117,39 @@ def intra_modal_constraint(
     values = operator.run(
         embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", name, backend
     )
+    bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
+    tell_empty_band(name, "embeddings", values, weight, **bounds)
     return reduce(float(weight) * values, reduction)
+
+
+_told: set[str] = set()  # functions and rows whose empty band was told
+
+
+def tell_empty_band(
+    function: str, name: str, values: Tensor, weight: float, **options: object
+) -> None:
+    """Warn, once in a process, that a constraint is 0 because its band is empty.
+
+    Values are looked at where that waits for no device and breaks no graph.
+    """
+    told = f"{function}: {name}"
+    if not _checks.can_read(values) or torch._C._are_functorch_transforms_active():
+        return
+    if told in _told or weight == 0 or len(values) < 2 or values.any():
+        return
+    _told.add(told)
+    shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    warnings.warn(
+        f"{function}: the band of the constraint selects no pair of {name} ({shown}), so it is 0 "
+        "and has no gradient; choose other bounds, with the shares that itm_kernels.diagnostics "
+        "returns. This is told once",
+        EmptyBandWarning,
+        stacklevel=3,
+    )
+
+
+class EmptyBandWarning(UserWarning):
+    """An intra-modal constraint is 0 because no pair of a batch lies in its band."""
 
 
 def own_reduction(mode: Mode) -> Reduction:

@@ -18,28 +18,53 @@ def intra_modal(
     per_row: bool,
 ) -> Tensor:  # [N]
     """Return every row's sum over its pairs, without weight and without 1 / N."""
+    values, off = _banded(x, ids, metric, mode, lower, upper, per_row)
+    sums = values.masked_fill(off, 0).sum(1)
+    if mode == "official" and metric == "cosine":
+        # An infinite row lies outside every band: its own diagonal entry shows it.
+        return sums + show_not_finite(values.diagonal())
+    return sums
+
+
+def in_band(
+    x: Tensor,  # [N, D]
+    ids: Tensor | None,  # [N]
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    per_row: bool,
+) -> Tensor:  # [N, N]
+    """Mark the pairs that `intra_modal` sums."""
+    return ~_banded(x, ids, metric, mode, lower, upper, per_row)[1]
+
+
+def _banded(
+    x: Tensor,
+    ids: Tensor | None,
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    per_row: bool,
+) -> tuple[Tensor, Tensor]:  # [N, N], [N, N]
+    """Return the value of every pair, and which pairs are left out."""
+    if mode == "official" and metric == "cosine":
+        similarities = wide(x) @ wide(x).T
+        return similarities, _off(similarities, upper, 1 - lower, ids)
     if mode == "official":
-        if metric == "cosine":
-            return _official_cosine(x, ids, lower, upper)
         return _official_distance(x, ids, metric, lower, upper, per_row)
     delta = similarity(x, x, metric)
     if metric == "cosine":
         delta = 1 - delta
     if mode == "paper":
-        return _sum_inside(delta, delta, lower, upper, ids)
-    return _sum_inside((upper - delta).relu(), delta, lower, torch.inf, ids)
-
-
-def _official_cosine(x: Tensor, ids: Tensor | None, lower: float, upper: float) -> Tensor:
-    similarities = wide(x) @ wide(x).T
-    # An infinite row lies outside every band: its own diagonal entry shows it.
-    show = show_not_finite(similarities.diagonal())
-    return _sum_inside(similarities, similarities, upper, 1 - lower, ids) + show
+        return delta, _off(delta, lower, upper, ids)
+    return (upper - delta).relu(), _off(delta, lower, upper, ids)
 
 
 def _official_distance(
     x: Tensor, ids: Tensor | None, metric: str, lower: float, upper: float, per_row: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     distance = similarity(x, x, metric)
     # Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out, as in F.normalize.
     norm = torch.linalg.vector_norm(distance, dim=1, keepdim=True).clamp_min(1e-12)
@@ -47,7 +72,7 @@ def _official_distance(
     ranked = relative.detach().sort(1).values  # [N, N]
     ranked = ranked if per_row else ranked[:1]
     low, high = (_at_rank(ranked, round(bound * x.shape[0])) for bound in (lower, upper))
-    return _sum_inside(relative, relative, low, high, ids)
+    return relative, _off(relative, low, high, ids)
 
 
 def _at_rank(ranked: Tensor, rank: int) -> Tensor:
@@ -56,10 +81,8 @@ def _at_rank(ranked: Tensor, rank: int) -> Tensor:
     return torch.cat([ranked, beyond], 1).narrow(1, torch.sym_min(rank, ranked.shape[1]), 1)
 
 
-def _sum_inside(
-    values: Tensor, key: Tensor, low: Tensor | float, high: Tensor | float, ids: Tensor | None
-) -> Tensor:
+def _off(key: Tensor, low: Tensor | float, high: Tensor | float, ids: Tensor | None) -> Tensor:
+    """Mark the pairs outside the band, and those that are none."""
     # Written as "not outside", so that a NaN counts as inside and shows in the sum.
     outside = (key <= low) | (key >= high)
-    off = same_id(key, ids, ids) & ~key.isnan()
-    return values.masked_fill(outside | off, 0).sum(1)
+    return outside | (same_id(key, ids, ids) & ~key.isnan())

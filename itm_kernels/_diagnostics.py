@@ -1,0 +1,115 @@
+"""Numbers that say how a loss sees a batch, for a logger."""
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import _checks, _pairs
+from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
+from itm_kernels.losses._common import OptionsModule, ScaledLoss
+from itm_kernels.ops.hardest_negatives import run as hardest_negatives
+from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.reference.intra_modal import in_band
+
+_FUNCTION = "diagnostics"
+
+
+@torch.no_grad()
+def diagnostics(
+    loss: nn.Module,
+    image: Tensor,
+    text: Tensor,
+    *,
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+) -> dict[str, float]:
+    """Return numbers that say how a loss sees a batch, without gradient.
+
+    It waits for the device, and constraints store `[N, N]`: call it once in a while.
+
+    Args:
+        loss: a Module of `itm_kernels.losses`.
+        image: `[N, D]` embeddings as the loss takes them.
+        text: `[M, D]` embeddings; M = N without ids.
+        image_ids: `[N]` integers.
+        text_ids: `[M]` integers.
+
+    Returns:
+        What applies of:
+
+        - `positive`, `hardest_text`, `hardest_image`: mean scores of the pairs and of their hardest
+          negatives, cosines where the loss normalises inside, dot products elsewhere;
+        - `violated_by_text`, `violated_by_image`: shares of pairs whose hardest negative scores
+          above the positive less the loss's margin (0 for losses without one);
+        - `image_in_band`, `text_in_band`: shares of the pairs of one modality that the constraint
+          of `IMCLoss` and `IntraModalConstraint` selects;
+        - `logit_scale`, `temperature`, `logit_bias`: in use, learnt or fixed.
+
+        A share or mean of nothing is NaN.
+
+    Raises:
+        TypeError: loss is not a Module of `itm_kernels.losses`, or as the loss.
+        ValueError: shapes, devices or ids do not fit.
+
+    >>> import torch
+    >>> from itm_kernels import losses
+    >>> diagnostics(losses.MaxOfHingesLoss(), torch.eye(4), torch.eye(4))["violated_by_text"]
+    0.0
+    """
+    if not isinstance(loss, OptionsModule):
+        raise TypeError(
+            f"{_FUNCTION}: loss must be a Module of itm_kernels.losses, got {type(loss).__name__}"
+        )
+    image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
+    unmatched = getattr(loss, "unmatched", "error")
+    pairs, absent = _pairs.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
+    found: dict[str, Tensor | float] = {}
+    if not isinstance(loss, IntraModalConstraint):
+        sides = image, text
+        if isinstance(loss, ScaledLoss):
+            sides = unit_rows(image, _FUNCTION, "auto"), unit_rows(text, _FUNCTION, "auto")
+        found.update(_scores(*sides, pairs, absent, getattr(loss, "margin", 0.0)))
+    if isinstance(loss, IMCLoss | IntraModalConstraint):
+        for name, rows, ids in (
+            ("image_in_band", image, pairs.image_ids),
+            ("text_in_band", text, pairs.text_ids),
+        ):
+            found[name] = _share_in_band(loss, rows, ids)
+    if isinstance(loss, ScaledLoss):
+        scale = loss.logit_scale()
+        found |= {"logit_scale": scale, "temperature": 1 / scale}
+    if isinstance(loss, SigmoidLoss):
+        found["logit_bias"] = loss.logit_bias
+    return _numbers(found, image)
+
+
+def _numbers(found: dict[str, Tensor | float], like: Tensor) -> dict[str, float]:
+    """Bring all numbers to the host at once."""
+    values = [torch.as_tensor(value, device=like.device).double() for value in found.values()]
+    return dict(zip(found, torch.stack(values).tolist(), strict=True))
+
+
+def _scores(
+    image: Tensor, text: Tensor, pairs: _pairs.Pairs, absent: Tensor | None, margin: float
+) -> dict[str, Tensor | float]:
+    s, text_score, _, image_score, _ = hardest_negatives(image, text, pairs, "auto")
+    if pairs.positive is not None:
+        text_score = text_score[pairs.positive.clamp_min(0)]
+    exists = torch.ones_like(s, dtype=torch.bool) if absent is None else ~absent
+
+    def mean(values: Tensor, of: Tensor) -> Tensor:
+        return values.double().masked_fill(~of, 0).sum() / of.sum()
+
+    numbers: dict[str, Tensor | float] = {"positive": mean(s, exists)}
+    for name, score in (("text", text_score), ("image", image_score)):
+        numbers[f"hardest_{name}"] = mean(score, exists & (score != -torch.inf))
+        numbers[f"violated_by_{name}"] = mean(margin + score > s, exists)
+    return numbers
+
+
+def _share_in_band(loss: OptionsModule, rows: Tensor, ids: Tensor | None) -> Tensor:
+    options = loss.options
+    per_row = options["thresholds"] == "per_row"
+    band = options["metric"], options["mode"], options["lower"], options["upper"], per_row
+    N = rows.shape[0]
+    own = torch.arange(N, device=rows.device) if ids is None else ids
+    return in_band(rows, ids, *band).sum() / (own[:, None] != own).sum()
