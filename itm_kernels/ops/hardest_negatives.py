@@ -8,6 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, _pairs, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
 
@@ -113,7 +114,7 @@ def hardest_negatives(
     *,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> HardestNegatives:
     """Find the negative text of every image, and image of every text, with the highest score.
 

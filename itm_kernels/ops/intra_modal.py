@@ -1,6 +1,6 @@
 """Bounded sums over the pairs of one modality."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -8,10 +8,11 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Backend, Metric
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, operator, wide_empty
 
-METRICS = ("cosine", "l1", "l2", "sqeuclidean")
+METRICS = get_args(Metric)
 
 
 def _forward_fake(
@@ -124,10 +125,10 @@ def intra_modal_sum(
     x: Tensor,
     lower: float,
     upper: float,
-    metric: str = "cosine",
+    metric: Metric = "cosine",
     *,
     ids: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Sum, for every row, its distances to the other rows that lie strictly between two bounds.
 

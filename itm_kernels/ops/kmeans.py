@@ -8,6 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Backend
 from itm_kernels.backends import CHOICES, resolve
 from itm_kernels.ops._define import define, index_empty, operator, wide_empty
 from itm_kernels.ops.kmeans_plus_plus import run as kmeans_plus_plus
@@ -65,7 +66,7 @@ def kmeans(
     iterations: int = 10,
     init: Tensor | None = None,
     generator: torch.Generator | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> KMeans:
     """Cluster rows by Lloyd's iterations from a k-means++ start.
 

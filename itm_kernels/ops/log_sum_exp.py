@@ -8,6 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
@@ -128,7 +129,7 @@ def log_sum_exp(
     *,
     x_ids: Tensor | None = None,
     y_ids: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LogSumExp:
     r"""Return the log-sum-exp of every row and column of the scaled dot products of x and y.
 

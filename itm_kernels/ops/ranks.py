@@ -8,6 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
 
@@ -94,7 +95,7 @@ def ranks(
     query_ids: Tensor,
     gallery_ids: Tensor,
     *,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Ranks:
     r"""Return, for every query, the rank of its best positive among all candidates.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
-from itm_kernels._options import Weights
+from itm_kernels._options import Backend, Weights
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
@@ -220,11 +220,11 @@ def rbf_synthesis(
     num_clusters: int,
     sigma: float,
     *,
-    weights: str = "kam",
+    weights: Weights = "kam",
     ridge: float = 1e-4,
     anchor_ids: Tensor | None = None,
     member_ids: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Synthesis:
     r"""Synthesise one vector per anchor and cluster from the cluster's members.
 
@@ -277,11 +277,11 @@ def rbf_synthesis_logits(
     num_clusters: int,
     sigma: float,
     *,
-    weights: str = "kam",
+    weights: Weights = "kam",
     ridge: float = 1e-4,
     anchor_ids: Tensor | None = None,
     member_ids: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> SynthesisLogits:
     """Return the cosine of every anchor with the vectors that `rbf_synthesis` would make.
 

@@ -1,6 +1,6 @@
 """Batched similarity matrices."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -9,10 +9,11 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._describe import shape
+from itm_kernels._options import Backend, Comparison
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, operator
 
-METRICS = ("dot", "cosine", "l1", "l2", "sqeuclidean")
+METRICS = get_args(Comparison)
 
 
 def _forward_fake(x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -58,7 +59,9 @@ def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
 
 
 @options_by_name
-def similarity(x: Tensor, y: Tensor, metric: str = "cosine", *, backend: str = "auto") -> Tensor:
+def similarity(
+    x: Tensor, y: Tensor, metric: Comparison = "cosine", *, backend: Backend = "auto"
+) -> Tensor:
     """Compare every row of x with every row of y.
 
     Args:
