@@ -92,9 +92,9 @@ class MatchingObjective(Objective):
             left, right = image[image_index], text[text_index]
             return self.match(torch.cat([left * right, (left - right).abs()], dim=1))
 
-        pairs = {"image_ids": ids, "text_ids": ids}
-        return self.contrast(image, text, **pairs) + self.matching(
-            image, text, match, **pairs, generator=generator
+        contrast = self.contrast(image, text, image_ids=ids, text_ids=ids)
+        return contrast + self.matching(
+            image, text, match, image_ids=ids, text_ids=ids, generator=generator
         )
 
 

@@ -4,6 +4,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
+from torch import Tensor
+
 from itm_kernels import _checks
 
 Backend = Literal["auto", "reference", "native", "triton"]
@@ -41,6 +43,19 @@ def number(*, optional: bool = False, **bounds: float) -> Check:
             return value
         _checks.number(owner, name, value, **bounds)
         return value if type(value) in (int, float) else float(value)  # numpy's: not for graphs
+
+    return check
+
+
+def number_or_tensor(*, above: float) -> Check:
+    """Return the check of an option that is a number, or a tensor whose value is not read."""
+    of_number = number(above=above)
+
+    def check(owner: str, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return of_number(owner, name, value)
+        _checks.scalar(owner, name, value)
+        return value
 
     return check
 

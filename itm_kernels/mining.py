@@ -7,8 +7,10 @@ from torch import Tensor
 
 from itm_kernels import _checks, _pairs
 from itm_kernels._arguments import options_by_name
-from itm_kernels._options import Backend, Checked, Strategy, number, word
-from itm_kernels.ops.sample_negatives import run
+from itm_kernels._options import Backend, Checked, Strategy, number_or_tensor, word
+from itm_kernels.ops.sample_negatives import run, run_from_scores
+
+_temperature = number_or_tensor(above=0)
 
 
 class HardNegatives(NamedTuple):
@@ -28,7 +30,8 @@ class HardNegativeSampler(Checked):
 
     Args:
         strategy: `"multinomial"`, `"hardest"` (its zero-temperature limit), or `"uniform"`.
-        temperature: t > 0.
+        temperature: t > 0: a number, or a tensor of one element, which no device waits for (a
+            model may learn it; negatives carry no gradient into it).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
@@ -45,7 +48,7 @@ class HardNegativeSampler(Checked):
 
     checks = {
         "strategy": word(Strategy),
-        "temperature": number(above=0),
+        "temperature": _temperature,
         "backend": word(Backend),
     }
 
@@ -53,7 +56,7 @@ class HardNegativeSampler(Checked):
         self,
         strategy: Strategy = "multinomial",
         *,
-        temperature: float = 0.07,
+        temperature: float | Tensor = 0.07,
         backend: Backend = "auto",
     ) -> None:
         self.strategy = strategy
@@ -68,9 +71,13 @@ class HardNegativeSampler(Checked):
         *,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> HardNegatives:
-        """Return the indices of the negatives, without gradient."""
+        """Return the indices of the negatives, without gradient.
+
+        A temperature given here replaces the sampler's own.
+        """
         name = "HardNegativeSampler"
         image, text = _checks.embeddings(name, image=image, text=text)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
@@ -80,16 +87,71 @@ class HardNegativeSampler(Checked):
             pairs.image_ids,
             pairs.text_ids,
             self.strategy,
-            self.temperature,
+            self._temperature(name, temperature),
             generator,
             name,
             self.backend,
         )
         return HardNegatives(text_index, image_index)
 
+    @options_by_name
+    def from_scores(
+        self,
+        image_to_text: Tensor,  # [N, M], by which images choose texts; M = N without ids
+        text_to_image: Tensor | None = None,  # [M, N], by which texts choose images
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        temperature: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> HardNegatives:
+        """Return the negatives of scores that a model has already, one matrix per direction.
+
+        ALBEF's two matrices differ: each compares features of one encoder with a momentum
+        encoder's of the other modality, and both are divided by the temperature, which is then 1
+        here. Without `text_to_image` both directions choose by `image_to_text`. This is plain
+        PyTorch on every backend: the matrices, which kernels avoid, are already there.
+
+        >>> import torch
+        >>> scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]])
+        >>> HardNegativeSampler("hardest").from_scores(scores, scores).image_index
+        tensor([1, 2, 0])
+        """
+        name = "HardNegativeSampler.from_scores"
+        _checks.floating(name, "image_to_text", image_to_text, "[N, M]")
+        N, M = image_to_text.shape
+        if image_ids is None and text_ids is None and N != M:
+            raise ValueError(
+                f"{name}: image_to_text [{N}, {M}] is not square; "
+                "pass image_ids and text_ids for unequal batches"
+            )
+        if text_to_image is None:
+            text_to_image = image_to_text.T
+        _checks.floating(name, "text_to_image", text_to_image, "[N, M]")
+        if text_to_image.shape != (M, N) or text_to_image.device != image_to_text.device:
+            raise ValueError(
+                f"{name}: text_to_image must be [{M}, {N}] on {image_to_text.device}, one row per "
+                f"text, got {_checks.describe(text_to_image)}"
+            )
+        pairs = _pairs.resolve(name, image_to_text, text_to_image, image_ids, text_ids)
+        text_index, image_index = run_from_scores(
+            image_to_text,
+            text_to_image,
+            pairs.image_ids,
+            pairs.text_ids,
+            self.strategy,
+            self._temperature(name, temperature),
+            generator,
+        )
+        return HardNegatives(text_index, image_index)
+
+    def _temperature(self, function: str, given: float | Tensor | None) -> float | Tensor:
+        return self.temperature if given is None else _temperature(function, "temperature", given)
+
     def __repr__(self) -> str:
         """Show the options."""
+        temperature = _checks.shown(self.temperature)
         return (
-            f"HardNegativeSampler({self.strategy!r}, temperature={self.temperature}, "
+            f"HardNegativeSampler({self.strategy!r}, temperature={temperature}, "
             f"backend={self.backend!r})"
         )

@@ -11,7 +11,7 @@ from itm_kernels import _checks, _pairs
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
 from itm_kernels.losses._common import SHARED, OptionsModule
-from itm_kernels.mining import HardNegativeSampler
+from itm_kernels.mining import HardNegatives, HardNegativeSampler
 from itm_kernels.reference._rows import wide
 
 
@@ -146,6 +146,22 @@ def _sampler(owner: str, name: str, value: Any) -> Any:
     return value
 
 
+def _checked_negatives(
+    function: str, negatives: object, image: Tensor, text: Tensor
+) -> HardNegatives:
+    if not isinstance(negatives, HardNegatives):
+        raise TypeError(
+            f"{function}: negatives must be a mining.HardNegatives, got "
+            f"{_checks.describe(negatives)}; use what a HardNegativeSampler returns"
+        )
+    sides = negatives._asdict().items(), (image, text)
+    for (name, index), side in zip(*sides, strict=True):
+        what = f"negatives.{name}"
+        _checks.identifiers(function, what, index, side.shape[0], image, what="index")
+    text_index, image_index = (index.to(image.device, torch.int64) for index in negatives)
+    return HardNegatives(text_index, image_index)
+
+
 class ITMLoss(OptionsModule):
     """Image-text matching: mines negatives, has the caller fuse the pairs, classifies them.
 
@@ -200,6 +216,7 @@ class ITMLoss(OptionsModule):
         *,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
+        negatives: HardNegatives | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of M positives, a negative text per image and a negative image per text.
@@ -212,6 +229,9 @@ class ITMLoss(OptionsModule):
                 gradients flow.
             image_ids: `[N]` integers. Pairs that share an id are never negatives.
             text_ids: `[M]` integers, each the id of exactly one image.
+            negatives: what the sampler would draw, if it is drawn already: by
+                `HardNegativeSampler.from_scores` from a momentum encoder's scores, as ALBEF does,
+                or with a learnt temperature. Image and text are then read for their shapes alone.
             generator: source of the sampler's draws.
 
         An anchor without a negative adds no row to the loss. A batch of one pair has no negatives;
@@ -226,9 +246,12 @@ class ITMLoss(OptionsModule):
             )
         image, text = _checks.embeddings(name, image=image, text=text)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
-        negatives = self.sampler(
-            image, text, image_ids=image_ids, text_ids=text_ids, generator=generator
-        )
+        if negatives is None:
+            negatives = self.sampler(
+                image, text, image_ids=image_ids, text_ids=text_ids, generator=generator
+            )
+        else:
+            negatives = _checked_negatives(name, negatives, image, text)
         images = torch.arange(image.shape[0], device=image.device)
         texts = torch.arange(text.shape[0], device=image.device)
         matched = texts if pairs.positive is None else pairs.positive

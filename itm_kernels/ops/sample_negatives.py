@@ -7,6 +7,7 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
+from itm_kernels.reference._rows import wide
 
 
 def _fake(
@@ -38,15 +39,50 @@ def run(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     strategy: str,
-    temperature: float,
+    temperature: float | Tensor,
     generator: torch.Generator | None,
     function: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
     """Draw negatives for checked arguments, on behalf of a public function."""
-    inputs = image, text, image_ids, text_ids, strategy, float(temperature)
+    image, number = _over_temperature(image, strategy, temperature)
+    inputs = image, text.to(image.dtype), image_ids, text_ids, strategy, number
     namespace = resolve(function, "sample_negatives", image, backend)
     if namespace is None:
         return reference.sample_negatives(*inputs, generator)
     seed = torch.randint(2**63 - 1, (2,), generator=generator, device=image.device)
     return operator(namespace, "sample_negatives")(*inputs, seed)
+
+
+@outside_autocast
+@torch.no_grad()
+def run_from_scores(
+    image_to_text: Tensor,  # [N, M]
+    text_to_image: Tensor,  # [M, N]
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    strategy: str,
+    temperature: float | Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:  # [N], [M]
+    """Do the same by score matrices, which kernels would avoid: in plain PyTorch."""
+    sides = wide(image_to_text), wide(text_to_image).T
+    (a, number), (b, _) = (_over_temperature(side, strategy, temperature) for side in sides)
+    return reference.sample_negatives_from_scores(
+        a, b, image_ids, text_ids, strategy, number, generator
+    )
+
+
+def _over_temperature(
+    x: Tensor, strategy: str, temperature: float | Tensor
+) -> tuple[Tensor, float]:
+    """Return what scores are linear in and the temperature that is left to divide by.
+
+    A learnt temperature is on a GPU, where a kernel's number would have to wait for it.
+    """
+    if not isinstance(temperature, Tensor):
+        return x, float(temperature)
+    if strategy != "multinomial":  # does not depend on it
+        return x, 1.0
+    x = wide(x)
+    return x / temperature.detach().reshape(()).to(x.device, x.dtype, non_blocking=True), 1.0

@@ -12,7 +12,10 @@ from itm_kernels.reference.log_sum_exp import log_sum_exp
 from itm_kernels.reference.max_of_hinges import max_of_hinges, max_of_hinges_from_scores
 from itm_kernels.reference.ranks import ranks
 from itm_kernels.reference.rbf_synthesis import rbf_synthesis, rbf_synthesis_logits
-from itm_kernels.reference.sample_negatives import sample_negatives
+from itm_kernels.reference.sample_negatives import (
+    sample_negatives,
+    sample_negatives_from_scores,
+)
 from itm_kernels.reference.sigmoid import sigmoid
 from itm_kernels.reference.similarity import similarity
 from itm_kernels.reference.sum_of_hinges import sum_of_hinges, sum_of_hinges_from_scores
@@ -30,6 +33,7 @@ __all__ = [
     "rbf_synthesis",
     "rbf_synthesis_logits",
     "sample_negatives",
+    "sample_negatives_from_scores",
     "sigmoid",
     "similarity",
     "sum_of_hinges",
