@@ -134,6 +134,8 @@ def test_a_schedule_sets_scale_or_temperature(kind: Any, apply: Any) -> None:
         assert torch.equal(apply(criterion), expected)
         criterion.logit_scale = 1 / 0.2
         assert torch.equal(apply(criterion), expected)
+        criterion.logit_scale.value = 7.0
+        assert apply(criterion) != expected
         assert len(list(criterion.parameters())) == (learnable and len(criterion.state_dict()))
         with pytest.raises(ValueError, match="logit_scale must be finite and > 0, got -1"):
             criterion.logit_scale = -1

@@ -35,8 +35,7 @@ FLAGS = {"detach", "draws_in_eval"}
 
 def options(name: str) -> list[str]:
     kind = type(BUILD[name]())
-    taken = list(inspect.signature(kind).parameters)
-    return [option for option in taken if (name, option) != ("SumOfHingesLoss", "mining")]
+    return list(inspect.signature(kind).parameters)
 
 
 EVERY = [(name, option) for name in BUILD for option in options(name)]

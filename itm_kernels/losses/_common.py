@@ -139,16 +139,25 @@ class LogitScale(Checked, nn.Module):
                 f"{self.owner}: a learnt logit_scale is bounded by max_scale = {most:g}, "
                 f"got {float(value):g}; pass max_scale=None or a larger one"
             )
-        self.value = float(value)
-        self.temperature = 1 / self.value if temperature is None else float(temperature)
+        self._value = float(value)
+        self.temperature = 1 / self._value if temperature is None else float(temperature)
         if self.log is not None:
             with torch.no_grad():
-                self.log.fill_(math.log(self.value))
+                self.log.fill_(math.log(self._value))
+
+    @property
+    def value(self) -> float:
+        """The fixed scale, or the one that a learnt scale was last set to."""
+        return self._value
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self.assign(value)
 
     def forward(self) -> float | Tensor:
         """Return the scale, as a tensor with gradient when it is learnt."""
         if self.log is None:
-            return self.value
+            return self._value
         if self.max_scale is None:
             return self.log.exp()
         # The logarithm is bounded: the exponential of the bound's may exceed the bound itself by
@@ -158,7 +167,7 @@ class LogitScale(Checked, nn.Module):
     def extra_repr(self) -> str:
         """Show the value in use, learnt or fixed, and the bound of a learnt one."""
         if self.log is None:
-            return f"{self.value:g}, learnable=False"
+            return f"{self._value:g}, learnable=False"
         return f"{shown(self())}, learnable=True, max_scale={self.max_scale}"
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from itm_kernels import _checks, _pairs, reference
 from itm_kernels._arguments import options_by_name
-from itm_kernels._options import Backend, Reduction, Unmatched, number
+from itm_kernels._options import Backend, Reduction, Unmatched, number, word
 from itm_kernels.losses._common import (
     SHARED,
     OptionsModule,
@@ -98,8 +98,9 @@ class SumOfHingesLoss(OptionsModule):
     >>> loss.backward()
     """
 
-    checks = {"margin": number(), **SHARED}
+    checks = {"margin": number(), "mining": word(Literal["all"]), **SHARED}
     margin: float
+    mining: Literal["all"] = "all"
     unmatched: Unmatched = "error"
     reduction: Reduction
 
@@ -112,8 +113,8 @@ class SumOfHingesLoss(OptionsModule):
         reduction: Reduction = "sum",
         backend: Backend = "auto",
     ) -> None:
-        _checks.option("SumOfHingesLoss", "mining", mining, ("all",))
         super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
+        self.mining = mining
 
     @options_by_name
     def forward(
