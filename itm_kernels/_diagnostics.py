@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks, _pairs
+from itm_kernels._arguments import options_by_name
 from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
 from itm_kernels.losses._common import OptionsModule, ScaledLoss
 from itm_kernels.ops.hardest_negatives import run as hardest_negatives
@@ -13,6 +14,7 @@ from itm_kernels.reference.intra_modal import in_band
 _FUNCTION = "diagnostics"
 
 
+@options_by_name
 @torch.no_grad()
 def diagnostics(
     loss: nn.Module,

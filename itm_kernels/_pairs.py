@@ -118,6 +118,9 @@ def _refuse(
     remedy = "every text needs exactly one image with its id"
     if count == 0 and unmatched is not None:
         remedy += ', or pass unmatched="negative": texts without an image are then negatives only'
+    if not torch.isin(text_ids, image_ids).any():
+        (a, b), (c, d) = ((int(x) for x in ids.aminmax()) for ids in (image_ids, text_ids))
+        remedy = f"no id is on both sides ({a} to {b}, {c} to {d}): number images and texts alike"
     raise ValueError(
         f"{function}: text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
         f"({len(mistakes)} of {text_ids.shape[0]} have no single match); {remedy}"

@@ -77,9 +77,15 @@ def test_embeddings(
             ValueError,
             r"text_ids\[2\] = 4 matches 0 of image_ids \(2 of 4 have no single match\)",
         ),
+        (
+            (LONG, LONG + 100),
+            ValueError,
+            r"text_ids\[0\] = 100 matches 0 of image_ids \(4 of 4 have no single match\); "
+            r"no id is on both sides \(0 to 3, 100 to 103\): number images and texts alike$",
+        ),
         ((LONG // 2, LONG.flip(0) // 2), ValueError, r"text_ids\[0\] = 1 matches 2 of image_ids"),
     ],
-    ids=["one", "other", "list", "dtype", "length", "device", "none", "several"],
+    ids=["one", "other", "list", "dtype", "length", "device", "none", "none-at-all", "several"],
 )
 def test_ids(function: Callable[..., Any], ids: tuple[Any, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=f"^{function.__name__}: {message}"):

@@ -124,6 +124,7 @@ WITHOUT_IDS = {
     "itm_loss": "exists=, reduction=, label_smoothing=",
     "kmeans": "iterations=, init=, generator=",
     "ranks": "backend=",
+    "mean_average_precision": "metric=, at_r=",
     "similarity": "backend=",
 }
 OTHERS = (

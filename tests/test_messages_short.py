@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from itm_kernels import diagnostics, losses, mining, ops, retrieval, synthesis
 from itm_kernels import functional as F
-from itm_kernels import losses, mining, ops, synthesis
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
@@ -80,7 +80,8 @@ RIGHT: dict[str, Any] = {
     **dict.fromkeys(("anchors", "members", "im", "s", "image_features", "text_features"), X),
     **dict.fromkeys(("images", "texts"), X[None]),
     "fused": torch.stack([X, Y]),
-    "scores": X @ Y.T,
+    **dict.fromkeys(("scores", "image_to_text"), X @ Y.T),
+    "loss": losses.MaxOfHingesLoss(),
     "logits": X[:, :2],
     "labels": IDS % 2,
     "match": lambda i, t: X[i, 0],
@@ -104,8 +105,12 @@ CALLS: dict[str, Callable[..., Any]] = {
     },
     **MODULES,
     **{f"{name}()": module().forward for name, module in MODULES.items()},
+    "evaluate": retrieval.evaluate,
+    "mean_average_precision": retrieval.mean_average_precision,
+    "diagnostics": diagnostics,
     "HardNegativeSampler": mining.HardNegativeSampler,
     "HardNegativeSampler()": mining.HardNegativeSampler().__call__,
+    "HardNegativeSampler.from_scores": mining.HardNegativeSampler().from_scores,
     "HardNegativeSynthesis": synthesis.HardNegativeSynthesis,
     "HardNegativeSynthesis()": synthesis.HardNegativeSynthesis(2).forward,
     "HardNegativeSynthesis.logits": synthesis.HardNegativeSynthesis(2).logits,
@@ -119,7 +124,16 @@ CALLS: dict[str, Callable[..., Any]] = {
     "SigLipLoss()": SigLipLoss().forward,
 }
 # A function may be any, a truth is a truth, and torch says what it wants of a generator.
-ANYTHING_GOES = ("match", "learnable", "detach", "output_dict", "generator", "sampler", "group")
+ANYTHING_GOES = (
+    "match",
+    "at_r",
+    "learnable",
+    "detach",
+    "output_dict",
+    "generator",
+    "sampler",
+    "group",
+)
 
 
 def fault(error: BaseException, call: str) -> str | None:
@@ -153,6 +167,7 @@ def partner(name: str) -> dict[str, Tensor]:
     return {other: IDS for pair in sides if name in pair for other in pair if other != name}
 
 
+@pytest.mark.filterwarnings("ignore")  # evaluation warns of what looks wrong and is allowed
 @pytest.mark.parametrize("call", CALLS)
 def test_whatever_comes_one_short_line_says_so(call: str) -> None:
     refused, faults = 0, []

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.ops.ranks import row_keys
 from itm_kernels.reference._rows import wide
@@ -13,6 +14,7 @@ _FUNCTION = "mean_average_precision"
 _SCORES_AT_ONCE = 1 << 20  # about ten tensors of so many numbers are there at a time
 
 
+@options_by_name
 @torch.no_grad()
 def mean_average_precision(
     queries: Tensor,  # [Q, D]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._arguments import options_by_name
 from itm_kernels.ops.ranks import Ranks, row_keys, run
 from itm_kernels.retrieval._rows import METRICS, finite, partners, scored
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
@@ -14,6 +15,7 @@ from itm_kernels.retrieval.report import RetrievalReport, mean, report
 _FUNCTION = "evaluate"
 
 
+@options_by_name
 @torch.no_grad()
 def evaluate(
     image: Tensor,  # [N, D]
@@ -113,7 +115,8 @@ def _check_ks(ks: Sequence[int]) -> None:
     for k in ks:
         _checks.integer(_FUNCTION, "every k in ks", k, 1)
     if not ks or len(set(ks)) != len(ks):
-        raise ValueError(f"{_FUNCTION}: ks must hold at least one number, each once, got {ks}")
+        got = ks if len(ks) <= 10 else _checks.describe(ks)
+        raise ValueError(f"{_FUNCTION}: ks must hold at least one number, each once, got {got}")
 
 
 def _ids(
