@@ -21,6 +21,8 @@ def options_by_name(function: Callable[P, R]) -> Callable[P, R]:
     ids = [name for name in keywords if name.endswith("ids")]
     named = " and ".join(f"{name}=" for name in ids) or ", ".join(f"{k}=" for k in keywords[:3])
     remedy = f"for ids or labels use {named}" if ids else f"pass options by name ({named})"
+    if not keywords:
+        remedy = "it takes neither ids nor labels"
     own = positional[:1] == ["self"]
     taken = positional[own:]
     name = function.__qualname__.removesuffix(".forward").removesuffix(".__call__")

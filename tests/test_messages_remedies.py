@@ -129,7 +129,6 @@ WITHOUT_IDS = {
 }
 OTHERS = (
     "FusionHead()",
-    "ITOLoss()",
     "ContrastiveLoss()",
     "IntraLoss()",
     "ClipLoss()",
@@ -149,7 +148,9 @@ def test_labels_by_position_name_the_keyword(call: str) -> None:
         for p in inspect.signature(function).parameters.values()
         if p.kind is kinds.POSITIONAL_OR_KEYWORD
     ]
-    if call in WITHOUT_IDS:
+    if call == "ITOLoss()":
+        remedy = "it takes neither ids nor labels$"
+    elif call in WITHOUT_IDS:
         remedy = rf"pass options by name \({WITHOUT_IDS[call]}"
     else:
         remedy = f"for ids or labels use {NAMES.get(call, 'image_ids= and text_ids=')}$"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, number
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
@@ -65,6 +66,7 @@ class ITOLoss(ScaledLoss):
             backend=backend,
         )
 
+    @options_by_name
     def forward(
         self,
         images: Tensor,  # [V, N, D]
