@@ -174,6 +174,37 @@ def test_compiled_it_is_the_same_and_several_images_are_nan() -> None:
     assert compiled(image, text, torch.tensor([3, 1, 1]), TEXT_IDS).isnan().all()
 
 
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_meta_tensors_flow_through(name: str) -> None:
+    image, text = (t.to("meta").detach().requires_grad_() for t in rows())
+    for device in ("meta", "cpu"):  # ids of another device are not looked at
+        ids = {side: value.to(device) for side, value in IDS.items()}
+        loss = EVERY[name][0](image, text, unmatched="negative", **ids)
+        assert loss.is_meta
+        assert gradients(loss, image, text)[1].shape == text.shape
+
+
+class _Applied(torch.nn.Module):
+    """A loss as a Module of its tensors, which is what torch.export takes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, image: Tensor, text: Tensor, image_ids: Tensor, text_ids: Tensor) -> Tensor:
+        ids = {"image_ids": image_ids, "text_ids": text_ids}
+        return EVERY[self.name][0](image, text, unmatched="negative", **ids)
+
+
+@pytest.mark.parametrize("name", ["sum_of_hinges", "info_nce", "sigmoid"])
+def test_exports(name: str) -> None:
+    image, text = (t.detach() for t in rows())
+    exported = torch.export.export(_Applied(name), (image, text, IMAGE_IDS, TEXT_IDS))
+    other = torch.tensor([9, 1, 3, 3, 5])
+    expected = _Applied(name)(image, text, IMAGE_IDS, other)
+    torch.testing.assert_close(exported.module()(image, text, IMAGE_IDS, other), expected)
+
+
 @pytest.mark.parametrize("build", [losses.SumOfHingesLoss, losses.MaxOfHingesLoss])
 def test_score_matrices_take_it_too(build: Callable[..., Any]) -> None:
     image, text = rows()

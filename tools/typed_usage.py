@@ -33,6 +33,18 @@ def calls_give_tensors(image: Tensor, text: Tensor, ids: Tensor) -> None:
     assert_type(diagnostics(losses.IMCLoss(), image, text), dict[str, float])
 
 
+def options_have_types() -> None:
+    """An option is read as what it was set to."""
+    assert_type(losses.MaxOfHingesLoss().margin, float)
+    assert_type(losses.IMCLoss().backend, Backend)
+    assert_type(losses.IntraModalConstraint().upper, float)
+    assert_type(losses.InfoCMRLoss().num_clusters, int)
+    assert_type(losses.InfoNCELoss().logit_scale(), float | Tensor)
+    assert_type(losses.InfoNCELoss().max_scale, float | None)
+    assert_type(mining.HardNegativeSampler().backend, Backend)
+    assert_type(synthesis.HardNegativeSynthesis().sigma, float)
+
+
 def words_are_literal(image: Tensor, text: Tensor, backend: Backend, word: str) -> None:
     """A wrong word is an error before anything runs."""
     losses.MaxOfHingesLoss(mining="semi-hard")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What every loss shares: the reduction, the common options, the logit scale."""
 
 import math
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,9 @@ class LogitScale(Checked, nn.Module):
             return f"{self._value:g}, learnable=False"
         return f"{shown(self())}, learnable=True, max_scale={self.max_scale}"
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class ScaledLoss(OptionsModule):
     """A loss with a logit scale, fixed or learnt; its inverse is the temperature.
@@ -180,6 +183,8 @@ class ScaledLoss(OptionsModule):
 
     fixed = ("learnable",)
     logit_scale: LogitScale
+    learnable: bool
+    backend: Backend
 
     def __init__(
         self,

@@ -121,7 +121,15 @@ class IMCLoss(OptionsModule):
         "unmatched": SHARED["unmatched"],
         "backend": SHARED["backend"],
     }
+    margin: float
+    metric: Metric
+    lower: float
+    upper: float
+    weight: float
+    mode: Mode
+    thresholds: Thresholds
     unmatched: Unmatched = "error"
+    backend: Backend
 
     def __init__(
         self,

@@ -106,10 +106,8 @@ def info_cmr_loss(
     return _info_cmr(
         image,
         text,
+        (logit_scale, temperature, max_scale),
         True,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        max_scale=max_scale,
         num_clusters=num_clusters,
         sigma=sigma,
         weights=weights,
@@ -128,11 +126,9 @@ def info_cmr_loss(
 def _info_cmr(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
+    scales: tuple[float | Tensor | None, float | Tensor | None, float | None],  # as `scale_of`
     draw: bool,  # False: no noise, and a start of k-means that depends on the rows alone
     *,
-    temperature: float | Tensor | None = None,
-    logit_scale: float | Tensor | None = None,
-    max_scale: float | None = None,
     num_clusters: int,
     sigma: float,
     weights: Weights,
@@ -152,7 +148,7 @@ def _info_cmr(
     _checks.option(name, "clustering", clustering, get_args(Clustering))
     _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
-    scale = scale_of(name, image, logit_scale, temperature, max_scale)
+    scale = scale_of(name, image, *scales)
     pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     v_ids, c_ids = ids_of(pairs, image)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
@@ -226,8 +222,15 @@ class InfoCMRLoss(ScaledLoss):
         "draws_in_eval": flag,
         **SHARED,
     }
-    unmatched: Unmatched = "error"
+    num_clusters: int
+    sigma: float
+    weights: Weights
+    clustering: Clustering
+    num_noise: int
+    detach: bool
     draws_in_eval: bool
+    unmatched: Unmatched = "error"
+    reduction: Reduction
 
     def __init__(
         self,
@@ -278,8 +281,8 @@ class InfoCMRLoss(ScaledLoss):
         return _info_cmr(
             image,
             text,
+            (self.logit_scale(), None, None),
             self.training or self.draws_in_eval,
-            logit_scale=self.logit_scale(),
             image_ids=image_ids,
             text_ids=text_ids,
             generator=generator,

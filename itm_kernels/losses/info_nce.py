@@ -111,6 +111,7 @@ class InfoNCELoss(ScaledLoss):
 
     checks = SHARED
     unmatched: Unmatched = "error"
+    reduction: Reduction
 
     def __init__(
         self,

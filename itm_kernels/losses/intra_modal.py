@@ -186,6 +186,14 @@ class IntraModalConstraint(OptionsModule):
     """
 
     checks = {**BAND, "reduction": word(Reduction, optional=True), "backend": SHARED["backend"]}
+    metric: Metric
+    lower: float
+    upper: float
+    weight: float
+    mode: Mode
+    thresholds: Thresholds
+    reduction: Reduction | None
+    backend: Backend
 
     def __init__(
         self,

@@ -45,7 +45,6 @@ class ITOLoss(ScaledLoss):
 
     checks = {"fusion_weight": number(least=0), "backend": SHARED["backend"]}
     fusion_weight: float
-    backend: Backend
 
     def __init__(
         self,

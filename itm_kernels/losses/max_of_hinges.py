@@ -111,6 +111,7 @@ class MaxOfHingesLoss(OptionsModule):
     mining: Mining
     unmatched: Unmatched = "error"
     reduction: Reduction
+    backend: Backend
 
     def __init__(
         self,

@@ -122,6 +122,7 @@ class SigmoidLoss(ScaledLoss):
 
     checks = SHARED
     unmatched: Unmatched = "error"
+    reduction: Reduction
     logit_bias: float | nn.Parameter
 
     def __init__(

@@ -103,6 +103,7 @@ class SumOfHingesLoss(OptionsModule):
     mining: Literal["all"] = "all"
     unmatched: Unmatched = "error"
     reduction: Reduction
+    backend: Backend
 
     def __init__(
         self,
