@@ -142,8 +142,12 @@ def number(
     above: float = -math.inf,
     least: float = -math.inf,
     below: float = math.inf,
+    power: float = 1,
 ) -> None:
-    """Check a finite real number, Python's or NumPy's, > above, >= least and < below."""
+    """Check a finite real number, Python's or NumPy's, > above, >= least and < below.
+
+    fp32 holds its power, and with above = 0 the reciprocal of that.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         item = f"; use {argument(name)}.item()" if isinstance(value, Tensor) else ""
         raise TypeError(f"{function}: {name} must be a number, got {describe(value)}{item}")
@@ -158,6 +162,7 @@ def number(
         bounds += [f"< {below:g}"] if below < math.inf else []
         wanted = " and ".join(["finite", *bounds])
         raise ValueError(f"{function}: {name} must be {wanted}, got {shown(value)}")
+    _fits_fp32(function, name, x, reciprocal=above == 0, power=power)
 
 
 def integer(function: str, name: str, value: object, least: int) -> None:
@@ -218,3 +223,24 @@ def id_pair(
         for value in ids
     )
     return first, second
+
+
+_FP32 = torch.finfo(torch.float32)
+
+
+def _fits_fp32(function: str, name: str, x: float, *, reciprocal: bool, power: float) -> None:
+    """Check that fp32 holds a power of a number, and its reciprocal where kernels take that.
+
+    Python's numbers and fp64 hold more, and would go on where kernels have infinities and zeros.
+    """
+    low, high = (_FP32.tiny, 1 / _FP32.tiny) if reciprocal else (_FP32.min, _FP32.max)
+    if power == 2:
+        low, high = math.sqrt(low), math.sqrt(high)
+    if low <= x <= high:
+        return
+    held = "its square" if power == 2 else "it"
+    held += " and 1 over that" if reciprocal else ""
+    raise ValueError(
+        f"{function}: {name} must lie between {low:.3g} and {high:.3g}, so that fp32 holds "
+        f"{held}, got {x:g}"
+    )

@@ -103,7 +103,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
 
     checks = {
         "num_clusters": integer(1),
-        "sigma": number(above=0),
+        "sigma": number(above=0, power=2),
         "weights": word(Weights),
         "clustering": word(Clustering),
         "iterations": integer(0),

@@ -65,7 +65,7 @@ def info_cmr_loss(
     Without synthesis and noise this is twice `info_nce_loss` at logit scale 1 / t.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside.
+        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
         text: `[M, D]` embeddings; M = N without ids.
         temperature: t > 0: a number, or a tensor of one element (differentiable); .05 without a
             logit_scale.
@@ -214,7 +214,7 @@ class InfoCMRLoss(ScaledLoss):
 
     checks = {
         "num_clusters": integer(0),
-        "sigma": number(above=0),
+        "sigma": number(above=0, power=2),
         "weights": word(Weights),
         "clustering": word(Clustering),
         "num_noise": integer(0),

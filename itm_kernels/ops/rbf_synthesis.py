@@ -183,7 +183,7 @@ def check_options(
 ) -> None:
     """Check the options that every synthesis shares."""
     _checks.integer(function, "num_clusters", num_clusters, least)
-    _checks.number(function, "sigma", sigma, above=0)
+    _checks.number(function, "sigma", sigma, above=0, power=2)
     _checks.option(function, "weights", weights, get_args(Weights))
     _checks.number(function, "ridge", ridge, least=0)
 
