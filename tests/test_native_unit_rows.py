@@ -78,10 +78,11 @@ def test_rows_without_a_length(unit: Rows) -> None:
     long = torch.tensor([[1e20, 1.0], [1e-25, 2e-25]])
     for rows in (x.double(), x, long):
         pull = torch.ones(len(rows), 2)
-        for found, expected in zip(
-            result(unit, rows, pull), result(by_torch, rows, pull), strict=True
-        ):
-            torch.testing.assert_close(found, expected, equal_nan=True)
+        found, (wanted, slope) = result(unit, rows, pull), result(by_torch, rows, pull)
+        torch.testing.assert_close(found[0], wanted, equal_nan=True)
+        # torch has 1e12 times what arrives for rows of length 0, which have no direction.
+        slope[rows.norm(dim=-1) == 0] = 0
+        torch.testing.assert_close(found[1], slope, equal_nan=True)
 
 
 def test_unit_rows_are_differentiable_once(unit: Rows) -> None:

@@ -25,6 +25,13 @@ Tensor length_of(const Tensor& rows) {
   return at::linalg_vector_norm(rows, 2, {1}, false, at::kDouble);
 }
 
+// What a cosine is divided by. A row of length 0 has no direction: over infinity its cosine and its
+// gradient are 0.
+Tensor divisor_of(const Tensor& length) {
+  return length.clamp_min(kSmallest).masked_fill_(length.eq(0),
+                                                  std::numeric_limits<double>::infinity());
+}
+
 // The scores' rounding reaches the cosine this many times magnified where weights cancel (kam, near
 // duplicates); beyond, the vectors are formed, whose rounding the cosine with them averages out.
 constexpr double kMostCancellation = 32;
@@ -71,13 +78,13 @@ std::tuple<Tensor, Tensor> logits_of(const Problem& problem) {
   Synthesis synthesis(problem, /*with_grams=*/true);
   Tensor cosine = at::zeros({synthesis.size(), K}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
-    const Tensor length = length_of(block.q).clamp_min_(kSmallest);
+    const Tensor length = divisor_of(length_of(block.q));
     for (int64_t k = 0; k < K; ++k) {
       if (synthesis.cluster(k).size == 0) continue;
       const Vectors v(synthesis, block, k);
       cosine.narrow(0, block.first, block.rows)
           .select(1, k)
-          .copy_(v.dot.div(v.length.clamp_min(kSmallest)).div_(length));
+          .copy_(v.dot.div(divisor_of(v.length)).div_(length));
     }
   });
   cosine.masked_fill_(synthesis.valid().logical_not(), 0);
@@ -98,7 +105,7 @@ std::tuple<Tensor, Tensor> logits_gradient(const Problem& problem, const Tensor&
   MemberGradient of_members = detach ? MemberGradient() : synthesis.member_gradient();
   Tensor of_anchors = at::empty({synthesis.size(), synthesis.dimension()}, synthesis.options());
   synthesis.for_each_block([&](const Anchors& block) {
-    const Tensor a = length_of(block.q), a_least = a.clamp_min(kSmallest);
+    const Tensor a = length_of(block.q), a_least = divisor_of(a);
     const Tensor valid = synthesis.valid().narrow(0, block.first, block.rows);
     const Tensor g = grad.narrow(0, block.first, block.rows).to(at::kDouble).mul(valid);
     Tensor along = at::zeros_like(a), straight;  // what a itself gets, and vectors of values
@@ -108,7 +115,7 @@ std::tuple<Tensor, Tensor> logits_gradient(const Problem& problem, const Tensor&
       const Cluster& cluster = synthesis.cluster(k);
       if (cluster.size == 0) continue;
       Vectors v(synthesis, block, k);
-      const Tensor v_least = v.length.clamp_min(kSmallest);
+      const Tensor v_least = divisor_of(v.length);
       const Tensor alpha = g.select(1, k).div(a_least).div_(v_least);
       const Tensor through = alpha.mul(v.dot).neg_();  // -g cos
       along.add_(over_length(through.div(a_least), a));

@@ -12,20 +12,23 @@
 
 namespace itm {
 
-// x / max(|x|, eps), as torch.nn.functional.normalize.
+// x / max(|x|, eps), as torch.nn.functional.normalize. A row of length 0 has no direction: over an
+// infinite divisor its unit row and its gradient are 0.
 struct UnitRows {
   static constexpr double kSmallest = 1e-12;
-  Tensor length, rows;
+  Tensor length, divisor, rows;
 
   explicit UnitRows(const Tensor& x)
       : length(at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true)),
-        rows(x.div(length.clamp_min(kSmallest))) {}
+        divisor(length.clamp_min(kSmallest).masked_fill_(length.eq(0),
+                                                         std::numeric_limits<double>::infinity())),
+        rows(x.div(divisor)) {}
 
   // The gradient of x from that of its unit rows: along itself a unit vector does not move.
   Tensor gradient(const Tensor& of_rows) const {
     const Tensor along = of_rows.mul(rows).sum(-1, true).mul(rows);
     const Tensor moved = at::where(length.gt(kSmallest), of_rows.sub(along), of_rows);
-    return moved.div(length.clamp_min(kSmallest));
+    return moved.div(divisor);
   }
 };
 

@@ -1,6 +1,14 @@
 // Rows scaled to length 1, as torch.nn.functional.normalize scales them, and the gradient behind.
+// A row of length 0 has no direction: its unit row and its gradient are 0.
 
 constexpr double kShortest = 1e-12;  // length that a shorter row is divided by
+
+// What a row is divided by. NaN stays; over infinity everything finite is 0.
+template <typename T>
+T divisor_of(T length) {
+  if (length == 0) return std::numeric_limits<T>::infinity();
+  return length < T(kShortest) ? T(kShortest) : length;
+}
 
 template <typename T>
 T inner_product(const T* x, const T* y, int64_t size) {
@@ -19,7 +27,7 @@ T inner_product(const T* x, const T* y, int64_t size) {
 template <typename T>
 T unit_row(const T* x, T* out, int64_t D) {
   const T length = static_cast<T>(__builtin_sqrt(inner_product(x, x, D)));
-  const T divisor = length < T(kShortest) ? T(kShortest) : length;
+  const T divisor = divisor_of(length);
   for (int64_t d = 0; d < D; ++d) out[d] = x[d] / divisor;
   return length;
 }
@@ -29,6 +37,6 @@ template <typename T>
 void unit_gradient(const T* grad, const T* unit, T length, T* out, int64_t D) {
   const bool scaled = length > T(kShortest);
   const T along = scaled ? inner_product(grad, unit, D) : T(0);
-  const T divisor = length < T(kShortest) ? T(kShortest) : length;
+  const T divisor = divisor_of(length);
   for (int64_t d = 0; d < D; ++d) out[d] = (grad[d] - along * unit[d]) / divisor;
 }

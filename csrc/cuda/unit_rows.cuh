@@ -12,8 +12,10 @@ namespace itm::cuda {
 constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
 constexpr double kSmallestLength = 1e-12;  // as torch.nn.functional.normalize
 
+// NaN stays. A row of length 0 has no direction: over infinity its unit row and gradient are 0.
 template <typename C>
-__device__ __forceinline__ C divisor(C length) {  // NaN stays
+__device__ __forceinline__ C divisor(C length) {
+  if (length == 0) return C(INFINITY);
   return length < C(kSmallestLength) ? C(kSmallestLength) : length;
 }
 

@@ -6,7 +6,7 @@
 
 namespace itm::cuda {
 
-// unit [rows, D] = x / max(|x|, 1e-12), and length [rows] = |x|.
+// unit [rows, D] = x / max(|x|, 1e-12), 0 where |x| is, and length [rows] = |x|.
 void unit_rows(Type type, const AnyRows& x, int64_t D, void* unit, void* length, void* stream);
 
 // out [rows, D], in a type of its own, = the gradient of x from that of its unit rows.

@@ -41,7 +41,7 @@ def info_nce_loss(
     for every pair (i, j), with cosines s and logit scale :math:`\gamma`.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside.
+        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
         text: `[M, D]` embeddings; M = N without ids.
         logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
             20 without a temperature.

@@ -46,7 +46,7 @@ def sigmoid_loss(
     for every text j, with cosines s and z = 1 for its positive image, -1 for the others.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside.
+        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
         text: `[M, D]` embeddings; M = N without ids.
         logit_scale: :math:`\gamma` > 0: a number, or a tensor of one element (differentiable);
             10 without a temperature.

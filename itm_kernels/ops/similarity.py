@@ -68,7 +68,8 @@ def similarity(
         x: `[..., N, D]`, floating point. Products and sums of fp16 and bf16 are taken in fp32.
         y: `[..., M, D]`, same device and, outside autocast, dtype; batch dimensions broadcast.
         metric: `"dot"` and `"cosine"` are similarities; `"l1"`, `"l2"` and `"sqeuclidean"` are
-            distances, taken from direct differences: equal rows are exactly 0 apart.
+            distances, taken from direct differences: equal rows are exactly 0 apart. A row of
+            zeros has cosine 0 and no gradient of it.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:

@@ -47,7 +47,9 @@ class _UnitRows(torch.autograd.Function):
 
 @outside_autocast
 def run(x: Tensor, function: str, backend: str) -> Tensor:
-    """Scale every row `[..., D]` to length 1, in fp32 or better; a zero row stays zero.
+    """Scale every row `[..., D]` to length 1, in fp32 or better.
+
+    A zero row has no direction: it stays zero, and so is its gradient.
 
     A part of a loss that runs on some backend takes the best that is there: not every backend has
     a kernel for it.

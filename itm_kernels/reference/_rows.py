@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 
 def wide(x: Tensor) -> Tensor:
@@ -11,8 +10,14 @@ def wide(x: Tensor) -> Tensor:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Scale every row to Euclidean length 1, in fp32 or better; a zero row stays zero."""
-    return normalize(wide(x), dim=-1)
+    """Scale every row to Euclidean length 1, in fp32 or better, as `torch.nn.functional.normalize`.
+
+    A row of length 0 has no direction: it stays zero and has no gradient, where `normalize` has
+    1e12 times what arrives, which fp16 cannot hold.
+    """
+    x = wide(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
 
 
 def paired_scores(image: Tensor, text: Tensor, positive: Tensor | None) -> Tensor:

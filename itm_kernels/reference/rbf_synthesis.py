@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from itm_kernels.reference._rows import wide
 
@@ -57,7 +56,17 @@ def rbf_synthesis_logits(
     vectors, valid = rbf_synthesis(
         q, x, assignment, anchor_ids, member_ids, num_clusters, sigma, weights, ridge
     )
-    return cosine_similarity(wide(anchors)[:, None], vectors, dim=-1), valid
+    return _cosine(wide(anchors)[:, None], vectors), valid
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Return the cosine of rows, as `torch.nn.functional.cosine_similarity`; 0 for a row of 0.
+
+    Such a row has no direction, and so no gradient: over infinity both are 0.
+    """
+    lengths = (torch.linalg.vector_norm(rows, dim=-1) for rows in (x, y))
+    a, b = (length.clamp_min(1e-8).masked_fill(length == 0, torch.inf) for length in lengths)
+    return (x * y).sum(-1) / a / b
 
 
 def _solve(factor: Tensor, khat: Tensor) -> Tensor:

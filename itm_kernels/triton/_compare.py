@@ -103,7 +103,7 @@ def comparison(
     if metric not in ("dot", "l1"):
         terms = [squares(rows) for rows in (x, y)]
     if metric == "cosine":
-        terms = [1 / term.sqrt().clamp_min(_SMALLEST) for term in terms]
+        terms = [1 / _divisor(term.sqrt()) for term in terms]
     # Small tiles where a tile may be computed twice: a difference is wide in registers.
     tall = shape if metric in ("dot", "cosine") else (1, 1)
     if metric == "l1":
@@ -241,10 +241,22 @@ def pull(x: Tensor, y: Tensor, weight: Tensor, sign: bool) -> Tensor:
     return out
 
 
+def _divisor(length: Tensor) -> Tensor:
+    """Return what a row is divided by: infinity for one of length 0, which has no direction."""
+    return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return x / |x| in fp32 or better, 0 where |x| is."""
+    x = x.to(wide_dtype(x))
+    return x / _divisor(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+
+
 def of_unit(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of x from that of x / |x|."""
+    """Return the gradient of x from that of `unit(x)`."""
     x = x.to(wide_dtype(x))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    unit = x / length.clamp_min(_SMALLEST)
-    along = (unit * grad).sum(-1, keepdim=True).masked_fill(length < _SMALLEST, 0)
-    return (grad - unit * along) / length.clamp_min(_SMALLEST)
+    divisor = _divisor(length)
+    rows = x / divisor
+    along = (rows * grad).sum(-1, keepdim=True).masked_fill(length < _SMALLEST, 0)
+    return (grad - rows * along) / divisor

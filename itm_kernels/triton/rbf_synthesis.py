@@ -186,8 +186,7 @@ def rbf_synthesis_logits_forward(
     cosines, valid = [], []
     for block in one.blocks(one.at_once()):
         dot, square = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
-        length = square.sqrt_().clamp_min_(_SMALLEST)
-        cosine = dot.div_(length).div_(_length(block.q).clamp_min(_SMALLEST))
+        cosine = dot.div_(_divisor(square.sqrt_())).div_(_divisor(_length(block.q)))
         cosines.append(cosine.masked_fill_(~block.valid, 0))
         valid.append(block.valid)
     return torch.cat(cosines), torch.cat(valid), no_scores(anchors)
@@ -195,6 +194,11 @@ def rbf_synthesis_logits_forward(
 
 def _length(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
     return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide_dtype(rows))
+
+
+def _divisor(length: Tensor) -> Tensor:
+    """Return what a cosine is divided by: infinity for a row of 0, which has no direction."""
+    return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
 
 
 def _over_length(x: Tensor, length: Tensor) -> Tensor:
@@ -214,7 +218,7 @@ def _through_cosine(
     """
     a = anchors.to(vectors.dtype)[:, None]  # [R, 1, D]
     of_a, of_v = _length(a), _length(vectors)
-    a_least, v_least = of_a.clamp_min(_SMALLEST), of_v.clamp_min(_SMALLEST)
+    a_least, v_least = _divisor(of_a), _divisor(of_v)
     alpha = grad.to(vectors.dtype)[..., None] / a_least / v_least
     through = -alpha * (vectors * a).sum(-1, keepdim=True)  # -g cos
     to_a = alpha * vectors + _over_length(through / a_least, of_a) * a

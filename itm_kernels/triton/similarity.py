@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._compare import matrices, of_unit, pull
+from itm_kernels.triton._compare import matrices, of_unit, pull, unit
 from itm_kernels.triton._launch import rows_of, wide_dtype
 
 
@@ -38,7 +38,7 @@ def similarity_backward(
         if metric == "cosine" or x.shape[:-2] != y.shape[:-2]:  # sums over the batch are in fp32
             rows, grad = [side.to(dtype) for side in rows], grad.to(dtype)
         if metric == "cosine":
-            rows = [torch.nn.functional.normalize(side, dim=-1) for side in rows]
+            rows = [unit(side) for side in rows]
         to_x, to_y = grad @ rows[1], grad.mT @ rows[0]
         if metric == "cosine":
             to_x, to_y = of_unit(x, to_x), of_unit(y, to_y)

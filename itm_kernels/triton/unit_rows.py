@@ -28,8 +28,12 @@ def _root(x):
 
 @triton.jit
 def _over_length(x, length):
-    """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more. NaN stays."""
-    divisor = tl.where(length < _SMALLEST, _SMALLEST, length)[:, None]
+    """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more. NaN stays.
+
+    A row of length 0 has no direction: over infinity its unit row and its gradient are 0.
+    """
+    divisor = tl.where(length < _SMALLEST, _SMALLEST, length)
+    divisor = tl.where(length == 0, float("inf"), divisor)[:, None]
     divisor = tl.broadcast_to(divisor, x.shape)
     return x / divisor if x.dtype == tl.float64 else tl.div_rn(x, divisor)
 
