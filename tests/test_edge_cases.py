@@ -141,3 +141,84 @@ def test_a_small_contrastive_loss_keeps_its_digits(backend: str) -> None:
     (wanted,) = torch.autograd.grad(exact, image)
     (found,) = torch.autograd.grad(loss, image)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+# In one dimension a score is one product: nothing is lost before it overflows.
+HUGE = torch.tensor([[1e30], [1.0], [1.0]]), torch.tensor([[1.0], [-1e30], [-1e30]])
+
+
+def test_a_score_that_overflows_is_a_negative_as_any_other(backend: str) -> None:
+    """All negatives of row 0 score -inf: the first is the hardest, and never the positive."""
+    image, text = HUGE
+    found = ops.hardest_negatives(image, text, backend=backend)
+    assert found.text_score.tolist() == [-math.inf, 1.0, 1.0]
+    assert found.text_index.tolist() == [1, 0, 0]
+    turned = ops.hardest_negatives(text, image, backend=backend)
+    assert turned.image_score.tolist() == [-math.inf, 1.0, 1.0]
+    assert turned.image_index.tolist() == [1, 0, 0]
+    ids = torch.tensor([0, 1, 0])
+    found = ops.hardest_negatives(image, text, image_ids=ids, text_ids=ids, backend=backend)
+    assert found.text_index.tolist() == [1, 0, 1]
+    loss = losses.MaxOfHingesLoss(reduction="none", backend=backend)
+    assert loss(image, text)[0] == 0
+
+
+@pytest.mark.parametrize("strategy", ["multinomial", "hardest", "uniform"])
+@pytest.mark.parametrize("temperature", [1e-37, 1.2e-38, 0.07, 8e37])
+def test_no_temperature_draws_a_positive(backend: str, strategy: str, temperature: float) -> None:
+    sampler = mining.HardNegativeSampler(strategy, temperature=temperature, backend=backend)
+    rows = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
+    for image, text in (HUGE, rows, (-100 * rows[0].abs(), rows[1].abs())):
+        for index in sampler(image, text):
+            assert index.min() >= 0
+            assert (index != torch.arange(len(image))).all()
+    # Far below the scores' distances the draw is the hardest.
+    if temperature < 1e-30 and strategy == "multinomial":
+        hardest = mining.HardNegativeSampler("hardest", backend=backend)
+        assert all(map(torch.equal, sampler(*rows), hardest(*rows)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_zero_row_has_no_cosine_and_no_gradient(backend: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64).to(dtype)
+    x[1] = y[2] = 0
+    x, y = x.requires_grad_(), y.requires_grad_()
+    scores = ops.similarity(x, y, "cosine", backend=backend)
+    assert scores[1].count_nonzero() == scores[:, 2].count_nonzero() == 0
+    cosine = ops.rbf_synthesis_logits(
+        x, y, torch.tensor([0, 0, 1, 0]), 2, 0.5, weights="attention", backend=backend
+    ).cosine
+    assert cosine[1].count_nonzero() == cosine[:, 1].count_nonzero() == 0
+    (scores.sum() + cosine.float().sum()).backward()
+    for rows, zero in ((x, 1), (y, 2)):
+        assert rows.grad.isfinite().all()
+        assert rows.grad.count_nonzero() > 0
+        assert rows is y or rows.grad[zero].count_nonzero() == 0
+
+
+# Ragged and whole against every block of columns and rows that a product is cut into.
+@pytest.mark.parametrize("N", [5, 33, 100])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_equal_scores_go_to_the_lowest_index(backend: str, dtype: torch.dtype, N: int) -> None:
+    """Small integers: products are exact, so that every pair of copies ties."""
+    generator = torch.Generator().manual_seed(N)
+    rows = torch.randint(-2, 3, (2, N, 3), generator=generator).to(dtype)
+    found = ops.hardest_negatives(*rows, backend=backend)
+    scores = (rows[0].double() @ rows[1].double().T).fill_diagonal_(-math.inf)
+    for index, of_anchor in ((found.text_index, scores), (found.image_index, scores.T)):
+        best = of_anchor == of_anchor.max(1, keepdim=True).values
+        assert torch.equal(index, best.int().argmax(1))
+        assert N == 5 or (best.sum(1) > 1).any()
+
+
+def test_any_copy_of_the_hardest_row_may_be_found(backend: str) -> None:
+    """Not always the first: products round the last columns of a matrix differently, in fp64."""
+    generator = torch.Generator().manual_seed(0)
+    image, once = torch.randn(2, 60, 32, generator=generator, dtype=torch.float64)
+    text = torch.cat([once, once, once])
+    ids = {"image_ids": torch.arange(60), "text_ids": torch.arange(60).repeat(3)}
+    found = ops.hardest_negatives(image, text, backend=backend, **ids)
+    single = ops.hardest_negatives(image, once, backend=backend)
+    assert torch.equal(found.text_index % 60, single.text_index)
+    assert torch.equal(found.image_index, single.image_index.repeat(3))

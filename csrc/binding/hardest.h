@@ -38,6 +38,23 @@ void mask(const Tile<T>& tile, const SameId& same, const int64_t* positive_of, T
   });
 }
 
+// Gives anchors that saw nothing their first negative. A score of -inf, which overflow makes,
+// raises no maximum, and its pair may be a negative all the same.
+template <typename Same>
+void take_first(const Maxima& anchors, int64_t others, Same&& same) {
+  int64_t* index = anchors.indices();
+  parallel_for(0, anchors.index.size(0), grain(others), [&](int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a)
+      for (int64_t other = 0; index[a] < 0 && other < others; ++other)
+        if (!same(a, other)) index[a] = other;
+  });
+}
+
+inline void take_first(const Maxima& rows, const Maxima& columns, const SameId& same) {
+  take_first(rows, columns.index.size(0), same);
+  take_first(columns, rows.index.size(0), [&](int64_t c, int64_t r) { return same(r, c); });
+}
+
 template <typename T>
 Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive_of,
                 const SameId& same) {
@@ -50,6 +67,7 @@ Hardest hardest(const Tensor& image, const Tensor& text, const int64_t* positive
     raise_rows(t, found.row);
     raise_columns(t, found.column);
   });
+  take_first(found.row, found.column, same);
   return found;
 }
 

@@ -28,18 +28,28 @@ class SameId {
       if (i >= tile.first_column && i < last) found(i - tile.first_column);
       return;
     }
-    const int64_t id = rows_.const_data_ptr<int64_t>()[i];
-    const int64_t* sorted = sorted_.const_data_ptr<int64_t>();
-    const auto [first, end] = std::equal_range(sorted, sorted + sorted_.size(0), id);
-    // The sort is stable: columns of one id stand in increasing order.
-    const int64_t* order = order_.const_data_ptr<int64_t>();
-    const int64_t* stop = order + (end - sorted);
-    const int64_t* at = std::lower_bound(order + (first - sorted), stop, tile.first_column);
+    const auto [first, stop] = columns_of(i);
+    const int64_t* at = std::lower_bound(first, stop, tile.first_column);
     for (; at != stop && *at < last; ++at) found(*at - tile.first_column);
+  }
+
+  bool operator()(int64_t row, int64_t column) const {
+    if (!rows_.defined()) return row == column;
+    const auto [first, stop] = columns_of(row);
+    return std::binary_search(first, stop, column);
   }
 
  private:
   Tensor rows_, sorted_, order_;
+
+  // The columns that share a row's id, in increasing order: the sort is stable.
+  std::pair<const int64_t*, const int64_t*> columns_of(int64_t row) const {
+    const int64_t id = rows_.const_data_ptr<int64_t>()[row];
+    const int64_t* sorted = sorted_.const_data_ptr<int64_t>();
+    const auto [first, end] = std::equal_range(sorted, sorted + sorted_.size(0), id);
+    const int64_t* order = order_.const_data_ptr<int64_t>();
+    return {order + (first - sorted), order + (end - sorted)};
+  }
 
   // The same ids on both sides, none of them twice: the diagonal, in a look instead of a sort.
   static bool is_diagonal(const Tensor& row_ids, const Tensor& column_ids) {

@@ -33,6 +33,7 @@ std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& 
     });
     raise_columns(t, image);
   });
+  take_first(text, image, same);
   return {text.index, image.index};
 }
 

@@ -36,8 +36,8 @@ def max_of_hinges_loss(
     .. math:: \ell_j = \max_t [\alpha + s_{it} - s_{ij}]_+ + \max_k [\alpha + s_{kj} - s_{ij}]_+
 
     for every pair (i, j) of an image and its text, over the texts t and images k with another id.
-    Ties go to the lowest index, which takes the whole gradient; at a hinge of exactly 0 the
-    gradient is 0.
+    Ties of scores, as they are computed, go to the lowest index, which takes the whole gradient
+    (`ops.hardest_negatives`); at a hinge of exactly 0 the gradient is 0.
 
     Args:
         image: `[N, D]` embeddings, one per image; not normalised here. s is their dot product.

@@ -126,8 +126,11 @@ def hardest_negatives(
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `HardestNegatives`; scores are differentiable and fp32 for fp16 and bf16 inputs. Ties go
-        to the lowest index. An anchor without a negative has score -inf and index -1.
+        `HardestNegatives`; scores are differentiable and fp32 for fp16 and bf16 inputs. An
+        anchor without a negative has score -inf and index -1; a score that overflows to -inf is a
+        negative as any other. Scores that are equal as computed go to the lowest index. Copies of
+        a row may differ in their last bit, most often in fp64, whose products round the last
+        columns and rows of a matrix differently: any of the copies may then be found.
 
     Raises:
         TypeError: an argument is no floating-point tensor, or ids are no integers.

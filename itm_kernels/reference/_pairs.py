@@ -56,3 +56,33 @@ def show_not_finite(scores: Tensor) -> Tensor:
     positive score.
     """
     return 0 * scores
+
+
+def with_gradient_of_nan(
+    loss: Tensor,  # [M]
+    positive: Tensor | None,  # [M]
+) -> Tensor:  # [M]
+    """Return a loss whose gradient is NaN wherever a pair's loss is.
+
+    The rows that a NaN is made of may be finite, and so would be the gradient of a hinge. A text
+    without an image is no pair: its NaN pulls nothing, so that a loss may leave it out.
+    """
+    nan = loss.isnan() if positive is None else loss.isnan() & (positive >= 0)
+    return loss * torch.where(nan, torch.nan, 1.0)
+
+
+def hardest(
+    scores: Tensor,  # [N, M]
+    excluded: Tensor,  # [N, M]
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    """Return score and index of the largest of the others along an axis; -inf and -1 for none.
+
+    The lowest index wins. A score of -inf, which overflow makes, is a negative as any other.
+    """
+    found = scores.masked_fill(excluded, -torch.inf).max(dim)
+    first = excluded.to(torch.uint8).argmin(dim)
+    index = torch.where(found.values == -torch.inf, first, found.indices)
+    none = excluded.all(dim)
+    score = scores.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+    return score.masked_fill(none, -torch.inf), index.masked_fill(none, -1)

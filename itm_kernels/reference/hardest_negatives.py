@@ -1,9 +1,8 @@
 """The hardest negative of every anchor, in both directions."""
 
-import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import positive_scores, same_id
+from itm_kernels.reference._pairs import hardest, positive_scores, same_id
 from itm_kernels.reference._rows import wide
 
 
@@ -20,13 +19,4 @@ def hardest_negatives(
     """
     scores = wide(image) @ wide(text).T
     same = same_id(scores, image_ids, text_ids)
-    negatives = scores.masked_fill(same, -torch.inf)
-    text_score, text_index = negatives.max(1)
-    image_score, image_index = negatives.max(0)
-    return (
-        positive_scores(scores, positive),
-        text_score,
-        text_index.masked_fill(same.all(1), -1),
-        image_score,
-        image_index.masked_fill(same.all(0), -1),
-    )
+    return positive_scores(scores, positive), *hardest(scores, same, 1), *hardest(scores, same, 0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import same_id
+from itm_kernels.reference._pairs import hardest, same_id
 from itm_kernels.reference._rows import wide
 
 
@@ -18,7 +18,9 @@ def sample_negatives(
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
     """Draw from softmax(s / temperature) over valid negatives (multinomial), its limit, or evenly.
 
-    The largest logit + Gumbel noise is a draw from the softmax. Without a negative, index -1.
+    The largest logit + Gumbel noise is a draw from the softmax. s / t + noise and s + t noise have
+    their maximum at the same place: neither t nor 1 / t may leave the range of fp32. Without a
+    negative, index -1.
     """
     scores = wide(image) @ wide(text).T
     return sample_negatives_from_scores(
@@ -39,11 +41,13 @@ def sample_negatives_from_scores(
     same = same_id(image_to_text, image_ids, text_ids)
 
     def draw(scores: Tensor, dim: int) -> Tensor:
-        logits = torch.zeros_like(scores) if strategy == "uniform" else scores / temperature
-        noise = torch.zeros_like(logits)
-        if strategy != "hardest":
-            noise = -noise.exponential_(generator=generator).log()
-        index = (logits + noise).masked_fill(same, -torch.inf).argmax(dim)
-        return index.masked_fill(same.all(dim), -1)
+        if strategy == "hardest":
+            return hardest(scores, same, dim)[1]
+        noise = -torch.empty_like(scores).exponential_(generator=generator).log()
+        if strategy == "uniform":
+            return hardest(noise, same, dim)[1]
+        if temperature > 1:
+            return hardest(scores / temperature + noise, same, dim)[1]
+        return hardest(scores + temperature * noise, same, dim)[1]
 
     return draw(image_to_text, 1), draw(text_to_image, 0)
