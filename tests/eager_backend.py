@@ -56,8 +56,11 @@ def max_of_hinges_forward(image, text, positive, image_ids, text_ids, margin, se
         image_ids = text_ids = positive = torch.arange(len(text))
     negatives = scores.masked_fill(image_ids[:, None] == text_ids, -torch.inf)
     s_positive = scores[positive, torch.arange(len(text))]
-    text_index = hinge(negatives[positive], s_positive, margin, semihard)
-    return loss, text_index, hinge(negatives.T, s_positive, margin, semihard)
+    found = (
+        hinge(side, s_positive, margin, semihard) for side in (negatives[positive], negatives.T)
+    )
+    nan = loss.isnan() & (positive >= 0)
+    return loss, *(index.masked_fill(nan, -2) for index in found)
 
 
 def max_of_hinges_backward(grad, image, text, positive, text_index, image_index):
@@ -71,6 +74,8 @@ def max_of_hinges_backward(grad, image, text, positive, text_index, image_index)
         share = grad.double() * active
         weights.index_put_((rows, columns), share, accumulate=True)
         weights.index_put_((i, j), -share, accumulate=True)
+    nan = torch.zeros_like(share).masked_fill(text_index == -2, torch.nan)
+    weights.index_put_((i, j), nan, accumulate=True)
     grad_image, grad_text = weights @ text.double(), weights.T @ image.double()
     return grad_image.to(image.dtype), grad_text.to(text.dtype)
 

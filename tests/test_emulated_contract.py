@@ -8,6 +8,7 @@ from emulated import OPERATORS, as_native, needs_compiler
 from itm_kernels import backends
 from loss_cases import BY_NAME, Case
 from test_every_loss import (  # noqa: F401
+    test_a_zero_row_has_no_direction,
     test_autocast_changes_nothing,
     test_collapsed_embeddings_are_finite,
     test_error_is_at_most_twice_the_references,
@@ -17,6 +18,7 @@ from test_every_loss import (  # noqa: F401
     test_one_pair_has_no_negative_and_stays_attached,
     test_same_inputs_give_the_same_bits,
     test_strides_do_not_matter,
+    test_where_the_loss_is_nan_its_gradient_is,
 )
 from test_ops import (  # noqa: F401
     test_hardest_negatives_are_differentiable_scores,

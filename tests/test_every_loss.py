@@ -118,6 +118,39 @@ def test_nan_in_any_row_shows(case: Case, backend: str) -> None:
             assert case.loss(*rows, backend).isnan(), f"row {row} of side {side}"
 
 
+# 2 pairs: one negative each, so that nothing else shows what is not a number.
+@pytest.mark.parametrize("N", [2, 4])
+def test_where_the_loss_is_nan_its_gradient_is(case: Case, backend: str, N: int) -> None:
+    """A GradScaler would take a step of NaN with a finite gradient."""
+    for value, side in ((torch.inf, 0), (-torch.inf, 1), (torch.nan, 1), (1e200, 0)):
+        rows = [t.detach().clone() for t in batch(N, 5)]
+        rows[side][1, 2] = value
+        if value == 1e200:  # finite rows whose products are not: inf - inf
+            rows = [t * torch.tensor([1, 1, 1, -1, -1]) * 1e155 for t in rows]
+        image, text = (t.requires_grad_() for t in rows)
+        loss = case.loss(image, text, backend)
+        if loss.isnan():
+            shown = [grad.isnan().any() for grad in gradients(loss, image, text)]
+            assert any(shown), f"{value} in side {side}"
+
+
+# Those that normalise inside.
+COSINES = ("info_cmr", "info_nce", "sigmoid", "multi_view", "fusion", "ito")
+COSINES += ("constraint-paper-cosine", "constraint-repel-cosine")
+
+
+def test_a_zero_row_has_no_direction(case: Case, backend: str) -> None:
+    """Its gradient, 1e12 times what arrives, would be infinite in fp16, and no step be taken."""
+    rows = [t.detach() for t in batch(6, 8, torch.float16)]
+    for side in rows:
+        side[2] = 0
+    image, text = (t.requires_grad_() for t in rows)
+    for grad in gradients(case.loss(image, text, backend), image, text):
+        assert grad.isfinite().all()
+        if case.name.removesuffix("-attached") in COSINES:
+            assert grad[2].count_nonzero() == 0
+
+
 def test_one_pair_has_no_negative_and_stays_attached(case: Case, backend: str) -> None:
     image, text = batch(1, 5)
     loss = case.loss(image, text, backend)

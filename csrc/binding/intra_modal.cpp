@@ -181,7 +181,7 @@ int64_t pairs_in(const uint32_t* words, int64_t count) {
 
 template <typename T>
 Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
-                     const Tensor& grad, const Tensor& mask) {
+                     const Tensor& grad, const Tensor& row, const Tensor& mask) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
   const int64_t most = std::min(N, kTileRows * at::get_num_threads());
   const bool kept = mask.size(0) == N;
@@ -215,6 +215,9 @@ Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& b
     const T* x = keys.x.const_data_ptr<T>();
     if (!all_finite(x, N * D)) show_nan(x, N, x, N, D, result.mutable_data_ptr<T>());
   }
+  // An infinite row is outside every band, and its sum is NaN: so is its gradient.
+  if (keys.product && keys.official && !all_finite(row.const_data_ptr<T>(), N))
+    result.add_(row.mul(0).unsqueeze(1));
   return keys.unit ? keys.directions->gradient(result) : result;
 }
 
@@ -258,7 +261,7 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
   return AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
     const auto *lowest = low.const_data_ptr<scalar_t>(), *highest = high.const_data_ptr<scalar_t>();
     const auto band = band_of<scalar_t>(keys, *lowest, *highest);
-    return band_gradient<scalar_t>(keys, same, band, grad, mask).to(x.scalar_type());
+    return band_gradient<scalar_t>(keys, same, band, grad, row, mask).to(x.scalar_type());
   });
 }
 

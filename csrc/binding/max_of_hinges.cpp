@@ -112,6 +112,10 @@ struct ScoreGradients {
   }
 };
 
+// Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
+// the rows that a hinge names may be finite.
+constexpr int64_t kNan = -2;
+
 // [x]+ that lets NaN through.
 template <typename T>
 T hinge(T x) {
@@ -144,8 +148,9 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, co
       const int64_t i = is_semihard || !positive_of ? j : std::max<int64_t>(positive_of[j], 0);
       const scalar_t a = hinge(alpha + row[i] - s[j]), b = hinge(alpha + column[j] - s[j]);
       out[j] = a + b + 0 * s[j];
-      hardest_text[j] = a != 0 ? row_index[i] : -1;
-      hardest_image[j] = b != 0 ? column_index[j] : -1;
+      const bool nan = out[j] != out[j];
+      hardest_text[j] = nan ? kNan : a != 0 ? row_index[i] : -1;
+      hardest_image[j] = nan ? kNan : b != 0 ? column_index[j] : -1;
     }
   });
   return {loss, text_index, image_index};
@@ -167,10 +172,11 @@ std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tens
     for (int64_t j = 0; j < M; ++j) {
       const int64_t i = positive_of ? positive_of[j] : j;
       const int active = (hardest_text[j] >= 0) + (hardest_image[j] >= 0);
-      if (!active || i < 0) continue;
+      const bool nan = hardest_text[j] == kNan;
+      if (!(active || nan) || i < 0) continue;
       if (hardest_text[j] >= 0) gradients.note(i, hardest_text[j], share[j]);
       if (hardest_image[j] >= 0) gradients.note(hardest_image[j], j, share[j]);
-      gradients.note(i, j, -share[j] * active);
+      gradients.note(i, j, nan ? std::numeric_limits<scalar_t>::quiet_NaN() : -share[j] * active);
     }
     return gradients.sum(x, y, image.scalar_type());
   });

@@ -30,6 +30,10 @@ __device__ __forceinline__ Hardest<C> hardest_of_columns(const Scores<C>& scores
   });
 }
 
+// Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
+// the rows that a hinge names may be finite.
+constexpr int kNanPair = -2;
+
 template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, 4)
     max_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
@@ -42,9 +46,11 @@ __global__ void __launch_bounds__(kFoldThreads, 4)
   const Hardest<C> text = hardest_of_row(scores, pairing, i < 0 ? 0 : i, semihard, positive);
   if (lane()) return;
   const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
-  loss[j] = a + b + 0 * positive;  // an infinite positive score shows
-  text_index[j] = a != 0 ? text.index : -1;
-  image_index[j] = b != 0 ? image.index : -1;
+  const C both = a + b + 0 * positive;  // an infinite positive score shows
+  loss[j] = both;
+  const bool nan = both != both;
+  text_index[j] = nan ? kNanPair : a != 0 ? text.index : -1;
+  image_index[j] = nan ? kNanPair : b != 0 ? image.index : -1;
 }
 
 template <typename C>
@@ -88,6 +94,7 @@ struct HingeGradients {
     const int i = positive_of(positive, j);
     const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
     const int active = (text >= 0) + (image >= 0);
+    if (i >= 0 && kind == 2 && text == kNanPair) return {i, j, kNan<C>};
     if (i < 0 || active == 0) return {};
     if (kind == 0) return {text < 0 ? -1 : i, text, grad[j]};
     if (kind == 1) return {image, j, grad[j]};

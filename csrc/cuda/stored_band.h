@@ -21,14 +21,14 @@ void stored_band(Type type, const StoredBand& band, void* stream);
 
 // out[n] = the sum over pairs inside of sign (grad[n] + grad[m]) times y[m]; with distances [N, N],
 // times (y[n] - y[m]) / distance, 0 at 0; with lengths [N], the gradient of rows whose unit rows y
-// are. y and out [N, D] in fours.
+// are. Where shown [N], sums of rows, is not finite, out is NaN. y and out [N, D] in fours.
 struct StoredPull {
   const uint32_t* mask;
   int64_t words;
   PerRow grad;
   double sign;
   Matrix y;
-  const void *distance, *length;
+  const void *distance, *length, *shown;  // or null
   void* out;
 };
 void stored_pull(Type type, const StoredPull& pull, int64_t D, void* stream);

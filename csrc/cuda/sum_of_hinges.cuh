@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kFoldThreads, 4)
         count.sum += 1;
       }
       join_lanes<16, 1>(count);
-      if (lane() == 0) in_row[j] = count.sum;
+      // The loss of a pair whose own score is not finite is NaN: so is its gradient.
+      if (lane() == 0) in_row[j] = count.sum + 0 * offset;
     }
   }
 }

@@ -36,7 +36,8 @@ def _backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
-# text_index, image_index [M]: the hardest negative of pair j, -1 where its hinge is not active.
+# text_index, image_index [M]: the hardest negative of pair j, -1 where its hinge is not active; -2
+# for both where the loss of the pair is NaN: the gradient of its two rows is then NaN as well.
 define(
     "max_of_hinges_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id, show_not_finite
+from itm_kernels.reference._pairs import (
+    positive_scores,
+    rows_of_pairs,
+    same_id,
+    show_not_finite,
+    with_gradient_of_nan,
+)
 from itm_kernels.reference._rows import wide
 
 
@@ -28,7 +34,8 @@ def max_of_hinges_from_scores(
     hardest_image = images.max(1).values
     text_hinge = (margin + hardest_text - s_positive).relu()
     image_hinge = (margin + hardest_image - s_positive).relu()
-    return text_hinge + image_hinge + show_not_finite(s_positive)
+    loss = text_hinge + image_hinge + show_not_finite(s_positive)
+    return with_gradient_of_nan(loss, positive)
 
 
 def max_of_hinges(

@@ -2,7 +2,13 @@
 
 from torch import Tensor
 
-from itm_kernels.reference._pairs import positive_scores, rows_of_pairs, same_id, show_not_finite
+from itm_kernels.reference._pairs import (
+    positive_scores,
+    rows_of_pairs,
+    same_id,
+    show_not_finite,
+    with_gradient_of_nan,
+)
 from itm_kernels.reference._rows import wide
 
 
@@ -20,7 +26,7 @@ def sum_of_hinges_from_scores(
     a = (margin + rows_of_pairs(scores, positive) - s_positive[:, None]).relu()
     b = (margin + scores - s_positive[None, :]).relu()
     loss = a.masked_fill(rows_of_pairs(same, positive), 0).sum(1) + b.masked_fill(same, 0).sum(0)
-    return loss + show_not_finite(s_positive)
+    return with_gradient_of_nan(loss + show_not_finite(s_positive), positive)
 
 
 def sum_of_hinges(

@@ -12,9 +12,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from itm_kernels.triton._compare import compared_tile, comparison, matrices, of_unit, pull
+from itm_kernels.triton._compare import (
+    compared_tile,
+    comparison,
+    matrices,
+    of_unit,
+    pull,
+    unit,
+)
 from itm_kernels.triton._launch import rows_of, wide_dtype
 from itm_kernels.triton._tiles import number, same_id
 
@@ -216,7 +222,7 @@ def intra_modal_backward(
     wide = x.to(norm.dtype)
     compared = wide
     if metric == "cosine" and mode != "official":
-        compared = normalize(wide, dim=1)
+        compared = unit(wide)
     bits = torch.arange(32, device=x.device, dtype=torch.int32)
     blocks = []
     for block in _blocks(N, D):
@@ -242,6 +248,9 @@ def intra_modal_backward(
             if slope is not None:
                 weight -= slope[block, None] * own + slope * other
         if metric == "cosine":
+            if mode == "official":
+                # An infinite row is outside every band, and its sum is NaN: so is its gradient.
+                weight.diagonal(block.start).add_(0 * row[block])
             blocks.append(weight @ compared if mode == "official" else -weight @ compared)
             continue
         if metric == "sqeuclidean":

@@ -13,6 +13,10 @@ from itm_kernels.triton._launch import rows_of, wide_dtype
 from itm_kernels.triton._segments import send
 from itm_kernels.triton._tiles import hinge, number, paired_scores, wide_type
 
+# Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
+# the rows that a hinge names may be finite.
+_NAN_PAIR = tl.constexpr(-2)
+
 
 @triton.jit
 def _hinges_kernel(
@@ -60,9 +64,12 @@ def _hinges_kernel(
     a = tl.where(t >= 0, hinge(offset + of_text), 0.0)
     b = tl.where(k >= 0, hinge(offset + of_image), 0.0)
     # + 0 s: a pair without negatives has no term that would show a NaN.
-    tl.store(loss + m, a + b + 0 * own, mask=m < M)
-    tl.store(hardest_text + m, tl.where(a != 0, t, -1).to(tl.int64), mask=m < M)
-    tl.store(hardest_image + m, tl.where(b != 0, k, -1).to(tl.int64), mask=m < M)
+    both = a + b + 0 * own
+    tl.store(loss + m, both, mask=m < M)
+    t = tl.where(both == both, tl.where(a != 0, t, -1), _NAN_PAIR)
+    k = tl.where(both == both, tl.where(b != 0, k, -1), _NAN_PAIR)
+    tl.store(hardest_text + m, t.to(tl.int64), mask=m < M)
+    tl.store(hardest_image + m, k.to(tl.int64), mask=m < M)
 
 
 def max_of_hinges_forward(
@@ -123,9 +130,10 @@ def _entries_kernel(
     tl.store(j + M + m, m, mask=mask)
     tl.store(weight + M + m, share, mask=mask)
     last = 2 * tl.cast(M, tl.int64) + m
-    tl.store(i + last, tl.where(hinges > 0, own, -1), mask=mask)
+    nan = t == _NAN_PAIR
+    tl.store(i + last, tl.where((hinges > 0) | nan, own, -1), mask=mask)
     tl.store(j + last, m, mask=mask)
-    tl.store(weight + last, -share * hinges, mask=mask)
+    tl.store(weight + last, tl.where(nan, float("nan"), -share * hinges), mask=mask)
 
 
 def max_of_hinges_backward(

@@ -227,10 +227,17 @@ void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
               nullptr);
   const C one = 1;
   std::vector<C> out(N * D);
-  stored_pull(
-      type,
-      {mask.data(), words, {&one, 0}, -1, matrix(unit, N, D), nullptr, length.data(), out.data()},
-      D, nullptr);
+  stored_pull(type,
+              {mask.data(),
+               words,
+               {&one, 0},
+               -1,
+               matrix(unit, N, D),
+               nullptr,
+               length.data(),
+               row.data(),
+               out.data()},
+              D, nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double sum = 0, along = 0;
     for (int64_t m = 0; m < N; ++m) {

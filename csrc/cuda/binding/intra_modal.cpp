@@ -143,6 +143,8 @@ Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const
       weight.sub_(here.mul(own(slope))).sub_(there.mul(slope));
     }
     if (by.product) {
+      // An infinite row is outside every band, and its sum is NaN: so is its gradient.
+      if (by.official) weight.diagonal(first).add_(row.narrow(0, first, count).mul(0));
       found.push_back(at::matmul(by.unit ? weight.neg_() : weight, from));
       continue;
     }
@@ -276,7 +278,8 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
   const OnDevice device(x);
   const Comparison by(device, x, metric, mode);
   if (by.stored() && mask.size(0))
-    return pull_stored(device, x, grad, mask, by.product, by.unit, by.repel).to(x.scalar_type());
+    return pull_stored(device, x, grad, row, mask, by.product, by.unit, by.repel)
+        .to(x.scalar_type());
   // l2 divides by distances, which bits do not hold.
   if (!by.product && !by.official && !by.l2) {
     const OptionalTensor own = ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;

@@ -64,7 +64,8 @@ inline void sum_stored(const OnDevice& device, const Tensor& x, const OptionalTe
 
 // Their gradient [N, D], from the mask.
 inline Tensor pull_stored(const OnDevice& device, const Tensor& x, const Tensor& grad,
-                          const Tensor& mask, bool product, bool unit, bool repel) {
+                          const Tensor& row, const Tensor& mask, bool product, bool unit,
+                          bool repel) {
   const StoredRows in(device, x, unit);
   Tensor distance;
   if (!product) distance = distances_of(device, Metric::kL2, in.rows, in.rows);
@@ -78,6 +79,8 @@ inline Tensor pull_stored(const OnDevice& device, const Tensor& x, const Tensor&
                .y = matrix_of(in.rows),
                .distance = distance.defined() ? distance.const_data_ptr() : nullptr,
                .length = unit ? in.length.const_data_ptr() : nullptr,
+               // An infinite row is outside every band: its sum shows it.
+               .shown = product && !unit ? row.const_data_ptr() : nullptr,
                .out = out.mutable_data_ptr()},
               in.rows.size(2), device.stream());
   device.launched();
