@@ -42,7 +42,12 @@ def is_tensor(function: str, name: str, value: object) -> Tensor:
 
 def can_read(tensor: Tensor) -> bool:
     """Return whether values may be read: no device waits, no graph is being made of them."""
-    return tensor.is_cpu and not torch.compiler.is_compiling() and type(tensor) is Tensor
+    if not tensor.is_cpu or torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return not functorch.is_functorch_wrapped_tensor(tensor)  # vmap's has many values
 
 
 def floating(function: str, name: str, value: object, layout: str | None = None) -> None:

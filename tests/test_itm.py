@@ -63,6 +63,19 @@ def test_labels_may_be_bool_or_any_integers(dtype: torch.dtype) -> None:
     assert torch.equal(itm_loss(LOGITS, LABELS.to(dtype)), itm_loss(LOGITS, LABELS))
 
 
+def test_labels_inside_transforms_of_torch_func() -> None:
+    """vmap has a value of a label for every batch: none can be read."""
+    logits, labels = LOGITS.expand(2, 4, 2), torch.stack([LABELS, LABELS.clone()])
+    labels[1, 2] = -100
+    found = torch.func.vmap(itm_loss)(logits, labels)
+    assert found[0] == itm_loss(LOGITS, LABELS)
+    assert found[1].isnan()
+    wanted = value_and_gradient(LOGITS, LABELS)[1]
+    assert torch.equal(torch.func.grad(itm_loss)(LOGITS, LABELS), wanted)
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        torch.func.grad(itm_loss)(LOGITS, LABELS - 1)
+
+
 # -- rows left out ---------------------------------------------------------------------------------
 
 
