@@ -79,6 +79,24 @@ def test_gradient_is_the_derivative(name: str, backend: str) -> None:
     assert is_the_derivative(lambda x, y: loss(x, y, backend=backend, **NEGATIVE), rows(seed=3))
 
 
+@pytest.mark.parametrize("name", ["info_nce", "info_cmr", "sigmoid"])
+def test_gradient_of_a_learnt_scale_is_the_derivative(name: str, backend: str) -> None:
+    """Of a text without an image there is no logit: what stands there must not reach the scale."""
+    given = {"backend": backend, **NEGATIVE}
+    if name == "sigmoid":
+        given["logit_bias"] = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    sides = rows(seed=3)
+
+    def loss(*scalars: Tensor) -> Tensor:
+        return LOSSES[name][0](
+            *sides, **given | dict(zip(("logit_scale", "logit_bias"), scalars, strict=False))
+        )
+
+    scalars = [scale, given["logit_bias"]] if name == "sigmoid" else [scale]
+    assert is_the_derivative(loss, scalars)
+
+
 @pytest.mark.parametrize("name", sorted(EVERY))
 def test_gradient_is_the_references(name: str, backend: str) -> None:
     """Of more rows than a tile has; the texts without an image stand between the others."""

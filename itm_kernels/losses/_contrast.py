@@ -59,8 +59,9 @@ def contrast(
 ) -> Contrast:
     """Compute the logit of every positive and both sums over negatives."""
     row, column = log_sum_exp(image, text, scale, *ids_of(pairs, image), function, backend)
-    # Of a text without an image it is NaN: 0 in its place keeps NaN out of the gradient.
-    positive = of_pairs(scale * paired_scores(image, text, pairs.positive), absent)
+    # A text without an image scores NaN here. 0 takes its place before the scale multiplies it: NaN
+    # would reach the gradient of the scale.
+    positive = scale * of_pairs(paired_scores(image, text, pairs.positive), absent)
     return Contrast(positive, of_image(row, pairs), column)
 
 
