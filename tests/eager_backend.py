@@ -131,7 +131,9 @@ def intra_modal_backward(grad, x, ids, row, low, high, norm, mask, metric, mode)
             values = (high[:, None] - values).relu()
         return values.masked_fill(outside | (own[:, None] == own), 0).sum(1)
 
-    return differentiate(banded, [x], [0], [grad.to(row.dtype)])[0]
+    found = differentiate(banded, [x], [0], [grad.to(row.dtype)])[0]
+    # An infinite row is outside every band, and its sum is NaN: so is its gradient.
+    return found + (0 * row[:, None]).to(x.dtype) if _raw(metric, mode) else found
 
 
 def _raw(metric: str, mode: str) -> bool:

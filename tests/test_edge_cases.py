@@ -222,3 +222,15 @@ def test_any_copy_of_the_hardest_row_may_be_found(backend: str) -> None:
     single = ops.hardest_negatives(image, once, backend=backend)
     assert torch.equal(found.text_index % 60, single.text_index)
     assert torch.equal(found.image_index, single.image_index.repeat(3))
+
+
+def test_an_infinite_row_shows_in_its_gradient_without_a_mask(backend: str) -> None:
+    """It lies outside every band, and 70 rows of two numbers keep no bits of the pairs inside."""
+    x = torch.randn(70, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for value in (math.inf, 1e200):
+        x[69, 0] = value
+        rows = x.clone().requires_grad_()
+        loss = losses.IntraModalConstraint("cosine", lower=0.1, upper=0.9, backend=backend)(rows)
+        assert loss.isnan()
+        loss.backward()
+        assert rows.grad[69].isnan().any()

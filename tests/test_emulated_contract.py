@@ -7,6 +7,12 @@ import pytest
 from emulated import OPERATORS, as_native, needs_compiler
 from itm_kernels import backends
 from loss_cases import BY_NAME, Case
+from test_edge_cases import (  # noqa: F401
+    test_a_score_that_overflows_is_a_negative_as_any_other,
+    test_a_zero_row_has_no_cosine_and_no_gradient,
+    test_an_infinite_row_shows_in_its_gradient_without_a_mask,
+    test_equal_scores_go_to_the_lowest_index,
+)
 from test_every_loss import (  # noqa: F401
     test_a_zero_row_has_no_direction,
     test_autocast_changes_nothing,
@@ -46,3 +52,10 @@ def test_the_operators_of_these_losses_are_emulated(backend: str) -> None:
     for operator in (*operators, "unit_rows", "cross_entropy"):
         assert operator in OPERATORS
         assert backends.choose(operator, "cpu", (1, 1)) == "native"
+
+
+# What an infinite row is outside of, stored and not; what is divided by the lengths of vectors.
+@pytest.mark.parametrize("name", ["constraint-official-cosine", "info_cmr-attached"])
+def test_extremes_of_other_operators(name: str, backend: str) -> None:
+    test_where_the_loss_is_nan_its_gradient_is(BY_NAME[name], backend, 4)
+    test_a_zero_row_has_no_direction(BY_NAME[name], backend)

@@ -60,7 +60,7 @@ def show_not_finite(scores: Tensor) -> Tensor:
 
 def with_gradient_of_nan(
     loss: Tensor,  # [M]
-    positive: Tensor | None,  # [M]
+    positive: Tensor | None = None,  # [M]
 ) -> Tensor:  # [M]
     """Return a loss whose gradient is NaN wherever a pair's loss is.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import same_id, show_not_finite
+from itm_kernels.reference._pairs import same_id, show_not_finite, with_gradient_of_nan
 from itm_kernels.reference._rows import wide
 from itm_kernels.reference.similarity import similarity
 
@@ -22,7 +22,7 @@ def intra_modal(
     sums = values.masked_fill(off, 0).sum(1)
     if mode == "official" and metric == "cosine":
         # An infinite row lies outside every band: its own diagonal entry shows it.
-        return sums + show_not_finite(values.diagonal())
+        return with_gradient_of_nan(sums + show_not_finite(values.diagonal()))
     return sums
 
 
