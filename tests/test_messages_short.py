@@ -18,6 +18,8 @@ from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
 from itm_kernels.fusion import FusionHead
 
+# Evaluation warns of what looks wrong and is allowed.
+pytestmark = pytest.mark.filterwarnings("ignore:evaluate")
 MOST = 250
 X, Y = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
 IDS = torch.arange(4)
@@ -167,7 +169,6 @@ def partner(name: str) -> dict[str, Tensor]:
     return {other: IDS for pair in sides if name in pair for other in pair if other != name}
 
 
-@pytest.mark.filterwarnings("ignore")  # evaluation warns of what looks wrong and is allowed
 @pytest.mark.parametrize("call", CALLS)
 def test_whatever_comes_one_short_line_says_so(call: str) -> None:
     refused, faults = 0, []
