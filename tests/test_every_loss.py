@@ -122,7 +122,10 @@ def test_nan_in_any_row_shows(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("N", [2, 4])
 def test_where_the_loss_is_nan_its_gradient_is(case: Case, backend: str, N: int) -> None:
     """A GradScaler would take a step of NaN with a finite gradient."""
-    for value, side in ((torch.inf, 0), (-torch.inf, 1), (torch.nan, 1), (1e200, 0)):
+    values = [(torch.inf, 0), (-torch.inf, 1), (torch.nan, 1), (1e200, 0)]
+    if backends.INTERPRETED:  # k-means takes seconds there: one each
+        values = values[N // 2 - 1 : N // 2]
+    for value, side in values:
         rows = [t.detach().clone() for t in batch(N, 5)]
         rows[side][1, 2] = value
         if value == 1e200:  # finite rows whose products are not: inf - inf
