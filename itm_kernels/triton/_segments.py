@@ -40,7 +40,7 @@ def _sum_kernel(
     DTYPE: tl.constexpr = wide_type(rows.dtype)
     first = tl.load(starts + target, mask=target < T, other=0)
     last = tl.load(starts + target + 1, mask=target < T, other=0)
-    total = tl.zeros((TARGETS, DEPTH), DTYPE)
+    total = tl.zeros((TARGETS, DEPTH), tl.float64)  # a row that everyone mined is a long chain
     for step in range(0, tl.max(last - first, 0), ENTRIES):
         entry = first[:, None] + step + tl.arange(0, ENTRIES)[None, :]
         here = entry < last[:, None]
@@ -50,9 +50,9 @@ def _sum_kernel(
         at = row[:, :, None] * stride + depth[None, None, :]
         inside = here[:, :, None] & (depth < D)[None, None, :]
         chunk = tl.load(rows + at, mask=inside, other=0.0).to(DTYPE)
-        total += tl.sum(chunk * factor[:, :, None], 1)
+        total += tl.sum(chunk * factor[:, :, None], 1).to(tl.float64)
     at = target[:, None] * D + depth[None, :]
-    tl.store(out + at, total, mask=(target < T)[:, None] & (depth < D)[None, :])
+    tl.store(out + at, total.to(DTYPE), mask=(target < T)[:, None] & (depth < D)[None, :])
 
 
 @triton.jit

@@ -202,6 +202,13 @@ def cosine_parts(
 
 
 _PROGRAMS = 256  # for one clustering few tiles of sums are many long ones
+_CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
+
+
+def _splits(M: int, sums: int, programs: int, depth: int) -> int:
+    """Return among how many programs the rows of each of so many sums are shared out."""
+    short = min(triton.cdiv(M, _CHAIN), M // (4 * sums))
+    return min(max(triton.cdiv(_PROGRAMS, programs), short), triton.cdiv(M, 4 * depth))
 
 
 def sums_of(
@@ -213,8 +220,7 @@ def sums_of(
     """Return the sum and the count of every cluster's rows, of one clustering per anchor."""
     (N, M), K = clusters.assignment.shape, clusters.number
     grid, depths = grid_of(clusters, N, members.tile.rows), triton.cdiv(D, members.tile.columns)
-    most = triton.cdiv(M, 4 * members.tile.depth)
-    splits = min(triton.cdiv(_PROGRAMS, grid.programs * depths), most)
+    splits = _splits(M, N * K, grid.programs * depths, members.tile.depth)
     dtype = wide_dtype(members.rows)
     out = torch.empty((splits, N, K, D), dtype=dtype, device=counted.device)
     count = torch.empty((splits, N, K), dtype=torch.float32, device=counted.device)

@@ -82,7 +82,7 @@ def softmax_kernel(
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     DTYPE: tl.constexpr = logits.dtype.element_ty
     largest = tl.full((ROWS,), float("-inf"), DTYPE)
-    total = tl.full((ROWS,), 0, DTYPE)
+    total = tl.full((ROWS,), 0, tl.float64)  # over as many chunks as a cluster has
     any_ = tl.full((ROWS,), 0, tl.int32)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
@@ -93,10 +93,12 @@ def softmax_kernel(
         before = largest
         largest = tl.maximum(largest, tl.max(tl.where(value == value, value, float("-inf")), 1))
         shift = tl.where(largest == float("-inf"), 0.0, largest)
-        total = total * tl.exp(before - shift) + tl.sum(tl.exp(value - shift[:, None]), 1)
+        total *= tl.exp(before.to(tl.float64) - shift)
+        total += tl.sum(tl.exp(value - shift[:, None]), 1).to(tl.float64)
         any_ = tl.maximum(any_, tl.max(on.to(tl.int32), 1))
     shift = tl.where(largest == float("-inf"), 0.0, largest)
     tl.store(valid + n * K + k, any_ != 0, mask=p < P)
+    total = total.to(DTYPE)
     # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
     total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
     # Loaded again, so that no register holds them till here.
@@ -133,7 +135,7 @@ def softmax_gradient_kernel(
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     DTYPE: tl.constexpr = softmax.dtype.element_ty
-    along = tl.full((ROWS,), 0, DTYPE)
+    along = tl.full((ROWS,), 0, tl.float64)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
@@ -141,7 +143,9 @@ def softmax_gradient_kernel(
         if PER_ANCHOR:
             own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
         share = tl.load(softmax + at, mask=own, other=0.0)
-        along += tl.sum(share * tl.load(grad + at, mask=own, other=0.0).to(DTYPE), 1)
+        here = share * tl.load(grad + at, mask=own, other=0.0).to(DTYPE)
+        along += tl.sum(here, 1).to(tl.float64)
+    along = along.to(DTYPE)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]

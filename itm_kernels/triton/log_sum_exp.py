@@ -81,12 +81,12 @@ def _of_tiles(tile_sums, found, tiles, anchors, a, TILES: tl.constexpr):
         sums = tl.load(tile_sums + tile * anchors + at, tile < tiles, float("-inf"))
         largest = tl.maximum(largest, tl.max(sums, 0))
     shift = _shift(largest)
-    total = tl.zeros((a.shape[0],), DTYPE)
+    total = tl.zeros((a.shape[0],), tl.float64)  # tiles grow in number with the batch
     for first in range(0, tiles, TILES):
         tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
         sums = tl.load(tile_sums + tile * anchors + at, tile < tiles, float("-inf"))
-        total += tl.sum(tl.exp(sums - shift[None, :]), 0)
-    tl.store(found + a, _logarithm(shift, total), mask=a < anchors)
+        total += tl.sum(tl.exp(sums - shift[None, :]), 0).to(tl.float64)
+    tl.store(found + a, _logarithm(shift, total.to(DTYPE)), mask=a < anchors)
 
 
 @triton.jit

@@ -1,0 +1,59 @@
+"""Triton's sums over a batch: chains that grow with it are added up in fp64, in its interpreter.
+
+The interpreter pays per step: chains are of 128 terms, all equal and such that fp32 rounds every
+addition the same way, which is off by 1.9e-6.
+"""
+
+from unittest.mock import patch
+
+import torch
+
+from interpreted import needs_interpreter
+
+pytestmark = needs_interpreter
+
+CHAIN, EPS = 128, torch.finfo(torch.float32).eps
+
+
+def test_a_row_that_everyone_mined() -> None:
+    from itm_kernels.triton import _segments
+
+    entries, rows = torch.zeros(CHAIN, dtype=torch.int64), torch.tensor([[0.979]])
+    with patch.object(_segments, "_ENTRIES", 1):
+        found = _segments.sum_rows(entries, entries, torch.ones(CHAIN), rows, 1)
+    torch.testing.assert_close(found.double(), CHAIN * rows.double(), rtol=EPS, atol=0)
+
+
+def test_log_sum_exp_of_many_tiles() -> None:
+    from itm_kernels.triton.log_sum_exp import _finish_kernel
+
+    tiles = torch.full((16 * CHAIN, 1), -0.469)
+    tiles[0] = 0  # the maximum, that the others are relative to
+    found = torch.empty(1)
+    _finish_kernel[(1, 1)](tiles, tiles, found, found, 1, 1, 1, len(tiles), ANCHORS=64, TILES=16)
+    # A sum that is off by 1.9e-6 is a logarithm that is off by as much.
+    torch.testing.assert_close(found.double(), tiles.double().logsumexp(0), rtol=0, atol=7e-7)
+
+
+def test_softmax_over_many_members() -> None:
+    from itm_kernels.triton._synthesis import softmax_kernel
+
+    logits = torch.full((1, 16 * CHAIN), -0.469)
+    logits[0, 0] = 0
+    wanted = logits.double().softmax(1)
+    valid, starts = torch.zeros(1, 1, dtype=torch.bool), torch.tensor([0, 16 * CHAIN])
+    members = torch.zeros(1, 16 * CHAIN, dtype=torch.int32)
+    softmax_kernel[(1,)](
+        logits, valid, starts, members, members, members, 1, 1, 1, 16 * CHAIN,
+        ROWS=1, COLUMNS=16, PER_ANCHOR=False, HAS_IDS=False,
+    )  # fmt: skip
+    torch.testing.assert_close(logits.double(), wanted, rtol=4 * EPS, atol=0)
+
+
+def test_means_of_many_rows_are_shared_out() -> None:
+    from itm_kernels.triton._sums import _splits
+
+    assert _splits(1 << 21, sums=8, programs=32, depth=64) == 2048  # 1,024 rows each
+    assert _splits(1 << 21, sums=4096, programs=4096, depth=64) == 128  # no more sums than rows / 4
+    assert _splits(4096, sums=8, programs=1, depth=64) == 16  # not less than four steps
+    assert _splits(128, sums=1024, programs=512, depth=64) == 1
