@@ -74,6 +74,10 @@ constexpr int64_t kTileRows = 128, kTileColumns = 2048;
 // that takes a third of the time again, from 2^21 on nothing (4096 x 4096, D = 1024).
 constexpr int64_t kKeptTile = 1 << 21;
 
+// Rows of a block whose gradient is a product with it: the library's kernels for narrow products
+// add row after row, and a long chain loses digits.
+constexpr int64_t kRowsAtOnce = 4096;
+
 // Entries of a block of scores while they are kept: nothing is saved by blocks that fit a cache,
 // and the product takes 1.5 times as long in blocks of 128 rows as in blocks of 2,048 (4096 x
 // 4096).
@@ -96,7 +100,8 @@ class Products {
         M(y.size(0)),
         columns(kept.defined() ? M : even_share(M, kTileColumns)),
         rows(even_share(
-            N, std::max<int64_t>(1, (kept.defined() ? kKeptBlock : in_cache()) / columns))),
+            N, std::max<int64_t>(1, kept.defined() ? kKeptBlock / columns
+                                                   : std::min(kRowsAtOnce, in_cache() / columns)))),
         x_(x),
         y_(y),
         kept_(kept),
@@ -153,13 +158,23 @@ inline Tensor if_kept(const Tensor& scores) { return scores.numel() ? scores : T
 template <typename T, typename Visit>
 void for_each_kept_tile(const Tensor& kept, Visit&& visit) {
   const int64_t N = kept.size(0), M = kept.size(1);
-  const int64_t rows = std::min(N, std::max<int64_t>(1, kKeptTile / M));
+  const int64_t rows = std::min({N, kRowsAtOnce, std::max<int64_t>(1, kKeptTile / M)});
   const Tensor buffer = at::empty({rows, M}, kept.options());
   for (int64_t i = 0; i < N; i += rows) {
     const int64_t r = std::min(rows, N - i);
     buffer.narrow(0, 0, r).copy_(kept.narrow(0, i, r));
     visit(Tile<T>{i, r, 0, M, buffer.template mutable_data_ptr<T>()});
   }
+}
+
+// Writes a b to out, or adds it. The library's kernels for narrow products go on with the chain of
+// additions that is there; wider ones add up a product on its own first.
+inline void add_product(Tensor out, const Tensor& a, const Tensor& b, bool first) {
+  constexpr int64_t kNarrow = 16;
+  if (!first && std::min(out.size(0), out.size(1)) < kNarrow)
+    out.add_(a.mm(b));
+  else
+    out.addmm_(a, b, /*beta=*/!first);
 }
 
 // Sends dL/d(x y^T) to x and y: calls weigh(tile) to turn every tile of alpha x y^T, or of what was
@@ -174,14 +189,30 @@ std::tuple<Tensor, Tensor> products_of_weights(const Tensor& x, const Tensor& y,
     const Tensor left = x.narrow(0, t.first_row, t.rows);
     const Tensor right = y.narrow(0, t.first_column, t.columns);
     // The first tile of a row or column writes, the others add.
-    grad_x.narrow(0, t.first_row, t.rows).addmm_(W, right, /*beta=*/t.first_column > 0);
-    grad_y.narrow(0, t.first_column, t.columns).addmm_(W.t(), left, /*beta=*/t.first_row > 0);
+    add_product(grad_x.narrow(0, t.first_row, t.rows), W, right, t.first_column == 0);
+    add_product(grad_y.narrow(0, t.first_column, t.columns), W.t(), left, t.first_row == 0);
   };
   if (kept.numel())
     for_each_kept_tile<T>(kept, pull);
   else
     for_each_tile<T>(x, y, alpha, pull);
   return {grad_x, grad_y};
+}
+
+// Adds `count` rows to out, [D]: add(begin, end, out) adds some of them. Of many, a few hundred at
+// a time are summed on their own and then in fp64, so that the error does not grow with the batch.
+template <typename T, typename Add>
+void add_in_parts(int64_t count, T* out, int64_t D, Add&& add) {
+  constexpr int64_t kPart = 256;
+  if (count <= kPart) return add(0, count, out);
+  std::vector<double> total(out, out + D);
+  std::vector<T> part(D);
+  for (int64_t begin = 0; begin < count; begin += kPart) {
+    std::fill(part.begin(), part.end(), T(0));
+    add(begin, std::min(begin + kPart, count), part.data());
+    for (int64_t d = 0; d < D; ++d) total[d] += part[d];
+  }
+  std::copy(total.begin(), total.end(), out);
 }
 
 // Small loops stay on one thread: waking another costs about 20,000 additions.

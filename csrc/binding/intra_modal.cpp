@@ -50,14 +50,18 @@ void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, do
   parallel_for(from, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
     std::vector<T> total(c1 - c0);
     std::vector<uint32_t> words(c1 - c0);
+    const auto flush = [&] {
+      for (int64_t c = c0; c < c1; ++c) sum[c] += std::exchange(total[c - c0], T(0));
+    };
     for (int64_t r = 0; r < t.rows; r += kWord) {
+      if (r % kTileRows == 0) flush();  // a block of many threads is a long chain
       loop.band_columns(t.row(r) + c0, t.columns, std::min(kWord, t.rows - r), c1 - c0, band,
                         total.data(), words.data());
       if (!mask) continue;
       uint32_t* to = mask + (t.first_column + c0) * stride + (t.first_row + r) / kWord;
       for (int64_t c = c0; c < c1; ++c) to[(c - c0) * stride] = words[c - c0];
     }
-    for (int64_t c = c0; c < c1; ++c) sum[c] += total[c - c0];
+    flush();
   });
 }
 
@@ -125,11 +129,14 @@ void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t 
       } else if (!keys.l1 && !keys.product) {
         for (T& weight : pairs.weight) weight *= 2;
       }
-      const int64_t* index = pairs.index.data();
-      if (keys.product)
-        loop.add_rows(out + n * D, x, index, pairs.weight.data(), count, D);
-      else
-        add(out + n * D, x + n * D, x, index, pairs.weight.data(), count, D);
+      add_in_parts(count, out + n * D, D, [&](int64_t begin, int64_t end, T* to) {
+        const int64_t* index = pairs.index.data() + begin;
+        const T* weight = pairs.weight.data() + begin;
+        if (keys.product)
+          loop.add_rows(to, x, index, weight, end - begin, D);
+        else
+          add(to, x + n * D, x, index, weight, end - begin, D);
+      });
     }
   });
 }

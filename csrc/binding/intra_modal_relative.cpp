@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
         high.fill_(high[0]);
       }
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<uint32_t> words(N / 32 + 1);  // which pairs are inside: nobody asks
+        std::vector<uint32_t> words(kTileColumns / 32);  // which pairs are inside: nobody asks
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;
           scalar_t* key = t.row(r);
@@ -109,7 +109,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
           same.for_each_in_row(t, r, [&](int64_t c) {
             if (key[c] == key[c]) key[c] = -std::numeric_limits<scalar_t>::infinity();
           });
-          out[n] = loop.band_row(key, N, {lo[n], hi[n], 0, 1}, words.data());
+          double sum = 0;
+          for (int64_t c = 0; c < N; c += kTileColumns)
+            sum += loop.band_row(key + c, std::min(kTileColumns, N - c), {lo[n], hi[n], 0, 1},
+                                 words.data());
+          out[n] = static_cast<scalar_t>(sum);
         }
       });
     });

@@ -189,9 +189,10 @@ class SmallProblems : Clustering {
     const int64_t begin = groups.start[k], end = groups.start[k + 1], count = end - begin;
     if (!count) return;
     mean_of_rows(product_.const_data_ptr<T>(), M, groups, k, score, M);
-    T square = 0;
+    double square = 0;
     for (int64_t i = begin; i < end; ++i) square += score[groups.order[i]];
-    for (int64_t m = 0; m < M; ++m) score[m] -= square / static_cast<T>(2 * count);
+    const auto half = static_cast<T>(square / static_cast<double>(2 * count));
+    for (int64_t m = 0; m < M; ++m) score[m] -= half;
   }
 
   // Writes the means of those clusters that have no members in `unless`.

@@ -1,9 +1,7 @@
 // Row and column log-sum-exp: every tile of logits is summed along both sides and forgotten.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -18,19 +16,16 @@ namespace {
 // Maximum and sum of e^(logit - maximum), over what has been seen so far.
 template <typename T>
 struct Running {
-  Tensor highest, total;
-  T *m, *l;
+  std::vector<T> highest;
+  std::vector<double> total;
 
-  explicit Running(int64_t size, const at::TensorOptions& options)
-      : highest(at::full({size}, -std::numeric_limits<double>::infinity(), options)),
-        total(at::zeros({size}, options)),
-        m(highest.mutable_data_ptr<T>()),
-        l(total.mutable_data_ptr<T>()) {}
+  explicit Running(int64_t size)
+      : highest(size, -std::numeric_limits<T>::infinity()), total(size) {}
 
-  Tensor log_sum() const {
-    Tensor out = at::empty_like(total);
-    T* to = out.mutable_data_ptr<T>();
-    for (int64_t k = 0; k < total.size(0); ++k) to[k] = l[k] == 0 ? m[k] : m[k] + std::log(l[k]);
+  Tensor log_sum(const at::TensorOptions& options) const {
+    Tensor out = at::empty({static_cast<int64_t>(total.size())}, options);
+    std::transform(highest.begin(), highest.end(), total.begin(), out.mutable_data_ptr<T>(),
+                   [](T m, double l) { return l == 0 ? m : static_cast<T>(m + std::log(l)); });
     return out;
   }
 };
@@ -43,20 +38,21 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Te
   const Tensor left = wide(x), right = wide(y), kept = scores_to_keep(keep_scores, left, right);
   const SameId same(x_ids, y_ids);
   return AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_forward", [&] {
-    Running<scalar_t> row(left.size(0), left.options()), column(right.size(0), left.options());
+    Running<scalar_t> row(left.size(0)), column(right.size(0));
     const auto& loop = cpu::loops<scalar_t>(kernels());
     auto add = [&](const Tile<scalar_t>& t) {
       if (x_ids.has_value()) exclude(t, same);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
-        loop.row_exp_sum(t.data, t.columns, r0, r1, row.m + t.first_row, row.l + t.first_row);
+        loop.row_exp_sum(t.data, t.columns, r0, r1, &row.highest[t.first_row],
+                         &row.total[t.first_row]);
       });
       parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_exp_sum(t.data, t.rows, t.columns, c0, c1, column.m + t.first_column,
-                            column.l + t.first_column);
+        loop.column_exp_sum(t.data, t.rows, t.columns, c0, c1, &column.highest[t.first_column],
+                            &column.total[t.first_column]);
       });
     };
     for_each_tile<scalar_t>(left, right, scale.item<double>(), add, if_kept(kept));
-    return std::make_tuple(row.log_sum(), column.log_sum(), kept);
+    return std::make_tuple(row.log_sum(left.options()), column.log_sum(left.options()), kept);
   });
 }
 

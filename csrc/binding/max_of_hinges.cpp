@@ -82,7 +82,10 @@ class RowSum {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
         std::fill_n(out + g * D, D, T(0));
-        loop.add_rows(out + g * D, rows, source.data() + k, weight.data() + k, count, D);
+        add_in_parts(count, out + g * D, D, [&](int64_t first, int64_t last, T* to) {
+          loop.add_rows(to, rows, source.data() + k + first, weight.data() + k + first,
+                        last - first, D);
+        });
       }
     });
     return grad;

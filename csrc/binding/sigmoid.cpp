@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "binding/common.h"
@@ -36,18 +35,20 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
   const Tensor x = wide(image), y = wide(text), kept = scores_to_keep(keep_scores, x, y);
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);
-  Tensor loss = at::zeros({y.size(0)}, y.options());
+  Tensor loss = at::empty({y.size(0)}, y.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_forward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const auto b = bias.item<scalar_t>();
-    auto* out = loss.mutable_data_ptr<scalar_t>();
+    std::vector<double> sum(y.size(0));
     auto add = [&](const Tile<scalar_t>& t) {
       to_logits(t, b, same, positive_of);
       parallel_for(0, t.columns, grain(8 * t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_softplus_sum(t.data, t.rows, t.columns, c0, c1, out + t.first_column);
+        loop.column_softplus_sum(t.data, t.rows, t.columns, c0, c1, &sum[t.first_column]);
       });
     };
     for_each_tile<scalar_t>(x, y, scale.item<double>(), add, if_kept(kept));
+    auto* out = loss.mutable_data_ptr<scalar_t>();
+    std::copy(sum.begin(), sum.end(), out);
     // A text without exactly one image has no positive whose loss could show the mistake.
     for (int64_t j = 0; positive_of && j < y.size(0); ++j)
       if (positive_of[j] < 0) out[j] = std::numeric_limits<scalar_t>::quiet_NaN();

@@ -53,9 +53,9 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_forward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
-    auto* out = loss.mutable_data_ptr<scalar_t>();
     // 0, or NaN where the positive score is not finite.
-    std::transform(offset.begin(), offset.end(), out, [](scalar_t x) { return 0 * x; });
+    std::vector<double> sum(offset.size());
+    std::transform(offset.begin(), offset.end(), sum.begin(), [](scalar_t x) { return 0 * x; });
     auto add = [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -63,16 +63,17 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
           const int64_t i = t.first_row + r;
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
             const int64_t j = in.pairs.order[k];
-            out[j] += loop.row_hinge_sum(t.row(r), t.columns, offset[j]);
+            sum[j] += loop.row_hinge_sum(t.row(r), t.columns, offset[j]);
           }
         }
       });
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
-                              out + t.first_column);
+                              &sum[t.first_column]);
       });
     };
     for_each_tile<scalar_t>(in.x, in.y, 1, add, if_kept(kept));
+    std::copy(sum.begin(), sum.end(), loss.mutable_data_ptr<scalar_t>());
   });
   return {loss, kept};
 }
@@ -91,9 +92,14 @@ void pull_pairs(const Inputs& in, const std::vector<T>& pull, Tensor& grad_x, Te
       if (of[j] >= 0) loop.add_rows(to_y + j * D, x, of + j, &pull[j], 1, D);
   });
   parallel_for(0, N, grain(2 * D), [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k)
-        loop.add_rows(to_x + i * D, y, &in.pairs.order[k], &pull[in.pairs.order[k]], 1, D);
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t first = in.pairs.start[i];
+      add_in_parts(in.pairs.start[i + 1] - first, to_x + i * D, D,
+                   [&](int64_t begin, int64_t end, T* out) {
+                     for (int64_t k = first + begin; k < first + end; ++k)
+                       loop.add_rows(out, y, &in.pairs.order[k], &pull[in.pairs.order[k]], 1, D);
+                   });
+    }
   });
 }
 
@@ -109,7 +115,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
     const auto& loop = cpu::loops<scalar_t>(kernels());
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
     const auto* share = g.const_data_ptr<scalar_t>();
-    std::vector<scalar_t> active(offset.size());  // hinges > 0 of every pair
+    std::vector<double> active(offset.size());  // hinges > 0 of every pair
     auto weigh = [&](const Tile<scalar_t>& t) {
       if (!scores.numel()) exclude(t, in.same);
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
@@ -124,16 +130,17 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
                                     share + t.first_column);
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
             const int64_t j = in.pairs.order[k];
-            active[j] +=
-                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], share[j]);
+            active[j] += static_cast<double>(
+                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], share[j]));
           }
           std::copy(weights.begin(), weights.end(), t.row(r));
         }
       });
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(in.x, in.y, 1, scores, weigh);
-    for (size_t j = 0; j < active.size(); ++j) active[j] *= -share[j];
-    pull_pairs(in, active, grad_x, grad_y);
+    std::vector<scalar_t> pull(active.size());
+    for (size_t j = 0; j < pull.size(); ++j) pull[j] = static_cast<scalar_t>(-share[j] * active[j]);
+    pull_pairs(in, pull, grad_x, grad_y);
   });
   return {grad_x.to(image.scalar_type()), grad_y.to(text.scalar_type())};
 }

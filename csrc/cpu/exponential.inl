@@ -41,8 +41,16 @@ inline float logarithm_of_one_plus(float e) {
 
 inline double logarithm_of_one_plus(double e) { return std::log1p(e); }
 
+// A sum of e^(score - before), over a maximum that has risen to `now`: in fp64, since a maximum may
+// rise with every tile.
 template <typename T>
-void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T* l) {
+inline double raised(double sum, T before, T now) {
+  const double lower = static_cast<double>(before) - now;
+  return sum == 0 || before == now ? sum : sum * std::exp(lower);
+}
+
+template <typename T>
+void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, double* l) {
   constexpr int64_t kLanes = 64 / sizeof(T), kBlock = 512;
   for (int64_t r = r0; r < r1; ++r) {
     const T* row = tile + r * columns;
@@ -57,46 +65,43 @@ void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T
     // While everything is -inf there is nothing to subtract it from; NaN goes into the sum.
     const T base = highest == -std::numeric_limits<T>::infinity() ? T(0) : highest;
     // Exponentials go through a buffer in the first-level cache: one plain loop to vectorise.
-    T sum = l[r] == 0 ? T(0) : l[r] * exponential(m[r] - base);
-    for (int64_t k = 0; k < kLanes; ++k) lane[k] = 0;
+    double sum = raised(l[r], m[r], base);
     for (int64_t b = 0; b < columns; b += kBlock) {
       const int64_t size = b + kBlock < columns ? kBlock : columns - b;
       T e[kBlock];
       for (int64_t k = 0; k < size; ++k) e[k] = exponential(row[b + k] - base);
-      int64_t d = 0;
-      for (; d + kLanes <= size; d += kLanes)
-        for (int64_t k = 0; k < kLanes; ++k) lane[k] += e[d + k];
-      for (; d < size; ++d) sum += e[d];
+      sum += row_sum<T>(size, Entry<T>{e});
     }
-    for (int64_t k = 0; k < kLanes; ++k) sum += lane[k];
     m[r] = highest;
     l[r] = sum;
   }
 }
 
 template <typename T>
+struct ColumnExponential {
+  const T* base;
+  T operator()(T score, int64_t c) const { return exponential(score - base[c]); }
+};
+
+template <typename T>
 void column_exp_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1, T* m,
-                    T* l) {
-  constexpr int64_t kBlock = 512;  // maxima and sums of a block stay in the first-level cache
+                    double* l) {
+  constexpr int64_t kBlock = 256;  // maxima and sums of a block stay in the first-level cache
   for (int64_t b = c0; b < c1; b += kBlock) {
     const int64_t size = b + kBlock < c1 ? kBlock : c1 - b;
-    T highest[kBlock], sum[kBlock];
+    T highest[kBlock];
     for (int64_t c = 0; c < size; ++c) highest[c] = m[b + c];
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = tile + r * columns + b;
       for (int64_t c = 0; c < size; ++c) highest[c] = row[c] > highest[c] ? row[c] : highest[c];
     }
     for (int64_t c = 0; c < size; ++c) {
-      const T known = m[b + c], before = l[b + c];
+      const T known = m[b + c];
       m[b + c] = highest[c];
       if (highest[c] == -std::numeric_limits<T>::infinity()) highest[c] = 0;
-      sum[c] = before == 0 ? T(0) : before * exponential(known - highest[c]);
+      l[b + c] = raised(l[b + c], known, highest[c]);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* row = tile + r * columns + b;
-      for (int64_t c = 0; c < size; ++c) sum[c] += exponential(row[c] - highest[c]);
-    }
-    for (int64_t c = 0; c < size; ++c) l[b + c] = sum[c];
+    column_sum(tile + b, rows, columns, 0, size, ColumnExponential<T>{highest}, l + b);
   }
 }
 
@@ -112,15 +117,16 @@ void softmax_weights(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* 
 }
 
 template <typename T>
-void column_softplus_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
-                         T* sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* row = tile + r * columns;
-    for (int64_t c = c0; c < c1; ++c) {
-      const T x = row[c], e = exponential(x > 0 ? -x : x);
-      sum[c] += (x <= 0 ? T(0) : x) + logarithm_of_one_plus(e);
-    }
+struct Softplus {
+  T operator()(T x, int64_t) const {
+    return (x <= 0 ? T(0) : x) + logarithm_of_one_plus(exponential(x > 0 ? -x : x));
   }
+};
+
+template <typename T>
+void column_softplus_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
+                         double* sum) {
+  column_sum(tile, rows, columns, c0, c1, Softplus<T>{}, sum);
 }
 
 template <typename T>

@@ -48,17 +48,18 @@ struct Loops {
   // Maximum of one row over scores below a limit.
   void (*row_max_below)(const T* row, int64_t columns, int64_t first_column, T limit, T* best,
                         int64_t* index);
+  // Sums over a batch are in fp64, whatever their terms are.
   // Running log-sum-exp of rows [r0, r1): maximum m[r] and sum l[r] of e^(score - m[r]).
-  void (*row_exp_sum)(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, T* l);
+  void (*row_exp_sum)(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, double* l);
   // The same of columns [c0, c1).
   void (*column_exp_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1, T* m,
-                         T* l);
+                         double* l);
   // Turns scores of rows [r0, r1) into a[r] e^(score - row[r]) + b[c] e^(score - column[c]).
   void (*softmax_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* a,
                           const T* row, const T* b, const T* column);
   // sum[c] += log(1 + e^score) over rows, for columns [c0, c1).
   void (*column_softplus_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
-                              T* sum);
+                              double* sum);
   // Turns scores of rows [r0, r1) into g[c] / (1 + e^-score).
   void (*sigmoid_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* g);
   // Turns row[c] into the softmax of (row[c] - offset[c]) scale, over 1 column or more.
@@ -69,10 +70,10 @@ struct Loops {
   T (*unit_row)(const T* x, T* out, int64_t D);
   void (*unit_gradient)(const T* grad, const T* unit, T length, T* out, int64_t D);
   // Returns the sum of [score + offset]+ over a row.
-  T (*row_hinge_sum)(const T* row, int64_t columns, T offset);
+  double (*row_hinge_sum)(const T* row, int64_t columns, T offset);
   // sum[c] += [score + offset[c]]+ over rows, for columns [c0, c1).
   void (*column_hinge_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
-                           const T* offset, T* sum);
+                           const T* offset, double* sum);
   // weights[c] += share where score + offset > 0; returns how many there are.
   int64_t (*row_hinge_weights)(const T* row, T* weights, int64_t columns, T offset, T share);
   // weights[c] = share[c] where score + offset[c] > 0, else 0.
@@ -80,7 +81,7 @@ struct Loops {
                                const T* share);
   // count[c] += how many rows have score + offset[c] > 0, for columns [c0, c1).
   void (*column_hinge_count)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
-                             const T* offset, T* count);
+                             const T* offset, double* count);
   // Returns the sum of one row over a band, where NaN counts as inside; bit c % 32 of words[c / 32]
   // says whether column c is inside.
   T (*band_row)(const T* row, int64_t columns, const Band<T>& band, uint32_t* words);

@@ -1,15 +1,15 @@
 // Sums of rows that an index names, products of two rows, and counts along a row.
 
-// out[d] = sum over k of x[rows[k]][d], for `size` columns of rows `stride` apart. 64 rows at a
-// time are summed apart from the total, which rounds less than one long chain of additions.
+// out[d] = sum over k of x[rows[k]][d], for `size` columns of rows `stride` apart. 32 rows at a
+// time are summed apart from the total, which is in fp64.
 template <typename T>
 void sum_of_rows(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
                  int64_t size) {
   using V = typename Vector<T>::type;
-  constexpr int64_t kLanes = kVectorBytes / sizeof(T), kAtOnce = 64;
+  constexpr int64_t kLanes = kVectorBytes / sizeof(T), kAtOnce = 32;
   int64_t d = 0;
   for (; d + kVectors * kLanes <= size; d += kVectors * kLanes) {
-    V total[kVectors] = {};
+    double total[kVectors * kLanes] = {};
     for (int64_t begin = 0; begin < count; begin += kAtOnce) {
       const int64_t end = begin + kAtOnce < count ? begin + kAtOnce : count;
       V sum[kVectors] = {};
@@ -19,30 +19,22 @@ void sum_of_rows(const T* x, int64_t stride, const int64_t* rows, int64_t count,
 #pragma GCC unroll 4
         for (int64_t v = 0; v < kVectors; ++v) sum[v] += here[v];
       }
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) total[v] += sum[v];
+      T part[kVectors * kLanes];
+      __builtin_memcpy(part, sum, sizeof(part));
+      for (int64_t k = 0; k < kVectors * kLanes; ++k) total[k] += part[k];
     }
-    __builtin_memcpy(out + d, total, sizeof(total));
+    for (int64_t k = 0; k < kVectors * kLanes; ++k) out[d + k] = static_cast<T>(total[k]);
   }
   for (; d < size; ++d) {
-    T total = 0;
+    double total = 0;
     for (int64_t begin = 0; begin < count; begin += kAtOnce) {
       const int64_t end = begin + kAtOnce < count ? begin + kAtOnce : count;
       T sum = 0;
       for (int64_t k = begin; k < end; ++k) sum += x[rows[k] * stride + d];
       total += sum;
     }
-    out[d] = total;
+    out[d] = static_cast<T>(total);
   }
-}
-
-// The sum of 32 lanes, in an order in which vectors of any length can add them.
-template <typename T>
-inline T sum_of_lanes(T (&lane)[32]) {
-#pragma GCC unroll 5
-  for (int64_t half = 16; half > 0; half /= 2)
-    for (int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
-  return lane[0];
 }
 
 // The product of two rows: of fp32 exact terms, summed in fp64, in one order everywhere.

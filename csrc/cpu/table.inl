@@ -3,6 +3,7 @@
 // includes it says kVectorBytes, because g++ reads macros before it obeys the pragma.
 #include "cpu/band.inl"
 #include "cpu/difference.inl"
+#include "cpu/digits.inl"  // after difference.inl: vectors
 #include "cpu/exponential.inl"
 #include "cpu/gumbel.inl"
 #include "cpu/hardest.inl"

@@ -9,6 +9,9 @@
 
 namespace itm::cuda {
 
+// Rows of a cluster that are added up apart from the others: a chain loses digits as it grows.
+constexpr int kChain = 32;
+
 // One problem after another; a block takes its own by of_problem.
 template <typename T>
 struct KMeans {
@@ -120,8 +123,14 @@ __device__ __forceinline__ void add_products(const KMeans<T>& in, const Lists& l
     const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
     if (begin == end || m >= in.x.count) continue;
     C sum = 0;
+    for (int first = begin; first < end; first += kChain) {
+      const int last = first + kChain < end ? first + kChain : end;
+      C part = 0;
 #pragma unroll 4
-    for (int i = begin; i < end; ++i) sum += in.product[lists.order[i] * in.x.count + m];
+      for (int i = first; i < last; ++i)
+        part += in.product[lists.order[i] * in.x.count + m];
+      sum += part;
+    }
     in.score[k * in.x.count + m] = sum / static_cast<C>(end - begin);
   }
 }
@@ -151,11 +160,17 @@ __device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& li
     const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
     if (begin == end || (unless && unless->span[2 * k] != unless->span[2 * k + 1])) continue;
     Four<C> sum = {};
+    for (int from = begin; from < end; from += kChain) {
+      const int last = from + kChain < end ? from + kChain : end;
+      Four<C> part = {};
 #pragma unroll 4
-    for (int m = begin; m < end; ++m) {
-      const Four<C> x = load_four(in.x.data + lists.order[m] * in.x.stride + d);
+      for (int m = from; m < last; ++m) {
+        const Four<C> x = load_four(in.x.data + lists.order[m] * in.x.stride + d);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum.v[e] += x.v[e];
+        for (int e = 0; e < 4; ++e) part.v[e] += x.v[e];
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum.v[e] += part.v[e];
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) sum.v[e] /= static_cast<C>(end - begin);

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from itm_kernels.reference._rows import wide
 
@@ -52,12 +53,21 @@ def kmeans(
         if member is not None:
             inside = inside * member[..., None]
         count = inside.sum(1)[..., None]  # [B, K, 1]
-        mean = inside.mT @ x / count.clamp_min(1)
+        mean = _sums(inside, x) / count.clamp_min(1)
         centroids = torch.where(count > 0, mean, centroids)
     assignment = _nearest(x, centroids)
     if member is not None:
         assignment = assignment.masked_fill(~member, -1)
     return assignment, centroids
+
+
+def _sums(inside: Tensor, x: Tensor) -> Tensor:  # [B, M, K], [M, D] -> [B, K, D]
+    # In blocks of rows: the error of one chain of additions grows with its length.
+    block = torch.sym_min(x.shape[0], 1024)
+    short = -x.shape[0] % block
+    rows = pad(x, (0, 0, 0, short)).unflatten(0, (-1, block))
+    own = pad(inside, (0, 0, 0, short)).unflatten(1, (-1, block))
+    return torch.einsum("bnlk,nld->bnkd", own, rows).sum(1)
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
