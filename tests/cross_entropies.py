@@ -11,12 +11,18 @@ from itm_kernels.ops.cross_entropy import run
 CrossEntropy = Callable[[Tensor, Tensor, float], Tensor]
 
 
+def relative(negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logarithms relative to the nearest integers, and these."""
+    highest = negatives.detach().nan_to_num(0, 0, 0).round()
+    return negatives - highest, highest
+
+
 def by_kernel(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
-    return run(positive, negatives, weight, "test", "auto")
+    return run(positive, *relative(negatives), weight, "test", "auto")
 
 
 def by_formula(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
-    return run(positive, negatives, weight, "test", "reference")
+    return run(positive, *relative(negatives), weight, "test", "reference")
 
 
 def logits(*shape: int, spread: float = 9.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -58,6 +64,19 @@ def test_small_losses_keep_their_digits(cross_entropy: CrossEntropy) -> None:
     torch.testing.assert_close(
         found.double(), torch.full((3,), -30.0).double().exp(), rtol=1e-6, atol=0
     )
+
+
+def test_logits_in_the_thousands_keep_their_digits(cross_entropy: CrossEntropy) -> None:
+    """The positive and 39 equal negatives, log 39 above a highest logit of 3,000.1: log 40."""
+    positive, negatives = torch.full((3,), 3000.1), torch.full((2, 1, 3), 39.0).log()
+    highest = positive.expand(2, 1, 3)
+    found = run(positive, negatives, highest, 0.5, "test", "auto")
+    torch.testing.assert_close(found, torch.full((3,), 40.0).log(), rtol=2e-7, atol=0)
+    leaves = [t.requires_grad_() for t in (positive, negatives)]
+    loss = run(*leaves, highest.detach(), 0.5, "test", "auto")
+    of_positive, of_negatives = torch.autograd.grad(loss.sum(), leaves)
+    torch.testing.assert_close(of_positive, torch.full((3,), -39 / 40))
+    torch.testing.assert_close(of_negatives, torch.full((2, 1, 3), 39 / 80))
 
 
 def test_any_strides(cross_entropy: CrossEntropy) -> None:

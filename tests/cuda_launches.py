@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from emulated import NAMESPACE, launches
 
 NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+NOTHING += ("promote_types",)  # of dtypes
 # Read in ATen's sources: what these call in their turn.
 SEVERAL = {"masked_fill": 2, "select_backward": 2, "logsumexp": 9}
 ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)

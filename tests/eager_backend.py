@@ -198,7 +198,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "intra_modal_forward": intra_modal_forward,
     "intra_modal_backward": intra_modal_backward,
     "log_sum_exp_forward": keeping(reference.log_sum_exp),
-    "log_sum_exp_backward": recomputing(reference.log_sum_exp, 2, [0, 1, 2], saved=3),
+    "log_sum_exp_backward": recomputing(reference.log_sum_exp, 3, [0, 1, 2], saved=5),
     "sigmoid_forward": keeping(reference.sigmoid),
     "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3], saved=1),
     "rbf_synthesis_forward": keeping(reference.rbf_synthesis),

@@ -7,6 +7,10 @@ import pytest
 from emulated import OPERATORS, as_native, needs_compiler
 from itm_kernels import backends
 from loss_cases import BY_NAME, Case
+from test_collapsed_rows import (  # noqa: F401
+    test_collapsed_rows_err_no_more_than_the_originals,
+    test_gradients_of_collapsed_rows,
+)
 from test_edge_cases import (  # noqa: F401
     test_a_score_that_overflows_is_a_negative_as_any_other,
     test_a_zero_row_has_no_cosine_and_no_gradient,

@@ -11,6 +11,7 @@ from cross_entropies import (  # noqa: F401
     logits,
     result,
     test_any_strides,
+    test_logits_in_the_thousands_keep_their_digits,
     test_losses_are_as_exact_as_the_formula,
     test_pairs_without_negatives_pull_nothing,
     test_small_losses_keep_their_digits,
@@ -41,6 +42,6 @@ def test_a_grid_that_one_launch_does_not_hold(cross_entropy: CrossEntropy) -> No
 
 def test_opcheck() -> None:
     operators = getattr(torch.ops, NAMESPACE)
-    given = logits(5), logits(2, 3, 5), 0.5
+    given = logits(5), logits(2, 3, 5), logits(2, 3, 5).round(), 0.5
     torch.library.opcheck(operators.cross_entropy_forward, given)
     torch.library.opcheck(operators.cross_entropy_backward, (logits(5), *given))

@@ -27,11 +27,11 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
     "imc": (losses.IMCLoss(), 9, 14),
     "sigmoid": (losses.SigmoidLoss(), 8, 5),
-    "info_nce": (losses.InfoNCELoss(), 10, 14),
-    "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 14),
+    "info_nce": (losses.InfoNCELoss(), 10, 7),
+    "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 10, 7),
     # Synthesis with a kernel associative memory; no more noise than the emulator's grids hold.
-    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 47, 39),
-    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 41),
+    "info_cmr": (losses.InfoCMRLoss(num_noise=8), 47, 36),
+    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 38),
 }
 
 

@@ -7,6 +7,7 @@ from cross_entropies import (  # noqa: F401
     CrossEntropy,
     by_kernel,
     test_any_strides,
+    test_logits_in_the_thousands_keep_their_digits,
     test_losses_are_as_exact_as_the_formula,
     test_pairs_without_negatives_pull_nothing,
     test_small_losses_keep_their_digits,

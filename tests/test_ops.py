@@ -24,6 +24,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
+    sums = rows, grad, rows.clone(), grad.clone()  # relative, and what they are relative to
     no_mask = torch.empty(0, 0, dtype=torch.int32)
     none, scores = torch.empty(0, 0), torch.randn(N, M)
     return {
@@ -58,12 +59,12 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (rows, image, None, rows, rows - 9, rows + 9, rows.abs(), no_mask, "l2", "official")
         ],
         "log_sum_exp_forward": [
-            (image, text, scale, None, None, False),
-            (image, text, scale, image_ids, text_ids, True),
+            (image, text, scale, None, None, None, False),
+            (image, text, scale, image_ids, text_ids, positive, True),
         ],
         "log_sum_exp_backward": [
-            (rows, grad, rows, grad, none, image, text, scale, image_ids, text_ids),
-            (rows, grad, rows, grad, scores, image, text, scale, None, None),
+            (rows, grad, grad, *sums, none, image, text, scale, image_ids, text_ids, positive),
+            (rows, grad, grad[:0].clone(), *sums, scores, image, text, scale, None, None, None),
         ],
         "sigmoid_forward": [
             (image, text, scale, bias, positive, image_ids, text_ids, keep)
@@ -77,8 +78,8 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "unit_rows_backward": [
             (image, text[:N], rows, dtype) for dtype in (torch.float32, torch.half)
         ],
-        "cross_entropy_forward": [(grad, torch.randn(2, K, M), 0.5)],
-        "cross_entropy_backward": [(grad, grad, torch.randn(2, K, M), 1.0)],
+        "cross_entropy_forward": [(grad, torch.randn(2, K, M), torch.randn(2, K, M), 0.5)],
+        "cross_entropy_backward": [(grad, grad, torch.randn(2, K, M), torch.randn(2, K, M), 1.0)],
         "rbf_synthesis_forward": [(*synthesis, "kam", 1e-4, keep) for keep in (False, True)],
         "rbf_synthesis_backward": [
             (torch.randn(N, K, D), none, *synthesis, "attention", 0.0),

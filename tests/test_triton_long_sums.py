@@ -27,12 +27,17 @@ def test_a_row_that_everyone_mined() -> None:
 def test_log_sum_exp_of_many_tiles() -> None:
     from itm_kernels.triton.log_sum_exp import _finish_kernel
 
-    tiles = torch.full((16 * CHAIN, 1), -0.469)
-    tiles[0] = 0  # the maximum, that the others are relative to
-    found = torch.empty(1)
-    _finish_kernel[(1, 1)](tiles, tiles, found, found, 1, 1, 1, len(tiles), ANCHORS=64, TILES=16)
+    highest = torch.full((16 * CHAIN, 1), 3000 - 0.46875)  # exact in fp32, e^-0.46875 is not
+    highest[0] = 3000  # the maximum, that the others are relative to
+    tiles = torch.stack([highest, torch.zeros_like(highest)])
+    found, base = torch.empty(1), torch.empty(1)
+    _finish_kernel[(1, 1)](
+        tiles, tiles, found, base, found, base, 1, 1, 1, len(highest), ANCHORS=64, TILES=16
+    )
+    assert base == 3000
     # A sum that is off by 1.9e-6 is a logarithm that is off by as much.
-    torch.testing.assert_close(found.double(), tiles.double().logsumexp(0), rtol=0, atol=7e-7)
+    wanted = (highest.double() - 3000).logsumexp(0)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=7e-7)
 
 
 def test_softmax_over_many_members() -> None:

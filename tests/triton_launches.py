@@ -47,9 +47,10 @@ def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import log_sum_exp as kernels
 
     x, y, sums, scale = *inputs(N, D, dtype), values(N), values()
-    for pair in ((None, None), (ids(N), ids(N))):
+    for pair in ((None,) * 3, (ids(N), ids(N), None), (ids(N), ids(N), ids(N))):
         kernels.log_sum_exp_forward(x, y, scale, *pair, False)
-        kernels.log_sum_exp_backward(sums, sums, sums, sums, values(0, 0), x, y, scale, *pair)
+        given = [sums] * 7
+        kernels.log_sum_exp_backward(*given, values(0, 0), x, y, scale, *pair)
 
 
 def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
@@ -161,8 +162,8 @@ def cross_entropy(N: int, D: int, dtype: torch.dtype) -> None:
     like = torch.promote_types(dtype, torch.float32)
     positive, negatives = rows(N, 1, like)[:, 0], torch.empty((2, 3, N), dtype=like, device="meta")
     for sums in (negatives, negatives[:, :1]):
-        kernels.cross_entropy_forward(positive, sums, 0.5)
-        kernels.cross_entropy_backward(positive, positive, sums, 0.5)
+        kernels.cross_entropy_forward(positive, sums, sums, 0.5)
+        kernels.cross_entropy_backward(positive, positive, sums, sums, 0.5)
 
 
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {

@@ -70,7 +70,16 @@ def launches() -> dict[str, Launch]:
         # A log-sum-exp above every score: weights are then finite.
         sums = 30 * ones(x)
         return log_sum_exp.log_sum_exp_backward(
-            ones(x), ones(y), sums, sums, no_scores(x), x, y, number(x, 20.0), None, None
+            *(ones(x),) * 3,
+            sums,
+            sums,
+            0 * sums,
+            0 * sums,
+            no_scores(x),
+            x,
+            y,
+            number(x, 20.0),
+            *none,
         )
 
     return {
@@ -78,7 +87,7 @@ def launches() -> dict[str, Launch]:
             x, y, *none, 0.2, False
         ),
         "log_sum_exp forward": lambda x, y: log_sum_exp.log_sum_exp_forward(
-            x, y, number(x, 20.0), None, None, False
+            x, y, number(x, 20.0), *none, False
         ),
         "log_sum_exp backward": softmax,
         "similarity dot": lambda x, y: similarity.similarity_forward(x, y, "dot"),

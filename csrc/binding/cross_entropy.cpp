@@ -16,13 +16,13 @@ namespace {
 // sum of the other terms over it. A small loss is log(1 + others), with all of its digits.
 template <typename T>
 struct Terms {
-  const T* negatives;  // a column of [K, M]
+  const T *negatives, *bases;  // columns of [K, M]: logarithms, and what they are relative to
   const int64_t K, M;
   const T positive;
   T highest = 0, others = 0;
 
-  Terms(const T* from, int64_t K, int64_t M, T positive)
-      : negatives(from), K(K), M(M), positive(positive) {
+  Terms(const T* from, const T* bases, int64_t K, int64_t M, T positive)
+      : negatives(from), bases(bases), K(K), M(M), positive(positive) {
     for (int64_t k = 0; k < K; ++k) highest = std::max(highest, exponent(k));  // NaN stays outside
     bool left_out = highest == 0;
     if (!left_out) others = std::exp(-highest);
@@ -33,7 +33,8 @@ struct Terms {
         others += term(k);
     }
   }
-  T exponent(int64_t k) const { return negatives[k * M] - positive; }
+  // The difference first: that of two near logits is exact.
+  T exponent(int64_t k) const { return negatives[k * M] + (bases[k * M] - positive); }
   // An infinite exponent is no difference from itself.
   T term(int64_t k) const {
     return exponent(k) == highest ? T(1) : std::exp(exponent(k) - highest);
@@ -52,18 +53,21 @@ void for_each_pair(const Tensor& negatives, Work&& work) {
                });
 }
 
-Tensor cross_entropy_forward(const Tensor& positives, const Tensor& sums, double weight) {
+Tensor cross_entropy_forward(const Tensor& positives, const Tensor& sums, const Tensor& highest,
+                             double weight) {
   const Tensor positive = positives.contiguous(), negatives = sums.contiguous();
+  const Tensor bases = highest.contiguous();
   const int64_t S = negatives.size(0), K = negatives.size(1), M = negatives.size(2);
   Tensor loss = at::empty({M}, positive.options());
   AT_DISPATCH_FLOATING_TYPES(positive.scalar_type(), "cross_entropy_forward", [&] {
     const auto *own = positive.const_data_ptr<scalar_t>(),
-               *from = negatives.const_data_ptr<scalar_t>();
+               *from = negatives.const_data_ptr<scalar_t>(),
+               *base = bases.const_data_ptr<scalar_t>();
     auto* to = loss.mutable_data_ptr<scalar_t>();
     for_each_pair(negatives, [&](int64_t m) {
       scalar_t sum = 0;
       for (int64_t s = 0; s < S; ++s)
-        sum += Terms<scalar_t>(from + s * K * M + m, K, M, own[m]).log_sum();
+        sum += Terms<scalar_t>(from + s * K * M + m, base + s * K * M + m, K, M, own[m]).log_sum();
       // An infinite positive shows.
       to[m] = static_cast<scalar_t>(weight) * sum + 0 * own[m];
     });
@@ -72,22 +76,25 @@ Tensor cross_entropy_forward(const Tensor& positives, const Tensor& sums, double
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& positives,
-                                                  const Tensor& sums, double weight) {
+                                                  const Tensor& sums, const Tensor& highest,
+                                                  double weight) {
   const Tensor positive = positives.contiguous(), negatives = sums.contiguous();
+  const Tensor bases = highest.contiguous();
   const Tensor pulls = grad.contiguous();
   const int64_t S = negatives.size(0), K = negatives.size(1), M = negatives.size(2);
   Tensor of_positive = at::empty({M}, positive.options());
   Tensor of_negatives = at::empty({S, K, M}, positive.options());
   AT_DISPATCH_FLOATING_TYPES(positive.scalar_type(), "cross_entropy_backward", [&] {
     const auto *own = positive.const_data_ptr<scalar_t>(), *pull = pulls.const_data_ptr<scalar_t>(),
-               *from = negatives.const_data_ptr<scalar_t>();
+               *from = negatives.const_data_ptr<scalar_t>(),
+               *base = bases.const_data_ptr<scalar_t>();
     auto *to = of_positive.mutable_data_ptr<scalar_t>(),
          *to_negatives = of_negatives.mutable_data_ptr<scalar_t>();
     for_each_pair(negatives, [&](int64_t m) {
       scalar_t sum = 0;
       for (int64_t s = 0; s < S; ++s) {
         const int64_t at = s * K * M + m;
-        const Terms<scalar_t> terms(from + at, K, M, own[m]);
+        const Terms<scalar_t> terms(from + at, base + at, K, M, own[m]);
         for (int64_t k = 0; k < K; ++k) {
           const scalar_t share = static_cast<scalar_t>(weight) * pull[m] * terms.share(k);
           to_negatives[at + k * M] = share;

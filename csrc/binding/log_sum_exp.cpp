@@ -6,8 +6,7 @@
 
 #include <cmath>
 
-#include "binding/common.h"
-#include "binding/pairs.h"
+#include "binding/hardest.h"
 #include "binding/rows.h"
 
 namespace itm {
@@ -22,26 +21,38 @@ struct Running {
   explicit Running(int64_t size)
       : highest(size, -std::numeric_limits<T>::infinity()), total(size) {}
 
-  Tensor log_sum(const at::TensorOptions& options) const {
-    Tensor out = at::empty({static_cast<int64_t>(total.size())}, options);
-    std::transform(highest.begin(), highest.end(), total.begin(), out.mutable_data_ptr<T>(),
-                   [](T m, double l) { return l == 0 ? m : static_cast<T>(m + std::log(l)); });
-    return out;
+  // The maximum where it is finite, else 0, and the log-sum-exp relative to it: one number for both
+  // would lose the digits that a loss is made of.
+  std::tuple<Tensor, Tensor> relative(const at::TensorOptions& options) const {
+    const auto size = static_cast<int64_t>(total.size());
+    Tensor sums = at::empty({size}, options), bases = at::empty({size}, options);
+    T *log_sum = sums.mutable_data_ptr<T>(), *base = bases.mutable_data_ptr<T>();
+    for (int64_t k = 0; k < size; ++k) {
+      base[k] = std::isinf(highest[k]) ? T(0) : highest[k];
+      log_sum[k] = static_cast<T>(highest[k] - base[k] + (total[k] == 0 ? 0 : std::log(total[k])));
+    }
+    return {sums, bases};
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
-                                                       const Tensor& scale,
-                                                       const OptionalTensor& x_ids,
-                                                       const OptionalTensor& y_ids,
-                                                       bool keep_scores) {
+using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
+                         const OptionalTensor& x_ids, const OptionalTensor& y_ids,
+                         const OptionalTensor& positive, bool keep_scores) {
   const Tensor left = wide(x), right = wide(y), kept = scores_to_keep(keep_scores, left, right);
   const SameId same(x_ids, y_ids);
+  const int64_t* positive_of = ids_or_null(positive);
+  const Tensor own = at::full({positive_of ? right.size(0) : 0},
+                              std::numeric_limits<double>::quiet_NaN(), left.options());
   return AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_forward", [&] {
     Running<scalar_t> row(left.size(0)), column(right.size(0));
     const auto& loop = cpu::loops<scalar_t>(kernels());
     auto add = [&](const Tile<scalar_t>& t) {
-      if (x_ids.has_value()) exclude(t, same);
+      if (positive_of)
+        mask(t, same, positive_of, own.mutable_data_ptr<scalar_t>());
+      else if (x_ids.has_value())
+        exclude(t, same);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.row_exp_sum(t.data, t.columns, r0, r1, &row.highest[t.first_row],
                          &row.total[t.first_row]);
@@ -52,32 +63,42 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Te
       });
     };
     for_each_tile<scalar_t>(left, right, scale.item<double>(), add, if_kept(kept));
-    return std::make_tuple(row.log_sum(left.options()), column.log_sum(left.options()), kept);
+    const auto [of_row, row_base] = row.relative(left.options());
+    const auto [of_column, column_base] = column.relative(left.options());
+    return Sums(of_row, of_column, own, row_base, column_base, kept);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
-    const Tensor& grad_row, const Tensor& grad_column, const Tensor& row, const Tensor& column,
-    const Tensor& scores, const Tensor& x, const Tensor& y, const Tensor& scale,
-    const OptionalTensor& x_ids, const OptionalTensor& y_ids) {
+    const Tensor& grad_row, const Tensor& grad_column, const Tensor& grad_positive,
+    const Tensor& row, const Tensor& column, const Tensor& row_highest,
+    const Tensor& column_highest, const Tensor& scores, const Tensor& x, const Tensor& y,
+    const Tensor& scale, const OptionalTensor& x_ids, const OptionalTensor& y_ids,
+    const OptionalTensor& positive) {
   const Tensor left = wide(x), right = wide(y);
-  const Tensor a = grad_row.to(left.scalar_type()).contiguous();
-  const Tensor b = grad_column.to(left.scalar_type()).contiguous();
+  const auto numbers = [&](const Tensor& t) { return t.to(left.scalar_type()).contiguous(); };
+  const Tensor a = numbers(grad_row), b = numbers(grad_column), p = numbers(grad_positive);
   const SameId same(x_ids, y_ids);
+  const int64_t* positive_of = ids_or_null(positive);
   const double alpha = scale.item<double>();
   Tensor grad_x, grad_y;
   double grad_scale = 0;
   AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_backward", [&] {
     const auto& loop = cpu::loops<scalar_t>(kernels());
-    const auto *ga = a.const_data_ptr<scalar_t>(), *gb = b.const_data_ptr<scalar_t>();
-    const auto *lr = row.const_data_ptr<scalar_t>(), *lc = column.const_data_ptr<scalar_t>();
+    const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
+    const cpu::Softmaxes<scalar_t> all{of(a), of(row_highest),    of(row),
+                                       of(b), of(column_highest), of(column)};
+    const scalar_t* of_positive = of(p);
     auto weigh = [&](const Tile<scalar_t>& t) {
+      const auto here = all.at(t.first_row, t.first_column);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
-        loop.softmax_weights(t.data, t.columns, r0, r1, ga + t.first_row, lr + t.first_row,
-                             gb + t.first_column, lc + t.first_column);
+        loop.softmax_weights(t.data, t.columns, r0, r1, here);
       });
       if (x_ids.has_value())
-        for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = 0; });
+        for_each_same_id(t, same, [&](int64_t r, int64_t c) {
+          const int64_t i = t.first_row + r, j = t.first_column + c;
+          t.row(r)[c] = positive_of && positive_of[j] == i ? of_positive[j] : 0;
+        });
     };
     std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, scores, weigh);
     // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.

@@ -106,13 +106,15 @@ void column_exp_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, in
 }
 
 template <typename T>
-void softmax_weights(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* a, const T* row,
-                     const T* b, const T* column) {
+void softmax_weights(T* tile, int64_t columns, int64_t r0, int64_t r1, const Softmaxes<T>& of) {
+  const T *b = of.b, *highest = of.column_highest, *column = of.column;
   for (int64_t r = r0; r < r1; ++r) {
     T* s = tile + r * columns;
-    const T share = a[r], base = row[r];
+    const T share = of.a[r], base = of.row_highest[r], sum = of.row[r];
+    // Differences first: that of two near scores is exact.
     for (int64_t c = 0; c < columns; ++c)
-      s[c] = share * exponential(s[c] - base) + b[c] * exponential(s[c] - column[c]);
+      s[c] = share * exponential((s[c] - base) - sum) +
+             b[c] * exponential((s[c] - highest[c]) - column[c]);
   }
 }
 

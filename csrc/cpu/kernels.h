@@ -32,6 +32,18 @@ struct Standing {
   int64_t above, equal;
 };
 
+// The softmax of rows and of columns: shares a and b of e^(score - highest - sum), where the sum is
+// a log-sum-exp relative to the highest score.
+template <typename T>
+struct Softmaxes {
+  const T *a, *row_highest, *row, *b, *column_highest, *column;
+
+  // What a tile that begins there sees.
+  Softmaxes at(int64_t r, int64_t c) const {
+    return {a + r, row_highest + r, row + r, b + c, column_highest + c, column + c};
+  }
+};
+
 // Running maximum of rows (or columns) over tiles. NaN is larger than everything and stays; ties go
 // to the lowest index, because tiles come in increasing order.
 template <typename T>
@@ -54,9 +66,9 @@ struct Loops {
   // The same of columns [c0, c1).
   void (*column_exp_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1, T* m,
                          double* l);
-  // Turns scores of rows [r0, r1) into a[r] e^(score - row[r]) + b[c] e^(score - column[c]).
-  void (*softmax_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1, const T* a,
-                          const T* row, const T* b, const T* column);
+  // Turns scores of rows [r0, r1) into the gradient of their softmax in rows and columns.
+  void (*softmax_weights)(T* tile, int64_t columns, int64_t r0, int64_t r1,
+                          const Softmaxes<T>& softmax);
   // sum[c] += log(1 + e^score) over rows, for columns [c0, c1).
   void (*column_softplus_sum)(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                               double* sum);

@@ -12,12 +12,16 @@ constexpr int kPairThreads = 128;
 // sum of the other terms over it. A small loss is log(1 + others), with all of its digits.
 template <typename C>
 struct Terms {
-  const C* negatives;  // a column of [K, M]
+  const C *negatives, *bases;  // columns of [K, M]
   int64_t K, M;
   C positive, highest = 0, others;
 
-  __device__ __forceinline__ Terms(const C* from, int64_t K, int64_t M, C positive)
-      : negatives(from), K(K), M(M), positive(positive) {
+  __device__ __forceinline__ Terms(const Softmaxes& in, int64_t first, C positive)
+      : negatives(static_cast<const C*>(in.negatives) + first),
+        bases(static_cast<const C*>(in.bases) + first),
+        K(in.K),
+        M(in.M),
+        positive(positive) {
     for (int64_t k = 0; k < K; ++k) highest = exponent(k) > highest ? exponent(k) : highest;
     bool left_out = highest == 0;
     others = left_out ? C(0) : exponential(-highest);
@@ -28,7 +32,10 @@ struct Terms {
         others += term(k);
     }
   }
-  __device__ __forceinline__ C exponent(int64_t k) const { return negatives[k * M] - positive; }
+  // The difference first: that of two near logits is exact.
+  __device__ __forceinline__ C exponent(int64_t k) const {
+    return negatives[k * M] + (bases[k * M] - positive);
+  }
   // An infinite exponent is no difference from itself. NaN stays.
   __device__ __forceinline__ C term(int64_t k) const {
     return exponent(k) == highest ? C(1) : exponential(exponent(k) - highest);
@@ -44,10 +51,8 @@ __global__ void __launch_bounds__(kPairThreads)
   if (m >= in.M) return;
   const C positive = static_cast<const C*>(in.positive)[m];
   C sum = 0;
-  for (int64_t s = 0; s < in.sides; ++s) {
-    const C* from = static_cast<const C*>(in.negatives) + s * in.K * in.M + m;
-    sum += Terms<C>(from, in.K, in.M, positive).log_sum();
-  }
+  for (int64_t s = 0; s < in.sides; ++s)
+    sum += Terms<C>(in, s * in.K * in.M + m, positive).log_sum();
   // An infinite positive shows.
   loss[m] = static_cast<C>(in.weight) * sum + 0 * positive;
 }
@@ -63,7 +68,7 @@ __global__ void __launch_bounds__(kPairThreads)
   C sum = 0;
   for (int64_t s = 0; s < in.sides; ++s) {
     const int64_t at = s * in.K * in.M + m;
-    const Terms<C> terms(static_cast<const C*>(in.negatives) + at, in.K, in.M, positive);
+    const Terms<C> terms(in, at, positive);
     for (int64_t k = 0; k < in.K; ++k) {
       const C share = pull * terms.share(k);
       of_negatives[at + k * in.M] = share;

@@ -5,9 +5,9 @@
 
 namespace itm::cuda {
 
-// Positives [M] among negatives [sides, K, M], all logarithms.
+// Positives [M] among negatives [sides, K, M], all logarithms; negatives are relative to bases.
 struct Softmaxes {
-  const void *positive, *negatives;
+  const void *positive, *negatives, *bases;
   int64_t sides, K, M;
   double weight;
 };

@@ -127,8 +127,7 @@ __device__ __forceinline__ void add_products(const KMeans<T>& in, const Lists& l
       const int last = first + kChain < end ? first + kChain : end;
       C part = 0;
 #pragma unroll 4
-      for (int i = first; i < last; ++i)
-        part += in.product[lists.order[i] * in.x.count + m];
+      for (int i = first; i < last; ++i) part += in.product[lists.order[i] * in.x.count + m];
       sum += part;
     }
     in.score[k * in.x.count + m] = sum / static_cast<C>(end - begin);

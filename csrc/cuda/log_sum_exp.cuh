@@ -22,8 +22,10 @@ struct ExpSum {
   __device__ __forceinline__ ExpSum of_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes)};
   }
+  // The highest logit, 0 where it is not finite, and the logarithm of the sum relative to it.
+  __device__ __forceinline__ C base() const { return highest - highest == 0 ? highest : C(0); }
   __device__ __forceinline__ C log_sum() const {
-    return sum == 0 ? highest : highest + logarithm(sum);
+    return highest - base() + (sum == 0 ? C(0) : logarithm(sum));
   }
 
  private:
@@ -37,7 +39,7 @@ struct ExpSum {
 template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, 4)
     log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
-                       C* of_row, C* of_column, C* kept) {
+                       ExpSums<C*> to, C* kept) {
   const int first = first_anchor(first_block), own = first + warp();
   const C factor = *scale;
   const auto left_out = [&](int n, int m) { return pairing.image_ids && same_id(pairing, n, m); };
@@ -46,29 +48,36 @@ __global__ void __launch_bounds__(kFoldThreads, 4)
         const C score = scores.at(n, m);
         if (kept) kept[n * scores.M + m] = score;
         if (!left_out(n, m)) state.see(factor * score);
+        if (to.positive && positive_of(pairing.positive, m) == n) to.positive[m] = factor * score;
       });
-  if (own < scores.M && lane() == 0) of_column[own] = column.log_sum();
+  if (own < scores.M && lane() == 0) {
+    to.column[own] = column.log_sum(), to.column_highest[own] = column.base();
+    if (to.positive && positive_of(pairing.positive, own) < 0) to.positive[own] = kNan<C>;
+  }
   if (own >= scores.N) return;
   const auto row = fold_row<ExpSum<C>>(scores.M, [&](ExpSum<C>& state, int m) {
     if (!left_out(own, m)) state.see(factor * scores.at(own, m));
   });
-  if (lane() == 0) of_row[own] = row.log_sum();
+  if (lane() == 0) to.row[own] = row.log_sum(), to.row_highest[own] = row.base();
 }
 
-// A logit's share in the softmax of its row and of its column.
+// A logit's share in the softmax of its row and of its column, or a positive's own gradient.
 template <typename C>
 struct OfExpSums {
-  Numbers<C> grad_row, grad_column;
-  const C *row, *column;
+  Numbers<C> grad_row, grad_column, grad_positive;
+  ExpSums<const C*> sums;
   Pairing pairing;
 
   __device__ __forceinline__ C at(int n, int m, C score, C scale) const {
-    if (pairing.image_ids && same_id(pairing, n, m)) return 0;
+    if (pairing.image_ids && same_id(pairing, n, m))
+      return pairing.positive && pairing.positive[m] == n ? grad_positive[m] : C(0);
     const C logit = scale * score;
-    return grad_row[n] * share(logit, row[n]) + grad_column[m] * share(logit, column[m]);
+    return grad_row[n] * share(logit, sums.row_highest[n], sums.row[n]) +
+           grad_column[m] * share(logit, sums.column_highest[m], sums.column[m]);
   }
-  static __device__ __forceinline__ C share(C logit, C log_sum) {
-    return log_sum == -kInfinity<C> ? C(0) : exponential(logit - log_sum);
+  // The difference first: that of two near logits is exact.
+  static __device__ __forceinline__ C share(C logit, C highest, C log_sum) {
+    return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
   }
 };
 

@@ -65,9 +65,16 @@ void hardest_negatives_gradient(Type type, const PerRow& of_positive, const PerR
 void sum_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
                    void* loss, void* kept, void* stream);
 
-// log_sum_exp_forward: row [N] and column [M]; scale is one number on the device.
+// Log-sum-exp of rows [N] and columns [M] relative to their highest logits, which is where they are
+// not finite 0; the logits of positives [M], or null.
+template <typename Pointer>
+struct ExpSums {
+  Pointer row, column, row_highest, column_highest, positive;
+};
+
+// log_sum_exp_forward; scale is one number on the device.
 void log_sum_exp(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
-                 void* row, void* column, void* kept, void* stream);
+                 const ExpSums<void*>& to, void* kept, void* stream);
 
 // sigmoid_forward: loss [M]; scale and bias are one number each, on the device.
 void sigmoid(Type type, const ScoreParts& scores, const Pairing& pairing, const void* scale,
@@ -90,9 +97,10 @@ void sum_of_hinges_gradient(Type type, const PerRow& grad, const ScoreParts& sco
                             const Pairing& pairing, double margin, const Workspace& work,
                             const WeightedRows& to, void* stream);
 void log_sum_exp_gradient(Type type, const PerRow& grad_row, const PerRow& grad_column,
-                          const void* row, const void* column, const ScoreParts& scores,
-                          const Pairing& pairing, const void* scale, const Workspace& work,
-                          const WeightedRows& to, void* grad_scale, void* stream);
+                          const PerRow& grad_positive, const ExpSums<const void*>& sums,
+                          const ScoreParts& scores, const Pairing& pairing, const void* scale,
+                          const Workspace& work, const WeightedRows& to, void* grad_scale,
+                          void* stream);
 void sigmoid_gradient(Type type, const PerRow& grad, const ScoreParts& scores,
                       const Pairing& pairing, const void* scale, const void* bias,
                       const Workspace& work, const WeightedRows& to, void* grad_scale,

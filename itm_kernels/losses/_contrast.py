@@ -10,29 +10,40 @@ from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import of_pairs
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
-from itm_kernels.reference._rows import paired_scores
+
+
+class Logs(NamedTuple):
+    """Logs of sums over negatives, in two numbers: their sum has lost the digits of a loss."""
+
+    relative: Tensor  # [M] or [M, K]
+    highest: Tensor  # of the same shape, without gradient
 
 
 class Contrast(NamedTuple):
-    """Per pair: the logit of the positive, and the log of the negatives' sum on both sides."""
+    """Per pair: the logit of the positive, and the log of the negatives' sum on both sides.
+
+    The positive is an entry of the scores that were summed: equal rows have equal logits.
+    """
 
     positive: Tensor  # [M]
-    from_image: Tensor  # [M] log of the sum over texts with another id
-    from_text: Tensor  # [M] log of the sum over images with another id
+    from_image: Logs  # [M] of the sum over texts with another id
+    from_text: Logs  # [M] of the sum over images with another id
 
 
 def cross_entropy(
     positive: Tensor,  # [M]
-    from_image: Sequence[Tensor],  # [M] or [M, K]: logs of sums over negatives of the image
-    from_text: Sequence[Tensor],  # as many of the text
+    from_image: Sequence[Logs],  # of sums over negatives of the image
+    from_text: Sequence[Logs],  # as many of the text
     weight: float,
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Return -log softmax of the positive, the two directions added, times a weight."""
-    sums = [logs[None] if logs.dim() == 1 else logs.T for logs in (*from_image, *from_text)]
-    negatives = torch.cat(sums).unflatten(0, (2, -1))
-    return run_cross_entropy(positive, negatives, weight, function, backend)
+    negatives, highest = (
+        torch.cat([one[None] if one.dim() == 1 else one.T for one in of_all]).unflatten(0, (2, -1))
+        for of_all in zip(*from_image, *from_text, strict=True)
+    )
+    return run_cross_entropy(positive, negatives, highest, weight, function, backend)
 
 
 def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,9 +54,12 @@ def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
     return pairs.image_ids, pairs.text_ids
 
 
-def of_image(values: Tensor, pairs: Pairs) -> Tensor:
-    """Take, for every pair `[M, ...]`, the values of its image from `[N, ...]`."""
-    return values if pairs.positive is None else values[pairs.positive.clamp_min(0)]
+def of_image(logs: Logs, pairs: Pairs) -> Logs:
+    """Take, for every pair `[M, ...]`, what belongs to its image from `[N, ...]`."""
+    if pairs.positive is None:
+        return logs
+    rows = pairs.positive.clamp_min(0)
+    return Logs(*(values[rows] for values in logs))
 
 
 def contrast(
@@ -58,11 +72,13 @@ def contrast(
     absent: Tensor | None = None,  # [M] bool: texts that are negatives only
 ) -> Contrast:
     """Compute the logit of every positive and both sums over negatives."""
-    row, column = log_sum_exp(image, text, scale, *ids_of(pairs, image), function, backend)
-    # A text without an image scores NaN here. 0 takes its place before the scale multiplies it: NaN
-    # would reach the gradient of the scale.
-    positive = scale * of_pairs(paired_scores(image, text, pairs.positive), absent)
-    return Contrast(positive, of_image(row, pairs), column)
+    ids = ids_of(pairs, image)
+    own = ids[1] if pairs.positive is None else pairs.positive  # a diagonal's numbers are its rows
+    found = log_sum_exp(image, text, scale, *ids, function, backend, own)
+    # A text without an image has NaN here: 0 in its place keeps NaN out of every gradient.
+    positive = of_pairs(found.positive, absent)
+    from_image = of_image(Logs(found.row, found.row_highest), pairs)
+    return Contrast(positive, from_image, Logs(found.column, found.column_highest))
 
 
 def mean_cross_entropy(

@@ -9,11 +9,10 @@ from torch import Tensor
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
-from itm_kernels.losses._contrast import cross_entropy
+from itm_kernels.losses._contrast import Logs, cross_entropy
 from itm_kernels.losses.multi_view_alignment import check_views
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.unit_rows import run as unit_rows
-from itm_kernels.reference._rows import paired_scores
 
 
 @options_by_name
@@ -64,13 +63,14 @@ def fusion_contrastive_loss(
     views = unit_rows(fused, name, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
     # Equal ids on the diagonal alone: a vector is no negative of itself.
-    within = [log_sum_exp(f, f, scale, own, own, name, backend).row for f in views]
+    among = [log_sum_exp(f, f, scale, own, own, name, backend) for f in views]
+    within = [Logs(sums.row, sums.row_highest) for sums in among]
     losses = []
     for a, b in combinations(range(len(views)), 2):
-        across = log_sum_exp(views[a], views[b], scale, own, own, name, backend)
-        positive = scale * paired_scores(views[a], views[b], None)
-        to_b, to_a = [across.row, within[a]], [across.column, within[b]]
-        losses.append(cross_entropy(positive, to_b, to_a, 0.5, name, backend))
+        across = log_sum_exp(views[a], views[b], scale, own, own, name, backend, own)
+        to_b = [Logs(across.row, across.row_highest), within[a]]
+        to_a = [Logs(across.column, across.column_highest), within[b]]
+        losses.append(cross_entropy(across.positive, to_b, to_a, 0.5, name, backend))
     return torch.stack(losses).mean()
 
 

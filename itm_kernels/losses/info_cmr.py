@@ -27,7 +27,7 @@ from itm_kernels.losses._common import (
     reduce,
     scale_of,
 )
-from itm_kernels.losses._contrast import contrast, cross_entropy, ids_of, of_image
+from itm_kernels.losses._contrast import Logs, contrast, cross_entropy, ids_of, of_image
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
@@ -165,16 +165,18 @@ def _info_cmr(
     if num_noise and draw:
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
         g = unit_rows(noise.normal_(generator=generator), name, backend)
-        noisy = log_sum_exp(v, g, scale, None, None, name, backend).row
-        from_image.append(of_image(noisy, pairs))
-        from_text.append(log_sum_exp(c, g, scale, None, None, name, backend).row)
+        noisy = [log_sum_exp(rows, g, scale, None, None, name, backend) for rows in (v, c)]
+        of_rows = [Logs(sums.row, sums.row_highest) for sums in noisy]
+        from_image.append(of_image(of_rows[0], pairs))
+        from_text.append(of_rows[1])
     values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
     return reduce(of_pairs(values, absent), reduction, absent)
 
 
-def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Tensor:  # [N, K]
+def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Logs:  # [N, K]
     """Return the logit of every synthetic vector: sums of one negative each, or of none."""
-    return torch.where(valid, scale * cosine, -torch.inf)
+    logits = torch.where(valid, scale * cosine, -torch.inf)
+    return Logs(logits, torch.zeros_like(logits))
 
 
 class InfoCMRLoss(ScaledLoss):

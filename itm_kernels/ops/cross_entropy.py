@@ -14,17 +14,17 @@ from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, operator
 
 
-def _forward_fake(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+def _forward_fake(positive: Tensor, negatives: Tensor, highest: Tensor, weight: float) -> Tensor:
     return positive.new_empty(positive.shape)
 
 
 def _backward_fake(
-    grad: Tensor, positive: Tensor, negatives: Tensor, weight: float
+    grad: Tensor, positive: Tensor, negatives: Tensor, highest: Tensor, weight: float
 ) -> tuple[Tensor, Tensor]:
     return positive.new_empty(positive.shape), negatives.new_empty(negatives.shape)
 
 
-_INPUTS = "Tensor positive, Tensor negatives, float weight"
+_INPUTS = "Tensor positive, Tensor negatives, Tensor highest, float weight"
 define("cross_entropy_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
 define("cross_entropy_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)", _backward_fake)
 
@@ -34,23 +34,29 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, positive: Tensor, negatives: Tensor, weight: float
+        ctx: Any,
+        namespace: str,
+        positive: Tensor,
+        negatives: Tensor,
+        highest: Tensor,
+        weight: float,
     ) -> Tensor:
-        ctx.save_for_backward(positive, negatives)
+        ctx.save_for_backward(positive, negatives, highest)
         ctx.options = namespace, weight
-        return operator(namespace, "cross_entropy_forward")(positive, negatives, weight)
+        return operator(namespace, "cross_entropy_forward")(positive, negatives, highest, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, weight = ctx.options
         backward = operator(namespace, "cross_entropy_backward")
-        return None, *backward(grad, *ctx.saved_tensors, weight), None
+        return None, *backward(grad, *ctx.saved_tensors, weight), None, None
 
 
 @outside_autocast
 def run(
     positive: Tensor,  # [M] logits, in fp32 or fp64
     negatives: Tensor,  # [S, K, M] logs of K sums over negatives, on each of S sides
+    highest: Tensor,  # [S, K, M] what they are relative to, without gradient
     weight: float,
     function: str,
     backend: str,
@@ -62,5 +68,5 @@ def run(
     chosen = "reference" if backend == "reference" else "auto"
     namespace = resolve(function, "cross_entropy", positive, chosen)
     if namespace is None:
-        return reference.cross_entropy(positive, negatives, weight)
-    return _CrossEntropy.apply(namespace, positive, negatives, weight)
+        return reference.cross_entropy(positive, negatives, highest, weight)
+    return _CrossEntropy.apply(namespace, positive, negatives, highest, weight)

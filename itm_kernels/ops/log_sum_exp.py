@@ -27,43 +27,66 @@ class LogSumExp(NamedTuple):
     column: Tensor  # [M]
 
 
+class RelativeSums(NamedTuple):
+    """Log-sum-exp relative to the highest logits, and the logits of positives.
+
+    A sum of logits in the thousands, as one number, has lost the digits that a loss is made of:
+    what a loss takes is the difference of two logits, which is exact, and a small logarithm.
+    """
+
+    row: Tensor  # [N] log-sum-exp - highest, -inf for an empty sum
+    column: Tensor  # [M]
+    positive: Tensor  # [M] as the sums have seen them; [0] where none were asked for
+    row_highest: Tensor  # [N], without gradient; 0 where it is not finite
+    column_highest: Tensor  # [M]
+
+
 def _forward_fake(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
     x_ids: Tensor | None,
     y_ids: Tensor | None,
+    positive: Tensor | None,
     keep_scores: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    row, column = (wide_empty(t, t.shape[0]) for t in (x, y))
+    of_positive = wide_empty(y, 0 if positive is None else y.shape[0])
     scores = scores_empty(keep_scores, x, y)
-    return wide_empty(x, x.shape[0]), wide_empty(y, y.shape[0]), scores
+    return row, column, of_positive, torch.empty_like(row), torch.empty_like(column), scores
 
 
 def _backward_fake(
     grad_row: Tensor,
     grad_column: Tensor,
+    grad_positive: Tensor,
     row: Tensor,
     column: Tensor,
+    row_highest: Tensor,
+    column_highest: Tensor,
     scores: Tensor,
     x: Tensor,
     y: Tensor,
     scale: Tensor,
     x_ids: Tensor | None,
     y_ids: Tensor | None,
+    positive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), y.new_empty(y.shape), scale.new_empty(scale.shape)
 
 
-_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids"
+_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids, Tensor? positive"
 # scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
 define(
     "log_sum_exp_forward",
-    f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor scores)",
+    f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor of_positive, "
+    "Tensor row_highest, Tensor column_highest, Tensor scores)",
     _forward_fake,
 )
 define(
     "log_sum_exp_backward",
-    f"(Tensor grad_row, Tensor grad_column, Tensor row, Tensor column, Tensor scores, {_INPUTS}) "
+    "(Tensor grad_row, Tensor grad_column, Tensor grad_positive, Tensor row, Tensor column, "
+    f"Tensor row_highest, Tensor column_highest, Tensor scores, {_INPUTS}) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
@@ -81,18 +104,31 @@ class _LogSumExp(torch.autograd.Function):
         scale: Tensor,
         x_ids: Tensor | None,
         y_ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = x, y, scale, x_ids, y_ids
+        positive: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        inputs = x, y, scale, x_ids, y_ids, positive
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, x, y)
-        row, column, scores = operator(namespace, "log_sum_exp_forward")(*inputs, keep)
-        ctx.save_for_backward(row, column, scores, *inputs)
+        *sums, scores = operator(namespace, "log_sum_exp_forward")(*inputs, keep)
+        row, column, of_positive, row_highest, column_highest = sums
+        ctx.mark_non_differentiable(row_highest, column_highest)
+        ctx.set_materialize_grads(False)  # zeros for outputs without gradient are launches
+        ctx.save_for_backward(row, column, row_highest, column_highest, scores, *inputs)
         ctx.namespace = namespace
-        return row, column
+        return row, column, of_positive, row_highest, column_highest
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         backward = operator(ctx.namespace, "log_sum_exp_backward")
-        return None, *backward(*grads, *ctx.saved_tensors), None, None
+        row, column, of_positive, _, _ = grads
+        saved = ctx.saved_tensors
+        pulls = [
+            torch.zeros_like(like) if grad is None else grad
+            for grad, like in ((row, saved[0]), (column, saved[1]))
+        ]
+        if of_positive is None:  # none were asked for, or nothing depends on them
+            like = saved[1]
+            of_positive = like.new_empty(0) if saved[-1] is None else torch.zeros_like(like)
+        return None, *backward(*pulls, of_positive, *saved), None, None, None
 
 
 @outside_autocast
@@ -104,13 +140,15 @@ def run(
     y_ids: Tensor | None,
     function: str,
     backend: str,
-) -> LogSumExp:
+    positive: Tensor | None = None,  # [M] rows of x that share the ids, -1 for none
+) -> RelativeSums:
     """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
     sides = x.shape[0], y.shape[0]
     namespace = resolve(function, "log_sum_exp", x, backend, sides)
     if namespace is None:
-        return LogSumExp(*reference.log_sum_exp(x, y, scale, x_ids, y_ids))
-    return LogSumExp(*_LogSumExp.apply(namespace, *distinct(x, y, scale, x_ids, y_ids)))
+        return RelativeSums(*reference.log_sum_exp(x, y, scale, x_ids, y_ids, positive))
+    inputs = distinct(x, y, scale, x_ids, y_ids, positive)
+    return RelativeSums(*_LogSumExp.apply(namespace, *inputs))
 
 
 def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
@@ -160,4 +198,5 @@ def log_sum_exp(
     x, y = _checks.embeddings("log_sum_exp", x=x, y=y)
     _checks.scalar("log_sum_exp", "scale", scale)
     ids = _checks.id_pair("log_sum_exp", ("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
-    return run(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)
+    found = run(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)
+    return LogSumExp(found.row + found.row_highest, found.column + found.column_highest)

@@ -18,11 +18,3 @@ def unit_rows(x: Tensor) -> Tensor:
     x = wide(x)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
-
-
-def paired_scores(image: Tensor, text: Tensor, positive: Tensor | None) -> Tensor:
-    """Return s+ `[M]`, every text's dot product with its positive image; NaN if it has none."""
-    if positive is None:
-        return (wide(image) * wide(text)).sum(-1)
-    scores = (wide(image)[positive.clamp_min(0)] * wide(text)).sum(-1)
-    return scores.masked_fill(positive < 0, torch.nan)

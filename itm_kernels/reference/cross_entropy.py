@@ -9,6 +9,7 @@ from itm_kernels.reference._pairs import show_not_finite
 def cross_entropy(
     positive: Tensor,  # [M] logits
     negatives: Tensor,  # [S, K, M] logs of K sums over negatives, on each of S sides
+    highest: Tensor,  # [S, K, M] what they are relative to
     weight: float,
 ) -> Tensor:  # [M]
     """Add -log softmax of the positive over all sides, times a weight.
@@ -16,7 +17,7 @@ def cross_entropy(
     Negatives are taken relative to the positive before anything is added up: a small loss is then
     no difference of two large logarithms.
     """
-    relative = negatives - positive
+    relative = negatives + (highest - positive)
     loss = torch.zeros_like(relative[:, 0])
     for others in relative.unbind(1):
         loss = torch.logaddexp(loss, others)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import same_id
+from itm_kernels.reference._pairs import positive_scores, same_id
 from itm_kernels.reference._rows import wide
 
 
@@ -13,12 +13,21 @@ def log_sum_exp(
     scale: Tensor,  # []
     x_ids: Tensor | None,  # [N]
     y_ids: Tensor | None,  # [M]
-) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Return log sum_m e^(scale x_n . y_m) and log sum_n of the same.
+    positive: Tensor | None,  # [M]
+) -> tuple[Tensor, ...]:  # [N], [M], [M] or [0], [N], [M]
+    """Return log sum_m e^(z_nm - z_n) for logits z and the highest z_n, and the same of columns.
 
-    With ids, pairs that share one are left out; an empty sum is -inf.
+    With ids, pairs that share one are left out; an empty sum is -inf. Between the two, the logits
+    of positives; behind them the highest, which are constants.
     """
     logits = scale * (wide(x) @ wide(y).T)
+    of_positive = logits[0, :0] if positive is None else positive_scores(logits, positive)
     if x_ids is not None:
         logits = logits.masked_fill(same_id(logits, x_ids, y_ids), -torch.inf)
-    return logits.logsumexp(1), logits.logsumexp(0)
+    row_highest, column_highest = (logits.detach().amax(dim) for dim in (1, 0))
+    row_highest, column_highest = (
+        h.masked_fill(h.isinf(), 0) for h in (row_highest, column_highest)
+    )
+    row = (logits - row_highest[:, None]).logsumexp(1)
+    column = (logits - column_highest).logsumexp(0)
+    return row, column, of_positive, row_highest, column_highest

@@ -9,9 +9,11 @@ from itm_kernels.triton._tiles import log_of_one_plus, number
 
 
 @triton.jit
-def _exponents(negatives, k, m, M, positive):
+def _exponents(negatives, highest, k, m, M, positive):
     at = tl.cast(k, tl.int64) * M + m
-    return tl.load(negatives + at, mask=m < M, other=0.0) - positive
+    # The difference first: that of two near logits is exact.
+    base = tl.load(highest + at, mask=m < M, other=0.0) - positive
+    return tl.load(negatives + at, mask=m < M, other=0.0) + base
 
 
 @triton.jit
@@ -22,19 +24,19 @@ def _term(exponent, highest):
 
 
 @triton.jit
-def _terms(negatives, first, K, m, M, positive):
+def _terms(negatives, bases, first, K, m, M, positive):
     """Return the highest exponent of a softmax and the sum of its other terms over that one.
 
     Exponents are relative to the positive, whose own is 0.
     """
     highest = tl.zeros_like(positive)
     for k in range(first, first + K):
-        exponent = _exponents(negatives, k, m, M, positive)
+        exponent = _exponents(negatives, bases, k, m, M, positive)
         highest = tl.where(exponent > highest, exponent, highest)
     left_out = highest == 0
     others = tl.where(left_out, 0.0, tl.exp(-highest))
     for k in range(first, first + K):
-        exponent = _exponents(negatives, k, m, M, positive)
+        exponent = _exponents(negatives, bases, k, m, M, positive)
         here = (exponent == highest) & (left_out == 0)
         others += tl.where(here, 0.0, _term(exponent, highest))
         left_out = left_out | here
@@ -45,6 +47,7 @@ def _terms(negatives, first, K, m, M, positive):
 def _forward_kernel(
     positive,  # [M]
     negatives,  # [S, K, M]
+    bases,  # [S, K, M]
     loss,  # [M]
     S,
     K,
@@ -56,7 +59,7 @@ def _forward_kernel(
     own = tl.load(positive + m, mask=m < M, other=0.0)
     total = tl.zeros_like(own)
     for s in range(0, S):
-        highest, others = _terms(negatives, s * K, K, m, M, own)
+        highest, others = _terms(negatives, bases, s * K, K, m, M, own)
         total += highest + log_of_one_plus(others)
     # An infinite positive shows.
     tl.store(loss + m, number(weight, own.dtype) * total + 0 * own, mask=m < M)
@@ -67,6 +70,7 @@ def _backward_kernel(
     grad,  # [M]
     positive,  # [M]
     negatives,  # [S, K, M]
+    bases,  # [S, K, M]
     of_positive,  # [M]
     of_negatives,  # [S, K, M]
     grad_stride,
@@ -81,9 +85,9 @@ def _backward_kernel(
     pull = tl.load(grad + m * grad_stride, mask=m < M, other=0.0) * number(weight, own.dtype)
     total = tl.zeros_like(own)
     for s in range(0, S):
-        highest, others = _terms(negatives, s * K, K, m, M, own)
+        highest, others = _terms(negatives, bases, s * K, K, m, M, own)
         for k in range(s * K, s * K + K):
-            exponent = _exponents(negatives, k, m, M, own)
+            exponent = _exponents(negatives, bases, k, m, M, own)
             share = pull * (_term(exponent, highest) / (1 + others))
             tl.store(of_negatives + tl.cast(k, tl.int64) * M + m, share, mask=m < M)
             total += share
@@ -93,12 +97,18 @@ def _backward_kernel(
 _PAIRS = 128
 
 
-def cross_entropy_forward(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
+def cross_entropy_forward(
+    positive: Tensor,  # [M]
+    negatives: Tensor,  # [S, K, M]
+    highest: Tensor,  # [S, K, M] what negatives are relative to
+    weight: float,
+) -> Tensor:  # [M]
     """Return weight times the sum over sides of -log softmax of every positive `[M]`."""
     loss = torch.empty_like(positive, memory_format=torch.contiguous_format)
     _forward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
-        positive.contiguous(), negatives.contiguous(), loss, *negatives.shape, weight, PAIRS=_PAIRS
-    )
+        positive.contiguous(), negatives.contiguous(), highest.contiguous(), loss,
+        *negatives.shape, weight, PAIRS=_PAIRS,
+    )  # fmt: skip
     return loss
 
 
@@ -106,13 +116,14 @@ def cross_entropy_backward(
     grad: Tensor,  # [M]
     positive: Tensor,  # [M]
     negatives: Tensor,  # [S, K, M]
+    highest: Tensor,  # [S, K, M]
     weight: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of positives and negatives."""
     of_positive = torch.empty_like(positive, memory_format=torch.contiguous_format)
     of_negatives = torch.empty_like(negatives, memory_format=torch.contiguous_format)
     _backward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
-        grad, positive.contiguous(), negatives.contiguous(), of_positive, of_negatives,
-        grad.stride(0), *negatives.shape, weight, PAIRS=_PAIRS,
+        grad, positive.contiguous(), negatives.contiguous(), highest.contiguous(), of_positive,
+        of_negatives, grad.stride(0), *negatives.shape, weight, PAIRS=_PAIRS,
     )  # fmt: skip
     return of_positive, of_negatives

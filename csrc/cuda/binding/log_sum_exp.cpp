@@ -6,38 +6,47 @@
 namespace itm::cuda {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> log_sum_exp_forward(const Tensor& x, const Tensor& y,
-                                                       const Tensor& scale,
-                                                       const OptionalTensor& x_ids,
-                                                       const OptionalTensor& y_ids,
-                                                       bool keep_scores) {
+using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
+                         const OptionalTensor& x_ids, const OptionalTensor& y_ids,
+                         const OptionalTensor& positive, bool keep_scores) {
   const OnDevice device(x);
   const StoredScores scores(device, x, y);
-  const PairIds ids({}, x_ids, y_ids);
+  const PairIds ids(positive, x_ids, y_ids);
   const Tensor factor = scale.to(wide_type(x)), kept = scores_to_keep(keep_scores, scores);
-  Tensor row = at::empty({x.size(0)}, scores.parts.options());
-  Tensor column = at::empty({y.size(0)}, scores.parts.options());
-  log_sum_exp(type_of(x), scores.from, ids.at(), factor.const_data_ptr(), row.mutable_data_ptr(),
-              column.mutable_data_ptr(), data_or_null(kept), device.stream());
+  const auto room = [&](int64_t size) { return at::empty({size}, scores.parts.options()); };
+  const int64_t N = x.size(0), M = y.size(0);
+  Tensor row = room(N), column = room(M), own = room(positive.has_value() ? M : 0);
+  Tensor row_highest = room(N), column_highest = room(M);
+  log_sum_exp(type_of(x), scores.from, ids.at(), factor.const_data_ptr(),
+              {row.mutable_data_ptr(), column.mutable_data_ptr(), row_highest.mutable_data_ptr(),
+               column_highest.mutable_data_ptr(), data_or_null(own)},
+              data_or_null(kept), device.stream());
   device.launched();
-  return {row, column, kept};
+  return {row, column, own, row_highest, column_highest, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
-    const Tensor& grad_row, const Tensor& grad_column, const Tensor& row, const Tensor& column,
-    const Tensor& scores, const Tensor& x, const Tensor& y, const Tensor& scale,
-    const OptionalTensor& x_ids, const OptionalTensor& y_ids) {
+    const Tensor& grad_row, const Tensor& grad_column, const Tensor& grad_positive,
+    const Tensor& row, const Tensor& column, const Tensor& row_highest,
+    const Tensor& column_highest, const Tensor& scores, const Tensor& x, const Tensor& y,
+    const Tensor& scale, const OptionalTensor& x_ids, const OptionalTensor& y_ids,
+    const OptionalTensor& positive) {
   const OnDevice device(x);
   const KeptScores kept(device, scores, x, y);
-  const PairIds ids({}, x_ids, y_ids);
-  const RowNumbers of_row(grad_row, x), of_column(grad_column, x);
-  const Tensor factor = scale.to(wide_type(x)), own_row = row.contiguous();
-  const Tensor own_column = column.contiguous();
+  const PairIds ids(positive, x_ids, y_ids);
+  const RowNumbers of_row(grad_row, x), of_column(grad_column, x), of_positive(grad_positive, x);
+  const Tensor factor = scale.to(wide_type(x));
+  const Tensor sums[] = {row.contiguous(), column.contiguous(), row_highest.contiguous(),
+                         column_highest.contiguous()};
   const RowsOfBothSides sides(x, y);
   Tensor grad_scale = at::empty({}, factor.options());
-  log_sum_exp_gradient(type_of(x), of_row.at(), of_column.at(), own_row.const_data_ptr(),
-                       own_column.const_data_ptr(), kept.from, ids.at(), factor.const_data_ptr(),
-                       sides.work(), sides.rows(), grad_scale.mutable_data_ptr(), device.stream());
+  log_sum_exp_gradient(type_of(x), of_row.at(), of_column.at(), of_positive.at(),
+                       {sums[0].const_data_ptr(), sums[1].const_data_ptr(),
+                        sums[2].const_data_ptr(), sums[3].const_data_ptr(), nullptr},
+                       kept.from, ids.at(), factor.const_data_ptr(), sides.work(), sides.rows(),
+                       grad_scale.mutable_data_ptr(), device.stream());
   device.launched();
   return {sides.to_x, sides.to_y, grad_scale.to(scale.scalar_type())};
 }
