@@ -6,7 +6,7 @@ ITM_KERNELS_BUILD ?= 1
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulator/*))
+FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/*.cpp tests/emulator/*))
 
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
@@ -69,15 +69,21 @@ sanitize: $(VENV)/dev
 		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_ranks.py \
 		tests/test_every_loss.py tests/test_native*.py tests/test_intra_modal_oracles.py
 
-# What runs on compiled kernels, once more with the loops of each instruction set. Left out is what
-# they do not change (torch.compile, the CUDA kernels' emulator, whole losses over tiles that are cut
-# before any loop runs) and what starts a process for every set itself.
+# What runs on compiled kernels, once more with the loops of each lower instruction set that the CPU
+# has. Left out is what they do not change (torch.compile, the CUDA kernels' emulator, whole losses
+# over tiles that are cut before any loop runs) and what starts a process for every set itself.
 ANY_SET := compiled or emulated or one_matrix or five_captions or instruction_sets
 capabilities: $(VENV)/dev $(VENV)/built
-	for capability in default avx2; do \
+	for capability in $$(PYTHONPATH=.:tests $(BIN)/python -c \
+			"from compiled import HERE; print(*HERE[:-1])"); do \
 		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest \
 			-k "(auto or native) and not ($(ANY_SET))" || exit 1; \
 	done
+
+# The loops on CPUs that are not here, where Debian's qemu-user is; with g++-aarch64-linux-gnu also of
+# another architecture. AVX-512 and AMX are beyond qemu.
+emulate-cpus: $(VENV)/dev $(VENV)/built
+	PYTHONPATH=.:tests $(BIN)/python -W error tests/emulate_cpus.py
 
 # The parallel loops on four threads under the thread sanitizer. Its shadow memory wants addresses
 # that are not shuffled.

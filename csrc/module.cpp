@@ -75,6 +75,15 @@ std::vector<float> gumbel(const std::vector<uint32_t>& words) {
   return noise;
 }
 
+std::string instruction_set() { return itm::kernels().instruction_set; }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto* table : itm::cpu::kTables)
+    if (table->runs_here()) names.push_back(table->instruction_set);
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -85,6 +94,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("bf16_screening", &itm::screening_possible,
         "Returns whether hardest negatives are found by bf16 products first, as on this processor "
         "they are fast.");
+  m.def("instruction_set", &instruction_set,
+        "Returns the instruction set whose loops run, in ATen's spelling.");
+  m.def("instruction_sets", &instruction_sets,
+        "Returns the instruction sets whose loops this CPU can run, the highest first.");
   m.def("philox", &philox, py::arg("counter"), py::arg("key"),
         "Returns the four words of Philox4x32-10, for tests of the generator.");
   m.def("gumbel", &gumbel, py::arg("words"),

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from itertools import combinations
+from functools import cache
 
 import pytest
 import torch
@@ -13,13 +13,37 @@ from itm_kernels import backends
 needs_extension = pytest.mark.skipif(
     bool(backends.NOT_BUILT), reason=f"needs the compiled extension: {backends.NOT_BUILT}"
 )
-CAPABILITIES = ("default", "avx2", "avx512")
+CAPABILITIES = ("default", "avx2", "avx512")  # from the lowest set to the highest
+# What this CPU has of them, whatever the environment names.
+_HAS = {"avx2": torch.cpu._is_avx2_supported(), "avx512": torch.cpu._is_avx512_supported()}
+HERE = tuple(name for name in CAPABILITIES if _HAS.get(name, True))
+HIGHEST = HERE[-1]
 
 
-def run_with(capability: str, script: str) -> tuple[str, list[str]]:
-    """Run a script with the loops of an instruction set; return the set in use, and its lines."""
+def left_out() -> str:
+    """Say in one line which instruction sets are tested, for the head of a report."""
+    missing = [name for name in CAPABILITIES if name not in HERE]
+    if backends.NOT_BUILT:
+        return f"instruction sets: none is tested, {backends.NOT_BUILT}"
+    return f"instruction sets: {', '.join(HERE)}; left out: {', '.join(missing) or 'none'}"
+
+
+def on(capability: str, *values: object) -> object:
+    """Return a test's parameters, skipped where the CPU lacks an instruction set."""
+    reason = backends.NOT_BUILT or f"this CPU has no {capability}"
+    lacks = pytest.mark.skipif(bool(backends.NOT_BUILT) or capability not in HERE, reason=reason)
+    return pytest.param(capability, *values, marks=lacks)
+
+
+# Tests that compare the loops of a set with those of every lower one.
+every_instruction_set = pytest.mark.parametrize("capability", [on("avx2"), on("avx512")])
+
+
+@cache
+def run_with(capability: str, script: str) -> list[str]:
+    """Run a script with the loops of an instruction set that the CPU has; return its lines."""
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    named = "import torch\nprint(torch.backends.cpu.get_cpu_capability())\n"
+    named = "from itm_kernels import _C\nprint(_C.instruction_set())\n"
     done = subprocess.run(
         [sys.executable, "-c", named + script],
         env={**os.environ, **paths, "ATEN_CPU_CAPABILITY": capability},
@@ -28,14 +52,15 @@ def run_with(capability: str, script: str) -> tuple[str, list[str]]:
         check=True,
     )
     used, *lines = done.stdout.splitlines()
-    return used, lines
+    assert used == capability.upper()
+    return lines
 
 
-def assert_instruction_sets_agree(script: str) -> None:
-    """Hold the numbers that a script prints, line by line, against those of every other set."""
-    reports = {}
-    for capability in CAPABILITIES:
-        used, lines = run_with(capability, script)
-        reports[used] = torch.tensor([[float(x) for x in line.split()] for line in lines])
-    for a, b in combinations(reports.values(), 2):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+def assert_agrees_with_lower_sets(capability: str, script: str) -> None:
+    """Hold the numbers that a script prints, line by line, against those of every lower set."""
+    reports = [
+        torch.tensor([[float(x) for x in line.split()] for line in run_with(name, script)])
+        for name in CAPABILITIES[: CAPABILITIES.index(capability) + 1]
+    ]
+    for lower in reports[:-1]:
+        torch.testing.assert_close(reports[-1], lower, rtol=2e-4, atol=1e-6)

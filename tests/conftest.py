@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
 from itm_kernels import backends
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hold a run to what it is there for: `tests/complete.py`."""
     if config.getoption("--complete"):
         config.pluginmanager.register(Complete())
+
+
+def pytest_report_header() -> str:
+    """Say which instruction sets this CPU leaves out."""
+    return left_out()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import assert_instruction_sets_agree
+from compiled import assert_agrees_with_lower_sets, every_instruction_set
 from itm_kernels import backends, functional, ops
 from itm_kernels.ops import _define
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
@@ -182,9 +182,11 @@ for name in {names}:
 """
 
 
-def test_instruction_sets_agree() -> None:
+@every_instruction_set
+def test_instruction_sets_agree(capability: str) -> None:
     """Each set compiles its own loops; those of the others must say the same."""
-    assert_instruction_sets_agree(REPORT.format(names=[case.name for case in CASES]))
+    script = REPORT.format(names=[case.name for case in CASES])
+    assert_agrees_with_lower_sets(capability, script)
 
 
 def test_the_build_is_what_auto_uses() -> None:

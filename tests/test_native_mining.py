@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import needs_extension, run_with
+from compiled import HIGHEST, needs_extension, on, run_with
 from itm_kernels import backends, ops, reference
 from itm_kernels.mining import HardNegativeSampler
 
@@ -237,12 +237,19 @@ for result in results:
 """
 
 
-def test_instruction_sets_and_threads_agree() -> None:
-    reports = []
-    for capability, threads in (("default", 1), ("avx2", 1), ("avx512", 1), ("avx512", 2)):
-        reports.append(run_with(capability, EVERYTHING.format(threads=threads))[1])
-    assert len(reports[0]) == 13
-    assert all(report == reports[0] for report in reports)
+@pytest.mark.parametrize(
+    ("capability", "threads"), [on("avx2", 1), on("avx512", 1), on(HIGHEST, 2)]
+)
+def test_instruction_sets_and_threads_agree(capability: str, threads: int) -> None:
+    report, lowest = (
+        run_with(*run)
+        for run in (
+            (capability, EVERYTHING.format(threads=threads)),
+            ("default", EVERYTHING.format(threads=1)),
+        )
+    )
+    assert len(report) == 13
+    assert report == lowest
 
 
 def test_hardest_negatives_are_mined_as_hinges_find_them() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from compiled import assert_instruction_sets_agree, needs_extension
+from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
 from itm_kernels.ops import _define
 from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
 from synthesis_problems import (
@@ -241,5 +241,6 @@ for layout, weights, logits in product(LAYOUTS, WEIGHTS, (False, True)):
 """
 
 
-def test_instruction_sets_agree() -> None:
-    assert_instruction_sets_agree(REPORT)
+@every_instruction_set
+def test_instruction_sets_agree(capability: str) -> None:
+    assert_agrees_with_lower_sets(capability, REPORT)

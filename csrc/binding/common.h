@@ -27,7 +27,8 @@ namespace itm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The loops for the instruction set that ATen uses: ATEN_CPU_CAPABILITY chooses both.
+// The loops for the instruction set that ATen uses, if the CPU has it: ATEN_CPU_CAPABILITY chooses
+// both.
 const cpu::Kernels& kernels();
 
 // fp16 and bf16 are computed in fp32; rows are made contiguous.

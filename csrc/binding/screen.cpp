@@ -197,7 +197,7 @@ bool screening_possible() {
 #else
   constexpr bool in_hardware = false;
 #endif
-  return in_hardware && at::get_cpu_capability() == "AVX512" &&
+  return in_hardware && &kernels() == &cpu::kernels_avx512 &&
          at::globalContext().userEnabledMkldnn();
 }
 

@@ -1,9 +1,18 @@
-// The loops for AVX512. The pragma replaces -march: it leaves the headers above it alone.
+// The loops for AVX512. The pragma replaces -march: it leaves what stands above it alone. Without
+// it nothing is compiled for AVX512, and these loops are never chosen.
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+// The CPU and its operating system are asked for every feature that the pragma names.
+static bool runs_here() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define ITM_AVX512
+#else
+static bool runs_here() { return false; }
 #endif
 
 namespace itm::cpu {
@@ -11,5 +20,5 @@ namespace isa_avx512 {
 constexpr int64_t kVectorBytes = 64;
 #include "cpu/table.inl"
 }  // namespace isa_avx512
-constinit const Kernels kernels_avx512 = isa_avx512::table();
+constinit const Kernels kernels_avx512 = isa_avx512::table("AVX512", ::runs_here);
 }  // namespace itm::cpu

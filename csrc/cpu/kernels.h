@@ -167,12 +167,18 @@ struct Kernels {
   ScreenLoops screen;
   // noise[k] of word[k], as philox.h says.
   void (*gumbel)(const uint32_t* words, float* noise, int64_t size);
+  // The instruction set, in ATen's spelling, and whether this CPU has all of it.
+  const char* instruction_set;
+  bool (*runs_here)();
 };
 
 // Constant-initialised: nothing of an instruction set runs before it has been chosen.
 extern const Kernels kernels_default;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+
+// From the highest set to the lowest, which every CPU of the architecture has.
+inline constexpr const Kernels* kTables[] = {&kernels_avx512, &kernels_avx2, &kernels_default};
 
 template <typename T>
 const Loops<T>& loops(const Kernels& kernels);

@@ -67,6 +67,7 @@ constexpr ScreenLoops screen_loops() {
   };
 }
 
-constexpr Kernels table() {
-  return {loops_of<float>(), loops_of<double>(), screen_loops(), gumbel};
+constexpr Kernels table(const char* instruction_set, bool (*runs_here)()) {
+  return {loops_of<float>(), loops_of<double>(), screen_loops(), gumbel,
+          instruction_set,   runs_here};
 }

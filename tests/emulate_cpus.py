@@ -1,0 +1,114 @@
+"""The compiled loops on CPUs that are not here, in qemu's user mode: `make emulate-cpus`.
+
+Two things are held. On a CPU that lacks an instruction set its loops are not chosen, whatever
+ATEN_CPU_CAPABILITY names, and every loss gives the numbers that it gives here. And the loops alone,
+which are free of torch, give the same numbers in another architecture. What qemu cannot run is
+AVX-512 with all that belongs to it, AVX512-BF16 and AMX.
+"""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from loss_cases import CASES
+from test_native import REPORT
+
+ROOT = Path(__file__).parents[1]
+UNITS = [*sorted((ROOT / "csrc" / "cpu").glob("isa_*.cpp")), ROOT / "tests" / "loops.cpp"]
+# CPUs of qemu, and the highest set that they have.
+CPUS = {"max": "AVX2", "Nehalem": "DEFAULT"}
+CHOSEN = "from itm_kernels import _C\nprint(_C.instruction_set(), *_C.instruction_sets())\n"
+LOSSES = CHOSEN + REPORT.format(names=[case.name for case in CASES])
+TOLERANCE = 2e-4
+
+
+def output(*command: str, **environment: str) -> list[str]:
+    """Run a program and return its lines; its errors stand above ours."""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env={**os.environ, **paths, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, f"{command[:4]} ended with {done.returncode}"
+    return done.stdout.splitlines()
+
+
+def compare(name: str, lines: list[str], wanted: list[str]) -> None:
+    """Hold the numbers of two outputs against one another, line by line."""
+    assert len(lines) == len(wanted), f"{name}: {len(lines)} lines, not {len(wanted)}"
+    for line, other in zip(lines, wanted, strict=True):
+        for a, b in zip(line.split(), other.split(), strict=True):
+            try:
+                near = math.isclose(float(a), float(b), rel_tol=TOLERANCE, abs_tol=1e-6)
+            except ValueError:
+                near = a == b
+            assert near, f"{name} says {line!r}, not {other!r}"
+
+
+def python(emulator: list[str], capability: str, script: str) -> list[str]:
+    """Run a script in this interpreter, emulated, with a set named in the environment."""
+    return output(*emulator, sys.executable, "-c", script, ATEN_CPU_CAPABILITY=capability)
+
+
+def losses_of_other_cpus() -> None:
+    """Run the package on an emulated CPU of this architecture."""
+    cpu, highest = next(iter(CPUS.items()))
+    emulator = ["qemu-x86_64", "-cpu", cpu]
+    # torch itself would run into what it was told to use: only the choice is looked at.
+    (line,) = python(emulator, "avx512", CHOSEN)
+    chosen, *sets = line.split()
+    assert chosen == sets[0] == highest, f"{cpu} chooses {chosen} of {sets}"
+    print(f"{cpu}: told to use AVX512, the loops of {chosen} are chosen")
+    found = python(emulator, highest.lower(), LOSSES)
+    compare(cpu, found[1:], python([], highest.lower(), LOSSES)[1:])
+    print(f"{cpu}: {len(found) - 1} losses agree with {highest} on this CPU")
+
+
+def built(compiler: str, folder: str, *options: str) -> str:
+    """Compile the loops and what prints them; return the program."""
+    program = str(Path(folder) / compiler)
+    output(compiler, "-std=c++20", "-O1", *options, f"-I{ROOT / 'csrc'}", "-o", program,
+           *map(str, UNITS))  # fmt: skip
+    return program
+
+
+def loops_of_other_cpus() -> None:
+    """Run the loops alone, on the emulated CPUs and in another architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = built("g++", folder)
+        reports: dict[str, list[str]] = {}
+        for line in output(here):
+            name, *numbers = line.split()
+            reports.setdefault(name, []).append(" ".join(numbers))
+        runs = {cpu: ["qemu-x86_64", "-cpu", cpu, here] for cpu in CPUS}
+        if shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64"):
+            there = built("aarch64-linux-gnu-g++", folder, "-static")
+            runs["aarch64"] = ["qemu-aarch64", there]
+        else:
+            print("aarch64: left out, needs g++-aarch64-linux-gnu and qemu-user")
+        for name, command in {"this CPU": [here], **runs}.items():
+            found: dict[str, list[str]] = {}
+            for line in output(*command):
+                of, *numbers = line.split()
+                found.setdefault(of, []).append(" ".join(numbers))
+            assert next(iter(found)) == CPUS.get(name, next(iter(found))), f"{name} runs {[*found]}"
+            for of, lines in found.items():
+                compare(f"{of} on {name}", lines, reports["DEFAULT"])
+            print(f"{name}: {len(reports['DEFAULT'])} results of loops agree, {', '.join(found)}")
+
+
+def main() -> None:
+    """Run what can be emulated here, and say what is left out."""
+    if not shutil.which("qemu-x86_64"):
+        print("emulate-cpus: nothing is emulated: there is no qemu-x86_64; install qemu-user")
+        return
+    loops_of_other_cpus()
+    if os.uname().machine == "x86_64":
+        losses_of_other_cpus()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+// Prints what every loop of every instruction set of this CPU makes of the same numbers, in lines
+// "set type loop numbers": tests/emulate_cpus.py holds those of CPUs that are not here against
+// those of this one.
+
+#include <cstdio>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using itm::cpu::Kernels;
+
+constexpr int64_t kRows = 37, kColumns = 133, kWidth = 45;  // ragged for vectors of every length
+constexpr int64_t kWords = (kColumns + 31) / 32;
+
+// Numbers between -1 and 1 that every machine draws alike; some are equal.
+template <typename T>
+std::vector<T> draw(int64_t size, uint32_t seed) {
+  std::vector<T> x(size);
+  for (T& value : x) {
+    seed = 1664525 * seed + 1013904223;
+    value = static_cast<T>(static_cast<int32_t>(seed) >> 20) / 2048;
+  }
+  return x;
+}
+
+template <typename T>
+class Report {
+ public:
+  explicit Report(const Kernels& kernels)
+      : kernels_(kernels),
+        loop_(itm::cpu::loops<T>(kernels)),
+        tile_(draw<T>(kRows * kColumns, 1)) {}
+
+  void all() {
+    maxima();
+    sums();
+    bands();
+    rows();
+    distances();
+  }
+
+ private:
+  const Kernels& kernels_;
+  const itm::cpu::Loops<T>& loop_;
+  const std::vector<T> tile_;
+
+  template <typename Values>
+  void say(const char* name, const Values& values) const {
+    double sum = 0, squares = 0;  // weighted by their place
+    for (size_t k = 0; k < values.size(); ++k) {
+      const double value = static_cast<double>(values[k]);
+      sum += value * static_cast<double>(k % 7 + 1);
+      squares += value * value * static_cast<double>(k % 5 + 1);
+    }
+    std::printf("%s %s %s %.9g %.9g\n", kernels_.instruction_set,
+                std::is_same_v<T, float> ? "float" : "double", name, sum, squares);
+  }
+
+  void maxima() const {
+    std::vector<T> best(kColumns, -9), row(kRows, -9);
+    std::vector<int64_t> index(kColumns, -1), row_index(kRows, -1);
+    const std::vector<T> limit = draw<T>(kColumns, 2);
+    loop_.row_max(tile_.data(), kColumns, 0, kRows, 5, row.data(), row_index.data());
+    say("row_max", row), say("row_max", row_index);
+    loop_.column_max(tile_.data(), kRows, kColumns, 0, kColumns, 5, best.data(), index.data());
+    say("column_max", best), say("column_max", index);
+    best.assign(kColumns, -9), row.assign(kRows, -9);
+    loop_.column_max_below(tile_.data(), kRows, kColumns, 0, kColumns, 5, limit.data(), best.data(),
+                           index.data());
+    say("column_max_below", best), say("column_max_below", index);
+    for (int64_t r = 0; r < kRows; ++r)
+      loop_.row_max_below(&tile_[r * kColumns], kColumns, 5, T(.3), &row[r], &row_index[r]);
+    say("row_max_below", row), say("row_max_below", row_index);
+    const auto standing = loop_.count_above(tile_.data(), kColumns, tile_[kColumns]);
+    say("count_above", std::vector<int64_t>{standing.above, standing.equal});
+  }
+
+  void sums() const {
+    std::vector<T> m(kColumns, -9), l(kColumns), sum(kColumns), weights = tile_;
+    const std::vector<T> a = draw<T>(kRows, 3), b = draw<T>(kColumns, 4);
+    loop_.row_exp_sum(tile_.data(), kColumns, 0, kRows, m.data(), l.data());
+    say("row_exp_sum", l);
+    m.assign(kColumns, -9), l.assign(kColumns, 0);
+    loop_.column_exp_sum(tile_.data(), kRows, kColumns, 0, kColumns, m.data(), l.data());
+    say("column_exp_sum", l);
+    loop_.softmax_weights(weights.data(), kColumns, 0, kRows, a.data(), a.data(), b.data(),
+                          b.data());
+    say("softmax_weights", weights);
+    loop_.column_softplus_sum(tile_.data(), kRows, kColumns, 0, kColumns, sum.data());
+    say("column_softplus_sum", sum);
+    weights = tile_;
+    loop_.sigmoid_weights(weights.data(), kColumns, 0, kRows, b.data());
+    say("sigmoid_weights", weights);
+    weights = tile_;
+    loop_.softmax_row(weights.data(), b.data(), kColumns, T(3));
+    loop_.softmax_gradient(&weights[kColumns], weights.data(), kColumns, T(3));
+    say("softmax_row and gradient", weights);
+    sum.assign(kColumns, 0);
+    loop_.column_hinge_sum(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), sum.data());
+    sum.push_back(loop_.row_hinge_sum(tile_.data(), kColumns, T(.2)));
+    say("hinge_sum", sum);
+    weights.assign(kColumns, 0), sum.assign(kColumns, 0), l.assign(kColumns, 0);
+    weights.push_back(loop_.row_hinge_weights(tile_.data(), weights.data(), kColumns, T(.2), T(3)));
+    loop_.column_hinge_weights(tile_.data(), sum.data(), kColumns, b.data(), m.data());
+    loop_.column_hinge_count(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), l.data());
+    say("row_hinge_weights", weights), say("column_hinge_weights", sum);
+    say("column_hinge_count", l);
+  }
+
+  void bands() const {
+    const itm::cpu::Band<T> band{T(-.4), T(.3), T(.5), T(-1)};
+    const std::vector<T> b = draw<T>(kColumns, 5);
+    std::vector<uint32_t> words(kWords), column_words(kColumns);
+    std::vector<T> sum(kColumns), weights(kColumns), row(tile_.begin(), tile_.begin() + kColumns);
+    sum[0] = loop_.band_row(tile_.data(), kColumns, band, words.data());
+    loop_.band_columns(tile_.data(), kColumns, 32, kColumns, band, sum.data(), column_words.data());
+    say("band_row and columns", sum), say("band_row", words), say("band_columns", column_words);
+    loop_.band_weights(words.data(), kColumns, T(2), b.data(), weights.data());
+    say("band_weights", weights);
+    const std::vector<T> low(kColumns, T(-.1)), high(kColumns, T(.2)), norm(kColumns, T(4));
+    loop_.relative_weights(row.data(), kColumns, 3,
+                           {low.data(), high.data(), norm.data(), b.data(), b.data()});
+    say("relative_weights", row);
+  }
+
+  void rows() const {
+    const std::vector<int64_t> listed = {3, 0, 30, 7, 3};
+    std::vector<T> out(kColumns), unit(kColumns), noisy(tile_.begin(), tile_.begin() + kColumns);
+    loop_.sum_of_rows(tile_.data(), kColumns, listed.data(), 5, out.data(), kColumns);
+    say("sum_of_rows", out);
+    const T length = loop_.unit_row(tile_.data(), unit.data(), kColumns);
+    loop_.unit_gradient(&tile_[kColumns], unit.data(), length, out.data(), kColumns);
+    say("unit_row", unit), say("unit_gradient", out);
+    say("product", std::vector<double>{loop_.product(tile_.data(), &tile_[7], kColumns)});
+    loop_.add_gumbel(noisy.data(), kColumns, 3, 4, T(.5), itm::cpu::Seed(5, 6), out.data());
+    say("add_gumbel", noisy), say("add_gumbel", out);
+  }
+
+  void distances() const {
+    const std::vector<T> x = draw<T>(kRows * kWidth, 6), y = draw<T>(kRows * kWidth, 7);
+    const std::vector<T> weight = draw<T>(kRows * kRows, 8);
+    const std::vector<int64_t> listed = {3, 0, 30, 7, 3};
+    const int64_t group = loop_.group_size(), panel = loop_.panel_size();
+    std::vector<T> packed(group * kWidth), l1(kRows * kRows), squared(kRows * kRows), pairs(5);
+    for (int64_t j = 0; j < kRows; j += group) {
+      const int64_t columns = kRows - j < group ? kRows - j : group;
+      loop_.pack_columns(&y[j * kWidth], columns, kWidth, packed.data());
+      loop_.l1_rows(x.data(), kRows, packed.data(), kWidth, &l1[j], kRows, columns);
+      loop_.squared_rows(x.data(), kRows, packed.data(), kWidth, &squared[j], kRows, columns);
+    }
+    loop_.squared_pairs(x.data(), y.data(), listed.data(), 5, kWidth, pairs.data());
+    say("l1_rows", l1), say("squared_rows", squared), say("squared_pairs", pairs);
+    std::vector<T> out(kRows * kWidth);
+    const T* w = weight.data();
+    loop_.add_rows(out.data(), y.data(), listed.data(), w, 5, kWidth);
+    say("add_rows", out);
+    loop_.add_differences(out.data(), x.data(), y.data(), listed.data(), w, 5, kWidth);
+    say("add_differences", out);
+    loop_.add_signs(out.data(), x.data(), y.data(), listed.data(), w, 5, kWidth);
+    say("add_signs", out);
+    loop_.add_all_differences(out.data(), x.data(), kRows, y.data(), w, kRows, kRows, kWidth);
+    say("add_all_differences", out);
+    // Sums of panels: a row's columns are as many as every set's panel divides.
+    constexpr int64_t kPanels = 32;
+    const std::vector<T> left = draw<T>(kRows * kPanels, 9), right = draw<T>(kRows * kPanels, 10);
+    std::vector<T> to_left(kRows * kPanels), to_right(kRows * kPanels);
+    for (int64_t d = 0; d < kPanels; d += panel) {
+      const auto pack = [&](const std::vector<T>& from) {
+        std::vector<T> columns(kRows * panel);
+        for (int64_t n = 0; n < kRows * panel; ++n)
+          columns[n] = from[n / panel * kPanels + d + n % panel];
+        return columns;
+      };
+      const std::vector<T> a = pack(left), b = pack(right);
+      std::vector<T> to_a(kRows * panel), to_b(kRows * panel);
+      loop_.add_sign_panels(a.data(), to_a.data(), kRows, b.data(), to_b.data(), kRows, w, kRows);
+      loop_.add_sign_panels(a.data(), to_a.data(), kRows, b.data(), nullptr, kRows, w, kRows);
+      for (int64_t n = 0; n < kRows * panel; ++n) {
+        to_left[n / panel * kPanels + d + n % panel] = to_a[n];
+        to_right[n / panel * kPanels + d + n % panel] = to_b[n];
+      }
+    }
+    say("add_sign_panels", to_left), say("add_sign_panels", to_right);
+  }
+};
+
+void say_screen(const Kernels& kernels) {
+  const auto say = [&](const char* name, double value) {
+    std::printf("%s bf16 %s %.9g\n", kernels.instruction_set, name, value);
+  };
+  const std::vector<float> x = draw<float>(kRows * kColumns, 11);
+  std::vector<uint16_t> half(kRows * kColumns);
+  double squares[2], sum = 0;
+  kernels.screen.round_row(x.data(), kRows * kColumns, half.data(), squares);
+  say("round_row", squares[0] + squares[1]);
+  std::vector<float> best(kColumns, -9), limit(kColumns, .9f);
+  std::vector<int32_t> found(kColumns);
+  say("row_max", kernels.screen.row_max(half.data(), kColumns, -9));
+  kernels.screen.column_max(half.data(), kRows, kColumns, kColumns, best.data());
+  for (float value : best) sum += value;
+  say("column_max", sum);
+  int64_t hits = kernels.screen.row_above(half.data(), kColumns, .9f, found.data());
+  for (int64_t k = 0; k < hits; ++k) sum += found[k];
+  hits = kernels.screen.columns_above(half.data(), kColumns, limit.data(), found.data());
+  for (int64_t k = 0; k < hits; ++k) sum += found[k];
+  say("row_above, columns_above", sum);
+  const uint32_t words[] = {0, 1, 123456789, 0xffffffff};
+  float noise[4];
+  kernels.gumbel(words, noise, 4);
+  for (float value : noise) say("gumbel", value);
+}
+
+}  // namespace
+
+int main() {
+  for (const Kernels* table : itm::cpu::kTables) {
+    if (!table->runs_here()) continue;
+    Report<float>(*table).all();
+    Report<double>(*table).all();
+    say_screen(*table);
+  }
+}
