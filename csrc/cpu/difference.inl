@@ -3,19 +3,6 @@
 // 16 accumulators stay in registers; each loaded vector of columns serves 4 rows, so that loads do
 // not bound the loop. Columns are packed first: packed[d][c] for c in a group of kGroup.
 
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct Vector<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
-};
-
 constexpr int64_t kRows = 4, kVectors = 4;
 
 template <typename T>

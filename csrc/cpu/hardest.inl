@@ -3,18 +3,6 @@
 // The index is rare work: a row looks for it only where its maximum has risen, so the common pass
 // is a plain maximum that the compiler turns into vector instructions.
 
-// Integers of the width of T: a blend of scores can then blend their indices.
-template <typename T>
-struct SameWidth;
-template <>
-struct SameWidth<float> {
-  using type = int32_t;
-};
-template <>
-struct SameWidth<double> {
-  using type = int64_t;
-};
-
 // True where s replaces m: it is larger, or the first NaN.
 template <typename T>
 inline bool replaces(T s, T m) {

@@ -1,6 +1,33 @@
 // All loops of one instruction set. Included once per instruction set, inside a namespace of its
 // own, after every other header: a target pragma must reach nothing but these loops. The file that
 // includes it says kVectorBytes, because g++ reads macros before it obeys the pragma.
+
+// Integers of the width of T: a blend of scores can then blend their indices.
+template <typename T>
+struct SameWidth;
+template <>
+struct SameWidth<float> {
+  using type = int32_t;
+};
+template <>
+struct SameWidth<double> {
+  using type = int64_t;
+};
+
+// A comparison of two vectors is all bits or none in each lane of `bits`.
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
 #include "cpu/band.inl"
 #include "cpu/difference.inl"
 #include "cpu/digits.inl"  // after difference.inl: vectors
@@ -8,7 +35,7 @@
 #include "cpu/gumbel.inl"
 #include "cpu/hardest.inl"
 #include "cpu/hinge_sum.inl"
-#include "cpu/row_sum.inl"  // after difference.inl and hardest.inl: vectors, integers
+#include "cpu/row_sum.inl"
 #include "cpu/screen.inl"
 #include "cpu/signs.inl"
 #include "cpu/softmax.inl"
