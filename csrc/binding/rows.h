@@ -64,12 +64,13 @@ void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
   });
 }
 
-// Columns [first, first + size) of rows of x, side by side; 0 beyond D.
+// Columns [first, first + size) of rows of x, side by side; 0 beyond D. Adding 0 leaves no -0,
+// which no difference of two of them then is.
 template <typename T>
 void pack_panel(const T* x, int64_t rows, int64_t D, int64_t first, int64_t size, T* panel) {
   const int64_t columns = std::min(size, D - first);
   for (int64_t n = 0; n < rows; ++n) {
-    std::copy_n(x + n * D + first, columns, panel + n * size);
+    for (int64_t c = 0; c < columns; ++c) panel[n * size + c] = x[n * D + first + c] + T(0);
     std::fill(panel + n * size + columns, panel + (n + 1) * size, T(0));
   }
 }
