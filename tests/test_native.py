@@ -158,6 +158,23 @@ def test_l1_gradient_is_that_of_cdist(N: int, M: int, D: int, dtype: torch.dtype
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l1"])
+def test_blocks_of_many_threads_hold_every_pair_once(metric: str) -> None:
+    # 17 x 128 rows would be more than a tile has columns.
+    x = batch(2100, 3)[0].detach()
+    values = []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 17):
+            torch.set_num_threads(count)
+            values.append(
+                functional.intra_modal_constraint(x, metric=metric, mode="paper", backend="native")
+            )
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*values)
+
+
 # InfoCMR draws from torch's generator, which threads share.
 @pytest.mark.parametrize(
     "case", [case for case in CASES if "info_cmr" not in case.name], ids=lambda case: case.name

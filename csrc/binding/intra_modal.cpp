@@ -20,6 +20,9 @@ constexpr int64_t kWord = 32;  // pairs in a word of the mask
 // product for cosines, for l1 with every pair's signs formed once for both its rows.
 constexpr int64_t kPairsPerWeight = 4;
 
+// Of a block of weights: every one adds to all of its rows' gradient.
+constexpr int64_t kWeightColumns = 2048;
+
 int64_t words_of(int64_t columns) { return (columns + kWord - 1) / kWord; }
 
 // Pairs that share an id are no pairs; a NaN stays and shows.
@@ -159,7 +162,7 @@ void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64
                    const T* share, Tensor& out) {
   const Tensor& compared = keys.compared();
   const int64_t N = compared.size(0), stride = words_of(N);
-  const int64_t most = std::min(N, kTileColumns);
+  const int64_t most = std::min(N, kWeightColumns);
   const Tensor buffer = at::empty({rows * most}, compared.options());
   T* weights = buffer.mutable_data_ptr<T>();
   Tensor own = out.narrow(0, first, rows);
@@ -190,7 +193,7 @@ template <typename T>
 Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
                      const Tensor& grad, const Tensor& row, const Tensor& mask) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
-  const int64_t most = std::min(N, kTileRows * at::get_num_threads());
+  const int64_t most = std::min(N, kKeyRows * at::get_num_threads());
   const bool kept = mask.size(0) == N;
   const auto* all = reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>());
   std::vector<uint32_t> again(kept ? 0 : most * stride);

@@ -8,6 +8,9 @@
 
 namespace itm {
 
+constexpr int64_t kKeyRows = 128;    // of a block, per thread
+constexpr int64_t kMostRows = 2048;  // of a block, whose square of keys is then 16 MiB of fp32
+
 struct Keys {
   bool product, unit, official, repel, l1, l2;
   Tensor x;  // rows in fp32 or better
@@ -31,7 +34,7 @@ struct Keys {
   // Calls visit(tile) for the keys of rows [first, + rows) with columns [from, N), in tiles.
   template <typename T, typename Visit>
   void for_each_tile(int64_t first, int64_t rows, int64_t from, Visit&& visit) const {
-    const int64_t N = x.size(0), most = std::min(N - from, kTileColumns);
+    const int64_t N = x.size(0), most = std::min(N - from, std::max(rows, kTileColumns));
     const Tensor buffer = at::empty({rows * most}, x.options());
     const Tensor left = compared().narrow(0, first, rows);
     for (int64_t j = from; j < N; j += most) {
@@ -50,8 +53,10 @@ struct Keys {
   }
 
   // Rows of the blocks that the next one visits. A block on the diagonal holds its pairs twice:
-  // distances, which cost more than products, take fewer rows at once.
-  int64_t rows_at_once() const { return product ? kTileRows * at::get_num_threads() : kTileRows; }
+  // distances, which cost more than products, take fewer rows at once. That block is one tile.
+  int64_t rows_at_once() const {
+    return product ? std::min<int64_t>(kKeyRows * at::get_num_threads(), kMostRows) : kKeyRows;
+  }
 
   // The same for every tile on and above the diagonal, in blocks of rows.
   template <typename T, typename Visit>

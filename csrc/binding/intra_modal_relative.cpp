@@ -39,7 +39,7 @@ void for_each_block(const Keys& keys, Visit&& visit) {
     return visit(Tile<T>{0, N, 0, N, all.mutable_data_ptr<T>()});
   }
   const int64_t most =
-      std::clamp<int64_t>(kDistancesAtOnce / N, 1, kTileRows * at::get_num_threads());
+      std::clamp<int64_t>(kDistancesAtOnce / N, 1, kKeyRows * at::get_num_threads());
   for (int64_t i = 0; i < N; i += most) {
     const int64_t rows = std::min(most, N - i);
     Tensor block = at::empty({rows, N}, keys.x.options());
