@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import limits, memory, results, rivals
+from benchmarks import goals, limits, memory, results, rivals
 from benchmarks.race import SLOW, Contender, Row, Run, summary
 from benchmarks.rivals import Builder
 from benchmarks.shapes import Size
@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--seconds", type=float, default=3.0, help="measured time of a row, all contenders")
     add("--quick", action="store_true", help="tiny sizes: does everything run, are values equal?")
     add("--resume", action="store_true", help="keep rows that this machine has measured")
+    add("--goals", action="store_true", help="only rows that have a goal, against eager alone")
     add("--results", type=Path, help="folder of the JSON file; a quick run needs one to write")
 
 
@@ -66,7 +67,8 @@ def store(pytestconfig: pytest.Config, device: str) -> results.Results | None:
         folder = results.FOLDER
     facts = results.machine(device, torch.get_num_threads())
     found = results.Results(folder / f"{results.name(facts)}.json")
-    found.begin(facts, rivals.versions(), pytestconfig.getoption("resume"))
+    keep = pytestconfig.getoption("resume") or pytestconfig.getoption("goals")
+    found.begin(facts, rivals.versions(), keep)
     for name, rate in limits.measured(device).items():
         found.add("limits", name, rate)
     return found
@@ -103,6 +105,10 @@ def race(
     def run(row: Row, ours: rivals.Function, truth: rivals.Function, **others: Builder) -> None:
         if store is not None and config.getoption("resume") and row.key in store.section("rows"):
             pytest.skip("kept from an earlier run")
+        if config.getoption("goals"):
+            if row.key not in goals.GOALS:
+                pytest.skip("has no goal")
+            others = {"eager": others["eager"]}
         exact = Run(row, truth, device, double=True)
         exact()
         expected = exact.found()

@@ -193,7 +193,9 @@ def machine_sentence(content: dict[str, Any]) -> str:
     machine = content["machine"]
     on = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     packages = ", ".join(f"{k} {v or 'not installed'}" for k, v in content["versions"].items())
-    return f"{on} ({machine['instruction_set']}), commit {content['commit']}; {packages}."
+    chosen = [f"`{k}={v}`" for k, v in machine.get("chosen", {}).items()]
+    instructions = ": ".join(filter(None, (machine["instruction_set"], " ".join(chosen))))
+    return f"{on} ({instructions}), commit {content['commit']}; {packages}."
 
 
 def page(name: str, content: dict[str, Any]) -> str:
@@ -231,9 +233,12 @@ def readme_section(everything: dict[str, dict[str, Any]]) -> str:
             f"On {machine_sentence(content)}\n",
             speed_table(content["rows"], "float32", True),
         ]
+        more = "memory, errors against fp64"
+        if content.get("scaling"):
+            more = f"bf16, {more}, scaling"
         where = f"[`{folder}/{name}.md`]({folder}/{name}.md)"
         parts += [
-            f"{where} has the quartiles, bf16, memory, errors against fp64, scaling, and the "
+            f"{where} has the quartiles, {more}, and the "
             f"{lost} comparisons that ours does not win, with reasons.\n"
         ]
         if content.get("scaling"):

@@ -13,6 +13,9 @@ import torch
 from itm_kernels import backends
 
 FOLDER = Path(__file__).parent / "results"
+# Each of the three that compute chooses its own instructions: ATen with our loops, MKL's products,
+# oneDNN's.
+CHOICES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 
@@ -38,6 +41,9 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "extension": {k: v for k, v in backends.build_info().items() if k != "operators"},
     }
+    chosen = {name: os.environ[name] for name in CHOICES if name in os.environ}
+    if device == "cpu" and chosen:
+        facts["chosen"] = chosen
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts["gpu"] = properties.name
@@ -46,11 +52,15 @@ def machine(device: str, threads: int) -> dict[str, Any]:
 
 
 def name(facts: dict[str, Any]) -> str:
-    """Return the file's name of a machine: model family and cores, or the GPU."""
+    """Return the file's name of a machine: model family and cores, or the GPU.
+
+    A run that was told which instructions to use has a file of its own.
+    """
     if facts["device"] == "cuda":
         return f"cuda-{_slug(facts['gpu'])}"
     model = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*|\d+-Core", "", facts["cpu"])
-    return f"cpu-{_slug(model)}-{facts['cores']}core"
+    chosen = f"-{_slug(facts['instruction_set'])}" if facts.get("chosen") else ""
+    return f"cpu-{_slug(model)}-{facts['cores']}core{chosen}"
 
 
 def commit() -> str:

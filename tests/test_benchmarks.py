@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cluster_model, inputs, report, results, scaling
+from benchmarks import cluster_model, goals, inputs, report, results, scaling
 from benchmarks.limits import Work
 from benchmarks.race import Contender, Row, Run, summary
 from benchmarks.rivals import UnavailableError, eager, plain
@@ -126,6 +126,34 @@ def test_machines_are_named_without_their_host():
     facts["cpu"] = "Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz"
     assert results.name(facts) == "cpu-intel-xeon-platinum-8480c-2core"
     assert results.name({"device": "cuda", "gpu": "NVIDIA H200"}) == "cuda-nvidia-h200"
+
+
+def test_a_run_with_chosen_instructions_has_a_file_of_its_own(monkeypatch):
+    for name in results.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    whole = results.machine("cpu", 1)
+    assert "chosen" not in whole
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    facts = results.machine("cpu", 1) | {"instruction_set": "AVX2"}
+    assert results.name(facts) == f"{results.name(whole)}-avx2"
+    sentence = report.machine_sentence({"machine": facts, "versions": {}, "commit": "c"})
+    assert "1 threads (AVX2: `ATEN_CPU_CAPABILITY=avx2`), commit c" in sentence
+
+
+def test_goals_are_held_against_rows_of_their_instruction_set():
+    everything = report.load()
+    assert all(goals.GOALS.keys() <= content["rows"].keys() for content in everything.values())
+    key = "max_of_hinges/N=128,D=1024,float32"
+    record = made([1.0, 1.0, 1.0], [2.7, 2.7, 2.7])
+    files = {
+        name: {"machine": {"instruction_set": name}, "rows": {key: record}}
+        for name in ("AVX512", "AVX2", "DEFAULT")
+    }
+    cells = "2.70 (2.70 to 2.70)"
+    assert goals.table(files).splitlines()[2:] == [
+        f"| AVX512 | {key} | {cells} | 3 | no |",
+        f"| AVX2 | {key} | {cells} | 2.5 | yes |",
+    ]
 
 
 def test_rows_are_kept_for_the_same_machine_and_versions_alone(tmp_path):
