@@ -82,7 +82,9 @@ def versions() -> dict[str, str]:
 def processor(module: ModuleType | None) -> dict[str, str | int | bool]:
     """Return what the CPU's kernels run on: instruction set, threads, bf16 screening."""
     return {
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": (
+            module.instruction_set() if module else torch.backends.cpu.get_cpu_capability()
+        ),
         "threads": torch.get_num_threads(),
         "bf16_screening": bool(module and module.bf16_screening()),
     }
