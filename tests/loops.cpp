@@ -79,15 +79,16 @@ class Report {
   }
 
   void sums() const {
-    std::vector<T> m(kColumns, -9), l(kColumns), sum(kColumns), weights = tile_;
+    std::vector<T> m(kColumns, -9), shares(kColumns), weights = tile_;
+    std::vector<double> l(kColumns), sum(kColumns);  // over a batch
     const std::vector<T> a = draw<T>(kRows, 3), b = draw<T>(kColumns, 4);
     loop_.row_exp_sum(tile_.data(), kColumns, 0, kRows, m.data(), l.data());
     say("row_exp_sum", l);
     m.assign(kColumns, -9), l.assign(kColumns, 0);
     loop_.column_exp_sum(tile_.data(), kRows, kColumns, 0, kColumns, m.data(), l.data());
     say("column_exp_sum", l);
-    loop_.softmax_weights(weights.data(), kColumns, 0, kRows, a.data(), a.data(), b.data(),
-                          b.data());
+    loop_.softmax_weights(weights.data(), kColumns, 0, kRows,
+                          {a.data(), a.data(), a.data(), b.data(), b.data(), b.data()});
     say("softmax_weights", weights);
     loop_.column_softplus_sum(tile_.data(), kRows, kColumns, 0, kColumns, sum.data());
     say("column_softplus_sum", sum);
@@ -102,11 +103,11 @@ class Report {
     loop_.column_hinge_sum(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), sum.data());
     sum.push_back(loop_.row_hinge_sum(tile_.data(), kColumns, T(.2)));
     say("hinge_sum", sum);
-    weights.assign(kColumns, 0), sum.assign(kColumns, 0), l.assign(kColumns, 0);
+    weights.assign(kColumns, 0), l.assign(kColumns, 0);
     weights.push_back(loop_.row_hinge_weights(tile_.data(), weights.data(), kColumns, T(.2), T(3)));
-    loop_.column_hinge_weights(tile_.data(), sum.data(), kColumns, b.data(), m.data());
+    loop_.column_hinge_weights(tile_.data(), shares.data(), kColumns, b.data(), m.data());
     loop_.column_hinge_count(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), l.data());
-    say("row_hinge_weights", weights), say("column_hinge_weights", sum);
+    say("row_hinge_weights", weights), say("column_hinge_weights", shares);
     say("column_hinge_count", l);
   }
 
