@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -88,3 +89,20 @@ def test_another_versions_operators_are_named() -> None:
         r"restart Python to import it",
     ):
         _define.define_in(namespace, other)
+
+
+def test_an_extension_of_another_version_is_named() -> None:
+    """A checkout that was updated and not built again."""
+    torchs = RuntimeError(
+        "... specified schema: (Tensor x) ...\n inferred schema: (Tensor x, int y)"
+    )
+    new = _define.DEFINITIONS[0]._replace(name="not_defined_yet")
+    with (
+        patch("torch.library.define", side_effect=torchs),
+        pytest.raises(
+            RuntimeError,
+            match=r"itm_kernels: the extension's itm_native::not_defined_yet is that of another "
+            r"version of the package; to build it again, run `ITM_KERNELS_BUILD=1 pip install",
+        ),
+    ):
+        _define.define_in(backends.NAMESPACES["native"], new)

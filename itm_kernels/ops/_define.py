@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from itm_kernels.backends import INTERPRETED, NAMESPACES, triton_file
+from itm_kernels.backends import INTERPRETED, NAMESPACES, REMEDIES, triton_file
 from itm_kernels.reference._rows import wide
 
 
@@ -68,7 +68,15 @@ def define_in(namespace: str, definition: Definition) -> None:
     if hasattr(getattr(torch.ops, namespace), definition.name):
         _check_schema(qualified, definition.schema)
         return
-    torch.library.define(qualified, definition.schema)
+    try:
+        torch.library.define(qualified, definition.schema)
+    except RuntimeError as error:
+        if "inferred schema" not in str(error):
+            raise
+        raise RuntimeError(
+            f"itm_kernels: the extension's {qualified} is that of another version of the package; "
+            f"to build it again, {REMEDIES['cpu'][1]}"
+        ) from error
     torch.library.register_fake(qualified, _latest_fake(definition))
     if definition.name.endswith("_backward"):
         # Without a formula of its own a second derivative would silently be None.
