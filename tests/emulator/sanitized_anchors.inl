@@ -174,8 +174,9 @@ void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
 template <typename C>
 void check_cross_entropy(Type type, int64_t S, int64_t K, int64_t M, std::mt19937& random) {
   const auto positive = numbers<C>(M, random), negatives = numbers<C>(S * K * M, random);
+  const auto bases = numbers<C>(S * K * M, random);
   std::vector<C> loss(M), of_positive(M), of_negatives(S * K * M);
-  const Softmaxes in{positive.data(), negatives.data(), S, K, M, 0.5};
+  const Softmaxes in{positive.data(), negatives.data(), bases.data(), S, K, M, 0.5};
   const C one = 1;
   cross_entropy(type, in, loss.data(), nullptr);
   cross_entropy_gradient(type, in, {&one, 0}, of_positive.data(), of_negatives.data(), nullptr);
@@ -184,7 +185,7 @@ void check_cross_entropy(Type type, int64_t S, int64_t K, int64_t M, std::mt1993
     for (int64_t s = 0; s < S; ++s) {
       double terms = 1;
       for (int64_t k = s * K; k < (s + 1) * K; ++k) {
-        terms += std::exp(negatives[k * M + m] - positive[m]);
+        terms += std::exp(negatives[k * M + m] + bases[k * M + m] - positive[m]);
         slope += of_negatives[k * M + m];
       }
       sum += std::log(terms) / 2;

@@ -104,31 +104,44 @@ struct PairProblem {
     });
   }
 
-  // Of scores times an eighth.
-  void log_sum_exp() const {
+  // Of scores times an eighth: of all pairs, or of negatives with the positives beside them.
+  void log_sum_exp(bool of_negatives) const {
     const C scale = 0.125, one = 1;
-    std::vector<C> row(N), column(M), kept(N * M);
-    itm::cuda::log_sum_exp(type, scores, Pairing{}, &scale, row.data(), column.data(), kept.data(),
-                           nullptr);
+    const Pairing ids{text_ids.data(), image_ids.data(), text_ids.data()};
+    const Pairing pairs = of_negatives ? ids : Pairing{};
+    std::vector<C> row(N), column(M), row_highest(N), column_highest(M), own(M), kept(N * M);
+    itm::cuda::log_sum_exp(type, scores, pairs, &scale,
+                           {row.data(), column.data(), row_highest.data(), column_highest.data(),
+                            of_negatives ? own.data() : nullptr},
+                           kept.data(), nullptr);
     std::vector<double> of_scores(N * M), of_row(N), of_column(M);
     double of_scale = 0;
-    for (int64_t k = 0; k < N * M; ++k) {
-      const double share = std::exp(0.125 * score(k / M, k % M));
-      of_row[k / M] += share, of_column[k % M] += share;
+    const auto left_out = [&](int64_t n, int64_t m) { return of_negatives && n == m % N; };
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t m = 0; m < M; ++m) {
+        const double share = left_out(n, m) ? 0 : std::exp(0.125 * score(n, m));
+        of_row[n] += share, of_column[m] += share;
+      }
+    for (int64_t n = 0; n < N; ++n)
+      if (of_row[n] > 0) expect(row[n] + row_highest[n], std::log(of_row[n]), "log of a row");
+    for (int64_t m = 0; m < M; ++m) {
+      if (of_column[m] > 0)
+        expect(column[m] + column_highest[m], std::log(of_column[m]), "of a column");
+      if (of_negatives) expect(own[m], 0.125 * score(m % N, m), "a positive's logit");
     }
-    for (int64_t n = 0; n < N; ++n) expect(row[n], std::log(of_row[n]), "log of a row");
-    for (int64_t m = 0; m < M; ++m) expect(column[m], std::log(of_column[m]), "of a column");
     for (int64_t k = 0; k < N * M; ++k) {
-      const double logit = 0.125 * score(k / M, k % M);
-      const double share = std::exp(logit) / of_row[k / M] + std::exp(logit) / of_column[k % M];
+      const int64_t n = k / M, m = k % M;
+      const double e = std::exp(0.125 * score(n, m));
+      const double share = left_out(n, m) ? 1 : e / of_row[n] + e / of_column[m];
       of_scores[k] = 0.125 * share;
-      of_scale += share * logit / 0.125;
+      of_scale += share * score(n, m);
     }
     C grad_scale;
     const auto gradient = [&](const Workspace& work, const WeightedRows& to) {
-      log_sum_exp_gradient(type, {&one, 0}, {&one, 0}, row.data(), column.data(),
-                           {kept.data(), 1, N, M}, Pairing{}, &scale, work, to, &grad_scale,
-                           nullptr);
+      log_sum_exp_gradient(
+          type, {&one, 0}, {&one, 0}, {&one, 0},
+          {row.data(), column.data(), row_highest.data(), column_highest.data(), nullptr},
+          {kept.data(), 1, N, M}, pairs, &scale, work, to, &grad_scale, nullptr);
     };
     expect_weighted(of_scores, gradient);
     expect(grad_scale, of_scale, "scale");
@@ -218,7 +231,7 @@ void check_pairs(Type type, std::mt19937& random) {
     problem.max_of_hinges();
     problem.hardest_negatives();
     problem.sum_of_hinges();
-    problem.log_sum_exp();
+    for (const bool of_negatives : {false, true}) problem.log_sum_exp(of_negatives);
     problem.sigmoid();
   }
 }
