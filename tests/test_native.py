@@ -63,7 +63,7 @@ def wanted(name: str, five: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize(("case", "scores"), in_every_way(CASES), indirect=["scores"])
 def test_many_tiles_are_one_matrix(case: Case, scores: None) -> None:
-    # 2,100 rows and columns: more than one tile of 128 (per thread) x 2,048 both ways, ragged.
+    # 2,100 rows and columns: more than one tile of 512 (per thread) x 512 both ways, ragged.
     found = results(case, "auto", batch(2100, 3))
     torch.testing.assert_close(found, wanted(case.name, five=False))
 
