@@ -1,7 +1,6 @@
 """The compiled extension, loaded if it fits this torch, or why not; and what else decides."""
 
 import importlib
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+
+from itm_kernels import _warnings
 
 NAME = "itm_kernels._C"
 BUILD = (
@@ -35,7 +36,7 @@ class Loaded(NamedTuple):
 
 def warn(message: str) -> None:
     """Warn that kernels are missing."""
-    warnings.warn(f"itm_kernels: {message}", MissingKernelsWarning, stacklevel=3)
+    _warnings.warn(f"itm_kernels: {message}", MissingKernelsWarning)
 
 
 def load() -> Loaded:

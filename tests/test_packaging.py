@@ -73,17 +73,18 @@ def test_build_info() -> None:
 
 # What each part of the package may import of it. A part that is not here is one of "the parts
 # around": it may import anything but another part around, and only what AROUND names of those.
-SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_pairs"}
+SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_pairs", "_warnings"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "_arguments": set(),
     "_checks": {"_autocast", "_describe"},
     "_describe": set(),
+    "_warnings": set(),
     "_autocast": set(),
     "_options": {"_checks"},
     "reference": set(),
     "triton": set(),
-    "_extension": set(),
+    "_extension": {"_warnings"},
     "backends": {"_extension", "_checks", "_options"},
     "_pairs": {"_checks", "_options"},
     "ops": {"backends", "reference", *SHARED},

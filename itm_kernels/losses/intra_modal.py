@@ -1,6 +1,5 @@
 """Intra-modal constraint, one modality (paper 3 eqs 4-8)."""
 
-import warnings
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
+from itm_kernels._warnings import warn
 from itm_kernels.losses._common import SHARED, OptionsModule, check_options, reduce
 from itm_kernels.ops import intra_modal as operator
 
@@ -139,12 +139,11 @@ def tell_empty_band(
         return
     _told.add(told)
     shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
-    warnings.warn(
+    warn(
         f"{function}: the band of the constraint selects no pair of {name} ({shown}), so it is 0 "
         "and has no gradient; choose other bounds, with the shares that itm_kernels.diagnostics "
         "returns. This is told once",
         EmptyBandWarning,
-        stacklevel=3,
     )
 
 

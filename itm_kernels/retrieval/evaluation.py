@@ -1,6 +1,5 @@
 """Evaluation of retrieval in both directions: checks, ids, folds."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
+from itm_kernels._warnings import warn
 from itm_kernels.ops.ranks import Ranks, row_keys, run
 from itm_kernels.retrieval._rows import METRICS, finite, partners, scored
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
@@ -154,10 +154,9 @@ def _warn_of_runs(name: str, keys: Tensor) -> None:
     remedy, runs = "", rows // distinct
     if rows == runs * distinct and bool(first[::runs].all()):
         remedy = f"{name}[::{runs}] or "
-    warnings.warn(
+    warn(
         f"{_FUNCTION}: {rows - distinct} of {rows} rows of {name} equal the row before; each "
         f"counts as an item of its own. If they are copies, pass {remedy}image_ids and text_ids",
-        stacklevel=4,
     )
 
 
@@ -165,20 +164,18 @@ def _warn_of_large_ks(ks: Sequence[int], ranked: Sequence[tuple[Ranks, Ranks]]) 
     fewest = min(len(ranks.rank) for both in ranked for ranks in both)
     large = [k for k in ks if k > fewest]
     if large:
-        warnings.warn(
+        warn(
             f"{_FUNCTION}: ks holds {', '.join(map(str, large))}, but one side has {fewest} "
             "candidates only: recall is 100 % whatever the encoder; leave out larger k",
-            stacklevel=4,
         )
 
 
 def _warn_of_scores(ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
     lost = sum(int((ranks.positives == 0).sum()) for both in ranked for ranks in both)
     if lost:
-        warnings.warn(
+        warn(
             f"{_FUNCTION}: {lost} queries have no finite score among their positives and rank "
             'last; scale the rows down, or pass metric="cosine" or double precision',
-            stacklevel=4,
         )
 
 
