@@ -80,7 +80,7 @@ void band_columns(const T* tile, int64_t stride, int64_t rows, int64_t columns, 
   for (; c + kLine <= columns; c += kLine) {
     V total[kLine / kLanes] = {};
     Bits bits[kLine / kLanes] = {}, bit = Bits{} + 1;
-    for (int64_t r = 0; r < rows; ++r, bit += bit) {
+    for (int64_t r = 0; r < rows; ++r, bit <<= 1) {
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kLine / kLanes; ++v) {
         V key;
