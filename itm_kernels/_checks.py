@@ -249,3 +249,12 @@ def _fits_fp32(function: str, name: str, x: float, *, reciprocal: bool, power: f
         f"{function}: {name} must lie between {low:.3g} and {high:.3g}, so that fp32 holds "
         f"{held}, got {x:g}"
     )
+
+
+def generator(function: str, value: object) -> None:
+    """Check a source of random draws: a torch.Generator, or None for torch's own."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(
+            f"{function}: generator must be a torch.Generator, got {describe(value)}; "
+            "for a seed use torch.Generator().manual_seed(seed)"
+        )

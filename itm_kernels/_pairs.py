@@ -23,6 +23,8 @@ class Matched(NamedTuple):
 
     pairs: Pairs
     absent: Tensor | None  # [M] bool, texts that are negatives only; None where that is an error
+    # [M] bool, texts without a positive by mistake; None where ids were read, which is an error
+    mistaken: Tensor | None = None
 
 
 def resolve(
@@ -84,12 +86,19 @@ def _resolve(
         # Decided where the ids are: a check of their values then waits for no device.
         positive, none = _positives(image_ids.long(), text_ids.long())
         if _checks.can_read(positive):
-            mistake = (positive < 0) & ~none if allowed else positive < 0
-            _refuse(function, mistake, image_ids, text_ids, unmatched)
+            _refuse(function, _mistaken(positive, none, allowed), image_ids, text_ids, unmatched)
+            positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
+            return Matched(Pairs(positive, *on_device), none if allowed else None)
         positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
     else:
         positive, none = _positives(*on_device)  # type: ignore[arg-type]
-    return Matched(Pairs(positive, *on_device), none if allowed else None)
+    mistaken = _mistaken(positive, none, allowed)
+    return Matched(Pairs(positive, *on_device), none if allowed else None, mistaken)
+
+
+def _mistaken(positive: Tensor, none: Tensor, allowed: bool) -> Tensor:  # [M] bool
+    """Mark the texts that must have an image and have none, or several."""
+    return (positive < 0) & ~none if allowed else positive < 0
 
 
 def _positives(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,7 @@ class HardNegativeSampler(Checked):
         """
         name = "HardNegativeSampler"
         image, text = _checks.embeddings(name, image=image, text=text)
+        _checks.generator(name, generator)
         pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
         text_index, image_index = run(
             image,
@@ -119,6 +120,7 @@ class HardNegativeSampler(Checked):
         """
         name = "HardNegativeSampler.from_scores"
         _checks.floating(name, "image_to_text", image_to_text, "[N, M]")
+        _checks.generator(name, generator)
         N, M = image_to_text.shape
         if image_ids is None and text_ids is None and N != M:
             raise ValueError(

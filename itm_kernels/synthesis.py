@@ -151,6 +151,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
     ) -> Synthesis:
         """Return synthetic vectors `[N, K, D]` and where they exist `[N, K]`."""
         name = "HardNegativeSynthesis"
+        _checks.generator(name, generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             sides = self._sides(name, anchors, members, anchor_ids, member_ids)
             how = self.num_clusters, self.clustering, self.iterations, generator
@@ -172,6 +173,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
         With detach the vectors are constants and the cosine is differentiable in the anchor.
         """
         name = "HardNegativeSynthesis.logits"
+        _checks.generator(name, generator)
         sides = self._sides(name, anchors, members, anchor_ids, member_ids)
         how = self.options, self.clustering, self.detach, generator
         return logits_of_unit_rows(*sides, *how, name, self.backend, iterations=self.iterations)

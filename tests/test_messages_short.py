@@ -125,14 +125,13 @@ CALLS: dict[str, Callable[..., Any]] = {
     "ClipLoss()": ClipLoss().forward,
     "SigLipLoss()": SigLipLoss().forward,
 }
-# A function may be any, a truth is a truth, and torch says what it wants of a generator.
+# A function may be any, and a truth is a truth.
 ANYTHING_GOES = (
     "match",
     "at_r",
     "learnable",
     "detach",
     "output_dict",
-    "generator",
     "sampler",
     "group",
 )

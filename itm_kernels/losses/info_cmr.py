@@ -69,7 +69,7 @@ def info_cmr_loss(
         text: `[M, D]` embeddings; M = N without ids.
         temperature: t > 0: a number, or a tensor of one element (differentiable); .05 without a
             logit_scale.
-        logit_scale: its inverse, instead of it.
+        logit_scale: the inverse of temperature; pass one of the two.
         max_scale: upper bound of 1 / t, beyond which it has no gradient; None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
@@ -148,8 +148,9 @@ def _info_cmr(
     _checks.option(name, "clustering", clustering, get_args(Clustering))
     _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
+    _checks.generator(name, generator)
     scale = scale_of(name, image, *scales)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     v_ids, c_ids = ids_of(pairs, image)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
@@ -187,11 +188,11 @@ class InfoCMRLoss(ScaledLoss):
 
     Args:
         temperature: t > 0; .05 without a logit_scale.
-        logit_scale: its inverse, instead of it.
-        learnable: learn it, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        logit_scale: the inverse of temperature; pass one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
-            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+            fixed scale is used as it is. None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
         weights: `"kam"` or `"attention"`.
@@ -200,8 +201,8 @@ class InfoCMRLoss(ScaledLoss):
         detach: stop gradients into the synthetic vectors.
         draws_in_eval: False: after `eval()` nothing is drawn, so that a validation loss depends on
             the embeddings alone: there is no noise, and k-means starts from rows far apart.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 

@@ -97,6 +97,7 @@ def kmeans(
     _checks.integer("kmeans", "num_clusters", num_clusters, least=1)
     _checks.integer("kmeans", "iterations", iterations, least=0)
     _checks.option("kmeans", "backend", backend, CHOICES)
+    _checks.generator("kmeans", generator)
     if init is not None:
         x, init = _checks.embeddings("kmeans", x=x, init=init)
         if init.shape[0] != num_clusters:
