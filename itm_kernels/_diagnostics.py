@@ -63,7 +63,7 @@ def diagnostics(
         )
     image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
     unmatched = getattr(loss, "unmatched", "error")
-    pairs, absent = _pairs.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _pairs.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
     found: dict[str, Tensor | float] = {}
     if not isinstance(loss, IntraModalConstraint):
         sides = image, text
@@ -104,7 +104,9 @@ def _scores(
     numbers: dict[str, Tensor | float] = {"positive": mean(s, exists)}
     for name, score in (("text", text_score), ("image", image_score)):
         numbers[f"hardest_{name}"] = mean(score, exists & (score != -torch.inf))
-        numbers[f"violated_by_{name}"] = mean(margin + score > s, exists)
+        violation = margin + score - s
+        violated = (violation > 0).double().masked_fill(violation.isnan(), torch.nan)
+        numbers[f"violated_by_{name}"] = mean(violated, exists)
     return numbers
 
 

@@ -105,6 +105,13 @@ def test_scores_and_violations_by_hand() -> None:
     ] == pytest.approx(2 / 3)
 
 
+def test_rows_that_are_not_a_number_violate_no_share() -> None:
+    image, text = torch.eye(3), torch.eye(3)
+    text[1, 1] = torch.nan
+    found = diagnostics(losses.MaxOfHingesLoss(), image, text)
+    assert math.isnan(found["violated_by_text"]) and math.isnan(found["violated_by_image"])
+
+
 def test_learnt_numbers_are_those_in_use() -> None:
     image, text = unrelated()
     criterion = losses.SigmoidLoss(logit_scale=30.0, learnable=True)
