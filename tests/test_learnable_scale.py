@@ -79,7 +79,7 @@ def test_a_scale_is_learnt_and_shown(kind: Any, apply: Any) -> None:
 
 
 @every_module
-def test_a_learnt_scale_is_bounded_without_gradient_beyond(kind: Any, apply: Any) -> None:
+def test_a_learnt_scale_is_put_back_to_its_bound(kind: Any, apply: Any) -> None:
     at_bound = apply(build(kind, logit_scale=100.0, learnable=False))
     criterion = build(kind, logit_scale=100.0, learnable=True)
     log = criterion.logit_scale.log
@@ -87,18 +87,41 @@ def test_a_learnt_scale_is_bounded_without_gradient_beyond(kind: Any, apply: Any
     (grad,) = gradients(apply(criterion), log)
     assert grad != 0  # the bound itself does not hold a scale fast
     with torch.no_grad():
-        log.add_(1)
-    torch.testing.assert_close(apply(criterion), at_bound)
+        log.add_(1)  # a step too far
     assert "LogitScale(100, learnable=True" in repr(criterion)
-    (grad,) = gradients(apply(criterion), log)
-    assert grad == 0
+    torch.testing.assert_close(apply(criterion.eval()), at_bound)
+    assert log.item() > math.log(100) + 0.9  # only training puts it back
+    torch.testing.assert_close(apply(criterion.train()), at_bound)
+    assert log.item() == pytest.approx(math.log(100))
+    assert torch.equal(gradients(apply(criterion), log)[0], grad)
     criterion.max_scale = None
+    with torch.no_grad():
+        log.add_(1)
     torch.testing.assert_close(
         apply(criterion),
         apply(build(kind, logit_scale=100 * math.e, learnable=False)),
         rtol=1e-5,
         atol=1e-7,
     )
+
+
+def test_a_scale_that_passed_its_bound_comes_back() -> None:
+    """A bound without gradient beyond held a scale for good that momentum had carried over it."""
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.randn(2, 64, 32, generator=generator)
+    image[1::2] = image[::2] + 0.2 * image[1::2]  # negatives near enough to pull the scale up
+    criterion = losses.InfoNCELoss(95.0, learnable=True)
+    optimizer = torch.optim.AdamW(criterion.parameters(), lr=0.02, weight_decay=0)
+
+    def train(text: Tensor, steps: int) -> float:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            criterion(image, text).backward()
+            optimizer.step()
+        return criterion.logit_scale.log.item()
+
+    assert train(image, 20) > math.log(100)
+    assert train(other, 60) < math.log(60)
 
 
 @every_module

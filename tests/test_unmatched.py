@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import oracles
+from itm_kernels import _checks, losses
 from itm_kernels import functional as F
-from itm_kernels import losses
 from loss_cases import gradients, is_the_derivative
 
 # Images 3 and 1 have texts, one of them two; image 7 has none; texts of id 9 and 5 have no image.
@@ -190,6 +190,33 @@ def test_compiled_it_is_the_same_and_several_images_are_nan() -> None:
     ):
         torch.testing.assert_close(ours, theirs)
     assert compiled(image, text, torch.tensor([3, 1, 1]), TEXT_IDS).isnan().all()
+
+
+@pytest.mark.parametrize("unmatched", ["error", "negative"])
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_wrong_ids_that_nobody_reads_give_nan_gradients(
+    name: str, unmatched: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU. A GradScaler takes a step whose gradients are finite, whatever the loss is."""
+    monkeypatch.setattr(_checks, "can_read", lambda tensor: False)
+    image, text = rows()
+    twice = {"image_ids": torch.tensor([3, 1, 1]), "text_ids": TEXT_IDS}  # a mistake either way
+    loss = EVERY[name][0](image, text, unmatched=unmatched, backend=backend, **twice)
+    assert loss.isnan().any()
+    for side in gradients(loss.sum(), image, text):
+        assert side.isnan().any()
+
+
+@pytest.mark.parametrize("unmatched", ["error", "negative"])
+@pytest.mark.parametrize("kind", [losses.MaxOfHingesLoss, losses.SumOfHingesLoss])
+def test_wrong_ids_of_scores_give_nan_gradients(
+    kind: type, unmatched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_checks, "can_read", lambda tensor: False)
+    scores = torch.rand(3, 5, requires_grad=True)
+    twice = {"image_ids": torch.tensor([3, 1, 1]), "text_ids": TEXT_IDS}
+    loss = kind(unmatched=unmatched).from_scores(scores, **twice)
+    assert loss.isnan() and gradients(loss, scores)[0].isnan().any()
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))

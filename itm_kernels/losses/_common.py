@@ -10,7 +10,7 @@ from itm_kernels import _checks
 from itm_kernels._options import Backend, Checked, Reduction, Unmatched, flag, number, word
 from itm_kernels.ops.log_sum_exp import as_scalar
 
-LOGIT_SCALE = 20.0  # 1 / .05, of every loss that is not told
+LOGIT_SCALE = 20.0  # 1 / .05, the default of every loss
 MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
 # Of the options that most losses share.
 SHARED = {
@@ -29,6 +29,19 @@ def check_options(function: str, reduction: object, backend: object) -> None:
 def of_pairs(values: Tensor, absent: Tensor | None) -> Tensor:
     """Give texts that are negatives only the value 0, without gradient: they form no pair."""
     return values if absent is None else values.masked_fill(absent, 0)
+
+
+def with_mistakes(values: Tensor, mistaken: Tensor | None, *entries: Tensor) -> Tensor:  # [M]
+    """Make the gradient NaN where the loss is, because ids that nobody could read are wrong.
+
+    Entries are numbers of every input, `[M]` or `[]`: through them the gradient gets there.
+    """
+    if mistaken is None:
+        return values
+    nan = torch.zeros_like(values).masked_fill(mistaken, torch.nan)
+    for entry in entries:
+        values = values + nan * entry
+    return values
 
 
 def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tensor:
@@ -115,7 +128,8 @@ class LogitScale(Checked, nn.Module):
         owner: whose scale it is, for messages.
         value: the scale that training starts from, or the fixed one.
         learnable: learn the logarithm, the parameter `log`.
-        max_scale: upper bound of a learnt scale, beyond which it has no gradient; None: no bound.
+        max_scale: upper bound of a learnt scale; the parameter is put back to it when a training
+            step uses it. None: no bound.
     """
 
     checks = {"max_scale": check_max_scale}
@@ -160,15 +174,22 @@ class LogitScale(Checked, nn.Module):
             return self._value
         if self.max_scale is None:
             return self.log.exp()
-        # The logarithm is bounded: the exponential of the bound's may exceed the bound itself by
-        # a rounding, and would then have no gradient at a scale that starts at the bound.
-        return self.log.clamp(max=math.log(self.max_scale)).exp()
+        highest = math.log(self.max_scale)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            # The parameter itself, as CLIP does: a step, or its momentum, may pass the bound, and
+            # beyond it a scale without a gradient would stay for good.
+            with torch.no_grad():
+                self.log.clamp_(max=highest)
+            return self.log.exp()
+        return self.log.clamp(max=highest).exp()
 
     def extra_repr(self) -> str:
         """Show the value in use, learnt or fixed, and the bound of a learnt one."""
         if self.log is None:
             return f"{self._value:g}, learnable=False"
-        return f"{shown(self())}, learnable=True, max_scale={self.max_scale}"
+        with torch.no_grad():  # looking at a scale leaves it where it is
+            value = shown(self())
+        return f"{value}, learnable=True, max_scale={self.max_scale}"
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -197,6 +218,8 @@ class ScaledLoss(OptionsModule):
     ) -> None:
         super().__init__(**options)
         owner = type(self).__name__
+        if temperature is not None:
+            _checks.number(owner, "temperature", temperature, above=0)
         value = inverse_of_each_other(owner, logit_scale, temperature, default)
         self.learnable = flag(owner, "learnable", learnable)
         self.logit_scale = LogitScale(owner, value, learnable, max_scale)

@@ -7,7 +7,14 @@ from torch import Tensor
 from itm_kernels import _checks, _pairs
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
-from itm_kernels.losses._common import SHARED, OptionsModule, check_options, of_pairs, reduce
+from itm_kernels.losses._common import (
+    SHARED,
+    OptionsModule,
+    check_options,
+    of_pairs,
+    reduce,
+    with_mistakes,
+)
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
 from itm_kernels.ops import intra_modal, max_of_hinges
 
@@ -38,7 +45,7 @@ def imc_loss(
         text: `[M, D]` embeddings; M = N without ids.
         margin: margin of the hinges, in units of the score.
         metric: see `intra_modal_constraint`, as for all options down to thresholds.
-        lower: lower bound of the band.
+        lower: lower bound of the band; the official band of cosines is upper < cosine < 1 - lower.
         upper: upper bound of the band.
         weight: factor of both constraints.
         mode: `"official"`, `"paper"` or `"repel"`.
@@ -69,9 +76,10 @@ def imc_loss(
     _checks.number(name, "margin", margin)
     check_constraint(name, metric, lower, upper, weight, mode, thresholds)
     check_options(name, "sum", backend)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
-    loss = of_pairs(hinges, absent).sum()
+    hinges = with_mistakes(of_pairs(hinges, absent), mistaken, image[0, 0], text[:, 0])
+    loss = hinges.sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
@@ -89,20 +97,20 @@ class IMCLoss(OptionsModule):
     default bounds are the authors'. They select cosines between .5 and .95: between unrelated rows
     of hundreds of dimensions there are none, and the constraint is 0 until the embeddings are alike
     (a warning says so once; `itm_kernels.diagnostics` gives the share of pairs in the band).
-    Options are attributes, which may be set between steps and
-    are checked then. Bounds that do not fit together are an error of the next call.
+    Options are attributes, which may be set between steps and are checked then. Bounds that do not
+    fit together are an error of the next call.
 
     Args:
         margin: margin of the hinges, in units of the score.
         metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
-        lower: lower bound of the band: a distance, or a fraction of the batch for official
-            distances.
-        upper: upper bound of the band.
+        lower: lower bound of the band: a distance (1 - cosine: the official band of cosines is
+            upper < cosine < 1 - lower), or a fraction of the batch for official distances.
+        upper: upper bound of the band, likewise.
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: `"row0"` or `"per_row"`, for official distances.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:

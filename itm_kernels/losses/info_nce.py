@@ -45,7 +45,7 @@ def info_nce_loss(
         text: `[M, D]` embeddings; M = N without ids.
         logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
             20 without a temperature.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
@@ -73,7 +73,7 @@ def info_nce_loss(
     name = "info_nce_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
     check_options(name, reduction, backend)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     scale = scale_of(name, image, logit_scale, temperature, max_scale)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
     values = mean_cross_entropy(v, c, scale, pairs, name, backend, absent)
@@ -88,13 +88,14 @@ class InfoNCELoss(ScaledLoss):
 
     Args:
         logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
-            beyond it the scale has no gradient. A number is used as it is. None: no bound.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+            tensor given to a call is bounded too, without gradient beyond; a number is used as it
+            is. None: no bound.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 

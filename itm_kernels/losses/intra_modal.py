@@ -80,7 +80,8 @@ def intra_modal_constraint(
         embeddings: `[N, D]`, one modality.
         metric: `"cosine"` (delta = 1 - cos), `"l1"` (sum, not mean), `"l2"`, or `"sqeuclidean"`
             (the paper's MSD).
-        lower: lower bound, a distance or for official distances a fraction of the batch.
+        lower: lower bound, a distance or for official distances a fraction of the batch; the
+            official band of cosines is upper < cosine < 1 - lower, as in the authors' code.
         upper: upper bound, likewise; above lower in the modes "paper" and "repel".
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
@@ -142,7 +143,7 @@ def tell_empty_band(
     warn(
         f"{function}: the band of the constraint selects no pair of {name} ({shown}), so it is 0 "
         "and has no gradient; choose other bounds, with the shares that itm_kernels.diagnostics "
-        "returns. This is told once",
+        "returns. This warning appears once",
         EmptyBandWarning,
     )
 
@@ -160,14 +161,14 @@ class IntraModalConstraint(OptionsModule):
     """Intra-modal constraint as a Module; `functional.intra_modal_constraint` has the formulas.
 
     Rows are not normalised inside, except that the modes "paper" and "repel" take cosines of any
-    rows. Options are attributes, which may be set between steps and
-    are checked then. Bounds that do not fit together are an error of the next call.
+    rows. Options are attributes, which may be set between steps and are checked then. Bounds that
+    do not fit together are an error of the next call.
 
     Args:
         metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
-        lower: lower bound of the band: a distance, or a fraction of the batch for official
-            distances.
-        upper: upper bound of the band.
+        lower: lower bound of the band: a distance (1 - cosine: the official band of cosines is
+            upper < cosine < 1 - lower), or a fraction of the batch for official distances.
+        upper: upper bound of the band, likewise.
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: `"row0"` or `"per_row"`, for official distances.

@@ -21,12 +21,12 @@ class ITOLoss(ScaledLoss):
 
     Args:
         logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         fusion_weight: w >= 0; the fusion loss's share.
         learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
-            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+            fixed scale is used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:

@@ -13,6 +13,7 @@ from itm_kernels.losses._common import (
     check_options,
     of_pairs,
     reduce,
+    with_mistakes,
 )
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
@@ -75,10 +76,11 @@ def max_of_hinges_loss(
     _checks.number(name, "margin", margin)
     _checks.option(name, "mining", mining, get_args(Mining))
     check_options(name, reduction, backend)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
     values = operator.run(image, text, pairs, float(margin), semihard, name, backend)
-    return reduce(of_pairs(values, absent), reduction, absent)
+    values = with_mistakes(of_pairs(values, absent), mistaken, image[0, 0], text[:, 0])
+    return reduce(values, reduction, absent)
 
 
 class MaxOfHingesLoss(OptionsModule):
@@ -91,8 +93,8 @@ class MaxOfHingesLoss(OptionsModule):
         margin: by how much a positive has to outscore a negative, in units of the score.
         mining: `"hardest"`, or `"semihard"`: the hardest among negatives that score below the
             positive.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -157,10 +159,11 @@ class MaxOfHingesLoss(OptionsModule):
         This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
         """
         name = "MaxOfHingesLoss.from_scores"
-        pairs, absent = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
-        return reduce(of_pairs(values, absent), self.reduction, absent)
+        values = with_mistakes(of_pairs(values, absent), mistaken, scores[0])
+        return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:
         __call__ = forward

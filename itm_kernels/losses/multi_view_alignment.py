@@ -47,7 +47,7 @@ def multi_view_alignment_loss(
         texts: `[U, N, D]` embeddings of U texts of each image.
         logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
             20 without a temperature.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -87,11 +87,12 @@ class MultiViewAlignmentLoss(ScaledLoss):
 
     Args:
         logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
-            beyond it the scale has no gradient. A number is used as it is. None: no bound.
+        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+            tensor given to a call is bounded too, without gradient beyond; a number is used as it
+            is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:

@@ -16,6 +16,7 @@ from itm_kernels.losses._common import (
     reduce,
     scale_of,
     shown,
+    with_mistakes,
 )
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
@@ -80,14 +81,16 @@ def sigmoid_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.scalar(name, "logit_bias", logit_bias)
     check_options(name, reduction, backend)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is not None and pairs.positive is not None:
         # N, no image's index, is nobody's positive: the operator sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
     scale = scale_of(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image)
     v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    return reduce(operator.run(v, c, scale, bias, pairs, name, backend), reduction, absent)
+    values = operator.run(v, c, scale, bias, pairs, name, backend)
+    values = with_mistakes(values, mistaken, image[0, 0], text[:, 0])
+    return reduce(values, reduction, absent)
 
 
 class SigmoidLoss(ScaledLoss):
@@ -99,14 +102,15 @@ class SigmoidLoss(ScaledLoss):
     Args:
         logit_scale: 1 / temperature, > 0; 10 without a temperature.
         logit_bias: added to the scaled cosine.
-        temperature: its inverse, instead of it.
+        temperature: the inverse of logit_scale; pass one of the two.
         learnable: learn the scale, as the parameter `logit_scale.log`,
             and the bias, as `logit_bias`. Hand `parameters()` to the optimiser,
             without weight decay.
-        max_scale: upper bound of a learnt scale and of a tensor given to a call, as CLIP's 100;
-            beyond it the scale has no gradient. A number is used as it is. None: no bound.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+            tensor given to a call is bounded too, without gradient beyond; a number is used as it
+            is. None: no bound.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"mean"`, the sum over all pairs of a text and an image divided by the number of
             positives; `"sum"`; or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.

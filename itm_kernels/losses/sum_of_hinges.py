@@ -13,6 +13,7 @@ from itm_kernels.losses._common import (
     check_options,
     of_pairs,
     reduce,
+    with_mistakes,
 )
 from itm_kernels.losses._scores import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
@@ -69,9 +70,10 @@ def sum_of_hinges_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     check_options(name, reduction, backend)
-    pairs, absent = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     values = operator.run(image, text, pairs, float(margin), name, backend)
-    return reduce(of_pairs(values, absent), reduction, absent)
+    values = with_mistakes(of_pairs(values, absent), mistaken, image[0, 0], text[:, 0])
+    return reduce(values, reduction, absent)
 
 
 class SumOfHingesLoss(OptionsModule):
@@ -83,8 +85,8 @@ class SumOfHingesLoss(OptionsModule):
     Args:
         margin: by how much a positive has to outscore a negative, in units of the score.
         mining: `"all"`; the name is there for symmetry with `MaxOfHingesLoss`.
-        unmatched: what a text without an image is: `"error"`, or `"negative"`, a negative of every
-            image that forms no pair.
+        unmatched: what happens to a text without an image: `"error"` raises ValueError,
+            `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -144,9 +146,10 @@ class SumOfHingesLoss(OptionsModule):
         This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
         """
         name = "SumOfHingesLoss.from_scores"
-        pairs, absent = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
-        return reduce(of_pairs(values, absent), self.reduction, absent)
+        values = with_mistakes(of_pairs(values, absent), mistaken, scores[0])
+        return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:
         __call__ = forward
