@@ -8,3 +8,5 @@ INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
 needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed"
 )
+# Triton's interpreter is numpy, which warns of what is not finite.
+beyond_finite = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from interpreted import beyond_finite
 from itm_kernels import losses, mining, ops
 from oracles.comparing import tensor
 
@@ -147,6 +148,7 @@ def test_a_small_contrastive_loss_keeps_its_digits(backend: str) -> None:
 HUGE = torch.tensor([[1e30], [1.0], [1.0]]), torch.tensor([[1.0], [-1e30], [-1e30]])
 
 
+@beyond_finite
 def test_a_score_that_overflows_is_a_negative_as_any_other(backend: str) -> None:
     """All negatives of row 0 score -inf: the first is the hardest, and never the positive."""
     image, text = HUGE
@@ -163,6 +165,7 @@ def test_a_score_that_overflows_is_a_negative_as_any_other(backend: str) -> None
     assert loss(image, text)[0] == 0
 
 
+@beyond_finite
 @pytest.mark.parametrize("strategy", ["multinomial", "hardest", "uniform"])
 @pytest.mark.parametrize("temperature", [1e-37, 1.2e-38, 0.07, 8e37])
 def test_no_temperature_draws_a_positive(backend: str, strategy: str, temperature: float) -> None:
@@ -224,6 +227,7 @@ def test_any_copy_of_the_hardest_row_may_be_found(backend: str) -> None:
     assert torch.equal(found.image_index, single.image_index.repeat(3))
 
 
+@beyond_finite
 def test_an_infinite_row_shows_in_its_gradient_without_a_mask(backend: str) -> None:
     """It lies outside every band, and 70 rows of two numbers keep no bits of the pairs inside."""
     x = torch.randn(70, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eager_backend import as_native
+from interpreted import beyond_finite
 from itm_kernels import backends
 from loss_cases import BY_NAME, CASES, Case, batch, gradients, is_the_derivative
 
@@ -118,6 +119,7 @@ def test_nan_in_any_row_shows(case: Case, backend: str) -> None:
             assert case.loss(*rows, backend).isnan(), f"row {row} of side {side}"
 
 
+@beyond_finite
 # 2 pairs: one negative each, so that nothing else shows what is not a number.
 @pytest.mark.parametrize("N", [2, 4])
 def test_where_the_loss_is_nan_its_gradient_is(case: Case, backend: str, N: int) -> None:
