@@ -84,11 +84,12 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   fill_weights(pull, grad, n, static_cast<int>(y.count), weights);
   C* const out = static_cast<C*>(pull.out) + n * D;
   const C* const here = y.data + n * y.stride;
-  const C shown = pull.shown ? 0 * static_cast<const C*>(pull.shown)[n] : C(0);
   C along = 0;
   for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads) {
     const auto own = *reinterpret_cast<const Four<C>*>(here + d);
     Four<C> sum = pulled(pull, y, n, d, own, weights);
+    // Read here: kept over the loops, it is one register too many on sm_100.
+    const C shown = pull.shown ? 0 * static_cast<const C*>(pull.shown)[n] : C(0);
 #pragma unroll
     for (int e = 0; e < 4; ++e) sum.v[e] += shown, along += sum.v[e] * own.v[e];
     *reinterpret_cast<Four<C>*>(out + d) = sum;
