@@ -20,14 +20,21 @@ OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 
 def cpu_model() -> str:
-    """Return the processor's model as its vendor writes it."""
+    """Return the processor's model as its vendor writes it, with its family where that says little.
+
+    A virtual machine may call generations that differ in speed by one name, "AMD EPYC".
+    """
+    facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "model name" in facts and "cpu family" in facts and not re.search(r"\d", name):
+        name += f" family {facts['cpu family']} model {facts.get('model', '?')}"
+    return name
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:
