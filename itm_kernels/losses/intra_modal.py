@@ -142,8 +142,9 @@ def tell_empty_band(
     shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
     warn(
         f"{function}: the band of the constraint selects no pair of {name} in this batch "
-        f"({shown}), so it is 0 and has no gradient. Early in training that may pass; if not, choose other "
-        "bounds, with the shares that itm_kernels.diagnostics returns. This warning appears once",
+        f"({shown}), so it is 0 and has no gradient. Early in training that may pass; if not, "
+        "choose other bounds, with the shares that itm_kernels.diagnostics returns. This warning "
+        "appears once",
         EmptyBandWarning,
     )
 
