@@ -233,13 +233,14 @@ def readme_section(everything: dict[str, dict[str, Any]]) -> str:
             f"On {machine_sentence(content)}\n",
             speed_table(content["rows"], "float32", True),
         ]
-        more = "memory, errors against fp64"
+        more = "memory and errors against fp64"
         if content.get("scaling"):
-            more = f"bf16, {more}, scaling"
+            more = "bf16, memory, errors against fp64, scaling"
+        if lost:
+            more += f", and the {lost} comparisons that ours does not win, with reasons"
         where = f"[`{folder}/{name}.md`]({folder}/{name}.md)"
         parts += [
-            f"{where} has the quartiles, {more}, and the "
-            f"{lost} comparisons that ours does not win, with reasons.\n"
+            f"{where} has the quartiles, {more}.\n",
         ]
         if content.get("scaling"):
             parts += [f"![time and memory over N]({folder}/{name}-scaling.png)\n"]
