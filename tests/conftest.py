@@ -1,7 +1,10 @@
 """Settings of the whole suite, and what the tests that hold for every loss run over."""
 
 import gc
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +15,12 @@ from complete import Complete
 from eager_backend import as_native
 from itm_kernels import backends
 from loss_cases import CASES, Case
+
+# Inductor's cache does not tell instruction sets apart: what it compiled for AVX-512 gives wrong
+# numbers to a process that is told to use AVX2.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    _own = Path(tempfile.gettempdir()) / f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own))
 
 # Tests are small: threads would only wait for one another, most of all on a busy machine.
 torch.set_num_threads(1)
