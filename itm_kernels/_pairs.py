@@ -82,17 +82,17 @@ def _resolve(
             )
         return Matched(Pairs(None, None, None), None)
     allowed = unmatched == "negative"
+    read = False
     if image_ids.is_cpu and text_ids.is_cpu:
         # Decided where the ids are: a check of their values then waits for no device.
         positive, none = _positives(image_ids.long(), text_ids.long())
-        if _checks.can_read(positive):
+        read = _checks.can_read(positive)
+        if read:
             _refuse(function, _mistaken(positive, none, allowed), image_ids, text_ids, unmatched)
-            positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
-            return Matched(Pairs(positive, *on_device), none if allowed else None)
         positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
     else:
         positive, none = _positives(*on_device)  # type: ignore[arg-type]
-    mistaken = _mistaken(positive, none, allowed)
+    mistaken = None if read else _mistaken(positive, none, allowed)
     return Matched(Pairs(positive, *on_device), none if allowed else None, mistaken)
 
 
