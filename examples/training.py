@@ -63,6 +63,7 @@ class Run:
         torch.manual_seed(options.seed)
         self.options = options
         self.data = data
+        self.digest = data.digest()  # every epoch writes it
         self.directory = directory
         pixels = data.train.has_pixels
         self.vocabulary = Vocabulary(
@@ -237,7 +238,7 @@ class Run:
                 f"--resume: {path} was made with {told}; "
                 f"give the same options or another --out, or {start_anew}"
             )
-        if state["data"] != self.data.digest():
+        if state["data"] != self.digest:
             raise ValueError(
                 f"--resume: {path} does not fit the data, which must have changed; {start_anew}"
             )
@@ -268,7 +269,7 @@ class Run:
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "options": asdict(self.options),
-            "data": self.data.digest(),
+            "data": self.digest,
             "dropout_generator": torch.get_rng_state(),
             "generator": self.generator.get_state(),
             "history": self.history,
