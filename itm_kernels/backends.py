@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, _extension
+from itm_kernels import _checks, _devices, _extension
 from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
 from itm_kernels._extension import versions as versions
 from itm_kernels._options import Backend as Backend  # for callers that pass one on
@@ -45,6 +45,7 @@ CHOICES = get_args(Backend)  # "auto", "reference" and the namespaces
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
 DEVICES = tuple(PREFERENCE)
 MANY = sys.maxsize
+Sides = tuple[int, int]
 LARGE = (MANY, MANY)  # rows of two sides that are not known
 
 
@@ -133,9 +134,9 @@ def range_of(device: str, backend: str, operator: str, metric: str = "") -> Rang
 
 
 def why_not(
-    operator: str, device: str, backend: str, sides: tuple[int, int] = (0, 0)
+    operator: str, device: str, backend: str, sides: Sides = (0, 0), index: int | None = None
 ) -> str | None:
-    """Return why a backend cannot run an operator on a device type, None if it can."""
+    """Return why a backend cannot run an operator on a device (without an index: the current)."""
     if backend == "reference":
         return None
     if backend == "native":
@@ -150,6 +151,9 @@ def why_not(
         has_kernel = triton_file(operator) is not None
     if not has_kernel:
         return f"no {backend} kernel for {operator} on {device}"
+    asked = backend == "triton" and device == "cuda"
+    if asked and (reason := _devices.why_no_triton(operator, index)):
+        return reason
     most = range_of(device, backend, operator).most_rows
     if most == MANY or max(sides) <= most:
         return None
@@ -157,11 +161,13 @@ def why_not(
     return f"takes up to {most:,} rows of either side{got}"
 
 
-def choose(operator: str, device: str, sides: tuple[int, int] = LARGE, metric: str = "") -> str:
+def choose(
+    operator: str, device: str, sides: Sides = LARGE, metric: str = "", index: int | None = None
+) -> str:
     """Return the backend that "auto" picks for an operator over so many rows of two sides."""
     usable = []
     for backend in PREFERENCE.get(device, ()):
-        if why_not(operator, device, backend, sides) is not None:
+        if why_not(operator, device, backend, sides, index) is not None:
             continue
         first = range_of(device, backend, operator, metric).first_rows
         if first == MANY or (first and max(sides) <= first):
@@ -175,7 +181,7 @@ def resolve(
     operator: str,
     like: Tensor,
     backend: str,
-    sides: tuple[int, int] = LARGE,
+    sides: Sides = LARGE,
     metric: str = "",
 ) -> str | None:
     """Choose the operator namespace for a tensor's device; None means the reference.
@@ -195,11 +201,11 @@ def resolve(
     Inside a transform of torch.func "auto" is the reference.
     """
     _checks.option(function, "backend", backend, CHOICES)
-    device = like.device.type
+    device, index = like.device.type, like.device.index
     # Kernels have no rules for torch.func's grad, vmap and jvp: plain PyTorch has.
     transformed = torch._C._are_functorch_transforms_active()
     if backend == "auto":
-        backend = "reference" if transformed else choose(operator, device, sides, metric)
+        backend = "reference" if transformed else choose(operator, device, sides, metric, index)
         if backend == "reference" and not transformed and not torch.compiler.is_compiling():
             _tell(operator, like, sides)
     if backend == "reference":
@@ -209,10 +215,10 @@ def resolve(
             f"{function}: backend {backend!r} cannot run inside a transform of torch.func (grad, "
             'vmap, jacrev, ...); pass backend="reference" or "auto"'
         )
-    if why_not(operator, device, backend, sides) is None:
+    if why_not(operator, device, backend, sides, index) is None:
         return NAMESPACES[backend]
     reasons = "; ".join(
-        f"{name}: {why_not(operator, device, name, sides) or 'available'}"
+        f"{name}: {why_not(operator, device, name, sides, index) or 'available'}"
         for name in (*NAMESPACES, "reference")
     )
     raise RuntimeError(
@@ -220,7 +226,7 @@ def resolve(
     )
 
 
-def _tell(operator: str, like: Tensor, sides: tuple[int, int]) -> None:
+def _tell(operator: str, like: Tensor, sides: Sides) -> None:
     """Say once that a large batch runs in plain PyTorch, and how to get the kernels."""
     device = like.device.type
     if device in _told or device not in REMEDIES:

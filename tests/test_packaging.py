@@ -85,7 +85,8 @@ LAYERS: dict[str, set[str]] = {
     "reference": set(),
     "triton": set(),
     "_extension": {"_warnings"},
-    "backends": {"_extension", "_checks", "_options"},
+    "_devices": set(),
+    "backends": {"_devices", "_extension", "_checks", "_options"},
     "_pairs": {"_checks", "_options"},
     "ops": {"backends", "reference", *SHARED},
     "losses": {

@@ -116,9 +116,9 @@ def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
     ran: dict[str, str] = {}
     choose = backends.choose
 
-    def spy(operator: str, device: str, sides: tuple[int, int], metric: str) -> str:
-        ran[operator] = choose(operator, device, (N, N), metric)  # few rows may run elsewhere
-        return choose(operator, device, sides, metric)
+    def spy(operator: str, device: str, sides: tuple[int, int], *rest: Any) -> str:
+        ran[operator] = choose(operator, device, (N, N), *rest)  # few rows may run elsewhere
+        return choose(operator, device, sides, *rest)
 
     with patch.object(backends, "choose", spy):
         passes(case, [side[:64].detach().requires_grad_() for side in sides])
