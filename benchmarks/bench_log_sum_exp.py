@@ -35,6 +35,7 @@ def bench_info_nce(race, sized, compiled, device, size):
         open_clip=packages.clip,
         metric_learning=partial(packages.metric_learning_nt_xent, size.N),
         inf_cl=packages.inf_cl,
+        memeff=packages.memeff_clip,
         **others,
     )
 
@@ -61,4 +62,5 @@ def bench_sigmoid(race, sized, compiled, device, size):
         eager=plain(eager.sigmoid),
         compile=compiled(eager.sigmoid),
         open_clip=packages.siglip,
+        siglip_kernel=packages.siglip_kernel,
     )

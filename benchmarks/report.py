@@ -24,6 +24,8 @@ NAMES = {
     "scikit_learn": "scikit-learn",
     "faiss": "faiss",
     "inf_cl": "Inf-CL",
+    "memeff": "memeff",
+    "siglip_kernel": "siglip-kernel",
 }
 NOISE = 0.97  # a rival this close to ours, or within the quartiles, is as fast, not faster
 

@@ -38,6 +38,7 @@ def contrastive(size: Size) -> dict[str, Builder]:
         "open_clip": packages.clip,
         "metric_learning": nt_xent,
         "inf_cl": packages.inf_cl,
+        "memeff": packages.memeff_clip,
     }
     if size.dtype == torch.float32:
         found["keops"] = keops.info_nce
@@ -60,7 +61,8 @@ LOSSES: dict[str, tuple[Function, Function, float, float, tuple[str, ...], Packa
     ),
     "sigmoid": (
         partial(functional.sigmoid_loss, logit_scale=eager.SCALE, logit_bias=eager.BIAS),
-        eager.sigmoid, 1, 2, ("sigmoid",), lambda size: {"open_clip": packages.siglip},
+        eager.sigmoid, 1, 2, ("sigmoid",),
+        lambda size: {"open_clip": packages.siglip, "siglip_kernel": packages.siglip_kernel},
     ),
     "imc loss": (
         functional.imc_loss, eager.imc, 2, 2, ("max_of_hinges", "intra_modal"), lambda size: {},

@@ -18,7 +18,10 @@ PACKAGES = {
     "keops": "pykeops",
     "scikit-learn": "scikit-learn",
     "faiss": "faiss-cpu",
+    # Triton on CUDA alone: `pip install --no-deps` where a CUDA build of torch is.
     "inf_cl": "inf-cl",
+    "memeff": "memeff",
+    "siglip_kernel": "siglip-kernel",
 }
 
 

@@ -6,6 +6,7 @@ around the package (normalised rows, labels, both directions) stands here and is
 
 import importlib
 import importlib.util
+import math
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
@@ -85,15 +86,48 @@ def metric_learning_nt_xent(N: int) -> Function:
     return lambda image, text: _both_ways(loss, None, image, text) / 2
 
 
-def inf_cl() -> Function:
-    """Inf-CL's fused contrastive loss (Triton), mean of both directions."""
+def load_for_cuda(name: str) -> Any:
+    """Import a package whose kernels are Triton's alone, or say what is missing."""
     if not torch.cuda.is_available():
         raise UnavailableError("needs CUDA")
-    loss = load("inf_cl").cal_flash_loss
+    return load(name)
+
+
+def inf_cl() -> Function:
+    """Inf-CL's fused contrastive loss (Triton), mean of both directions.
+
+    It has one value per row and widens rows to fp32; D is a multiple of its head's 256.
+    """
+    loss = load_for_cuda("inf_cl").cal_flash_loss
 
     def function(image: Tensor, text: Tensor) -> Tensor:
         v, c = normalize(image, dim=-1), normalize(text, dim=-1)
-        return (loss(v, c, scale=SCALE) + loss(c, v, scale=SCALE)) / 2
+        return (loss(v, c, scale=SCALE) + loss(c, v, scale=SCALE)).mean() / 2
+
+    return function
+
+
+def memeff_clip() -> Function:
+    """Return memeff's MemoryEfficientCLIPLoss (Triton): it normalises rows, mean of both ways.
+
+    Without `stable` its gradient is that of its value; with it, sqrt(N temperature) times that.
+    """
+    package = load_for_cuda("memeff")
+    loss = package.MemoryEfficientCLIPLoss(temperature=1 / SCALE, stable=False)
+    return lambda image, text: loss(image, text)
+
+
+def siglip_kernel() -> Function:
+    """Return siglip-kernel's fused_siglip_loss (Triton), by the backend that it picks itself.
+
+    It takes unit rows and the logarithm of the scale, and divides by the rows as we do. Both
+    scalars are tensors; it forms their gradients too.
+    """
+    loss = load_for_cuda("siglip_kernel").fused_siglip_loss
+
+    def function(image: Tensor, text: Tensor) -> Tensor:
+        scale, bias = (image.new_full((), v, dtype=torch.float32) for v in (math.log(SCALE), BIAS))
+        return loss(normalize(image, dim=-1), normalize(text, dim=-1), scale, bias)
 
     return function
 

@@ -1,0 +1,72 @@
+"""Rivals that run on CUDA alone: how we call them, against stand-ins of what they document.
+
+Each stand-in is the package's own formula in plain PyTorch, with its scales and its reduction.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+
+from benchmarks import rivals
+from benchmarks.rivals import Builder, Function, UnavailableError, eager, packages
+
+
+def inf_cl(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Return one value per row."""
+    own = torch.arange(len(q))
+    return cross_entropy(scale * q @ k.T, own, reduction="none")
+
+
+class Memeff:
+    """Normalises rows; `stable` is its default and changes the gradient alone."""
+
+    def __init__(self, temperature: float, stable: bool = True) -> None:
+        self.temperature, self.stable = temperature, stable
+
+    def __call__(self, image: Tensor, text: Tensor) -> Tensor:
+        logits = normalize(image) @ normalize(text).T / self.temperature
+        own = torch.arange(len(image))
+        loss = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+        factor = (self.temperature * len(image)) ** 0.5 if self.stable else 1.0
+        return loss.detach() + factor * (loss - loss.detach())
+
+
+def siglip(image: Tensor, text: Tensor, log_temperature: Tensor, bias: Tensor) -> Tensor:
+    """Take unit rows; the scale is e^log_temperature; divide by the rows."""
+    logits = log_temperature.exp() * image @ text.T + bias
+    return -logsigmoid((2 * torch.eye(len(image)) - 1) * logits).sum() / len(image)
+
+
+STAND_INS = {
+    "inf_cl": SimpleNamespace(cal_flash_loss=inf_cl),
+    "memeff": SimpleNamespace(MemoryEfficientCLIPLoss=Memeff),
+    "siglip_kernel": SimpleNamespace(fused_siglip_loss=siglip),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "builder", "formula"),
+    [
+        ("inf_cl", packages.inf_cl, eager.info_nce),
+        ("memeff", packages.memeff_clip, eager.info_nce),
+        ("siglip_kernel", packages.siglip_kernel, eager.sigmoid),
+    ],
+)
+def test_a_rival_on_cuda_is_called_for_our_loss(
+    name: str, builder: Builder, formula: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert name in rivals.PACKAGES  # so that the report names its version
+    if not torch.cuda.is_available():
+        with pytest.raises(UnavailableError, match="needs CUDA"):
+            builder()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, name, STAND_INS[name])
+    rows = [torch.randn(7, 5, requires_grad=True) for _ in range(2)]
+    found, wanted = builder()(*rows), formula(*rows)
+    torch.testing.assert_close(found, wanted)
+    of_found, of_wanted = (torch.autograd.grad(loss, rows) for loss in (found, wanted))
+    torch.testing.assert_close(of_found, of_wanted)
