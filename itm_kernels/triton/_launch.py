@@ -112,6 +112,17 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+# Of a program: a row of D = 1024, so that 128 rows keep 128 processors busy.
+_NUMBERS = 1 << 14 if INTERPRETED else 1024
+_MOST_ROWS = 1024 if INTERPRETED else 16  # 32 rows of 32 columns spill on sm_100
+
+
+def row_blocks(D: int) -> dict[str, Any]:
+    """Return the rows, and the columns at once, of a kernel that passes over whole rows."""
+    columns = min(triton.next_power_of_2(D), 1024)
+    return {"ROWS": min(_NUMBERS // columns, _MOST_ROWS), "COLUMNS": columns, "num_warps": 4}
+
+
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision in which a kernel stores what is then converted to a dtype.
 
@@ -128,6 +139,8 @@ class Operands(NamedTuple):
     kind: str
     precision: str
     tile: Tile
+    x_factor: Tensor | None = None  # [N] of scores, [0] for none (`_scaled`); None: kernel has none
+    y_factor: Tensor | None = None  # [M]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,7 +158,14 @@ class Operands(NamedTuple):
             **{"PARTS": x.shape[0], "PRECISION": self.precision},
             **{"ALIGN": math.gcd(16, D, *strides), "EVEN": D % depth == 0},
             **self.tile.options(),
+            **self._factors(),
         }
+
+    def _factors(self) -> dict[str, Any]:
+        if self.x_factor is None or self.y_factor is None:
+            return {}
+        factors = {"x_factor": self.x_factor, "y_factor": self.y_factor}
+        return {**factors, "FACTORS": self.x_factor.shape[0] > 0}
 
 
 def operands(
@@ -165,13 +185,18 @@ def operands(
     A shape, when given, is that of the scores that a tile is chosen for; narrow says that the
     kernel does more than reduce it.
     """
-    N, M = shape or (x.shape[0], y.shape[0])
-    D = x.shape[1]
     kind = kind_of(x)
-    tile = tile_of("half" if kind == "parts" else kind, N, M, D)
-    tile = tile.narrow() if narrow else tile
-    precision = "tf32" if kind == "tf32" else "ieee"
+    tile, precision = tile_and_precision(kind, x, y, shape, narrow)
     return Operands(prepare(x, kind, parts), prepare(y, kind, parts), kind, precision, tile)
+
+
+def tile_and_precision(
+    kind: str, x: Tensor, y: Tensor, shape: tuple[int, int] | None = None, narrow: bool = False
+) -> tuple[Tile, str]:
+    """Return the tile of x's scores with y, and how a kind of operands is multiplied."""
+    N, M = shape or (x.shape[0], y.shape[0])
+    tile = tile_of("half" if kind == "parts" else kind, N, M, x.shape[1])
+    return tile.narrow() if narrow else tile, "tf32" if kind == "tf32" else "ieee"
 
 
 def kind_of(x: Tensor) -> str:
@@ -203,7 +228,7 @@ def _aligned(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, -x.shape[1] % 16))
 
 
-_PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
+PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
 
 
 def _split(
@@ -211,11 +236,11 @@ def _split(
     parts: int,
 ) -> Tensor:  # [parts, N, D'] bf16, zeros from D on
     N, D = x.shape
-    width = D + -D % _PADDED
+    width = D + -D % PADDED
     x = rows_of(x)
     found = torch.empty((parts, N, width), dtype=torch.bfloat16, device=x.device)
-    _split_kernel[(triton.cdiv(N, _PADDED // 4), width // _PADDED)](
-        x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=_PADDED // 4, BLOCK=_PADDED
+    _split_kernel[(triton.cdiv(N, PADDED // 4), width // PADDED)](
+        x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=PADDED // 4, BLOCK=PADDED
     )
     return found.float() if INTERPRETED else found
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._launch import wide_dtype
+from itm_kernels.triton._launch import Operands, wide_dtype
+from itm_kernels.triton._products import add_product, row_parts, weights_empty
 
 _MOST_ROWS = 4096
 
@@ -18,13 +19,6 @@ _MOST_ROWS = 4096
 def weights_dtype(x: Tensor) -> torch.dtype:
     """Return the precision of weights: fp16 is too short for the small ones."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 else wide_dtype(x)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b as it was summed: what is added to it is not rounded twice."""
-    if a.dtype != torch.bfloat16:
-        return a @ b
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def no_scores(x: Tensor) -> Tensor:  # [0, 0]
@@ -46,14 +40,44 @@ def products_of_weights(
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
     """Return W y and W^T x, for weights W `[N, M]` of which a block of rows exists at a time."""
     dtype = weights_dtype(x)
-    x, y = x.to(dtype), y.to(dtype)
-    (N, D), M = x.shape, y.shape[0]
-    at_once = at_once or rows_at_once(x, y, M)
-    of_x, of_y = [], torch.zeros((M, D), dtype=wide_dtype(x), device=x.device)
+    rows = x.to(dtype)[None], y.to(dtype)[None]
+
+    def empty(R: int, M: int) -> Tensor:
+        return x.new_empty((1, R, M), dtype=dtype)
+
+    return sums_of_blocks(*rows, empty, lambda first, weights: fill(first, weights[0]), at_once)
+
+
+def products_in_parts(
+    x: Tensor,  # [N, D] as it came
+    both: Operands,  # `_scaled.operands` of x and y
+    fill: Callable[[int, Tensor], None],  # first row, weights [parts, R, M] for `store_parts`
+) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
+    """Return W y and W^T x for rows as they are laid out, on tensor cores wherever they go there.
+
+    Neither is a gradient yet: `_scaled.gradient_of_rows`.
+    """
+    rows = row_parts(both, x.shape[1])
+    return sums_of_blocks(*rows, lambda R, M: weights_empty(R, M, x), fill)
+
+
+def sums_of_blocks(
+    x: Tensor,  # [parts, N, D]
+    y: Tensor,  # [parts, M, D]
+    empty: Callable[[int, int], Tensor],
+    fill: Callable[[int, Tensor], None],
+    at_once: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return W y and W^T x block by block; a block is gone before there is the next."""
+    (_, N, D), M = x.shape, y.shape[1]
+    at_once = at_once or rows_at_once(x[0], y[0], M)
+    of_x, of_y = torch.empty((N, D), dtype=wide_dtype(x), device=x.device), None
     for first in range(0, N, at_once):
-        rows = x[first : first + at_once]
-        weights = torch.empty((rows.shape[0], M), dtype=dtype, device=x.device)
+        R = min(at_once, N - first)
+        weights = empty(R, M)
         fill(first, weights)
-        of_x.append(_product(weights, y))
-        of_y += _product(weights.mT, rows)
-    return torch.cat(of_x), of_y
+        add_product(None, weights, y, out=of_x[first : first + R])
+        of_y = add_product(of_y, weights, x[:, first : first + R], transposed=True)
+        del weights
+    assert of_y is not None
+    return of_x, of_y

@@ -10,32 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, stored_dtype, wide_dtype
-from itm_kernels.triton._tiles import wide_type
-
-# As torch.nn.functional.normalize has it: length of a row that a shorter one is divided by.
-_SMALLEST = tl.constexpr(1e-12)
-# Of a program: a row of D = 1024, so that 128 rows keep 128 processors busy.
-_NUMBERS = 1 << 14 if INTERPRETED else 1024
-_MOST_ROWS = 1024 if INTERPRETED else 16  # 32 rows of 32 columns spill on sm_100
-
-
-@triton.jit
-def _root(x):
-    # What is fastest for fp32 is off by more than an ulp.
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+from itm_kernels.triton._launch import row_blocks, stored_dtype, wide_dtype
+from itm_kernels.triton._tiles import SMALLEST, divisor, root, squares_of, wide_type
 
 
 @triton.jit
 def _over_length(x, length):
-    """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more. NaN stays.
-
-    A row of length 0 has no direction: over infinity its unit row and its gradient are 0.
-    """
-    divisor = tl.where(length < _SMALLEST, _SMALLEST, length)
-    divisor = tl.where(length == 0, float("inf"), divisor)[:, None]
-    divisor = tl.broadcast_to(divisor, x.shape)
-    return x / divisor if x.dtype == tl.float64 else tl.div_rn(x, divisor)
+    """Return x `[R, C]` / length `[R]`, as `divisor` has it."""
+    below = tl.broadcast_to(divisor(length)[:, None], x.shape)
+    return x / below if x.dtype == tl.float64 else tl.div_rn(x, below)
 
 
 @triton.jit
@@ -59,17 +42,12 @@ def _forward_kernel(
 ):
     n, there, columns = _place(N, ROWS, COLUMNS)
     DTYPE: tl.constexpr = wide_type(x.dtype)
-    from_row = x + n[:, None] * stride
-    squares = tl.zeros((ROWS, COLUMNS), DTYPE)
-    for first in range(0, D, COLUMNS):
-        d = (first + columns)[None, :].to(tl.int64)
-        value = tl.load(from_row + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
-        squares += value * value
-    own = _root(tl.sum(squares, 1))
+    from_row = x + n * stride
+    own = root(squares_of(from_row, column_stride, D, columns))
     tl.store(length + n, own, mask=there)
     for first in range(0, D, COLUMNS):
         d = (first + columns)[None, :].to(tl.int64)
-        value = tl.load(from_row + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
+        value = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
         at = rows + n[:, None] * D + d
         tl.store(at, _over_length(value, own), mask=there[:, None] & (d < D))
 
@@ -96,7 +74,7 @@ def _backward_kernel(
         pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
         products += pull * tl.load(rows + n[:, None] * D + d, mask=d < D, other=0.0)
     # Along itself a unit vector does not move; a row below the smallest length is none.
-    along = tl.where(own > _SMALLEST, tl.sum(products, 1), 0.0)[:, None]
+    along = tl.where(own > SMALLEST, tl.sum(products, 1), 0.0)[:, None]
     for first in range(0, D, COLUMNS):
         d = (first + columns)[None, :].to(tl.int64)
         pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
@@ -109,11 +87,8 @@ def _launch(kernel: Any, x: Tensor, *others: Tensor) -> None:
     """Start a kernel over the rows of x `[..., D]`, with tensors that have no gaps."""
     flat = x.reshape(-1, x.shape[-1])
     N, D = flat.shape
-    columns = min(triton.next_power_of_2(D), 1024)
-    rows = min(_NUMBERS // columns, _MOST_ROWS)
-    kernel[(triton.cdiv(N, rows),)](
-        flat, *others, *flat.stride(), N, D, ROWS=rows, COLUMNS=columns, num_warps=4
-    )
+    options = row_blocks(D)
+    kernel[(triton.cdiv(N, options["ROWS"]),)](flat, *others, *flat.stride(), N, D, **options)
 
 
 def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,141 @@
+"""Library products of weights with rows, at the precision that the rows' dtype asks for.
+
+A kernel writes a block of weights in parts that tensor cores multiply, and the library adds their
+products to a gradient in fp32: nothing else passes over the block. Weights of bf16 and fp16 rows
+are one part of their dtype, of fp32 rows two of fp16; of tf32 and fp64 they are as they are.
+
+Measured in the interpreter: largest error against fp64 over the largest element, of W y rounded to
+y's dtype, from the worse to the better of normal and of softmax weights [64, 2048], D = 333.
+
+    y       W and y in fp32        in bf16 parts            in fp16 parts
+    fp32    2.4e-7, 1.2e-7         two: 1.1e-5, 2.4e-5      two: 2.4e-7, 1.5e-7
+    bf16    3.2e-3, 2.6e-3         one: 3.2e-3, 3.1e-3      -
+    fp16    3.8e-4, 3.3e-4         -                        one: 3.8e-4, 3.7e-4
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import INTERPRETED, Operands, kind_of
+from itm_kernels.triton._tiles import power_above
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+# (parts of weights, parts of rows) -> which parts are multiplied, low to high.
+_TERMS = {(1, 1): ((0, 0),), (2, 1): ((1, 0), (0, 0)), (2, 2): ((1, 0), (0, 1), (0, 0))}
+# A gradient of fewer numbers than this takes two parts of weights in half precision as well.
+_FEW = 1 << 14
+
+
+def row_parts(both: Operands, D: int) -> tuple[Tensor, Tensor]:  # [parts, N, D], [parts, M, D]
+    """Return both sides' rows as the library multiplies them: as they lie, without padding."""
+    return both.x[..., :D], both.y[..., :D]
+
+
+def weights_empty(R: int, M: int, x: Tensor) -> Tensor:  # [parts, R, M]
+    """Return weights of rows `_scaled.operands` of x for a kernel to write, by `store_parts`.
+
+    Rows lie a multiple of 16 bytes apart, as the library's tensor-core kernels want them; parts and
+    rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by `unit_of`
+    their bound.
+    """
+    kind = kind_of(x)
+    parts = 2 if kind == "parts" or (kind == "half" and x.numel() < _FEW) else 1
+    dtype = torch.float16 if kind == "parts" else x.dtype
+    return torch.empty((parts, R, M + -M % 8), dtype=dtype, device=x.device)[..., :M]
+
+
+def unit_of(
+    x: Tensor,  # [N, D]
+    both: Operands,  # `_scaled.operands` of x and y
+    scale: Tensor,  # []
+    *bounds: Tensor,  # up to three; no weight is larger than their largest elements together
+) -> Tensor | None:  # []
+    """Return the power of two that brings scale x weights x factors below 2^15; None for 1.
+
+    Weights that are smaller than the largest by 2^24 lose digits, by 2^39 everything.
+    """
+    if x.dtype != torch.float16 and kind_of(x) != "parts":
+        return None
+    assert both.x_factor is not None
+    assert both.y_factor is not None
+    unit = torch.empty_like(scale)
+    vectors = [*bounds, *(scale.new_empty(0) for _ in range(3 - len(bounds)))]
+    sizes = [vector.numel() for vector in (*vectors, both.x_factor, both.y_factor)]
+    _unit_kernel[(1,)](*vectors, both.x_factor, both.y_factor, scale, unit, *sizes, BLOCK=4096)
+    return unit
+
+
+@triton.jit
+def _largest(vector, size, BLOCK: tl.constexpr):
+    found = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        found = tl.maximum(found, tl.abs(tl.load(vector + at, mask=at < size, other=0.0)))
+    return tl.max(found, 0)
+
+
+@triton.jit
+def _unit_kernel(
+    a, b, c, x_factor, y_factor, scale, unit, a_size, b_size, c_size, N, M, BLOCK: tl.constexpr
+):  # fmt: skip
+    weight = _largest(a, a_size, BLOCK) + _largest(b, b_size, BLOCK) + _largest(c, c_size, BLOCK)
+    factor = _largest(x_factor, N, BLOCK) * _largest(y_factor, M, BLOCK)
+    bound = tl.abs(tl.load(scale).to(tl.float32)) * weight * factor
+    tl.store(unit, power_above(bound, 15))
+
+
+@triton.jit
+def store_parts(at, part, value, mask, PARTS: tl.constexpr):
+    """Store a number as a sum of PARTS numbers of the pointers' type, high to low.
+
+    Args:
+        at: pointers to the first part.
+        part: stride between parts, int64.
+        value: fp32, or fp64 as one part.
+        mask: of the pointers.
+        PARTS: how many.
+    """
+    for k in tl.static_range(PARTS):
+        high = rounded(value, at.dtype.element_ty)
+        tl.store(at + k * part, high, mask=mask)
+        value -= high.to(value.dtype)
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """Convert to a dtype, to nearest even also in the interpreter, which truncates bf16."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:
+        bits = value.to(tl.float32).to(tl.int32, bitcast=True)
+        even = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        finite = tl.abs(value) < float("inf")
+        value = tl.where(finite, even.to(tl.float32, bitcast=True), value)
+    return value.to(DTYPE)
+
+
+def add_product(
+    total: Tensor | None,  # [R, D], or [M, D] when transposed; it is added to in place
+    weights: Tensor,  # [parts, R, M]
+    rows: Tensor,  # [parts, M, D], or [parts, R, D]
+    transposed: bool = False,
+    out: Tensor | None = None,  # where the product goes that has no total
+) -> Tensor:
+    """Return total + W rows, or total + W^T rows, in fp32 or fp64."""
+    for of_weights, of_rows in _TERMS[weights.shape[0], rows.shape[0]]:
+        block = weights[of_weights]
+        total = _add(total, block.mT if transposed else block, rows[of_rows], out)
+    assert total is not None
+    return total
+
+
+def _add(total: Tensor | None, a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
+    half = a.dtype in (torch.bfloat16, torch.float16)
+    if half and a.device.type == "cpu":  # it has no product of them with an fp32 result
+        a, b, half = a.float(), b.float(), False
+    options: dict[str, Any] = {"out_dtype": torch.float32} if half else {}
+    if total is None:
+        return torch.mm(a, b, out=out, **options)
+    return torch.addmm(total, a, b, out=total, **options)
