@@ -118,6 +118,7 @@ def race(
         for name, builder in builders.items():
             contenders.append(Contender(name, row, builder, device))
             contenders[-1].compare(expected)
+            contenders[-1].weigh()
         failed = [c.record["status"] for c in contenders if c.record["status"].startswith("fails")]
         assert not (failed and config.getoption("quick")), failed
         record = _measure(row, contenders, benchmark, config, device)

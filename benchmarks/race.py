@@ -94,8 +94,8 @@ class Run:
             return forward, 0.0
         output = self.outputs[0]
         if self.seed is None and output.dim():
-            draw = torch.Generator().manual_seed(1)
-            self.seed = torch.randn(output.shape, generator=draw).to(output)
+            draw = torch.Generator(output.device).manual_seed(1)
+            self.seed = torch.randn(output.shape, generator=draw, device=output.device).to(output)
         return forward, seconds(self.backward, self.device)
 
     def found(self) -> list[Tensor]:
@@ -142,7 +142,7 @@ class Contender:
             self.record = {"status": f"fails: {type(error).__name__}: {lines[0][:120]}"}
 
     def compare(self, truth: Sequence[Tensor]) -> None:
-        """Hold value and gradients against fp64; record time and memory of a second pass."""
+        """Hold value and gradients against fp64."""
         if self.run is None:
             return
         value, gradient = distance(self.run.found(), truth)
@@ -150,11 +150,17 @@ class Contender:
         most = self.row.tolerance or most
         assert value <= most, f"{self.row.key}: {self.name} is {value:.2g} away from fp64"
         assert gradient <= most_gradient, f"{self.row.key}: gradient of {self.name}: {gradient:.2g}"
+        self.record |= {"error": value, "gradient_error": gradient}
+
+    def weigh(self) -> None:
+        """Record time and memory of a second pass."""
+        if self.run is None:
+            return
         run, times = self.run, self.times
         run.prepare()
         peak = memory.peak(lambda: times.append(run()), self.device)
         self.estimate = sum(self.times.pop())
-        self.record |= {"error": value, "gradient_error": gradient, "peak_memory": peak}
+        self.record["peak_memory"] = peak
 
     def measure(self) -> None:
         """Run with the clock: once, or the median of several short runs."""

@@ -75,6 +75,7 @@ def made(ours: list[float], rival: list[float]) -> dict:
     ]
     for contender, times in zip(contenders, (ours, rival), strict=True):
         contender.compare(truth(of))
+        contender.weigh()
         contender.times = [(0.75 * t, 0.25 * t) for t in times]
     return summary(contenders, [300.0, 300.0, 300.0], of)
 

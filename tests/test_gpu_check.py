@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from itm_kernels import backends
-from tools import gpu_check, summary, values
+from benchmarks.race import Contender
+from benchmarks.rivals import plain
+from benchmarks.shapes import Size
+from itm_kernels import backends, functional
+from tools import bench, gpu_check, suite, summary, values
 from tools.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
+from tools.rows import ENTRIES
 
+FIRST_MINUTES = 9.0  # of a call of ten: what they are predicted to hold is what counts
 RUN = "1.0.1"  # the first of one process
 compiled = pytest.mark.skipif(bool(backends.NOT_BUILT), reason="the extension is not built")
 
@@ -36,15 +41,66 @@ def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
     lines = Journal(tmp_path / "records.jsonl").latest()
     assert {key.split("/")[0] for key in lines} == set(steps)
     passed = {key for key, line in lines.items() if line["status"] == "passed"}
-    assert "values/native/info_nce/bf16/N=33,D=17,ids" in passed
-    assert "contract/compile/imc-l1" in passed
+    assert "core/native/info_nce/bf16/N=33,D=17,ids" in passed
+    assert "values/native/info_nce/tf32/N=33,D=17,ids" in passed
+    assert "contract/compile/native/imc-l1" in passed
+    assert {f"bench/{name}" for name in ENTRIES} <= {key.rsplit("/", 1)[0] for key in passed}
     text = (tmp_path / "summary.md").read_text()
     assert "| max_of_hinges/N=33,D=24,float32 | native |" in text
+    assert "| kmeans/N=33,D=24,float32 | native |" in text
     assert len(list(tmp_path.iterdir())) <= 8  # all that a machine that is lent may give back
 
     size = (tmp_path / "records.jsonl").stat().st_size
     assert check(tmp_path, "values").returncode == 0
     assert (tmp_path / "records.jsonl").stat().st_size == size
+
+
+def test_what_matters_most_is_predicted_to_end_within_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "backends_here", lambda device: ["triton", "native"])
+    assert gpu_check.STEPS[:4] == ("facts", "build", "core", "bench")
+    here = Setting("cpu", False, tmp_path, 0.0)
+    predicted = gpu_check.plan(gpu_check.STEPS[:4], here)
+    assert sum(predicted.values()) <= 60 * FIRST_MINUTES, predicted
+
+
+def test_every_row_of_the_goal_table_is_measured_at_its_sizes() -> None:
+    rows = list(bench.rows(tiny=False))
+    assert {name for name, _ in rows} == set(ENTRIES)
+    of_4096 = {name for name, size in rows[: len(ENTRIES)] if size.N == 4096}
+    assert {"info_nce", "max_of_hinges", "sigmoid", "intra_modal cosine"} <= of_4096
+    for N in (128, 32768):
+        assert ("info_nce", Size(N, 1024, torch.bfloat16)) in rows
+
+
+def test_results_of_another_folder_are_gone_on_from(tmp_path: Path) -> None:
+    earlier, out = tmp_path / "earlier", tmp_path / "out"
+    Worker("values", setting(earlier), RUN).work([Check("values/a", dict)], lambda: False)
+    assert gpu_check.resume(earlier, out) == ["records.jsonl"]
+    assert not Worker("values", setting(out), "2.0.1").ordered([Check("values/a", dict)])
+    with pytest.raises(SystemExit, match="has records of its own"):
+        gpu_check.resume(earlier, out)
+    with pytest.raises(SystemExit, match="no records.jsonl to resume from"):
+        gpu_check.resume(tmp_path / "nowhere", tmp_path / "new")
+
+
+def test_without_fp64_memory_and_rounds_are_still_known() -> None:
+    name, size = "max_of_hinges", Size(33, 24)
+    row = ENTRIES[name].prepare(size, "cpu").row
+    contender = Contender("ours", row, plain(functional.max_of_hinges_loss), "cpu")
+    bench.look(contender, None)
+    assert contender.estimate > 0
+    assert "peak_memory" in contender.record
+    assert "error" not in contender.record
+
+
+def test_a_suite_says_how_far_it_has_come(tmp_path: Path) -> None:
+    here = setting(tmp_path)
+    suite.note(here, "test_ops.py", 12, ["tests/test_ops.py::test_a"])
+    line = here.journal.latest()["suite/test_ops.py so far"]
+    assert (line["status"], line["tests"]) == ("failed", 12)
+    assert summary.write(tmp_path) == 1
 
 
 def setting(out: Path) -> Setting:

@@ -1,8 +1,9 @@
 """What every loss promises besides its value: bits, NaN, graphs, one compiled graph, memory."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -13,9 +14,12 @@ from benchmarks import memory
 from itm_kernels import backends
 from loss_cases import CASES, Case, batch, gradients
 from tools.journal import Check, Setting, SkippedError
+from tools.values import backends_here, preferring
 
 MIDDLE = (1000, 333)  # several tiles, ragged
 LARGE = ((16384, 512), (32768, 512))
+Promise = Callable[[Case], Any]
+PREDICTED = 4.0  # seconds on an H200
 INPUTS = 16  # times the inputs' bytes in fp32 may be held beside one bit per pair
 
 
@@ -135,18 +139,45 @@ def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
 
 def checks(setting: Setting) -> list[Check]:
     """Return the checks of this step, promise by promise."""
-    promises: dict[str, Callable[[Case], Any]] = {
+    promises: dict[str, Promise] = {
         "same bits fp32": lambda case: same_bits(case, torch.float32, setting),
         "same bits bf16": lambda case: same_bits(case, torch.bfloat16, setting),
         "NaN shows": lambda case: nan_shows(case, setting),
         "graph": lambda case: captures(case, setting),
     }
-    for N, D in ((64, 16),) if setting.tiny else LARGE:
-        promises[f"memory N={N}"] = partial(peak, N=N, D=D, setting=setting)
-    promises["compile"] = lambda case: compiles(case, setting)  # the slowest
+    memory_promises: dict[str, Promise] = {
+        f"memory N={N}": partial(peak, N=N, D=D, setting=setting)
+        for N, D in (((64, 16),) if setting.tiny else LARGE)
+    }
+    # The slowest last.
+    last: dict[str, Promise] = {"compile": lambda case: compiles(case, setting)}
+    # One loss of every kind tests this tool.
+    cases = CASES[::8] if setting.tiny else CASES
+    of_backends = backends_here(setting.device)
     return [
-        Check(f"contract/{promise}/{case.name}", partial(keeps, case))
-        for promise, keeps in promises.items()
-        # One loss of every kind tests this tool.
-        for case in (CASES[::8] if setting.tiny else CASES)
+        *of_promises(promises, of_backends, cases, setting),
+        *of_promises(memory_promises, ["auto"], cases, setting),
+        *of_promises(last, of_backends, cases, setting),
     ]
+
+
+def of_promises(
+    promises: dict[str, Promise], of_backends: list[str], cases: Sequence[Case], setting: Setting
+) -> list[Check]:
+    """Return the checks of some promises, each on every backend that has a kernel."""
+    return [
+        Check(
+            f"contract/{promise}/{backend}/{case.name}",
+            partial(on, backend, setting.device, keeps, case),
+            predicted=PREDICTED,
+        )
+        for (promise, keeps), backend, case in product(promises.items(), of_backends, cases)
+    ]
+
+
+def on(backend: str, device: str, keeps: Promise, case: Case) -> dict[str, Any] | None:
+    """Check a promise where "auto" takes one backend wherever it has a kernel."""
+    if backend == "auto":
+        return keeps(case)
+    with preferring(device, backend):
+        return keeps(case)

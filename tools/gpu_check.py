@@ -5,23 +5,31 @@ is replaced when a kernel breaks its device or hangs. Results are appended to re
 come; the same command again goes on where it stopped. summary.md is the page to read.
 
     facts      GPU, driver, versions, what "auto" picks, rates of products
-    build      the extension, in place, without network
-    values     every operator and loss against fp64, at most twice the error of plain PyTorch
-    bench      ours against eager, torch.compile and the packages that are installed
+    build      the extension for this GPU alone, in place, without network
+    core       every operator and loss against fp64 at one size
+    bench      ours against plain PyTorch, every row of the goal table
     contract   same bits twice, NaN shows, CUDA graphs, torch.compile, peak memory
-    suite      the test suite on this device
+    values     the other sizes and precisions against fp64, at most twice plain PyTorch's error
+    rivals     ours against torch.compile and the packages that are installed
     tune       tiles of the Triton kernels against the choice of _launch.TABLE
+    suite      the test suite on this device
     sanitize   compute-sanitizer on small cases
+
+`--plan` prints what every step is predicted to take. `--resume-from FOLDER` goes on from the
+results of an earlier run, where the output folder is a new one every time.
 """
 
 import argparse
 import importlib
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,11 +37,17 @@ from tools import summary
 from tools.journal import ROOT, Check, Setting, Worker
 
 # Most valuable first.
-STEPS = ("facts", "build", "values", "bench", "contract", "suite", "tune", "sanitize")
+STEPS = (
+    *("facts", "build", "core", "bench", "contract", "values", "rivals", "tune", "suite"),
+    "sanitize",
+)
 # Compiling a kernel takes seconds of one core and launching it none of the GPU.
-PROCESSES = {"values": 6, "contract": 4}
+PROCESSES = {"core": 8, "values": 8, "contract": 6}
+# Minutes that a step may take at most where others wait for it that are worth more than its rest.
+MOST = {"facts": 1.0, "build": 4.0, "core": 3.0}
 INTERRUPTED = threading.Event()
 REPLACE = 3  # exit status of a worker whose device is broken
+STARTING = 10.0  # seconds, predicted: a process imports torch
 GRACE = 20.0  # seconds that a worker may take to start and to stop
 
 
@@ -49,6 +63,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each step, at most")
     parser.add_argument("--within", type=float, default=9.5, help="minutes of the whole command")
+    parser.add_argument("--resume-from", type=Path, help="folder with the records of another run")
+    parser.add_argument("--plan", action="store_true", help="predict, and run nothing")
     parser.add_argument("--tiny", action="store_true", help="sizes that only test this tool")
     parser.add_argument(
         "--worker", help=argparse.SUPPRESS
@@ -61,6 +77,22 @@ def checks_of(step: str, setting: Setting) -> list[Check]:
     module = importlib.import_module(f"tools.{step}")
     checks: list[Check] = module.checks(setting)
     return checks
+
+
+def processes(step: str, tiny: bool) -> int:
+    """Return among how many processes a step's checks are shared out."""
+    most = 1 if tiny else (os.cpu_count() or 2) // 2
+    return max(1, min(PROCESSES.get(step, 1), most))
+
+
+def plan(steps: Iterable[str], setting: Setting, cores: int = 16) -> dict[str, float]:
+    """Return the seconds that every step is predicted to take, within what it may take."""
+    found = {}
+    for step in steps:
+        of = max(1, min(PROCESSES.get(step, 1), cores // 2))
+        seconds = STARTING + sum(check.predicted for check in checks_of(step, setting)) / of
+        found[step] = min(seconds, 60 * MOST.get(step, math.inf))
+    return found
 
 
 def has_gpu() -> bool:
@@ -95,8 +127,7 @@ def work(step: str, setting: Setting, run: str) -> int:
 
 def through(step: str, options: argparse.Namespace, minutes: float) -> None:
     """Run a step, in several processes where that does not disturb what it measures."""
-    most = 1 if options.tiny else (os.cpu_count() or 2) // 2
-    of = max(1, min(PROCESSES.get(step, 1), most))
+    of = processes(step, options.tiny)
     runs = [f"{time.time():.0f}.{number}.{of}" for number in range(of)]
     with ThreadPoolExecutor(of) as pool:
         shares = [pool.submit(supervise, step, options, minutes, run) for run in runs]
@@ -165,6 +196,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def resume(earlier: Path, out: Path) -> list[str]:
+    """Copy the records of an earlier run into a folder that has none; return their names."""
+    if (out / "records.jsonl").exists():
+        raise SystemExit(f"gpu-check: {out} has records of its own; pass a new --out")
+    if not (earlier / "records.jsonl").exists():
+        raise SystemExit(f"gpu-check: {earlier} has no records.jsonl to resume from")
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted(path.name for path in earlier.iterdir() if path.suffix in (".json", ".jsonl"))
+    for name in names:
+        shutil.copyfile(earlier / name, out / name)
+    return names
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is that of the worst check."""
     options = parsed(arguments)
@@ -173,8 +217,19 @@ def main(arguments: list[str] | None = None) -> int:
         deadline = time.time() + 60 * options.minutes
         setting = Setting(options.device, options.tiny, options.out, deadline)
         return work(options.steps[0], setting, options.worker)
+    if options.plan:
+        sys.path.insert(0, str(ROOT / "tests"))
+        setting = Setting(options.device, options.tiny, options.out, 0.0)
+        passed = 0.0
+        for step, seconds in plan(options.steps, setting).items():
+            passed += seconds
+            print(f"{step:10s}{seconds:8.0f} s  {passed / 60:6.1f} min")
+        return 0
     if options.device == "cuda" and not has_gpu():
         sys.exit("gpu-check: torch sees no GPU; `--device cpu --tiny` tries the checks themselves")
+    if options.resume_from:
+        taken = resume(options.resume_from.resolve(), options.out)
+        print(f"resumed from {', '.join(taken) or 'nothing'}", flush=True)
     end = time.time() + 60 * options.within
     failures = 0
     for step in options.steps:
@@ -183,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"-- {step}" if left > 0 else f"-- {step}: no time left", flush=True)
         if left <= 0:
             continue
-        through(step, options, min(left, options.minutes))
+        through(step, options, min(left, options.minutes, MOST.get(step, left)))
         failures = summary.write(options.out)  # after every step: the next may be the last
     print((options.out / "summary.md").read_text(encoding="utf-8"))
     return 1 if failures else 0

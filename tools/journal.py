@@ -16,6 +16,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/loss_cases.py")
+# What else a step's results hold for, beside its own file.
+USES = {
+    "core": ("tools/values.py",),
+    "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
+    "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
+    "contract": ("tools/values.py",),
+    "sanitize": ("tools/values.py",),
+}
 FIRST_LINES, LONGEST = 6, 600  # of an error
 
 
@@ -30,6 +38,7 @@ class Check:
     key: str  # step/...
     run: Callable[[], dict[str, Any] | None]  # returns figures, raises what is wrong
     seconds: float = 150.0  # after which it hangs
+    predicted: float = 5.0  # seconds on a GPU, for the plan
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ def digest(step: str) -> str:
 
     The copy of a working tree on another machine has no git to ask.
     """
-    patterns = (*SOURCES, f"tools/{step}.py")
+    patterns = (*SOURCES, f"tools/{step}.py", *USES.get(step, ()))
     files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
     total = hashlib.sha256()
     for path in sorted(files):

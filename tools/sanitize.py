@@ -1,7 +1,7 @@
 """compute-sanitizer on every loss and operator at a small size.
 
-`python -m tools.sanitize NAME ...` is what runs under it: no allocator of torch's between a kernel
-and the end of its tensors, so that a read beyond shows.
+`python -m tools.sanitize BACKEND NAME ...` is what runs under it: no allocator of torch's between a
+kernel and the end of its tensors, so that a read beyond shows.
 """
 
 import os
@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
+from itm_kernels.backends import NAMESPACES
 from tools.journal import ROOT, Check, Setting, SkippedError
 
 TOOLS = ("memcheck", "racecheck")
@@ -29,12 +31,12 @@ FOUND = 9  # exit status
 UNABLE = ("Device not supported", "not supported on this")
 
 
-def sanitized(tool: str, names: tuple[str, ...]) -> dict[str, Any]:
+def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]:
     """Run some cases under one tool; fail with the first lines that it prints."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         raise SkippedError("compute-sanitizer is not there")
-    command = [sys.executable, "-m", "tools.sanitize", *names]
+    command = [sys.executable, "-m", "tools.sanitize", backend, *names]
     plain = alone(command)  # compiles the kernels, which the tool need not watch
     if plain.returncode:
         raise RuntimeError("\n".join(["without the tool:", *plain.stderr.splitlines()[-4:]]))
@@ -62,18 +64,17 @@ def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(names: list[str]) -> None:
+def run(backend: str, names: list[str]) -> None:
     """Run the cases of these names forward and backward, with ids and without."""
     from tools import values
 
     every = values.everything()
-    for name in names:
+    for name, (N, D), dtype in product(names, SIZES, (torch.float32, torch.bfloat16)):
         operation, takes_ids = every[name]
-        for N, D in SIZES:
-            for dtype in (torch.float32, torch.bfloat16):
-                for ids in (False, True)[: 1 + takes_ids]:
-                    rows, of_ids = values.batch(N, D, dtype, "cuda", ids)
-                    values.results(operation, rows, "auto", of_ids)
+        for ids in (False, True)[: 1 + takes_ids]:
+            rows, of_ids = values.batch(N, D, dtype, "cuda", ids)
+            with values.preferring("cuda", backend):
+                values.results(operation, rows, "auto", of_ids)
     torch.cuda.synchronize()
     print(f"ran all of {', '.join(names)}")
 
@@ -83,9 +84,13 @@ def checks(setting: Setting) -> list[Check]:
     if setting.device != "cuda":
         return [Check("sanitize/any", skip)]
     return [
-        Check(f"sanitize/{tool}/{group}", partial(sanitized, tool, names), 2 * SECONDS)
-        for tool in TOOLS
-        for group, names in GROUPS.items()
+        Check(
+            f"sanitize/{tool}/{backend}/{group}",
+            partial(sanitized, tool, backend, names),
+            2 * SECONDS,
+            predicted=60.0,
+        )
+        for tool, backend, (group, names) in product(TOOLS, NAMESPACES, GROUPS.items())
     ]
 
 
@@ -95,4 +100,4 @@ def skip() -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    run(sys.argv[1], sys.argv[2:])

@@ -4,10 +4,11 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from typing import Any
 
-from tools.journal import ROOT, Check, Setting, SkippedError
+from tools.journal import FIRST_LINES, ROOT, Check, Setting, SkippedError
 
 MINUTES = 8
 # Operators in eager PyTorch, which these compare with, have CPU kernels only.
@@ -19,35 +20,57 @@ FILES = {
     "test_every_loss_compiled.py": "",
     "test_cuda_graphs.py": "",
 }
+OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
+EVERY = 20.0  # seconds
 TINY = {"test_ops.py": "ties"}
 
 
-def suite(file: str, chosen: str, device: str) -> dict[str, Any]:
-    """Run the tests of a file; fail with the names of those that fail."""
+def suite(file: str, chosen: str, setting: Setting) -> dict[str, Any]:
+    """Run the tests of a file; fail with the names of those that fail.
+
+    What has passed and failed so far is recorded every 20 seconds: the machine may be taken away.
+    """
     if importlib.util.find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     # Warnings are errors for the versions of CI, which these need not be.
-    options = ["-q", "-W", "default", "-p", "no:cacheprovider", "--tb=line", "--device", device]
+    options = ["-v", "-W", "default", "-p", "no:cacheprovider", "--tb=line"]
     command = [sys.executable, "-m", "pytest", f"tests/{file}", *options]
-    command += ["-k", chosen] if chosen else []
-    if device == "cuda" and importlib.util.find_spec("xdist") is not None:
+    command += ["--device", setting.device, *(["-k", chosen] if chosen else [])]
+    if setting.device == "cuda" and importlib.util.find_spec("xdist") is not None:
         command += ["-n", "6"]  # what takes time is compiling kernels
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
-    last = lines[-1] if lines else done.stderr[-300:]
+    count, failed, last, said = 0, [], "", time.time()
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last = line.strip() or last
+            status = OUTCOME.search(line)
+            count += status is not None
+            if status and status[1] in ("FAILED", "ERROR"):
+                failed.append(line.replace(status[1], "").split("[gw")[0].strip())
+            if time.time() - said > EVERY:
+                said = time.time()
+                note(setting, file, count, failed)
     print(f"{file}: {last}", flush=True)
-    if done.returncode:
-        failed = [re.sub(r"^(FAILED|ERROR) ", "", t) for t in lines if re.match("FAILED|ERROR", t)]
+    if process.returncode:
         error = AssertionError("\n".join([last, *failed[:4]]))
         error.figures = {"failed": failed}  # type: ignore[attr-defined]
         raise error
     return {"result": last}
 
 
+def note(setting: Setting, file: str, count: int, failed: list[str]) -> None:
+    """Record how far a file has come."""
+    status = "failed" if failed else "passed"
+    words = {"error": "\n".join(failed[:FIRST_LINES])} if failed else {}
+    setting.journal.add(f"suite/{file} so far", status, tests=count, failed=failed, **words)
+
+
 def checks(setting: Setting) -> list[Check]:
     """Return the checks of this step: one per file."""
     files = TINY if setting.tiny else FILES
     return [
-        Check(f"suite/{file}", partial(suite, file, chosen, setting.device), 60 * MINUTES)
+        Check(f"suite/{file}", partial(suite, file, chosen, setting), 60 * MINUTES, 120.0)
         for file, chosen in files.items()
     ]

@@ -10,6 +10,7 @@ from benchmarks.report import page, table
 from tools.journal import Journal
 
 SHOWN = 60  # failures
+COMPARED = ("values", "core")  # steps that hold results against fp64
 Lines = dict[str, dict[str, Any]]
 
 
@@ -36,9 +37,9 @@ def failures(lines: Lines) -> str:
     for key, line in lines.items():
         if line["status"] == "failed":
             step, name = key.split("/", 1)
-            words = line["error"] if step != "values" else "beyond the error rule"
-            if step == "values" and "times the error" not in line["error"]:
-                words = line["error"]
+            words = line["error"]
+            if step in COMPARED and "times the error" in words:
+                words = "beyond the error rule"
             groups.setdefault((step, words), []).append(name)
     parts = []
     for (step, words), names in list(groups.items())[:SHOWN]:
@@ -52,7 +53,8 @@ def failures(lines: Lines) -> str:
 def worst_values(lines: Lines) -> str:
     """Return, for every operation and precision, the worst error over what is allowed."""
     worst: dict[tuple[str, str, str], tuple[float, str]] = {}
-    for key, line in part(lines, "values").items():
+    compared = part(lines, COMPARED[0]) | part(lines, COMPARED[1])
+    for key, line in compared.items():
         if line["status"] == "passed" and key.count("/") == 3:
             backend, name, precision, size = key.split("/")
             group = (backend, name, precision)
@@ -65,28 +67,44 @@ def worst_values(lines: Lines) -> str:
 
 
 def ratio(value: Any) -> str:
-    """Return how many times longer a contender takes, forward plus backward, or why not."""
-    return f"{value['both']:.2f}" if isinstance(value, dict) else str(value or "")
+    """Return how many times longer a contender takes, with backward if it has one, or why not."""
+    if isinstance(value, dict):
+        return f"{value.get('both', value['forward']):.2f}"
+    return str(value or "")
 
 
 def speed(lines: Lines) -> str:
     """Return the table of times and ratios."""
-    others = ("eager", "compile", "open_clip", "metric_learning", "keops", "inf_cl")
+    others = (
+        "eager",
+        "compile",
+        "open_clip",
+        "metric_learning",
+        "keops",
+        "inf_cl",
+        "memeff",
+        "siglip_kernel",
+    )
     rows = []
-    for key, line in part(lines, "bench").items():
-        if "both ms" not in line:
+    # A row that was measured again, with more contenders, is shown once.
+    for key, line in (part(lines, "bench") | part(lines, "rivals")).items():
+        if "forward ms" not in line:
             continue
         packages = [f"{name} {ratio(line[name])}" for name in others[2:] if name in line]
         packages = [text for text in packages if "not installed" not in text]
-        times = [f"{line[f'{mode} ms']:.3g}" for mode in ("forward", "backward", "both")]
+        modes = [f"{mode} ms" for mode in ("forward", "backward", "both")]
+        times = [f"{line[mode]:.3g}" if mode in line else "" for mode in modes]
         rate = [f"{line['TFLOP/s']:.3g}", f"{line['% of product']:.0f} %"]
-        rivals = [ratio(line[name]) for name in others[:2]]
+        rivals = [ratio(line.get(name, "")) for name in others[:2]]
+        peaks = [f"{line.get('peak MiB', 0):,.0f}"]
+        peaks += [f"{line['eager']['peak MiB']:,.0f}" if isinstance(line["eager"], dict) else ""]
         chosen = "+".join(sorted(set(line["backends"].values())))
-        rows.append([key, chosen, *times, *rate, *rivals, "; ".join(packages)])
+        rows.append([key, chosen, *times, *rate, *rivals, *peaks, "; ".join(packages)])
     if not rows:
         return ""
     head = ["loss / size", "backend", "forward ms", "backward ms", "both ms", "TFLOP/s"]
-    head += ["of a product", "eager, times longer", "torch.compile, times longer", "packages"]
+    head += ["of a product", "eager, times longer", "torch.compile, times longer"]
+    head += ["peak MiB", "eager's peak MiB", "packages"]
     return "## Speed\n\n" + table(head, rows)
 
 
@@ -139,7 +157,8 @@ def write(out: Path) -> int:
     bad = sum(line["status"] == "failed" for line in lines.values())
     parts = ["# GPU check\n", facts(lines), counts(lines), speed(lines), of_tiles]
     parts += ["## Failures\n\n" + failures(lines)] if bad else []
-    parts += ["## Errors against fp64\n\n" + worst_values(lines)] * bool(part(lines, "values"))
+    if any(part(lines, step) for step in COMPARED):
+        parts.append("## Errors against fp64\n\n" + worst_values(lines))
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
     return bad

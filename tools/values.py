@@ -5,7 +5,7 @@ batches by the largest error. From 1000 rows on pairs lie so close to every boun
 each precision decides some of them otherwise; errors are then compared by their norm.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -26,9 +26,13 @@ PRECISIONS = {
     "fp16": (torch.float16, "highest"),
 }
 # Ragged and even against tiles and chunks, one row, one column; the most telling first.
-CORE = ((127, 333), (1000, 512), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
+FIRST = ((300, 333),)
+FIRST_PRECISIONS = ("bf16", "fp32")
+NEXT = ((1000, 512), (127, 333), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
 ROWS, WIDTHS = (1, 2, 33, 127, 1000, 4096), (1, 3, 96, 333, 500, 512, 1000, 1024)
-TINY = ((33, 17),)
+TINY_FIRST, TINY = ((33, 17),), ((19, 8),)
+# Predicted, on an H200: a check compiles some kernels, or finds them compiled.
+PREDICTED = 3.0
 BY_NORM = 1000  # rows from which errors are compared by their norm
 DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
 SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
@@ -106,6 +110,11 @@ def results(
     return [t.detach().double() for t in (*found, *grads)]
 
 
+def preferring(device: str, backend: str) -> Any:
+    """Let "auto" take one backend wherever it has a kernel, as a context."""
+    return patch.dict(backends.PREFERENCE, {device: (backend,)})
+
+
 class ErrorRuleError(AssertionError):
     """An error beyond the rule, with the figures."""
 
@@ -159,10 +168,7 @@ def compare(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(matmul)
     try:
-        with (
-            patch.dict(backends.PREFERENCE, {device: (backend,)}),
-            patch.object(backends, "choose", spy),
-        ):
+        with preferring(device, backend), patch.object(backends, "choose", spy):
             found = results(operation, rows, "auto", of_ids)
         if set(ran.values()) == {"reference"}:
             raise SkippedError(f"no {backend} kernel for {', '.join(ran)}")
@@ -184,28 +190,43 @@ def backends_here(device: str) -> list[str]:
     ]
 
 
-def sizes(tiny: bool) -> Iterator[tuple[int, int]]:
-    """Yield rows and widths, the telling ones first."""
+def first(tiny: bool) -> Sequence[tuple[int, int]]:
+    """Return the sizes of the step `core`."""
+    return TINY_FIRST if tiny else FIRST
+
+
+def rest(tiny: bool) -> Sequence[tuple[int, int]]:
+    """Return all other sizes, the telling ones first."""
     if tiny:
-        yield from TINY
-        return
-    yield from CORE
-    yield from (size for size in product(ROWS, WIDTHS) if size not in CORE)
+        return TINY
+    others = product(ROWS, WIDTHS)
+    return (*NEXT, *(size for size in others if size not in (*FIRST, *NEXT)))
+
+
+def of_sizes(
+    step: str, sizes: Sequence[tuple[int, int]], precisions: Iterable[str], setting: Setting
+) -> list[Check]:
+    """Return a step's checks, size by size."""
+    found = []
+    every, here = everything().items(), backends_here(setting.device)
+    for (N, D), precision, backend, (name, (operation, takes_ids)) in product(
+        sizes, precisions, here, every
+    ):
+        if N > SLOW_ROWS and any(word in name for word in SLOW):
+            continue
+        if name in DRAWING and precision != "fp32":
+            continue
+        for ids in (False, True)[: 1 + takes_ids]:
+            arguments = name, operation, backend, precision, N, D, setting, ids
+            key = f"{step}/{backend}/{name}/{precision}/N={N},D={D}{',ids' * ids}"
+            found.append(Check(key, partial(compare, *arguments), predicted=PREDICTED))
+    return found
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step, size by size."""
-    found = []
-    for N, D in sizes(setting.tiny):
-        for (name, (operation, takes_ids)), backend, precision in product(
-            everything().items(), backends_here(setting.device), PRECISIONS
-        ):
-            if N > SLOW_ROWS and any(word in name for word in SLOW):
-                continue
-            if name in DRAWING and precision != "fp32":
-                continue
-            for ids in (False, True)[: 1 + takes_ids]:
-                arguments = name, operation, backend, precision, N, D, setting, ids
-                key = f"values/{backend}/{name}/{precision}/N={N},D={D}{',ids' * ids}"
-                found.append(Check(key, partial(compare, *arguments)))
-    return found
+    """Return the checks of this step: first what is left of the sizes of `core`."""
+    left = [name for name in PRECISIONS if name not in FIRST_PRECISIONS]
+    return [
+        *of_sizes("values", first(setting.tiny), left, setting),
+        *of_sizes("values", rest(setting.tiny), PRECISIONS, setting),
+    ]

@@ -73,7 +73,7 @@ def intra_modal(
         values = rows @ rows.T if mode == "official" else 1 - rows @ rows.T
         low, high = (upper, 1 - lower) if mode == "official" else (lower, upper)
     else:
-        values, low, high = torch.cdist(x, x, p=1.0), lower, upper
+        values, low, high = torch.cdist(x, x, p=1.0 if metric == "l1" else 2.0), lower, upper
         if mode == "official":
             values = values / values.norm(dim=1, keepdim=True)
             ranked = values[0].detach().sort().values

@@ -1,0 +1,38 @@
+"""Ours against torch.compile and the packages that are installed, and at the sizes between."""
+
+from functools import partial
+from itertools import product
+
+import torch
+
+from benchmarks.shapes import Size
+from tools.bench import begun, race, rows
+from tools.journal import Check, Setting
+from tools.rows import ENTRIES
+
+# (rows, width), the telling ones first: the goal table's are measured again, with all contenders.
+SIZES = ((4096, 1024), (32768, 1024), (128, 1024), (16384, 1024), (1024, 1024), (16384, 512))
+LOSSES = ("info_nce", "max_of_hinges", "sigmoid", "intra_modal cosine", "imc", "sum_of_hinges")
+PREDICTED = 20.0  # on an H200: inductor compiles the formula
+
+
+def checks(setting: Setting) -> list[Check]:
+    """Return the checks of this step: one per row."""
+    store = begun(setting)
+    if setting.tiny:
+        chosen = [(name, size) for name, size in rows(True) if name in LOSSES[:2]]
+    else:
+        dtypes = torch.bfloat16, torch.float32
+        chosen = [
+            (name, Size(*shape, dtype))
+            for shape, dtype, name in product(SIZES, dtypes, LOSSES)
+            if dtype in ENTRIES[name].dtypes
+        ]
+    return [
+        Check(
+            f"rivals/{name}/{size}",
+            partial(race, name, size, setting, store, others=True),
+            predicted=PREDICTED,
+        )
+        for name, size in chosen
+    ]
