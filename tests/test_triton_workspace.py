@@ -67,12 +67,13 @@ def watched(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterator
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _launch, _table
 
     for kernel in (InterpretedFunction, JITFunction):
         monkeypatch.setattr(kernel, "run", lambda *args, **options: None)
     monkeypatch.setattr(_launch, "INTERPRETED", False)
-    monkeypatch.setattr(_launch, "architecture", lambda: architecture)
+    for module in (_launch, _table):
+        monkeypatch.setattr(module, "architecture", lambda: architecture)
     with Workspace() as workspace:
         yield workspace
 

@@ -11,9 +11,15 @@ import triton
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 AMD = "gfx942"
 # Bytes of shared memory that a block may ask for.
-SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, AMD: 64 << 10}
+SHARED = {
+    **{80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10},
+    **{100: 227 << 10, 120: 99 << 10, AMD: 64 << 10},
+}
 # Each generation's own: wgmma and tcgen05 have twice the rate of the mma.sync before them.
-TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", AMD: "v_mfma"}
+TENSOR_CORES = {
+    **dict.fromkeys((80, 86, 89, 120), "mma.sync"),
+    **{90: "wgmma.mma_async", 100: "tcgen05.mma", AMD: "v_mfma"},
+}
 # A dot of bf16, fp16 or tf32; one of plain fp32 or fp64 has no tensor-core form everywhere.
 HALF_DOT = re.compile(r"tt\.dot .*tensor<\d+x\d+x(?:bf16|f16)>|tt\.dot .*inputPrecision = tf32")
 

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from itm_kernels import _devices
 from triton_binary import AMD, SHARED
 from triton_compile import Job, planning, uses, without_repeats
 from triton_launches import LAUNCHES
@@ -35,9 +36,15 @@ CASES = (
     *((precision, 1, 1) for precision in ("bf16", "fp32", "fp64")),
     ("fp64", 33, 333),
 )
+# GPUs of 99 KB of shared memory: in CI the core of the package, otherwise everything.
+CORE_ARCHITECTURES = (86, 89, 120)
+CORE_CASES = tuple((precision, N, 1024) for precision in ("bf16", "fp32") for N in (256, 4096))
+CORE_OPERATORS = (
+    *("max_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"),
+    *("rbf_synthesis", "kmeans"),
+)
 # Triton's promise of one source, on AMD: some cases, without the limits of NVIDIA's pipelines.
 AMD_CASES = (("bf16", 4096, 1024),)
-AMD_OPERATORS = ("max_of_hinges",)
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
     "fp16": (torch.float16, "highest"),
@@ -59,31 +66,40 @@ def remembered(spans_of: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def planned(operators: Iterable[str], architecture: int | str) -> tuple[list[Job], list[str]]:
+def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tuple[str, int, int]]:
+    """Return what an operator is compiled for on an architecture: precisions, N and D."""
+    if architecture == AMD:
+        return AMD_CASES if operator in _devices.AMD_OPERATORS else ()
+    if few and architecture in CORE_ARCHITECTURES:
+        return CORE_CASES if operator in CORE_OPERATORS else ()
+    return CASES
+
+
+def planned(
+    operators: Iterable[str], architecture: int | str, few: bool = False
+) -> tuple[list[Job], list[str]]:
     """Return what the launchers of some operators compile, and lines of the table unused."""
-    from itm_kernels.triton import _clusters, _launch, _systems, rbf_synthesis
+    from itm_kernels.triton import _clusters, _systems, _table, rbf_synthesis
 
     jobs: dict[str, Job] = {}
     asked = set()
-    line_of = _launch.line_of
+    line_of = _table.line_of
 
-    def noted(*arguments: object) -> _launch.Row:
+    def noted(*arguments: object) -> _table.Row:
         asked.add(line := line_of(*arguments))
         return line
 
     spans = remembered(_clusters.spans_of)
     before = torch.get_float32_matmul_precision()
     for operator in operators:
-        if architecture == AMD and operator not in AMD_OPERATORS:
-            continue
-        for precision, N, D in AMD_CASES if architecture == AMD else CASES:
+        for precision, N, D in cases_of(operator, architecture, few):
             dtype, setting = PRECISIONS[precision]
             torch.set_float32_matmul_precision(setting)
             case = f"{operator} {precision} {N} x {D}"
             try:
                 with (
                     planning(case, architecture) as found,
-                    patch.object(_launch, "line_of", noted),
+                    patch.object(_table, "line_of", noted),
                     patch.object(_systems, "spans_of", spans),
                     patch.object(rbf_synthesis, "spans_of", spans),
                 ):
@@ -91,10 +107,12 @@ def planned(operators: Iterable[str], architecture: int | str) -> tuple[list[Job
             finally:
                 torch.set_float32_matmul_precision(before)
             jobs = {**found, **jobs}
+    core = few and architecture in CORE_ARCHITECTURES  # whose cases take the lines of their own
     unused = [
         f"{architecture}: no case takes {line}"
-        for line in _launch.TABLE
-        if line.architecture in (None, architecture) and line not in asked
+        for line in _table.TABLE
+        if architecture in line.architectures or not (line.architectures or core)
+        if line not in asked
     ]
     return list(jobs.values()), unused
 
@@ -112,7 +130,7 @@ def main() -> int:
     start, jobs, bad = time.time(), [], []
     for name in options.architectures:
         architecture = int(name) if name.isdigit() else name
-        found, unused = planned(options.operators, architecture)
+        found, unused = planned(options.operators, architecture, options.few)
         # A table is for all operators: some alone need not take every line of it.
         bad += unused if options.operators == list(LAUNCHES) and architecture != AMD else []
         jobs += without_repeats(found) if options.few else found

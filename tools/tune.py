@@ -1,4 +1,4 @@
-"""Tiles of the kernels that make scores, measured against the choice of `_launch.TABLE`.
+"""Tiles of the kernels that make scores, measured against the choice of `_table.TABLE`.
 
 The table is edited by hand: what is printed is each candidate's time over that of the table's tile,
 and whether its values agree. Results may not depend on a machine's mood, so nothing tunes itself.
@@ -136,7 +136,7 @@ def tensors(result: Any) -> Sequence[Tensor]:
 
 def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, Any]:
     """Time every candidate, best first, beside the table's tile."""
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _launch, _table
 
     _, matmul, kind = PRECISIONS[precision]
     launch, device = launches()[name], setting.device
@@ -145,7 +145,7 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
     chosen: list[Any] = []
     look_up = _launch.tile_of
 
-    def noted(asked: str, *shape: int) -> Any:
+    def noted(asked: str, *shape: Any) -> Any:
         tile = look_up(asked, *shape)
         if asked == kind:
             chosen.append(tile)
@@ -159,9 +159,9 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
             wanted = run()
             table = milliseconds(run, device, rounds)
         for numbers in (TINY if setting.tiny else TILES)[kind]:
-            tile = _launch.Tile(*numbers)
+            tile = _table.Tile(*numbers)
 
-            def fixed(asked: str, *shape: int, tile: Any = tile) -> Any:
+            def fixed(asked: str, *shape: Any, tile: Any = tile) -> Any:
                 return tile if asked == kind else look_up(asked, *shape)
 
             with patch.object(_launch, "tile_of", fixed):

@@ -132,7 +132,7 @@ def hardest(
     Semi-hard negatives stay below the score of a pair, so that rows are then pairs: `[tiles, M]`.
     """
     if not semihard:
-        both = operands(image, text, parts=2)
+        both = operands(image, text, parts=2, epilogue="reduction")
         return _run(both, image_ids, text_ids, None, True, True)
     # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
     # beside 128 x 128 keys are 14 spills on sm_100.

@@ -1,8 +1,4 @@
-"""What stands between a tensor and a kernel: precision and tile sizes.
-
-Nothing is tuned at run time: results depend on the inputs, not on a machine's mood. One table says
-how large a tile is.
-"""
+"""What stands between a tensor and a kernel: its precision, and its layout in memory."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,94 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
-
-
-def architecture() -> int | str:
-    """Return the current device's architecture: 80, 90, "gfx942"; 0 when interpreted."""
-    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
-
-
-# -- tiles -----------------------------------------------------------------------------------------
-
-
-class Tile(NamedTuple):
-    """How many rows, columns and elements of D a program takes at once, and with what."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-    def narrow(self) -> "Tile":
-        """Return a tile for kernels that keep several at once, of exponentials and weights.
-
-        128 x 128 of them in 8 warps are 106 spills on sm_90 and 70 on sm_100.
-        """
-        return self._replace(columns=min(self.columns, 64))
-
-    def programs(self, N: int, M: int) -> tuple[int]:
-        """Return the grid of a kernel that finds its tile with `_tiles.place`."""
-        return (triton.cdiv(N, self.rows) * triton.cdiv(M, self.columns),)
-
-    def options(self) -> dict[str, Any]:
-        """Return the tile as a kernel's arguments."""
-        return {
-            **{"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth},
-            **{"num_warps": self.warps, "num_stages": self.stages},
-        }
-
-
-class Row(NamedTuple):
-    """A line of the table: it holds from so many rows and so large a D on."""
-
-    architecture: int | str | None  # None: any
-    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
-    least_log2: int  # of the smaller number of rows
-    least_depth: int
-    tile: Tile
-
-
-# The first line that holds counts. 128 x 128 needs 256 tiles to fill 132 processors.
-TABLE = (
-    Row(0, "half", 0, 0, Tile(64, 64, 128, 4, 1)),
-    Row(0, "tf32", 0, 0, Tile(64, 64, 128, 4, 1)),
-    Row(0, "ieee", 0, 0, Tile(64, 64, 128, 4, 1)),
-    Row(0, "fp64", 0, 0, Tile(64, 64, 128, 4, 1)),
-    Row(0, "difference", 0, 0, Tile(64, 64, 32, 4, 1)),
-    Row(0, "pull", 0, 0, Tile(32, 32, 64, 4, 1)),
-    Row(0, "sum", 0, 0, Tile(64, 256, 128, 4, 1)),
-    Row(None, "half", 11, 0, Tile(128, 128, 64, 8, 3)),
-    Row(None, "half", 0, 0, Tile(64, 64, 64, 4, 3)),
-    Row(None, "tf32", 11, 0, Tile(128, 128, 32, 8, 3)),
-    Row(None, "tf32", 0, 0, Tile(64, 64, 32, 4, 3)),
-    Row(None, "ieee", 0, 0, Tile(64, 64, 16, 4, 2)),
-    Row(None, "fp64", 0, 0, Tile(32, 32, 16, 4, 2)),
-    # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
-    Row(None, "difference", 0, 0, Tile(64, 64, 4, 4, 1)),
-    Row(None, "pull", 0, 0, Tile(32, 4, 64, 4, 1)),
-    # Weights of a mask beside their parts: 120 spills in 4 warps, 2 to 3 with 3 stages.
-    Row(None, "sum", 0, 0, Tile(64, 64, 32, 8, 2)),
-)
-
-
-def line_of(kind: str, N: int, M: int, D: int) -> Row:
-    """Look up the line of the table that holds for N x M scores of a kind of operand."""
-    current, log2 = architecture(), min(N, M).bit_length() - 1
-    for row in TABLE:
-        if row.architecture in (None, current) and row.kind == kind:
-            if log2 >= row.least_log2 and D >= row.least_depth:
-                return row
-    raise LookupError(f"no tile for {kind} operands")
-
-
-def tile_of(kind: str, N: int, M: int, D: int) -> Tile:
-    """Return the tile for N x M scores of a kind of operand."""
-    return line_of(kind, N, M, D).tile
-
-
-# -- operands --------------------------------------------------------------------------------------
+from itm_kernels.triton._table import INTERPRETED as INTERPRETED
+from itm_kernels.triton._table import SMALL, architecture
+from itm_kernels.triton._table import Tile as Tile
+from itm_kernels.triton._table import tile_of as tile_of
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -174,6 +86,7 @@ def operands(
     parts: int = 3,
     shape: tuple[int, int] | None = None,
     narrow: bool = False,
+    epilogue: str = "",
 ) -> Operands:
     """Prepare rows for tensor cores, at the precision that their dtype and PyTorch's setting ask.
 
@@ -182,21 +95,27 @@ def operands(
     at twice the speed of its own units; two parts (three products, error 6e-7 on unit rows of D =
     1024, 6e-6 at D = 33) are for scores that only choose a row.
 
-    A shape, when given, is that of the scores that a tile is chosen for; narrow says that the
-    kernel does more than reduce it.
+    A shape, when given, is that of the scores that a tile is chosen for; the epilogue, what the
+    kernel does with it (`_table.Row`). narrow is epilogue="narrow".
     """
     kind = kind_of(x)
-    tile, precision = tile_and_precision(kind, x, y, shape, narrow)
+    tile, precision = tile_and_precision(kind, x, y, shape, narrow, epilogue)
     return Operands(prepare(x, kind, parts), prepare(y, kind, parts), kind, precision, tile)
 
 
 def tile_and_precision(
-    kind: str, x: Tensor, y: Tensor, shape: tuple[int, int] | None = None, narrow: bool = False
+    kind: str,
+    x: Tensor,
+    y: Tensor,
+    shape: tuple[int, int] | None = None,
+    narrow: bool = False,
+    epilogue: str = "",
 ) -> tuple[Tile, str]:
     """Return the tile of x's scores with y, and how a kind of operands is multiplied."""
     N, M = shape or (x.shape[0], y.shape[0])
-    tile = tile_of("half" if kind == "parts" else kind, N, M, x.shape[1])
-    return tile.narrow() if narrow else tile, "tf32" if kind == "tf32" else "ieee"
+    epilogue = "narrow" if narrow else epilogue
+    tile = tile_of("half" if kind == "parts" else kind, N, M, x.shape[1], epilogue)
+    return tile, "tf32" if kind == "tf32" else "ieee"
 
 
 def kind_of(x: Tensor) -> str:
@@ -205,8 +124,9 @@ def kind_of(x: Tensor) -> str:
         return "fp64" if x.dtype == torch.float64 else "half"
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    # Splitting costs a pass over the rows: at small D the products cost less than that.
-    return "ieee" if x.shape[1] < 32 else "parts"
+    # Splitting costs a pass over the rows: at small D the products cost less than that. On SMALL
+    # GPUs bf16 has 2 (GeForce) to 4 times the rate of fp32: six products are 1.5 to 3 times fp32's.
+    return "ieee" if x.shape[1] < 32 or architecture() in SMALL else "parts"
 
 
 def prepare(x: Tensor, kind: str, parts: int = 3) -> Tensor:  # [parts, N, D]

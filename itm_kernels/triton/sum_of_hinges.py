@@ -85,7 +85,7 @@ class _Pass:
         self, x: Tensor, text: Tensor, ids: tuple[Tensor | None, Tensor | None], of: str
     ) -> None:
         self.x = x  # [N, D] images, or [M, D] images of the pairs
-        self.both: Operands = operands(x, text, narrow=True)
+        self.both: Operands = operands(x, text, epilogue="weights")
         self.arguments: dict[str, Any] = {
             **self.both.arguments(),
             **id_arguments(self.both, *ids),

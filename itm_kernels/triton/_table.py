@@ -1,0 +1,105 @@
+"""The tile of every kernel, from one table.
+
+Nothing is tuned at run time: results depend on the inputs, not on a machine's mood.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def architecture() -> int | str:
+    """Return the current device's architecture: 80, 90, "gfx942"; 0 when interpreted."""
+    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
+
+
+# Families with tiles or operands of their own. SMALL: 99 KB of shared memory, mma.sync.
+SMALL = (86, 89, 120, 121)
+HOPPER = (90,)
+
+
+class Tile(NamedTuple):
+    """How many rows, columns and elements of D a program takes at once, and with what."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def programs(self, N: int, M: int) -> tuple[int]:
+        """Return the grid of a kernel that finds its tile with `_tiles.place`."""
+        return (triton.cdiv(N, self.rows) * triton.cdiv(M, self.columns),)
+
+    def options(self) -> dict[str, Any]:
+        """Return the tile as a kernel's arguments."""
+        return {
+            **{"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth},
+            **{"num_warps": self.warps, "num_stages": self.stages},
+        }
+
+
+class Row(NamedTuple):
+    """A line of the table: it holds from so many rows on."""
+
+    architectures: tuple[int | str, ...]  # (): any
+    kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
+    # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
+    # (exponentials, and a weight to store), "narrow" (more values per score than those); "": any.
+    epilogue: str
+    least_log2: int  # of the smaller number of rows
+    tile: Tile
+
+
+# The first line that holds counts.
+#
+# Tiles of the tensor cores, D = 1024 [counted]. Shared memory feeds a tile of 64 x 64 at 50 % of
+# the tensor cores' rate, 128 x 64 at 57 %, 128 x 128 at 80 % (67 % in 16 warps, whose instructions
+# are 64 columns wide), 128 x 256 at 100 %. A score costs 64, 48, 32 and 24 bytes of L2 reads, which
+# bounds the smaller tiles: at N = 32,768 52 GB in tiles of 128 x 64, 34 GB in 128 x 128, 26 GB in
+# 128 x 256. Against 132 processors, N = M = 1024 are 64 tiles of 128 x 128, in 5.8 us; 256 of
+# 64 x 64 are two waves, and read 67 MB, 10 us. N = M = 2048 are 128 tiles of 128 x 256, one full
+# wave; at 1024, 32 of them would leave 100 processors idle. N = M = 4096 are 512 in 3.9 waves.
+TABLE = (
+    Row((0,), "half", "", 0, Tile(64, 64, 128, 4, 1)),
+    Row((0,), "tf32", "", 0, Tile(64, 64, 128, 4, 1)),
+    Row((0,), "ieee", "", 0, Tile(64, 64, 128, 4, 1)),
+    Row((0,), "fp64", "", 0, Tile(64, 64, 128, 4, 1)),
+    Row((0,), "difference", "", 0, Tile(64, 64, 32, 4, 1)),
+    Row((0,), "pull", "", 0, Tile(32, 32, 64, 4, 1)),
+    Row((0,), "sum", "", 0, Tile(64, 256, 128, 4, 1)),
+    # Both keep every value of a tile in registers: 255 of them, without a spill. sm_100 has 404.
+    Row(HOPPER, "half", "reduction", 11, Tile(128, 256, 64, 8, 3)),
+    Row(HOPPER, "half", "weights", 11, Tile(128, 128, 64, 8, 3)),
+    # 128 x 128 in 8 warps: 106 spills beside the masks of ids on sm_90, 378 beside noise.
+    *(Row((), "half", epilogue, 11, Tile(128, 64, 64, 8, 3)) for epilogue in ("weights", "narrow")),
+    Row((), "half", "", 11, Tile(128, 128, 64, 8, 3)),
+    Row((), "half", "", 0, Tile(64, 64, 64, 4, 3)),
+    *(Row((), "tf32", epilogue, 11, Tile(128, 64, 32, 8, 3)) for epilogue in ("weights", "narrow")),
+    Row((), "tf32", "", 11, Tile(128, 128, 32, 8, 3)),
+    Row((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
+    Row((), "ieee", "", 0, Tile(64, 64, 16, 4, 2)),
+    Row((), "fp64", "", 0, Tile(32, 32, 16, 4, 2)),
+    # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
+    Row((), "difference", "", 0, Tile(64, 64, 4, 4, 1)),
+    Row((), "pull", "", 0, Tile(32, 4, 64, 4, 1)),
+    # Weights of a mask beside their parts: 120 spills in 4 warps, 2 to 3 with 3 stages.
+    Row((), "sum", "", 0, Tile(64, 64, 32, 8, 2)),
+)
+
+
+def line_of(kind: str, N: int, M: int, D: int, epilogue: str = "") -> Row:
+    """Look up the line of the table that holds for N x M scores of a kind of operand."""
+    current, log2 = architecture(), min(N, M).bit_length() - 1
+    for row in TABLE:
+        if row.kind == kind and row.epilogue in ("", epilogue) and log2 >= row.least_log2:
+            if not row.architectures or current in row.architectures:
+                return row
+    raise LookupError(f"no tile for {kind} operands")
+
+
+def tile_of(kind: str, N: int, M: int, D: int, epilogue: str = "") -> Tile:
+    """Return the tile for N x M scores of a kind of operand, in a kernel of some epilogue."""
+    return line_of(kind, N, M, D, epilogue).tile
