@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
 .PHONY: environments environment test test-triton triton-contract triton-kernels
-.PHONY: test-triton-compile gpu-check cuda-check cuda-build-check demo bench bench-quick
+.PHONY: test-triton-compile test-triton-semantics gpu-check cuda-check cuda-build-check demo bench bench-quick
 .PHONY: bench-avx2 bench-large lint sanitize capabilities emulate-cpus races format clean
 .DELETE_ON_ERROR:
 
@@ -150,6 +150,20 @@ test-triton-compile: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python tests/triton_offline.py $(if $(ALL),,--few) \
 		--processes $(if $(GRANTED),1,2)
 
+# What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
+# an environment of its own. ONLY="sigmoid info_nce" runs some; a second run goes on.
+SEMANTICS := .venv-semantics
+SEMANTICS_PYTHON ?= python3.12
+test-triton-semantics: $(SEMANTICS)/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(SEMANTICS)/bin/python tests/semantics.py $(ONLY)
+
+$(SEMANTICS)/ready: requirements-semantics.txt
+	@$(SEMANTICS_PYTHON) -c "import sys; sys.exit((3, 12) > sys.version_info[:2])" || { \
+		echo "ttsem needs Python 3.12 or later: SEMANTICS_PYTHON=... names one" >&2; exit 1; }
+	$(SEMANTICS_PYTHON) -m venv $(SEMANTICS)
+	$(SEMANTICS)/bin/python -m pip install -r requirements-semantics.txt
+	touch $@
+
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install -r requirements-dev.txt
@@ -195,7 +209,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) .venv-triton* $(CUDA) build *.egg-info itm_kernels/*.so
+	rm -rf $(VENV) .venv-triton* $(SEMANTICS) $(CUDA) build *.egg-info itm_kernels/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

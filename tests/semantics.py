@@ -1,0 +1,140 @@
+"""Every operator and loss on what Triton's compiler makes of its kernels, executed on the CPU.
+
+`make test-triton-semantics` runs this with `ttsem`, which executes the intermediate code of every
+launch: real masks, bf16 products as a GPU multiplies them, NaN in memory that nobody wrote. It
+stops at the kernel's line for an access out of bounds and for two programs that touch the same
+element. Values are held to the error rule against fp64.
+
+Results are appended to records.jsonl: the same command again goes on where it stopped.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# The package asks at import whether kernels run on the CPU; Triton itself must compile them.
+os.environ["TRITON_INTERPRET"] = "1"
+import itm_kernels  # noqa: E402, F401
+
+del os.environ["TRITON_INTERPRET"]
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from ttsem import sanitize  # noqa: E402
+
+from tools import values  # noqa: E402
+from tools.journal import Check, Setting, SkippedError, Worker  # noqa: E402
+
+# Ragged over two small tiles, and a row less than one; few rows for what multiplies all with all.
+SIZES = {"": ((140, 72), (33, 40)), "synthesis": ((70, 40),), "cmr": ((70, 40),)}
+PRECISIONS = ("fp32", "bf16", "tf32", "fp16")
+ARCHITECTURE = 90
+
+
+def compared(
+    state: sanitize.Session,
+    precision: str,
+    run: Callable[[], dict[str, Any]],
+    counted: Counter[str],
+) -> dict[str, Any]:
+    """Run one check, and say how many launches were executed for it."""
+    before, unchecked = state.launches, state.races_unchecked
+    try:
+        with Tf32Products() if precision == "tf32" else nullcontext():
+            found = run()
+    finally:
+        counted["launches"] += state.launches - before
+        counted["races unchecked"] += state.races_unchecked - unchecked
+    if state.launches == before:
+        raise SkippedError("nothing was launched")
+    return {**found, "launches": state.launches - before}
+
+
+class Tf32Products(TorchDispatchMode):
+    """The library's products as a GPU has them in tf32: their operands are rounded to it."""
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Round the two operands of a product, the last two tensors among its arguments."""
+        if function.overloadpacket.__name__ in self.PRODUCTS:
+            first = len(args) - 2
+            args = (*args[:first], *(rounded_to_tf32(operand) for operand in args[first:]))
+        return function(*args, **(kwargs or {}))
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """Return finite fp32 numbers rounded to the ten bits of tf32, ties to even."""
+    if x.dtype != torch.float32:
+        return x
+    bits = x.contiguous().view(torch.int32)
+    even = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return even.view(torch.float32)
+
+
+def sizes_of(name: str) -> Sequence[tuple[int, int]]:
+    """Return the rows and widths that an operation runs at."""
+    return next((sizes for word, sizes in SIZES.items() if word and word in name), SIZES[""])
+
+
+def checks(state: sanitize.Session, setting: Setting, counted: Counter[str]) -> list[Check]:
+    """Return one check for every operation, precision, size and kind of batch."""
+    found = []
+    for name, (operation, takes_ids) in values.everything().items():
+        for precision in PRECISIONS:
+            if name in values.DRAWING and precision != "fp32":
+                continue
+            for N, D in sizes_of(name):
+                for ids in (False, True)[: 1 + takes_ids]:
+                    one = partial(
+                        values.compare, name, operation, "triton", precision, N, D, setting, ids
+                    )
+                    key = f"semantics/{name}/{precision}/N={N},D={D}{',ids' * ids}"
+                    found.append(
+                        Check(key, partial(compared, state, precision, one, counted), math.inf)
+                    )
+    return found
+
+
+def main() -> int:
+    """Run what has not passed with these sources; the exit status says whether all has."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/semantics"))
+    parser.add_argument("operations", nargs="*", help="words in the names of what is run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = Setting("cpu", False, options.out.resolve(), math.inf)
+    counted: Counter[str] = Counter()
+    began = time.time()
+    with sanitize.session(ARCHITECTURE, cuda_is_cpu=False) as state:
+        chosen = [
+            check
+            for check in checks(state, setting, counted)
+            if not options.operations or any(word in check.key for word in options.operations)
+        ]
+        Worker("semantics", setting, f"{began:.0f}.0.1").work(chosen, lambda: False)
+    latest = setting.journal.latest()
+    results = Counter(latest[check.key]["status"] for check in chosen if check.key in latest)
+    launches = sum(latest[c.key].get("launches", 0) for c in chosen if c.key in latest)
+    versions = f"torch {torch.__version__}, triton {sys.modules['triton'].__version__}"
+    print(
+        f"{dict(results)}: {launches:,} launches ({counted['launches']:,} of this run, "
+        f"{counted['races unchecked']:,} too large for the race check) in "
+        f"{time.time() - began:.0f} s, {versions}"
+    )
+    return 0 if set(results) == {"passed"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
