@@ -190,35 +190,3 @@ def test_ids_may_be_a_column_of_a_table(name: str) -> None:
     strided = {side: torch.stack([of, -of], 1)[:, 0] for side, of in ids.items()}
     plain, found = (BY_NAME[name].loss(*rows, "triton", **labels) for labels in (ids, strided))
     assert torch.equal(found, plain)
-
-
-@needs_interpreter
-def test_one_row_mined_by_all_is_summed_in_order() -> None:
-    """More entries than are read at once, for one target; none for most."""
-    from itm_kernels.triton import _segments
-
-    target = torch.tensor([3] * 40 + [-1] * 5 + [0] * 3)
-    source, weight = torch.arange(48) % 7, torch.randn(48)
-    rows = torch.randn(7, 150)
-    found = _segments.sum_rows(target, source, weight, rows, 5)
-    wanted = torch.zeros(5, 150, dtype=torch.float64)
-    inside = target >= 0
-    products = (weight[:, None] * rows[source]).double()
-    wanted.index_add_(0, target[inside], products[inside])
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
-
-
-@needs_interpreter
-@pytest.mark.parametrize(("E", "N", "M"), [(1, 1, 1), (3, 700, 2), (300, 5, 130)])
-def test_few_entries_are_counted_into_the_order_of_a_sort(
-    E: int, N: int, M: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from itm_kernels.triton import _segments
-
-    generator = torch.Generator().manual_seed(E)
-    i, j = (torch.randint(-1, rows, (E,), generator=generator) for rows in (N, M))
-    counted = _segments._orders(i, j, N, M)
-    monkeypatch.setattr(_segments, "_FEW", 0)
-    for of_few, of_many, rows in zip(counted, _segments._orders(i, j, N, M), (N, M), strict=True):
-        assert torch.equal(of_few[0], of_many[0])
-        assert torch.equal(of_few[1][: rows + 1], of_many[1])

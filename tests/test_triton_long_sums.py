@@ -17,11 +17,15 @@ CHAIN, EPS = 128, torch.finfo(torch.float32).eps
 
 def test_a_row_that_everyone_mined() -> None:
     from itm_kernels.triton import _segments
+    from test_triton_segments import entries_of
 
-    entries, rows = torch.zeros(CHAIN, dtype=torch.int64), torch.tensor([[0.979]])
-    with patch.object(_segments, "_ENTRIES", 1):
-        found = _segments.sum_rows(entries, entries, torch.ones(CHAIN), rows, 1)
-    torch.testing.assert_close(found.double(), CHAIN * rows.double(), rtol=EPS, atol=0)
+    image, text = torch.zeros(1, 1), torch.full((CHAIN, 1), 0.979)
+    key = torch.zeros(CHAIN, dtype=torch.int64)
+    for chunk in (CHAIN, CHAIN // 4):  # chunks of their own, added up as another chain
+        entries = entries_of(key, torch.ones(CHAIN), 1, CHAIN, CHAIN)
+        with patch.object(_segments, "_ENTRIES", 1), patch.object(_segments, "_CHUNK", chunk):
+            found, _ = _segments.send(entries, image, text)
+        torch.testing.assert_close(found.double(), CHAIN * text[:1].double(), rtol=EPS, atol=0)
 
 
 def test_log_sum_exp_of_many_tiles() -> None:

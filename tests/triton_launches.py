@@ -34,13 +34,18 @@ def max_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
     for pairs in all_pairs(N):
         for semihard in (False, True):
             kernels.max_of_hinges_forward(image, text, *pairs, 0.2, semihard)
-    kernels.max_of_hinges_backward(values(N), image, text, None, ids(N), ids(N))
+    for positive in (None, ids(N)):
+        kernels.max_of_hinges_backward(values(N), image, text, positive, ids(N), ids(N))
 
 
 def hardest_negatives(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import hardest_negatives as kernels
 
-    kernels.hardest_negatives_forward(*inputs(N, D, dtype), None, None, None)
+    image, text = inputs(N, D, dtype)
+    for pairs in all_pairs(N):
+        kernels.hardest_negatives_forward(image, text, *pairs)
+        found = ids(N), ids(N)
+        kernels.hardest_negatives_backward(*[values(N)] * 3, image, text, pairs[0], *found)
 
 
 def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:

@@ -1,7 +1,8 @@
-"""Sums of rows by target, with the same bits every time.
+"""Gradients that are sums of few rows each, with the same bits every time.
 
-A gradient that is a gather of few rows is such a sum. Atomics would add in any order; here entries
-are sorted by target, and one program owns a target.
+A row of one side receives terms weight * row of the other side (`_entries`). Entries are sorted by
+target and one program owns a target; atomics would add in any order. Where everyone mined one row,
+chunks of its entries are summed apart, so that no program adds up more than N / 128 rows.
 """
 
 import torch
@@ -9,146 +10,222 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._entries import Entries, by_target, in_order
 from itm_kernels.triton._launch import INTERPRETED, rows_of, stored_dtype
 from itm_kernels.triton._tiles import wide_type
 
-_ENTRIES = 16  # of a target, read at once: a row that everyone mined is a long sum
-_DEPTH = 128
-# Entries that are sorted by comparing all with all, in one launch instead of the ten of a sort: at
-# this many it is 10^8 comparisons.
-_FEW = 8192
+_ENTRIES = 8  # of a target, read at once
+_CHUNK = 128  # entries that are summed apart where one target has them all
 _TARGETS = 32 if INTERPRETED else 1  # the interpreter pays per program
+_MOST_DEPTH = 1024
 
 
 @triton.jit
-def _sum_kernel(
-    rows,
-    order,  # [E] entries by target
-    starts,  # [T + 1]
-    source,  # [E]
-    weight,  # [E]
-    out,  # [T, D]
+def _terms(rows, stride, source, weight, number, here, depth, D):
+    """Return the sum `[T, DEPTH]` of the terms whose numbers are `[T, E]`."""
+    DTYPE: tl.constexpr = wide_type(rows.dtype)
+    row = tl.load(source + number, mask=here, other=-1).to(tl.int64)
+    here = row >= 0
+    factor = tl.load(weight + number, mask=here, other=0.0)
+    at = row[:, :, None] * stride + depth[None, None, :]
+    inside = here[:, :, None] & (depth < D)[None, None, :]
+    chunk = tl.load(rows + at, mask=inside, other=0.0).to(DTYPE)
+    return tl.sum(chunk * factor[:, :, None], 1).to(tl.float64)
+
+
+@triton.jit
+def _chunks_kernel(
+    image,
+    text,
+    ordered,  # [E]
+    order,  # [E]
+    source,
+    weight,
+    first,  # [N + M]
+    end,
+    partial,  # [E / CHUNK, D]
+    image_stride,
+    text_stride,
+    E,
+    N,
+    T,  # N + M
+    D,
+    CHUNK: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SPANS: tl.constexpr,  # find where targets begin and end
+):
+    """Sum the chunks of sorted entries that have one target."""
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    if SPANS:
+        e = begin + tl.arange(0, CHUNK)
+        inside = (e < E) & (tl.program_id(1) == 0)
+        own = tl.load(ordered + e, mask=inside, other=T)
+        before = tl.load(ordered + e - 1, mask=inside & (e > 0), other=-1)
+        after = tl.load(ordered + e + 1, mask=inside & (e + 1 < E), other=T)
+        tl.store(first + own, e.to(first.dtype.element_ty), mask=(own < T) & (own != before))
+        tl.store(end + own, (e + 1).to(end.dtype.element_ty), mask=(own < T) & (own != after))
+    if begin + CHUNK <= E:
+        target = tl.load(ordered + begin)
+        if (target < T) & (target == tl.load(ordered + begin + CHUNK - 1)):
+            depth = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
+            total = tl.zeros((1, DEPTH), tl.float64)
+            for step in range(0, CHUNK, ENTRIES):
+                e = (begin + step + tl.arange(0, ENTRIES))[None, :]
+                number = tl.load(order + e)
+                here = number >= 0
+                if target < N:
+                    total += _terms(text, text_stride, source, weight, number, here, depth, D)
+                else:
+                    total += _terms(image, image_stride, source, weight, number, here, depth, D)
+            at = tl.program_id(0).to(tl.int64) * D + depth
+            total = tl.reshape(total, (DEPTH,))
+            tl.store(partial + at, total.to(partial.dtype.element_ty), mask=depth < D)
+
+
+@triton.jit
+def _gradient(
+    rows,  # of the other side
     stride,
-    T,
+    base,  # [targets, D] instead of own terms
+    out,  # [targets, D]
+    order,
+    source,
+    weight,
+    own_source,
+    own_weight,
+    first,
+    end,
+    partial,
+    low,  # number of the first target
+    targets,
     D,
     TARGETS: tl.constexpr,
     ENTRIES: tl.constexpr,
     DEPTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    HAS_BASE: tl.constexpr,
 ):
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)
-    depth = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
-    DTYPE: tl.constexpr = wide_type(rows.dtype)
-    first = tl.load(starts + target, mask=target < T, other=0)
-    last = tl.load(starts + target + 1, mask=target < T, other=0)
-    total = tl.zeros((TARGETS, DEPTH), tl.float64)  # a row that everyone mined is a long chain
-    for step in range(0, tl.max(last - first, 0), ENTRIES):
-        entry = first[:, None] + step + tl.arange(0, ENTRIES)[None, :]
-        here = entry < last[:, None]
-        number = tl.load(order + entry, mask=here, other=0)
-        row = tl.load(source + number, mask=here, other=0)
-        factor = tl.load(weight + number, mask=here, other=0.0)
-        at = row[:, :, None] * stride + depth[None, None, :]
-        inside = here[:, :, None] & (depth < D)[None, None, :]
-        chunk = tl.load(rows + at, mask=inside, other=0.0).to(DTYPE)
-        total += tl.sum(chunk * factor[:, :, None], 1).to(tl.float64)
+    there = target < targets
+    depth = tl.program_id(2) * DEPTH + tl.arange(0, DEPTH)
     at = target[:, None] * D + depth[None, :]
-    tl.store(out + at, total.to(DTYPE), mask=(target < T)[:, None] & (depth < D)[None, :])
+    inside = there[:, None] & (depth < D)[None, :]
+    total = tl.zeros((TARGETS, DEPTH), tl.float64)  # a row that everyone mined is a long chain
+    if HAS_BASE:
+        total += tl.load(base + at, mask=inside, other=0.0).to(tl.float64)
+    else:
+        two = 2 * (low + target)[:, None] + tl.arange(0, 2)[None, :]
+        both = tl.broadcast_to(there[:, None], two.shape)
+        total += _terms(rows, stride, own_source, own_weight, two, both, depth, D)
+    begin = tl.load(first + low + target, mask=there, other=0).to(tl.int64)
+    stop = tl.load(end + low + target, mask=there, other=0).to(tl.int64)
+    chunk = tl.zeros_like(begin)
+    chunks = tl.zeros_like(begin)
+    if CHUNK > 0:
+        chunk = (begin + CHUNK - 1) // CHUNK
+        chunks = tl.maximum(stop // CHUNK - chunk, 0)
+    # Whole chunks are left out: entries go on behind them.
+    left_out = chunks * CHUNK
+    count = stop - begin - left_out
+    for step in range(0, tl.max(count, 0), ENTRIES):
+        e = step + tl.arange(0, ENTRIES)[None, :]
+        here = e < count[:, None]
+        e = begin[:, None] + e
+        e = tl.where(e >= (chunk * CHUNK)[:, None], e + left_out[:, None], e)
+        number = tl.load(order + e, mask=here, other=0)
+        total += _terms(rows, stride, source, weight, number, here, depth, D)
+    if CHUNK > 0:
+        for step in range(0, tl.max(chunks, 0), ENTRIES):
+            c = step + tl.arange(0, ENTRIES)[None, :]
+            read = (c < chunks[:, None])[:, :, None] & (depth < D)[None, None, :]
+            c = (chunk[:, None] + c)[:, :, None] * D + depth[None, None, :]
+            sums = tl.load(partial + c, mask=read, other=0.0)
+            total += tl.sum(sums, 1).to(tl.float64)
+    total = total.to(wide_type(rows.dtype))
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _order_kernel(
-    i,  # [E]
-    j,  # [E]
-    order,  # [2, E]
-    starts,  # [2, max(N, M) + 1]
-    E,
+def _gradients_kernel(
+    image,
+    text,
+    base,  # [N, D]
+    grad_image,  # [N, D]
+    grad_text,  # [M, D]
+    order,
+    source,
+    weight,
+    own_source,
+    own_weight,
+    first,
+    end,
+    partial,
+    image_stride,
+    text_stride,
     N,
     M,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
+    D,
+    TARGETS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHUNK: tl.constexpr,  # 0: there are no sums of chunks
+    ONLY_IMAGES: tl.constexpr,  # which have a base, and no terms of their own
 ):
-    """Sort few entries by counting: an entry's place is the number of those before it."""
-    of_i = tl.program_id(1) == 0
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # numbers of entries, and of targets
-    own = _target(i, j, at, E, of_i)[:, None]
-    place = tl.zeros((BLOCK,), tl.int32)
-    start = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, E, CHUNK):
-        entry = first + tl.arange(0, CHUNK)
-        target, inside = _target(i, j, entry, E, of_i)[None, :], (entry < E)[None, :]
-        before = (target < own) | ((target == own) & (entry[None, :] < at[:, None]))
-        place += tl.sum((before & inside).to(tl.int32), 1)
-        start += tl.sum(((target < at[:, None]) & inside).to(tl.int32), 1)
-    order += tl.program_id(1) * E
-    starts += tl.program_id(1) * (tl.maximum(N, M) + 1)
-    tl.store(order + place, at, mask=at < E)
-    tl.store(starts + at, start, mask=at <= tl.where(of_i, N, M))
-
-
-@triton.jit
-def _target(i, j, entry, E, of_i):
-    """Return the row of i or of j that entries go to, -1 for none."""
-    a = tl.load(i + entry, mask=entry < E, other=-1).to(tl.int32)
-    b = tl.load(j + entry, mask=entry < E, other=-1).to(tl.int32)
-    return tl.where((a < 0) | (b < 0), -1, tl.where(of_i, a, b))
-
-
-def _orders(i: Tensor, j: Tensor, N: int, M: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return entries in the order of i and where its targets start, and the same for j."""
-    E, device = i.shape[0], i.device
-    i, j = i.contiguous(), j.contiguous()
-    if E <= _FEW:
-        order = torch.empty((2, E), dtype=torch.int64, device=device)
-        starts = torch.empty((2, max(N, M) + 1), dtype=torch.int64, device=device)
-        grid = (triton.cdiv(max(E, N + 1, M + 1), 64), 2)
-        _order_kernel[grid](i, j, order, starts, E, N, M, BLOCK=64, CHUNK=64)
-        return (order[0], starts[0]), (order[1], starts[1])
-    none = (i < 0) | (j < 0)
-    found = []
-    for target, targets in ((i, N), (j, M)):
-        ordered, order = target.masked_fill(none, -1).sort(stable=True)
-        bounds = torch.arange(targets + 1, device=device)
-        found.append((order, torch.searchsorted(ordered, bounds)))
-    return tuple(found)
-
-
-def _sums(
-    ordered: tuple[Tensor, Tensor],
-    source: Tensor,
-    weight: Tensor,
-    rows: Tensor,  # [S, D]
-    targets: int,
-) -> Tensor:  # [targets, D] in the dtype of rows
-    rows = rows_of(rows)
-    D = rows.shape[1]
-    out = torch.empty((targets, D), dtype=stored_dtype(rows.dtype), device=rows.device)
-    _sum_kernel[(triton.cdiv(targets, _TARGETS), triton.cdiv(D, _DEPTH))](
-        rows, *ordered, source, weight, out, rows.stride(0), targets, D,
-        TARGETS=_TARGETS, ENTRIES=_ENTRIES, DEPTH=_DEPTH,
-    )  # fmt: skip
-    return out.to(rows.dtype)
-
-
-def sum_rows(
-    target: Tensor,  # [E] int64; a negative one takes no part
-    source: Tensor,  # [E] int64
-    weight: Tensor,  # [E] in the precision that rows are computed in
-    rows: Tensor,  # [S, D]
-    targets: int,
-) -> Tensor:  # [targets, D] in the dtype of rows
-    """Return, for every target, the sum of weight * rows[source] over its entries in order."""
-    ordered, _ = _orders(target, source, targets, rows.shape[0])
-    return _sums(ordered, source, weight, rows, targets)
+    if ONLY_IMAGES or tl.program_id(1) == 0:
+        _gradient(
+            text, text_stride, base, grad_image, order, source, weight, own_source, own_weight,
+            first, end, partial, 0, N, D, TARGETS, ENTRIES, DEPTH, CHUNK, ONLY_IMAGES,
+        )  # fmt: skip
+    else:
+        _gradient(
+            image, image_stride, base, grad_text, order, source, weight, own_source, own_weight,
+            first, end, partial, N, M, D, TARGETS, ENTRIES, DEPTH, CHUNK, False,
+        )  # fmt: skip
 
 
 def send(
-    i: Tensor,  # [E] int64 row of image
-    j: Tensor,  # [E] int64 row of text
-    weight: Tensor,  # [E] gradient of their score; an entry with a negative row takes no part
+    entries: Entries,
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
+    base: Tensor | None = None,  # [N, D] what images have already; texts then receive nothing
 ) -> tuple[Tensor, Tensor]:
-    """Send the gradient of single scores to the two rows that made each."""
-    N, M = image.shape[0], text.shape[0]
-    by_image, by_text = _orders(i, j, N, M)
-    return _sums(by_image, j, weight, text, N), _sums(by_text, i, weight, image, M)
+    """Return the gradients of image and text, each in its dtype."""
+    (N, D), M, E = image.shape, text.shape[0], entries.key.shape[0]
+    image, text = rows_of(image), rows_of(text)
+    grads = [
+        torch.empty(shape, dtype=stored_dtype(side.dtype), device=side.device)
+        for side, shape in ((image, (N, D)), (text, (M if base is None else 0, D)))
+    ]
+    depth = min(triton.next_power_of_2(D), _MOST_DEPTH)
+    depths = triton.cdiv(D, depth)
+    options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": max(1, min(4, depth // 128))}
+    partial, chunk = entries.weight, 0
+    ordered, order, known = in_order(entries, N, M)
+    if not known or E > 2 * _CHUNK:
+        chunk, chunks = _CHUNK, triton.cdiv(E, _CHUNK)
+        partial = entries.weight.new_empty((E // chunk, D))
+        _chunks_kernel[(chunks, depths)](
+            image, text, ordered, order, entries.source, entries.weight, entries.first,
+            entries.end, partial, image.stride(0), text.stride(0), E, N, N + M, D,
+            CHUNK=chunk, SPANS=not known, **options,
+        )  # fmt: skip
+    # Where a kernel reads nothing, something stands in.
+    sides = (max(N, M), 2) if base is None else (N, 1)
+    _gradients_kernel[(triton.cdiv(sides[0], _TARGETS), sides[1], depths)](
+        image, text, order if base is None else base, *grads, order, entries.source, entries.weight,
+        entries.own_source, entries.own_weight, entries.first, entries.end, partial,
+        image.stride(0), text.stride(0), N, M, D, TARGETS=_TARGETS, CHUNK=chunk,
+        ONLY_IMAGES=base is not None, **options,
+    )  # fmt: skip
+    return grads[0].to(image.dtype), grads[1].to(text.dtype)
+
+
+def add_rows(
+    base: Tensor,  # [N, D]
+    rows: Tensor,  # [M, D] in the same precision
+    target: Tensor,  # [M] int64; a negative one takes no part
+    like: Tensor,  # [N, D]
+) -> Tensor:  # [N, D] in the dtype of like
+    """Return base plus, for every target, the sum of its rows in order."""
+    return send(by_target(target, rows, base.shape[0]), like, rows, base)[0]

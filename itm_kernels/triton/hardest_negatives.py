@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import Best, best_of_tiles, hardest
 from itm_kernels.triton._launch import rows_of, wide_dtype
 from itm_kernels.triton._segments import send
@@ -93,6 +94,60 @@ def hardest_negatives_forward(
     return score, *_winners(image, text, best_text), *_winners(text, image, best_image)
 
 
+@triton.jit
+def _entries_kernel(
+    grad_positive,  # [M]
+    grad_text,  # [N]
+    grad_image,  # [M]
+    positive,  # [M]
+    text_index,  # [N]
+    image_index,  # [M]
+    key,
+    source,
+    weight,
+    own_source,
+    own_weight,
+    first,
+    end,
+    positive_stride,
+    text_stride,
+    image_stride,
+    N,
+    M,
+    ROWS: tl.constexpr,
+    HAS_POSITIVE: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tl.store(first + n, tl.zeros_like(n).to(first.dtype.element_ty), mask=n < N + M)
+    tl.store(end + n, tl.zeros_like(n).to(end.dtype.element_ty), mask=n < N + M)
+    none = tl.cast(N, tl.int64) + M
+    # The score of a text with its hardest image, and with its own.
+    of_text = n < M
+    k = tl.load(image_index + n, mask=of_text, other=-1)
+    of_image = tl.load(grad_image + n * image_stride, mask=of_text, other=0.0)
+    of_pair = tl.load(grad_positive + n * positive_stride, mask=of_text, other=0.0)
+    own = n
+    if HAS_POSITIVE:
+        own = tl.load(positive + n, mask=of_text, other=-1)
+    set_entry(key, source, weight, n, tl.where(k >= 0, k, none), n, of_image, of_text)
+    set_own(own_source, own_weight, N + n, 0, k, of_image, of_text)
+    set_own(own_source, own_weight, N + n, 1, own, of_pair, of_text)
+    last = n + M
+    if HAS_POSITIVE:
+        set_entry(key, source, weight, last, tl.where(own >= 0, own, none), n, of_pair, of_text)
+        last += M
+    # The score of an image with its hardest text.
+    mask = n < N
+    t = tl.load(text_index + n, mask=mask, other=-1)
+    share = tl.load(grad_text + n * text_stride, mask=mask, other=0.0)
+    set_entry(key, source, weight, last, tl.where(t >= 0, N + t, none), n, share, mask)
+    set_own(own_source, own_weight, n, 0, t, share, mask)
+    paired = n
+    if HAS_POSITIVE:
+        paired = tl.full(n.shape, -1, tl.int64)
+    set_own(own_source, own_weight, n, 1, paired, of_pair, mask)
+
+
 def hardest_negatives_backward(
     grad_positive: Tensor,  # [M]
     grad_text: Tensor,  # [N]
@@ -104,8 +159,14 @@ def hardest_negatives_backward(
     image_index: Tensor,  # [M]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text from the saved indices."""
-    i = torch.arange(image.shape[0], device=image.device)
-    j = torch.arange(text.shape[0], device=text.device)
-    weights = torch.cat([grad_positive, grad_text, grad_image]).to(wide_dtype(image))
-    rows = torch.cat([j if positive is None else positive, i, image_index])
-    return send(rows, torch.cat([j, text_index, j]), weights, image, text)
+    N, M = image.shape[0], text.shape[0]
+    entries = entries_empty(image, N, M, M if positive is None else 2 * M, N)
+    grads = grad_positive, grad_text, grad_image
+    _entries_kernel[(triton.cdiv(N + M, 128),)](
+        *grads, text_index if positive is None else positive.contiguous(),
+        text_index.contiguous(), image_index.contiguous(), **entries.arguments(),
+        **{f"{name}_stride": grad.stride(0) for name, grad in
+           zip(("positive", "text", "image"), grads, strict=True)},
+        N=N, M=M, ROWS=128, HAS_POSITIVE=positive is not None,
+    )  # fmt: skip
+    return send(entries, image, text)

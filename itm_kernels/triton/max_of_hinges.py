@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import best_of_tiles, hardest
 from itm_kernels.triton._launch import rows_of, wide_dtype
 from itm_kernels.triton._segments import send
@@ -105,15 +106,22 @@ def _entries_kernel(
     positive,  # [M]
     text_index,  # [M]
     image_index,  # [M]
-    i,  # [3, M]
-    j,
+    key,
+    source,
     weight,
+    own_source,
+    own_weight,
+    first,
+    end,
     grad_stride,
+    N,
     M,
     PAIRS: tl.constexpr,
     HAS_POSITIVE: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    tl.store(first + m, tl.zeros_like(m).to(first.dtype.element_ty), mask=m < N + M)
+    tl.store(end + m, tl.zeros_like(m).to(end.dtype.element_ty), mask=m < N + M)
     mask = m < M
     share = tl.load(grad + m * grad_stride, mask=mask, other=0.0).to(weight.dtype.element_ty)
     t = tl.load(text_index + m, mask=mask, other=-1)
@@ -122,18 +130,30 @@ def _entries_kernel(
     if HAS_POSITIVE:
         own = tl.load(positive + m, mask=mask, other=-1)
     hinges = (t >= 0).to(tl.int32) + (k >= 0).to(tl.int32)
-    # What every score receives: of the hardest text, of the hardest image, of the pair itself.
-    tl.store(i + m, own, mask=mask)
-    tl.store(j + m, t, mask=mask)
-    tl.store(weight + m, share, mask=mask)
-    tl.store(i + M + m, k, mask=mask)
-    tl.store(j + M + m, m, mask=mask)
-    tl.store(weight + M + m, share, mask=mask)
-    last = 2 * tl.cast(M, tl.int64) + m
     nan = t == _NAN_PAIR
-    tl.store(i + last, tl.where((hinges > 0) | nan, own, -1), mask=mask)
-    tl.store(j + last, m, mask=mask)
-    tl.store(weight + last, tl.where(nan, float("nan"), -share * hinges), mask=mask)
+    pull = tl.where(nan, float("nan"), -share * hinges)
+    pulled = ((hinges > 0) | nan) & (own >= 0)
+    none = tl.cast(N, tl.int64) + M
+    hit = (t >= 0) & (own >= 0)
+    # The image and the text that were mined receive the pair's other row.
+    set_entry(key, source, weight, m, tl.where(k >= 0, k, none), m, share, mask)
+    last = m + M
+    if HAS_POSITIVE:
+        last += 2 * tl.cast(M, tl.int64)
+    set_entry(key, source, weight, last, tl.where(hit, N + t, none), own, share, mask)
+    set_own(own_source, own_weight, N + m, 0, k, share, mask)
+    set_own(own_source, own_weight, N + m, 1, tl.where(pulled, own, -1), pull, mask)
+    if HAS_POSITIVE:
+        # An image has any number of pairs: what they send to it is sorted as well.
+        e = m + M
+        set_entry(key, source, weight, e, tl.where(pulled, own, none), m, pull, mask)
+        set_entry(key, source, weight, e + M, tl.where(hit, own, none), t, share, mask)
+        nothing = tl.full(m.shape, -1, tl.int64)
+        set_own(own_source, own_weight, m, 0, nothing, share, m < N)
+        set_own(own_source, own_weight, m, 1, nothing, share, m < N)
+    else:
+        set_own(own_source, own_weight, m, 0, t, share, mask)
+        set_own(own_source, own_weight, m, 1, tl.where(pulled, m, -1), pull, mask)
 
 
 def max_of_hinges_backward(
@@ -145,12 +165,11 @@ def max_of_hinges_backward(
     image_index: Tensor,  # [M]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text from the saved indices."""
-    M = text.shape[0]
-    i, j = torch.empty((2, 3 * M), dtype=torch.int64, device=text.device)
-    weight = torch.empty(3 * M, dtype=wide_dtype(text), device=text.device)
-    _entries_kernel[(triton.cdiv(M, 128),)](
+    N, M = image.shape[0], text.shape[0]
+    entries = entries_empty(image, N, M, M if positive is None else 3 * M, M)
+    _entries_kernel[(triton.cdiv(N + M, 128),)](
         grad, text_index if positive is None else positive.contiguous(),
-        text_index.contiguous(), image_index.contiguous(), i, j, weight,
-        grad.stride(0), M, PAIRS=128, HAS_POSITIVE=positive is not None,
+        text_index.contiguous(), image_index.contiguous(), **entries.arguments(),
+        grad_stride=grad.stride(0), N=N, M=M, PAIRS=128, HAS_POSITIVE=positive is not None,
     )  # fmt: skip
-    return send(i, j, weight, image, text)
+    return send(entries, image, text)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itm_kernels.triton._launch import Operands, operands
 from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
-from itm_kernels.triton._segments import sum_rows
+from itm_kernels.triton._segments import add_rows
 from itm_kernels.triton._tiles import hinge, place, same_id, score_tile
 from itm_kernels.triton._weights import no_scores, products_of_weights
 
@@ -176,10 +176,6 @@ def sum_of_hinges_backward(
     pull = (active * grad)[:, None]
     grad_text -= pull * passes[0].x
     of_x[0] -= pull * text
-    grad_image = of_x[0]
-    if positive is not None:
-        pairs = torch.arange(text.shape[0], device=text.device)
-        grad_image = of_x[1] + sum_rows(
-            positive, pairs, torch.ones_like(offset), of_x[0], image.shape[0]
-        )
-    return grad_image.to(image.dtype), grad_text.to(text.dtype)
+    if positive is None:
+        return of_x[0].to(image.dtype), grad_text.to(text.dtype)
+    return add_rows(of_x[1], of_x[0], positive, image), grad_text.to(text.dtype)
