@@ -155,7 +155,7 @@ def _aligned(x: Tensor) -> Tensor:
 
 def _address(x: Tensor) -> int:
     """Return where x begins: on the meta device, that of its storage is 0."""
-    return x.storage_offset() * x.element_size() if x.is_meta else x.data_ptr()
+    return int(x.storage_offset()) * x.element_size() if x.is_meta else x.data_ptr()
 
 
 PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
