@@ -140,3 +140,15 @@ def test_a_view_that_begins_anywhere_compiles_as_aligned_rows_do() -> None:
             hardest(rows, rows, None, None, None, False)
         found.append(set(jobs))
     assert found[0] == found[1]
+
+
+def test_tune_compiles_every_candidate_ahead() -> None:
+    from tools import precompile, tune
+
+    jobs = precompile.planned(90, ["max_of_hinges forward"])
+    scores = [job for job in jobs if job.kernel == "_hardest._hardest_kernel"]
+    for kind, operand in (("half", "*bf16"), ("tf32", "*fp32")):
+        found = {job.tile for job in scores if job.values["x"].startswith(operand)}
+        candidates = [f"{r}x{c}x{d} {w}w {s}s" for r, c, d, w, s in tune.TILES[kind]]
+        assert found == set(candidates)
+    assert any(" 16w " in job.tile for job in scores)

@@ -69,3 +69,16 @@ def test_fp32_is_split_where_tensor_cores_are_six_times_as_fast(
         on(architecture)
         assert kind_of(x) == "ieee"
         assert kind_of(x.bfloat16()) == "half"
+
+
+def test_a_candidate_of_tune_is_taken_whatever_the_epilogue() -> None:
+    from itm_kernels.triton._launch import operands
+    from itm_kernels.triton._table import Tile
+    from tools.precompile import tiled
+
+    tile = Tile(128, 256, 64, 16, 3)
+    x = torch.randn(2, 64).half()
+    with tiled("half", tile):
+        for epilogue in ("", "reduction", "weights", "narrow"):
+            assert operands(x, x, epilogue=epilogue).tile == tile
+    assert operands(x, x).tile != tile

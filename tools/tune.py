@@ -19,20 +19,23 @@ from benchmarks.limits import seconds
 from benchmarks.shapes import Size
 from itm_kernels import backends
 from tools.journal import Check, Setting, SkippedError
+from tools.precompile import precompile, tiled
 
 ROWS, WIDTHS = (4096, 16384, 1024), (1024, 512)
 ROUNDS = 12
 # rows, columns, depth, warps, stages
 TILES = {
     "half": (
-        (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3),
-        (256, 128, 64, 8, 3), (128, 256, 64, 8, 4), (64, 256, 64, 4, 4), (64, 128, 64, 4, 4),
-        (128, 64, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (128, 128, 128, 8, 3),
-        (128, 128, 32, 4, 4),
+        (128, 256, 64, 8, 3), (128, 256, 64, 16, 3), (128, 128, 64, 8, 3), (128, 128, 64, 16, 3),
+        (128, 64, 64, 8, 3), (128, 256, 64, 8, 4), (128, 256, 64, 16, 4), (256, 128, 64, 8, 3),
+        (256, 128, 64, 16, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (64, 256, 64, 4, 4),
+        (64, 128, 64, 4, 4), (128, 64, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3),
+        (128, 128, 128, 8, 3), (128, 128, 32, 4, 4),
     ),
     "tf32": (
-        (128, 128, 32, 8, 3), (128, 128, 32, 4, 3), (128, 128, 32, 8, 4), (128, 256, 32, 8, 3),
-        (64, 128, 32, 4, 4), (64, 64, 32, 4, 4), (64, 64, 64, 4, 3), (128, 128, 64, 8, 2),
+        (128, 128, 32, 8, 3), (128, 256, 32, 8, 3), (128, 256, 32, 16, 3), (128, 128, 32, 16, 3),
+        (128, 64, 32, 8, 3), (128, 128, 32, 4, 3), (128, 128, 32, 8, 4), (64, 128, 32, 4, 4),
+        (64, 64, 32, 4, 4), (64, 64, 64, 4, 3), (128, 128, 64, 8, 2),
     ),
 }  # fmt: skip
 TINY = {kind: ((32, 32, 64, 4, 1),) for kind in TILES}
@@ -160,11 +163,7 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
             table = milliseconds(run, device, rounds)
         for numbers in (TINY if setting.tiny else TILES)[kind]:
             tile = _table.Tile(*numbers)
-
-            def fixed(asked: str, *shape: Any, tile: Any = tile) -> Any:
-                return tile if asked == kind else look_up(asked, *shape)
-
-            with patch.object(_launch, "tile_of", fixed):
+            with tiled(kind, tile):
                 times[spelled(tile)] = candidate(run, wanted, device, rounds)
     finally:
         torch.set_float32_matmul_precision(before)
@@ -197,14 +196,20 @@ def checks(setting: Setting) -> list[Check]:
     usable = backends.why_not("similarity", setting.device, "triton")
     if usable is not None:
         return [Check("tune/any", partial(skip, usable))]
+    first = Check("tune/precompile", partial(precompile, setting), 600.0, 120.0)
     names = ("max_of_hinges forward", "log_sum_exp backward") if setting.tiny else launches()
     widths, rows = ((40,), (40,)) if setting.tiny else (WIDTHS, ROWS)
     return [
-        Check(
-            f"tune/{name}/{precision}/{size}", partial(sweep, name, precision, size, setting), 300.0
-        )
-        for D, N, precision, name in product(widths, rows, PRECISIONS, names)
-        for size in (Size(N, D, PRECISIONS[precision][0]),)
+        first,
+        *(
+            Check(
+                f"tune/{name}/{precision}/{size}",
+                partial(sweep, name, precision, size, setting),
+                300.0,
+            )
+            for D, N, precision, name in product(widths, rows, PRECISIONS, names)
+            for size in (Size(N, D, PRECISIONS[precision][0]),)
+        ),
     ]
 
 
