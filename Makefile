@@ -149,6 +149,7 @@ test-triton-compile: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_triton_binary.py
 	PYTHONPATH=. $(TRITON)/bin/python tests/triton_offline.py $(if $(ALL),,--few) \
 		--processes $(if $(GRANTED),1,2)
+	PYTHONPATH=. $(TRITON)/bin/python tests/gluon_offline.py
 
 # What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
 # an environment of its own. ONLY="sigmoid info_nce" runs some; a second run goes on.

@@ -3,6 +3,9 @@
 A backend is an operator namespace, a device is a dispatch key. What each backend holds is known
 when the package is imported (a build's list, a folder's files), so choosing is a table look-up
 that `torch.compile` can trace.
+
+Some Triton operators have second kernels in Gluon, for sm_90: `triton.gluon.takes` chooses those,
+from operands that are known when a kernel is launched.
 """
 
 import os

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton import gluon
 from itm_kernels.triton._launch import Operands, operands
 from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
 from itm_kernels.triton._tiles import (
@@ -133,6 +134,10 @@ def hardest(
     """
     if not semihard:
         both = operands(image, text, parts=2, epilogue="reduction")
+        if gluon.takes("hardest", both):
+            from itm_kernels.triton.gluon.hardest import hardest as on_hopper
+
+            return on_hopper(both, image_ids, text_ids)
         return _run(both, image_ids, text_ids, None, True, True)
     # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
     # beside 128 x 128 keys are 14 spills on sm_100.

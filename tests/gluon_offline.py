@@ -1,0 +1,165 @@
+"""Gluon kernels, compiled for sm_90 as their launchers would launch them, and their machine code.
+
+`python tests/gluon_offline.py` prints registers, stack, shared memory, tensor-core and TMA
+instructions of every kernel, and the instructions of its epilogue per score. It fails for a kernel
+with a stack, one that does not fit the shared memory, or one without HGMMA or UTMALDG.
+TRITON_INTERPRET must not be set.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from itm_kernels.triton._launch import operands
+from triton_binary import SHARED, TOOLS
+from triton_compile import COMPILE, Job, StandIn, planning
+
+ARCHITECTURE = 90
+N, D = 4096, 1024
+SCORES = 64 * 256 // 128  # of a thread
+MULTIPLE = ("HGMMA", "UTMALDG")
+# Throughput per processor and clock on sm_90, by the CUDA programming guide: lanes.
+PIPES = {
+    "SHFL": 32,
+    **dict.fromkeys(("FADD", "FMUL", "FFMA"), 128),
+    **dict.fromkeys(("MUFU",), 16),
+}
+ALU = 64  # all others that compute: comparisons, maxima, selections, integers
+NO_ALU = re.compile(r"^(?:U[A-Z]|LD|ST|BAR|BRA|SYNCS|NOP|WARPSYNC|R2UR|S2|CS2R)")
+
+
+class Use(NamedTuple):
+    """What a kernel uses."""
+
+    registers: int
+    stack: int
+    shared: int
+    counts: Counter[str]
+    epilogue: Counter[str]  # a thread's, in a tile without masked scores or NaN
+
+
+def hardest(dtype: torch.dtype, ids: bool) -> None:
+    from itm_kernels.triton.gluon.hardest import hardest as kernel
+
+    x = torch.empty((N, D), dtype=dtype, device="meta")
+    some = torch.empty(N, dtype=torch.int64, device="meta") if ids else None
+    kernel(operands(x, x, parts=2), some, some)
+
+
+LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {"hardest": hardest}
+
+
+def jobs() -> Iterator[Job]:
+    """Return the compilations of every launcher."""
+    for name, launch in LAUNCHES.items():
+        # fp16 compiles as bf16 does, and ids as they do with one part.
+        for precision, ids in (("bf16", False), ("bf16", True), ("fp32", False)):
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            with planning(f"{name} {precision}{' ids' * ids}", ARCHITECTURE) as found:
+                launch(dtype, ids)
+            yield from (job for job in found.values() if job.function.is_gluon())
+
+
+def use_of(kernel: Any) -> Use:
+    """Read a kernel's binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [TOOLS / "cuobjdump", what, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for what in ("-res-usage", "-sass")
+        )
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
+    blocks = list(blocks_of(code))
+    counts = sum((Counter(block) for block in blocks), Counter[str]())
+    stack = int(found["STACK"]) + int(found["LOCAL"])
+    return Use(
+        int(found["REG"]), stack, kernel.metadata.shared, counts, Counter(epilogue_of(blocks))
+    )
+
+
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)(.*?);", re.M)
+
+
+def blocks_of(code: str) -> Iterator[list[str]]:
+    """Yield the instructions of every basic block."""
+    lines = INSTRUCTION.findall(code)
+    targets = {
+        int(to, 16) for _, name, rest in lines if name == "BRA" for to in re.findall("0x(.+)", rest)
+    }
+    block: list[str] = []
+    for at, name, _ in lines:
+        if int(at, 16) in targets and block:
+            yield block
+            block = []
+        block.append(name)
+        if name in ("BRA", "EXIT"):
+            yield block
+            block = []
+    yield block
+
+
+def epilogue_of(blocks: list[list[str]]) -> list[str]:
+    """Return what the first warpgroup does after its products, in a tile without special scores.
+
+    Masked scores and NaN are dealt with in blocks of selections (FSEL), which others jump over.
+    """
+    products = [at for at, block in enumerate(blocks) if "HGMMA" in block]
+    end = next(at for at, block in enumerate(blocks) if at > products[0] and "STG" in block)
+    while "CS2R" not in blocks[end + 1] and "UTMALDG" not in blocks[end + 1]:
+        end += 1
+    own = blocks[products[0] + 1 : end + 1]
+    return [name for block in own if block.count("FSEL") < SCORES for name in block]
+
+
+def clocks(epilogue: Counter[str]) -> tuple[float, float]:
+    """Return the clocks of a tile's 256 threads that the busiest unit and the issue take."""
+    lanes: Counter[int] = Counter()
+    for name, count in epilogue.items():
+        if name in PIPES:
+            lanes[PIPES[name]] += count
+        elif not NO_ALU.match(name):
+            lanes[ALU] += count
+    threads = 256
+    busiest = max(count * threads / rate for rate, count in lanes.items())
+    return busiest, sum(epilogue.values()) * threads / 128
+
+
+def main() -> int:
+    wrong = []
+    print(f"{'case':24s} regs stack shared HGMMA UTMALDG  instructions per score, clocks per tile")
+    for job in jobs():
+        start = time.time()
+        triton.runtime.driver.set_active(StandIn(ARCHITECTURE))
+        use = use_of(COMPILE(*job.arguments))
+        busiest, issue = clocks(use.epilogue)
+        line = (
+            f"{job.case:24s} {use.registers:4d} {use.stack:5d} {use.shared:6d} "
+            f"{use.counts['HGMMA']:5d} {use.counts['UTMALDG']:7d}  "
+            f"{sum(use.epilogue.values()) / SCORES:.1f}, {busiest:.0f} (issue {issue:.0f})"
+        )
+        print(f"{line}  {time.time() - start:.0f} s", flush=True)
+        most = " ".join(f"{name} {count}" for name, count in use.epilogue.most_common(9))
+        print(f"{'':24s} {most}", flush=True)
+        complaints = {
+            "has a stack": use.stack or use.counts["LDL"] or use.counts["STL"],
+            "shared memory": use.shared > SHARED[ARCHITECTURE],
+            **{f"no {name}": not use.counts[name] for name in MULTIPLE},
+        }
+        wrong += [f"{job.case}: {complaint}" for complaint, holds in complaints.items() if holds]
+    print("\n".join(wrong) or "no complaints")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

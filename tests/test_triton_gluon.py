@@ -1,0 +1,178 @@
+"""Gluon's kernels compute what the Triton kernels do, and their pipeline neither races nor stalls.
+
+They are interpreted by `gluon_interpreter.py`. Numbers are small integers, so that scores are exact
+and every row has ties.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from gluon_interpreter import Interpreter, Kernel
+from itm_kernels.triton import _hardest, gluon
+from itm_kernels.triton._launch import Operands, Tile
+from itm_kernels.triton.gluon import hardest
+
+NO_KEY, KEY_OF_NAN = -(2**31), 2**31 - 1
+TILE = Tile(128, 256, 64, 4, 4)
+PAIRS = {  # of parts, low to high
+    1: ((0, 0),),
+    2: ((1, 0), (0, 1), (0, 0)),
+    3: ((2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)),
+}
+
+
+def keys_of(scores: Tensor) -> Tensor:
+    bits = (scores + 0.0).view(torch.int32)
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return torch.where(scores == scores, keys, KEY_OF_NAN)
+
+
+def best_of(keys: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """Return the highest key and its lowest column, `[tiles, rows]`, of every tile of columns."""
+    highest, winners = [], []
+    for first in range(0, keys.shape[1], at_once):
+        tile = keys[:, first : first + at_once]
+        highest.append(tile.max(1).values)
+        winners.append(first + (tile == highest[-1][:, None]).int().argmax(1))
+    return torch.stack(highest), torch.stack(winners)
+
+
+def operands(N: int, M: int, D: int, parts: int, special: bool) -> Operands:
+    draw = torch.Generator().manual_seed(N + M + D)
+    x, y = (torch.randint(-3, 4, (parts, rows, D), generator=draw) for rows in (N, M))
+    x, y = x.bfloat16(), y.bfloat16()
+    if special:  # rows of NaN, infinity and its opposite, some of them both; and zeros
+        x[0, 3, 1], x[0, N - 2, 3] = torch.nan, torch.inf
+        y[0, 7, 2], y[0, M - 1, 0], y[0, 5] = torch.inf, -torch.inf, 0
+    return Operands(x, y, "half", "ieee", TILE)
+
+
+def scores_of(both: Operands) -> Tensor:
+    x, y = both.x.float(), both.y.float()
+    return sum(x[i] @ y[j].mT for i, j in PAIRS[len(x)])
+
+
+@contextmanager
+def interpreted(programs: int) -> Iterator[None]:
+    with (
+        patch.object(hardest, "_hardest_kernel", Kernel(hardest._hardest_kernel, seed=programs)),
+        patch.object(hardest, "grid", lambda both: (programs,)),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("N", "M", "D", "parts", "programs", "ids", "special"),
+    [
+        (1, 2, 8, 1, 1, False, False),
+        (200, 300, 136, 1, 2, False, True),  # two tiles a program
+        (129, 513, 72, 1, 3, True, True),
+        (300, 200, 520, 1, 1, False, False),  # nine steps a tile: the ring goes round
+        (70, 40, 64, 2, 2, True, False),  # one program without a tile
+        (130, 260, 128, 3, 1, False, True),
+        (1100, 260, 64, 1, 2, False, False),  # more than a group of row tiles, one step a tile
+    ],
+)
+def test_hardest_of_every_tile(
+    N: int, M: int, D: int, parts: int, programs: int, ids: bool, special: bool
+) -> None:
+    both = operands(N, M, D, parts, special)
+    x_ids, y_ids = (torch.arange(rows) % 37 * (2**32 + 1) if ids else None for rows in (N, M))
+    off = torch.arange(N)[:, None] == torch.arange(M)
+    if x_ids is not None and y_ids is not None:
+        off = x_ids[:, None] == y_ids
+    keys = torch.where(off, NO_KEY, keys_of(scores_of(both)))
+    with interpreted(programs):
+        row, column = hardest.hardest(both, x_ids, y_ids)
+    for found, (key, winner) in ((row, best_of(keys, 256)), (column, best_of(keys.mT, 64))):
+        assert torch.equal(found.key, key)
+        some = key != NO_KEY  # without a candidate an index says nothing
+        assert torch.equal(found.winner[some], winner[some].int())
+
+
+@pytest.mark.parametrize("arrivals", [1, 3])
+def test_interpreter_finds_a_stage_that_is_released_wrongly(arrivals: int) -> None:
+    """Two warpgroups read a stage: after one arrival it is too early, a third never comes."""
+    init = Interpreter.init
+
+    def wrong(self: Interpreter, barrier: object, count: int) -> None:
+        init(self, barrier, arrivals if count == 2 else count)
+
+    both = operands(128, 256, 640, 1, False)  # ten steps: the ring goes round twice
+    with (
+        interpreted(1),
+        patch.object(Interpreter, "init", wrong),
+        pytest.raises((AssertionError, RuntimeError), match="more arrivals|deadlock"),
+    ):
+        hardest.hardest(both, None, None)
+
+
+def test_interpreter_finds_a_stage_that_is_released_too_early() -> None:
+    """A stage whose product is still under way is overwritten: scores are NaN."""
+    both = operands(128, 256, 640, 1, False)
+
+    def at_once(self: Interpreter, barrier: object, phase: int) -> None:
+        self.machine.wait()
+
+    with (
+        interpreted(1),
+        patch.object(Interpreter, "wait", at_once),
+        pytest.raises((AssertionError, RuntimeError)),
+    ):
+        row, _ = hardest.hardest(both, None, None)
+        assert not (row.key == KEY_OF_NAN).any()
+
+
+def half(N: int, D: int, begin: int = 0, stride: int = 0) -> Operands:
+    stride = stride or D
+    x = torch.empty(begin + N * stride, dtype=torch.bfloat16, device="meta")
+    x = x[begin:].as_strided((1, N, D), (N * stride, stride, 1), begin)
+    return Operands(x, x, "half", "ieee", TILE)
+
+
+def test_a_kernel_is_taken_only_when_it_was_measured() -> None:
+    with patch.object(gluon, "architecture", lambda: 90):
+        for kernel in gluon.KERNELS:
+            assert gluon.takes(kernel, half(8192, 1024)) is (kernel in gluon.PROVEN)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "both", "taken"),
+    [
+        (90, half(8192, 1024), True),
+        (90, half(8192, 1000, stride=1008), True),
+        (90, half(8192, 1001, stride=1001), False),  # rows of other than 16 bytes
+        (90, half(8192, 1024, begin=4), False),
+        (90, half(2048, 1024), False),  # one tile a processor
+        (90, half(8192, 128), False),
+        (90, half(8192, 1024)._replace(kind="tf32"), False),
+        (100, half(8192, 1024), False),
+        ("gfx942", half(8192, 1024), False),
+    ],
+)
+def test_takes_what_tma_can_copy_and_pays(
+    architecture: object, both: Operands, taken: bool
+) -> None:
+    with (
+        patch.object(gluon, "PROVEN", frozenset(gluon.KERNELS)),
+        patch.object(gluon, "architecture", lambda: architecture),
+    ):
+        assert gluon.takes("hardest", both) is taken
+
+
+@pytest.mark.parametrize("semihard", [False, True])
+def test_hardest_takes_the_second_kernel(semihard: bool) -> None:
+    image, text = torch.eye(5, 8), torch.eye(6, 8)
+    with (
+        patch.object(gluon, "takes", lambda kernel, both: kernel == "hardest"),
+        patch.object(hardest, "hardest", lambda *_: "second"),
+    ):
+        found = _hardest.hardest(image, text, None, None, None, semihard)
+    assert (found == "second") is not semihard
