@@ -165,6 +165,16 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 	$(SEMANTICS)/bin/python -m pip install -r requirements-semantics.txt
 	touch $@
 
+# What every loss costs on a GPU that is not here, counted on meta tensors and held against the
+# committed sheet and eager PyTorch. UPDATE=1 writes the sheet; UPDATE=grow also where something
+# grew. ALL=1 recomputes every size and precision. MEASURED=file shows measured rows beside it.
+.PHONY: cost-sheet
+cost-sheet: $(TRITON)/ready
+	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_cost_sheet_launches.py
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(TRITON)/bin/python -m benchmarks.cost_sheet \
+		$(if $(ALL),--all) $(if $(UPDATE),--update) $(if $(filter grow,$(UPDATE)),--grow) \
+		$(if $(MEASURED),--compare $(MEASURED))
+
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install -r requirements-dev.txt

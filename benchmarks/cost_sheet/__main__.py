@@ -1,0 +1,74 @@
+"""`python -m benchmarks.cost_sheet`: recompute the sheet and hold it against the committed one."""
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost_sheet import goals, sheet
+from benchmarks.cost_sheet.compare import compare
+from benchmarks.report import table
+
+
+def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[str]:
+    """Return what may not be: growth, rows without a place, and new lines that exceed eager's."""
+    new = [item for item in goals.exceeding(rows) if item not in committed["exceeds"]]
+    return [*goals.grown(rows, committed["rows"]), *(f"{item} exceeds eager's" for item in new)]
+
+
+def report(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> None:
+    """Print what is recomputed, the goals, and what no longer exceeds eager's."""
+    lines = []
+    for key, row in rows.items():
+        ours, eager = row["ours"], row["eager"]
+        cells = [f"{ours['ms']:g}", f"{eager['ms']:g}", f"{ours['triton']} + {ours['aten']}"]
+        lines.append([key, *cells, str(eager["aten"]), f"{ours['peak MB']:g}", ours["term"]])
+    head = ["row", "ms", "eager ms", "launches", "eager's", "peak MB", "largest term"]
+    print(f"{sheet.HEAD}, H200\n\n{table(head, lines)}")
+    for goal in goals.held(rows):
+        words = "holds" if goal.holds else "DOES NOT HOLD"
+        print(f"{goal.name}: {goal.predicted:g}, limit {goal.limit:g}: {words}")
+    known = set(goals.exceeding(rows))
+    gone = [item for item in committed["exceeds"] if item not in known and f"{_key(item)}" in rows]
+    if gone:
+        print("no longer exceed eager's, UPDATE=1 takes them out:", *gone, sep="\n  ")
+
+
+def _key(item: str) -> str:
+    name, N, rest = item.split(", ")
+    return f"{name}/N={N.removeprefix('N = ').replace(',', '')},{rest.split(':')[0]}"
+
+
+def main() -> int:
+    """Recompute, report, and check or write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_sheet", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every size and precision")
+    parser.add_argument("--update", action="store_true", help="write the sheet, all of it")
+    parser.add_argument("--grow", action="store_true", help="allow what would be complained of")
+    parser.add_argument("--compare", type=Path, help="a results file measured on a GPU")
+    parser.add_argument("--file", type=Path, default=sheet.FILE)
+    options = parser.parse_args()
+    committed = sheet.load(options.file)
+    if options.compare:
+        print(compare(committed, options.compare), end="")
+        return 0
+    start = time.time()
+    gc.freeze()  # modules: a collection before every trace would walk through them
+    rows = {case.key: sheet.row_of(case) for case in sheet.cases(options.all or options.update)}
+    report(rows, committed)
+    found = complaints(rows, committed) if committed["rows"] else []
+    print(
+        f"{len(rows)} rows in {time.time() - start:.0f} s, {len(found)} complaints",
+        *found,
+        sep="\n",
+    )
+    if options.update and (options.grow or not found):
+        sheet.store(sheet.sheet_of(rows), options.file)
+        return 0
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Predicted beside measured, when a GPU has been at hand: which rate each row implies."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import table
+
+# Rows of `tools/bench.py` and the benchmarks, by the sheet's names.
+NAMES = {
+    "max_of_hinges": "max of hinges",
+    "sum_of_hinges": "sum of hinges",
+    "intra_modal": "bounded cosines",
+    "imc loss": "imc cosine",
+    "info_nce": "info_nce",
+    "sigmoid": "sigmoid",
+    "info_cmr": "info_cmr plain",
+    "itm": "itm",
+    "ito": "ito",
+    "ranks": "ranks",
+}
+DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
+CONTENDERS = ("ours", "eager")
+
+
+def compared(sheet: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[str]]:
+    """Return the lines of both: predicted and measured ms, their ratio, and the rate it implies."""
+    lines = []
+    for record in measured["rows"].values():
+        name = NAMES.get(record["operator"])
+        key = f"{name}/N={record['N']},{DTYPES.get(record['dtype'])}"
+        row = sheet["rows"].get(key)
+        if name is None or row is None or record["D"] != 1024:
+            continue
+        for who in CONTENDERS:
+            contender = record["contenders"].get(who, {})
+            times = contender.get("both") or contender.get("forward")
+            if not times:
+                continue
+            mode = "ms" if "both" in contender else "forward ms"
+            predicted, found = row[who][mode], 1e3 * times["median"]
+            flop = sum(row[who]["TFLOP"].values())
+            rates = f"{flop / found * 1e3:.0f}" if mode == "ms" else ""
+            bandwidth = f"{row[who]['HBM GB'] / found:.2f}" if mode == "ms" else ""
+            ratio = f"{found / predicted:.2f}"
+            cells = [f"{predicted:.3g}", f"{found:.3g}", ratio, rates, bandwidth, row[who]["term"]]
+            lines.append([key, who, *cells])
+    return lines
+
+
+def compare(sheet: Mapping[str, Any], path: Path) -> str:
+    """Return a Markdown table of a results file beside the sheet."""
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    head = ["row", "who", "predicted ms", "measured ms", "measured / predicted"]
+    head += ["TFLOP/s", "HBM TB/s", "largest predicted term"]
+    return table(head, compared(sheet, measured))

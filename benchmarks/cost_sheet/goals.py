@@ -1,0 +1,91 @@
+"""What the sheet holds a change to: nothing grows, nothing exceeds eager's, stated goals."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.cost_sheet import rates
+
+GROWTH = 1.1
+MORE_MEMORY = 700.0  # MB beyond inputs and gradients, at N = 32,768 in bf16
+HELD_SIZES, HELD_PRECISIONS = (4096, 32768), ("bf16", "fp32")
+Rows = Mapping[str, Mapping[str, Any]]
+# Predicted milliseconds on an H200, forward and backward.
+LIMITS = {
+    "info_nce/N=32768,bf16": 18.0,
+    "sigmoid/N=32768,bf16": 14.0,
+    "max of hinges/N=32768,bf16": 5.0,
+    "max of hinges/N=32768,fp32": 11.0,
+    "bounded cosines/N=32768,bf16": 8.0,
+}
+
+
+class Goal(NamedTuple):
+    """A goal, and what the sheet says of it."""
+
+    name: str
+    limit: float
+    predicted: float
+    holds: bool
+
+
+def launches(found: Mapping[str, Any]) -> int:
+    """Return all launches of a contender."""
+    return int(found["triton"] + found["aten"])
+
+
+def quantities(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return what may not grow."""
+    return {
+        "forward ms": found["forward ms"],
+        "ms": found["ms"],
+        "launches": launches(found),
+        "peak MB": found["peak MB"],
+    }
+
+
+def grown(rows: Rows, committed: Rows) -> Iterator[str]:
+    """Say what has grown by more than a tenth over the committed sheet, and what is not in it."""
+    for key, row in rows.items():
+        if key not in committed:
+            yield f"{key} is not in the committed sheet"
+            continue
+        before = quantities(committed[key]["ours"])
+        for name, value in quantities(row["ours"]).items():
+            if value > GROWTH * before[name]:
+                yield f"{key}: {name} grew from {before[name]:g} to {value:g}"
+
+
+def exceeding(rows: Rows) -> Iterator[str]:
+    """Name what exceeds eager's, at the sizes where nothing is to."""
+    for key, row in rows.items():
+        name, size = key.split("/")
+        N, precision = size.removeprefix("N=").split(",")
+        if int(N) not in HELD_SIZES or precision not in HELD_PRECISIONS:
+            continue
+        ours, eager = quantities(row["ours"]), quantities(row["eager"])
+        impossible = row["eager"]["peak MB"] > rates.H200.memory / 1e6
+        for quantity in ("ms", "launches", "peak MB"):
+            if ours[quantity] > eager[quantity] and not (impossible and quantity == "ms"):
+                yield f"{name}, N = {int(N):,}, {precision}: {quantity}"
+
+
+def held(rows: Rows) -> list[Goal]:
+    """Return the goals of which the sheet has the rows."""
+    found = []
+    for key, limit in LIMITS.items():
+        if key in rows:
+            ms = rows[key]["ours"]["ms"]
+            found.append(Goal(f"{key}: ms", limit, ms, ms <= limit))
+    for key in sorted(rows):
+        if key.endswith("N=32768,bf16"):
+            ours = rows[key]["ours"]
+            more = ours["peak MB"] - ours["gradients MB"]
+            name = f"{key}: MB beyond inputs and gradients"
+            found.append(Goal(name, MORE_MEMORY, more, more <= MORE_MEMORY))
+    for key in sorted(rows):
+        small = key.replace("N=32768", "N=4096")
+        if key.endswith("N=32768,bf16") and small in rows:
+            many, few = (launches(rows[each]["ours"]) for each in (key, small))
+            name = f"{key}: launches, those of N = 4096 the limit"
+            found.append(Goal(name, few, many, many <= few))
+    return found

@@ -1,0 +1,127 @@
+"""What models of Triton kernels are made of: formulas of a launch's arguments.
+
+A model is registered by its kernel's name; a kernel without one is an error that names it.
+"""
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+
+from benchmarks.cost_sheet.counts import Count, Launch, Operand, unique_bytes
+from benchmarks.cost_sheet.rates import L2_BYTES, RESIDENT, ceiling_of
+
+Model = Callable[[Launch], Count]
+MODELS: dict[str, Model] = {}
+PRODUCTS_OF_PARTS = {1: 1, 2: 3, 3: 6}
+GROUP = 8  # row tiles that `_tiles.place` visits together
+
+
+def model(*kernels: str) -> Callable[[Model], Model]:
+    """Register the model of kernels."""
+
+    def register(function: Model) -> Model:
+        MODELS.update(dict.fromkeys(kernels, function))
+        return function
+
+    return register
+
+
+def count_of(launch: Launch) -> Count:
+    """Return what a launch does."""
+    for models in ("pair_models", "cluster_models"):  # which register themselves
+        import_module(f"benchmarks.cost_sheet.{models}")
+    if launch.kernel not in MODELS:
+        raise LookupError(
+            f"{launch.kernel} has no cost model: add one to benchmarks/cost_sheet/pair_models.py"
+        )
+    return MODELS[launch.kernel](launch)
+
+
+# -- shared by kernels -----------------------------------------------------------------------------
+
+
+def kind_of(x: Operand, precision: str) -> str:
+    """Return how a tile of rows is multiplied."""
+    if x.dtype == torch.float64:
+        return "fp64"
+    if x.dtype == torch.float32:
+        return "tf32" if precision.startswith("tf32") else "fp32"
+    return "half"
+
+
+def exposed(launch: Launch) -> float:
+    """Return the share of an epilogue that no other program of the processor hides.
+
+    65,536 registers: a tile of 128 x 128 in 8 warps leaves room for two programs, one of 128 x 256
+    for none beside it.
+    """
+    at_once = max(1, 32768 // (launch.ROWS * launch.COLUMNS))
+    return 1 / min(at_once, 4)
+
+
+def streamed(launch: Launch, N: int, M: int, row: float, column: float) -> float:
+    """Return HBM bytes of both operands of tiles visited in groups of eight row tiles.
+
+    Rows of x are read once; those of y once per group, unless they stay in the L2.
+    """
+    groups = math.ceil(N / launch.ROWS / GROUP)
+    of_y = M * column
+    return N * row + (of_y if of_y <= 0.8 * L2_BYTES else groups * of_y)
+
+
+def scores(
+    launch: Launch,
+    N: int,
+    M: int,
+    instructions: float,
+    exponentials: float = 0,
+    share: float = 1.0,
+    differences: float = 0,
+) -> Count:
+    """Count a kernel that multiplies tiles of x and y and reduces them where they lie.
+
+    A share below 1 is that of tiles which are computed; differences, that of tiles which subtract
+    elements instead.
+    """
+    x, parts = launch.x, launch.arguments.get("PARTS", 1)
+    products, D = PRODUCTS_OF_PARTS[parts], x.shape[-1]
+    tiles = math.ceil(N / launch.ROWS) * math.ceil(M / launch.COLUMNS) * share
+    elements = tiles * launch.ROWS * launch.COLUMNS
+    size, kind = x.dtype.itemsize, kind_of(x, launch.arguments.get("PRECISION", "ieee"))
+    others = {name: each for name, each in launch.operands.items() if name not in ("x", "y")}
+    others = {name: each for name, each in others.items() if each.storage != x.storage}
+    return Count(
+        launch.kernel,
+        triton=True,
+        kind=kind,
+        flop=2.0 * elements * D * products * (1 - differences),
+        depth=D * products,
+        ceiling=ceiling_of(kind, launch.ROWS, launch.COLUMNS),
+        instructions=elements * (instructions + 2.0 * D * differences),
+        exponentials=elements * exponentials,
+        exposed=1.0 if differences == 1 else exposed(launch),
+        hbm=streamed(launch, N, M, D * size * parts, D * size * parts) + unique_bytes(others),
+        l2=tiles * (launch.ROWS + launch.COLUMNS) * D * size * products,
+    )
+
+
+def passes(launch: Launch, instructions: float = 10, exponentials: float = 0) -> Count:
+    """Count a kernel that reads and writes its operands once."""
+    largest = max((each.elements for each in launch.operands.values()), default=0)
+    size = unique_bytes(launch.operands)
+    return Count(
+        launch.kernel,
+        triton=True,
+        instructions=instructions * largest,
+        exponentials=exponentials * largest,
+        hbm=size if size > RESIDENT else 0,
+        l2=size,
+    )
+
+
+def gathered(launch: Launch, rows: float, written: float, D: int, dtype: torch.dtype) -> Count:
+    """Count a kernel that reads single rows of D elements and writes some."""
+    size = (rows + written) * D * dtype.itemsize
+    return Count(launch.kernel, triton=True, hbm=size, l2=size, instructions=2.0 * rows * D)

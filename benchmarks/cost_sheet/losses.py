@@ -1,0 +1,236 @@
+"""Every loss of the package as a function of embeddings, and what people write instead.
+
+Formulas that index by values have none on meta tensors: their stand-ins, with clusters of equal
+size, launch and move the same.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.rivals import eager
+from itm_kernels import functional, losses, mining, ops
+
+Function = Callable[..., Any]
+CLUSTERS, CENTROIDS, ITERATIONS, SIGMA, RIDGE = 8, 256, 10, 0.3, 1e-4
+TRITON: dict[str, Any] = {"backend": "triton"}
+BAND: dict[str, Any] = {"mode": "paper", "lower": 0.05, "upper": 0.5}
+
+
+class Loss(NamedTuple):
+    """A row of the sheet."""
+
+    ours: Function
+    eager: Function
+    inputs: Callable[[int, int, torch.dtype], tuple[Tensor, ...]]
+    note: str = ""  # what the eager side stands for
+
+
+def rows(*shape: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
+    """Return embeddings without data."""
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
+
+
+def numbers(N: int) -> Tensor:
+    """Return ids, or numbers of clusters."""
+    return torch.empty(N, dtype=torch.int64, device="meta")
+
+
+def sides(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return image and text embeddings."""
+    return rows(N, D, dtype=dtype), rows(N, D, dtype=dtype)
+
+
+def one_side(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return the embeddings of one modality."""
+    return (rows(N, D, dtype=dtype),)
+
+
+def views(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return two views of both sides, and fused vectors."""
+    return tuple(rows(2, N, D, dtype=dtype) for _ in range(3))
+
+
+def clustered(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return anchors, members and their clusters."""
+    return *sides(N, D, dtype), numbers(N)
+
+
+def searched(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return queries and gallery with their ids."""
+    pair = (rows(N, D, dtype=dtype, grad=False) for _ in range(2))
+    return *pair, numbers(N), numbers(N)
+
+
+def centred(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return rows and start centroids."""
+    K = min(CENTROIDS, N // 4)
+    return rows(N, D, dtype=dtype, grad=False), rows(K, D, dtype=dtype, grad=False)
+
+
+# -- ours ------------------------------------------------------------------------------------------
+
+
+def itm(image: Tensor, text: Tensor) -> Tensor:
+    """Image-text matching on sampled negatives, with dot products for a fusion model."""
+    sampler = mining.HardNegativeSampler("multinomial", **TRITON)
+
+    def match(i: Tensor, t: Tensor) -> Tensor:
+        return (image.index_select(0, i) * text.index_select(0, t)).sum(1)
+
+    return losses.ITMLoss(sampler=sampler)(image, text, match)
+
+
+def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
+    """Alignment of views and fusion."""
+    return losses.ITOLoss(eager.SCALE, learnable=False, **TRITON)(images, texts, fused)
+
+
+def rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: Any) -> Tensor:
+    """Synthetic vectors of every anchor."""
+    options = {"num_clusters": CLUSTERS, "sigma": SIGMA, "weights": weights, "ridge": RIDGE}
+    return ops.rbf_synthesis(anchors, members, assignment, **options, **TRITON).vectors
+
+
+def kmeans(x: Tensor, start: Tensor) -> Tensor:
+    """k-means from given centroids."""
+    K = start.shape[0]
+    return ops.kmeans(x, K, init=start, iterations=ITERATIONS, **TRITON).assignment
+
+
+def ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
+    """Return the rank of every query's best positive."""
+    return ops.ranks(queries, gallery, query_ids, gallery_ids, **TRITON).rank
+
+
+def sampled(image: Tensor, text: Tensor) -> Tensor:
+    """Draw one negative per anchor."""
+    return mining.HardNegativeSampler("multinomial", **TRITON)(image, text).text_index
+
+
+# -- eager, where the rivals' formula does not run on meta tensors, or is another loss -------------
+
+
+def eager_distances(x: Tensor, p: float, N: int | None = None) -> Tensor:
+    """The bounded sum of a distance; `cdist` has no kernel for bf16 on CUDA."""
+    values = torch.cdist(x.float(), x.float(), p=p)
+    own = torch.eye(values.shape[0], dtype=torch.bool, device=x.device)
+    inside = (values > BAND["lower"]) & (values < BAND["upper"]) & ~own
+    return values.masked_fill(~inside, 0).sum()
+
+
+def eager_rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: str) -> Tensor:
+    """The loop over clusters of equal size."""
+    vectors = []
+    size = len(members) // CLUSTERS
+    anchors, members = anchors.float(), members.float()
+    for k in range(CLUSTERS):
+        chosen = (assignment == k)[:size].long()  # as many as the cluster's members
+        own = members.index_select(0, chosen)
+        khat = (-torch.cdist(anchors, own).square() / (2 * SIGMA**2)).softmax(1)
+        if weights == "kam":
+            gram = torch.exp(-torch.cdist(own, own).square() / (2 * SIGMA**2))
+            gram = gram + RIDGE * torch.eye(size, dtype=gram.dtype, device=gram.device)
+            khat = torch.cholesky_solve(khat.T, torch.linalg.cholesky(gram)).T
+        vectors.append(khat @ own)
+    return torch.stack(vectors, 1)
+
+
+def eager_kmeans(x: Tensor, start: Tensor) -> Tensor:
+    """Lloyd's iterations; the sizes of clusters are a sum of ones."""
+    centroids, wide = start.float(), x.float()
+    ones = torch.ones_like(wide[:, 0])
+    for _ in range(ITERATIONS):
+        nearest = torch.cdist(wide, centroids).argmin(1)
+        count = torch.zeros_like(centroids[:, 0]).index_add_(0, nearest, ones)[:, None]
+        total = torch.zeros_like(centroids).index_add_(0, nearest, wide)
+        centroids = torch.where(count > 0, total / count.clamp(min=1), centroids)
+    return torch.cdist(wide, centroids).argmin(1)
+
+
+def eager_itm(image: Tensor, text: Tensor) -> Tensor:
+    """ALBEF: sampled negatives, gathered rows, a cross-entropy."""
+    N = image.shape[0]
+    with torch.no_grad():
+        scores = image @ text.T / 0.07
+        own = torch.eye(N, dtype=torch.bool, device=image.device)
+        scores = scores.masked_fill(own, -torch.inf)
+        texts = torch.multinomial(scores.softmax(1), 1)[:, 0]
+        images = torch.multinomial(scores.T.softmax(1), 1)[:, 0]
+    fused = torch.cat([image * text, image * text[texts], image[images] * text])
+    labels = torch.zeros(3 * N, dtype=fused.dtype, device=image.device)
+    labels[:N] = 1
+    return torch.nn.functional.binary_cross_entropy_with_logits(fused.sum(1), labels)
+
+
+def eager_sampled(image: Tensor, text: Tensor) -> Tensor:
+    """ALBEF's sampler, masked before its softmax."""
+    generator: Any = None
+    return eager.sample_negatives(image, text, "multinomial", 0.07, generator)[0]
+
+
+def _imc(metric: Any) -> Loss:
+    ours = partial(functional.imc_loss, metric=metric, **BAND, **TRITON)
+    if metric == "cosine":
+        ours = partial(functional.imc_loss, **TRITON)
+        return Loss(ours, eager.imc, sides)
+    p = 1.0 if metric == "l1" else 2.0
+
+    def formula(image: Tensor, text: Tensor) -> Tensor:
+        bounded = eager_distances(image, p) + eager_distances(text, p)
+        return eager.max_of_hinges(image, text) + bounded
+
+    return Loss(ours, formula, sides, f"cdist with p = {p:g} in fp32")
+
+
+_SCALED: dict[str, Any] = {"logit_scale": eager.SCALE, **TRITON}
+_PLAIN_CMR: dict[str, Any] = {"num_clusters": 0, "num_noise": 0}
+_REFERENCE: dict[str, Any] = {"backend": "reference"}
+_SIGMOID: dict[str, Any] = {"logit_bias": eager.BIAS, **_SCALED}
+_EQUAL = "a loop over clusters of equal size, in fp32"
+_BOUNDED: dict[str, Any] = {"metric": "cosine", "mode": "official"}
+
+LOSSES: dict[str, Loss] = {
+    "sum of hinges": Loss(
+        partial(functional.sum_of_hinges_loss, **TRITON), eager.sum_of_hinges, sides
+    ),
+    "max of hinges": Loss(
+        partial(functional.max_of_hinges_loss, **TRITON), eager.max_of_hinges, sides
+    ),
+    "bounded cosines": Loss(
+        partial(functional.intra_modal_constraint, **_BOUNDED, **TRITON),
+        partial(eager.intra_modal, **_BOUNDED),
+        one_side,
+    ),
+    "imc cosine": _imc("cosine"),
+    "imc l1": _imc("l1"),
+    "imc l2": _imc("l2"),
+    "info_nce": Loss(partial(functional.info_nce_loss, **_SCALED), eager.info_nce, sides),
+    "sigmoid": Loss(partial(functional.sigmoid_loss, **_SIGMOID), eager.sigmoid, sides),
+    "info_cmr plain": Loss(
+        partial(functional.info_cmr_loss, **_PLAIN_CMR, **TRITON), eager.info_cmr, sides
+    ),
+    "info_cmr": Loss(
+        partial(functional.info_cmr_loss, **TRITON),
+        partial(functional.info_cmr_loss, **_REFERENCE),
+        sides,
+        "the package's reference",
+    ),
+    "itm": Loss(itm, eager_itm, sides),
+    "sampler": Loss(sampled, eager_sampled, sides),
+    "ito": Loss(ito, eager.ito, views),
+    "ranks": Loss(ranks, eager.ranks, searched),
+    "kmeans": Loss(kmeans, eager_kmeans, centred, "cdist in fp32"),
+    "rbf attention": Loss(
+        partial(rbf, weights="attention"),
+        partial(eager_rbf, weights="attention"),
+        clustered,
+        _EQUAL,
+    ),
+    "rbf kam": Loss(
+        partial(rbf, weights="kam"), partial(eager_rbf, weights="kam"), clustered, _EQUAL
+    ),
+}

@@ -1,0 +1,189 @@
+"""Models of the kernels that compare rows pair by pair, and of those that pass over rows.
+
+Instructions and exponentials per element of a tile are read from the kernels' source [E]. Of what
+depends on values: one tile of candidates holds the positives of a tile of queries, and no pair of
+distances but the diagonal's cancels.
+"""
+
+import math
+from typing import Any
+
+from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
+from benchmarks.cost_sheet.kernels import gathered, model, passes, scores
+
+
+@model("_hardest._hardest_kernel")
+def _hardest(launch: Launch) -> Count:
+    sides = launch.OF_ROWS + launch.OF_COLUMNS
+    ids = 2 if launch.HAS_IDS else 0
+    instructions = 7 + ids + sides * (4 + 2 * launch.BOUNDED)
+    return scores(launch, launch.N, launch.M, instructions)
+
+
+@model("log_sum_exp._forward_kernel")
+def _log_sum_exp_forward(launch: Launch) -> Count:
+    return scores(launch, launch.N, launch.M, 20 + 3 * launch.HAS_IDS, 2)
+
+
+@model("log_sum_exp._weights_kernel")
+def _log_sum_exp_weights(launch: Launch) -> Count:
+    return scores(launch, launch.R, launch.M, 20 + 3 * launch.HAS_IDS, 2)
+
+
+@model("sigmoid._forward_kernel")
+def _sigmoid_forward(launch: Launch) -> Count:
+    return scores(launch, launch.N, launch.M, 25, 3)
+
+
+@model("sigmoid._weights_kernel")
+def _sigmoid_weights(launch: Launch) -> Count:
+    return scores(launch, launch.R, launch.M, 20, 2)
+
+
+@model("sum_of_hinges._tiles_kernel")
+def _sum_of_hinges(launch: Launch) -> Count:
+    return scores(launch, launch.R, launch.M, 14)
+
+
+def metric_of(launch: Launch, N: int, M: int, instructions: float, share: float) -> Count:
+    """Count tiles of a metric: l1 subtracts, distances do so where they cancel: on the diagonal."""
+    differences = 1.0 if launch.METRIC == "l1" else 0.0
+    if launch.METRIC in ("l2", "sqeuclidean"):
+        differences = min(1.0, max(launch.ROWS, launch.COLUMNS) / max(N, M) / share)
+        instructions += 4
+    if differences == 1:
+        launch = launch._replace(arguments={**launch.arguments, **_of_raw(launch)})
+    return scores(launch, N, M, instructions, float(launch.METRIC == "l2"), share, differences)
+
+
+def _of_raw(launch: Launch) -> dict[str, Any]:
+    return {"x": launch.raw_x, "y": launch.raw_y, "PARTS": 1}
+
+
+@model("intra_modal._triangle_kernel")
+def _triangle(launch: Launch) -> Count:
+    tiles = math.ceil(launch.N / launch.ROWS)
+    return metric_of(launch, launch.N, launch.N, 16, (tiles + 1) / (2 * tiles))
+
+
+@model("_compare._matrix_kernel")
+def _matrix(launch: Launch) -> Count:
+    return metric_of(launch, launch.N, launch.M, 4, 1.0)
+
+
+@model("_compare._pull_kernel")
+def _pull(launch: Launch) -> Count:
+    work = float(launch.programs) * launch.ROWS * launch.DEPTH * launch.M
+    reads = launch.programs * launch.M * (launch.DEPTH + launch.ROWS) * 4.0
+    size = unique_bytes(launch.operands)
+    return Count(
+        launch.kernel, True, instructions=work * (4 if launch.SIGN else 2), hbm=size, l2=reads
+    )
+
+
+@model("sample_negatives._draw_kernel")
+def _draw(launch: Launch) -> Count:
+    # Philox: ten rounds give four words, for two pairs of both directions; a noise is two logs.
+    return scores(launch, launch.N, launch.M, 75, 4)
+
+
+@model("ranks._positives_kernel")
+def _rank_positives(launch: Launch) -> Count:
+    return scores(launch, launch.Q, 2 * launch.COLUMNS, 14)
+
+
+@model("ranks._count_kernel")
+def _rank_counts(launch: Launch) -> Count:
+    return scores(launch, launch.Q, launch.G, 24)
+
+
+@model("kmeans._nearest_kernel")
+def _nearest(launch: Launch) -> Count:
+    problems = launch.B / (launch.COLUMNS // launch.WIDTH) if launch.B > 1 else 1
+    columns = math.ceil(launch.K / launch.WIDTH) * launch.WIDTH * problems
+    return scores(launch, launch.N, math.ceil(columns), 12)
+
+
+@model("_pairs._positives_kernel")
+def _pair_positives(launch: Launch) -> Count:
+    return scores(launch, launch.M, launch.COLUMNS, 3)
+
+
+@model("_synthesis.logits_kernel")
+def _logits(launch: Launch) -> Count:
+    return scores(launch, launch.R, launch.M, 4)
+
+
+# -- passes over rows ------------------------------------------------------------------------------
+
+
+@model("max_of_hinges._hinges_kernel")
+def _hinges(launch: Launch) -> Count:
+    keys = [each.bytes for name, each in launch.operands.items() if name.endswith(("key", "index"))]
+    found = gathered(launch, 4 * launch.M, 0, launch.D, launch.image.dtype)
+    return found._replace(hbm=found.hbm + sum(keys))
+
+
+@model("hardest_negatives._winners_kernel")
+def _winners(launch: Launch) -> Count:
+    found = gathered(launch, 2 * launch.A, 0, launch.D, launch.anchor_rows.dtype)
+    keys = launch.operands["key"].bytes + launch.operands["index"].bytes
+    return found._replace(hbm=found.hbm + keys)
+
+
+@model("hardest_negatives._positives_kernel")
+def _positives(launch: Launch) -> Count:
+    return gathered(launch, 2 * launch.M, 0, launch.D, launch.image.dtype)
+
+
+@model("_segments._gradients_kernel")
+def _segment_sums(launch: Launch) -> Count:
+    targets = launch.N + (0 if launch.ONLY_IMAGES else launch.M)
+    own = 0 if launch.ONLY_IMAGES else 2 * targets
+    entries = launch.source.elements
+    base = launch.base.bytes if launch.ONLY_IMAGES else 0
+    found = gathered(launch, entries + own, targets, launch.D, launch.image.dtype)
+    return found._replace(hbm=found.hbm + base + 12.0 * (entries + own))
+
+
+@model("_segments._chunks_kernel")
+def _segment_chunks(launch: Launch) -> Count:
+    # No row is mined by so many that a chunk of its entries is summed apart.
+    size = launch.ordered.bytes
+    return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
+
+
+@model("_entries._order_kernel")
+def _order(launch: Launch) -> Count:
+    compared = launch.programs * launch.BLOCK * launch.E / 2
+    return Count(
+        launch.kernel, True, instructions=6.0 * compared, l2=4.0 * launch.programs * launch.E / 2
+    )
+
+
+@model("kmeans_plus_plus._draw_kernel")
+def _kmeans_draw(launch: Launch) -> Count:
+    found = passes(launch)
+    return found._replace(
+        instructions=3.0 * launch.B * launch.M * launch.D, hbm=launch.x.bytes, l2=launch.x.bytes
+    )
+
+
+@model(
+    "_launch._split_kernel",
+    "_compare._squares_kernel",
+    "unit_rows._forward_kernel",
+    "unit_rows._backward_kernel",
+    "log_sum_exp._finish_kernel",
+    "cross_entropy._forward_kernel",
+    "cross_entropy._backward_kernel",
+    "max_of_hinges._entries_kernel",
+    "hardest_negatives._entries_kernel",
+    "_entries._by_target_kernel",
+    "_products._unit_kernel",
+    "_scaled._gradient_kernel",
+    "_scaled._scale_kernel",
+    "sample_negatives._winners_kernel",
+)
+def _passes(launch: Launch) -> Count:
+    return passes(launch)

@@ -1,0 +1,79 @@
+"""Stated rates of the machines, each with its source: a measured one replaces it here.
+
+"Budget" is the project's own collection of published figures for an H200, "data sheet" the
+vendor's, "estimate" nobody's measurement yet.
+"""
+
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """How fast a GPU is at what a launch does."""
+
+    name: str
+    products: dict[str, float]  # FLOP/s of long sums, by kind
+    instructions: float  # lane instructions per second
+    exponentials: float  # per second
+    hbm: float  # bytes per second, copies
+    l2: float  # bytes per second
+    memory: float  # bytes
+    processors: int
+
+
+_PRODUCTS = {"half": 790e12, "tf32": 400e12, "fp32": 60e12, "fp64": 60e12}
+HALF_DEPTH = 340  # of "half"; other kinds take proportionally fewer elements of D to fill up
+_LANES, _SPECIAL = 33.5e12, 33.5e12 / 8
+_L2 = 7.5e12
+
+H200 = Machine("H200", _PRODUCTS, _LANES, _SPECIAL, 4.3e12, _L2, 141e9, 132)
+H100 = Machine("H100", _PRODUCTS, _LANES, _SPECIAL, 3.0e12, _L2, 80e9, 132)
+MACHINES = (H200, H100)
+
+L2_BYTES = 50e6
+LAUNCH = 3e-6
+# Operands smaller than this are taken to be in the L2 still (estimate: a third of it).
+RESIDENT = L2_BYTES / 3
+
+# Share of the tensor cores that a tile allows: shared memory feeds 128 bytes a clock (budget).
+CEILINGS = {(64, 64): 0.50, (64, 128): 0.57, (128, 128): 0.80, (128, 256): 1.0}
+# tl.dot on fp32 units, 64 x 64 tiles out of shared memory (estimate), and on fp64 ones: half of the
+# tensor cores' rate.
+IEEE_CEILING = 0.5
+
+
+def rate_of(machine: Machine, kind: str, depth: int) -> float:
+    """Return the FLOP/s of products over so many elements."""
+    peak = machine.products[kind]
+    half = HALF_DEPTH * peak / machine.products["half"]
+    return peak * depth / (depth + half)
+
+
+def ceiling_of(kind: str, rows: int, columns: int) -> float:
+    """Return the share of that rate which a tile allows."""
+    if kind in ("fp32", "fp64"):
+        return IEEE_CEILING
+    side, other = sorted((rows, columns))
+    fitting = [share for (a, b), share in CEILINGS.items() if a <= side and b <= other]
+    return max(fitting, default=0.25)
+
+
+STATED = (
+    ("bf16, fp16 products", "790 K / (K + 340) TFLOP/s", "budget: 790 at large K, 585-602 at 1024"),
+    ("tf32 products", "400 TFLOP/s at large K", "budget"),
+    ("fp32 products", "60 TFLOP/s at large K", "data sheet 67, nine tenths of it: estimate"),
+    ("fp64 products", "60 TFLOP/s at large K", "data sheet 67, nine tenths of it: estimate"),
+    ("tl.dot on fp32 and fp64", "half of these", "estimate"),
+    ("tiles 64x64, 128x64, 128x128, 128x256", "50, 57, 80, 100 %", "budget: shared memory"),
+    ("fp32 instructions", "33.5 T lanes/s", "budget: 132 x 128 x 1.98 GHz"),
+    ("exponentials, logarithms, roots", "4.2 T/s", "data sheet: 16 a clock and processor"),
+    ("HBM, H200", "4.3 TB/s", "budget: copies"),
+    ("HBM, H100", "3.0 TB/s", "data sheet 3.35, nine tenths of it: estimate"),
+    ("L2", "7.5 TB/s", "estimate: 128 x 128 tiles at 480 TFLOP/s need it"),
+    ("L2, size", "50 MB", "data sheet"),
+    (
+        "gap between launches",
+        "3 us",
+        "estimate: a queue that the host keeps full, or a CUDA graph; Python's 8-10 us a launch "
+        "and ATen's 5 us are not counted",
+    ),
+)

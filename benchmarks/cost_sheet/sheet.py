@@ -1,0 +1,201 @@
+"""The table of all losses: recomputed rows, the committed file, and both as Markdown."""
+
+import gc
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.cost_sheet import goals, losses, rates, rivals, trace
+from benchmarks.cost_sheet.counts import Count
+from benchmarks.cost_sheet.predict import predict
+from benchmarks.report import table
+from benchmarks.results import rounded
+
+FOLDER = Path(__file__).parent.parent / "results" / "predicted"
+FILE = FOLDER / "cost-sheet.json"
+D = 1024
+SIZES, PRECISIONS = (128, 1024, 4096, 32768), ("bf16", "fp32", "tf32")
+CORE_SIZES, CORE_PRECISIONS = (128, 4096, 32768), ("bf16", "fp32")
+Row = dict[str, Any]
+HEAD = "Predicted, not measured"
+
+
+class Case(NamedTuple):
+    """A row's loss and size."""
+
+    loss: str
+    N: int
+    precision: str
+
+    @property
+    def key(self) -> str:
+        """The row's name in the file."""
+        return f"{self.loss}/N={self.N},{self.precision}"
+
+
+def cases(everything: bool) -> list[Case]:
+    """Return the rows of the whole sheet, or those that CI recomputes."""
+    sizes = SIZES if everything else CORE_SIZES
+    precisions = PRECISIONS if everything else CORE_PRECISIONS
+    return [
+        Case(loss, N, precision)
+        for loss in losses.LOSSES
+        for precision in precisions
+        for N in sizes
+    ]
+
+
+def summary(found: trace.Trace) -> Row:
+    """Return what the sheet says of one contender."""
+    counts = found.counts
+    h200, h100 = (predict(counts, machine) for machine in rates.MACHINES)
+    products: dict[str, float] = defaultdict(float)
+    for count in counts:
+        products[count.kind] += count.flop / 1e12
+    return {
+        "forward ms": 1e3 * predict(found.forward, rates.H200).seconds,
+        "ms": 1e3 * h200.seconds,
+        "H100 ms": 1e3 * h100.seconds,
+        "term": h200.named(),
+        "triton": launches(counts, True),
+        "aten": launches(counts, False),
+        "peak MB": found.peak / 1e6,
+        "gradients MB": found.gradients / 1e6,
+        "TFLOP": {kind: products[kind] for kind in sorted(products) if products[kind]},
+        "HBM GB": sum(count.hbm for count in counts) / 1e9,
+        "L2 GB": sum(count.l2 for count in counts) / 1e9,
+    }
+
+
+def launches(counts: Iterable[Count], triton: bool) -> int:
+    """Return how many launches are Triton's, or ATen's."""
+    return sum(count.launches for count in counts if count.triton == triton)
+
+
+def row_of(case: Case) -> Row:
+    """Trace a loss and what people write instead."""
+    loss = losses.LOSSES[case.loss]
+    found = {}
+    for who in ("ours", "eager"):
+        gc.collect()  # what an earlier trace left in cycles would die in this one
+        with trace.precision_of(case.precision) as dtype:
+            function = getattr(loss, who)
+            found[who] = summary(trace.traced(function, loss.inputs(case.N, D, dtype)))
+    return rounded(found)
+
+
+def sheet_of(rows: dict[str, Row]) -> dict[str, Any]:
+    """Return the whole file's content."""
+    return {
+        "about": f"{HEAD}: counted on meta tensors, D = {D}, rates as stated in rates.py.",
+        "exceeds": sorted(goals.exceeding(rows)),
+        "goals": [goal._asdict() for goal in goals.held(rows)],
+        "rivals": rounded(rivals.table()),
+        "rows": {key: rows[key] for key in sorted(rows)},
+    }
+
+
+def written(sheet: dict[str, Any]) -> str:
+    """Return the file's text: a line per row, so that a change shows as one."""
+    lines = []
+    for key, value in sheet.items():
+        if isinstance(value, dict):
+            inner = (f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            lines.append(f" {json.dumps(key)}: {{\n" + ",\n".join(inner) + "\n }")
+        elif isinstance(value, list):
+            inner = (f"  {json.dumps(item)}" for item in value)
+            lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(inner) + "\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def load(path: Path = FILE) -> dict[str, Any]:
+    """Return the committed sheet, empty without one."""
+    if not path.exists():
+        return {"exceeds": [], "rows": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def store(sheet: dict[str, Any], path: Path = FILE) -> None:
+    """Write the sheet and its Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written(sheet), encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(sheet), encoding="utf-8")
+
+
+# -- Markdown --------------------------------------------------------------------------------------
+
+COLUMNS = [
+    "loss", "N", "forward ms", "ms", "H100 ms", "largest term", "eager ms", "eager / ours",
+    "launches", "eager's", "peak MB", "eager's MB",
+]  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _line(key: str, row: Row) -> list[str]:
+    name, size = key.split("/")
+    ours, eager = row["ours"], row["eager"]
+    memory = " (out of memory)" if eager["peak MB"] > rates.H200.memory / 1e6 else ""
+    return [
+        name,
+        f"{int(size.split(',')[0].removeprefix('N=')):,}",
+        _number(ours["forward ms"]),
+        _number(ours["ms"]),
+        _number(ours["H100 ms"]),
+        ours["term"],
+        _number(eager["ms"]) + memory,
+        f"{eager['ms'] / ours['ms']:.2f}",
+        f"{ours['triton']} + {ours['aten']}",
+        str(eager["aten"]),
+        _number(ours["peak MB"]),
+        _number(eager["peak MB"]),
+    ]
+
+
+def markdown(sheet: dict[str, Any]) -> str:
+    """Return the sheet as Markdown."""
+    words = [
+        f"# {HEAD}: what every loss costs on an H200",
+        "`make cost-sheet UPDATE=1` writes this file. Launches are counted by running the launchers"
+        f" and eager PyTorch on meta tensors, D = {D}; times are counts over the rates below."
+        " Times are of forward and backward where there is a backward, on an H200 unless the head"
+        " says H100. Launches are Triton's + ATen's. Peak memory is beyond the inputs, gradients"
+        " included.",
+    ]
+    text = "\n\n".join(words) + "\n"
+    for precision in PRECISIONS:
+        rows = {key: row for key, row in sheet["rows"].items() if key.endswith(f",{precision}")}
+        ordered = sorted(rows, key=_order)
+        text += f"\n## {precision}\n\n" + table(COLUMNS, [_line(key, rows[key]) for key in ordered])
+    notes = [[name, loss.note] for name, loss in losses.LOSSES.items() if loss.note]
+    held = [
+        [goal["name"], f"{goal['limit']:g}", _number(goal["predicted"]), _yes(goal["holds"])]
+        for goal in sheet["goals"]
+    ]
+    text += "\n## Goals\n\n" + table(["goal", "limit", "predicted", "holds"], held)
+    text += "\n## Eager is faster, smaller, or launches less\n\n"
+    text += "".join(f"- {item}\n" for item in sheet["exceeds"]) or "Nowhere.\n"
+    text += "\n## Rivals' formulas, by their stated products, passes and launches\n\n"
+    others = sheet["rivals"]
+    lines = [[name, *(str(cell) for cell in cells.values())] for name, cells in others.items()]
+    text += table(["rival", *next(iter(others.values()))], lines)
+    text += "\n## What eager stands for\n\n" + table(["loss", "eager"], notes)
+    stated = [list(each) for each in rates.STATED]
+    text += "\n## Rates\n\n" + table(["rate", "value", "source"], stated)
+    return text
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _order(key: str) -> tuple[int, int]:
+    name, size = key.split("/")
+    return list(losses.LOSSES).index(name), int(size.split(",")[0].removeprefix("N="))

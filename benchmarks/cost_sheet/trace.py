@@ -1,0 +1,173 @@
+"""Run a loss on meta tensors, as it would run on a GPU, and note every launch and every byte.
+
+Operators of the Triton namespace run their launchers, which compute nothing on meta tensors; their
+kernels are noted and not launched. Every ATen call that would launch is noted by its shapes. A
+storage counts from the call that made it to its last reference.
+"""
+
+import contextlib
+import importlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.cost_sheet import aten
+from benchmarks.cost_sheet.counts import Count, Launch, operand
+from benchmarks.cost_sheet.kernels import count_of
+from itm_kernels import backends
+
+PRECISIONS = {
+    "bf16": (torch.bfloat16, "highest"),
+    "fp32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+}
+ARCHITECTURE = 90
+
+
+class Trace(NamedTuple):
+    """What a loss launches, forward and backward, and the most memory it holds."""
+
+    forward: list[Count]
+    backward: list[Count]
+    peak: int  # bytes beyond the inputs
+    gradients: int  # bytes of the inputs' gradients, which are among these
+
+    @property
+    def counts(self) -> list[Count]:
+        """All launches."""
+        return self.forward + self.backward
+
+
+class Watch(TorchDispatchMode):
+    """Notes calls as they reach the device's kernels, and the storages that live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Count] = []
+        self.launches: list[Launch] = []
+        self.alive = self.peak = 0
+        self._known = weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Note a call, or what it is made of."""
+        kwargs = kwargs or {}
+        if func.namespace == backends.NAMESPACES["triton"]:
+            launcher = _launcher(func._opname)
+            with self:
+                return launcher(*args, **kwargs)
+        if func.namespace == "aten":
+            with self:
+                found = func.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        found = func(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        hidden = 0
+        if any(each.is_meta for each in (*given, *made)):
+            inputs, outputs = [operand(each) for each in given], [operand(each) for each in made]
+            count = aten.count_of(func, inputs, outputs, args)
+            if count is not None:
+                self.counts.append(count)
+                hidden = aten.workspace(func, inputs)
+        for each in made:
+            self._hold(each)
+        self.peak = max(self.peak, self.alive + hidden)
+        return found
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if not tensor.is_meta or storage in self._known:
+            return
+        self._known.add(storage)
+        self.alive += storage.nbytes()
+        weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, size: int) -> None:
+        self.alive -= size
+
+    def inputs(self, *tensors: Tensor) -> None:
+        """Leave storages out of the count: they are there before."""
+        for tensor in tensors:
+            self._known.add(tensor.untyped_storage())
+
+    def launch(self, launch: Launch) -> None:
+        """Note a kernel."""
+        self.launches.append(launch)
+        self.counts.append(count_of(launch))
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    stem = backends.triton_file(name.removesuffix("_forward").removesuffix("_backward"))
+    return getattr(importlib.import_module(f"itm_kernels.triton.{stem}"), name)
+
+
+def _described(value: Any) -> Any:
+    value = getattr(value, "base", value) if not isinstance(value, Tensor) else value
+    return operand(value) if isinstance(value, Tensor) else value
+
+
+@contextlib.contextmanager
+def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
+    """Hand every kernel that is launched to a watch; launch none.
+
+    Without Triton there is none to launch: eager PyTorch is traced all the same.
+    """
+    if not backends.HAS_TRITON:
+        yield
+        return
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    from triton_compile import StandIn
+
+    def run(self: Any, *given: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
+        names = [parameter.name for parameter in self.params]
+        defaults = {each.name: each.default for each in self.params if each.has_default}
+        arguments = {**defaults, **dict(zip(names, given, strict=False)), **named}
+        size = grid(arguments) if callable(grid) else grid
+        described = {name: _described(value) for name, value in arguments.items()}
+        name = f"{self.fn.__module__.removeprefix('itm_kernels.triton.')}.{self.__name__}"
+        watch.launch(Launch(name, tuple(size), described))
+
+    triton.runtime.driver.set_active(StandIn(architecture))
+    with patch.object(JITFunction, "run", run):
+        yield
+
+
+@contextlib.contextmanager
+def precision_of(name: str) -> Iterator[torch.dtype]:
+    """Set the precision of fp32 products, and yield the dtype of rows."""
+    dtype, setting = PRECISIONS[name]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield dtype
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Trace:
+    """Run a function forward, and backward if its value has a gradient."""
+    watch = Watch()
+    watch.inputs(*inputs)
+    # What "auto" takes on CUDA for a large batch, parts of a loss included.
+    with patch.dict(backends.PREFERENCE, meta=("triton",)), noting(watch), watch:
+        value = function(*inputs)
+        forward = len(watch.counts)
+        if isinstance(value, Tensor) and value.requires_grad:
+            torch.autograd.backward(value, torch.empty_like(value))
+    gradients = sum(each.grad.nbytes for each in inputs if each.grad is not None)
+    return Trace(watch.counts[:forward], watch.counts[forward:], watch.peak, gradients)

@@ -1,0 +1,61 @@
+"""Every loss, launched on meta tensors, has a cost that can be counted by hand.
+
+`make cost-sheet`: without Triton, or interpreted, there are no launchers to run.
+"""
+
+import pytest
+import torch
+
+from itm_kernels import backends
+
+if not backends.HAS_TRITON or backends.INTERPRETED:
+    pytest.skip("triton needed, not interpreted", allow_module_level=True)
+
+from benchmarks.cost_sheet import sheet
+from benchmarks.cost_sheet.losses import LOSSES
+from benchmarks.cost_sheet.trace import Trace, precision_of, traced
+
+N, D = 4096, 1024
+ONE = 2.0 * N * N * D
+
+
+def trace(loss: str, precision: str = "bf16", N: int = N, D: int = D) -> Trace:
+    with precision_of(precision) as dtype:
+        return traced(LOSSES[loss].ours, LOSSES[loss].inputs(N, D, dtype))
+
+
+def multiplied(found: Trace) -> tuple[float, float]:
+    forward, backward = (sum(one.flop for one in part) for part in (found.forward, found.backward))
+    return forward, backward
+
+
+def test_max_of_hinges_multiplies_forward_only() -> None:
+    assert multiplied(trace("max of hinges")) == (ONE, 0)
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sum of hinges"])
+def test_a_sum_over_pairs_multiplies_four_times(loss: str) -> None:
+    forward, backward = multiplied(trace(loss, "tf32"))
+    # Beside the pairs' products those of single rows.
+    assert forward + backward == pytest.approx(4 * ONE, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "tf32"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_kernel_of_a_loss_has_a_model(loss: str, precision: str) -> None:
+    found = trace(loss, precision, N=130, D=96)
+    assert any(count.triton for count in found.forward)
+    assert all(count.hbm + count.l2 + count.instructions >= 0 for count in found.counts)
+
+
+def test_launches_do_not_depend_on_the_order_of_traces() -> None:
+    first = sheet.summary(trace("imc cosine", N=257))
+    trace("info_nce", N=257)
+    assert sheet.summary(trace("imc cosine", N=257)) == first
+
+
+def test_a_kernel_is_noted_and_not_launched() -> None:
+    found = trace("max of hinges", N=200)
+    (count,) = (one for one in found.counts if one.name == "_hardest._hardest_kernel")
+    assert count.flop == 2 * 256 * 256 * D  # four tiles of 64
+    assert torch.get_float32_matmul_precision() == "highest"
