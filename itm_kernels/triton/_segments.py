@@ -58,13 +58,13 @@ def _chunks_kernel(
     """Sum the chunks of sorted entries that have one target."""
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     if SPANS:
-        e = begin + tl.arange(0, CHUNK)
-        inside = (e < E) & (tl.program_id(1) == 0)
-        own = tl.load(ordered + e, mask=inside, other=T)
-        before = tl.load(ordered + e - 1, mask=inside & (e > 0), other=-1)
-        after = tl.load(ordered + e + 1, mask=inside & (e + 1 < E), other=T)
-        tl.store(first + own, e.to(first.dtype.element_ty), mask=(own < T) & (own != before))
-        tl.store(end + own, (e + 1).to(end.dtype.element_ty), mask=(own < T) & (own != after))
+        at = begin + tl.arange(0, CHUNK)
+        inside = (at < E) & (tl.program_id(1) == 0)
+        own = tl.load(ordered + at, mask=inside, other=T)
+        before = tl.load(ordered + at - 1, mask=inside & (at > 0), other=-1)
+        after = tl.load(ordered + at + 1, mask=inside & (at + 1 < E), other=T)
+        tl.store(first + own, at.to(first.dtype.element_ty), mask=(own < T) & (own != before))
+        tl.store(end + own, (at + 1).to(end.dtype.element_ty), mask=(own < T) & (own != after))
     if begin + CHUNK <= E:
         target = tl.load(ordered + begin)
         if (target < T) & (target == tl.load(ordered + begin + CHUNK - 1)):
@@ -78,9 +78,9 @@ def _chunks_kernel(
                     total += _terms(text, text_stride, source, weight, number, here, depth, D)
                 else:
                     total += _terms(image, image_stride, source, weight, number, here, depth, D)
-            at = tl.program_id(0).to(tl.int64) * D + depth
+            sums = tl.program_id(0).to(tl.int64) * D + depth
             total = tl.reshape(total, (DEPTH,))
-            tl.store(partial + at, total.to(partial.dtype.element_ty), mask=depth < D)
+            tl.store(partial + sums, total.to(partial.dtype.element_ty), mask=depth < D)
 
 
 @triton.jit
