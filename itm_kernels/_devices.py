@@ -8,7 +8,13 @@ import torch
 LEAST_CAPABILITY = (8, 0)
 # The compile check (tests/triton_offline.py) compiles these operators, and no others, for AMD.
 AMD_ARCHITECTURE = "gfx942"
-AMD_OPERATORS = frozenset({"max_of_hinges"})
+AMD_OPERATORS = frozenset(
+    {
+        *("similarity", "hardest_negatives", "max_of_hinges", "sum_of_hinges", "intra_modal"),
+        *("log_sum_exp", "sigmoid", "rbf_synthesis", "rbf_synthesis_logits", "kmeans"),
+        *("kmeans_plus_plus", "sample_negatives", "ranks", "unit_rows", "cross_entropy"),
+    }
+)
 
 
 def why_no_triton(operator: str, index: int | None = None) -> str | None:

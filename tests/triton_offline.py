@@ -44,7 +44,7 @@ CORE_OPERATORS = (
     *("rbf_synthesis", "kmeans"),
 )
 # Triton's promise of one source, on AMD: some cases, without the limits of NVIDIA's pipelines.
-AMD_CASES = (("bf16", 4096, 1024),)
+AMD_CASES = (("bf16", 4096, 1024), ("fp32", 256, 1024), ("fp32", 4096, 24))
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
     "fp16": (torch.float16, "highest"),
@@ -69,7 +69,8 @@ def remembered(spans_of: Callable[..., Any]) -> Callable[..., Any]:
 def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tuple[str, int, int]]:
     """Return what an operator is compiled for on an architecture: precisions, N and D."""
     if architecture == AMD:
-        return AMD_CASES if operator in _devices.AMD_OPERATORS else ()
+        cases = AMD_CASES[:1] if few else AMD_CASES
+        return cases if operator in _devices.AMD_OPERATORS else ()
     if few and architecture in CORE_ARCHITECTURES:
         return CORE_CASES if operator in CORE_OPERATORS else ()
     return CASES
