@@ -38,7 +38,8 @@ def test_a_tile_kernel_multiplies_every_pair_once() -> None:
     assert count.flop == 2 * N * N * D
     assert count.l2 == 32 * 32 * (128 + 128) * D * 2  # every program its rows and columns
     assert count.hbm == 2 * N * D * 2  # both sides fit the L2
-    assert count.kind == "half" and count.ceiling == 0.8
+    assert count.kind == "half"
+    assert count.ceiling == pytest.approx(0.8 * 1024 / (8 * 132))  # eight waves of tiles
 
 
 def test_ragged_tiles_are_multiplied_whole() -> None:
@@ -102,6 +103,17 @@ def test_rates_are_those_stated_for_long_and_for_short_sums() -> None:
 )
 def test_a_tile_has_its_ceiling(tile: tuple[int, int], share: float) -> None:
     assert rates.ceiling_of("half", *tile) == share
+
+
+@pytest.mark.parametrize(
+    ("tile", "warps", "exponentials", "programs"),
+    [((128, 256), 8, 0, 1), ((128, 128), 8, 0, 2), ((128, 128), 8, 2, 1), ((64, 64), 4, 2, 4)],
+)
+def test_an_epilogue_is_hidden_by_programs_beside_it(
+    tile: tuple[int, int], warps: int, exponentials: int, programs: int
+) -> None:
+    launch = Launch("", (), {"ROWS": tile[0], "COLUMNS": tile[1], "num_warps": warps})
+    assert kernels.beside(launch, exponentials) == programs
 
 
 def test_the_largest_term_is_named_with_its_launch() -> None:

@@ -37,7 +37,7 @@ def report(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> None:
 
 
 def _key(item: str) -> str:
-    name, N, rest = item.split(", ")
+    name, N, rest = item.rsplit(", ", 2)
     return f"{name}/N={N.removeprefix('N = ').replace(',', '')},{rest.split(':')[0]}"
 
 

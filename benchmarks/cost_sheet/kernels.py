@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 
 from benchmarks.cost_sheet.counts import Count, Launch, Operand, unique_bytes
-from benchmarks.cost_sheet.rates import L2_BYTES, RESIDENT, ceiling_of
+from benchmarks.cost_sheet.rates import L2_BYTES, PROCESSORS, RESIDENT, ceiling_of
 
 Model = Callable[[Launch], Count]
 MODELS: dict[str, Model] = {}
@@ -51,14 +51,20 @@ def kind_of(x: Operand, precision: str) -> str:
     return "half"
 
 
-def exposed(launch: Launch) -> float:
-    """Return the share of an epilogue that no other program of the processor hides.
+def beside(launch: Launch, exponentials: float) -> int:
+    """Return how many programs a processor holds at once, of 65,536 registers [E].
 
-    65,536 registers: a tile of 128 x 128 in 8 warps leaves room for two programs, one of 128 x 256
-    for none beside it.
+    A thread keeps its scores, some of them twice for exponentials, and 40 numbers beside them.
     """
-    at_once = max(1, 32768 // (launch.ROWS * launch.COLUMNS))
-    return 1 / min(at_once, 4)
+    threads = 32 * launch.arguments.get("num_warps", 4)
+    kept = (2.5 if exponentials else 1.3) * launch.ROWS * launch.COLUMNS / threads
+    registers = min(255.0, kept + 40)
+    return max(1, min(4, int(65536 / (threads * registers))))
+
+
+def waves(tiles: float) -> float:
+    """Return the share of the processors that have a tile, over all waves of tiles."""
+    return tiles / (math.ceil(tiles / PROCESSORS) * PROCESSORS)
 
 
 def streamed(launch: Launch, N: int, M: int, row: float, column: float) -> float:
@@ -89,6 +95,7 @@ def scores(
     products, D = PRODUCTS_OF_PARTS[parts], x.shape[-1]
     tiles = math.ceil(N / launch.ROWS) * math.ceil(M / launch.COLUMNS) * share
     elements = tiles * launch.ROWS * launch.COLUMNS
+    warps = launch.arguments.get("num_warps", 4)
     size, kind = x.dtype.itemsize, kind_of(x, launch.arguments.get("PRECISION", "ieee"))
     others = {name: each for name, each in launch.operands.items() if name not in ("x", "y")}
     others = {name: each for name, each in others.items() if each.storage != x.storage}
@@ -98,10 +105,10 @@ def scores(
         kind=kind,
         flop=2.0 * elements * D * products * (1 - differences),
         depth=D * products,
-        ceiling=ceiling_of(kind, launch.ROWS, launch.COLUMNS),
+        ceiling=waves(tiles) * ceiling_of(kind, launch.ROWS, launch.COLUMNS, warps),
         instructions=elements * (instructions + 2.0 * D * differences),
         exponentials=elements * exponentials,
-        exposed=1.0 if differences == 1 else exposed(launch),
+        exposed=1.0 if differences == 1 else 1 / beside(launch, exponentials),
         hbm=streamed(launch, N, M, D * size * parts, D * size * parts) + unique_bytes(others),
         l2=tiles * (launch.ROWS + launch.COLUMNS) * D * size * products,
     )

@@ -4,9 +4,11 @@ Formulas that index by values have none on meta tensors: their stand-ins, with c
 size, launch and move the same.
 """
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -87,6 +89,17 @@ def itm(image: Tensor, text: Tensor) -> Tensor:
 def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
     """Alignment of views and fusion."""
     return losses.ITOLoss(eager.SCALE, learnable=False, **TRITON)(images, texts, fused)
+
+
+def in_gluon(function: Function) -> Function:
+    """Return a loss that takes every kernel of `triton.gluon`, proven on a GPU or not."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        gluon: Any = importlib.import_module("itm_kernels.triton.gluon")
+        with patch.object(gluon, "PROVEN", frozenset(gluon.KERNELS)):
+            return function(*inputs)
+
+    return run
 
 
 def rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: Any) -> Tensor:
@@ -199,6 +212,9 @@ LOSSES: dict[str, Loss] = {
     ),
     "max of hinges": Loss(
         partial(functional.max_of_hinges_loss, **TRITON), eager.max_of_hinges, sides
+    ),
+    "max of hinges, Gluon": Loss(
+        in_gluon(partial(functional.max_of_hinges_loss, **TRITON)), eager.max_of_hinges, sides
     ),
     "bounded cosines": Loss(
         partial(functional.intra_modal_constraint, **_BOUNDED, **TRITON),

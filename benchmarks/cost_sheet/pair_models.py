@@ -20,6 +20,16 @@ def _hardest(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions)
 
 
+@model("gluon.hardest._hardest_kernel")
+def _gluon_hardest(launch: Launch) -> Count:
+    # Persistent: the epilogue of one warpgroup runs under the products of the other. Maxima run at
+    # half the rate: two instructions each.
+    x = launch.x._replace(shape=(launch.PARTS, launch.N, launch.x.shape[-1]))
+    tile = {"ROWS": 128, "COLUMNS": 256, "x": x}
+    launch = launch._replace(arguments={**launch.arguments, **tile})
+    return scores(launch, launch.N, launch.M, 9 + 4 * launch.HAS_IDS)._replace(exposed=0.0)
+
+
 @model("log_sum_exp._forward_kernel")
 def _log_sum_exp_forward(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, 20 + 3 * launch.HAS_IDS, 2)

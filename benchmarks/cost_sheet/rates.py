@@ -17,7 +17,6 @@ class Machine(NamedTuple):
     hbm: float  # bytes per second, copies
     l2: float  # bytes per second
     memory: float  # bytes
-    processors: int
 
 
 _PRODUCTS = {"half": 790e12, "tf32": 400e12, "fp32": 60e12, "fp64": 60e12}
@@ -25,11 +24,12 @@ HALF_DEPTH = 340  # of "half"; other kinds take proportionally fewer elements of
 _LANES, _SPECIAL = 33.5e12, 33.5e12 / 8
 _L2 = 7.5e12
 
-H200 = Machine("H200", _PRODUCTS, _LANES, _SPECIAL, 4.3e12, _L2, 141e9, 132)
-H100 = Machine("H100", _PRODUCTS, _LANES, _SPECIAL, 3.0e12, _L2, 80e9, 132)
+H200 = Machine("H200", _PRODUCTS, _LANES, _SPECIAL, 4.3e12, _L2, 141e9)
+H100 = Machine("H100", _PRODUCTS, _LANES, _SPECIAL, 3.0e12, _L2, 80e9)
 MACHINES = (H200, H100)
 
 L2_BYTES = 50e6
+PROCESSORS = 132
 LAUNCH = 3e-6
 # Operands smaller than this are taken to be in the L2 still (estimate: a third of it).
 RESIDENT = L2_BYTES / 3
@@ -48,8 +48,10 @@ def rate_of(machine: Machine, kind: str, depth: int) -> float:
     return peak * depth / (depth + half)
 
 
-def ceiling_of(kind: str, rows: int, columns: int) -> float:
+def ceiling_of(kind: str, rows: int, columns: int, warps: int = 8) -> float:
     """Return the share of that rate which a tile allows."""
+    if kind not in ("fp32", "fp64") and warps == 16 and (rows, columns) == (128, 128):
+        return 0.67  # instructions of 64 columns (budget)
     if kind in ("fp32", "fp64"):
         return IEEE_CEILING
     side, other = sorted((rows, columns))
@@ -64,6 +66,7 @@ STATED = (
     ("fp64 products", "60 TFLOP/s at large K", "data sheet 67, nine tenths of it: estimate"),
     ("tl.dot on fp32 and fp64", "half of these", "estimate"),
     ("tiles 64x64, 128x64, 128x128, 128x256", "50, 57, 80, 100 %", "budget: shared memory"),
+    ("tiles 128x128 in 16 warps", "67 %", "budget: narrower instructions"),
     ("fp32 instructions", "33.5 T lanes/s", "budget: 132 x 128 x 1.98 GHz"),
     ("exponentials, logarithms, roots", "4.2 T/s", "data sheet: 16 a clock and processor"),
     ("HBM, H200", "4.3 TB/s", "budget: copies"),
