@@ -54,6 +54,11 @@ def test_launches_do_not_depend_on_the_order_of_traces() -> None:
     assert sheet.summary(trace("imc cosine", N=257)) == first
 
 
+def test_keys_of_a_gallery_are_made_in_few_launches() -> None:
+    many, few = (len(trace("ranks", N=rows).counts) for rows in (32768, 4096))
+    assert many <= few + 20
+
+
 def test_a_kernel_is_noted_and_not_launched() -> None:
     found = trace("max of hinges", N=200)
     (count,) = (one for one in found.counts if one.name == "_hardest._hardest_kernel")

@@ -12,7 +12,9 @@ from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, operator
 
-_KEYS_AT_ONCE = 1 << 16  # elements: 512 KiB of int64 stay in a cache
+# Elements: 512 KiB of int64 stay in a CPU's cache; elsewhere a block is five launches, and 64 MiB.
+_KEYS_AT_ONCE = {"cpu": 1 << 16}
+_KEYS_AT_ONCE_ELSEWHERE = 1 << 23
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -47,7 +49,7 @@ def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
     keys tell that they tie. Integers alone: no rounding depends on where a row stands.
     """
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
-    rows = max(1, _KEYS_AT_ONCE // x.shape[1])
+    rows = max(1, _KEYS_AT_ONCE.get(x.device.type, _KEYS_AT_ONCE_ELSEWHERE) // x.shape[1])
     keys = []
     for block in x.split(rows):
         bits = (block + 0.0).view(_BITS[x.element_size()])  # -0 becomes 0
