@@ -21,7 +21,9 @@ DTYPES = {"int32": np.int32, "int64": np.int64, "float32": np.float32}
 
 
 class Array(np.ndarray):
-    """A tensor in registers."""
+    """A tensor in registers: a value, which `a += b` replaces."""
+
+    __iadd__, __imul__, __ior__ = np.ndarray.__add__, np.ndarray.__mul__, np.ndarray.__or__
 
     @property
     def type(self) -> SimpleNamespace:
@@ -83,6 +85,9 @@ class Pointer:
         return at, mask
 
 
+ASSEMBLY = {"set.eq.f32.f32 $0, $1, $2;": np.equal, "ex2.approx.ftz.f32 $0, $1;": np.exp2}
+
+
 class Interpreter:
     """Gluon's language for one launch."""
 
@@ -103,11 +108,10 @@ class Interpreter:
     static_range = range
     minimum = staticmethod(np.minimum)
     where = staticmethod(lambda a, b, c: array(np.where(a, b, c)))
-    log2 = staticmethod(np.log2)
-    exp2 = staticmethod(np.exp2)
+    log = staticmethod(np.log)
     abs = staticmethod(np.abs)
-    max = staticmethod(lambda a, axis: array(np.max(a, axis)))
-    min = staticmethod(lambda a, axis: array(np.min(a, axis)))
+    max = staticmethod(lambda a, axis: array(np.fmax.reduce(a, axis)))  # leave NaN out, as a GPU
+    min = staticmethod(lambda a, axis: array(np.fmin.reduce(a, axis)))
     sum = staticmethod(lambda a, axis: array(np.sum(a, axis)))
     broadcast = staticmethod(lambda a, b: tuple(map(array, np.broadcast_arrays(a, b))))
     join = staticmethod(lambda a, b: array(np.stack((a, b), -1)))
@@ -137,8 +141,7 @@ class Interpreter:
         return array(found)
 
     def inline_asm_elementwise(self, asm: str, _: str, values: Sequence[Any], **__: Any) -> Array:
-        assert asm == "set.eq.f32.f32 $0, $1, $2;"
-        return array(np.equal(*values).astype(np.float32))
+        return array(ASSEMBLY[asm](*values).astype(np.float32))
 
     def load(self, pointer: Pointer, mask: Any = True) -> Array:
         at, mask = pointer.inside(mask)

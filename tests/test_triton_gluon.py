@@ -5,7 +5,7 @@ and every row has ties.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import pytest
@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 from gluon_interpreter import Interpreter, Kernel
 from itm_kernels.triton import _hardest, gluon
 from itm_kernels.triton._launch import Operands, Tile
-from itm_kernels.triton.gluon import hardest
+from itm_kernels.triton.gluon import hardest, log_sum_exp
 
 NO_KEY, KEY_OF_NAN = -(2**31), 2**31 - 1
 TILE = Tile(128, 256, 64, 4, 4)
@@ -44,6 +44,17 @@ def best_of(keys: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
     return torch.stack(highest), torch.stack(winners)
 
 
+def sums_of(logits: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """Return the highest logit and the log-sum-exp of every tile of columns, `[tiles, rows]`."""
+    found = []
+    for first in range(0, logits.shape[1], at_once):
+        tile = logits[:, first : first + at_once].double()
+        highest = torch.where(tile.isnan(), -torch.inf, tile).max(1).values
+        highest = torch.where(highest.isinf(), 0, highest)
+        found.append((highest, (tile - highest[:, None]).exp().sum(1).log()))
+    return tuple(torch.stack(each) for each in zip(*found, strict=True))
+
+
 def operands(N: int, M: int, D: int, parts: int, special: bool) -> Operands:
     draw = torch.Generator().manual_seed(N + M + D)
     x, y = (torch.randint(-3, 4, (parts, rows, D), generator=draw) for rows in (N, M))
@@ -61,10 +72,11 @@ def scores_of(both: Operands) -> Tensor:
 
 @contextmanager
 def interpreted(programs: int) -> Iterator[None]:
-    with (
-        patch.object(hardest, "_hardest_kernel", Kernel(hardest._hardest_kernel, seed=programs)),
-        patch.object(hardest, "grid", lambda both: (programs,)),
-    ):
+    with ExitStack() as stack:
+        for module, name in ((hardest, "_hardest_kernel"), (log_sum_exp, "_log_sum_exp_kernel")):
+            kernel = Kernel(getattr(module, name), seed=programs)
+            stack.enter_context(patch.object(module, name, kernel))
+            stack.enter_context(patch.object(module, "grid", lambda both: (programs,)))
         yield
 
 
@@ -95,6 +107,43 @@ def test_hardest_of_every_tile(
         assert torch.equal(found.key, key)
         some = key != NO_KEY  # without a candidate an index says nothing
         assert torch.equal(found.winner[some], winner[some].int())
+
+
+@pytest.mark.parametrize(
+    ("N", "M", "D", "parts", "programs", "scale", "factors", "ids", "owned", "special"),
+    [
+        (1, 2, 8, 1, 1, 0.5, False, False, False, False),
+        (200, 300, 136, 1, 2, 0.125, True, False, True, False),
+        (129, 513, 72, 1, 3, 0.125, True, True, True, False),
+        (300, 200, 520, 2, 1, 1.0, False, False, True, False),  # beyond e^60 between maxima
+        (130, 260, 128, 1, 2, 1.0, True, True, False, True),
+    ],
+)
+def test_log_sums_of_every_tile(
+    N: int, M: int, D: int, parts: int, programs: int, scale: float, factors: bool, ids: bool,
+    owned: bool, special: bool,
+) -> None:  # fmt: skip
+    both = operands(N, M, D, parts, special)
+    logits = scale * scores_of(both)
+    if factors:  # powers of two: logits stay exact
+        x_factor, y_factor = (2.0 ** (torch.arange(rows) % 3 - 1) for rows in (N, M))
+        both = both._replace(x_factor=x_factor, y_factor=y_factor)
+        logits = logits * x_factor[:, None] * y_factor
+    positive = (torch.arange(M) * 7 % (N + 2) - 1) if owned else None  # some are nobody's
+    x_ids, y_ids = (torch.arange(rows) % 37 * (2**32 + 1) if ids else None for rows in (N, M))
+    with interpreted(programs):
+        given = both, torch.tensor(scale), x_ids, y_ids, positive
+        row, column, of_positive = log_sum_exp.log_sums(*given)
+    if positive is not None:
+        own = logits[positive.clamp(0, N - 1), torch.arange(M)]
+        own = torch.where((positive >= 0) & (positive < N), own, torch.nan)
+        torch.testing.assert_close(of_positive, own, rtol=0, atol=0, equal_nan=True)
+    if x_ids is not None and y_ids is not None:
+        logits = torch.where(x_ids[:, None] == y_ids, -torch.inf, logits)
+    # An exponent of 60 is rounded to 5e-6.
+    for found, (highest, sums) in ((row, sums_of(logits, 256)), (column, sums_of(logits.mT, 64))):
+        torch.testing.assert_close(found[0].double(), highest, rtol=0, atol=0)
+        torch.testing.assert_close(found[1].double(), sums, rtol=0, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("arrivals", [1, 3])
