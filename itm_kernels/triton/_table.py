@@ -80,7 +80,7 @@ TABLE = (
     *(Row((), "tf32", epilogue, 11, Tile(128, 64, 32, 8, 3)) for epilogue in ("weights", "narrow")),
     Row((), "tf32", "", 11, Tile(128, 128, 32, 8, 3)),
     Row((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
-    # fp32 units, 128 lanes fed with 32 words a clock: 8 x 8 products of a thread are 4 a word, 100 %
+    # 128 fp32 lanes are fed with 32 words a clock: 8 x 8 products of a thread are 4 a word, 100 %
     # of the units' rate; 8 x 4 are 67 %. Beside masks 128 x 128 are 58 spills.
     Row(SMALL, "ieee", "narrow", 11, Tile(128, 64, 16, 8, 2)),
     Row(SMALL, "ieee", "", 11, Tile(128, 128, 16, 8, 2)),
