@@ -111,18 +111,16 @@ def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_blocks_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the weights of a block of rows outlived it."""
-    from itm_kernels.triton import _weights, sum_of_hinges
+    from itm_kernels.triton import _pulls
 
     kept = []
+    weights_empty = _pulls.weights_empty
 
-    def products(x: Tensor, y: Tensor, fill: Callable[[int, Tensor], None]) -> object:
-        def fill_and_keep(first: int, weights: Tensor) -> None:
-            kept.append(weights)
-            fill(first, weights)
+    def kept_empty(*arguments: object) -> Tensor:
+        kept.append(weights_empty(*arguments))
+        return kept[-1]
 
-        return _weights.products_of_weights(x, y, fill_and_keep)
-
-    monkeypatch.setattr(sum_of_hinges, "products_of_weights", products)
+    monkeypatch.setattr(_pulls, "weights_empty", kept_empty)
     with watched(monkeypatch) as workspace:
         launch("sum_of_hinges")
     assert workspace.largest <= LARGEST

@@ -74,7 +74,8 @@ def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
     for pairs in all_pairs(N):
         arguments = *inputs(N, D, dtype), *pairs, 0.2
         kernels.sum_of_hinges_forward(*arguments, False)
-        kernels.sum_of_hinges_backward(values(N), values(0, 0), *arguments)
+        for grad in (values(N), values().expand(N)):
+            kernels.sum_of_hinges_backward(grad, values(0, 0), *arguments)
 
 
 def similarity(N: int, D: int, dtype: torch.dtype) -> None:

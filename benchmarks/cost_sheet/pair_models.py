@@ -194,6 +194,8 @@ def _kmeans_draw(launch: Launch) -> Count:
     "_scaled._gradient_kernel",
     "_scaled._scale_kernel",
     "sample_negatives._winners_kernel",
+    "sum_of_hinges._totals_kernel",
+    "_pulls._pairs_kernel",
 )
 def _passes(launch: Launch) -> Count:
     return passes(launch)

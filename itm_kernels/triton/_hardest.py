@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import gluon
+from itm_kernels.triton import _scaled, gluon
 from itm_kernels.triton._launch import Operands, operands
 from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
 from itm_kernels.triton._tiles import (
@@ -22,6 +22,7 @@ from itm_kernels.triton._tiles import (
     place,
     reaches,
     same_id,
+    scaled,
     score_tile,
 )
 
@@ -62,6 +63,8 @@ def _hardest_kernel(
     y_stride,
     x_part,
     y_part,
+    x_factor,
+    y_factor,
     N,
     M,
     D,
@@ -72,6 +75,7 @@ def _hardest_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     BOUNDED: tl.constexpr,
     OF_ROWS: tl.constexpr,
@@ -83,6 +87,7 @@ def _hardest_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
+    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
@@ -142,12 +147,12 @@ def hardest(
     # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
     # beside 128 x 128 keys are 14 spills on sm_100.
     pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
-    both = operands(pairs, text, shape=(1, 1))
+    both = _scaled.operands(pairs, text, cosine=False, shape=(1, 1))
     bound = positive_scores(both)
     if positive is None:
         return _run(both, None, None, bound, True, True)
     best_text, _ = _run(both, pair_ids, text_ids, bound, True, False)
-    images = operands(image, text, shape=(1, 1))
+    images = _scaled.operands(image, text, cosine=False, shape=(1, 1))
     _, best_image = _run(images, image_ids, text_ids, bound, False, True)
     return best_text, best_image
 
@@ -164,8 +169,9 @@ def _run(
     row = best_empty(both, M if of_rows else 0, N, both.tile.columns)
     column = best_empty(both, N if of_columns else 0, M, both.tile.rows)
     # Where a kernel reads nothing, x stands in.
+    no_factors = {"x_factor": both.x, "y_factor": both.x, "FACTORS": False}
     _hardest_kernel[both.tile.programs(N, M)](
-        **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
+        **{**no_factors, **both.arguments()}, **id_arguments(both, x_ids, y_ids), N=N, M=M,
         bound=both.x if bound is None else bound, BOUNDED=bound is not None,
         row_key=row.key, row_index=row.winner, OF_ROWS=of_rows,
         column_key=column.key, column_index=column.winner, OF_COLUMNS=of_columns,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._launch import Operands, wide_dtype
-from itm_kernels.triton._tiles import score_tile
+from itm_kernels.triton._tiles import number, scaled, score_tile
 
 
 def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> dict[str, Any]:
@@ -34,13 +34,17 @@ def rows_of_pairs(
 def _positives_kernel(
     x,
     y,
+    positive,  # [M]
     score,  # [M]
     x_stride,
     y_stride,
     x_part,
     y_part,
+    x_factor,
+    y_factor,
     M,
     D,
+    margin: tl.float64,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -48,6 +52,9 @@ def _positives_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
+    HAS_POSITIVE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
     m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.minimum(m, M - 1)
@@ -55,18 +62,34 @@ def _positives_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, rows,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
+    scores = scaled(scores, rows, rows, x_factor, y_factor, FACTORS)
     own = tl.arange(0, COLUMNS)
-    tl.store(score + m, tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0), m < M)
+    found = tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0)
+    if HAS_POSITIVE:
+        # A text without exactly one image is a mistake that shows as NaN.
+        found = tl.where(tl.load(positive + rows) < 0, float("nan"), found)
+    if OFFSET:
+        found = number(margin, found.dtype) - found
+    tl.store(score + m, found, m < M)
 
 
-def positive_scores(pairs: Operands) -> Tensor:  # [M]
+def positive_scores(
+    pairs: Operands,  # of `_scaled`
+    positive: Tensor | None = None,  # [M]; a negative one has no score
+    margin: float | None = None,
+) -> Tensor:  # [M]
     """Return the score of row m of x with row m of y, as a tile of scores has it to the last bit.
 
     A text equal to the positive must tie with it: semi-hard negatives and hinges have cliffs there.
+    With a margin, return what it leaves of the margin: margin - score.
     """
     M = pairs.shape[1]
     score = torch.empty(M, dtype=wide_dtype(pairs.x), device=pairs.x.device)
-    _positives_kernel[(triton.cdiv(M, pairs.tile.columns),)](
-        **{**pairs.arguments(), "ROWS": pairs.tile.columns}, score=score, M=M
-    )
+    # A program's scores are a square, of which it keeps the diagonal.
+    side = 32 if pairs.kind == "ieee" else min(pairs.tile.columns, 128)
+    _positives_kernel[(triton.cdiv(M, side),)](
+        **{**pairs.arguments(), "ROWS": side, "COLUMNS": side}, score=score, M=M,
+        positive=score if positive is None else positive.contiguous(),
+        HAS_POSITIVE=positive is not None, margin=margin or 0.0, OFFSET=margin is not None,
+    )  # fmt: skip
     return score

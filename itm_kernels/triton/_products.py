@@ -25,7 +25,12 @@ from itm_kernels.triton._tiles import power_above
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # (parts of weights, parts of rows) -> which parts are multiplied, low to high.
-_TERMS = {(1, 1): ((0, 0),), (2, 1): ((1, 0), (0, 0)), (2, 2): ((1, 0), (0, 1), (0, 0))}
+_TERMS = {
+    (1, 1): ((0, 0),),
+    (1, 2): ((0, 1), (0, 0)),
+    (2, 1): ((1, 0), (0, 0)),
+    (2, 2): ((1, 0), (0, 1), (0, 0)),
+}
 # A gradient of fewer numbers than this takes two parts of weights in half precision as well.
 _FEW = 1 << 14
 
@@ -35,15 +40,15 @@ def row_parts(both: Operands, D: int) -> tuple[Tensor, Tensor]:  # [parts, N, D]
     return both.x[..., :D], both.y[..., :D]
 
 
-def weights_empty(R: int, M: int, x: Tensor) -> Tensor:  # [parts, R, M]
+def weights_empty(R: int, M: int, x: Tensor, parts: int | None = None) -> Tensor:  # [parts, R, M]
     """Return weights of rows `_scaled.operands` of x for a kernel to write, by `store_parts`.
 
     Rows lie a multiple of 16 bytes apart, as the library's tensor-core kernels want them; parts and
     rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by `unit_of`
-    their bound.
+    their bound. A caller that knows better says in how many parts.
     """
     kind = kind_of(x)
-    parts = 2 if kind == "parts" or (kind == "half" and x.numel() < _FEW) else 1
+    parts = parts or (2 if kind == "parts" or (kind == "half" and x.numel() < _FEW) else 1)
     dtype = torch.float16 if kind == "parts" else x.dtype
     return torch.empty((parts, R, M + -M % 8), dtype=dtype, device=x.device)[..., :M]
 

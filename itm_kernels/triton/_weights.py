@@ -67,11 +67,12 @@ def sums_of_blocks(
     empty: Callable[[int, int], Tensor],
     fill: Callable[[int, Tensor], None],
     at_once: int | None = None,
+    of_y: Tensor | None = None,  # what W^T x is added to, in place
 ) -> tuple[Tensor, Tensor]:
     """Return W y and W^T x block by block; a block is gone before there is the next."""
     (_, N, D), M = x.shape, y.shape[1]
     at_once = at_once or rows_at_once(x[0], y[0], M)
-    of_x, of_y = torch.empty((N, D), dtype=wide_dtype(x), device=x.device), None
+    of_x = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
     for first in range(0, N, at_once):
         R = min(at_once, N - first)
         weights = empty(R, M)

@@ -2,6 +2,9 @@
 
 With ids several texts may belong to one image: rows are then pairs, and columns are compared with
 images in a pass of their own.
+
+The gradient is the number of active hinges of every pair, 0 to 2, times rows. Where all pairs have
+one gradient, after a sum or a mean, these numbers are exact in half precision.
 """
 
 from typing import Any
@@ -11,11 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, operands
+from itm_kernels.triton._launch import Operands
 from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._products import row_parts, store_parts
+from itm_kernels.triton._pulls import Pull, is_uniform, pull_of
+from itm_kernels.triton._scaled import operands
 from itm_kernels.triton._segments import add_rows
-from itm_kernels.triton._tiles import hinge, place, same_id, score_tile
-from itm_kernels.triton._weights import no_scores, products_of_weights
+from itm_kernels.triton._tiles import hinge, place, same_id, scaled, score_tile
+from itm_kernels.triton._weights import no_scores, rows_at_once, sums_of_blocks
 
 
 @triton.jit
@@ -26,14 +32,21 @@ def _tiles_kernel(
     y_ids,
     offset,  # [M] margin - s+
     grad,  # [M]
-    of_row,  # [column tiles, R] sums of hinges, or how many are active
+    unit,  # [] of weights
+    of_row,  # [column tiles, N] sums of hinges, or how many are active
     of_column,  # [row tiles, M]
-    weights,  # [R, M] of rows from `first` on
+    weights,  # [WEIGHTS, R, M] of rows from `first` on
     x_stride,
     y_stride,
     x_part,
     y_part,
+    x_factor,
+    y_factor,
+    grad_stride,
+    weights_stride,
+    weights_part,
     first,
+    N,
     R,
     M,
     D,
@@ -44,10 +57,13 @@ def _tiles_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
+    HAS_UNIT: tl.constexpr,
     OF_ROWS: tl.constexpr,
     OF_COLUMNS: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    UNIFORM: tl.constexpr,  # weights are without the gradient, which all pairs share
+    WEIGHTS: tl.constexpr,  # parts; 0 in the forward pass
 ):
     r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
@@ -55,56 +71,122 @@ def _tiles_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    inside = (r < R)[:, None] & (m < M)[None, :]
-    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | ~inside
+    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    # No hinge of these is active, whatever the offset; one of infinity is a loss of NaN anyway.
+    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (r >= R)[:, None] | (m >= M)[None, :]
+    scores = tl.where(off, float("-inf"), scores)
     weight = tl.zeros_like(scores)
     if OF_ROWS:
         value = scores + tl.load(offset + rows)[:, None]
-        if GRADIENT:  # not of the hinge: that is 2 spills on sm_80
-            value = tl.where(off, 0.0, (value > 0).to(scores.dtype))
-            weight += value * tl.load(grad + rows)[:, None]
+        if WEIGHTS > 0:
+            value = (value > 0).to(scores.dtype)
+            if UNIFORM:
+                weight += value
+            else:
+                pull = tl.load(grad + rows.to(tl.int64) * grad_stride).to(scores.dtype)
+                weight += value * pull[:, None]
         else:
-            value = tl.where(off, 0.0, hinge(value))
-        tl.store(of_row + column_tile.to(tl.int64) * R + r, tl.sum(value, 1), mask=r < R)
+            value = hinge(value)
+        at = column_tile.to(tl.int64) * N + first + r
+        tl.store(of_row + at, tl.sum(value, 1), mask=r < R)
     if OF_COLUMNS:
         value = scores + tl.load(offset + columns)[None, :]
-        if GRADIENT:
-            value = tl.where(off, 0.0, (value > 0).to(scores.dtype))
-            weight += value * tl.load(grad + columns)[None, :]
+        if WEIGHTS > 0:
+            value = (value > 0).to(scores.dtype)
+            if UNIFORM:
+                weight += value
+            else:
+                pull = tl.load(grad + columns.to(tl.int64) * grad_stride).to(scores.dtype)
+                weight += value * pull[None, :]
         else:
-            value = tl.where(off, 0.0, hinge(value))
-        tl.store(of_column + row_tile.to(tl.int64) * M + m, tl.sum(value, 0), mask=m < M)
-    if GRADIENT:
-        tl.store(weights + r[:, None].to(tl.int64) * M + m[None, :], weight, mask=inside)
+            value = hinge(value)
+        at = (first // ROWS + row_tile).to(tl.int64) * M + m
+        tl.store(of_column + at, tl.sum(value, 0), mask=m < M)
+    if WEIGHTS > 0:
+        if HAS_UNIT:  # so there are factors
+            weight *= (tl.load(x_factor + rows) * tl.load(unit))[:, None]
+            weight *= tl.load(y_factor + columns)[None, :]
+        inside = (r < R)[:, None] & (m < M)[None, :]
+        at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
+        store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS)
+
+
+@triton.jit
+def _totals_kernel(
+    of_row,  # [row_tiles, M]
+    of_column,  # [column_tiles, M]
+    offset,  # [M]
+    total,  # [M]
+    row_tiles,
+    column_tiles,
+    M,
+    LOSS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Add up what the tiles left, a chain that grows with M: in fp64."""
+    m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    found = tl.zeros((PAIRS,), tl.float64)
+    for first in range(0, row_tiles, TILES):
+        tile = (first + tl.arange(0, TILES))[:, None]
+        inside = (tile < row_tiles) & (m < M)[None, :]
+        sums = tl.load(of_row + tile.to(tl.int64) * M + m[None, :], mask=inside, other=0.0)
+        found += tl.sum(sums.to(tl.float64), 0)
+    for first in range(0, column_tiles, TILES):
+        tile = (first + tl.arange(0, TILES))[:, None]
+        inside = (tile < column_tiles) & (m < M)[None, :]
+        sums = tl.load(of_column + tile.to(tl.int64) * M + m[None, :], mask=inside, other=0.0)
+        found += tl.sum(sums.to(tl.float64), 0)
+    found = found.to(total.dtype.element_ty)
+    if LOSS:  # NaN where the positive score is not finite
+        found += 0 * tl.load(offset + m, mask=m < M, other=0.0)
+    tl.store(total + m, found, mask=m < M)
 
 
 class _Pass:
     """Rows of x against the texts: pairs, images, or both where these are the same."""
 
     def __init__(
-        self, x: Tensor, text: Tensor, ids: tuple[Tensor | None, Tensor | None], of: str
+        self,
+        x: Tensor,
+        text: Tensor,
+        ids: tuple[Tensor | None, Tensor | None],
+        of: str,
+        epilogue: str,
     ) -> None:
         self.x = x  # [N, D] images, or [M, D] images of the pairs
-        self.both: Operands = operands(x, text, epilogue="weights")
+        self.both: Operands = operands(x, text, cosine=False, epilogue=epilogue)
         self.arguments: dict[str, Any] = {
             **self.both.arguments(),
             **id_arguments(self.both, *ids),
             **{"OF_ROWS": of != "columns", "OF_COLUMNS": of != "rows"},
         }
+        (N, M), tile = self.both.shape, self.both.tile
+        wide = no_scores(x)
+        self.of_row = wide.new_empty((triton.cdiv(M, tile.columns) if of != "columns" else 0, N))
+        self.of_column = wide.new_empty((triton.cdiv(N, tile.rows) if of != "rows" else 0, M))
 
     def run(
-        self, offset: Tensor, grad: Tensor | None, weights: Tensor | None, first: int, R: int
-    ) -> tuple[Tensor, Tensor]:
-        """Run over R rows; return the sums of every row `[R]` and column `[M]`."""
-        M, tile = self.both.shape[1], self.both.tile
-        of_row = offset.new_empty((triton.cdiv(M, tile.columns), R))
-        of_column = offset.new_empty((triton.cdiv(R, tile.rows), M))
+        self,
+        offset: Tensor,
+        first: int = 0,
+        weights: Tensor | None = None,  # [parts, R, M]
+        pull: Pull | None = None,
+    ) -> None:
+        """Run over the rows of a block of weights, or over all."""
+        (N, M), tile = self.both.shape, self.both.tile
+        R, parts, stride, part = N, 0, 0, 0
+        if weights is not None:
+            (parts, R, _), (part, stride, _) = weights.shape, weights.stride()
+        grad, unit = (offset, None) if pull is None else (pull.grad, pull.unit)
         _tiles_kernel[tile.programs(R, M)](
-            **self.arguments, offset=offset, grad=offset if grad is None else grad,
-            of_row=of_row, of_column=of_column, weights=offset if weights is None else weights,
-            first=first, R=R, M=M, GRADIENT=weights is not None,
+            **self.arguments, offset=offset, grad=grad, grad_stride=grad.stride(0),
+            unit=offset if unit is None else unit, HAS_UNIT=unit is not None,
+            of_row=self.of_row, of_column=self.of_column,
+            weights=offset if weights is None else weights, weights_stride=stride,
+            weights_part=part, first=first, N=N, R=R, M=M, WEIGHTS=parts,
+            UNIFORM=pull is not None and pull.uniform,
         )  # fmt: skip
-        return of_row.sum(0), of_column.sum(0)
 
 
 def _passes(
@@ -114,16 +196,25 @@ def _passes(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     margin: float,
+    epilogue: str,
 ) -> tuple[list[_Pass], Tensor]:  # margin - s+ [M]
     if positive is None:
-        only = _Pass(image, text, (None, None), "both")
-        return [only], margin - positive_scores(only.both)
+        only = _Pass(image, text, (None, None), "both", epilogue)
+        return [only], positive_scores(only.both, margin=margin)
     pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
-    of_pairs = _Pass(pairs, text, (pair_ids, text_ids), "rows")
-    of_images = _Pass(image, text, (image_ids, text_ids), "columns")
-    # A text without exactly one image is a mistake that shows as NaN.
-    own = positive_scores(of_pairs.both).masked_fill_(positive < 0, torch.nan)
-    return [of_pairs, of_images], margin - own
+    of_pairs = _Pass(pairs, text, (pair_ids, text_ids), "rows", epilogue)
+    of_images = _Pass(image, text, (image_ids, text_ids), "columns", epilogue)
+    return [of_pairs, of_images], positive_scores(of_pairs.both, positive, margin)
+
+
+def _totals(passes: list[_Pass], offset: Tensor, loss: bool) -> Tensor:  # [M]
+    of_row, of_column, M = passes[0].of_row, passes[-1].of_column, offset.shape[0]
+    total = torch.empty_like(offset)
+    _totals_kernel[(triton.cdiv(M, 128),)](
+        of_row, of_column, offset, total, of_row.shape[0], of_column.shape[0], M,
+        LOSS=loss, PAIRS=128, TILES=16,
+    )  # fmt: skip
+    return total
 
 
 def sum_of_hinges_forward(
@@ -136,13 +227,10 @@ def sum_of_hinges_forward(
     keep_scores: bool,  # False
 ) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
     """Return every pair's sum of hinges over texts plus its sum over images."""
-    passes, offset = _passes(image, text, positive, image_ids, text_ids, margin)
-    loss = 0 * offset  # NaN where the positive score is not finite
+    passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, "weights")
     for one in passes:
-        rows, columns = one.run(offset, None, None, 0, one.x.shape[0])
-        loss += rows if one.arguments["OF_ROWS"] else 0
-        loss += columns if one.arguments["OF_COLUMNS"] else 0
-    return loss, no_scores(image)
+        one.run(offset)
+    return _totals(passes, offset, loss=True), no_scores(image)
 
 
 def sum_of_hinges_backward(
@@ -156,26 +244,27 @@ def sum_of_hinges_backward(
     margin: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text: weights are shares of the active hinges."""
-    passes, offset = _passes(image, text, positive, image_ids, text_ids, margin)
-    grad = grad.to(offset.dtype).contiguous()
-    active = torch.zeros_like(offset)  # hinges of every pair
-    of_x, grad_text = [], torch.zeros(text.shape, dtype=offset.dtype, device=text.device)
+    # Two parts of weights that differ beside their factors are 24 spills in the wider tile, sm_90.
+    epilogue = "weights" if is_uniform(grad) else "narrow"
+    passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, epilogue)
+    D = text.shape[1]
+    pull = pull_of(grad, image, passes[-1].both)
+    of_x, of_text = [], None
     for one in passes:
 
         def fill(first: int, weights: Tensor, one: _Pass = one) -> None:
-            rows, columns = one.run(offset, grad, weights, first, weights.shape[0])
-            if one.arguments["OF_ROWS"]:
-                active[first : first + weights.shape[0]] += rows
-            if one.arguments["OF_COLUMNS"]:
-                active.add_(columns)
+            one.run(offset, first, weights, pull)
 
-        to_x, to_text = products_of_weights(one.x, text, fill)
-        of_x.append(to_x)
-        grad_text += to_text
-    # Every active hinge also pulls on its pair's own score.
-    pull = (active * grad)[:, None]
-    grad_text -= pull * passes[0].x
-    of_x[0] -= pull * text
+        found, of_text = sums_of_blocks(
+            *row_parts(one.both, D), pull.weights_empty, fill,
+            rows_at_once(one.x, text, pull.numbers(text.shape[0])), of_text,
+        )  # fmt: skip
+        of_x.append(found)
+    assert of_text is not None
+    active = _totals(passes, offset, loss=False)
+    x, own = passes[0].x, passes[0].both
     if positive is None:
-        return of_x[0].to(image.dtype), grad_text.to(text.dtype)
-    return add_rows(of_x[1], of_x[0], positive, image), grad_text.to(text.dtype)
+        return pull.on_pairs(x, text, own, of_x[0], of_text, active, image.dtype)
+    of_pairs, grad_text = pull.on_pairs(x, text, own, of_x[0], of_text, active, offset.dtype)
+    of_images = pull.on_rows(of_x[1], passes[1].both)
+    return add_rows(of_images, of_pairs, positive, image), grad_text

@@ -1,0 +1,181 @@
+"""How the gradients of pairs stand in weights, and how sums of weighted rows become gradients.
+
+A pair pulls on its own score as often as it has active hinges: up to N + M times, too many for half
+precision. The library's sums are over negatives alone; one pass takes powers of two back, subtracts
+what the pair pulls, and writes the dtype of the rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import Operands, row_blocks, rows_of, stored_dtype
+from itm_kernels.triton._products import unit_of, weights_empty
+
+
+@triton.jit
+def _side(
+    sums,  # [M, D]
+    factor,  # [M] of rows
+    other,  # [M, D] the pair's other row
+    out,  # [M, D]
+    active,  # [M] hinges
+    grad,  # [M]
+    unit,  # []
+    other_stride,
+    grad_stride,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    HAS_UNIT: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    HAS_PULL: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(m, M - 1)
+    share = tl.load(grad + rows * grad_stride).to(sums.dtype.element_ty)
+    scale = tl.full((ROWS,), 1.0, share.dtype)
+    if FACTORS:  # powers of two
+        scale /= tl.load(factor + rows)
+    if HAS_UNIT:
+        scale /= tl.load(unit)
+    pull = share
+    if UNIFORM:
+        pull = tl.full((ROWS,), 1.0, share.dtype)
+    if HAS_PULL:
+        pull *= tl.load(active + rows)
+    for first in range(0, D, COLUMNS):
+        d = (first + tl.arange(0, COLUMNS))[None, :].to(tl.int64)
+        inside = (m < M)[:, None] & (d < D)
+        at = rows[:, None] * D + d
+        found = tl.load(sums + at, mask=inside, other=0.0) * scale[:, None]
+        if HAS_PULL:
+            own = tl.load(other + rows[:, None] * other_stride + d, mask=inside, other=0.0)
+            found -= pull[:, None] * own.to(share.dtype)
+        if UNIFORM:
+            found *= share[:, None]
+        tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _pairs_kernel(
+    x,
+    y,
+    of_x,
+    of_y,
+    x_factor,
+    y_factor,
+    grad_x,
+    grad_y,
+    active,
+    grad,
+    unit,
+    x_stride,
+    y_stride,
+    grad_stride,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    HAS_UNIT: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    HAS_PULL: tl.constexpr,
+):
+    if tl.program_id(1) == 0:
+        _side(
+            of_x, x_factor, y, grad_x, active, grad, unit, y_stride, grad_stride, M, D,
+            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_PULL,
+        )  # fmt: skip
+    else:
+        _side(
+            of_y, y_factor, x, grad_y, active, grad, unit, x_stride, grad_stride, M, D,
+            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_PULL,
+        )  # fmt: skip
+
+
+class Pull(NamedTuple):
+    """Gradients of the pairs, and how they stand in weights."""
+
+    grad: Tensor  # [M]
+    uniform: bool  # one number for all: it is multiplied by last, and weights are 0, 1 and 2
+    unit: Tensor | None  # [] that weights are multiplied by
+    parts: int  # of weights: 0, 1 and 2 are exact in one, any number takes two
+    like: Tensor  # rows that weights are multiplied with
+
+    def weights_empty(self, R: int, M: int) -> Tensor:  # [parts, R, M]
+        """Return a block of weights to fill."""
+        return weights_empty(R, M, self.like, self.parts)
+
+    def numbers(self, M: int) -> int:
+        """Return how many numbers of the rows' dtype a row of weights takes at most."""
+        return M * self.parts if self.like.element_size() == 2 else M
+
+    def on_pairs(
+        self,
+        x: Tensor,  # [M, D]
+        y: Tensor,  # [M, D]
+        both: Operands,  # of x and y
+        of_x: Tensor,  # [M, D] sums of weighted rows of y
+        of_y: Tensor,  # [M, D] sums of weighted rows of x
+        active: Tensor,  # [M] hinges of every pair
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x, in a dtype, and of y, in its own."""
+        grad_x = torch.empty(x.shape, dtype=stored_dtype(dtype), device=x.device)
+        grad_y = torch.empty(y.shape, dtype=stored_dtype(y.dtype), device=y.device)
+        self._launch(x, y, both, (of_x, of_y), (grad_x, grad_y), active)
+        return grad_x.to(dtype), grad_y.to(y.dtype)
+
+    def on_rows(self, sums: Tensor, both: Operands) -> Tensor:
+        """Return the gradient of the first side's rows from sums of weighted rows, in place."""
+        self._launch(sums, sums, both, (sums, sums), (sums, sums), None)
+        return sums
+
+    def _launch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        both: Operands,
+        sums: tuple[Tensor, Tensor],
+        grads: tuple[Tensor, Tensor],
+        active: Tensor | None,
+    ) -> None:
+        (M, D), options = x.shape, row_blocks(x.shape[1])
+        x, y = rows_of(x), rows_of(y)
+        assert both.x_factor is not None
+        _pairs_kernel[(triton.cdiv(M, options["ROWS"]), 1 if active is None else 2)](
+            x, y, *sums, both.x_factor, both.y_factor, *grads,
+            self.grad if active is None else active, self.grad,
+            self.grad if self.unit is None else self.unit,
+            x.stride(0), y.stride(0), self.grad.stride(0), M, D,
+            FACTORS=both.x_factor.shape[0] > 0, HAS_UNIT=self.unit is not None,
+            UNIFORM=self.uniform, HAS_PULL=active is not None, **options,
+        )  # fmt: skip
+
+
+def is_uniform(grad: Tensor) -> bool:
+    """Say whether all pairs have one gradient: a reduced loss hands out one number, expanded."""
+    return grad.stride(0) == 0 or grad.shape[0] == 1
+
+
+def pull_of(
+    grad: Tensor,  # [M]
+    image: Tensor,  # [N, D]
+    both: Operands,  # `_scaled.operands` of image and text
+) -> Pull:
+    """Return how gradients of pairs stand in weights."""
+    uniform = is_uniform(grad)
+    in_parts = both.kind == "parts" or image.dtype in (torch.bfloat16, torch.float16)
+    unit = None
+    assert both.x_factor is not None
+    if both.x_factor.shape[0]:
+        two = grad.new_full((1,), 2.0)
+        bounds = (two,) if uniform else (grad.contiguous(),)
+        unit = unit_of(image, both, two[0], *bounds)
+    return Pull(grad, uniform, unit, 1 if uniform or not in_parts else 2, image)
