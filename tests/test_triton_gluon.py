@@ -4,8 +4,11 @@ They are interpreted by `gluon_interpreter.py`. Numbers are small integers, so t
 and every row has ties.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +21,9 @@ from gluon_interpreter import Interpreter, Kernel
 from itm_kernels.triton import _hardest, gluon
 from itm_kernels.triton._launch import Operands, Tile
 from itm_kernels.triton.gluon import hardest, log_sum_exp
+from tools import gluon as check
+from tools import values
+from tools.journal import Setting
 
 NO_KEY, KEY_OF_NAN = -(2**31), 2**31 - 1
 TILE = Tile(128, 256, 64, 4, 4)
@@ -225,3 +231,16 @@ def test_hardest_takes_the_second_kernel(semihard: bool) -> None:
     ):
         found = _hardest.hardest(image, text, None, None, None, semihard)
     assert (found == "second") is not semihard
+
+
+@pytest.mark.parametrize("kernel", check.USERS)
+def test_operators_keep_the_error_rule_with_the_second_kernel(kernel: str, tmp_path: Path) -> None:
+    """What `gpu_check` does on a GPU, here interpreted; fp16 is left as it is."""
+    here = Setting("cpu", True, tmp_path, time.time() + 60)
+    operation = values.everything()[kernel_user := check.USERS[kernel][0]][0]
+    compare = partial(values.compare, kernel_user, operation, "triton", "fp16", 150, 72, here)
+    with interpreted(1), patch.object(check, "why_not", lambda device: None):
+        found = check.compared(kernel, here, compare)
+        assert found["launches"] and found["worst"] <= 1
+        with pytest.raises(AssertionError, match=f"{kernel} was not launched"):
+            check.compared(kernel, here, dict)

@@ -38,8 +38,8 @@ from tools.journal import ROOT, Check, Setting, Worker
 
 # Most valuable first.
 STEPS = (
-    *("facts", "build", "core", "bench", "contract", "values", "rivals", "tune", "suite"),
-    "sanitize",
+    *("facts", "build", "core", "bench", "gluon", "contract", "values", "rivals", "tune"),
+    *("suite", "sanitize"),
 )
 # Compiling a kernel takes seconds of one core and launching it none of the GPU.
 PROCESSES = {"core": 8, "values": 8, "contract": 6}

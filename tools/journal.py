@@ -22,6 +22,7 @@ USES = {
     "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "contract": ("tools/values.py",),
+    "gluon": ("tools/values.py",),
     "sanitize": ("tools/values.py",),
 }
 FIRST_LINES, LONGEST = 6, 600  # of an error
