@@ -133,34 +133,36 @@ def test_nan_rows_show_in_what_depends_on_them(weights) -> None:
         assert found[3].isnan().any()
 
 
-def test_blocks_of_matrices_are_inverted_alone() -> None:
-    """Blocks of a pivot's block, one more, two and one more; an empty one; one beyond them all."""
-    from itm_kernels.triton import _systems
+@pytest.mark.parametrize("panels", [1, 3])
+def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
+    """Clusters of a row, a block, one row more, two and one more; an empty one; rows in none."""
+    from itm_kernels.triton import _clusters, _factors, _systems
 
-    sizes = torch.tensor([1, 64, 0, 65, 130])
-    starts = torch.cat([torch.zeros(1).long(), sizes.cumsum(0)])
+    monkeypatch.setattr(_factors, "_PANEL", 6 // panels)
+    sizes = torch.tensor([1, 64, 0, 65, 130, 10])
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 270, 300, generator=generator, dtype=torch.float64)
-    whole = x @ x.mT / 300
-    found, right = whole.clone(), torch.randn(4, 270, generator=generator, dtype=torch.float64)
-    order = torch.stack([torch.randperm(270, generator=generator) for _ in range(2)])
-    starts = starts.to(torch.int32).expand(2, -1).contiguous()
-    found[1, 65, 65] = 0  # in the third: not positive definite
-    _systems.invert(found, starts)
-    solved = _systems.solve(found, starts, order, right)
-    for b, (first, last) in product(range(2), zip(starts[0, :-1], starts[0, 1:], strict=True)):
-        own = slice(int(first), int(last))
-        wanted = torch.linalg.inv(whole[b, own, own])
-        columns, rows = order[b, own], slice(2 * b, 2 * b + 2)
-        if b == 1 and own.start == 65 and own.stop > 65:
-            assert found[b, own, own].isnan().all()
-            assert solved[rows][:, columns].isnan().all()
+    x = torch.randn(270, 33, generator=generator, dtype=torch.float64) / 6
+    own = torch.arange(6).repeat_interleave(sizes)
+    assignment = torch.stack([own[torch.randperm(270, generator=generator)] for _ in range(2)])
+    order, starts, _ = _clusters.sorted_by_cluster(assignment, 5)
+    right = torch.randn(2, 270, 3, generator=generator, dtype=torch.float64)
+    bad = order[1, 66]  # in a cluster of the second problem alone
+    x[bad] = x[order[1, 67]]
+    problems = _systems.systems(x, starts, order, 0.5, 0.0)
+    found = problems.solve(right, torch.float64)
+    alone = _systems.systems(x[order[0]], starts[:1], None, 0.5, 0.0)
+    sorted_right = right[:1, order[0]]
+    torch.testing.assert_close(alone.solve(sorted_right, torch.float64)[0], found[0, order[0]])
+    for b, k in product(range(2), range(5)):
+        rows = order[b, starts[b, k] : starts[b, k + 1]]
+        assert rows.equal((assignment[b] == k).nonzero()[:, 0])
+        if bad in rows and order[1, 67] in rows:
+            assert found[b, rows].isnan().all()
             continue
-        torch.testing.assert_close(-found[b, own, own], wanted)
-        torch.testing.assert_close(solved[rows][:, columns], right[rows][:, columns] @ wanted)
-    outside = slice(int(starts[0, -1]), None)
-    assert torch.equal(found[:, outside], whole[:, outside])
-    assert (solved[:2, order[0, outside]] == 0).all()
+        distance = torch.cdist(x[rows], x[rows], compute_mode="donot_use_mm_for_euclid_dist")
+        kernel = torch.exp(-distance.square() / (2 * 0.5**2))
+        torch.testing.assert_close(kernel @ found[b, rows], right[b, rows])
+    assert (found[assignment == 5] == 0).all()
 
 
 def test_spans_cover_every_cluster_once() -> None:
@@ -169,7 +171,7 @@ def test_spans_cover_every_cluster_once() -> None:
     generator = torch.Generator().manual_seed(0)
     for columns, K, at_once in ((1, 1, 64), (5, 9, 2), (64, 3, 4), (65, 2, 64), (7, 7, 64)):
         assignment = torch.randint(-1, K, (20, columns), generator=generator)
-        order, starts = _clusters.sorted_by_cluster(assignment, K)
+        order, starts, _ = _clusters.sorted_by_cluster(assignment, K)
         spans = _clusters.spans_of(starts, columns, at_once)
         for b in range(20):
             seen = [-1] * columns

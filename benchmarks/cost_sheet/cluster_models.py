@@ -12,8 +12,6 @@ def summed(launch: Launch, rows: float, M: int, D: int) -> Count:
     terms = max(1, launch.TERMS)
     parts = launch.PARTS
     products = sum(max(1, terms - part) for part in range(parts)) if launch.TERMS else parts
-    members = launch.arguments.get("OF") == "members"
-    products = parts if members else products
     source, size = launch.rows, launch.rows.dtype.itemsize
     kind = kind_of(source, launch.PRECISION)
     columns = math.ceil(D / launch.COLUMNS)
@@ -56,48 +54,68 @@ def _softmax_gradient(launch: Launch) -> Count:
     return passes(launch, 15)._replace(hbm=1.7 * unique_bytes(launch.operands))
 
 
-def _clusters(launch: Launch) -> tuple[int, float]:
-    """Return how many clusters there are, of equal size, and how many columns each has.
+# -- factors of matrices in fp64 -------------------------------------------------------------------
 
-    Spans are `(columns + K (block - 1)) / block`, so that K follows from T.
-    """
-    blocks = launch.M / launch.BLOCK
-    clusters = max(1, round((launch.T - blocks) * launch.BLOCK / (launch.BLOCK - 1)))
-    return clusters, launch.M / clusters
+# A pivot of a block waits for the one before it: two rows leave it and two updates follow [E].
+_PIVOT = 0.8e-6
+_FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 
-@model("_systems._pivot_kernel")
-def _pivot(launch: Launch) -> Count:
-    clusters, size = _clusters(launch)
-    problems = launch.matrix.shape[0]
-    if launch.step * launch.BLOCK >= size:
-        return Count(launch.kernel, True)
-    flop = 2.0 * problems * clusters * size * launch.BLOCK**2
-    # Every program sweeps the pivot: 64 steps that wait for each other, .4 us each [E].
-    chain = 64 * 0.4e-6
-    return Count(launch.kernel, True, kind="fp64", flop=flop, depth=64, ceiling=0.5, seconds=chain)
+def _panel(launch: Launch) -> tuple[float, int, int, int]:
+    """Return how many clusters there are, and the blocks of one: all, before a panel, and in it."""
+    size = launch.factor.shape[1] // launch.BLOCK**2 - launch.K
+    every = (math.isqrt(8 * max(1, size) + 1) - 1) // 2  # if one cluster had all members
+    blocks = math.ceil(every / launch.K)
+    width = math.ceil(blocks / launch.steps)
+    before = launch.step * width
+    return launch.factor.shape[0] * launch.K, blocks, before, max(0, min(width, blocks - before))
 
 
-@model("_systems._update_kernel")
-def _update(launch: Launch) -> Count:
-    clusters, size = _clusters(launch)
-    problems = launch.matrix.shape[0]
-    if launch.step * launch.BLOCK >= size:
-        return Count(launch.kernel, True)
-    flop = 2.0 * problems * clusters * size**2 * launch.BLOCK
-    moved = 16.0 * problems * clusters * size**2
-    chain = size / launch.BLOCK * 4e-6  # a program goes along its row of blocks [E]
+def _solved(launch: Launch, flop: float, programs: float, moved: float = 0) -> Count:
+    """Count products in fp64 that a program makes one after another."""
+    chain = flop / max(1, programs) / _FP64_OF_A_PROCESSOR
     return Count(
-        launch.kernel, True, kind="fp64", flop=flop, depth=64, ceiling=0.5, hbm=moved, seconds=chain
-    )
-
-
-@model("_systems._multiply_kernel")
-def _multiply(launch: Launch) -> Count:
-    _, size = _clusters(launch)
-    problems = launch.matrix.shape[0]
-    flop = 2.0 * problems * launch.R * launch.M * size
-    return Count(
-        launch.kernel, True, kind="fp64", flop=flop, depth=int(size), ceiling=0.5,
-        hbm=launch.weights.bytes + launch.out.bytes + 8.0 * problems * launch.M * size,
+        launch.kernel, True, kind="fp64", flop=flop, depth=launch.BLOCK, ceiling=0.5, hbm=moved,
+        l2=2 * moved, seconds=chain,
     )  # fmt: skip
+
+
+@model("_factors._panel_kernel")
+def _panel_blocks(launch: Launch) -> Count:
+    clusters, blocks, before, width = _panel(launch)
+    tiles = clusters * sum(blocks - before - j for j in range(width))
+    flop = 2.0 * tiles * launch.BLOCK**2 * (launch.D + before * launch.BLOCK)
+    return _solved(launch, flop, tiles, 8.0 * tiles * launch.BLOCK**2)
+
+
+def _lower(blocks: int, width: int, block: int) -> float:
+    """Return the operations of rows of a panel's blocks: sums over those before, a product."""
+    return 2.0 * block**3 * blocks * sum(j + 1 for j in range(width))
+
+
+@model("_factors._diagonal_kernel")
+def _diagonal(launch: Launch) -> Count:
+    clusters, _, _, width = _panel(launch)
+    flop = clusters * _lower(width, width, launch.BLOCK) / 2
+    count = _solved(launch, flop, clusters, 8.0 * clusters * (width * launch.BLOCK) ** 2)
+    return count._replace(seconds=count.seconds + width * launch.BLOCK * _PIVOT)
+
+
+@model("_factors._below_kernel")
+def _below(launch: Launch) -> Count:
+    clusters, blocks, before, width = _panel(launch)
+    rows = clusters * max(0, blocks - before - width)
+    flop = _lower(rows, width, launch.BLOCK)
+    return _solved(launch, flop, rows, 16.0 * rows * width * launch.BLOCK**2)
+
+
+@model("_systems._substitute_kernel")
+def _substitute(launch: Launch) -> Count:
+    size, problems = launch.M / launch.K, launch.factor.shape[0] * launch.K
+    flop = problems * size**2 * launch.C  # half of the square, two operations each
+    return _solved(launch, flop, launch.programs, 4.0 * problems * size**2)
+
+
+@model("_clusters._sort_kernel", "_clusters._spans_kernel", "kmeans._mean_kernel")
+def _pass(launch: Launch) -> Count:
+    return passes(launch)

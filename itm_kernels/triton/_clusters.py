@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+
+_CHUNK = 1024  # members, or tiles, that a program looks at at once
 
 
 class Spans(NamedTuple):
@@ -26,21 +29,55 @@ class Spans(NamedTuple):
         return {f"span_{name}": tensor for name, tensor in self._asdict().items()}
 
 
+@triton.jit
+def tiles_before(starts, cluster, CLUSTERS: tl.constexpr, SIZE: tl.constexpr):
+    """Return how many tiles of so many columns each of the clusters before one has: 0 for others.
+
+    The result is `[CLUSTERS]`, a power of two.
+    """
+    k = tl.arange(0, CLUSTERS)
+    before = k < cluster
+    begin = tl.load(starts + k, mask=before, other=0)
+    return (tl.load(starts + k + 1, mask=before, other=0) - begin + SIZE - 1) // SIZE
+
+
+@triton.jit(do_not_specialize=["T"])
+def _spans_kernel(
+    starts,  # [B, K + 1]
+    spans,  # [4, B, T]
+    K,
+    T,
+    CLUSTERS: tl.constexpr,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Write one cluster's tiles; the program after the last cluster's writes the empty ones."""
+    problem, own = tl.program_id(0) // (K + 1), tl.program_id(0) % (K + 1)
+    starts += problem * (K + 1)
+    tile = tl.sum(tiles_before(starts, own, CLUSTERS, SIZE), 0)
+    begin, end = tl.load(starts + own), tl.load(starts + tl.minimum(own + 1, K))
+    tiles = tl.where(own < K, (end - begin + SIZE - 1) // SIZE, T - tile)
+    end = tl.where(own < K, end, 0)
+    begin = tl.where(own < K, begin, 0)
+    length = (tl.num_programs(0) // (K + 1)).to(tl.int64) * T
+    to = spans + problem.to(tl.int64) * T + tile
+    for chunk in range(0, tiles, CHUNK):
+        t = chunk + tl.arange(0, CHUNK)
+        tl.store(to + t, tl.minimum(own, K - 1), mask=t < tiles)
+        tl.store(to + length + t, begin, mask=t < tiles)
+        tl.store(to + 2 * length + t, tl.where(own < K, begin + t * SIZE, 0), mask=t < tiles)
+        tl.store(to + 3 * length + t, end, mask=t < tiles)
+
+
 def spans_of(starts: Tensor, columns: int, at_once: int) -> Spans:
     """Cut clusters `[start, next start)` `[B, K + 1]` into tiles of so many columns."""
     B, K = starts.shape[0], starts.shape[1] - 1
-    begin, end = starts[:, :-1], starts[:, 1:]
-    last = (end - begin + at_once - 1).div(at_once, rounding_mode="floor").cumsum(1)  # [B, K]
     most = (columns + min(K, columns) * (at_once - 1)) // at_once
-    tile = torch.arange(most, device=starts.device).expand(B, -1)
-    cluster = torch.searchsorted(last, tile.contiguous(), right=True)
-    empty, cluster = cluster >= K, cluster.clamp_max(K - 1)
-    # What a cluster's own tiles count from.
-    before = torch.nn.functional.pad(last, (1, -1)).gather(1, cluster)
-    begin = begin.gather(1, cluster).masked_fill(empty, 0)
-    end = end.gather(1, cluster).masked_fill(empty, 0)
-    first = begin + ((tile - before) * at_once).masked_fill(empty, 0)
-    return Spans(*(t.to(torch.int32).contiguous() for t in (cluster, begin, first, end)))
+    spans = torch.empty((4, B, most), dtype=torch.int32, device=starts.device)
+    _spans_kernel[(B * (K + 1),)](
+        starts, spans, K, most, CLUSTERS=triton.next_power_of_2(K), SIZE=at_once, CHUNK=_CHUNK
+    )
+    return Spans(*spans.unbind())
 
 
 class Clusters(NamedTuple):
@@ -69,9 +106,7 @@ class Clusters(NamedTuple):
         """Return the clusters of some anchors."""
         if not self.per_anchor:
             return self
-        return self._replace(
-            assignment=cleaned(self.assignment[first : first + anchors], self.number)
-        )
+        return self._replace(assignment=self.assignment[first : first + anchors])
 
     def arguments(self) -> dict[str, Any]:
         """Return the clusters as a kernel's arguments."""
@@ -81,29 +116,72 @@ class Clusters(NamedTuple):
         }
 
 
-def cleaned(assignment: Tensor, number: int) -> Tensor:
-    """Return clusters in int32, -1 for anything but a cluster's number."""
-    outside = (assignment < 0) | (assignment >= number)
-    return assignment.masked_fill(outside, -1).to(torch.int32)
+@triton.jit(do_not_specialize=["M"])
+def _sort_kernel(
+    assignment,  # [B, M]
+    ids,  # [M]
+    order,  # [B, M] int64
+    sorted_ids,  # [B, M]
+    starts,  # [B, K + 1] int32
+    M,
+    K,
+    CHUNK: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+):
+    """Write one cluster's members in order; the program after the last cluster's, all others."""
+    problem, own = (tl.program_id(0) // (K + 1)).to(tl.int64), tl.program_id(0) % (K + 1)
+    assignment += problem * M
+    order += problem * M
+    before = tl.zeros((CHUNK,), tl.int32)
+    for first in range(0, M, CHUNK):
+        m = first + tl.arange(0, CHUNK)
+        k = tl.load(assignment + m, mask=m < M, other=K)
+        k = tl.where((k < 0) | (k > K), K, k)
+        before += (k < own).to(tl.int32)
+    start = tl.sum(before, 0)
+    tl.store(starts + problem * (K + 1) + own, start)
+    for first in range(0, M, CHUNK):
+        m = first + tl.arange(0, CHUNK)
+        k = tl.load(assignment + m, mask=m < M, other=K)
+        mine = (tl.where((k < 0) | (k > K), K, k) == own) & (m < M)
+        at = start + tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(order + at, m.to(tl.int64), mask=mine)
+        if HAS_IDS:
+            tl.store(sorted_ids + problem * M + at, tl.load(ids + m, mask=mine, other=0), mask=mine)
+        start += tl.sum(mine.to(tl.int32), 0)
 
 
-def sorted_by_cluster(assignment: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Return, of the last dimension, the order by cluster, and where every cluster starts."""
-    # What is in no cluster comes last.
-    found, order = assignment.masked_fill(assignment < 0, number).sort(dim=-1, stable=True)
-    bounds = torch.arange(number + 1, device=found.device, dtype=found.dtype)
-    starts = torch.searchsorted(found, bounds.expand(*found.shape[:-1], -1).contiguous())
-    return order, starts.to(torch.int32)
+def sorted_by_cluster(
+    assignment: Tensor,  # [B, M] integers
+    number: int,
+    ids: Tensor | None = None,  # [M]
+) -> tuple[Tensor, Tensor, Tensor | None]:  # [B, M], [B, K + 1], [B, M]
+    """Return members by cluster in their order, where every cluster starts, and members' ids.
+
+    What is in no cluster comes last.
+    """
+    B, M = assignment.shape
+    order = torch.empty((B, M), dtype=torch.int64, device=assignment.device)
+    starts = torch.empty((B, number + 1), dtype=torch.int32, device=assignment.device)
+    sorted_ids = None if ids is None else torch.empty_like(order, dtype=ids.dtype)
+    _sort_kernel[(B * (number + 1),)](
+        assignment.contiguous(), order if ids is None else ids.contiguous(), order,
+        order if sorted_ids is None else sorted_ids, starts, M, number, CHUNK=_CHUNK,
+        HAS_IDS=ids is not None,
+    )  # fmt: skip
+    return order, starts, sorted_ids
 
 
-def clusters_of(assignment: Tensor, number: int) -> Clusters:
-    """Describe one clustering `[M]`, or one per anchor `[N, M]`."""
+def clusters_of(
+    assignment: Tensor, number: int, ids: Tensor | None = None
+) -> tuple["Clusters", Tensor | None]:
+    """Describe one clustering `[M]`, or one per anchor `[N, M]`; return it with columns' ids."""
     if assignment.dim() == 1:
-        order, starts = sorted_by_cluster(cleaned(assignment, number), number)
-        return Clusters(number, order, starts[None], assignment)
+        order, starts, ids = sorted_by_cluster(assignment[None], number, ids)
+        return Clusters(number, order[0], starts, assignment), None if ids is None else ids[0]
     M = assignment.shape[1]
     starts = torch.arange(0, 2 * M, M, device=assignment.device, dtype=torch.int32)
-    return Clusters(number, None, starts[None], assignment)
+    return Clusters(number, None, starts[None], assignment.contiguous()), ids
 
 
 class Grid(NamedTuple):

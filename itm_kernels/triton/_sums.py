@@ -70,7 +70,7 @@ def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr
 
 
 # With M = 1 folded in, sm_100 spills: M says by its divisor what loads may assume.
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "P", "tiles", "R"])
 def _sums_kernel(
     weights,  # [R, M]
     rows,  # [PARTS, M, D]
@@ -78,8 +78,7 @@ def _sums_kernel(
     assignment,  # [R, M] int32
     valid,  # [R, K]
     anchors,  # [R, D]
-    out,  # [splits, R, K, D]; of cosines [2, depth tiles, R, K]
-    count,  # [splits, R, K]
+    out,  # [R, K, D]; of cosines [2, depth tiles, R, K]
     anchor_stride,
     row_stride,
     row_part,
@@ -101,19 +100,16 @@ def _sums_kernel(
     DIVISOR: tl.constexpr,  # of M, a power of two
 ):
     M = M // DIVISOR * DIVISOR
-    group = tl.program_id(0) // tiles
-    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    # Tiles of one row of weights run side by side, so that these are read from memory once.
+    depths = tl.cdiv(D, COLUMNS)
+    rows_tile, column_tile = tl.program_id(0) // depths, tl.program_id(0) % depths
+    group = rows_tile // tiles
+    p = (rows_tile % tiles) * ROWS + tl.arange(0, ROWS)
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
-    own_of = k[:, None] if PER_ANCHOR else k
-    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    d = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     DTYPE: tl.constexpr = wide_type(rows.dtype)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
-    chunks = (end - begin + DEPTH - 1) // DEPTH
-    share = (chunks + tl.num_programs(2) - 1) // tl.num_programs(2) * DEPTH
-    begin += tl.program_id(2) * share
-    end = tl.minimum(begin + share, end)
     total = tl.full((ROWS, COLUMNS), 0, DTYPE)
-    own_count = tl.full((ROWS, DEPTH), 0, tl.float32)
     # Pointers before the loop: 64-bit offsets of every element in it are hundreds of spills.
     depth = tl.arange(0, DEPTH)
     at = n[:, None] * M + depth[None, :]
@@ -121,46 +117,32 @@ def _sums_kernel(
     for part in tl.static_range(PARTS - 1, -1, -1):
         for first in range(begin, end, DEPTH):
             inside = depth < end - first
-            if OF == "members" or PER_ANCHOR:
-                own = tl.load(assignment + at + first, mask=inside[None, :], other=-1) == own_of
-            if OF == "members":
-                weight = own.to(DTYPE)
-                if part == 0:
-                    # A row that is not finite counts as NaN, and reaches no other cluster.
-                    one = tl.load(weights + first + depth, mask=inside, other=0.0)
-                    own_count += tl.where(own, one[None, :], 0.0)
-            else:
-                weight = tl.load(weights + at + first, mask=inside[None, :], other=0.0).to(DTYPE)
-                if PER_ANCHOR:
-                    weight = tl.where(own, weight, 0.0)
+            weight = tl.load(weights + at + first, mask=inside[None, :], other=0.0).to(DTYPE)
+            if PER_ANCHOR:
+                own = tl.load(assignment + at + first, mask=inside[None, :], other=-1)
+                weight = tl.where(own == k[:, None], weight, 0.0)
             here = inside[:, None]
             if WIDTH % COLUMNS != 0:
                 here &= (d < WIDTH)[None, :]
             skip = part * row_part + tl.cast(first, tl.int64) * row_stride
             row = tl.load(row_at + skip, mask=here, other=0.0)
             # Parts of weights that meet a low part of a row are not seen in fp32.
-            terms: tl.constexpr = 0 if TERMS == 0 else 1 if OF == "members" else TERMS - part
+            terms: tl.constexpr = 0 if TERMS == 0 else TERMS - part
             total = split_dot(total, weight, row, terms, PRECISION)
     at = n * K + k
     some = p < P
-    inside = some[:, None] & (d < D)[None, :]
-    if OF == "members":
-        # The first splits of all clusters, then the second: the sum over them is in this order.
-        at += tl.program_id(2).to(tl.int64) * R * K
+    # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
+    total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
+    if OF == "vectors":
+        inside = some[:, None] & (d < D)[None, :]
         tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
-        tl.store(count + at, tl.sum(own_count, 1), mask=some)  # the same from every tile of D
     else:
-        # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
-        total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
-        if OF == "vectors":
-            tl.store(out + at[:, None] * D + d[None, :], total, mask=inside)
-        else:
-            at += tl.program_id(1).to(tl.int64) * R * K
-            place = anchors + n[:, None] * anchor_stride + d[None, :]
-            anchor = tl.load(place, mask=(d < D)[None, :], other=0.0).to(DTYPE)
-            tl.store(out + at, tl.sum(total * anchor, 1), mask=some)
-            at += tl.num_programs(1).to(tl.int64) * R * K
-            tl.store(out + at, tl.sum(total * total, 1), mask=some)
+        at += column_tile.to(tl.int64) * R * K
+        place = anchors + n[:, None] * anchor_stride + d[None, :]
+        anchor = tl.load(place, mask=(d < D)[None, :], other=0.0).to(DTYPE)
+        tl.store(out + at, tl.sum(total * anchor, 1), mask=some)
+        at += tl.cast(depths, tl.int64) * R * K
+        tl.store(out + at, tl.sum(total * total, 1), mask=some)
 
 
 def vectors_of(
@@ -173,8 +155,8 @@ def vectors_of(
     """Sum weight * member over every cluster's members."""
     (R, _, D), M = out.shape, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
-    _sums_kernel[(grid.programs, triton.cdiv(D, members.tile.columns), 1)](
-        weights=weights, valid=valid, anchors=out, out=out, count=out, anchor_stride=0,
+    _sums_kernel[(grid.programs * triton.cdiv(D, members.tile.columns),)](
+        weights=weights, valid=valid, anchors=out, out=out, anchor_stride=0,
         **clusters.arguments(), **members.arguments(), **grid.arguments(), R=R, D=D,
         OF="vectors", DIVISOR=math.gcd(16, M),
     )  # fmt: skip
@@ -186,47 +168,15 @@ def cosine_parts(
     members: Factor,
     valid: Tensor,  # [R, K]
     anchors: Tensor,  # [R, D], elements side by side
-) -> tuple[Tensor, Tensor]:  # [R, K], [R, K]
-    """Return the products of those sums with the anchors and their squares; no sum is stored."""
+) -> Tensor:  # [2, tiles of D, R, K]
+    """Return parts of the sums' products with the anchors, and of their squares: none is stored."""
     (R, D), K, M = anchors.shape, clusters.number, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
     depths = triton.cdiv(D, members.tile.columns)
     out = torch.empty((2, depths, R, K), dtype=wide_dtype(anchors), device=anchors.device)
-    _sums_kernel[(grid.programs, depths, 1)](
-        weights=weights, valid=valid, anchors=anchors, out=out, count=out,
+    _sums_kernel[(grid.programs * depths,)](
+        weights=weights, valid=valid, anchors=anchors, out=out,
         anchor_stride=anchors.stride(0), **clusters.arguments(), **members.arguments(),
         **grid.arguments(), R=R, D=D, OF="cosines", DIVISOR=math.gcd(16, M),
     )  # fmt: skip
-    dot, square = out.sum(1).unbind()
-    return dot, square
-
-
-_PROGRAMS = 256  # for one clustering few tiles of sums are many long ones
-_CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
-
-
-def _splits(M: int, sums: int, programs: int, depth: int) -> int:
-    """Return among how many programs the rows of each of so many sums are shared out."""
-    short = min(triton.cdiv(M, _CHAIN), M // (4 * sums))
-    return min(max(triton.cdiv(_PROGRAMS, programs), short), triton.cdiv(M, 4 * depth))
-
-
-def sums_of(
-    clusters: Clusters,
-    members: Factor,  # finite rows
-    counted: Tensor,  # [M] fp32: what a row counts, 1 or NaN
-    D: int,
-) -> tuple[Tensor, Tensor]:  # [N, K, D], [N, K]
-    """Return the sum and the count of every cluster's rows, of one clustering per anchor."""
-    (N, M), K = clusters.assignment.shape, clusters.number
-    grid, depths = grid_of(clusters, N, members.tile.rows), triton.cdiv(D, members.tile.columns)
-    splits = _splits(M, N * K, grid.programs * depths, members.tile.depth)
-    dtype = wide_dtype(members.rows)
-    out = torch.empty((splits, N, K, D), dtype=dtype, device=counted.device)
-    count = torch.empty((splits, N, K), dtype=torch.float32, device=counted.device)
-    _sums_kernel[(grid.programs, depths, splits)](
-        weights=counted, valid=out, anchors=out, out=out, count=count, anchor_stride=0,
-        **clusters.arguments(), **members.arguments(), **grid.arguments(), R=N, D=D,
-        OF="members", DIVISOR=math.gcd(16, M),
-    )  # fmt: skip
-    return out.sum(0), count.to(torch.float64).sum(0).to(dtype)
+    return out

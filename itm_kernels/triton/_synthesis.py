@@ -8,15 +8,17 @@ import triton
 import triton.language as tl
 
 from itm_kernels.triton._sums import anchor_and_cluster, split_dot
-from itm_kernels.triton._tiles import number, place, score_tile, wide_type
+from itm_kernels.triton._tiles import number, place, scaled, score_tile, wide_type
 
 
 @triton.jit
 def logits_kernel(
     x,
     y,
-    offset,  # [M]
+    offset,  # [M] |y|^2
     out,  # [R, M] of rows from `first` on
+    x_factor,
+    y_factor,
     x_stride,
     y_stride,
     x_part,
@@ -33,6 +35,7 @@ def logits_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
 ):
     r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
@@ -40,7 +43,8 @@ def logits_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    logits = (scores - tl.load(offset + columns)[None, :]) * number(scale, scores.dtype)
+    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    logits = (scores - tl.load(offset + columns)[None, :] / 2) * number(scale, scores.dtype)
     row = out + r.to(tl.int64) * M
     tl.store(row[:, None] + m[None, :], logits, mask=(r < R)[:, None] & (m < M)[None, :])
 

@@ -8,24 +8,18 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
 from itm_kernels.triton._compare import squares
-from itm_kernels.triton._launch import INTERPRETED, operands, rows_of, wide_dtype
+from itm_kernels.triton._factors import factor_size
+from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
+from itm_kernels.triton._scaled import operands
 from itm_kernels.triton._sums import factor_of
 from itm_kernels.triton._synthesis import logits_kernel, softmax_kernel
-from itm_kernels.triton._systems import invert, solve
+from itm_kernels.triton._systems import Systems, systems
 from itm_kernels.triton._weights import rows_at_once
 
-# Numbers in the matrices of anchors with clusters of their own that exist at a time: 128 MiB.
-_MATRICES = 1 << 24
+# Numbers in the factors of anchors with clusters of their own that exist at a time: 128 MiB.
+_FACTORS = 1 << 24
 # Of a softmax: 16 rows of 64 are 6 spills on sm_90. The interpreter pays per program.
 _ROWS, _COLUMNS = (64, 128) if INTERPRETED else (4, 128)
-
-
-class System(NamedTuple):
-    """Inverse kernel matrices, of one clustering or of every anchor's."""
-
-    inverse: Tensor  # [B, M, M]
-    starts: Tensor  # [B, K + 1]
-    order: Tensor  # [B, M] column of every row of the matrix
 
 
 class Block(NamedTuple):
@@ -35,9 +29,9 @@ class Block(NamedTuple):
     q: Tensor  # [R, D]
     clusters: Clusters
     khat: Tensor  # [R, M]
-    weights: Tensor  # [R, M] of the members in the vectors: khat, or (K + ridge I)^-1 khat
+    weights: Tensor  # [R, M] of `Synthesis.rows` in the vectors
     valid: Tensor  # [R, K]
-    system: System | None
+    own: Systems | None  # of anchors with clusters of their own
 
 
 def list_arguments(clusters: Clusters, anchors: int) -> dict[str, Any]:
@@ -63,30 +57,37 @@ class Synthesis:
         sigma: float,
         weights: str,
         ridge: float,
+        keep_systems: bool = False,
     ) -> None:
-        self.clusters = clusters_of(assignment, num_clusters)
+        known = anchor_ids is not None and member_ids is not None
+        self.clusters, ids = clusters_of(assignment, num_clusters, member_ids if known else None)
         order = self.clusters.order
         self.q = rows_of(anchors)
         self.x = rows_of(members if order is None else members.index_select(0, order))
         self.ids = None
-        if anchor_ids is not None and member_ids is not None:
-            of_columns = member_ids if order is None else member_ids.index_select(0, order)
-            self.ids = anchor_ids.contiguous(), of_columns.contiguous()
-        self.both = operands(self.q, self.x)
-        self.members = factor_of(self.x)
-        self.offset = squares(self.x) / 2
+        if anchor_ids is not None and ids is not None:
+            self.ids = anchor_ids.contiguous(), ids.contiguous()
+        self.both = operands(self.q, self.x, False)
+        self.offset = squares(self.x)
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
-        self.kernel = self.kernel_matrix() if self.kam and self.clusters.per_anchor else None
-        self.system = self._one_system() if self.kam and not self.clusters.per_anchor else None
+        self.systems: Systems | None = None
+        self.rows = self.x  # [M, D] whose sums the vectors are
+        if self.kam and order is not None:
+            found = systems(self.x, self.clusters.starts, None, sigma, ridge)
+            self.rows = found.solve(self.x[None], wide_dtype(self.x))[0]
+            self.systems = found if keep_systems else None
+            del found
+        self.members = factor_of(self.rows)
 
     # -- blocks ------------------------------------------------------------------------------------
 
     def at_once(self, per_row: int = 0) -> int:
         """Return how many anchors a block has, when it also holds so many numbers of each."""
         rows = rows_at_once(self.q, self.x, max(self.x.shape[0], per_row))
-        if self.kernel is not None:
-            rows = min(rows, max(1, _MATRICES // self.kernel.numel()))
+        if self.kam and self.clusters.per_anchor:
+            size = factor_size(self.x.shape[0], self.clusters.number)
+            rows = min(rows, max(1, _FACTORS // size))
         return rows
 
     def blocks(self, at_once: int) -> Iterator[Block]:
@@ -111,33 +112,17 @@ class Synthesis:
             logits=logits, valid=valid, row_ids=row_ids[first:], column_ids=column_ids,
             HAS_IDS=self.ids is not None, **arguments,
         )  # fmt: skip
-        q, system, weights = self.q[first : first + R], self.system, logits
-        if self.kernel is not None:
-            system = self._own_systems(clusters)
-        if system is not None:
-            weights = solve(*system, weights)
-        return Block(first, q, clusters, logits, weights, valid, system)
+        q, own, weights = self.q[first : first + R], None, logits
+        if self.kam and clusters.per_anchor:
+            order, starts, _ = sorted_by_cluster(clusters.assignment, K)
+            own = systems(self.x, starts, order, self.sigma, self.ridge)
+            weights = own.solve(weights[..., None], torch.float64)[..., 0]
+        return Block(first, q, clusters, logits, weights, valid, own)
 
-    # -- the kernel associative memory -------------------------------------------------------------
-
-    def kernel_matrix(self) -> Tensor:  # [M, M] fp64
-        """Return e^(-|x_i - x_j|^2 / 2 sigma^2)."""
+    def kernel_rows(self, first: int, last: int) -> Tensor:  # [R, M] fp64
+        """Return e^(-|x_i - x_j|^2 / 2 sigma^2) for some members i."""
         x = self.x.double()
-        kernel = x @ x.mT
-        square = kernel.diagonal().clone()
-        kernel.mul_(-2).add_(square).add_(square[:, None]).clamp_min_(0)
+        square = x.square().sum(1)
+        kernel = x[first:last] @ x.mT
+        kernel.mul_(-2).add_(square).add_(square[first:last, None]).clamp_min_(0)
         return kernel.div_(-2 * self.sigma**2).exp_()
-
-    def _one_system(self) -> System:
-        matrix, starts = self.kernel_matrix()[None], self.clusters.starts
-        matrix.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        invert(matrix, starts)
-        return System(matrix, starts, torch.arange(matrix.shape[1], device=starts.device)[None])
-
-    def _own_systems(self, clusters: Clusters) -> System:
-        assert self.kernel is not None
-        order, starts = sorted_by_cluster(clusters.assignment, clusters.number)
-        matrix = self.kernel[order[:, :, None], order[:, None, :]]
-        matrix.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        invert(matrix, starts)
-        return System(matrix, starts, order)

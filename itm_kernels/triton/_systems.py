@@ -1,184 +1,159 @@
-"""The kernel associative memory: systems (K + ridge I) c = khat of all clusters side by side.
+"""The kernel associative memory: systems (K + ridge I) C = R of all clusters side by side.
 
-In fp64: near-duplicates leave K + ridge I a condition of 1 / ridge. The matrices are inverted where
-they stand, by the sweep operator over blocks. No cluster waits for another's size: a step takes one
-block of every cluster that has so many.
+A program takes some right-hand sides of a cluster through its factor (`_factors`), block by block:
+launches depend neither on the clusters' sizes nor on the number of right-hand sides.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._clusters import spans_of
+from itm_kernels.triton._factors import (
+    BLOCK,
+    DEPTH,
+    factor_of_cluster,
+    factorised,
+    row_of_blocks,
+)
 
-_BLOCK = 64  # of fp64: 32 registers of each of 256 threads
-# Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
-# leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
-_SMALLEST_PIVOT = tl.constexpr(1e-13)
-
-
-@triton.jit
-def _sweep(block, size, BLOCK: tl.constexpr):
-    """Return minus the inverse of a symmetric block's first rows and columns."""
-    at = tl.arange(0, BLOCK)
-    for pivot in range(0, size):
-        here = at == pivot
-        row = tl.sum(tl.where(here[:, None], block, 0.0), 0)
-        value = tl.sum(tl.where(here, row, 0.0), 0)
-        value = tl.where(value > _SMALLEST_PIVOT, value, float("nan"))
-        scaled = row / value
-        rest = block - row[:, None] * scaled[None, :]
-        rest = tl.where(here[:, None], scaled[None, :], rest)
-        rest = tl.where(here[None, :], scaled[:, None], rest)
-        block = tl.where(here[:, None] & here[None, :], -1 / value, rest)
-    return block
+_COLUMNS = 64  # right-hand sides of a program
 
 
 @triton.jit
-def _pivot_kernel(
-    matrix,  # [B, M, M]
-    swept,  # [B, M, BLOCK]
-    span_cluster,
-    span_begin,
-    span_first,
-    span_end,
-    step,
-    T,
-    M,
-    BLOCK: tl.constexpr,
-):
-    """Multiply the pivot's rows with its inverse; a program has one block of their columns."""
-    problem = (tl.program_id(0) // T).to(tl.int64)
-    first, end = tl.load(span_first + tl.program_id(0)), tl.load(span_end + tl.program_id(0))
-    start = tl.load(span_begin + tl.program_id(0)) + step * BLOCK
-    if start < end:
-        at = tl.arange(0, BLOCK)
-        i, j = start + at, first + at
-        rows = matrix + (problem * M + i[:, None]) * M
-        inside = (i < end)[:, None]
-        pivot = tl.load(rows + i[None, :], mask=inside & (i < end)[None, :], other=0.0)
-        pivot = _sweep(pivot, tl.minimum(end - start, BLOCK), BLOCK)
-        if first != start:
-            own = tl.load(rows + j[None, :], mask=inside & (j < end)[None, :], other=0.0)
-            # Beyond its rows the pivot holds 0, or NaN of 0 / 0.
-            pivot = tl.where(inside & (i < end)[None, :], -pivot, 0.0)
-            pivot = tl.dot(pivot, own, input_precision="ieee", out_dtype=tl.float64)
-        to = swept + (problem * M + j[None, :]) * BLOCK + at[:, None]
-        tl.store(to, pivot, mask=(j < end)[None, :])
-
-
-@triton.jit
-def _update_kernel(
-    matrix,
-    swept,
-    span_cluster,
-    span_begin,
-    span_first,
-    span_end,
-    step,
-    T,
-    M,
-    BLOCK: tl.constexpr,
-):
-    """Take the pivot out of the other rows; a program writes one block of rows."""
-    problem = (tl.program_id(0) // T).to(tl.int64)
-    first, end = tl.load(span_first + tl.program_id(0)), tl.load(span_end + tl.program_id(0))
-    begin = tl.load(span_begin + tl.program_id(0))
-    start = begin + step * BLOCK
-    if start < end:
-        at = tl.arange(0, BLOCK)
-        i, p = first + at, start + at
-        rows = matrix + (problem * M + i[:, None]) * M
-        swept_rows = swept + problem * M * BLOCK
-        inside = (i < end)[:, None]
-        of_pivot = tl.load(rows + p[None, :], mask=inside & (p < end)[None, :], other=0.0)
-        own = tl.load(swept_rows + i[:, None] * BLOCK + at[None, :], mask=inside, other=0.0)
-        for column in range(begin, end, BLOCK):
-            j = column + at
-            there = (j < end)[None, :]
-            pivot = tl.load(swept_rows + j[None, :] * BLOCK + at[:, None], mask=there, other=0.0)
-            # Of the last block fewer rows were swept than are stored.
-            pivot = tl.where((p < end)[:, None], pivot, 0.0)
-            old = tl.load(rows + j[None, :], mask=inside & there, other=0.0)
-            new = old - tl.dot(of_pivot, pivot, input_precision="ieee", out_dtype=tl.float64)
-            new = tl.where(column == start, own, new)
-            new = tl.where(first == start, pivot, new)
-            tl.store(rows + j[None, :], new, mask=inside & there)
-
-
-def invert(matrix: Tensor, starts: Tensor) -> None:
-    """Replace the blocks `[start, next start)` `[B, K + 1]` of `[B, M, M]` by minus their inverse.
-
-    NaN in a block that is not positive definite. Elements outside of the blocks are not read.
-    """
-    B, M, _ = matrix.shape
-    spans = spans_of(starts, M, _BLOCK)
-    T = spans.first.shape[1]
-    swept = matrix.new_empty((B, M, _BLOCK))
-    for step in range(triton.cdiv(M, _BLOCK)):
-        for kernel in (_pivot_kernel, _update_kernel):
-            kernel[(B * T,)](
-                matrix, swept, *spans, step, T, M, BLOCK=_BLOCK, num_warps=8, num_stages=1
-            )
-
-
-@triton.jit
-def _multiply_kernel(
-    matrix,  # [B, M, M]
-    order,  # [B, M] column of the weights that a row of the matrix belongs to
-    weights,  # [B * R, M]
-    out,  # [B * R, M]
-    span_cluster,
-    span_begin,
-    span_first,
-    span_end,
-    T,
-    R,
-    M,
-    ROWS: tl.constexpr,
+def _explained(
+    factor,
+    known,  # of the cluster's first row
+    column,  # [1, COLUMNS] int32
+    stride,
+    i,
+    first,
+    last,
+    end,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
+    UP: tl.constexpr,
 ):
-    problem = (tl.program_id(0) // T).to(tl.int64)
-    first, end = tl.load(span_first + tl.program_id(0)), tl.load(span_end + tl.program_id(0))
-    begin = tl.load(span_begin + tl.program_id(0))
-    if begin < end:
-        r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-        i = first + tl.arange(0, BLOCK)
-        rows = (problem * R + r[:, None]) * M
-        total = tl.full((ROWS, BLOCK), 0, tl.float64)
-        for start in range(begin, end, DEPTH):
-            j = start + tl.arange(0, DEPTH)
-            column = tl.load(order + problem * M + j, mask=j < end, other=0)
-            inside = (r < R)[:, None] & (j < end)[None, :]
-            weight = tl.load(weights + rows + column[None, :], mask=inside, other=0.0)
-            inside = (j < end)[:, None] & (i < end)[None, :]
-            at = (problem * M + j[:, None]) * M + i[None, :]
-            own = tl.load(matrix + at, mask=inside, other=0.0)
-            total = tl.dot(
-                weight.to(tl.float64), own, total, input_precision="ieee", out_dtype=tl.float64
-            )
-        column = tl.load(order + problem * M + i, mask=i < end, other=0)
-        inside = (r < R)[:, None] & (i < end)[None, :]
-        tl.store(out + rows + column[None, :], -total, mask=inside)
+    """Return rows of block i of the factor, or up of its transpose, times what is known."""
+    depth = tl.arange(0, DEPTH)
+    rows = row_of_blocks(factor, i, BLOCK)
+    total = tl.zeros((BLOCK, COLUMNS), tl.float64)
+    for begin in range(first, last, DEPTH):
+        if UP:
+            lower = tl.cast(begin // BLOCK, tl.int64)
+            at = factor + lower * (lower + 1) // 2 * (BLOCK * BLOCK) + i * BLOCK
+            at += (begin % BLOCK + depth)[:, None] * ((lower + 1) * BLOCK)
+            left = tl.trans(tl.load(at + tl.arange(0, BLOCK)[None, :]))
+        else:
+            left = tl.load(rows + begin + depth[None, :])
+        # A scalar in 64 bits, the tile in 32: registers.
+        at = known + tl.cast(begin, tl.int64) * stride + (depth[:, None] * stride + column)
+        right = tl.load(at, mask=(begin + depth < end)[:, None], other=0.0)
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
+    return total
 
 
-def solve(
-    inverse: Tensor,  # [B, M, M] as `invert` leaves it
+@triton.jit(do_not_specialize=["blocks_at_most", "M"])
+def _substitute_kernel(
+    factor,
+    starts,
+    order,
+    right,  # of problem b, row m, column c at b * problem_stride + m * row_stride + c
+    work,  # [B, M, C] fp64
+    out,  # [B, M, C]
+    blocks_at_most,
+    K,
+    M,
+    C,
+    right_problem,
+    right_row,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    UP: tl.constexpr,
+):
+    """Solve with a cluster's factor down its rows, or up with its transpose, for some columns."""
+    problem, cluster = tl.program_id(0) // K, tl.program_id(0) % K
+    own, begin, end = factor_of_cluster(
+        factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    end -= begin
+    problem = problem.to(tl.int64)
+    first = problem * M + begin
+    # Columns beyond the last are computed as the last, and not stored where others are read.
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (column < C)[None, :]
+    column = tl.minimum(column, C - 1)[None, :]
+    known = work + first * C
+    at_row = tl.arange(0, BLOCK)
+    blocks = (end + BLOCK - 1) // BLOCK
+    for step in range(0, blocks):
+        i = blocks - 1 - step if UP else step
+        begin_i, last = i * BLOCK, (i + 1) * BLOCK
+        from_, to = (last, blocks * BLOCK) if UP else (0, begin_i)
+        rest = _explained(own, known, column, C, i, from_, to, end, COLUMNS, BLOCK, DEPTH, UP)
+        inside = there & (begin_i + at_row < end)[:, None]
+        row = begin + begin_i + at_row.to(tl.int64)
+        if HAS_ORDER:
+            row = tl.load(order + first + begin_i + at_row, mask=begin_i + at_row < end, other=0)
+        own_rows = known + tl.cast(begin_i, tl.int64) * C
+        if UP:
+            at = own_rows + (at_row[:, None] * C + column)
+        else:
+            at = right + problem * right_problem + row[:, None] * right_row + column
+        rest = tl.load(at, mask=inside, other=0.0).to(tl.float64) - rest
+        tl.debug_barrier()  # between the threads that write and those that read
+        tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
+        tl.debug_barrier()
+        rest = _explained(own, known, column, C, i, begin_i, last, end, COLUMNS, BLOCK, DEPTH, UP)
+        tl.debug_barrier()
+        tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
+        tl.debug_barrier()
+        if UP:
+            at = out + (problem * M + row)[:, None] * C + column
+            tl.store(at, rest.to(out.dtype.element_ty), mask=inside)
+
+
+class Systems(NamedTuple):
+    """Factors of K + ridge I, of one clustering or of every anchor's."""
+
+    factor: Tensor  # [B, size] fp64
+    starts: Tensor  # [B, K + 1]
+    order: Tensor | None  # [B, M] row of every column; None: as they come
+
+    def solve(
+        self,
+        right: Tensor,  # [B, M, C], elements of a row side by side
+        dtype: torch.dtype,
+    ) -> Tensor:  # [B, M, C]
+        """Return the solutions of all clusters; 0 in rows that are in none."""
+        B, M, C = right.shape
+        K = self.starts.shape[1] - 1
+        work = torch.empty((B, M, C), dtype=torch.float64, device=right.device)
+        out = torch.zeros((B, M, C), dtype=dtype, device=right.device)
+        columns = min(_COLUMNS, max(16, triton.next_power_of_2(C)))
+        for up in (False, True):
+            _substitute_kernel[(B * K, triton.cdiv(C, columns))](
+                self.factor, self.starts, self.starts if self.order is None else self.order,
+                right, work, out, self.factor.shape[1] // BLOCK**2, K, M, C, right.stride(0),
+                right.stride(1), CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH,
+                COLUMNS=columns, HAS_ORDER=self.order is not None, UP=up, num_warps=8,
+                num_stages=3 if columns == _COLUMNS else 2,
+            )  # fmt: skip
+        return out
+
+
+def systems(
+    rows: Tensor,  # [M, D]
     starts: Tensor,  # [B, K + 1]
-    order: Tensor,  # [B, M]
-    weights: Tensor,  # [B * R, M]
-) -> Tensor:  # [B * R, M] fp64
-    """Return the solutions for every row's clusters; 0 in columns that are in none."""
-    B, M, _ = inverse.shape
-    R = weights.shape[0] // B
-    rows = 64 if R > 16 else 16
-    spans = spans_of(starts, M, _BLOCK)
-    T = spans.first.shape[1]
-    out = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
-    _multiply_kernel[(B * T, triton.cdiv(R, rows))](
-        inverse, order, weights, out, *spans, T, R, M, ROWS=rows, BLOCK=_BLOCK, DEPTH=16,
-        num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return out
+    order: Tensor | None,  # [B, M]
+    sigma: float,
+    ridge: float,
+) -> Systems:
+    """Return the systems of every cluster `[start, next start)` of rows in that order."""
+    return Systems(factorised(rows, starts, order, sigma, ridge), starts, order)

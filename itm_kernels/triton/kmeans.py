@@ -1,27 +1,103 @@
-"""k-means: a tile of scores leaves the nearest centroid; means are products with one-hot rows.
+"""k-means in two launches an iteration.
+
+A program has some rows: a tile of scores leaves their nearest centroids, and a product with one-hot
+rows their sums. The second launch adds up the sums of all programs.
 
 With one set of members per anchor there are as many problems as anchors, and a tile holds the
 centroids of several.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._clusters import clusters_of
-from itm_kernels.triton._launch import Operands, operands, prepare, rows_of, wide_dtype
-from itm_kernels.triton._sums import factor_of, sums_of
-from itm_kernels.triton._tiles import highest, no_key, ordered_key, score_tile
+from itm_kernels.triton._launch import INTERPRETED, operands, rows_of, to_tf32, wide_dtype
+from itm_kernels.triton._tiles import (
+    highest,
+    no_key,
+    ordered_key,
+    score_tile,
+    squares_of,
+    wide_type,
+)
+
+_PROGRAMS = 512  # for one clustering few tiles of sums are many long ones
+_CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
+_MOST_COLUMNS = 64
 
 
 @triton.jit
+def _sum_rows(
+    x,  # [PARTS, N, WIDE]
+    assignment,  # [B, N]
+    sums,  # [shares, B, K, D]
+    counts,  # [shares, B, K]
+    x_stride,
+    x_part,
+    begin,
+    end,
+    share,
+    own_problem,  # [COLUMNS]
+    own_cluster,  # [COLUMNS]
+    inside,  # [COLUMNS]
+    N,
+    B,
+    K,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write the sums of a share's rows in some clusters, and how many they are."""
+    DTYPE: tl.constexpr = wide_type(x.dtype)
+    at = ((share.to(tl.int64) * B + own_problem) * K + own_cluster).to(tl.int64)
+    of_row = assignment + own_problem.to(tl.int64)[:, None] * N
+    count = tl.zeros((COLUMNS,), tl.int32)
+    for first_d in range(0, D, DEPTH):
+        d = first_d + tl.arange(0, DEPTH)
+        total = tl.zeros((COLUMNS, DEPTH), DTYPE)
+        lost = tl.zeros((COLUMNS,), tl.int32)
+        # One product per step, low parts to high: all of a chunk's in one step are spills.
+        chunks = tl.cdiv(end - begin, ROWS)
+        for step in range(0, PARTS * chunks):
+            part = PARTS - 1 - step // chunks
+            m = begin + step % chunks * ROWS + tl.arange(0, ROWS)
+            nearest = tl.load(of_row + m[None, :], mask=(m < end)[None, :], other=-1)
+            own = (nearest == own_cluster[:, None]) & inside[:, None]
+            if (first_d == 0) & (part == 0):
+                count += tl.sum(own.to(tl.int32), 1)
+            row_at = x + tl.cast(part, tl.int64) * x_part + d[None, :]
+            row_at += m[:, None].to(tl.int64) * x_stride
+            row = tl.load(row_at, mask=(m < end)[:, None] & (d < D)[None, :], other=0.0)
+            # A row that is not finite makes its cluster NaN; 0 x NaN would make all of them.
+            finite = tl.abs(row.to(DTYPE)) < float("inf")
+            lost_rows = tl.max((~finite).to(tl.int32), 1)
+            lost = tl.maximum(lost, tl.max(own.to(tl.int32) * lost_rows[None, :], 1))
+            row = tl.where(finite, row, tl.zeros_like(row))
+            total = tl.dot(
+                own.to(row.dtype), row, total, input_precision=PRECISION, out_dtype=DTYPE
+            )
+        total = tl.where((lost != 0)[:, None], float("nan"), total)
+        tl.store(
+            sums + at[:, None] * D + d[None, :], total, mask=inside[:, None] & (d < D)[None, :]
+        )
+    tl.store(counts + at, count, mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "B", "tiles_of_share"])
 def _nearest_kernel(
     x,
     y,
-    offset,  # [B * K] |c|^2 / 2
-    member,  # [B, M]
-    assignment,  # [B, M] int32
+    centroids,  # [B * K, D]
+    member,  # [B, N]
+    assignment,  # [B, N] int32
+    sums,  # [shares, B, K, D]
+    counts,  # [shares, B, K] int32
     x_stride,
     y_stride,
     x_part,
@@ -29,7 +105,10 @@ def _nearest_kernel(
     N,  # rows of x
     B,
     K,
-    D,
+    D,  # of the operands, with zeros from the rows' own on
+    own_D,
+    tiles_of_share,
+    shares,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -39,56 +118,101 @@ def _nearest_kernel(
     EVEN: tl.constexpr,
     WIDTH: tl.constexpr,  # columns of a problem: a power of two
     HAS_MEMBER: tl.constexpr,
+    UPDATE: tl.constexpr,
 ):
     PROBLEMS: tl.constexpr = COLUMNS // WIDTH
-    tiles = tl.cdiv(N, ROWS)
-    n = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
-    rows = tl.minimum(n, N - 1)
-    problem = (tl.program_id(0) // tiles) * PROBLEMS + tl.arange(0, PROBLEMS)
+    share = tl.program_id(0) % shares
+    group = (tl.program_id(0) // shares) * PROBLEMS
+    problem = group + tl.arange(0, PROBLEMS)
     column = tl.arange(0, COLUMNS)
-    of_column = (tl.program_id(0) // tiles) * PROBLEMS + column // WIDTH
-    own = tl.minimum(of_column, B - 1).to(tl.int64) * K
+    of_column = tl.minimum(group + column // WIDTH, B - 1)
     none: tl.constexpr = no_key(tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
     KEY: tl.constexpr = tl.int64 if x.dtype.element_ty == tl.float64 else tl.int32
-    best = tl.full((ROWS, PROBLEMS), none, KEY)
-    nearest = tl.zeros((ROWS, PROBLEMS), tl.int32)
-    for first in range(0, K, WIDTH):
-        k = first + column % WIDTH
-        columns = own + tl.minimum(k, K - 1)
-        scores = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-        )  # fmt: skip
-        # |x|^2 is the same for every centroid. NaN is nearest, as for torch's argmin.
-        keys = ordered_key(scores - tl.load(offset + columns)[None, :])
-        keys = tl.where((k < K)[None, :], keys, none)
-        keys = tl.reshape(keys, (ROWS, PROBLEMS, WIDTH))
-        index = (first + tl.arange(0, WIDTH)).to(tl.int32)
-        key, found = highest(keys, index[None, None, :], 2)
-        nearest = tl.where(key > best, found, nearest)
-        best = tl.maximum(key, best)
-    at = problem[None, :].to(tl.int64) * N + n[:, None]
-    inside = (n < N)[:, None] & (problem < B)[None, :]
-    if HAS_MEMBER:
-        nearest = tl.where(tl.load(member + at, mask=inside, other=0) != 0, nearest, -1)
-    tl.store(assignment + at, nearest, mask=inside)
+    begin = share * tiles_of_share * ROWS
+    end = tl.minimum(begin + tiles_of_share * ROWS, N)
+    for first_row in range(begin, end, ROWS):
+        n = first_row + tl.arange(0, ROWS)
+        rows = tl.minimum(n, N - 1)
+        best = tl.full((ROWS, PROBLEMS), none, KEY)
+        nearest = tl.zeros((ROWS, PROBLEMS), tl.int32)
+        for first in range(0, K, WIDTH):
+            k = first + column % WIDTH
+            columns = of_column.to(tl.int64) * K + tl.minimum(k, K - 1)
+            square = squares_of(centroids + columns * own_D, 1, own_D, tl.arange(0, DEPTH))
+            scores = score_tile(
+                x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+                DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+            )  # fmt: skip
+            # |x|^2 is the same for every centroid. NaN is nearest, as for torch's argmin.
+            keys = ordered_key(scores - (square / 2)[None, :])
+            keys = tl.where((k < K)[None, :], keys, none)
+            keys = tl.reshape(keys, (ROWS, PROBLEMS, WIDTH))
+            index = (first + tl.arange(0, WIDTH)).to(tl.int32)
+            key, found = highest(keys, index[None, None, :], 2)
+            nearest = tl.where(key > best, found, nearest)
+            best = tl.maximum(key, best)
+        at = problem[None, :].to(tl.int64) * N + n[:, None]
+        inside = (n < N)[:, None] & (problem < B)[None, :]
+        if HAS_MEMBER:
+            nearest = tl.where(tl.load(member + at, mask=inside, other=0) != 0, nearest, -1)
+        tl.store(assignment + at, nearest, mask=inside)
+    if UPDATE:
+        tl.debug_barrier()  # other threads read what these found
+        for first in range(0, K, WIDTH):
+            k = first + column % WIDTH
+            there = (k < K) & (group + column // WIDTH < B)
+            _sum_rows(
+                x, assignment, sums, counts, x_stride, x_part, begin, end, share, of_column, k,
+                there, N, B, K, own_D, ROWS, COLUMNS, DEPTH, PARTS, PRECISION,
+            )  # fmt: skip
 
 
-def _assign(
-    both: Operands,  # rows of x, and centroids [parts, B * K, D]
-    centroids: Tensor,  # [B, K, D]
-    member: Tensor | None,  # [B, M]
-    assignment: Tensor,  # [B, M] to write
-) -> None:
-    (B, K, _), M = centroids.shape, assignment.shape[1]
-    offset = centroids.square().sum(-1).view(-1) / 2
-    tile = both.tile
-    width = min(triton.next_power_of_2(K), tile.columns)
-    grid = triton.cdiv(M, tile.rows) * triton.cdiv(B * width, tile.columns)
-    _nearest_kernel[(grid,)](
-        **both.arguments(), offset=offset, member=offset if member is None else member,
-        assignment=assignment, N=M, B=B, K=K, WIDTH=width, HAS_MEMBER=member is not None,
-    )  # fmt: skip
+@triton.jit(do_not_specialize=["shares", "R"])
+def _mean_kernel(
+    sums,  # [shares, R, D]
+    counts,  # [shares, R]
+    centroids,  # [R, D], replaced
+    y,  # [PARTS, R, WIDE] operands
+    y_stride,
+    y_part,
+    shares,
+    R,  # clusters of all problems
+    D,
+    PARTS: tl.constexpr,
+    ROUND: tl.constexpr,
+    SHARES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    r = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((SHARES, COLUMNS), tl.float64)
+    number = tl.zeros((SHARES,), tl.int32)
+    for first in range(0, shares, SHARES):
+        share = (first + tl.arange(0, SHARES)).to(tl.int64)
+        here = share < shares
+        at = share * R + r
+        number += tl.load(counts + at, mask=here, other=0)
+        inside = here[:, None] & (d < D)[None, :]
+        total += tl.load(sums + at[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float64)
+    count = tl.sum(number, 0)
+    # An empty cluster keeps its centroid.
+    if count > 0:
+        DTYPE: tl.constexpr = centroids.dtype.element_ty
+        mean = (tl.sum(total, 0) / count).to(DTYPE)
+        tl.store(centroids + r * D + d, mean, mask=d < D)
+        if ROUND:
+            mean = to_tf32(mean)
+        for part in tl.static_range(PARTS):
+            high = mean if ROUND else mean.to(tl.bfloat16)
+            tl.store(y + part * y_part + r * y_stride + d, high, mask=d < D)
+            mean -= high.to(DTYPE)
+
+
+class _Sums(NamedTuple):
+    """The sums of every program's rows."""
+
+    sums: Tensor  # [shares, B, K, D]
+    counts: Tensor  # [shares, B, K]
 
 
 def kmeans(
@@ -100,24 +224,35 @@ def kmeans(
     """Return every member's nearest centroid, -1 for others, after so many updates of these."""
     (B, K, D), M = centroids.shape, x.shape[0]
     dtype = wide_dtype(x)
-    wide = rows_of(x.to(dtype))
     centroids = centroids.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    member = None if member is None else member.contiguous()
     flat = centroids.view(B * K, D)
-    both = operands(wide, flat, shape=(1, 1))
+    both = operands(rows_of(x.to(dtype)), flat, shape=(1, 1))
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
-    _assign(both, centroids, member, assignment)
-    if iterations == 0:
-        return assignment.long(), centroids
-    # A row that is not finite counts as NaN; in a product it would reach every cluster.
-    finite = x.isfinite().all(1)
-    counted = torch.where(finite, 1.0, torch.nan).to(torch.float32)
-    members = factor_of(rows_of(torch.where(finite[:, None], x, 0)))
-    clusters = clusters_of(assignment, K)  # as it will be: it is written in place
-    for _ in range(iterations):
-        sums, count = sums_of(clusters, members, counted, D)
-        count = count[..., None]
-        centroids = torch.where(count == 0, centroids, sums / count)
-        both = both._replace(y=prepare(centroids.view(B * K, D), both.kind))
-        _assign(both, centroids, member, assignment)
+    width = min(triton.next_power_of_2(K), _MOST_COLUMNS)
+    columns = 16 if B * width <= 16 else _MOST_COLUMNS  # 32 are 16 spills on sm_100
+    both = both._replace(tile=both.tile._replace(columns=columns, warps=8, stages=2))
+    groups, tiles = triton.cdiv(B * width, columns), triton.cdiv(M, both.tile.rows)
+    # Programs enough, chains short enough, and fewer numbers in their sums than in the rows.
+    shares = max(triton.cdiv(_PROGRAMS, groups), triton.cdiv(M, _CHAIN))
+    of_share = triton.cdiv(tiles, max(1, min(tiles, shares, M // (4 * B * K))))
+    shares = triton.cdiv(tiles, of_share)
+    found = _Sums(
+        torch.empty((shares, B, K, D) if iterations else 0, dtype=dtype, device=x.device),
+        torch.empty((shares, B, K) if iterations else 0, dtype=torch.int32, device=x.device),
+    )
+    arguments = {
+        **{**both.arguments(), "own_D": D, "centroids": flat, "assignment": assignment},
+        **{"member": assignment if member is None else member.contiguous(), "N": M, "B": B, "K": K},
+        **{"WIDTH": width, "HAS_MEMBER": member is not None, **found._asdict()},
+        **{"shares": shares, "tiles_of_share": of_share},
+    }
+    rounded = both.kind == "tf32" and not INTERPRETED
+    for step in range(iterations + 1):
+        _nearest_kernel[(shares * groups,)](**arguments, UPDATE=step < iterations)
+        if step < iterations:
+            _mean_kernel[(B * K, triton.cdiv(D, 256))](
+                *found, flat, both.y, both.y.stride(1), both.y.stride(0), shares, B * K, D,
+                PARTS=3 if both.kind == "parts" else int(rounded), ROUND=rounded, SHARES=16,
+                COLUMNS=256, num_warps=4,
+            )  # fmt: skip
     return assignment.long(), centroids

@@ -1,11 +1,13 @@
 """Synthetic vectors and their cosines: scores, a softmax per cluster, a product with its members.
 
 A block of anchors has its scores in memory, and nothing of N x M outlives it. Vectors whose cosine
-alone is wanted do not leave registers. The kernel associative memory has a matrix [M, M] in fp64
-beside it, as the reference: how large a cluster is the host does not know.
+alone is wanted do not leave registers. With one clustering the kernel associative memory is solved
+once, W = A^-1 X with A = K + ridge I: vectors are then sums of its rows as those of attention are
+sums of members. With a clustering per anchor the anchor's weights are solved instead.
 
-Backward, with vector v = x^T c, c = khat (attention) or A^-1 khat (kam), g = dL/dv:
-  dL/dc = x g and dL/dx += c g^T; with kam dL/dkhat = A^-1 dL/dc and dL/dA = -c (dL/dkhat)^T;
+Backward, with vector v = W^T khat and g = dL/dv (attention: W = X):
+  dL/dkhat = W g and dL/dW += khat g^T, H = A^-1 dL/dW; dL/dX += H and dL/dA = -H W^T;
+  with c = A^-1 khat: dL/dc = X g, dL/dX += c g^T, dL/dkhat = A^-1 dL/dc, dL/dA = -c dL/dkhat^T;
   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
 """
 
@@ -25,8 +27,7 @@ from itm_kernels.triton._synthesis import (
     weights_gradient_kernel,
 )
 from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
-from itm_kernels.triton._systems import solve
-from itm_kernels.triton._weights import no_scores, products_of_weights
+from itm_kernels.triton._weights import no_scores, products_of_weights, rows_at_once
 
 _SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
 
@@ -40,10 +41,10 @@ class Backward:
         dtype = wide_dtype(x)
         self.x = x.to(dtype)
         self.kind = kind_of(self.x)
-        self.prepared = prepare(self.x, self.kind)
+        self.prepared = prepare(synthesis.rows.to(dtype), self.kind)
         self.rows = torch.zeros(x.shape, dtype=dtype, device=x.device)  # [M, D] in columns' order
         self.total = torch.zeros(x.shape[0], dtype=dtype, device=x.device)
-        M = x.shape[0] if synthesis.kam else 0
+        M = x.shape[0] if synthesis.kam and synthesis.systems is None else 0
         self.of_kernel = torch.zeros((M, M), dtype=torch.float64, device=x.device)
 
     def scores(
@@ -63,8 +64,8 @@ class Backward:
         both = Operands(prepare(rows, self.kind), self.prepared, self.kind, precision, tile)
         self._through_vectors(block, both, of_weights, D)
         of_khat = of_weights
-        if block.system is not None:
-            of_khat = solve(*block.system, of_weights)
+        if block.own is not None:
+            of_khat = block.own.solve(of_weights[..., None], torch.float64)[..., 0]
             self._to_kernel(block, of_khat)
         out.zero_()
         arguments = list_arguments(block.clusters, R)
@@ -96,12 +97,8 @@ class Backward:
         )
 
     def _to_kernel(self, block: Block, of_khat: Tensor) -> None:
-        clusters = block.clusters
-        if not clusters.per_anchor:
-            self.of_kernel.addmm_(block.weights.mT, of_khat, alpha=-1)
-            return
-        for k in range(clusters.number):
-            here = clusters.assignment == k
+        for k in range(block.clusters.number):
+            here = block.clusters.assignment == k
             c, d = (torch.where(here, t, 0) for t in (block.weights, of_khat))
             self.of_kernel.addmm_(c.mT, d, alpha=-1)
 
@@ -116,25 +113,40 @@ class Backward:
     def _members(self, of_scores: Tensor) -> Tensor:
         """Return the gradient of the members as they came, given W^T q of the scores' W."""
         one = self.synthesis
-        rows = self.rows + of_scores - self.total[:, None] * self.x
+        of_memory = self.rows  # of a member as a row of the vectors' sums
+        if one.systems is not None:
+            of_memory = one.systems.solve(self.rows[None], torch.float64)[0]
+        rows = of_memory.to(self.x.dtype) + of_scores - self.total[:, None] * self.x
         if one.kam:
-            # dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2
-            factor = (self.of_kernel + self.of_kernel.mT).mul_(one.kernel_matrix())
-            factor = torch.where(self._same_cluster(), factor, 0).fill_diagonal_(0)
-            factor.diagonal().copy_(factor.sum(1).neg_())
-            rows += (factor @ self.x.double()).mul_(one.scale).to(rows.dtype)
+            M, at_once = rows.shape[0], rows_at_once(self.x, self.x, self.x.shape[0])
+            for first in range(0, M, at_once):
+                last = min(first + at_once, M)
+                rows[first:last] += self._through_kernel(of_memory, first, last).to(rows.dtype)
         order = one.clusters.order
         return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)
 
-    def _same_cluster(self) -> Tensor:
-        """Mark the pairs of members `[M, M]`; those of other clusters hold what nothing asked."""
+    def _through_kernel(self, of_memory: Tensor, first: int, last: int) -> Tensor:  # [R, D]
+        """Return the gradient of some members by way of K: -K_ij (x_i - x_j) (dx_i - dx_j)."""
+        one, x = self.synthesis, self.x.double()
+        own = slice(first, last)
+        if one.systems is None:
+            factor = self.of_kernel[own] + self.of_kernel.mT[own]
+        else:
+            memory = one.rows.double()
+            factor = torch.addmm(of_memory[own] @ memory.mT, memory[own], of_memory.mT).neg_()
+            factor.masked_fill_(~self._same_cluster(first, last), 0)
+        factor *= one.kernel_rows(first, last)
+        factor.diagonal(first).fill_(0)
+        # Differences with x_i, which cancel where rows are alike, are summed apart from it.
+        return (factor @ x - factor.sum(1, keepdim=True) * x[own]).mul_(one.scale)
+
+    def _same_cluster(self, first: int, last: int) -> Tensor:  # [R, M]
+        """Mark the members of some members' clusters."""
         clusters = self.synthesis.clusters
-        if clusters.order is None:
-            return torch.ones_like(self.of_kernel, dtype=torch.bool)
         column = torch.arange(self.x.shape[0], device=self.x.device)
         of_column = torch.searchsorted(clusters.starts[0, 1:].contiguous(), column, right=True)
         inside = of_column < clusters.number
-        return (of_column[:, None] == of_column) & inside
+        return (of_column[first:last, None] == of_column) & inside
 
 
 def rbf_synthesis_forward(
@@ -165,7 +177,7 @@ def rbf_synthesis_backward(
     *inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors and members."""
-    one = Synthesis(anchors, members, *inputs)
+    one = Synthesis(anchors, members, *inputs, keep_systems=True)
     backward = Backward(one)
 
     def fill(first: int, weights: Tensor) -> None:
@@ -185,7 +197,8 @@ def rbf_synthesis_logits_forward(
     one = Synthesis(anchors, *inputs[:-2])
     cosines, valid = [], []
     for block in one.blocks(one.at_once()):
-        dot, square = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
+        parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
+        dot, square = parts.sum(1).unbind()
         cosine = dot.div_(_divisor(square.sqrt_())).div_(_divisor(_length(block.q)))
         cosines.append(cosine.masked_fill_(~block.valid, 0))
         valid.append(block.valid)
@@ -236,7 +249,7 @@ def rbf_synthesis_logits_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors and members; with detach, that of the cosine's anchor."""
     detach: bool = inputs[-1]
-    one = Synthesis(anchors, members, *inputs[:-1])
+    one = Synthesis(anchors, members, *inputs[:-1], keep_systems=not detach)
     (N, D), K = anchors.shape, one.clusters.number
     at_once = one.at_once(per_row=K * D)
     of_anchors = torch.empty((N, D), dtype=wide_dtype(anchors), device=anchors.device)

@@ -1,0 +1,288 @@
+"""Cholesky factors of the matrices K + ridge I of all clusters side by side.
+
+In fp64: near-duplicates leave K + ridge I a condition of 1 / ridge. Only the lower blocks of each
+cluster's factor exist, in rows of blocks one after another; where the factor would have its
+diagonal blocks it holds their inverses, which is how they are used. Entries of K are computed where
+the factor needs them.
+
+A factor is cut into panels, as many for a large cluster as for a small one, so that the number of
+launches does not follow the clusters' sizes: one writes a panel less what the panels before it
+explain, one factorises the panel's diagonal blocks (a program per cluster), one the blocks below.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._clusters import spans_of, tiles_before
+from itm_kernels.triton._launch import INTERPRETED, rows_of
+from itm_kernels.triton._tiles import number
+
+BLOCK = 64  # of fp64: 32 registers of each of 256 threads
+DEPTH = 64 if INTERPRETED else 16  # of a product's operands
+_MOST_PANELS = 16
+_PANEL = 8  # blocks of a panel, up to the largest number of panels
+# Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
+# leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
+_SMALLEST_PIVOT = tl.constexpr(1e-13)
+
+
+@triton.jit
+def factor_of_cluster(
+    factor,
+    starts,
+    problem,
+    cluster,
+    blocks_at_most,  # of a problem
+    K,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return a cluster's factor and its first and last columns."""
+    starts += problem * (K + 1)
+    blocks = tiles_before(starts, cluster, CLUSTERS, BLOCK).to(tl.int64)
+    before = tl.sum(blocks * (blocks + 1) // 2, 0)
+    begin, end = tl.load(starts + cluster), tl.load(starts + cluster + 1)
+    return factor + (problem.to(tl.int64) * blocks_at_most + before) * (BLOCK * BLOCK), begin, end
+
+
+@triton.jit
+def row_of_blocks(factor, i, BLOCK: tl.constexpr):
+    """Return pointers `[BLOCK, 1]` to the rows of a row of blocks."""
+    i = tl.cast(i, tl.int64)
+    row = tl.arange(0, BLOCK)[:, None] * ((i + 1) * BLOCK)
+    return factor + i * (i + 1) // 2 * (BLOCK * BLOCK) + row
+
+
+@triton.jit
+def _products(rows_i, rows_j, first, last, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Return the products of two rows of blocks over some columns."""
+    depth = tl.arange(0, DEPTH)[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float64)
+    for column in range(first, last, DEPTH):
+        left, right = tl.load(rows_i + column + depth), tl.load(rows_j + column + depth)
+        total = tl.dot(left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64)
+    return total
+
+
+@triton.jit
+def _rest(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Return block i, j less what the blocks of its row from `first` on explain."""
+    rows_i, rows_j = row_of_blocks(factor, i, BLOCK), row_of_blocks(factor, j, BLOCK)
+    total = _products(rows_i, rows_j, first * BLOCK, j * BLOCK, BLOCK, DEPTH)
+    return tl.load(rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]) - total
+
+
+@triton.jit
+def _lower_block(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Replace block i, j of a panel that begins with block `first` by the factor's."""
+    rows_i, rows_j = row_of_blocks(factor, i, BLOCK), row_of_blocks(factor, j, BLOCK)
+    to = rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]
+    # By way of memory: operands of 64 x 64 numbers in registers are 1,000 spills without DMMA.
+    tl.store(to, _rest(factor, i, j, first, BLOCK, DEPTH))
+    tl.debug_barrier()  # between the threads that write and those that read
+    lower = _products(rows_i, rows_j, j * BLOCK, (j + 1) * BLOCK, BLOCK, DEPTH)
+    tl.debug_barrier()
+    tl.store(to, lower)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _inverse_factor(block, size, BLOCK: tl.constexpr):
+    """Return the inverse of the Cholesky factor of a block, the identity from row `size` on."""
+    at = tl.arange(0, BLOCK)
+    inverse = (at[:, None] == at[None, :]).to(tl.float64)
+    for pivot in range(0, size):
+        here = at == pivot
+        row = tl.sum(tl.where(here[:, None], block, 0.0), 0)
+        value = tl.sum(tl.where(here, row, 0.0), 0)
+        value = tl.where(value > _SMALLEST_PIVOT, value, float("nan"))
+        own = tl.sum(tl.where(here[:, None], inverse, 0.0), 0) / tl.sqrt(value)
+        column = tl.where(at > pivot, row, 0.0) / value  # by symmetry
+        block -= column[:, None] * row[None, :]
+        below = (column * tl.sqrt(value))[:, None] * own[None, :]
+        inverse = tl.where(here[:, None], own[None, :], inverse - below)
+    return inverse
+
+
+@triton.jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
+def _panel_kernel(
+    rows,  # [M, D]
+    factor,  # [B, size]
+    starts,  # [B, K + 1]
+    order,  # [B, M] row of every column
+    span_cluster,
+    span_first,
+    row_stride,
+    blocks_at_most,
+    T,
+    K,
+    M,
+    D,
+    step,
+    steps,
+    scale: tl.float64,  # 1 / (2 sigma^2)
+    ridge: tl.float64,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+):
+    """Write one block of a panel of K + ridge I, less what the panels before it explain."""
+    problem = tl.program_id(0) // T
+    cluster, first = (
+        tl.load(span_cluster + tl.program_id(0)),
+        tl.load(span_first + tl.program_id(0)),
+    )
+    own, begin, end = factor_of_cluster(
+        factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    blocks = (end - begin + BLOCK - 1) // BLOCK
+    width = (blocks + steps - 1) // steps
+    i, j = (first - begin) // BLOCK, step * width + tl.program_id(1)
+    # The first column of an empty tile is 0, where no cluster after the first begins.
+    if (tl.program_id(1) < width) & (j <= i) & (first < end) & (i < blocks):
+        at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+        m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
+        of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
+        if HAS_ORDER:
+            members = order + problem.to(tl.int64) * M
+            of_m, of_n = tl.load(members + of_m), tl.load(members + of_n)
+        total = tl.zeros((BLOCK, BLOCK), tl.float64)
+        square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+        at_m = rows + of_m[:, None] * row_stride + depth[None, :]
+        at_n = rows + of_n[:, None] * row_stride + depth[None, :]
+        for d in range(0, D, DEPTH):
+            inside = (depth < D - d)[None, :]
+            left = tl.load(at_m + d, mask=inside, other=0.0).to(tl.float64)
+            right = tl.load(at_n + d, mask=inside, other=0.0).to(tl.float64)
+            square_m += tl.sum(left * left, 1)
+            square_n += tl.sum(right * right, 1)
+            total = tl.dot(
+                left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64
+            )
+        distance = square_m[:, None] + square_n[None, :] - 2 * total
+        value = tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+        value = tl.where((m < end)[:, None] & (n < end)[None, :], value, 0.0)
+        diagonal = 1 + tl.where(m < end, number(ridge, tl.float64), 0.0)
+        value = tl.where(m[:, None] == n[None, :], diagonal[:, None], value)
+        rows_i, rows_j = row_of_blocks(own, i, BLOCK), row_of_blocks(own, j, BLOCK)
+        value -= _products(rows_i, rows_j, 0, step * width * BLOCK, BLOCK, DEPTH)
+        tl.store(rows_i + j * BLOCK + at[None, :], value)
+
+
+@triton.jit(do_not_specialize=["blocks_at_most", "step", "steps"])
+def _diagonal_kernel(
+    factor,
+    starts,
+    blocks_at_most,
+    K,
+    step,
+    steps,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Factorise the blocks of a panel that lie on its own rows; a program takes a cluster's."""
+    problem, cluster = tl.program_id(0) // K, tl.program_id(0) % K
+    own, begin, end = factor_of_cluster(
+        factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    blocks = (end - begin + BLOCK - 1) // BLOCK
+    width = (blocks + steps - 1) // steps
+    first = step * width
+    last = tl.minimum(first + width, blocks)
+    to = tl.arange(0, BLOCK)[None, :]
+    for j in range(first, last):
+        inverse = _rest(own, j, j, first, BLOCK, DEPTH)
+        inverse = _inverse_factor(inverse, tl.minimum(end - begin - j * BLOCK, BLOCK), BLOCK)
+        tl.store(row_of_blocks(own, j, BLOCK) + j * BLOCK + to, inverse)
+        tl.debug_barrier()  # other threads read it
+        for i in range(j + 1, last):
+            _lower_block(own, i, j, first, BLOCK, DEPTH)
+
+
+@triton.jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
+def _below_kernel(
+    factor,
+    starts,
+    span_cluster,
+    span_first,
+    blocks_at_most,
+    T,
+    K,
+    step,
+    steps,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Factorise one row of blocks below a panel's own."""
+    problem = tl.program_id(0) // T
+    cluster, first = (
+        tl.load(span_cluster + tl.program_id(0)),
+        tl.load(span_first + tl.program_id(0)),
+    )
+    own, begin, end = factor_of_cluster(
+        factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    width = ((end - begin + BLOCK - 1) // BLOCK + steps - 1) // steps
+    i = (first - begin) // BLOCK
+    if (i >= (step + 1) * width) & (first < end):
+        for j in range(step * width, (step + 1) * width):
+            _lower_block(own, i, j, step * width, BLOCK, DEPTH)
+
+
+def factor_size(M: int, K: int) -> int:
+    """Return how many numbers the factors of K clusters of M columns take at most.
+
+    The most that there can be: all columns are one cluster's, as only the device knows.
+    """
+    blocks = triton.cdiv(M, BLOCK)
+    return (blocks * (blocks + 1) // 2 + min(K, M)) * BLOCK**2
+
+
+def factorised(
+    rows: Tensor,  # [M, D]
+    starts: Tensor,  # [B, K + 1]
+    order: Tensor | None,  # [B, M] row of every column; None: as they come
+    sigma: float,
+    ridge: float,
+) -> Tensor:  # [B, size] fp64
+    """Factorise K + ridge I of every cluster `[start, next start)` of rows in that order.
+
+    NaN where it is not positive definite.
+    """
+    (M, D), (B, K) = rows.shape, (starts.shape[0], starts.shape[1] - 1)
+    rows, size = rows_of(rows), factor_size(M, K)
+    factor = torch.empty((B, size), dtype=torch.float64, device=rows.device)
+    spans = spans_of(starts, M, BLOCK)
+    T, blocks = spans.first.shape[1], triton.cdiv(M, BLOCK)
+    steps = min(_MOST_PANELS, triton.cdiv(blocks, _PANEL))
+    shared: dict[str, Any] = {
+        "K": K,
+        "CLUSTERS": triton.next_power_of_2(K),
+        "BLOCK": BLOCK,
+        "DEPTH": DEPTH,
+    }
+    shared |= {
+        "factor": factor,
+        "starts": starts,
+        "blocks_at_most": size // BLOCK**2,
+        "steps": steps,
+        "num_warps": 8,
+    }
+    tiles = {"span_cluster": spans.cluster, "span_first": spans.first, "T": T}
+    for step in range(steps):
+        _panel_kernel[(B * T, triton.cdiv(blocks, steps))](
+            rows=rows, order=starts if order is None else order, row_stride=rows.stride(0), M=M,
+            D=D, step=step, scale=1 / (2 * sigma**2), ridge=ridge, HAS_ORDER=order is not None,
+            **tiles, **shared,
+        )  # fmt: skip
+        _diagonal_kernel[(B * K,)](step=step, **shared)
+        if step < steps - 1:
+            _below_kernel[(B * T,)](step=step, **tiles, **shared)
+    return factor
