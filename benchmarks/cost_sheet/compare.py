@@ -7,18 +7,24 @@ from typing import Any
 
 from benchmarks.report import table
 
-# Rows of `tools/bench.py` and the benchmarks, by the sheet's names.
+# Rows of `tools/rows.py` and the benchmarks, operator and case, by the sheet's names.
 NAMES = {
-    "max_of_hinges": "max of hinges",
-    "sum_of_hinges": "sum of hinges",
-    "intra_modal": "bounded cosines",
-    "imc loss": "imc cosine",
-    "info_nce": "info_nce",
-    "sigmoid": "sigmoid",
-    "info_cmr": "info_cmr plain",
-    "itm": "itm",
-    "ito": "ito",
-    "ranks": "ranks",
+    ("max_of_hinges", ""): "max of hinges",
+    ("sum_of_hinges", ""): "sum of hinges",
+    ("intra_modal", "cosine"): "bounded cosines",
+    ("intra_modal", "l1"): "bounded l1",
+    ("intra_modal", "l2"): "bounded l2",
+    ("imc", ""): "imc",
+    ("info_nce", ""): "info_nce",
+    ("sigmoid", ""): "sigmoid",
+    ("info_cmr", ""): "info_cmr plain",
+    ("info_cmr default", ""): "info_cmr",
+    ("itm", ""): "itm",
+    ("ito", ""): "ito",
+    ("ranks", ""): "ranks",
+    ("kmeans", "K=256"): "kmeans",
+    ("rbf_synthesis", "attention"): "rbf attention",
+    ("rbf_synthesis", "kam"): "rbf kam",
 }
 DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
 CONTENDERS = ("ours", "eager")
@@ -28,7 +34,7 @@ def compared(sheet: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list
     """Return the lines of both: predicted and measured ms, their ratio, and the rate it implies."""
     lines = []
     for record in measured["rows"].values():
-        name = NAMES.get(record["operator"])
+        name = NAMES.get((record["operator"], record.get("case", "")))
         key = f"{name}/N={record['N']},{DTYPES.get(record['dtype'])}"
         row = sheet["rows"].get(key)
         if name is None or row is None or record["D"] != 1024:
@@ -44,8 +50,10 @@ def compared(sheet: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list
             rates = f"{flop / found * 1e3:.0f}" if mode == "ms" else ""
             bandwidth = f"{row[who]['HBM GB'] / found:.2f}" if mode == "ms" else ""
             ratio = f"{found / predicted:.2f}"
-            cells = [f"{predicted:.3g}", f"{found:.3g}", ratio, rates, bandwidth, row[who]["term"]]
-            lines.append([key, who, *cells])
+            peak = (contender.get("peak_memory") or 0) / 1e6
+            memory = [f"{row[who]['peak MB']:.0f}", f"{peak:.0f}"]
+            cells = [f"{predicted:.3g}", f"{found:.3g}", ratio, rates, bandwidth, *memory]
+            lines.append([key, who, *cells, row[who]["term"]])
     return lines
 
 
@@ -53,5 +61,5 @@ def compare(sheet: Mapping[str, Any], path: Path) -> str:
     """Return a Markdown table of a results file beside the sheet."""
     measured = json.loads(path.read_text(encoding="utf-8"))
     head = ["row", "who", "predicted ms", "measured ms", "measured / predicted"]
-    head += ["TFLOP/s", "HBM TB/s", "largest predicted term"]
+    head += ["TFLOP/s", "HBM TB/s", "predicted MB", "measured MB", "largest predicted term"]
     return table(head, compared(sheet, measured))

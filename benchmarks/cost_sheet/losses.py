@@ -127,12 +127,9 @@ def sampled(image: Tensor, text: Tensor) -> Tensor:
 # -- eager, where the rivals' formula does not run on meta tensors, or is another loss -------------
 
 
-def eager_distances(x: Tensor, p: float, N: int | None = None) -> Tensor:
+def eager_distances(x: Tensor, metric: str) -> Tensor:
     """The bounded sum of a distance; `cdist` has no kernel for bf16 on CUDA."""
-    values = torch.cdist(x.float(), x.float(), p=p)
-    own = torch.eye(values.shape[0], dtype=torch.bool, device=x.device)
-    inside = (values > BAND["lower"]) & (values < BAND["upper"]) & ~own
-    return values.masked_fill(~inside, 0).sum()
+    return eager.intra_modal(x.float(), metric, **BAND)
 
 
 def eager_rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: str) -> Tensor:
@@ -185,18 +182,9 @@ def eager_sampled(image: Tensor, text: Tensor) -> Tensor:
     return eager.sample_negatives(image, text, "multinomial", 0.07, generator)[0]
 
 
-def _imc(metric: Any) -> Loss:
-    ours = partial(functional.imc_loss, metric=metric, **BAND, **TRITON)
-    if metric == "cosine":
-        ours = partial(functional.imc_loss, **TRITON)
-        return Loss(ours, eager.imc, sides)
-    p = 1.0 if metric == "l1" else 2.0
-
-    def formula(image: Tensor, text: Tensor) -> Tensor:
-        bounded = eager_distances(image, p) + eager_distances(text, p)
-        return eager.max_of_hinges(image, text) + bounded
-
-    return Loss(ours, formula, sides, f"cdist with p = {p:g} in fp32")
+def _bounded(metric: Any) -> Loss:
+    ours = partial(functional.intra_modal_constraint, metric=metric, **BAND, **TRITON)
+    return Loss(ours, partial(eager_distances, metric=metric), one_side, "cdist in fp32")
 
 
 _SCALED: dict[str, Any] = {"logit_scale": eager.SCALE, **TRITON}
@@ -221,9 +209,9 @@ LOSSES: dict[str, Loss] = {
         partial(eager.intra_modal, **_BOUNDED),
         one_side,
     ),
-    "imc cosine": _imc("cosine"),
-    "imc l1": _imc("l1"),
-    "imc l2": _imc("l2"),
+    "bounded l1": _bounded("l1"),
+    "bounded l2": _bounded("l2"),
+    "imc": Loss(partial(functional.imc_loss, **TRITON), eager.imc, sides),
     "info_nce": Loss(partial(functional.info_nce_loss, **_SCALED), eager.info_nce, sides),
     "sigmoid": Loss(partial(functional.sigmoid_loss, **_SIGMOID), eager.sigmoid, sides),
     "info_cmr plain": Loss(
