@@ -116,6 +116,13 @@ def _substitute(launch: Launch) -> Count:
     return _solved(launch, flop, launch.programs, 4.0 * problems * size**2)
 
 
-@model("_clusters._sort_kernel", "_clusters._spans_kernel", "kmeans._mean_kernel")
+@model("_clusters._sort_kernel")
+def _sort(launch: Launch) -> Count:
+    # Every cluster's program goes through all members twice, in chunks that follow each other [E].
+    chain = 2 * math.ceil(launch.M / launch.CHUNK) * 1e-6
+    return Count(launch.kernel, True, l2=launch.programs * launch.M * 8.0, seconds=chain)
+
+
+@model("_clusters._spans_kernel", "kmeans._mean_kernel")
 def _pass(launch: Launch) -> Count:
     return passes(launch)

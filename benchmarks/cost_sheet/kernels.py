@@ -67,14 +67,16 @@ def waves(tiles: float) -> float:
     return tiles / (math.ceil(tiles / PROCESSORS) * PROCESSORS)
 
 
-def streamed(launch: Launch, N: int, M: int, row: float, column: float) -> float:
+def streamed(
+    launch: Launch, N: int, M: int, row: float, column: float, share: float = 1.0
+) -> float:
     """Return HBM bytes of both operands of tiles visited in groups of eight row tiles.
 
     Rows of x are read once; those of y once per group, unless they stay in the L2.
     """
     groups = math.ceil(N / launch.ROWS / GROUP)
     of_y = M * column
-    return N * row + (of_y if of_y <= 0.8 * L2_BYTES else groups * of_y)
+    return N * row + (of_y if of_y <= 0.8 * L2_BYTES else max(1.0, groups * share) * of_y)
 
 
 def scores(
@@ -109,7 +111,8 @@ def scores(
         instructions=elements * (instructions + 2.0 * D * differences),
         exponentials=elements * exponentials,
         exposed=1.0 if differences == 1 else 1 / beside(launch, exponentials),
-        hbm=streamed(launch, N, M, D * size * parts, D * size * parts) + unique_bytes(others),
+        hbm=streamed(launch, N, M, D * size * parts, D * size * parts, share)
+        + unique_bytes(others),
         l2=tiles * (launch.ROWS + launch.COLUMNS) * D * size * products,
     )
 

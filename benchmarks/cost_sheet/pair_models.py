@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
 from benchmarks.cost_sheet.kernels import gathered, model, passes, scores
+from benchmarks.cost_sheet.rates import RESIDENT
 
 
 @model("_hardest._hardest_kernel")
@@ -20,39 +21,92 @@ def _hardest(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions)
 
 
-@model("gluon.hardest._hardest_kernel")
-def _gluon_hardest(launch: Launch) -> Count:
-    # Persistent: the epilogue of one warpgroup runs under the products of the other. Maxima run at
-    # half the rate: two instructions each.
+def in_gluon(launch: Launch, instructions: float, exponentials: float = 0) -> Count:
+    """Count a persistent kernel of 128 x 256 tiles, whose operands are descriptors.
+
+    The epilogue of one warpgroup runs under the products of the other.
+    """
     x = launch.x._replace(shape=(launch.PARTS, launch.N, launch.x.shape[-1]))
     tile = {"ROWS": 128, "COLUMNS": 256, "x": x}
     launch = launch._replace(arguments={**launch.arguments, **tile})
-    return scores(launch, launch.N, launch.M, 9 + 4 * launch.HAS_IDS)._replace(exposed=0.0)
+    found = scores(launch, launch.N, launch.M, instructions, exponentials)
+    return found._replace(exposed=0.0)
+
+
+@model("gluon.hardest._hardest_kernel")
+def _gluon_hardest(launch: Launch) -> Count:
+    # Maxima run at half the rate: two instructions each.
+    return in_gluon(launch, 9 + 4 * launch.HAS_IDS)
+
+
+@model("gluon.log_sum_exp._log_sum_exp_kernel")
+def _gluon_log_sum_exp(launch: Launch) -> Count:
+    return in_gluon(launch, 13 + 4 * launch.HAS_IDS + 2 * launch.FACTORS, 1)
+
+
+def shared_exponentials(launch: Launch) -> int:
+    """Return the exponentials of a logit: one for its row and its column, two for each.
+
+    Log-sum-exps of a tile lie within e^60 of each other.
+    """
+    return 1 if "FACTORS" in launch.arguments else 2
 
 
 @model("log_sum_exp._forward_kernel")
 def _log_sum_exp_forward(launch: Launch) -> Count:
-    return scores(launch, launch.N, launch.M, 20 + 3 * launch.HAS_IDS, 2)
+    instructions = 15 + 3 * launch.HAS_IDS + 2 * launch.arguments.get("FACTORS", False)
+    return scores(launch, launch.N, launch.M, instructions, shared_exponentials(launch))
 
 
 @model("log_sum_exp._weights_kernel")
 def _log_sum_exp_weights(launch: Launch) -> Count:
-    return scores(launch, launch.R, launch.M, 20 + 3 * launch.HAS_IDS, 2)
+    stored = 2 * launch.arguments.get("WEIGHTS", 1)
+    factors = 4 * launch.arguments.get("FACTORS", False)
+    instructions = 16 + stored + factors + 3 * launch.HAS_IDS
+    return scores(launch, launch.R, launch.M, instructions, shared_exponentials(launch))
 
 
 @model("sigmoid._forward_kernel")
 def _sigmoid_forward(launch: Launch) -> Count:
-    return scores(launch, launch.N, launch.M, 25, 3)
+    # A polynomial for the logarithm, or the logarithm and a quotient.
+    instructions, special = (20, 1) if "FACTORS" in launch.arguments else (25, 3)
+    return scores(launch, launch.N, launch.M, instructions, special)
 
 
 @model("sigmoid._weights_kernel")
 def _sigmoid_weights(launch: Launch) -> Count:
-    return scores(launch, launch.R, launch.M, 20, 2)
+    if "WHOLE" not in launch.arguments:
+        return scores(launch, launch.R, launch.M, 20, 2)
+    instructions = 6 + 13 * launch.WHOLE + 14 * launch.WEIGHTS + 2 * launch.FACTORS
+    return scores(launch, launch.R, launch.M, instructions, 1 + launch.WEIGHTS)
+
+
+@model("_logits.sums_kernel")
+def _sums_of_tiles(launch: Launch) -> Count:
+    return chained(launch, launch.tiles)
+
+
+@model("_products._unit_kernel")
+def _unit(launch: Launch) -> Count:
+    vectors = (each.elements for each in launch.operands.values())
+    return chained(launch, sum(vectors))
+
+
+@model("_pair_weights._unit_kernel")
+def _unit_of_pairs(launch: Launch) -> Count:
+    return chained(launch, launch.N)
+
+
+def chained(launch: Launch, elements: float) -> Count:
+    """Count a program that goes through elements in blocks, one after another: .7 us each [E]."""
+    chain = math.ceil(elements / launch.BLOCK) * 0.7e-6
+    return passes(launch)._replace(seconds=chain)
 
 
 @model("sum_of_hinges._tiles_kernel")
 def _sum_of_hinges(launch: Launch) -> Count:
-    return scores(launch, launch.R, launch.M, 14)
+    stored = 2 * launch.arguments.get("WEIGHTS", 0)
+    return scores(launch, launch.R, launch.M, 14 + stored)
 
 
 def metric_of(launch: Launch, N: int, M: int, instructions: float, share: float) -> Count:
@@ -70,10 +124,40 @@ def _of_raw(launch: Launch) -> dict[str, Any]:
     return {"x": launch.raw_x, "y": launch.raw_y, "PARTS": 1}
 
 
-@model("intra_modal._triangle_kernel")
+@model("intra_modal._triangle_kernel", "_triangle.triangle_kernel")
 def _triangle(launch: Launch) -> Count:
     tiles = math.ceil(launch.N / launch.ROWS)
-    return metric_of(launch, launch.N, launch.N, 16, (tiles + 1) / (2 * tiles))
+    return metric_of(launch, launch.N, launch.N, 14, (tiles + 1) / (2 * tiles))
+
+
+@model("_pair_weights._weights_kernel")
+def _pair_weights(launch: Launch) -> Count:
+    pairs = launch.R * launch.M
+    stored = launch.operands["weights"].bytes
+    read = 0.0
+    if launch.SOURCE == "given":
+        read = float(launch.R * launch.M * launch.given.dtype.itemsize)
+    elif launch.SOURCE == "bits":
+        read = 2.0 * launch.R * launch.M / 8
+    if launch.SOURCE in ("bounds", "ranks") or launch.APART:
+        read += launch.key.bytes
+    if launch.SOURCE == "ranks":
+        read += launch.other.bytes
+    total = stored + read
+    hbm = total if total > RESIDENT else 0
+    special = float(launch.METRIC == "l2")
+    return Count(
+        launch.kernel, True, instructions=24.0 * pairs, exponentials=special * pairs, hbm=hbm,
+        l2=total,
+    )  # fmt: skip
+
+
+@model("_distances._distance_kernel")
+def _distance(launch: Launch) -> Count:
+    # No pair is set apart: of `near` nothing is read.
+    names = ("x", "product", "out", "apart", "sums")
+    size = sum(each.bytes for name, each in launch.operands.items() if name in names)
+    return Count(launch.kernel, True, hbm=size, l2=size)
 
 
 @model("_compare._matrix_kernel")
@@ -194,12 +278,12 @@ def _kmeans_draw(launch: Launch) -> Count:
     "max_of_hinges._entries_kernel",
     "hardest_negatives._entries_kernel",
     "_entries._by_target_kernel",
-    "_products._unit_kernel",
+    "_triangle.finish_kernel",
+    "_pulls._pairs_kernel",
+    "sum_of_hinges._totals_kernel",
     "_scaled._gradient_kernel",
     "_scaled._scale_kernel",
     "sample_negatives._winners_kernel",
-    "sum_of_hinges._totals_kernel",
-    "_pulls._pairs_kernel",
 )
 def _passes(launch: Launch) -> Count:
     return passes(launch)
