@@ -61,7 +61,7 @@ _PIVOT = 0.8e-6
 _FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 
-def _panel(launch: Launch) -> tuple[float, int, int, int]:
+def _panel(launch: Launch) -> tuple[int, int, int, int]:
     """Return how many clusters there are, and the blocks of one: all, before a panel, and in it."""
     size = launch.factor.shape[1] // launch.BLOCK**2 - launch.K
     every = (math.isqrt(8 * max(1, size) + 1) - 1) // 2  # if one cluster had all members
