@@ -99,7 +99,8 @@ NATIVE_KERNELS: dict[str, frozenset[str]] = {
     device: frozenset(_C.build_info()["operators"][device] if _C else ()) for device in DEVICES
 }
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
-_STEM = {"rbf_synthesis_logits": "rbf_synthesis"}  # operators that share a file with another
+# operators that share a file with another
+_STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
 NO_TRITON = "triton is not installed"
 HAS_TRITON = find_spec("triton") is not None
 # device -> the backend that is missed most there, and how to get it

@@ -173,6 +173,37 @@ def recomputing(
     return backward
 
 
+def of_cosines(formula: Callable[..., Any], inputs: list[Any], cosine: bool) -> Any:
+    """Apply a formula to rows as they come, or to unit rows."""
+    sides = [reference.unit_rows(rows) if cosine else rows for rows in inputs[:2]]
+    return formula(*sides, *inputs[2:])
+
+
+def sigmoid(*arguments: Any) -> Tensor:
+    *inputs, cosine = arguments
+    return of_cosines(reference.sigmoid, inputs, cosine)
+
+
+def sigmoid_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, keep, cosine = arguments
+    return of_cosines(keeping(reference.sigmoid), [*inputs, keep], cosine)
+
+
+def sigmoid_total_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, gradients = arguments
+    loss, count = sigmoid(*inputs).sum(), None if gradients else 0
+    nan = 0 * loss if loss.isnan() else torch.zeros_like(loss)  # wrong ids show in the gradients
+    pull = torch.ones(len(inputs[1])).to(loss)
+    of_image, of_text, *scalars = differentiate(sigmoid, inputs, [0, 1, 2, 3], [pull])
+    of_rows = [(grad.to(loss.dtype) + nan)[:count] for grad in (of_image, of_text)]
+    return loss, *of_rows, *scalars, torch.ones_like(inputs[2])
+
+
+def sigmoid_total_backward(grad, image, text, of_image, of_text, of_scale, of_bias, unit, cosine):
+    of_rows = (grad * of_image).to(image.dtype), (grad * of_text).to(text.dtype)
+    return *of_rows, grad * of_scale, grad * of_bias
+
+
 def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return reference.similarity(x, y, metric).to(x.dtype)
 
@@ -199,8 +230,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "intra_modal_backward": intra_modal_backward,
     "log_sum_exp_forward": keeping(reference.log_sum_exp),
     "log_sum_exp_backward": recomputing(reference.log_sum_exp, 3, [0, 1, 2], saved=5),
-    "sigmoid_forward": keeping(reference.sigmoid),
-    "sigmoid_backward": recomputing(reference.sigmoid, 1, [0, 1, 2, 3], saved=1),
+    "sigmoid_forward": sigmoid_forward,
+    "sigmoid_backward": recomputing(sigmoid, 1, [0, 1, 2, 3], saved=1),
+    "sigmoid_total_forward": sigmoid_total_forward,
+    "sigmoid_total_backward": sigmoid_total_backward,
     "rbf_synthesis_forward": keeping(reference.rbf_synthesis),
     "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1], saved=1),
     "rbf_synthesis_logits_forward": keeping(reference.rbf_synthesis_logits),

@@ -134,5 +134,5 @@ def test_opcheck() -> None:
         given = other, grad, grad, other, grad, other, grad, scores, x, y, scale, *ids, positive
         check(operators.log_sum_exp_backward, given)
         given = x, y, scale, -scale, positive, *ids
-        check(operators.sigmoid_forward, (*given, keep))
-        check(operators.sigmoid_backward, (grad, scores, *given))
+        check(operators.sigmoid_forward, (*given, keep, False))
+        check(operators.sigmoid_backward, (grad, scores, *given, False))

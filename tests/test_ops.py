@@ -22,6 +22,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     square = torch.randn(N, D), torch.randn(N, D)
     positive = text_ids.clone()
     scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
+    logistic = image, text, scale, bias, positive, image_ids, text_ids
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
     sums = rows, grad, rows.clone(), grad.clone()  # relative, and what they are relative to
@@ -67,12 +68,15 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (rows, grad, grad[:0].clone(), *sums, scores, image, text, scale, None, None, None),
         ],
         "sigmoid_forward": [
-            (image, text, scale, bias, positive, image_ids, text_ids, keep)
-            for keep in (False, True)
+            (*logistic, keep, cosine) for keep, cosine in ((False, True), (True, False))
         ],
         "sigmoid_backward": [
-            (grad, none, image, text, scale, bias, positive, image_ids, text_ids),
-            (grad, scores, image, text, scale, bias, positive, image_ids, text_ids),
+            (grad, none, *logistic, True),
+            (grad, scores, *logistic, False),
+        ],
+        "sigmoid_total_forward": [(*logistic, *flags) for flags in ((False, True), (True, False))],
+        "sigmoid_total_backward": [
+            (scale, image, text, -image, -text, 2 * scale, bias, 2 * bias, True)
         ],
         "unit_rows_forward": [(image,), (torch.randn(2, N, D),)],
         "unit_rows_backward": [

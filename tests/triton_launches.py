@@ -62,10 +62,14 @@ def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import sigmoid as kernels
 
     image, text = inputs(N, D, dtype)
-    for pairs in all_pairs(N):
+    without, with_ids = all_pairs(N)
+    for pairs, cosine in ((without, True), (with_ids, True), (without, False)):
         arguments = image, text, values(), values(), *pairs
-        kernels.sigmoid_forward(*arguments, False)
-        kernels.sigmoid_backward(values(N), values(0, 0), *arguments)
+        kernels.sigmoid_forward(*arguments, False, cosine)
+        kernels.sigmoid_backward(values(N), values(0, 0), *arguments, cosine)
+        kernels.sigmoid_total_forward(*arguments, cosine, False)
+        _, *parts = kernels.sigmoid_total_forward(*arguments, cosine, True)
+        kernels.sigmoid_total_backward(values(), image, text, *parts, cosine)
 
 
 def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:

@@ -104,10 +104,13 @@ def launches() -> dict[str, Launch]:
             ones(y), no_scores(x), x, y, *none, 0.2
         ),
         "sigmoid forward": lambda x, y: sigmoid.sigmoid_forward(
-            x, y, number(x, 20.0), number(x, -10.0), *none, False
+            x, y, number(x, 20.0), number(x, -10.0), *none, False, True
+        ),
+        "sigmoid whole": lambda x, y: sigmoid.sigmoid_total_forward(
+            x, y, number(x, 20.0), number(x, -10.0), *none, True, True
         ),
         "sigmoid backward": lambda x, y: sigmoid.sigmoid_backward(
-            ones(y), no_scores(x), x, y, number(x, 20.0), number(x, -10.0), *none
+            ones(y), no_scores(x), x, y, number(x, 20.0), number(x, -10.0), *none, True
         ),
         "semihard forward": lambda x, y: max_of_hinges.max_of_hinges_forward(
             x, y, *none, 0.2, True

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "binding/common.h"
+#include "binding/cosine.h"
 #include "binding/pairs.h"
 #include "binding/rows.h"
 
@@ -31,7 +32,9 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
                                            const Tensor& scale, const Tensor& bias,
                                            const OptionalTensor& positive,
                                            const OptionalTensor& image_ids,
-                                           const OptionalTensor& text_ids, bool keep_scores) {
+                                           const OptionalTensor& text_ids, bool keep_scores,
+                                           bool cosine) {
+  refuse_cosine(cosine);
   const Tensor x = wide(image), y = wide(text), kept = scores_to_keep(keep_scores, x, y);
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);
@@ -59,7 +62,8 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
     const Tensor& grad, const Tensor& scores, const Tensor& image, const Tensor& text,
     const Tensor& scale, const Tensor& bias, const OptionalTensor& positive,
-    const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
+    const OptionalTensor& image_ids, const OptionalTensor& text_ids, bool cosine) {
+  refuse_cosine(cosine);
   const Tensor x = wide(image), y = wide(text), g = grad.to(x.scalar_type()).contiguous();
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);

@@ -52,7 +52,12 @@ def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tens
         return values.sum()
     if absent is None:
         return values.mean()
-    return values.sum() / absent.logical_not().sum().clamp_min(1)
+    return over_pairs(values.sum(), values.shape[0], absent)
+
+
+def over_pairs(total: Tensor, texts: int, absent: Tensor | None) -> Tensor:
+    """Return a sum over texts divided by the number of pairs."""
+    return total / (texts if absent is None else absent.logical_not().sum().clamp_min(1))
 
 
 class OptionsModule(Checked, nn.Module):

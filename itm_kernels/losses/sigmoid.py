@@ -13,6 +13,7 @@ from itm_kernels.losses._common import (
     SHARED,
     ScaledLoss,
     check_options,
+    over_pairs,
     reduce,
     scale_of,
     shown,
@@ -20,7 +21,6 @@ from itm_kernels.losses._common import (
 )
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
-from itm_kernels.ops.unit_rows import run as unit_rows
 
 LOGIT_SCALE = 10.0  # SigLIP's start
 
@@ -87,8 +87,11 @@ def sigmoid_loss(
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
     scale = scale_of(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image)
-    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    values = operator.run(v, c, scale, bias, pairs, name, backend)
+    given = image, text, scale, bias, pairs, name, backend
+    total = None if reduction == "none" else operator.whole(*given, cosine=True)
+    if total is not None:
+        return total if reduction == "sum" else over_pairs(total, text.shape[0], absent)
+    values = operator.run(*given, cosine=True)
     values = with_mistakes(values, mistaken, image[0, 0], text[:, 0])
     return reduce(values, reduction, absent)
 

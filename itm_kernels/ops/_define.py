@@ -130,6 +130,11 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+# Namespaces whose operators with a `cosine` take raw rows: on tensor cores half precision is exact.
+RAW_ROWS = (NAMESPACES["triton"],)
+# Those that form a whole loss's gradients in its forward pass, and so multiply three times instead
+# of four; native kernels keep scores for that, up to a size.
+GRADIENTS_AT_ONCE = (NAMESPACES["triton"],)
 # Scores up to this size are kept from the forward pass for the backward pass, which then multiplies
 # three times and not four. Beyond, memory stays O(N D).
 KEPT_BYTES = 64 << 20

@@ -121,14 +121,16 @@ def gradient_of_rows(
     pull: Tensor,  # [N, D] sum over m of weight x x's factor x y's factor x y as laid out x unit
     unit: Tensor | None,  # []
     cosine: bool,
+    times: Tensor | None = None,  # [] what the gradient is multiplied by
 ) -> Tensor:  # [N, D]
     """Return the gradient of x, in its dtype, in one pass over it and one over the pull."""
     N, D = x.shape
     out = torch.empty((N, D), dtype=stored_dtype(x.dtype), device=x.device)
     options = row_blocks(D)
     _gradient_kernel[(triton.cdiv(N, options["ROWS"]),)](
-        x, pull, pull if unit is None else unit, out, *x.stride(), pull.stride(0), N, D,
-        COSINE=cosine, POWERS=_parts(x, kind_of(x)) > 0, UNIT=unit is not None, **options,
+        x, pull, pull if unit is None else unit, pull if times is None else times, out,
+        *x.stride(), pull.stride(0), N, D, COSINE=cosine, POWERS=_parts(x, kind_of(x)) > 0,
+        UNIT=unit is not None, TIMES=times is not None, **options,
     )  # fmt: skip
     return out.to(x.dtype)
 
@@ -138,6 +140,7 @@ def _gradient_kernel(
     x,
     pull,
     unit,
+    times,
     out,  # [N, D]
     stride,
     column_stride,
@@ -147,6 +150,7 @@ def _gradient_kernel(
     COSINE: tl.constexpr,
     POWERS: tl.constexpr,
     UNIT: tl.constexpr,
+    TIMES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -176,6 +180,8 @@ def _gradient_kernel(
             along = tl.where(length > SMALLEST, tl.sum(products, 1) * over * over, 0.0)
     if UNIT:
         factor /= tl.load(unit)
+    if TIMES:
+        factor *= tl.load(times)
     for first in range(0, D, COLUMNS):
         d = (first + columns)[None, :].to(tl.int64)
         inside = there[:, None] & (d < D)

@@ -1,36 +1,31 @@
-"""Sigmoid loss: a tile of logits leaves one sum per text.
+"""Sigmoid loss: a tile of logits leaves one sum per text, or one sum and a tile of weights.
 
-A positive's logit changes sign, so that its loss is the same log(1 + e^logit) as a negative's.
+A whole loss knows every text's share of it in the forward pass: its gradients are formed there, up
+to one number that the backward pass multiplies by. A pass over the scores is saved.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, operands, wide_dtype
+from itm_kernels.triton._launch import Operands, wide_dtype
+from itm_kernels.triton._logits import (
+    is_special,
+    logistic,
+    logits,
+    power,
+    softplus_sums,
+    sums_kernel,
+    turned,
+)
 from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._tiles import log_of_one_plus, place, same_id, score_tile
-from itm_kernels.triton._weights import no_scores, products_of_weights
-
-
-@triton.jit
-def _sides(scores, scale, bias, rows, columns, x_ids, y_ids, positive, inside, HAS_IDS):
-    """Return logits with the positives' sign turned, which are positive, and which take part."""
-    own = rows[:, None] == columns[None, :]
-    on = inside
-    if HAS_IDS:
-        own = rows[:, None] == tl.load(positive + columns)[None, :]
-        on = inside & (own | ~same_id(rows, columns, x_ids, y_ids, HAS_IDS))
-    logits = tl.load(scale) * scores + tl.load(bias)
-    # + 0 s: an infinite positive score shows as NaN.
-    return tl.where(own, 0 * logits - logits, logits), own, on
-
-
-@triton.jit
-def _softplus(z):
-    """Return log(1 + e^z), exact where e^z is far below the last digit of 1."""
-    return tl.where(z > 0, z, 0.0) + log_of_one_plus(tl.exp(-tl.abs(z)))
+from itm_kernels.triton._products import store_parts, unit_of
+from itm_kernels.triton._scaled import gradient_of_rows, operands
+from itm_kernels.triton._tiles import place, score_tile
+from itm_kernels.triton._weights import no_scores, products_in_parts
 
 
 @triton.jit
@@ -42,6 +37,8 @@ def _forward_kernel(
     positive,  # [M]
     x_ids,
     y_ids,
+    x_factor,  # [N]
+    y_factor,  # [M]
     sums,  # [row tiles, M]
     x_stride,
     y_stride,
@@ -57,17 +54,24 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, _ = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    z, _, on = _sides(scores, scale, bias, rows, columns, x_ids, y_ids, positive, inside, HAS_IDS)
-    loss = tl.sum(tl.where(on, _softplus(z), 0.0), 0)
+    special = is_special(row_tile * ROWS, 0, column_tile * COLUMNS, N, M, ROWS, COLUMNS)
+    of_row = tl.zeros((ROWS,), scores.dtype) + tl.load(scale).to(scores.dtype)
+    if FACTORS:
+        of_row *= tl.load(x_factor + rows)
+        scores *= tl.load(y_factor + columns)[None, :]
+    z, _, _ = logits(
+        scores, n, m, N, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
+    )
+    loss = softplus_sums(z, power(-tl.abs(z)), 0)
     tl.store(sums + row_tile.to(tl.int64) * M + m, loss, mask=m < M)
 
 
@@ -80,20 +84,17 @@ def sigmoid_forward(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     keep_scores: bool,  # False
+    cosine: bool,
 ) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
     """Return every text's sum of -log sigmoid over the images."""
-    both = operands(image, text, narrow=True)
+    both = operands(image, text, cosine, epilogue="narrow")
     N, M = both.shape
     shape = triton.cdiv(N, both.tile.rows), M
     sums = torch.empty(shape, dtype=wide_dtype(text), device=text.device)
     _forward_kernel[both.tile.programs(N, M)](
         **_arguments(both, scale, bias, positive, image_ids, text_ids), sums=sums, N=N, M=M
     )
-    loss = sums.sum(0)
-    # A text without exactly one image has no positive whose loss could show the mistake.
-    if positive is not None:
-        loss.masked_fill_(positive < 0, torch.nan)
-    return loss, no_scores(image)
+    return sums.sum(0), no_scores(image)
 
 
 def _arguments(
@@ -103,7 +104,7 @@ def _arguments(
     positive: Tensor | None,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     stand_in = both.x if positive is None else positive.contiguous()
     ids = id_arguments(both, image_ids, text_ids)
     return {**both.arguments(), **ids, "scale": scale, "bias": bias, "positive": stand_in}
@@ -118,14 +119,20 @@ def _weights_kernel(
     positive,
     x_ids,
     y_ids,
-    grad,  # [M]
-    weights,  # [R, M] of rows from `first` on
-    slopes,  # [2, programs] of scale and bias
+    x_factor,
+    y_factor,
+    grad,  # [M] of every text's sum; of a whole loss all 1
+    unit,  # [] what stored weights are multiplied by
+    weights,  # [parts, R, M] of rows from `first` on
+    sums,  # [3, tiles] scale's gradient, bias's, the loss
     x_stride,
     y_stride,
     x_part,
     y_part,
+    weights_stride,
+    weights_part,
     first,
+    tiles,
     R,
     M,
     D,
@@ -136,25 +143,102 @@ def _weights_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHTS_PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
 ):
-    r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    inside = (r < R)[:, None] & (m < M)[None, :]
-    z, own, on = _sides(scores, scale, bias, rows, columns, x_ids, y_ids, positive, inside, HAS_IDS)
-    small = tl.exp(-tl.abs(z))
-    share = tl.where(z < 0, small, 1.0) / (1 + small)
-    share = tl.load(grad + columns)[None, :] * tl.where(own, -share, share)
-    weight = tl.where(on, share, 0.0)
-    at = weights + r[:, None].to(tl.int64) * M + m[None, :]
-    tl.store(at, tl.load(scale) * weight, mask=inside)
-    program = tl.program_id(0)
-    tl.store(slopes + program, tl.sum(tl.where(on, weight * scores, 0.0)))
-    tl.store(slopes + tl.num_programs(0) + program, tl.sum(weight))
+    special = is_special(row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS)
+    # Factors of a row are multiplied with its sums: a thread holds few rows and many columns.
+    of_score = tl.full((ROWS,), 1.0, scores.dtype)
+    if FACTORS:
+        of_score = tl.load(x_factor + rows)
+        scores *= tl.load(y_factor + columns)[None, :]
+    of_row = of_score * tl.load(scale).to(scores.dtype)
+    z, scores, own = logits(
+        scores, r, m, R, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
+    )
+    small = power(-tl.abs(z))
+    at = sums + (first // ROWS + row_tile) * tl.cdiv(M, COLUMNS) + column_tile
+    if WHOLE:
+        tl.store(at + 2 * tiles, tl.sum(softplus_sums(z, small, 1)))
+    if WEIGHTS:
+        weight = logistic(z, small)
+        weight = turned(weight, own, rows, columns, special, HAS_IDS)
+        if not WHOLE:
+            weight *= tl.load(grad + columns)[None, :]
+        tl.store(at, tl.sum(tl.sum(weight * scores, 1) * of_score))
+        tl.store(at + tiles, tl.sum(tl.sum(weight, 1)))
+        if UNIT:
+            of_row *= tl.load(unit)
+        weight *= of_row[:, None]
+        if FACTORS:
+            weight *= tl.load(y_factor + columns)[None, :]
+        to = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
+        inside = (r < R)[:, None] & (m < M)[None, :]
+        store_parts(to, weights_part, weight, inside, WEIGHTS_PARTS)
+
+
+def _gradients(
+    grad: Tensor | None,  # [M]
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    cosine: bool,
+    gradients: bool = True,
+) -> tuple[Tensor, ...]:
+    """Return the loss, if no gradient of every text's sum is given, and what gradients are made of.
+
+    Those of image and text wait for `gradient_of_rows`, to which the unit goes, the last.
+    """
+    whole = grad is None
+    # 128 x 128 with masks of ids beside the weights, or a gradient per text, spill on sm_90.
+    both = operands(
+        image, text, cosine, epilogue="weights" if whole and positive is None else "narrow"
+    )
+    N, M = both.shape
+    tiles = both.tile.programs(N, M)[0]
+    sums = torch.empty((3, tiles), dtype=wide_dtype(image), device=image.device)
+    share = scale.new_ones(1) if grad is None else grad.contiguous()
+    unit = unit_of(image, both, scale, share) if gradients else None
+    stand_in = scale if unit is None else unit
+    arguments = {
+        **_arguments(both, scale, bias, positive, image_ids, text_ids),
+        **{"grad": share, "unit": stand_in, "UNIT": unit is not None, "WHOLE": whole},
+        **{"sums": sums, "tiles": tiles, "M": M, "WEIGHTS": gradients},
+    }
+
+    def fill(first: int, weights: Tensor) -> None:
+        parts, R = weights.shape[:2]
+        _weights_kernel[both.tile.programs(R, M)](
+            **arguments, weights=weights, weights_stride=weights.stride(1),
+            weights_part=weights.stride(0), WEIGHTS_PARTS=parts, first=first, R=R,
+        )  # fmt: skip
+
+    if gradients:
+        of_rows = products_in_parts(image, both, fill)
+    else:
+        fill(0, sums[:1, :1, None].expand(1, N, 1))  # which it does not write
+        of_rows = sums.new_empty((0, image.shape[1])), sums.new_empty((0, image.shape[1]))
+    loss, stored = sums.new_empty(()), torch.empty_like(scale)
+    of_scale, of_bias = torch.empty_like(scale), torch.empty_like(bias)
+    sums_kernel[(3,)](
+        sums, stand_in, of_scale, of_bias, loss, stored, tiles,
+        UNIT=unit is not None, WHOLE=whole, WEIGHTS=gradients, BLOCK=4096,
+    )  # fmt: skip
+    return loss, *of_rows, of_scale, of_bias, stored
 
 
 def sigmoid_backward(
@@ -167,26 +251,46 @@ def sigmoid_backward(
     positive: Tensor | None,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
+    cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of image, text, scale and bias."""
-    both = operands(image, text, narrow=True)
-    arguments = _arguments(both, scale, bias, positive, image_ids, text_ids)
-    arguments["grad"] = grad.contiguous()
-    slopes = []
+    given = image, text, scale, bias, positive, image_ids, text_ids
+    _, of_image, of_text, of_scale, of_bias, unit = _gradients(grad, *given, cosine)
+    of_image = gradient_of_rows(image, of_image, unit, cosine)
+    return of_image, gradient_of_rows(text, of_text, unit, cosine), of_scale, of_bias
 
-    def fill(first: int, weights: Tensor) -> None:
-        R, M = weights.shape
-        grid = both.tile.programs(R, M)
-        slopes.append(torch.empty((2, *grid), dtype=wide_dtype(image), device=image.device))
-        _weights_kernel[grid](
-            **arguments, weights=weights, slopes=slopes[-1], first=first, R=R, M=M
-        )
 
-    grad_image, grad_text = products_of_weights(image, text, fill)
-    of_scale, of_bias = torch.cat(slopes, 1).sum(1, dtype=torch.float64).unbind()
+def sigmoid_total_forward(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    cosine: bool,
+    gradients: bool,
+) -> tuple[Tensor, ...]:
+    """Return the sum of -log sigmoid over all pairs, and what its gradients are made of."""
+    given = image, text, scale, bias, positive, image_ids, text_ids
+    return _gradients(None, *given, cosine, gradients)
+
+
+def sigmoid_total_backward(
+    grad: Tensor,  # []
+    image: Tensor,
+    text: Tensor,
+    of_image: Tensor,
+    of_text: Tensor,
+    of_scale: Tensor,
+    of_bias: Tensor,
+    unit: Tensor,
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of image, text, scale and bias: those of the sum, times its own."""
     return (
-        grad_image.to(image.dtype),
-        grad_text.to(text.dtype),
-        of_scale.to(scale.dtype, copy=True),
-        of_bias.to(bias.dtype, copy=True),
+        gradient_of_rows(image, of_image, unit, cosine, grad),
+        gradient_of_rows(text, of_text, unit, cosine, grad),
+        of_scale * grad,
+        of_bias * grad,
     )

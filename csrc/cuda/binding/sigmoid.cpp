@@ -1,6 +1,7 @@
 // Sigmoid loss of a small batch, on CUDA: four launches, two each way, for rows that need no copy.
 // Scale and bias stay on the device.
 
+#include "binding/cosine.h"
 #include "cuda/binding/weights.h"
 
 namespace itm::cuda {
@@ -10,7 +11,9 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
                                            const Tensor& scale, const Tensor& bias,
                                            const OptionalTensor& positive,
                                            const OptionalTensor& image_ids,
-                                           const OptionalTensor& text_ids, bool keep_scores) {
+                                           const OptionalTensor& text_ids, bool keep_scores,
+                                           bool cosine) {
+  refuse_cosine(cosine);
   const OnDevice device(image);
   const StoredScores scores(device, image, text);
   const PairIds ids(positive, image_ids, text_ids);
@@ -26,7 +29,8 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
 std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
     const Tensor& grad, const Tensor& scores, const Tensor& image, const Tensor& text,
     const Tensor& scale, const Tensor& bias, const OptionalTensor& positive,
-    const OptionalTensor& image_ids, const OptionalTensor& text_ids) {
+    const OptionalTensor& image_ids, const OptionalTensor& text_ids, bool cosine) {
+  refuse_cosine(cosine);
   const OnDevice device(image);
   const KeptScores kept(device, scores, image, text);
   const PairIds ids(positive, image_ids, text_ids);
