@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import assert_agrees_with_lower_sets, every_instruction_set
+from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
 from itm_kernels import backends, functional, ops
 from itm_kernels.ops import _define
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
@@ -204,6 +204,14 @@ def test_instruction_sets_agree(capability: str) -> None:
     """Each set compiles its own loops; those of the others must say the same."""
     script = REPORT.format(names=[case.name for case in CASES])
     assert_agrees_with_lower_sets(capability, script)
+
+
+@needs_extension
+def test_native_kernels_take_unit_rows() -> None:
+    image, text = (rows.float() for rows in batch())
+    given = image, text, torch.tensor(3.0), torch.tensor(-1.0), None, None, None
+    with pytest.raises(RuntimeError, match="native kernels take unit rows; pass cosine=False"):
+        torch.ops.itm_native.sigmoid_forward(*given, False, True)
 
 
 def test_the_build_is_what_auto_uses() -> None:

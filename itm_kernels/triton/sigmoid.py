@@ -2,6 +2,10 @@
 
 A whole loss knows every text's share of it in the forward pass: its gradients are formed there, up
 to one number that the backward pass multiplies by. A pass over the scores is saved.
+
+Weights of bf16 rows are one bf16 part, positives' and negatives' alike: in 24 settings (random,
+aligned, nearly equal rows; scales of 10 to 100) gradients erred by .8 to 1.8 times the reference's
+bf16 rounding. Scale and bias have theirs from the weights before they are rounded.
 """
 
 from typing import Any
