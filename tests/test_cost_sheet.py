@@ -167,6 +167,13 @@ def test_a_product_into_a_tensor_that_is_there_counts_the_same() -> None:
     assert multiplied(plain.counts) == 2 * 64 * 32 * 48
 
 
+def test_distances_of_eager_are_a_product_with_and_without_gradient() -> None:
+    for sides_of in (sides(N, torch.float32), [side.detach() for side in sides(N, torch.float32)]):
+        found = trace.traced(torch.cdist, sides_of)
+        assert multiplied(found.forward) == 2 * N * N * (D + 2)
+        assert sum(count.launches for count in found.forward) >= 10
+
+
 def test_memory_is_what_lives_at_once() -> None:
     def function(x: Tensor) -> Tensor:
         first = torch.empty(1000, device="meta")

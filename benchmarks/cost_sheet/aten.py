@@ -51,6 +51,8 @@ def count_of(
     if name == "multinomial":  # draws an exponential each, divides, and takes the largest
         size = 5.0 * inputs[0].bytes
         return Count(name, hbm=size if size > RESIDENT else 0, l2=size, launches=3)
+    if name == "_euclidean_dist":
+        return _expanded(name, inputs, outputs)
     if name == "_cdist_backward":
         # A buffer [D, N, M], of which every number is written, and summed again.
         hbm = 2.0 * 4 * math.prod(inputs[1].shape) * inputs[2].shape[-2]
@@ -96,6 +98,17 @@ def _cdist(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand], per
     return Count(name, hbm=hbm, l2=l2, instructions=float(per * pairs * D))
 
 
+def _expanded(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Count:
+    """A product of rows with their squares and ones beside them; then a bound and a root."""
+    rows, out = sum(each.bytes for each in inputs), outputs[0].bytes
+    depth = inputs[0].shape[-1] + 2
+    total = 5.0 * rows + 5.0 * out
+    return Count(
+        name, kind=kind_of(inputs[0].dtype), flop=2.0 * out / inputs[0].dtype.itemsize * depth,
+        depth=depth, hbm=total if out > RESIDENT else 5.0 * rows, l2=total, launches=11,
+    )  # fmt: skip
+
+
 def _factor(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Count:
     matrix = inputs[-1] if name == "cholesky_solve" else inputs[0]
     n = matrix.shape[-1]
@@ -116,6 +129,8 @@ def workspace(func: Any, inputs: Sequence[Operand]) -> int:
         return math.prod(inputs[1].shape) * inputs[2].shape[-2] * inputs[1].dtype.itemsize
     if name == "multinomial":
         return 2 * inputs[0].bytes
+    if name == "_euclidean_dist":
+        return 2 * sum(each.bytes for each in inputs)
     if name.startswith("sort"):  # keys and numbers once more
         return inputs[0].elements * (inputs[0].dtype.itemsize + 8)
     return 0
