@@ -120,13 +120,12 @@ def _cross_entropy(
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
     # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
-    logits = logits.masked_fill(~exists[:, None], 0)
-    values = cross_entropy(
-        logits, labels.clamp(0, 1), reduction="none", label_smoothing=label_smoothing
-    )
+    absent, known = ~exists, labels.clamp(0, 1)
+    logits = logits.masked_fill(absent[:, None], 0)
+    values = cross_entropy(logits, known, reduction="none", label_smoothing=label_smoothing)
     # A factor, not a fill: the gradient must be NaN where the loss is.
-    spoilt = torch.zeros_like(values).masked_fill(_neither(labels) & exists, torch.nan)
-    values = (values * (1 + spoilt)).masked_fill(~exists, 0)
+    factor = torch.ones_like(values).masked_fill((known != labels) & exists, torch.nan)
+    values = (values * factor).masked_fill(absent, 0)
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.sum() / exists.sum().clamp_min(1)
