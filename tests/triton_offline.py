@@ -80,7 +80,7 @@ def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
 ) -> tuple[list[Job], list[str]]:
     """Return what the launchers of some operators compile, and lines of the table unused."""
-    from itm_kernels.triton import _clusters, _systems, _table, rbf_synthesis
+    from itm_kernels.triton import _clusters, _factors, _table, rbf_synthesis
 
     jobs: dict[str, Job] = {}
     asked = set()
@@ -101,7 +101,7 @@ def planned(
                 with (
                     planning(case, architecture) as found,
                     patch.object(_table, "line_of", noted),
-                    patch.object(_systems, "spans_of", spans),
+                    patch.object(_factors, "spans_of", spans),
                     patch.object(rbf_synthesis, "spans_of", spans),
                 ):
                     LAUNCHES[operator](N, D, dtype)

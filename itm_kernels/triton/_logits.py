@@ -142,7 +142,7 @@ def softplus_sums(z, small, AXIS: tl.constexpr):
     return sums + _to_natural(tl.sum(tl.where(z > 0, z, 0.0), AXIS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def sums_kernel(
     sums,  # [3, tiles]
     unit,
