@@ -50,8 +50,9 @@ def _backward_fake(
 # compares (S for official cosine, D / |D_n| for official distances, else delta); repel has high =
 # upper, the point that its hinge falls to. norm [N]: |D_n| for official distances, else 1.
 # mask int32 [N, ceil(N / 32)] if kept, else [0, 0]: bit m % 32 of word m / 32 of row n says whether
-# the pair lies inside; only where the bounds are the same for all rows. The backward pass then
-# compares no rows again.
+# the pair lies inside; only where the bounds are the same for all rows, so that a backend may leave
+# out the words left of the diagonal's, m / 32 < n / 32: Triton does. The backward pass of
+# similarities then compares no rows again.
 define(
     "intra_modal_forward",
     "(Tensor x, Tensor? ids, str metric, str mode, float lower, float upper, bool per_row, "

@@ -11,10 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Tile, operands, rows_of, stored_dtype, tile_of, wide_dtype
-from itm_kernels.triton._tiles import difference_tile, paired_scores, place, score_tile, wide_type
-
-_SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
+from itm_kernels.triton import _scaled
+from itm_kernels.triton._launch import Operands, Tile, rows_of, stored_dtype, tile_of, wide_dtype
+from itm_kernels.triton._tiles import (
+    difference_tile,
+    paired_scores,
+    place,
+    scaled,
+    score_tile,
+    wide_type,
+)
 
 
 @triton.jit
@@ -38,7 +44,9 @@ def compared_tile(
     y,
     raw_x,  # rows as they came
     raw_y,
-    x_term,  # 1 / length for cosines, squared length for distances
+    x_factor,  # of the product
+    y_factor,
+    x_term,  # squared length for distances
     y_term,
     x_stride,
     y_stride,
@@ -55,6 +63,7 @@ def compared_tile(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     METRIC: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -68,8 +77,7 @@ def compared_tile(
             x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
             DEPTH, PARTS, PRECISION, ALIGN, EVEN,
         )  # fmt: skip
-    if METRIC == "cosine":
-        compared *= tl.load(x_term + rows)[:, None] * tl.load(y_term + columns)[None, :]
+        compared = scaled(compared, rows, columns, x_factor, y_factor, FACTORS)
     if METRIC == "l2" or METRIC == "sqeuclidean":
         lengths = tl.load(x_term + rows)[:, None] + tl.load(y_term + columns)[None, :]
         compared = lengths - 2 * compared
@@ -83,11 +91,15 @@ def compared_tile(
     return compared
 
 
+_MATRICES = ("x", "y", "raw_x", "raw_y")  # the rest of what has rows are vectors
+
+
 class Comparison(NamedTuple):
     """What `compared_tile` takes, and the tile."""
 
     arguments: dict[str, Any]
     tile: Tile
+    both: Operands | None  # None: l1, which has no products
 
 
 def comparison(
@@ -100,20 +112,21 @@ def comparison(
     """Prepare rows for a metric; a shape is that of the matrix, a square tile one of a triangle."""
     chunk = tile_of("difference", *shape, x.shape[1])
     terms = [x, y]  # stand-ins for what a metric does not read
-    if metric not in ("dot", "l1"):
-        terms = [squares(rows) for rows in (x, y)]
-    if metric == "cosine":
-        terms = [1 / _divisor(term.sqrt()) for term in terms]
-    # Small tiles where a tile may be computed twice: a difference is wide in registers.
-    tall = shape if metric in ("dot", "cosine") else (1, 1)
+    if metric in ("l2", "sqeuclidean"):
+        terms = [squares(x)]
+        terms.append(terms[0] if y is x else squares(y))
+    both = None
     if metric == "l1":
         product = {
             **{"x": x, "y": y, "x_stride": 0, "y_stride": 0, "x_part": 0, "y_part": 0, "D": 0},
+            **{"x_factor": x, "y_factor": y, "FACTORS": False},
             **{"PARTS": 1, "PRECISION": "ieee", "ALIGN": 1, "EVEN": True},
         }
         tile = chunk
     else:
-        both = operands(x, y, shape=tall)
+        # Small tiles where a tile may be computed twice: a difference is wide in registers.
+        tall = shape if metric in ("dot", "cosine") else (1, 1)
+        both = _scaled.operands(x, y, metric == "cosine", shape=tall)
         product, tile = both.arguments(), both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
@@ -124,7 +137,7 @@ def comparison(
         **{"x_term": terms[0], "y_term": terms[1], "raw_D": x.shape[1], "METRIC": metric},
         **{**product, **tile.options(), "CHUNK": chunk.depth},
     }
-    return Comparison(arguments, tile)
+    return Comparison(arguments, tile, both)
 
 
 @triton.jit
@@ -133,6 +146,8 @@ def _matrix_kernel(
     y,
     raw_x,  # [B * N, D]
     raw_y,
+    x_factor,  # [B * N]
+    y_factor,
     x_term,  # [B * N]
     y_term,
     out,  # [B, N, M]
@@ -153,6 +168,7 @@ def _matrix_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     METRIC: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -161,13 +177,34 @@ def _matrix_kernel(
     n, m, _, _ = place(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
     rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
     compared = compared_tile(
-        x, y, raw_x, raw_y, x_term, y_term, x_stride, y_stride, x_part, y_part,
+        x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
         raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN, METRIC, CHUNK,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
     )  # fmt: skip
     # Pointers of rows, then 32-bit columns: 64-bit offsets of every element are 23 spills.
     at = out + (batch * N + n)[:, None] * M + m[None, :]
     tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+def matrix_of(
+    found: Comparison,
+    out: Tensor,  # [.., N, M] to write
+    batches: int = 1,
+    first_row: int = 0,
+    first_column: int = 0,
+) -> Tensor:
+    """Write the comparisons of some rows of x with some rows of y."""
+    N, M = out.shape[-2:]
+    # Views: numbers of first rows in the kernel are 3 spills on sm_100.
+    views = {
+        name: tensor[..., first:, :] if name in _MATRICES else tensor[first:]
+        for side, first in (("x", first_row), ("y", first_column))
+        for name, tensor in found.arguments.items()
+        if first and name in (side, f"raw_{side}", f"{side}_factor", f"{side}_term")
+    }
+    grid = (batches * found.tile.programs(N, M)[0],)
+    _matrix_kernel[grid](**{**found.arguments, **views}, out=out, N=N, M=M)
+    return out
 
 
 def matrices(
@@ -181,10 +218,7 @@ def matrices(
     N, M = x.shape[0] // batches, y.shape[0] // batches
     x, y = rows_of(x), rows_of(y)
     out = torch.empty((batches, N, M), dtype=stored_dtype(dtype), device=x.device)
-    found = comparison(x, y, metric, (N, M))
-    grid = (batches * found.tile.programs(N, M)[0],)
-    _matrix_kernel[grid](**found.arguments, out=out, N=N, M=M)
-    return out.to(dtype)
+    return matrix_of(comparison(x, y, metric, (N, M)), out, batches).to(dtype)
 
 
 @triton.jit
@@ -229,34 +263,20 @@ def _pull_kernel(
     tl.store(out + own[:, None] * D + depth[None, :], total, mask=(n < N)[:, None] & inside)
 
 
-def pull(x: Tensor, y: Tensor, weight: Tensor, sign: bool) -> Tensor:
+def pull(
+    x: Tensor,  # [B * N, D]
+    y: Tensor,  # [B * M, D]
+    weight: Tensor,  # [B, N, M]
+    sign: bool,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return, for every row of x, the sum of weight (x - y) or weight sign(x - y) over y."""
     (B, N, M), D = weight.shape, x.shape[1]
-    out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     tile = tile_of("pull", N, M, D)
     _pull_kernel[(B * triton.cdiv(N, tile.rows), triton.cdiv(D, tile.depth))](
         x, y, weight, out, x.stride(0), y.stride(0), *weight.stride(), N, M, D,
         SIGN=sign, **tile.options(),
     )  # fmt: skip
     return out
-
-
-def _divisor(length: Tensor) -> Tensor:
-    """Return what a row is divided by: infinity for one of length 0, which has no direction."""
-    return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Return x / |x| in fp32 or better, 0 where |x| is."""
-    x = x.to(wide_dtype(x))
-    return x / _divisor(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-
-
-def of_unit(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of x from that of `unit(x)`."""
-    x = x.to(wide_dtype(x))
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    divisor = _divisor(length)
-    rows = x / divisor
-    along = (rows * grad).sum(-1, keepdim=True).masked_fill(length < _SMALLEST, 0)
-    return (grad - rows * along) / divisor

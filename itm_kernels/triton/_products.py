@@ -95,7 +95,7 @@ def _unit_kernel(
 
 @triton.jit
 def store_parts(at, part, value, mask, PARTS: tl.constexpr):
-    """Store a number as a sum of PARTS numbers of the pointers' type, high to low.
+    """Store a number as a sum of PARTS numbers of the pointers' type, high to low; return the rest.
 
     Args:
         at: pointers to the first part.
@@ -108,6 +108,7 @@ def store_parts(at, part, value, mask, PARTS: tl.constexpr):
         high = rounded(value, at.dtype.element_ty)
         tl.store(at + k * part, high, mask=mask)
         value -= high.to(value.dtype)
+    return value
 
 
 @triton.jit

@@ -46,7 +46,8 @@ def operands(x: Tensor, y: Tensor, cosine: bool, **options: Any) -> Operands:
         options: of `_launch.operands`.
     """
     kind = kind_of(x)
-    rows = [_scaled(side, kind, cosine) for side in (x, y)]
+    rows = [_scaled(x, kind, cosine)]
+    rows.append(rows[0] if y is x else _scaled(y, kind, cosine))
     tile, precision = _launch.tile_and_precision(kind, x, y, **options)
     return Operands(rows[0][0], rows[1][0], kind, precision, tile, rows[0][1], rows[1][1])
 

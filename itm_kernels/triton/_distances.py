@@ -1,0 +1,104 @@
+"""Gradients of squared and Euclidean distances: the library's product, and direct differences.
+
+The last step of (sum_m w) x - W y (`_pair_weights`) adds the pairs that are set apart, tile by
+tile: a tile without any costs a look at its flag.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton import _pair_weights
+from itm_kernels.triton._launch import stored_dtype, tile_of
+
+
+@triton.jit
+def _distance_kernel(
+    x,  # [R, D]
+    y,  # [M, D]
+    near,  # [R, M] weights of pairs set apart, in tiles that have any
+    apart,  # [row tiles, column tiles]
+    sums,  # [column tiles, R]
+    product,  # [R, D]
+    factor,  # [R]
+    unit,  # []
+    out,  # [R, D]
+    x_stride,
+    y_stride,
+    R,
+    M,
+    D,
+    FACTORS: tl.constexpr,
+    TILE: tl.constexpr,  # columns of a flag
+    FLAGS: tl.constexpr,  # looked at together
+    ROWS: tl.constexpr,  # rows of a flag
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, R - 1).to(tl.int64)
+    depth = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
+    inside = (depth < D)[None, :]
+    DTYPE: tl.constexpr = product.dtype.element_ty
+    here = tl.load(x + rows[:, None] * x_stride + depth[None, :], inside, 0.0).to(DTYPE)
+    tiles = tl.cdiv(M, TILE)
+    weight = tl.zeros((ROWS,), DTYPE)
+    for tile in range(0, tiles):
+        weight += tl.load(sums + tl.cast(tile, tl.int64) * R + rows)
+    total = weight[:, None] * here - tl.load(
+        product + rows[:, None] * D + depth[None, :], inside, 0.0
+    )
+    total /= tl.load(unit)
+    if FACTORS:
+        total /= tl.load(factor + rows)[:, None]
+    flags = apart + tl.program_id(0) * tiles
+    for first in range(0, tiles, FLAGS):
+        flag = first + tl.arange(0, FLAGS)
+        if tl.max(tl.load(flags + flag, flag < tiles, 0), 0) > 0:
+            for tile in range(first, tl.minimum(first + FLAGS, tiles)):
+                if tl.load(flags + tile) > 0:
+                    for m_first in range(tile * TILE, tl.minimum((tile + 1) * TILE, M), COLUMNS):
+                        m = m_first + tl.arange(0, COLUMNS)
+                        there = (m < M)[None, :]
+                        share = tl.load(near + rows[:, None] * M + m[None, :], there, 0.0)
+                        if tl.max(tl.max((share != 0).to(tl.int32), 1), 0) > 0:
+                            at = m.to(tl.int64)[:, None] * y_stride + depth[None, :]
+                            other = tl.load(y + at, (m < M)[:, None] & inside, 0.0).to(DTYPE)
+                            difference = here[:, None, :] - other[None, :, :]
+                            total += tl.sum(share[:, :, None] * difference, 1)
+    tl.store(out + n.to(tl.int64)[:, None] * D + depth[None, :], total, (n < R)[:, None] & inside)
+
+
+class Apart:
+    """Room for what a block's weights leave out of the product."""
+
+    def __init__(self, R: int, M: int, like: Tensor) -> None:
+        rows, columns = triton.cdiv(R, _pair_weights.ROWS), triton.cdiv(M, _pair_weights.COLUMNS)
+        self.sums = torch.empty((columns, R), dtype=like.dtype, device=like.device)
+        self.apart = torch.empty((rows, columns), dtype=torch.int32, device=like.device)
+
+    def gradient(
+        self,
+        x: Tensor,  # [R, D]
+        y: Tensor,  # [M, D]
+        near: Tensor,  # [R, M]
+        product: Tensor,  # [R, D]
+        factor: Tensor,  # [R], or [0]
+        unit: Tensor,
+        out: Tensor,  # [R, D]
+    ) -> None:
+        """Write a block's gradient."""
+        (R, M), D = near.shape, x.shape[1]
+        tile = tile_of("pull", R, M, D)
+        _distance_kernel[(triton.cdiv(R, _pair_weights.ROWS), triton.cdiv(D, tile.depth))](
+            x, y, near, self.apart, self.sums, product, factor, unit, out,
+            x.stride(0), y.stride(0), R, M, D, FACTORS=factor.shape[0] > 0,
+            TILE=_pair_weights.COLUMNS, FLAGS=64,
+            **{**tile.options(), "ROWS": _pair_weights.ROWS},
+        )  # fmt: skip
+
+
+def empty_gradient(x: Tensor) -> Tensor:
+    """Return the gradient of x to write, in the precision in which it is stored."""
+    return torch.empty(x.shape, dtype=stored_dtype(x.dtype), device=x.device)

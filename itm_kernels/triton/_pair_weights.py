@@ -1,0 +1,251 @@
+"""Weights of pairs for gradients: from bits, bounds, ranks or a matrix, in parts for the library.
+
+The gradient of a sum of similarities is W y, that of distances (sum_m w) x - W y, with the weights
+as they were rounded, so that their rounding cancels like the rows do. Where a pair's distance is
+far below its rows' lengths fp32 would cancel too: such a pair's weight is set apart, for direct
+differences (`_distances`).
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._products import store_parts
+
+ROWS = 32  # of a program: the bits of one word
+COLUMNS = 128
+# A block of weights is no larger than two inputs in fp32, or than this.
+_LEAST_BYTES = 1 << 25
+_MOST_ROWS = 4096
+
+
+def rows_at_once(N: int, M: int, D: int, bytes_per_pair: int) -> int:
+    """Return the rows of a block of weights, a multiple of 128."""
+    budget = max(4 * (N + M) * D, _LEAST_BYTES)
+    return min(_MOST_ROWS, max(1, budget // (M * bytes_per_pair) // 128) * 128)
+
+
+def unit_of(
+    grad: Tensor,  # [N]
+    norm: Tensor,  # [N]
+    row: Tensor | None,  # [N] sums of ranked distances, which are weights too
+    factor: Tensor,  # [N], or [0]
+    metric: str,
+) -> Tensor:  # []
+    """Return what weights are multiplied by: equal weights, and the largest, become about 2^14.
+
+    fp16 holds them then, and weights that are equal are rounded to themselves in half precision.
+    """
+    unit = torch.empty((), dtype=norm.dtype, device=norm.device)
+    _unit_kernel[(1,)](
+        grad, norm, norm if row is None else row, factor, unit, grad.stride(0), grad.shape[0],
+        RANKS=row is not None, FACTORS=factor.shape[0] > 0, METRIC=metric, BLOCK=4096, num_warps=8,
+    )  # fmt: skip
+    return unit
+
+
+@triton.jit
+def _unit_kernel(
+    grad,
+    norm,
+    row,
+    factor,
+    unit,
+    grad_stride,
+    N,
+    RANKS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    METRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = norm.dtype.element_ty
+    weights = tl.zeros((BLOCK,), DTYPE)
+    factors = tl.full((BLOCK,), 0.0 if FACTORS else 1.0, DTYPE)
+    for first in range(0, N, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        own = tl.load(grad + n.to(tl.int64) * grad_stride, mask=n < N, other=0.0).to(DTYPE)
+        own = tl.abs(own / tl.load(norm + n, mask=n < N, other=1.0))
+        if RANKS:
+            own *= 1 + tl.abs(tl.load(row + n, mask=n < N, other=0.0))
+        weights = tl.where((own > weights) & (own < float("inf")), own, weights)
+        if FACTORS:
+            own = tl.load(factor + n, mask=n < N, other=0.0)
+            factors = tl.where((own > factors) & (own < float("inf")), own, factors)
+    largest, longest = tl.max(weights, 0), tl.max(factors, 0)
+    bound = 2 * largest * longest * longest
+    if METRIC == "l2":
+        # Over distances of a quarter of the rows' lengths at least; lengths are 2^13 factors.
+        bound = largest * longest / 512 if FACTORS else largest
+    tl.store(unit, 16384 / tl.maximum(bound, 1e-34))
+
+
+@triton.jit
+def _triangle_of_bits(mask, words, row_word, column_word, rows, columns):
+    """Return 1 for the pairs `[32, C]` inside: the bits of words left of the diagonal's are m's."""
+    bit = tl.arange(0, 32)
+    WORDS: tl.constexpr = columns.shape[0] // 32
+    inside = tl.zeros((32, columns.shape[0]), tl.int32)
+    if column_word + WORDS > row_word:
+        word = column_word + tl.arange(0, WORDS)
+        there = ((word >= row_word) & (word < words))[None, :]
+        found = tl.load(mask + (rows.to(tl.int64) * words)[:, None] + word[None, :], there, 0)
+        inside = tl.reshape((found[:, :, None] >> bit[None, None, :]) & 1, inside.shape)
+    if column_word < row_word:
+        at = mask + columns.to(tl.int64) * words + row_word
+        found = tl.load(at, columns // 32 < row_word, 0)
+        inside |= (found[None, :] >> bit[:, None]) & 1
+    return inside
+
+
+@triton.jit
+def _within(key, low, high):
+    # Not outside: NaN is inside, and shows.
+    return ((key <= low) | (key >= high)) == 0
+
+
+@triton.jit
+def _weights_kernel(
+    given,  # [N, M] gradients of every pair
+    mask,  # [N, words]
+    key,  # [R, M] what is compared; then the weights of pairs that are set apart
+    other,  # [M, R] the same as the other row of a pair has it
+    ids,  # [N]
+    low,  # [N]
+    high,
+    norm,
+    row,
+    grad,
+    x_factor,  # [N]
+    y_factor,  # [M]
+    x_square,  # [N]
+    y_square,  # [M]
+    unit,  # []
+    weights,  # [parts, R, M]
+    sums,  # [column tiles, R] of weights as they were rounded, over y's factor
+    apart,  # [row tiles, column tiles] whether pairs are set apart
+    given_row,
+    given_column,
+    words,
+    grad_stride,
+    part,
+    stride,
+    first,
+    R,
+    N,
+    M,
+    SOURCE: tl.constexpr,  # "given", "bits", "bounds", "ranks"
+    METRIC: tl.constexpr,
+    MODE: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    APART: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    column_tile, row_tile = tl.program_id(0), tl.program_id(1)
+    n = row_tile * ROWS + tl.arange(0, ROWS)
+    m = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    there = (n < R)[:, None] & (m < M)[None, :]
+    rows, columns = first + tl.minimum(n, R - 1), tl.minimum(m, M - 1)
+    DTYPE: tl.constexpr = unit.dtype.element_ty
+    at = key + (n.to(tl.int64) * M)[:, None] + m[None, :]
+    compared = tl.zeros((ROWS, COLUMNS), DTYPE)
+    if SOURCE == "bounds" or SOURCE == "ranks" or APART:
+        compared = tl.load(at, there, 0.0)
+    if SOURCE == "given":
+        from_row = given + (rows.to(tl.int64) * given_row)[:, None]
+        value = tl.load(from_row + (m.to(tl.int64) * given_column)[None, :], there, 0.0).to(DTYPE)
+    else:
+        SIGN: tl.constexpr = -1.0 if (MODE == "repel") != (METRIC == "cosine") else 1.0
+        sign: tl.constexpr = 1.0 if MODE == "official" else SIGN
+        row_grad = sign * tl.load(grad + rows.to(tl.int64) * grad_stride).to(DTYPE)
+        column_grad = sign * tl.load(grad + columns.to(tl.int64) * grad_stride).to(DTYPE)
+        if SOURCE == "bits":
+            first_word = (first + row_tile * ROWS) // 32
+            bits = _triangle_of_bits(
+                mask, words, first_word, column_tile * (COLUMNS // 32), rows, columns
+            )
+            value = tl.where(bits != 0, row_grad[:, None] + column_grad[None, :], 0.0)
+        else:
+            own = compared
+            if METRIC == "cosine" and MODE != "official":
+                own = 1 - compared
+            of_other = own
+            if SOURCE == "ranks":
+                row_norm, column_norm = tl.load(norm + rows), tl.load(norm + columns)
+                row_grad /= row_norm
+                column_grad /= column_norm
+                if METRIC != "l1":
+                    # A bound is one of the row's own distances, to the last bit: products of parts
+                    # are not symmetric to the last bit, so that a row's are computed as its own.
+                    of_other = tl.load(
+                        other + (columns.to(tl.int64) * R)[None, :] + n[:, None], there, 0.0
+                    )
+                own = own / row_norm[:, None]
+                of_other = of_other / column_norm[None, :]
+            if HAS_IDS:
+                pair = tl.load(ids + rows)[:, None] != tl.load(ids + columns)[None, :]
+            else:
+                pair = rows[:, None] != columns[None, :]
+            mine = _within(own, tl.load(low + rows)[:, None], tl.load(high + rows)[:, None])
+            yours = _within(
+                of_other, tl.load(low + columns)[None, :], tl.load(high + columns)[None, :]
+            )
+            value = tl.where(mine & pair, row_grad[:, None], 0.0)
+            value += tl.where(yours & pair, column_grad[None, :], 0.0)
+            if SOURCE == "ranks":
+                value -= (row_grad * tl.load(row + rows))[:, None] * own
+                value -= (column_grad * tl.load(row + columns))[None, :] * of_other
+        if METRIC == "cosine" and MODE == "official":
+            # An infinite row is outside every band, and its sum is NaN: so is its gradient.
+            shown = 0 * tl.load(row + rows)
+            value += tl.where(rows[:, None] == columns[None, :], shown[:, None], 0.0)
+    if METRIC == "sqeuclidean":
+        value *= 2
+    if METRIC == "l2":
+        # At distance 0 the gradient is 0, not 0 / 0.
+        value = tl.where(compared == 0, 0.0, value / tl.where(compared == 0, 1.0, compared))
+    value = tl.where(there, value, 0.0)
+    if APART:
+        square = compared * compared if METRIC == "l2" else compared
+        lengths = tl.load(x_square + rows)[:, None] + tl.load(y_square + columns)[None, :]
+        # Two bits of a difference are gone below a quarter of the rows' lengths.
+        close = (square < lengths / 32) & (value != 0)
+        found = tl.max(tl.max(close.to(tl.int32), 1), 0)
+        tl.store(apart + row_tile * tl.num_programs(0) + column_tile, found)
+        if found > 0:
+            tl.store(at, tl.where(close, value, 0.0), there)
+        value = tl.where(close, 0.0, value)
+    value *= tl.load(unit)
+    if FACTORS:
+        value *= tl.load(x_factor + rows)[:, None]
+        factor = tl.load(y_factor + columns)[None, :]
+        value *= factor
+    to = weights + (n.to(tl.int64) * stride)[:, None] + m[None, :]
+    rest = store_parts(to, tl.cast(part, tl.int64), value, there, PARTS)
+    if APART:
+        value -= rest
+        if FACTORS:
+            value /= factor
+        tl.store(sums + column_tile.to(tl.int64) * R + n, tl.sum(value, 1), n < R)
+
+
+def write_weights(weights: Tensor, first: int, like: Tensor, **known: Any) -> None:
+    """Write a block of weights `[parts, R, M]` from what is known of its pairs."""
+    parts, R, M = weights.shape
+    stand_ins = dict.fromkeys(
+        ("given", "mask", "key", "other", "ids", "low", "high", "norm", "row", "grad"), like
+    )
+    more = dict.fromkeys(("x_factor", "y_factor", "x_square", "y_square", "sums", "apart"), like)
+    sizes = dict.fromkeys(("given_row", "given_column", "words", "grad_stride"), 0)
+    options = {"MODE": "", "HAS_IDS": False, "FACTORS": False, "APART": False, "N": M}
+    _weights_kernel[(triton.cdiv(M, COLUMNS), triton.cdiv(R, ROWS))](
+        **{**stand_ins, **more, **sizes, **options, **known},
+        weights=weights, part=weights.stride(0), stride=weights.stride(1), first=first, R=R, M=M,
+        PARTS=parts, ROWS=ROWS, COLUMNS=COLUMNS,
+        num_warps=8 if known["SOURCE"] == "ranks" else 4,  # 114 spills in 4
+    )  # fmt: skip

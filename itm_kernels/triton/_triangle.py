@@ -1,0 +1,149 @@
+"""Bounded sums over the pairs of one modality, from the upper triangle of tiles.
+
+A tile leaves sums for its rows and for its columns, and one bit per pair for the gradient. Bits of
+a word left of the diagonal's are not written: they stand in row m.
+"""
+
+import triton
+import triton.language as tl
+
+from itm_kernels.triton._compare import compared_tile
+from itm_kernels.triton._tiles import number, same_id
+
+
+@triton.jit
+def triangle_kernel(
+    x,
+    y,
+    raw_x,  # [N, D]
+    raw_y,
+    x_factor,  # [N]
+    y_factor,
+    x_term,  # [N]
+    y_term,
+    ids,
+    sums,  # [tiles, N]
+    mask,  # [N, words] int32
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    raw_x_stride,
+    raw_y_stride,
+    N,
+    words,
+    D,
+    raw_D,
+    low_bound: tl.float64,
+    high_bound: tl.float64,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
+    METRIC: tl.constexpr,
+    CHUNK: tl.constexpr,
+    MODE: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    row_tile, column_tile = triangle(tl.program_id(0), N, ROWS)
+    n = row_tile * ROWS + tl.arange(0, ROWS)
+    m = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, N - 1)
+    key = compared_tile(
+        x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
+        raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
+    )  # fmt: skip
+    if METRIC == "cosine":
+        key = 1 - key
+    # What is no pair takes a key outside every band, where a tile has any: a mask beside the keys
+    # would spill.
+    nowhere = float("-inf")
+    if row_tile == column_tile:
+        own = n[:, None] == m[None, :]
+        if MODE == "official":
+            # An infinite row lies outside every band: its own diagonal entry shows it, as NaN.
+            key = tl.where(own, key - key + nowhere, key)
+        elif not HAS_IDS:
+            key = tl.where(own & (key == key), nowhere, key)
+    if HAS_IDS:
+        same = same_id(rows, columns, ids, ids, HAS_IDS)
+        key = tl.where(same & (key == key), nowhere, key)
+    # In fp64 a branch here stops LLVM's vectorizer, for sm_100, in an assertion.
+    if key.dtype == tl.float64:
+        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
+    elif (column_tile + 1) * COLUMNS > N:
+        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
+    low, high = number(low_bound, key.dtype), number(high_bound, key.dtype)
+    # Written as "not outside", so that a NaN counts as inside and shows in the sum.
+    outside = (key <= low) | (key >= high)
+    value = tl.where(outside, 0.0, high - key if MODE == "repel" else key)
+    tl.store(sums + column_tile.to(tl.int64) * N + n, tl.sum(value, 1), mask=n < N)
+    if row_tile < column_tile:
+        tl.store(sums + row_tile.to(tl.int64) * N + m, tl.sum(value, 0), mask=m < N)
+    if KEEP:
+        word = column_tile * (COLUMNS // 32) + tl.arange(0, COLUMNS // 32)
+        at = mask + (n.to(tl.int64) * words)[:, None] + word[None, :]
+        tl.store(at, _bits(outside), mask=(n < N)[:, None] & (word < words)[None, :])
+
+
+@triton.jit
+def triangle(program, N, SIDE: tl.constexpr):
+    """Return a program's row and column of tiles, one of those on and above the diagonal.
+
+    Tiles are visited in groups of eight rows, down one column after the other, so that a group's
+    operands stay in the L2. Groups before row 8 g hold g (8 tiles + 4 - 32 g) tiles: the root of
+    that is exact, since half a tile keeps it far from a whole number.
+    """
+    across = 8 * tl.cast(tl.cdiv(N, SIDE), tl.int64) + 4
+    half = across.to(tl.float64)
+    root = tl.sqrt(half * half - 128 * (program.to(tl.float64) + 0.5))
+    group = ((half - root) / 64).to(tl.int64)
+    place = (program - group * (across - 32 * group)).to(tl.int32)
+    # Columns of 1, 2 .. 7 tiles, then of 8.
+    column = 0
+    for more in tl.static_range(1, 7):
+        column += (place >= more * (more + 1) // 2).to(tl.int32)
+    row = place - column * (column + 1) // 2
+    column = tl.where(place < 28, column, 7 + (place - 28) // 8)
+    row = tl.where(place < 28, row, (place - 28) % 8)
+    first = 8 * group.to(tl.int32)
+    return first + row, first + column
+
+
+@triton.jit
+def _bits(outside):
+    """Return 32 columns as the bits of one int32, set where a pair lies inside."""
+    bits = tl.where(outside, 0, 1 << (tl.arange(0, outside.shape[1]) % 32)[None, :])
+    return tl.sum(tl.reshape(bits, (bits.shape[0], bits.shape[1] // 32, 32)), 2)
+
+
+@triton.jit
+def finish_kernel(
+    sums,  # [tiles, N]
+    row,  # [N]
+    low,
+    high,
+    norm,
+    low_bound: tl.float64,
+    high_bound: tl.float64,
+    N,
+    tiles,
+    BLOCK: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for tile in range(0, tiles):
+        at = sums + tl.cast(tile, tl.int64) * N + n
+        total += tl.load(at, mask=n < N, other=0.0).to(tl.float64)
+    DTYPE: tl.constexpr = row.dtype.element_ty
+    same = tl.zeros((BLOCK,), DTYPE)
+    tl.store(row + n, total.to(DTYPE), mask=n < N)
+    tl.store(low + n, same + number(low_bound, DTYPE), mask=n < N)
+    tl.store(high + n, same + number(high_bound, DTYPE), mask=n < N)
+    tl.store(norm + n, same + 1, mask=n < N)
