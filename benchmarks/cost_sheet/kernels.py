@@ -30,11 +30,11 @@ def model(*kernels: str) -> Callable[[Model], Model]:
 
 def count_of(launch: Launch) -> Count:
     """Return what a launch does."""
-    for models in ("pair_models", "cluster_models"):  # which register themselves
+    for models in ("pair_models", "row_models", "cluster_models"):  # which register themselves
         import_module(f"benchmarks.cost_sheet.{models}")
     if launch.kernel not in MODELS:
         raise LookupError(
-            f"{launch.kernel} has no cost model: add one to benchmarks/cost_sheet/pair_models.py"
+            f"{launch.kernel} has no cost model: add one beside benchmarks/cost_sheet/pair_models.py"
         )
     return MODELS[launch.kernel](launch)
 

@@ -1,4 +1,4 @@
-"""Models of the kernels that compare rows pair by pair, and of those that pass over rows.
+"""Models of the kernels that compare rows pair by pair.
 
 Instructions and exponentials per element of a tile are read from the kernels' source [E]. Of what
 depends on values: one tile of candidates holds the positives of a tile of queries, and no pair of
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
 from benchmarks.cost_sheet.kernels import gathered, model, passes, scores
-from benchmarks.cost_sheet.rates import RESIDENT
+from benchmarks.cost_sheet.rates import PROCESSORS, RESIDENT
 
 
 @model("_hardest._hardest_kernel")
@@ -19,6 +19,32 @@ def _hardest(launch: Launch) -> Count:
     ids = 2 if launch.HAS_IDS else 0
     instructions = 7 + ids + sides * (4 + 2 * launch.BOUNDED)
     return scores(launch, launch.N, launch.M, instructions)
+
+
+@model("_screen._screen_kernel")
+def _screen(launch: Launch) -> Count:
+    # Beside the best and its index a second, on both sides.
+    instructions = 21 + 2 * launch.HAS_IDS + 2 * launch.FACTORS
+    return scores(launch, launch.N, launch.M, instructions)
+
+
+@model("_settle.settle_kernel")
+def _settle(launch: Launch) -> Count:
+    # What tiles left is read twice. The bests of two tiles could be an anchor's maximum [E].
+    left = [each.bytes for name, each in launch.operands.items() if _is_left(name)]
+    anchors = launch.N + launch.M
+    found = gathered(launch, 3.0 * anchors, 0, launch.D, launch.x.dtype)
+    return found._replace(hbm=found.hbm + 2.0 * sum(left), l2=found.l2 + 2.0 * sum(left))
+
+
+def _is_left(name: str) -> bool:
+    return name.endswith(("_key", "_index", "_second")) and "found" not in name
+
+
+@model("_settle.listed_kernel", "_settle.listed_best_kernel")
+def _listed(launch: Launch) -> Count:
+    # No anchor is listed: programs look at a number and return, .3 us each on a processor [E].
+    return Count(launch.kernel, True, seconds=launch.programs / PROCESSORS * 0.3e-6)
 
 
 def in_gluon(launch: Launch, instructions: float, exponentials: float = 0) -> Count:
@@ -210,80 +236,3 @@ def _pair_positives(launch: Launch) -> Count:
 @model("_synthesis.logits_kernel")
 def _logits(launch: Launch) -> Count:
     return scores(launch, launch.R, launch.M, 4)
-
-
-# -- passes over rows ------------------------------------------------------------------------------
-
-
-@model("max_of_hinges._hinges_kernel")
-def _hinges(launch: Launch) -> Count:
-    keys = [each.bytes for name, each in launch.operands.items() if name.endswith(("key", "index"))]
-    found = gathered(launch, 4 * launch.M, 0, launch.D, launch.image.dtype)
-    return found._replace(hbm=found.hbm + sum(keys))
-
-
-@model("hardest_negatives._winners_kernel")
-def _winners(launch: Launch) -> Count:
-    found = gathered(launch, 2 * launch.A, 0, launch.D, launch.anchor_rows.dtype)
-    keys = launch.operands["key"].bytes + launch.operands["index"].bytes
-    return found._replace(hbm=found.hbm + keys)
-
-
-@model("hardest_negatives._positives_kernel")
-def _positives(launch: Launch) -> Count:
-    return gathered(launch, 2 * launch.M, 0, launch.D, launch.image.dtype)
-
-
-@model("_segments._gradients_kernel")
-def _segment_sums(launch: Launch) -> Count:
-    targets = launch.N + (0 if launch.ONLY_IMAGES else launch.M)
-    own = 0 if launch.ONLY_IMAGES else 2 * targets
-    entries = launch.source.elements
-    base = launch.base.bytes if launch.ONLY_IMAGES else 0
-    found = gathered(launch, entries + own, targets, launch.D, launch.image.dtype)
-    return found._replace(hbm=found.hbm + base + 12.0 * (entries + own))
-
-
-@model("_segments._chunks_kernel")
-def _segment_chunks(launch: Launch) -> Count:
-    # No row is mined by so many that a chunk of its entries is summed apart.
-    size = launch.ordered.bytes
-    return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
-
-
-@model("_entries._order_kernel")
-def _order(launch: Launch) -> Count:
-    compared = launch.programs * launch.BLOCK * launch.E / 2
-    return Count(
-        launch.kernel, True, instructions=6.0 * compared, l2=4.0 * launch.programs * launch.E / 2
-    )
-
-
-@model("kmeans_plus_plus._draw_kernel")
-def _kmeans_draw(launch: Launch) -> Count:
-    found = passes(launch)
-    return found._replace(
-        instructions=3.0 * launch.B * launch.M * launch.D, hbm=launch.x.bytes, l2=launch.x.bytes
-    )
-
-
-@model(
-    "_launch._split_kernel",
-    "_compare._squares_kernel",
-    "unit_rows._forward_kernel",
-    "unit_rows._backward_kernel",
-    "log_sum_exp._finish_kernel",
-    "cross_entropy._forward_kernel",
-    "cross_entropy._backward_kernel",
-    "max_of_hinges._entries_kernel",
-    "hardest_negatives._entries_kernel",
-    "_entries._by_target_kernel",
-    "_triangle.finish_kernel",
-    "_pulls._pairs_kernel",
-    "sum_of_hinges._totals_kernel",
-    "_scaled._gradient_kernel",
-    "_scaled._scale_kernel",
-    "sample_negatives._winners_kernel",
-)
-def _passes(launch: Launch) -> Count:
-    return passes(launch)

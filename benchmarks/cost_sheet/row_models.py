@@ -1,0 +1,82 @@
+"""Models of the kernels that pass over rows, or gather some."""
+
+from benchmarks.cost_sheet.counts import Count, Launch
+from benchmarks.cost_sheet.kernels import gathered, model, passes
+
+
+@model("max_of_hinges._hinges_kernel")
+def _hinges(launch: Launch) -> Count:
+    keys = [each.bytes for name, each in launch.operands.items() if name.endswith(("key", "index"))]
+    found = gathered(launch, 4 * launch.M, 0, launch.D, launch.image.dtype)
+    return found._replace(hbm=found.hbm + sum(keys))
+
+
+@model("hardest_negatives._winners_kernel")
+def _winners(launch: Launch) -> Count:
+    found = gathered(launch, 2 * launch.A, 0, launch.D, launch.anchor_rows.dtype)
+    keys = launch.operands["key"].bytes + launch.operands["index"].bytes
+    return found._replace(hbm=found.hbm + keys)
+
+
+@model("hardest_negatives._positives_kernel")
+def _positives(launch: Launch) -> Count:
+    return gathered(launch, 2 * launch.M, 0, launch.D, launch.image.dtype)
+
+
+@model("_segments._gradients_kernel")
+def _segment_sums(launch: Launch) -> Count:
+    targets = launch.N + (0 if launch.ONLY_IMAGES else launch.M)
+    own = 0 if launch.ONLY_IMAGES else 2 * targets
+    entries = launch.source.elements
+    base = launch.base.bytes if launch.ONLY_IMAGES else 0
+    found = gathered(launch, entries + own, targets, launch.D, launch.image.dtype)
+    return found._replace(hbm=found.hbm + base + 12.0 * (entries + own))
+
+
+@model("_segments._chunks_kernel")
+def _segment_chunks(launch: Launch) -> Count:
+    # No row is mined by so many that a chunk of its entries is summed apart.
+    size = launch.ordered.bytes
+    return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
+
+
+@model("_entries._order_kernel")
+def _order(launch: Launch) -> Count:
+    compared = launch.programs * launch.BLOCK * launch.E / 2
+    return Count(
+        launch.kernel, True, instructions=6.0 * compared, l2=4.0 * launch.programs * launch.E / 2
+    )
+
+
+@model("kmeans_plus_plus._draw_kernel")
+def _kmeans_draw(launch: Launch) -> Count:
+    found = passes(launch)
+    return found._replace(
+        instructions=3.0 * launch.B * launch.M * launch.D, hbm=launch.x.bytes, l2=launch.x.bytes
+    )
+
+
+@model(
+    "_launch._split_kernel",
+    "_compare._squares_kernel",
+    "unit_rows._forward_kernel",
+    "unit_rows._backward_kernel",
+    "log_sum_exp._finish_kernel",
+    "cross_entropy._forward_kernel",
+    "cross_entropy._backward_kernel",
+    "max_of_hinges._entries_kernel",
+    "hardest_negatives._entries_kernel",
+    "_entries._by_target_kernel",
+    "_triangle.finish_kernel",
+    "_pulls._pairs_kernel",
+    "_screen._lengths_kernel",
+    "_cosines._cosine_kernel",
+    "_cosines._gradient_kernel",
+    "_cosines._weights_kernel",
+    "sum_of_hinges._totals_kernel",
+    "_scaled._gradient_kernel",
+    "_scaled._scale_kernel",
+    "sample_negatives._winners_kernel",
+)
+def _passes(launch: Launch) -> Count:
+    return passes(launch)
