@@ -34,7 +34,7 @@ def count_of(launch: Launch) -> Count:
         import_module(f"benchmarks.cost_sheet.{models}")
     if launch.kernel not in MODELS:
         raise LookupError(
-            f"{launch.kernel} has no cost model: add one beside benchmarks/cost_sheet/pair_models.py"
+            f"{launch.kernel} has no cost model: add one to benchmarks/cost_sheet/*_models.py"
         )
     return MODELS[launch.kernel](launch)
 
