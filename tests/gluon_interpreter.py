@@ -180,8 +180,9 @@ class Interpreter:
             barrier.settle()
             self.machine.wait()
 
-    def wait(self, barrier: Barrier, phase: int) -> None:
-        self.machine.wait(lambda: barrier.phase != phase)
+    def wait(self, barrier: Barrier, phase: int, pred: Any = True) -> None:
+        if pred:
+            self.machine.wait(lambda: barrier.phase != phase)
 
     def async_copy_global_to_shared(
         self, source: SimpleNamespace, at: Sequence[int], barrier: Barrier, target: Shared

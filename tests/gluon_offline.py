@@ -2,7 +2,8 @@
 
 `python tests/gluon_offline.py` prints registers, stack, shared memory, tensor-core and TMA
 instructions of every kernel, and the instructions of its epilogue per score. It fails for a kernel
-with a stack, one that does not fit the shared memory, or one without HGMMA or UTMALDG.
+with a stack, one that does not fit the shared memory, one without HGMMA or UTMALDG, or one whose
+products the assembler waits for one by one.
 TRITON_INTERPRET must not be set.
 """
 
@@ -26,7 +27,8 @@ from triton_compile import COMPILE, Job, StandIn, planning
 ARCHITECTURE = 90
 N, D = 4096, 1024
 SCORES = 64 * 256 // 128  # of a thread
-MULTIPLE = ("HGMMA", "UTMALDG")
+PRODUCTS = 4  # of 16 elements in a step of 64
+NEEDED = ("HGMMA", "UTMALDG")
 # Throughput per processor and clock on sm_90, by the CUDA programming guide: lanes.
 PIPES = {
     "SHFL": 32,
@@ -44,6 +46,7 @@ class Use(NamedTuple):
     stack: int
     shared: int
     counts: Counter[str]
+    waited: int  # tensor-core instructions that are waited for one by one
     epilogue: Counter[str]  # a thread's, in a tile without masked scores or NaN
 
 
@@ -96,9 +99,10 @@ def use_of(kernel: Any) -> Use:
     blocks = list(blocks_of(code))
     counts = sum((Counter(block) for block in blocks), Counter[str]())
     stack = int(found["STACK"]) + int(found["LOCAL"])
-    return Use(
-        int(found["REG"]), stack, kernel.metadata.shared, counts, Counter(epilogue_of(blocks))
-    )
+    # The last product of a step counts those before it.
+    waited = counts["HGMMA"] - PRODUCTS * len(re.findall("HGMMA.*gsb0", code))
+    epilogue = Counter(epilogue_of(blocks))
+    return Use(int(found["REG"]), stack, kernel.metadata.shared, counts, waited, epilogue)
 
 
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)(.*?);", re.M)
@@ -170,8 +174,9 @@ def main() -> int:
             print(" ".join(f"{name} {count}" for name, count in use.epilogue.most_common()))
         complaints = {
             "has a stack": use.stack or use.counts["LDL"] or use.counts["STL"],
+            "products waited for one by one": use.waited,
             "shared memory": use.shared > SHARED[ARCHITECTURE],
-            **{f"no {name}": not use.counts[name] for name in MULTIPLE},
+            **{f"no {name}": not use.counts[name] for name in NEEDED},
         }
         wrong += [f"{job.case}: {complaint}" for complaint, holds in complaints.items() if holds]
     print("\n".join(wrong) or "no complaints")

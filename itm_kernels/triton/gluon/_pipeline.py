@@ -10,6 +10,11 @@ Two barriers belong to each stage. `full` completes when the bytes of the copies
 barrier, and waiting for a parity returns once the phase of that parity has completed. A consumer
 waits for its own round; the producer waits for the round before, which a new barrier counts as
 completed.
+
+Left alone, both warpgroups would multiply in step and reduce in step. The lower one therefore
+starts every tile some steps after the upper one, and they reduce one after the other. Tiles of
+fewer steps than the ring has stages are not staggered: the upper warpgroup could be two tiles
+ahead, where a parity says nothing.
 """
 
 from triton.experimental import gluon
@@ -26,6 +31,7 @@ ROWS = gl.constexpr(128)
 COLUMNS = gl.constexpr(256)
 DEPTH = gl.constexpr(64)  # 128 bytes: a row of the widest swizzle
 STAGES = gl.constexpr(4)  # 48 KB each
+LEAD = gl.constexpr(2)  # steps that the upper warpgroup is ahead of the lower one
 WARPS = gl.constexpr(4)  # of a warpgroup
 GROUP = gl.constexpr(8)  # row tiles that are visited together, so that operands stay in the L2
 # A warpgroup's scores: 16 rows a warp, two of them a thread.
@@ -81,10 +87,12 @@ def ring_of(x, y):
     y_ring = gl.allocate_shared_memory(y.dtype, [STAGES, COLUMNS, DEPTH], y.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    lead = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=2)
-    return x_ring, y_ring, full, empty
+    mbarrier.init(lead.index(0), count=1)
+    return x_ring, y_ring, full, empty, lead
 
 
 @gluon.jit
@@ -98,7 +106,7 @@ def produce(
     PARTS: gl.constexpr,
 ):
     """Copy the operands of all tiles of a program into the ring. Beyond D TMA fills in zeros."""
-    x_ring, y_ring, full, empty = ring
+    x_ring, y_ring, full, empty, _ = ring
     X_TAKES: gl.constexpr = _X_OF_THREE if PARTS == 3 else _X_OF_TWO
     Y_TAKES: gl.constexpr = _Y_OF_THREE if PARTS == 3 else _Y_OF_TWO
     row_tiles, column_tiles = tiles_of(N, M)
@@ -128,8 +136,14 @@ def produce(
 
 @gluon.jit
 def multiply(ring, step, steps, half: gl.constexpr):
-    """Return the scores `[HALF, COLUMNS]` of a warpgroup's next tile, and the step after it."""
-    x_ring, y_ring, full, empty = ring
+    """Return the scores `[HALF, COLUMNS]` of a warpgroup's next tile, and the step after it.
+
+    One loop and no branch: otherwise ptxas waits for every product by itself (its note C7515).
+    """
+    x_ring, y_ring, full, empty, lead = ring
+    staggered = steps >= STAGES
+    if half == 1:
+        mbarrier.wait(lead.index(0), (step // steps) & 1, pred=staggered)
     scores = gl.zeros((HALF, COLUMNS), gl.float32, SCORES)
     for k in range(steps):
         slot = step % STAGES
@@ -140,6 +154,8 @@ def multiply(ring, step, steps, half: gl.constexpr):
         # One product stays in flight. The product before it has ended, and its stage is empty.
         scores = warpgroup_mma_wait(1, deps=(scores,))
         mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=k > 0)
+        if half == 0:
+            mbarrier.arrive(lead.index(0), pred=staggered & (k == LEAD))
         step += 1
     scores = warpgroup_mma_wait(0, deps=(scores,))
     mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
