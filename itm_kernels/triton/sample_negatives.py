@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._hardest import Best, best_empty, best_of_tiles, hardest, leave_best
+from itm_kernels.triton._best import Best, best_of_tiles, leave_best
+from itm_kernels.triton._hardest import best_empty, hardest
 from itm_kernels.triton._launch import operands
 from itm_kernels.triton._noise import gumbel_of_columns, words_of_pairs
 from itm_kernels.triton._pairs import id_arguments

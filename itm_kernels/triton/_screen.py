@@ -1,0 +1,216 @@
+"""The hardest negative in fp32 from one product in half precision: it screens, fp32 decides.
+
+With x = h + l, h its fp16 rows (`_scaled`), a score differs from h . h' by at most
+    |l| (|h'| + |l'|) + |h| |l'|     what rounding lost,
+    + 1.5 D 2^-22 |h| |h'|           sums in fp32, of the tensor cores and of what decides.
+A tile leaves an anchor's best candidate and the key of its second. Of the tiles whose best could
+still be the maximum, the bests are multiplied again in fp32. An anchor whose maximum could be a
+second, or whose scores are not finite, is listed, and the listed anchors' scores are products of
+two parts, as exact as fp32's: programs beyond the end of a list return at once. So nothing waits
+for the host, and rows that have collapsed into one cost three products a side.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton import _scaled
+from itm_kernels.triton._launch import INTERPRETED, Operands, rows_of
+from itm_kernels.triton._pairs import id_arguments
+from itm_kernels.triton._settle import listed_best_kernel, listed_kernel, settle_kernel
+from itm_kernels.triton._tiles import (
+    highest,
+    no_key,
+    ordered_key,
+    place,
+    same_id,
+    scaled,
+    score_tile,
+)
+
+# From so many rows on the products that are saved outweigh seven launches.
+LEAST_ROWS = 2048
+_ROWS = 16  # whose largest lengths are kept
+_ANCHORS = 64 if INTERPRETED else 8
+
+
+@triton.jit
+def _lengths_kernel(
+    parts,  # [2, N, WIDTH] fp16
+    factor,  # [N]
+    kept,  # [N] |h|
+    lost,  # [N] |l|
+    most,  # [2, blocks of rows] the largest of both
+    count,  # [] of listed anchors
+    N,
+    width,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Bound the lengths of rows from above, rounding included."""
+    block = tl.program_id(0)
+    n = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    high = tl.zeros((ROWS, DEPTH), tl.float32)
+    low = tl.zeros((ROWS, DEPTH), tl.float32)
+    for first in range(0, width, DEPTH):
+        d = (first + tl.arange(0, DEPTH))[None, :]
+        at = parts + rows[:, None] * width + d
+        value = tl.load(at, mask=d < width, other=0.0).to(tl.float32)
+        high += value * value
+        at += tl.cast(N, tl.int64) * width
+        value = tl.load(at, mask=d < width, other=0.0).to(tl.float32)
+        low += value * value
+    one = tl.load(factor + rows)
+    terms = tl.cast(width, tl.float32)
+    above = (1 + (terms + 16) * 1.2e-7) * one
+    length = tl.sqrt(tl.sum(high, 1)) * above
+    # Of a third part: 2^-22 of the row, or half of the smallest fp16 number an element.
+    rest = tl.sqrt(tl.sum(low, 1)) * above + length * 4.8e-7 + tl.sqrt(terms) * 3e-8 * one
+    tl.store(kept + n, length, mask=n < N)
+    tl.store(lost + n, rest, mask=n < N)
+    # A maximum may lose NaN, not infinity: no anchor is sure beside such a row.
+    length = tl.where(length < float("inf"), length, float("inf"))
+    rest = tl.where(rest < float("inf"), rest, float("inf"))
+    tl.store(most + block, tl.max(length, 0))
+    tl.store(most + tl.num_programs(0) + block, tl.max(rest, 0))
+    if block == 0:
+        tl.store(count, 0)
+
+
+@triton.jit
+def _leave(keys, others, key, index, second, tile, anchors, a, AXIS: tl.constexpr):
+    """Leave the best of a tile along an axis, and the key of its second."""
+    best, winner = highest(keys, others, AXIS)
+    rest = tl.where(others == tl.expand_dims(winner, AXIS), no_key(keys.dtype), keys)
+    at = tile.to(tl.int64) * anchors + a
+    tl.store(key + at, best, mask=a < anchors)
+    tl.store(index + at, winner, mask=a < anchors)
+    tl.store(second + at, tl.max(rest, AXIS), mask=a < anchors)
+
+
+@triton.jit
+def _screen_kernel(
+    x,
+    y,
+    x_ids,
+    y_ids,
+    row_key,
+    row_index,
+    row_second,
+    column_key,
+    column_index,
+    column_second,
+    x_stride,
+    y_stride,
+    x_part,
+    y_part,
+    x_factor,
+    y_factor,
+    N,
+    M,
+    D,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+):
+    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
+    scores = score_tile(
+        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
+    )  # fmt: skip
+    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
+    off |= (n >= N)[:, None] | (m >= M)[None, :]
+    keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))
+    _leave(keys, columns[None, :], row_key, row_index, row_second, column_tile, N, n, 1)
+    _leave(keys, rows[:, None], column_key, column_index, column_second, row_tile, M, m, 0)
+
+
+class _Side:
+    """Rows of one side as anchors: their lengths, what tiles leave for them, and who wins."""
+
+    def __init__(self, rows: Tensor, factor: Tensor, tiles: int, count: Tensor) -> None:
+        N, width = rows.shape[1:]
+        blocks = triton.cdiv(N, _ROWS)
+        self.kept, self.lost = factor.new_empty((2, N))
+        self.most = factor.new_empty((2, blocks))
+        _lengths_kernel[(blocks,)](
+            rows, factor, self.kept, self.lost, self.most, count, N, width, ROWS=_ROWS, DEPTH=128
+        )
+        self.key, self.index, self.second = count.new_empty((3, tiles, N))
+        self.found_key, self.found = count.new_empty((2, 1, N))
+        self.listed, self.count = count.new_empty(N), count
+
+    def arguments(self, prefix: str, *names: str) -> dict[str, Any]:
+        """Return some of the tensors as a kernel's arguments."""
+        return {f"{prefix}_{name}": getattr(self, name) for name in names}
+
+
+def screens(x: Tensor, y: Tensor, kind: str) -> bool:
+    """Say whether screening pays for rows that are multiplied in parts."""
+    return kind == "parts" and min(x.shape[0], y.shape[0]) >= LEAST_ROWS
+
+
+def screened(
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [M, D]
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # key and index [1, N], [1, M]
+    """Find the hardest row of y of every row of x, and the other way round, as fp32 would."""
+    # A best, its index and a second of both axes: 259 spills in tiles of 128 x 256 on sm_90.
+    both = _scaled.operands(x, y, cosine=False)
+    (N, M), tile, D = both.shape, both.tile, x.shape[1]
+    assert both.x_factor is not None
+    assert both.y_factor is not None
+    counts = torch.empty(2, dtype=torch.int32, device=x.device)
+    row = _Side(both.x, both.x_factor, triton.cdiv(M, tile.columns), counts[0])
+    # Listed columns are rows of a tile: room for the tiles of either.
+    most = max(triton.cdiv(N, tile.rows), triton.cdiv(N, tile.columns))
+    column = _Side(both.y, both.y_factor, most, counts[1])
+    left = ("key", "index", "second")
+    half = both._replace(x=both.x[:1], y=both.y[:1])
+    _screen_kernel[tile.programs(N, M)](
+        **half.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
+        **row.arguments("row", *left), **column.arguments("column", *left),
+    )  # fmt: skip
+    x, y = rows_of(x), rows_of(y)
+    won = {
+        **{"row_found_key": row.found_key, "row_found": row.found, "row_listed": row.listed},
+        **{"column_found_key": column.found_key, "column_found": column.found},
+        **{"column_listed": column.listed, "counts": counts, "N": N, "M": M},
+    }
+    lengths = ("kept", "lost", "most")
+    settle_kernel[(triton.cdiv(max(N, M), _ANCHORS), 2)](
+        x=x, y=y, x_stride=x.stride(0), y_stride=y.stride(0),
+        **row.arguments("x", *lengths), **column.arguments("y", *lengths),
+        **row.arguments("row", *left), **column.arguments("column", *left), **won, D=D,
+        row_tiles=triton.cdiv(M, tile.columns), column_tiles=triton.cdiv(N, tile.rows),
+        x_blocks=row.most.shape[1], y_blocks=column.most.shape[1], width=both.x.shape[2],
+        ANCHORS=_ANCHORS, TILES=32, ROW_BLOCKS=tile.columns // _ROWS,
+        COLUMN_BLOCKS=tile.rows // _ROWS, DEPTH=128, num_warps=8,
+    )  # fmt: skip
+    turned = Operands(both.y, both.x, both.kind, both.precision, tile, both.y_factor, both.x_factor)
+    for side, operands, ids in ((row, both, (x_ids, y_ids)), (column, turned, (y_ids, x_ids))):
+        A, B = operands.shape
+        listed_kernel[tile.programs(A, B)](
+            **operands.arguments(), **id_arguments(operands, *ids), N=A, M=B,
+            listed=side.listed, count=side.count, key=side.key, index=side.index,
+        )  # fmt: skip
+    listed_best_kernel[(triton.cdiv(max(N, M), 16), 2)](
+        **row.arguments("row", "key", "index"), **column.arguments("column", "key", "index"),
+        **won, row_tiles=triton.cdiv(M, tile.columns), column_tiles=triton.cdiv(N, tile.columns),
+        ANCHORS=16,
+    )  # fmt: skip
+    return (row.found_key, row.found), (column.found_key, column.found)
