@@ -65,6 +65,16 @@ def test_near_duplicates(layout) -> None:
         hold_on_average(cases, torch.float32, "kam", logits, backend="triton")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_anchors_of_constant_vectors(dtype, layout) -> None:
+    for weights, scale in (("kam", 1e-6), ("attention", 1e3)):
+        case = problem(5, 33, 40, 3, layout)
+        case.anchors[1] = 0  # which has no direction
+        case = case._replace(grad=case.grad * scale)
+        hold_to_the_rule(case, dtype, weights, True, True, backend="triton")
+
+
 def test_far_members_of_a_narrow_kernel() -> None:
     # e^(-|q - x|^2 / 2 sigma^2) is 0 in fp32 for all of them, their softmax is not.
     case = problem(9, 65, 31, 3)

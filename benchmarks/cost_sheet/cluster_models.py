@@ -88,7 +88,7 @@ def _panel_blocks(launch: Launch) -> Count:
     return _solved(launch, flop, tiles, 8.0 * tiles * launch.BLOCK**2)
 
 
-def _lower(blocks: int, width: int, block: int) -> float:
+def _lower(blocks: float, width: int, block: int) -> float:
     """Return the operations of rows of a panel's blocks: sums over those before, a product."""
     return 2.0 * block**3 * blocks * sum(j + 1 for j in range(width))
 
@@ -123,6 +123,16 @@ def _sort(launch: Launch) -> Count:
     return Count(launch.kernel, True, l2=launch.programs * launch.M * 8.0, seconds=chain)
 
 
-@model("_clusters._spans_kernel", "kmeans._mean_kernel")
+@model("_cosines._weights_kernel")
+def _cosine_weights(launch: Launch) -> Count:
+    return passes(launch, 10)
+
+
+@model(
+    "_clusters._spans_kernel",
+    "_cosines._cosine_kernel",
+    "_cosines._gradient_kernel",
+    "kmeans._mean_kernel",
+)
 def _pass(launch: Launch) -> Count:
     return passes(launch)

@@ -46,8 +46,8 @@ def operands(x: Tensor, y: Tensor, cosine: bool, **options: Any) -> Operands:
         options: of `_launch.operands`.
     """
     kind = kind_of(x)
-    rows = [_scaled(x, kind, cosine)]
-    rows.append(rows[0] if y is x else _scaled(y, kind, cosine))
+    rows = [scaled_rows(x, kind, cosine)]
+    rows.append(rows[0] if y is x else scaled_rows(y, kind, cosine))
     tile, precision = _launch.tile_and_precision(kind, x, y, **options)
     return Operands(rows[0][0], rows[1][0], kind, precision, tile, rows[0][1], rows[1][1])
 
@@ -57,7 +57,8 @@ def _parts(x: Tensor, kind: str) -> int:
     return 2 if kind == "parts" else int(x.dtype == torch.float16)
 
 
-def _scaled(x: Tensor, kind: str, cosine: bool) -> tuple[Tensor, Tensor]:
+def scaled_rows(x: Tensor, kind: str, cosine: bool) -> tuple[Tensor, Tensor]:
+    """Return rows of a kind laid out, `[parts, N, D]`, and their factors `[N]`, or `[0]`."""
     N, D = x.shape
     parts = _parts(x, kind)
     factor = torch.empty(N if cosine or parts else 0, dtype=wide_dtype(x), device=x.device)

@@ -57,6 +57,7 @@ class Synthesis:
         sigma: float,
         weights: str,
         ridge: float,
+        *,
         keep_systems: bool = False,
     ) -> None:
         known = anchor_ids is not None and member_ids is not None
@@ -90,12 +91,13 @@ class Synthesis:
             rows = min(rows, max(1, _FACTORS // size))
         return rows
 
-    def blocks(self, at_once: int) -> Iterator[Block]:
-        """Yield all anchors in order."""
+    def blocks(self, at_once: int, valid: Tensor) -> Iterator[Block]:  # valid: [N, K] to write
+        """Yield all anchors in order; a block is gone before there is the next."""
         for first in range(0, self.q.shape[0], at_once):
-            yield self.block(first, min(at_once, self.q.shape[0] - first))
+            R = min(at_once, self.q.shape[0] - first)
+            yield self.block(first, R, valid[first : first + R])
 
-    def block(self, first: int, R: int) -> Block:
+    def block(self, first: int, R: int, valid: Tensor | None = None) -> Block:
         """Return the softmax of some anchors over every cluster, and the weights it leads to."""
         (M, _), K = self.x.shape, self.clusters.number
         logits = torch.empty((R, M), dtype=wide_dtype(self.q), device=self.q.device)
@@ -103,7 +105,8 @@ class Synthesis:
             **self.both.arguments(), offset=self.offset, out=logits, first=first, R=R, M=M,
             scale=self.scale,
         )  # fmt: skip
-        valid = torch.empty((R, K), dtype=torch.bool, device=self.q.device)
+        if valid is None:
+            valid = torch.empty((R, K), dtype=torch.bool, device=self.q.device)
         clusters = self.clusters.of_anchors(first, R)
         arguments = list_arguments(clusters, R)
         stand_in = self.clusters.starts, self.clusters.starts

@@ -19,8 +19,9 @@ import triton
 from torch import Tensor
 
 from itm_kernels.triton._clusters import spans_of
+from itm_kernels.triton._cosines import cosines, gradient_of_anchors
 from itm_kernels.triton._launch import Operands, kind_of, prepare, tile_of, wide_dtype
-from itm_kernels.triton._sums import Factor, cosine_parts, vectors_of
+from itm_kernels.triton._sums import Factor, vectors_of
 from itm_kernels.triton._synthesis import (
     members_gradient_kernel,
     softmax_gradient_kernel,
@@ -157,11 +158,10 @@ def rbf_synthesis_forward(
     one = Synthesis(anchors, *inputs[:-1])
     shape = anchors.shape[0], one.clusters.number, anchors.shape[1]
     vectors = torch.empty(shape, dtype=wide_dtype(anchors), device=anchors.device)
-    valid = []
-    for block in one.blocks(one.at_once()):
+    valid = torch.empty(shape[:2], dtype=torch.bool, device=anchors.device)
+    for block in one.blocks(one.at_once(), valid):
         _vectors(one, block, vectors[block.first : block.first + block.q.shape[0]])
-        valid.append(block.valid)
-    return vectors, torch.cat(valid), no_scores(anchors)
+    return vectors, valid, no_scores(anchors)
 
 
 def _vectors(one: Synthesis, block: Block, out: Tensor) -> Tensor:
@@ -194,15 +194,7 @@ def rbf_synthesis_logits_forward(
     *inputs: Any,  # as `Synthesis`, whether vectors are constants, whether to keep scores: False
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N, K], [0, 0]
     """Return the cosine of every anchor with its vectors, 0 where there is none, and where not."""
-    one = Synthesis(anchors, *inputs[:-2])
-    cosines, valid = [], []
-    for block in one.blocks(one.at_once()):
-        parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
-        dot, square = parts.sum(1).unbind()
-        cosine = dot.div_(_divisor(square.sqrt_())).div_(_divisor(_length(block.q)))
-        cosines.append(cosine.masked_fill_(~block.valid, 0))
-        valid.append(block.valid)
-    return torch.cat(cosines), torch.cat(valid), no_scores(anchors)
+    return *cosines(Synthesis(anchors, *inputs[:-2])), no_scores(anchors)
 
 
 def _length(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
@@ -223,9 +215,8 @@ def _through_cosine(
     grad: Tensor,  # [R, K]
     anchors: Tensor,  # [R, D]
     vectors: Tensor,  # [R, K, D]
-    detach: bool,
-) -> tuple[Tensor, Tensor | None]:  # [R, D], [R, K, D]
-    """Return what the anchor of a cosine gets, and its vectors unless they are constants.
+) -> tuple[Tensor, Tensor]:  # [R, D], [R, K, D]
+    """Return what the anchor of a cosine gets, and its vectors.
 
     cos = a v / (|a| |v|), dL/dv = alpha a + beta v: alpha = g / (|a| |v|), beta = -g cos / v^2.
     """
@@ -235,8 +226,6 @@ def _through_cosine(
     alpha = grad.to(vectors.dtype)[..., None] / a_least / v_least
     through = -alpha * (vectors * a).sum(-1, keepdim=True)  # -g cos
     to_a = alpha * vectors + _over_length(through / a_least, of_a) * a
-    if detach:
-        return to_a.sum(1), None
     return to_a.sum(1), alpha * a + _over_length(through / v_least, of_v) * vectors
 
 
@@ -248,32 +237,21 @@ def rbf_synthesis_logits_backward(
     *inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors and members; with detach, that of the cosine's anchor."""
-    detach: bool = inputs[-1]
-    one = Synthesis(anchors, members, *inputs[:-1], keep_systems=not detach)
+    if inputs[-1]:
+        one = Synthesis(anchors, members, *inputs[:-1])
+        return gradient_of_anchors(one, grad, anchors.dtype), torch.zeros_like(members)
+    one = Synthesis(anchors, members, *inputs[:-1], keep_systems=True)
     (N, D), K = anchors.shape, one.clusters.number
-    at_once = one.at_once(per_row=K * D)
     of_anchors = torch.empty((N, D), dtype=wide_dtype(anchors), device=anchors.device)
-
-    def direct(block: Block) -> Tensor | None:
-        rows = slice(block.first, block.first + block.q.shape[0])
-        out = of_anchors.new_empty((block.q.shape[0], K, D))
-        own = grad[rows].masked_fill(~block.valid, 0)
-        of_anchors[rows], of_vectors = _through_cosine(
-            own, block.q, _vectors(one, block, out), detach
-        )
-        return of_vectors
-
-    if detach:
-        for block in one.blocks(at_once):
-            direct(block)
-        return of_anchors.to(anchors.dtype), torch.zeros_like(members)
     backward = Backward(one)
 
     def fill(first: int, weights: Tensor) -> None:
         block = one.block(first, weights.shape[0])
-        of_vectors = direct(block)
-        assert of_vectors is not None
+        rows = slice(first, first + weights.shape[0])
+        vectors = _vectors(one, block, of_anchors.new_empty((weights.shape[0], K, D)))
+        own = grad[rows].masked_fill(~block.valid, 0)
+        of_anchors[rows], of_vectors = _through_cosine(own, block.q, vectors)
         backward.scores(block, of_vectors, weights)
 
-    through, of_members = backward.run(fill, at_once, members)
+    through, of_members = backward.run(fill, one.at_once(per_row=K * D), members)
     return (of_anchors + through).to(anchors.dtype), of_members
