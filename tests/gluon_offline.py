@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from itm_kernels.triton import gluon
 from itm_kernels.triton._launch import operands
 from triton_binary import SHARED, TOOLS
 from triton_compile import COMPILE, Job, StandIn, planning
@@ -76,6 +77,8 @@ LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {
 def jobs() -> Iterator[Job]:
     """Return the compilations of every launcher."""
     for name, launch in LAUNCHES.items():
+        if not gluon.is_there(name):
+            continue
         # fp16 compiles as bf16 does, and ids as they do with one part.
         for precision, ids in (("bf16", False), ("bf16", True), ("fp32", False)):
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32

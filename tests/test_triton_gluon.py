@@ -212,6 +212,13 @@ def test_takes_what_tma_can_copy_and_pays(
         assert gluon.takes("hardest", both) is taken
 
 
+@pytest.mark.parametrize(("version", "there"), [("3.5.1", False), ("3.10.0+git", True)])
+def test_an_old_triton_has_no_second_kernels(version: str, there: bool) -> None:
+    with patch.object(gluon.triton, "__version__", version):
+        for kernel in gluon.KERNELS:
+            assert gluon.is_there.__wrapped__(kernel) is there
+
+
 @pytest.mark.parametrize("semihard", [False, True])
 def test_hardest_takes_the_second_kernel(semihard: bool) -> None:
     image, text = torch.eye(5, 8), torch.eye(6, 8)

@@ -38,7 +38,7 @@ def taken(kernel: str) -> Iterator[Counter[str]]:
     counted: Counter[str] = Counter()
 
     def takes(name: str, both: Any) -> bool:
-        found = name == kernel and gluon.can_take(both)
+        found = name == kernel and gluon.can_take(name, both)
         counted[name] += found
         return found
 

@@ -7,12 +7,14 @@ Gluon comes with Triton (3.6 to 3.8) and is imported where a kernel is taken, ne
 import functools
 import importlib
 
+import triton
 from torch import Tensor
 
 from itm_kernels.triton._launch import Operands
 from itm_kernels.triton._table import architecture
 
-KERNELS = ("hardest", "log_sum_exp")
+# Kernels, with the first version of Triton that compiles them.
+KERNELS = {"hardest": (3, 6), "log_sum_exp": (3, 7)}
 # Kernels whose values and times were measured on a GPU: what users get. None has run on one yet.
 # `python -m tools.gpu_check --steps gluon` measures all of KERNELS; a kernel that passes there, and
 # is faster than Triton's, is added here.
@@ -33,13 +35,14 @@ def takes(kernel: str, both: Operands) -> bool:
         and architecture() == ARCHITECTURE
         and min(N, M) >= LEAST_ROWS
         and both.x.shape[2] >= LEAST_DEPTH
-        and can_take(both)
+        and can_take(kernel, both)
     )
 
 
-def can_take(both: Operands) -> bool:
-    """Return whether the kernels of this folder can multiply some operands."""
-    return both.kind in ("half", "parts") and is_copied(both.x) and is_copied(both.y) and _there()
+def can_take(kernel: str, both: Operands) -> bool:
+    """Return whether a kernel of this folder can multiply some operands."""
+    copied = both.kind in ("half", "parts") and is_copied(both.x) and is_copied(both.y)
+    return copied and is_there(kernel)
 
 
 def is_copied(rows: Tensor) -> bool:
@@ -58,9 +61,12 @@ def is_copied(rows: Tensor) -> bool:
 
 
 @functools.cache
-def _there() -> bool:
+def is_there(kernel: str) -> bool:
+    """Return whether this version of Triton has what a kernel uses."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < KERNELS[kernel]:
+        return False
     try:
-        importlib.import_module(f"{__name__}._launch")
-    except (ImportError, AttributeError):  # a version of Triton without what is used
+        importlib.import_module(f"{__name__}.{kernel}")
+    except (ImportError, AttributeError):  # Gluon is experimental: names may go
         return False
     return True
