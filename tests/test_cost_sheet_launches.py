@@ -64,3 +64,16 @@ def test_a_kernel_is_noted_and_not_launched() -> None:
     (count,) = (one for one in found.counts if one.name == "_hardest._hardest_kernel")
     assert count.flop == 2 * 256 * 256 * D  # four tiles of 64
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_launches_of_a_synthesis_do_not_follow_its_members() -> None:
+    """But for the softmax and the product of every block of anchors."""
+    files = ("_clusters", "_factors", "_systems", "kmeans", "kmeans_plus_plus")
+    found = []
+    for rows in (16384, 32768):
+        names = [count.name for count in trace("info_cmr", N=rows).counts]
+        found.append(sorted(name for name in names if name.split(".")[0] in files))
+    assert found[0] == found[1]
+    # Two sides, forward and backward: 47 launches of 16 panels, two substitutions.
+    assert sum(name.startswith("_factors") for name in found[0]) == 4 * 47
+    assert sum(name.startswith("kmeans.") for name in found[0]) == 2 * 21

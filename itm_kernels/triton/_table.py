@@ -90,6 +90,8 @@ TABLE = (
     # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
     Row((), "difference", "", 0, Tile(64, 64, 4, 4, 1)),
     Row((), "pull", "", 0, Tile(32, 4, 64, 4, 1)),
+    # Without a mask. L2 reads are half of those in 64 x 64; on sm_80 they are 19 spills.
+    Row(HOPPER, "sum", "reduction", 10, Tile(128, 128, 32, 8, 2)),
     # Weights of a mask beside their parts: 120 spills in 4 warps, 2 to 3 with 3 stages.
     Row((), "sum", "", 0, Tile(64, 64, 32, 8, 2)),
 )
