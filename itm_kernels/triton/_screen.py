@@ -21,6 +21,7 @@ from itm_kernels.triton import _scaled
 from itm_kernels.triton._launch import INTERPRETED, Operands, rows_of
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._settle import listed_best_kernel, listed_kernel, settle_kernel
+from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import (
     highest,
     no_key,
@@ -158,8 +159,9 @@ class _Side:
 
 
 def screens(x: Tensor, y: Tensor, kind: str) -> bool:
-    """Say whether screening pays for rows that are multiplied in parts."""
-    return kind == "parts" and min(x.shape[0], y.shape[0]) >= LEAST_ROWS
+    """Say whether screening pays for rows that are multiplied in parts: not tried on AMD."""
+    on_amd = isinstance(architecture(), str)
+    return kind == "parts" and not on_amd and min(x.shape[0], y.shape[0]) >= LEAST_ROWS
 
 
 def screened(
