@@ -82,7 +82,7 @@ TABLE = (
     Row((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
     # 128 fp32 lanes are fed with 32 words a clock: 8 x 8 products of a thread are 4 a word, 100 %
     # of the units' rate; 8 x 4 are 67 %. Beside masks 128 x 128 are 58 spills.
-    Row(SMALL, "ieee", "narrow", 11, Tile(128, 64, 16, 8, 2)),
+    *(Row(SMALL, "ieee", name, 11, Tile(128, 64, 16, 8, 2)) for name in ("weights", "narrow")),
     Row(SMALL, "ieee", "", 11, Tile(128, 128, 16, 8, 2)),
     Row(SMALL, "ieee", "", 0, Tile(64, 64, 16, 8, 2)),  # in 4 warps, l2 spills twice
     Row((), "ieee", "", 0, Tile(64, 64, 16, 4, 2)),

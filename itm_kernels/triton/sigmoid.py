@@ -179,8 +179,8 @@ def _weights_kernel(
         weight = turned(weight, own, rows, columns, special, HAS_IDS)
         if not WHOLE:
             weight *= tl.load(grad + columns)[None, :]
-        tl.store(at, tl.sum(tl.sum(weight * scores, 1) * of_score))
         tl.store(at + tiles, tl.sum(tl.sum(weight, 1)))
+        tl.store(at, tl.sum(tl.sum(weight * scores, 1) * of_score))
         if UNIT:
             of_row *= tl.load(unit)
         weight *= of_row[:, None]
