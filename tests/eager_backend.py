@@ -204,6 +204,16 @@ def sigmoid_total_backward(grad, image, text, of_image, of_text, of_scale, of_bi
     return *of_rows, grad * of_scale, grad * of_bias
 
 
+def log_sum_exp(*arguments: Any) -> Any:
+    *inputs, cosine = arguments
+    return of_cosines(reference.log_sum_exp, inputs, cosine)
+
+
+def log_sum_exp_forward(*arguments: Any) -> Any:
+    *inputs, cosine, keep = arguments
+    return of_cosines(keeping(reference.log_sum_exp), [*inputs, keep], cosine)
+
+
 def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return reference.similarity(x, y, metric).to(x.dtype)
 
@@ -228,8 +238,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "sum_of_hinges_backward": recomputing(reference.sum_of_hinges, 1, [0, 1], saved=1),
     "intra_modal_forward": intra_modal_forward,
     "intra_modal_backward": intra_modal_backward,
-    "log_sum_exp_forward": keeping(reference.log_sum_exp),
-    "log_sum_exp_backward": recomputing(reference.log_sum_exp, 3, [0, 1, 2], saved=5),
+    "log_sum_exp_forward": log_sum_exp_forward,
+    "log_sum_exp_backward": recomputing(log_sum_exp, 3, [0, 1, 2], saved=5),
     "sigmoid_forward": sigmoid_forward,
     "sigmoid_backward": recomputing(sigmoid, 1, [0, 1, 2, 3], saved=1),
     "sigmoid_total_forward": sigmoid_total_forward,

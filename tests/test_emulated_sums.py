@@ -80,7 +80,7 @@ def test_scores_that_were_not_kept_are_made_again() -> None:
     found = operators.sum_of_hinges_backward(ones, kept, *given)
     again = operators.sum_of_hinges_backward(ones, none, *given)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    scaled = x, y, torch.tensor(2.0), torch.arange(9), torch.arange(9), torch.arange(9)
+    scaled = x, y, torch.tensor(2.0), torch.arange(9), torch.arange(9), torch.arange(9), False
     row, column, of_positive, *highest, kept = operators.log_sum_exp_forward(*scaled, True)
     torch.testing.assert_close(of_positive, 2 * kept.diagonal())
     given = ones, ones, ones, row, column, *highest
@@ -130,9 +130,9 @@ def test_opcheck() -> None:
         check(operators.sum_of_hinges_forward, (x, y, positive, *ids, 0.2, keep))
         given = grad, scores, x, y, positive, *ids, 0.2
         check(operators.sum_of_hinges_backward, given)
-        check(operators.log_sum_exp_forward, (x, y, scale, *ids, positive, keep))
+        check(operators.log_sum_exp_forward, (x, y, scale, *ids, positive, False, keep))
         given = other, grad, grad, other, grad, other, grad, scores, x, y, scale, *ids, positive
-        check(operators.log_sum_exp_backward, given)
+        check(operators.log_sum_exp_backward, (*given, False))
         given = x, y, scale, -scale, positive, *ids
         check(operators.sigmoid_forward, (*given, keep, False))
         check(operators.sigmoid_backward, (grad, scores, *given, False))

@@ -60,12 +60,25 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (rows, image, None, rows, rows - 9, rows + 9, rows.abs(), no_mask, "l2", "official")
         ],
         "log_sum_exp_forward": [
-            (image, text, scale, None, None, None, False),
-            (image, text, scale, image_ids, text_ids, positive, True),
+            (image, text, scale, None, None, None, False, False),
+            (image, text, scale, image_ids, text_ids, positive, False, True),
         ],
         "log_sum_exp_backward": [
-            (rows, grad, grad, *sums, none, image, text, scale, image_ids, text_ids, positive),
-            (rows, grad, grad[:0].clone(), *sums, scores, image, text, scale, None, None, None),
+            (
+                rows,
+                grad,
+                grad,
+                *sums,
+                none,
+                image,
+                text,
+                scale,
+                image_ids,
+                text_ids,
+                *[positive],
+                False,
+            ),
+            (rows, grad, grad[:0].clone(), *sums, scores, image, text, scale, *[None] * 3, False),
         ],
         "sigmoid_forward": [
             (*logistic, keep, cosine) for keep, cosine in ((False, True), (True, False))

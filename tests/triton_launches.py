@@ -53,9 +53,10 @@ def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
 
     x, y, sums, scale = *inputs(N, D, dtype), values(N), values()
     for pair in ((None,) * 3, (ids(N), ids(N), None), (ids(N), ids(N), ids(N))):
-        kernels.log_sum_exp_forward(x, y, scale, *pair, False)
-        given = [sums] * 7
-        kernels.log_sum_exp_backward(*given, values(0, 0), x, y, scale, *pair)
+        for cosine in (True, False):
+            kernels.log_sum_exp_forward(x, y, scale, *pair, cosine, False)
+            given = [sums] * 7
+            kernels.log_sum_exp_backward(*given, values(0, 0), x, y, scale, *pair, cosine)
 
 
 def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:

@@ -83,6 +83,7 @@ def launches() -> dict[str, Launch]:
             y,
             number(x, 20.0),
             *none,
+            True,
         )
 
     return {
@@ -90,7 +91,7 @@ def launches() -> dict[str, Launch]:
             x, y, *none, 0.2, False
         ),
         "log_sum_exp forward": lambda x, y: log_sum_exp.log_sum_exp_forward(
-            x, y, number(x, 20.0), *none, False
+            x, y, number(x, 20.0), *none, True, False
         ),
         "log_sum_exp backward": softmax,
         "similarity dot": lambda x, y: similarity.similarity_forward(x, y, "dot"),

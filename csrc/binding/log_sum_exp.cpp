@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "binding/cosine.h"
 #include "binding/hardest.h"
 #include "binding/rows.h"
 
@@ -39,7 +40,8 @@ using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
                          const OptionalTensor& x_ids, const OptionalTensor& y_ids,
-                         const OptionalTensor& positive, bool keep_scores) {
+                         const OptionalTensor& positive, bool cosine, bool keep_scores) {
+  refuse_cosine(cosine);
   const Tensor left = wide(x), right = wide(y), kept = scores_to_keep(keep_scores, left, right);
   const SameId same(x_ids, y_ids);
   const int64_t* positive_of = ids_or_null(positive);
@@ -74,7 +76,8 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
     const Tensor& row, const Tensor& column, const Tensor& row_highest,
     const Tensor& column_highest, const Tensor& scores, const Tensor& x, const Tensor& y,
     const Tensor& scale, const OptionalTensor& x_ids, const OptionalTensor& y_ids,
-    const OptionalTensor& positive) {
+    const OptionalTensor& positive, bool cosine) {
+  refuse_cosine(cosine);
   const Tensor left = wide(x), right = wide(y);
   const auto numbers = [&](const Tensor& t) { return t.to(left.scalar_type()).contiguous(); };
   const Tensor a = numbers(grad_row), b = numbers(grad_column), p = numbers(grad_positive);

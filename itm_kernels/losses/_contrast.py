@@ -9,7 +9,52 @@ from torch import Tensor
 from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import of_pairs
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
+from itm_kernels.ops.log_sum_exp import RelativeSums, takes_raw
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
+from itm_kernels.ops.unit_rows import run as unit_rows
+
+
+class Rows:
+    """Embeddings as they came, and scaled to length 1 once something asks for that.
+
+    Views `[V, N, D]` are scaled in one pass over all of them. Scores are cosines, or with cosine
+    False dot products of the rows as they are.
+    """
+
+    def __init__(self, raw: Tensor, function: str, backend: str, cosine: bool = True) -> None:
+        self.raw = raw
+        self.function, self.backend, self.cosine = function, backend, cosine
+        self._whole: Rows | None = None  # whose view this is
+        self._index = 0
+        self._unit: Tensor | None = None
+        self._units: Sequence[Tensor] | None = None  # of views
+
+    @property
+    def unit(self) -> Tensor:
+        """Rows of length 1, in fp32 or better."""
+        if self._unit is None:
+            whole = self._whole
+            self._unit = whole._unit_views()[self._index] if whole else self._scaled()
+        return self._unit
+
+    def unbind(self) -> list["Rows"]:
+        """Return views one by one.
+
+        They are taken apart once: every view picked by its index would have a gradient of all
+        views' size.
+        """
+        views = [Rows(view, self.function, self.backend) for view in self.raw.unbind()]
+        for i, view in enumerate(views):
+            view._whole, view._index = self, i
+        return views
+
+    def _unit_views(self) -> Sequence[Tensor]:
+        if self._units is None:
+            self._units = self._scaled().unbind()
+        return self._units
+
+    def _scaled(self) -> Tensor:
+        return unit_rows(self.raw, self.function, self.backend)
 
 
 class Logs(NamedTuple):
@@ -62,19 +107,32 @@ def of_image(logs: Logs, pairs: Pairs) -> Logs:
     return Logs(*(values[rows] for values in logs))
 
 
+def sums(
+    x: Rows,  # [N, D]
+    y: Rows,  # [M, D]
+    scale: Tensor,  # []
+    x_ids: Tensor | None,
+    y_ids: Tensor | None,
+    positive: Tensor | None = None,  # [M]
+) -> RelativeSums:
+    """Compute `log_sum_exp` of rows, whose cosines are formed of raw rows where a backend can."""
+    options = scale, x_ids, y_ids, x.function, x.backend, positive
+    if not x.cosine or takes_raw(x.raw, y.raw, x.function, x.backend):
+        return log_sum_exp(x.raw, y.raw, *options, x.cosine)
+    return log_sum_exp(x.unit, y.unit, *options)
+
+
 def contrast(
-    image: Tensor,  # [N, D], scored as it is
-    text: Tensor,  # [M, D]
+    image: Rows,  # [N, D]
+    text: Rows,  # [M, D]
     scale: Tensor,  # []
     pairs: Pairs,
-    function: str,
-    backend: str,
     absent: Tensor | None = None,  # [M] bool: texts that are negatives only
 ) -> Contrast:
     """Compute the logit of every positive and both sums over negatives."""
-    ids = ids_of(pairs, image)
+    ids = ids_of(pairs, image.raw)
     own = ids[1] if pairs.positive is None else pairs.positive  # a diagonal's numbers are its rows
-    found = log_sum_exp(image, text, scale, *ids, function, backend, own)
+    found = sums(image, text, scale, *ids, own)
     # A text without an image has NaN here: 0 in its place keeps NaN out of every gradient.
     positive = of_pairs(found.positive, absent)
     from_image = of_image(Logs(found.row, found.row_highest), pairs)
@@ -82,15 +140,14 @@ def contrast(
 
 
 def mean_cross_entropy(
-    image: Tensor,  # [N, D], scored as it is
-    text: Tensor,  # [M, D]
+    image: Rows,  # [N, D]
+    text: Rows,  # [M, D]
     scale: Tensor,  # []
     pairs: Pairs,
-    function: str,
-    backend: str,
     absent: Tensor | None = None,  # [M] bool: texts that are negatives only
 ) -> Tensor:  # [M]
     """Return the mean cross-entropy of both directions, one value per pair."""
-    positive, *negatives = contrast(image, text, scale, pairs, function, backend, absent)
+    positive, *negatives = contrast(image, text, scale, pairs, absent)
     from_image, from_text = ([logs] for logs in negatives)
-    return of_pairs(cross_entropy(positive, from_image, from_text, 0.5, function, backend), absent)
+    options = image.function, image.backend
+    return of_pairs(cross_entropy(positive, from_image, from_text, 0.5, *options), absent)

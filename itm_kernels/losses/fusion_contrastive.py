@@ -9,10 +9,8 @@ from torch import Tensor
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
-from itm_kernels.losses._contrast import Logs, cross_entropy
+from itm_kernels.losses._contrast import Logs, Rows, cross_entropy, sums
 from itm_kernels.losses.multi_view_alignment import check_views
-from itm_kernels.ops.log_sum_exp import run as log_sum_exp
-from itm_kernels.ops.unit_rows import run as unit_rows
 
 
 @options_by_name
@@ -59,15 +57,14 @@ def fusion_contrastive_loss(
         raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
     check_options(name, "mean", backend)
     scale = scale_of(name, fused, logit_scale, temperature, max_scale)
-    # Taken apart once: every view picked by its index would have a gradient of all views' size.
-    views = unit_rows(fused, name, backend).unbind()
+    views = Rows(fused, name, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
     # Equal ids on the diagonal alone: a vector is no negative of itself.
-    among = [log_sum_exp(f, f, scale, own, own, name, backend) for f in views]
-    within = [Logs(sums.row, sums.row_highest) for sums in among]
+    among = [sums(f, f, scale, own, own) for f in views]
+    within = [Logs(found.row, found.row_highest) for found in among]
     losses = []
     for a, b in combinations(range(len(views)), 2):
-        across = log_sum_exp(views[a], views[b], scale, own, own, name, backend, own)
+        across = sums(views[a], views[b], scale, own, own, own)
         to_b = [Logs(across.row, across.row_highest), within[a]]
         to_a = [Logs(across.column, across.column_highest), within[b]]
         losses.append(cross_entropy(across.positive, to_b, to_a, 0.5, name, backend))

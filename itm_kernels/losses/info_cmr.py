@@ -27,7 +27,7 @@ from itm_kernels.losses._common import (
     reduce,
     scale_of,
 )
-from itm_kernels.losses._contrast import Logs, contrast, cross_entropy, ids_of, of_image
+from itm_kernels.losses._contrast import Logs, Rows, contrast, cross_entropy, ids_of, of_image
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
 from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
@@ -153,17 +153,19 @@ def _info_cmr(
     pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     v_ids, c_ids = ids_of(pairs, image)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
-    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    positive, *others = contrast(v, c, scale, pairs, name, backend, absent)
+    images, texts = Rows(image, name, backend), Rows(text, name, backend)
+    positive, *others = contrast(images, texts, scale, pairs, absent)
     from_image, from_text = ([negatives] for negatives in others)
     if num_clusters:
         options = Options(num_clusters, float(sigma), weights, RIDGE)
         how = options, clustering, detach, generator, name, backend
+        v, c = images.unit, texts.unit
         found = logits_of_unit_rows(v, v_ids, c, c_ids, *how, draw=draw)
         from_image.append(of_image(_log_of_each(scale, *found), pairs))
         found = logits_of_unit_rows(c, c_ids, v, v_ids, *how, draw=draw)
         from_text.append(_log_of_each(scale, *found))
     if num_noise and draw:
+        v, c = images.unit, texts.unit
         noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
         g = unit_rows(noise.normal_(generator=generator), name, backend)
         noisy = [log_sum_exp(rows, g, scale, None, None, name, backend) for rows in (v, c)]

@@ -15,8 +15,7 @@ from itm_kernels.losses._common import (
     reduce,
     scale_of,
 )
-from itm_kernels.losses._contrast import mean_cross_entropy
-from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.losses._contrast import Rows, mean_cross_entropy
 
 
 @options_by_name
@@ -75,8 +74,8 @@ def info_nce_loss(
     check_options(name, reduction, backend)
     pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     scale = scale_of(name, image, logit_scale, temperature, max_scale)
-    v, c = unit_rows(image, name, backend), unit_rows(text, name, backend)
-    values = mean_cross_entropy(v, c, scale, pairs, name, backend, absent)
+    v, c = Rows(image, name, backend), Rows(text, name, backend)
+    values = mean_cross_entropy(v, c, scale, pairs, absent)
     return reduce(values, reduction, absent)
 
 

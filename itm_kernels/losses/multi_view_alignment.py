@@ -10,8 +10,7 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels._pairs import Pairs
 from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
-from itm_kernels.losses._contrast import mean_cross_entropy
-from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.losses._contrast import Rows, mean_cross_entropy
 
 
 def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
@@ -71,11 +70,9 @@ def multi_view_alignment_loss(
     images, texts = check_views(name, images=images, texts=texts)
     check_options(name, "mean", backend)
     scale = scale_of(name, images, logit_scale, temperature, max_scale)
-    v, c = unit_rows(images, name, backend), unit_rows(texts, name, backend)
+    v, c = (Rows(views, name, backend).unbind() for views in (images, texts))
     diagonal = Pairs(None, None, None)
-    losses = [
-        mean_cross_entropy(image, text, scale, diagonal, name, backend) for image in v for text in c
-    ]
+    losses = [mean_cross_entropy(image, text, scale, diagonal) for image in v for text in c]
     return torch.stack(losses).mean()
 
 

@@ -11,6 +11,7 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
+    RAW_ROWS,
     define,
     distinct,
     keeps_scores,
@@ -48,6 +49,7 @@ def _forward_fake(
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     positive: Tensor | None,
+    cosine: bool,
     keep_scores: bool,
 ) -> tuple[Tensor, ...]:
     row, column = (wide_empty(t, t.shape[0]) for t in (x, y))
@@ -71,11 +73,15 @@ def _backward_fake(
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     positive: Tensor | None,
+    cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), y.new_empty(y.shape), scale.new_empty(scale.shape)
 
 
-_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids, Tensor? positive"
+_INPUTS = (
+    "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids, Tensor? positive, bool cosine"
+)
+# cosine: scores are cosines of rows as they came, for backends in `_define.RAW_ROWS`.
 # scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
 define(
     "log_sum_exp_forward",
@@ -105,20 +111,22 @@ class _LogSumExp(torch.autograd.Function):
         x_ids: Tensor | None,
         y_ids: Tensor | None,
         positive: Tensor | None,
+        cosine: bool,
     ) -> tuple[Tensor, ...]:
         inputs = x, y, scale, x_ids, y_ids, positive
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, x, y)
-        *sums, scores = operator(namespace, "log_sum_exp_forward")(*inputs, keep)
+        *sums, scores = operator(namespace, "log_sum_exp_forward")(*inputs, cosine, keep)
         row, column, of_positive, row_highest, column_highest = sums
         ctx.mark_non_differentiable(row_highest, column_highest)
         ctx.set_materialize_grads(False)  # zeros for outputs without gradient are launches
         ctx.save_for_backward(row, column, row_highest, column_highest, scores, *inputs)
-        ctx.namespace = namespace
+        ctx.options = namespace, cosine
         return row, column, of_positive, row_highest, column_highest
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        backward = operator(ctx.namespace, "log_sum_exp_backward")
+        namespace, cosine = ctx.options
+        backward = operator(namespace, "log_sum_exp_backward")
         row, column, of_positive, _, _ = grads
         saved = ctx.saved_tensors
         pulls = [
@@ -128,7 +136,7 @@ class _LogSumExp(torch.autograd.Function):
         if of_positive is None:  # none were asked for, or nothing depends on them
             like = saved[1]
             of_positive = like.new_empty(0) if saved[-1] is None else torch.zeros_like(like)
-        return None, *backward(*pulls, of_positive, *saved), None, None, None
+        return None, *backward(*pulls, of_positive, *saved, cosine), None, None, None, None
 
 
 @outside_autocast
@@ -141,14 +149,23 @@ def run(
     function: str,
     backend: str,
     positive: Tensor | None = None,  # [M] rows of x that share the ids, -1 for none
+    cosine: bool = False,  # scores are cosines of rows as they came: `takes_raw`
 ) -> RelativeSums:
     """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
-    sides = x.shape[0], y.shape[0]
-    namespace = resolve(function, "log_sum_exp", x, backend, sides)
+    namespace = _resolve(x, y, function, backend)
     if namespace is None:
         return RelativeSums(*reference.log_sum_exp(x, y, scale, x_ids, y_ids, positive))
     inputs = distinct(x, y, scale, x_ids, y_ids, positive)
-    return RelativeSums(*_LogSumExp.apply(namespace, *inputs))
+    return RelativeSums(*_LogSumExp.apply(namespace, *inputs, cosine))
+
+
+def takes_raw(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
+    """Return whether the backend that would run forms cosines of rows as they came."""
+    return _resolve(x, y, function, backend) in RAW_ROWS
+
+
+def _resolve(x: Tensor, y: Tensor, function: str, backend: str) -> str | None:
+    return resolve(function, "log_sum_exp", x, backend, (x.shape[0], y.shape[0]))
 
 
 def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:

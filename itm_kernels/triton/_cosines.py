@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled
 from itm_kernels.triton._launch import kind_of, row_blocks, stored_dtype, wide_dtype
+from itm_kernels.triton._lengths import power_above, root, squares_of
 from itm_kernels.triton._products import (
     add_product,
     row_parts,
@@ -23,7 +24,6 @@ from itm_kernels.triton._products import (
 )
 from itm_kernels.triton._sums import anchor_and_cluster, cosine_parts
 from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
-from itm_kernels.triton._tiles import power_above, root, squares_of
 
 _ROWS, _CLUSTERS = 16, 16
 _SMALLEST = tl.constexpr(1e-8)  # of a length, as torch.nn.functional.cosine_similarity

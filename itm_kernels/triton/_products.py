@@ -9,7 +9,7 @@ y's dtype, from the worse to the better of normal and of softmax weights [64, 20
 
     y       W and y in fp32        in bf16 parts            in fp16 parts
     fp32    2.4e-7, 1.2e-7         two: 1.1e-5, 2.4e-5      two: 2.4e-7, 1.5e-7
-    bf16    3.2e-3, 2.6e-3         one: 3.2e-3, 3.1e-3      -
+    bf16    2.6e-3, 2.0e-3         one: 3.1e-3, 2.9e-3      one (fine): 2.6e-3, 2.1e-3
     fp16    3.8e-4, 3.3e-4         -                        one: 3.8e-4, 3.7e-4
 """
 
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._launch import INTERPRETED, Operands, kind_of
-from itm_kernels.triton._tiles import power_above
+from itm_kernels.triton._lengths import power_above
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # (parts of weights, parts of rows) -> which parts are multiplied, low to high.
@@ -40,17 +40,22 @@ def row_parts(both: Operands, D: int) -> tuple[Tensor, Tensor]:  # [parts, N, D]
     return both.x[..., :D], both.y[..., :D]
 
 
-def weights_empty(R: int, M: int, x: Tensor, parts: int | None = None) -> Tensor:  # [parts, R, M]
+def weights_empty(
+    R: int, M: int, x: Tensor, parts: int | None = None, fine: bool = False
+) -> Tensor:  # [parts, R, M]
     """Return weights of rows `_scaled.operands` of x for a kernel to write, by `store_parts`.
 
-    Rows lie a multiple of 16 bytes apart, as the library's tensor-core kernels want them; parts and
-    rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by `unit_of`
-    their bound. A caller that knows better says in how many parts.
+    Rows lie a multiple of 16 numbers apart, as the library's tensor-core kernels want them; parts
+    and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by
+    `unit_of` their bound. A caller that knows better says in how many parts. fine is that of the
+    operands: bf16 rows have fp16 weights.
     """
     kind = kind_of(x)
-    parts = parts or (2 if kind == "parts" or (kind == "half" and x.numel() < _FEW) else 1)
-    dtype = torch.float16 if kind == "parts" else x.dtype
-    return torch.empty((parts, R, M + -M % 8), dtype=dtype, device=x.device)[..., :M]
+    fine = fine and x.dtype == torch.bfloat16
+    few = kind == "half" and not fine and x.numel() < _FEW
+    parts = parts or (2 if kind == "parts" or few else 1)
+    dtype = torch.float16 if kind == "parts" or fine else x.dtype
+    return torch.empty((parts, R, M + -M % 16), dtype=dtype, device=x.device)[..., :M]
 
 
 def unit_of(
@@ -63,7 +68,7 @@ def unit_of(
 
     Weights that are smaller than the largest by 2^24 lose digits, by 2^39 everything.
     """
-    if x.dtype != torch.float16 and kind_of(x) != "parts":
+    if kind_of(x) != "parts" and torch.float16 not in (x.dtype, both.x.dtype):
         return None
     assert both.x_factor is not None
     assert both.y_factor is not None

@@ -107,60 +107,6 @@ def scaled(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
     return scores
 
 
-# As torch.nn.functional.normalize has it: length of a row that a shorter one is divided by.
-SMALLEST = tl.constexpr(1e-12)
-
-
-@triton.jit
-def squares_of(
-    from_row,  # [R] pointers
-    column_stride,
-    D,
-    columns,  # [C] arange
-):
-    """Return the squared lengths `[R]` of some rows."""
-    DTYPE: tl.constexpr = wide_type(from_row.dtype)
-    squares = tl.zeros((from_row.shape[0], columns.shape[0]), DTYPE)
-    for first in range(0, D, columns.shape[0]):
-        d = (first + columns)[None, :].to(tl.int64)
-        value = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
-        squares += value * value
-    return tl.sum(squares, 1)
-
-
-@triton.jit
-def root(x):
-    """Return the square root to the last bit: what is fastest for fp32 is off by more."""
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
-
-
-@triton.jit
-def divisor(length):
-    """Return what a row is divided by: its length, or 1e-12 where that is more. NaN stays.
-
-    A row of length 0 has no direction: over infinity its unit row and its gradient are 0.
-    """
-    found = tl.where(length < SMALLEST, SMALLEST, length)
-    return tl.where(length == 0, float("inf"), found)
-
-
-@triton.jit
-def reciprocal(x):
-    """Return 1 / x to the last bit."""
-    one = tl.full(x.shape, 1.0, x.dtype)
-    return one / x if x.dtype == tl.float64 else tl.div_rn(one, x)
-
-
-@triton.jit
-def power_above(value, LOG2: tl.constexpr):
-    """Return the power of two that makes an fp32 number >= 0 one of 2^(LOG2 - 1) to 2^LOG2.
-
-    For infinity it is the one for 2^128, for 0 and denormal numbers 2^113.
-    """
-    exponent = (value.to(tl.int32, bitcast=True) >> 23) & 0xFF
-    return (tl.minimum(253 + LOG2 - exponent, 240) << 23).to(tl.float32, bitcast=True)
-
-
 @triton.jit
 def difference_tile(
     x,  # [N, D]

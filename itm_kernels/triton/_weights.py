@@ -26,10 +26,15 @@ def no_scores(x: Tensor) -> Tensor:  # [0, 0]
     return torch.empty((0, 0), dtype=wide_dtype(x), device=x.device)
 
 
-def rows_at_once(x: Tensor, y: Tensor, per_row: int) -> int:
-    """Return for how many rows so many numbers each are no more than the inputs, or 128 rows."""
-    inputs = (x.shape[0] + y.shape[0]) * x.shape[1]
-    return min(_MOST_ROWS, max(1, inputs // per_row // 128) * 128)
+def rows_at_once(x: Tensor, y: Tensor, per_row: int, size: int = 0) -> int:
+    """Return how many rows of so many numbers take no more memory than the inputs in fp32.
+
+    Numbers have so many bytes, or as many as the inputs as they are computed in; 128 rows always
+    fit.
+    """
+    wide = wide_dtype(x).itemsize
+    inputs = (x.shape[0] + y.shape[0]) * x.shape[1] * wide
+    return min(_MOST_ROWS, max(1, inputs // (per_row * (size or wide)) // 128) * 128)
 
 
 def products_of_weights(
@@ -52,6 +57,7 @@ def products_in_parts(
     x: Tensor,  # [N, D] as it came
     both: Operands,  # `_scaled.operands` of x and y
     fill: Callable[[int, Tensor], None],  # first row, weights [parts, R, M] for `store_parts`
+    fine: bool = False,
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
     """Return W y and W^T x for rows as they are laid out, on tensor cores wherever they go there.
 
@@ -60,10 +66,10 @@ def products_in_parts(
     rows = row_parts(both, x.shape[1])
     # Of bf16 twice the rows of fp32's bytes: 4096 at N = 32,768, D = 1024, so that the product of a
     # block with y has 128 tiles of 128 x 256 for 132 processors.
-    row = weights_empty(0, both.shape[1], x)
+    row = weights_empty(0, both.shape[1], x, fine=fine)
     numbers = row.shape[0] * row.shape[2] * row.element_size() // 4
     at_once = rows_at_once(rows[0][0], rows[1][0], max(1, numbers))
-    return sums_of_blocks(*rows, lambda R, M: weights_empty(R, M, x), fill, at_once)
+    return sums_of_blocks(*rows, lambda R, M: weights_empty(R, M, x, fine=fine), fill, at_once)
 
 
 def sums_of_blocks(

@@ -15,14 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._launch import INTERPRETED, operands, rows_of, to_tf32, wide_dtype
-from itm_kernels.triton._tiles import (
-    highest,
-    no_key,
-    ordered_key,
-    score_tile,
-    squares_of,
-    wide_type,
-)
+from itm_kernels.triton._lengths import squares_of
+from itm_kernels.triton._tiles import highest, no_key, ordered_key, score_tile, wide_type
 
 _PROGRAMS = 512  # for one clustering few tiles of sums are many long ones
 _CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows

@@ -9,34 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, operands, wide_dtype
+from itm_kernels.triton import _scaled
+from itm_kernels.triton._launch import Operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._tiles import place, same_id, score_tile
-from itm_kernels.triton._weights import no_scores, products_of_weights
+from itm_kernels.triton._products import store_parts, unit_of
+from itm_kernels.triton._softmax import log_sums, of_tiles, shares
+from itm_kernels.triton._tiles import place, same_id, scaled, score_tile
+from itm_kernels.triton._weights import no_scores, products_in_parts
 
 
-@triton.jit
-def _log_sum(logits, AXIS: tl.constexpr):
-    shift = _shift(tl.max(logits, AXIS))
-    return shift, _logarithm(tl.sum(tl.exp(logits - tl.expand_dims(shift, AXIS)), AXIS))
-
-
-@triton.jit
-def _shift(largest):
-    # An infinite maximum would leave inf - inf; without it infinities come out as they are.
-    return tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
-
-
-@triton.jit
-def _logarithm(total):
-    empty = total == 0
-    return tl.where(empty, float("-inf"), tl.log(tl.where(empty, 1.0, total)))
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def _forward_kernel(
     x,
     y,
+    x_factor,
+    y_factor,
     scale,  # []
     x_ids,
     y_ids,
@@ -58,6 +45,7 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     OF_POSITIVE: tl.constexpr,
 ):
@@ -67,52 +55,30 @@ def _forward_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
+    logits = tl.load(scale) * scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
     off = (n >= N)[:, None] | (m >= M)[None, :]
     if HAS_IDS:
         off |= same_id(rows, columns, x_ids, y_ids, HAS_IDS)
-    logits = tl.load(scale) * scores
     if OF_POSITIVE:
-        own = n[:, None] == tl.load(positive + columns)[None, :]
-        here = (tl.sum(own.to(tl.int32), 0) > 0) & (m < M)
-        tl.store(of_positive + m, tl.sum(tl.where(own, logits, 0.0), 0), mask=here)
+        of = tl.load(positive + columns)
+        here = (of >= row_tile * ROWS) & (of < tl.minimum(N, row_tile * ROWS + ROWS)) & (m < M)
+        if tl.sum(here.to(tl.int32), 0) > 0:
+            own = n[:, None] == of[None, :]
+            tl.store(of_positive + m, tl.sum(tl.where(own, logits, 0.0), 0), mask=here)
+        if row_tile == 0:
+            nobody = tl.full((COLUMNS,), float("nan"), logits.dtype)
+            tl.store(of_positive + m, nobody, mask=((of < 0) | (of >= N)) & (m < M))
     logits = tl.where(off, float("-inf"), logits)
-    shift, log_sum = _log_sum(logits, 1)
+    row_shift, row_sum, column_shift, column_sum = log_sums(logits)
     at = row + column_tile.to(tl.int64) * N + n
-    tl.store(at, shift, mask=n < N)
-    tl.store(at + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N, log_sum, mask=n < N)
-    shift, log_sum = _log_sum(logits, 0)
+    tl.store(at, row_shift, mask=n < N)
+    tl.store(at + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N, row_sum, mask=n < N)
     at = column + row_tile.to(tl.int64) * M + m
-    tl.store(at, shift, mask=m < M)
-    tl.store(at + tl.cast(tl.cdiv(N, ROWS), tl.int64) * M, log_sum, mask=m < M)
+    tl.store(at, column_shift, mask=m < M)
+    tl.store(at + tl.cast(tl.cdiv(N, ROWS), tl.int64) * M, column_sum, mask=m < M)
 
 
-@triton.jit
-def _of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.constexpr):
-    DTYPE: tl.constexpr = found.dtype.element_ty
-    at = tl.minimum(a, anchors - 1)[None, :]
-    skip = tl.cast(tiles, tl.int64) * anchors
-    largest = tl.full((a.shape[0],), float("-inf"), DTYPE)
-    for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
-        place = tile_sums + tile * anchors + at
-        sums = tl.load(place + skip, tile < tiles, float("-inf"))
-        # A tile without a logit has a shift that says nothing.
-        shift = tl.load(place, tile < tiles, 0.0)
-        shift = tl.where(sums == float("-inf"), float("-inf"), shift)
-        largest = tl.maximum(largest, tl.max(shift, 0))
-    shift = _shift(largest)
-    total = tl.zeros((a.shape[0],), tl.float64)  # tiles grow in number with the batch
-    for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
-        place = tile_sums + tile * anchors + at
-        sums = tl.load(place + skip, tile < tiles, float("-inf"))
-        sums += tl.load(place, tile < tiles, 0.0) - shift[None, :]
-        total += tl.sum(tl.exp(sums), 0).to(tl.float64)
-    tl.store(found + a, _logarithm(total.to(DTYPE)), mask=a < anchors)
-    tl.store(found_highest + a, shift, mask=a < anchors)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
 def _finish_kernel(
     row,  # [2, column tiles, N]
     column,  # [2, row tiles, M]
@@ -129,9 +95,9 @@ def _finish_kernel(
 ):
     a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     if tl.program_id(1) == 0:
-        _of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
+        of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
     else:
-        _of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
+        of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
 
 
 def log_sum_exp_forward(
@@ -141,18 +107,19 @@ def log_sum_exp_forward(
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     positive: Tensor | None,  # [M]
+    cosine: bool,
     keep_scores: bool,  # False
 ) -> tuple[Tensor, ...]:  # [N], [M], [M] or [0], [N], [M], [0, 0]
     """Return the log-sum-exp of every row and column of the scaled scores, and the positives.
 
     Sums are relative to the highest logits, which come behind the positives' logits.
     """
-    both = operands(x, y)
+    both = _scaled.operands(x, y, cosine, fine=True)
     N, M = both.shape
     dtype, device = wide_dtype(x), x.device
     row = torch.empty((2, triton.cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
     column = torch.empty((2, triton.cdiv(N, both.tile.rows), M), dtype=dtype, device=device)
-    of_positive = row.new_full((0 if positive is None else M,), torch.nan)
+    of_positive = row.new_empty(0 if positive is None else M)
     _forward_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive),
         scale=scale, row=row, column=column, of_positive=of_positive, N=N, M=M,
@@ -171,11 +138,14 @@ def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
     return {"positive": stand_in, "OF_POSITIVE": positive is not None}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "R", "M"])
 def _weights_kernel(
     x,
     y,
+    x_factor,
+    y_factor,
     scale,
+    unit,
     x_ids,
     y_ids,
     positive,  # [M]
@@ -186,12 +156,14 @@ def _weights_kernel(
     grad_row,
     grad_column,
     grad_positive,
-    weights,  # [R, M] of rows from `first` on
+    weights,  # [parts, R, M] of rows from `first` on
     slope,  # [programs] of the scale
     x_stride,
     y_stride,
     x_part,
     y_part,
+    weights_part,
+    weights_stride,
     first,
     R,
     M,
@@ -203,36 +175,40 @@ def _weights_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     OF_POSITIVE: tl.constexpr,
+    UNIT: tl.constexpr,
+    WEIGHTS: tl.constexpr,
 ):
     r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
+    products = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
+    scores = scaled(products, rows, columns, x_factor, y_factor, FACTORS)
+    factor = tl.load(scale)
     inside = (r < R)[:, None] & (m < M)[None, :]
     on = inside
     if HAS_IDS:
         on &= ~same_id(rows, columns, x_ids, y_ids, HAS_IDS)
-    factor = tl.load(scale)
-    logits = factor * scores
-    # Differences first: that of two near logits is exact.
-    of_row = (logits - tl.load(row_highest + rows)[:, None]) - tl.load(row + rows)[:, None]
-    of_row = tl.exp(tl.where(on, of_row, float("-inf")))
-    of_column = logits - tl.load(column_highest + columns)[None, :]
-    of_column -= tl.load(column + columns)[None, :]
-    of_column = tl.exp(tl.where(on, of_column, float("-inf")))
-    weight = tl.load(grad_row + rows)[:, None] * of_row
-    weight += tl.load(grad_column + columns)[None, :] * of_column
-    weight = tl.where(on, weight, 0.0)
+    weight = shares(
+        factor * scores, tl.load(grad_row + rows), tl.load(grad_column + columns),
+        tl.load(row + rows), tl.load(column + columns),
+        tl.load(row_highest + rows), tl.load(column_highest + columns), on,
+    )  # fmt: skip
     if OF_POSITIVE:
         own = (rows[:, None] == tl.load(positive + columns)[None, :]) & inside
         weight = tl.where(own, tl.load(grad_positive + columns)[None, :], weight)
         on |= own
-    tl.store(weights + r[:, None].to(tl.int64) * M + m[None, :], factor * weight, mask=inside)
     tl.store(slope + tl.program_id(0), tl.sum(tl.where(on, weight * scores, 0.0)))
+    if UNIT:
+        factor *= tl.load(unit)
+    weight *= factor
+    weight = scaled(weight, rows, columns, x_factor, y_factor, FACTORS)
+    at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
+    store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS)
 
 
 def log_sum_exp_backward(
@@ -250,24 +226,37 @@ def log_sum_exp_backward(
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     positive: Tensor | None,  # [M]
+    cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = operands(x, y, narrow=True)
+    both = _scaled.operands(x, y, cosine, fine=True, narrow=True)
+    given = {
+        **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
+        **{"grad_positive": grad_positive.contiguous()},
+    }
+    unit = unit_of(x, both, scale, *given.values())
     arguments = {
         **{**both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive)},
-        **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
-        **{"grad_positive": grad_positive.contiguous(), "scale": scale},
+        **{**given, "scale": scale, "unit": scale if unit is None else unit},
         **{"row": row.contiguous(), "row_highest": row_highest.contiguous()},
         **{"column": column.contiguous(), "column_highest": column_highest.contiguous()},
+        "UNIT": unit is not None,
     }
     slopes = []
 
     def fill(first: int, weights: Tensor) -> None:
-        R, M = weights.shape
+        parts, R, M = weights.shape
         grid = both.tile.programs(R, M)
         slopes.append(torch.empty(grid, dtype=wide_dtype(x), device=x.device))
-        _weights_kernel[grid](**arguments, weights=weights, slope=slopes[-1], first=first, R=R, M=M)
+        _weights_kernel[grid](
+            **arguments, weights=weights, slope=slopes[-1], first=first, R=R, M=M,
+            weights_part=weights.stride(0), weights_stride=weights.stride(1), WEIGHTS=parts,
+        )  # fmt: skip
 
-    grad_x, grad_y = products_of_weights(x, y, fill)
+    pulls = products_in_parts(x, both, fill, fine=True)
+    grad_x, grad_y = (
+        _scaled.gradient_of_rows(side, pull, unit, cosine, fine=True)
+        for side, pull in zip((x, y), pulls, strict=True)
+    )
     grad_scale = torch.cat(slopes).sum(dtype=torch.float64)
-    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_scale.to(scale.dtype)
+    return grad_x, grad_y, grad_scale.to(scale.dtype)

@@ -11,14 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._launch import row_blocks, stored_dtype, wide_dtype
-from itm_kernels.triton._tiles import SMALLEST, divisor, root, squares_of, wide_type
-
-
-@triton.jit
-def _over_length(x, length):
-    """Return x `[R, C]` / length `[R]`, as `divisor` has it."""
-    below = tl.broadcast_to(divisor(length)[:, None], x.shape)
-    return x / below if x.dtype == tl.float64 else tl.div_rn(x, below)
+from itm_kernels.triton._lengths import SMALLEST, over_length, root, squares_of
+from itm_kernels.triton._tiles import wide_type
 
 
 @triton.jit
@@ -49,7 +43,7 @@ def _forward_kernel(
         d = (first + columns)[None, :].to(tl.int64)
         value = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
         at = rows + n[:, None] * D + d
-        tl.store(at, _over_length(value, own), mask=there[:, None] & (d < D))
+        tl.store(at, over_length(value, own), mask=there[:, None] & (d < D))
 
 
 @triton.jit
@@ -79,7 +73,7 @@ def _backward_kernel(
         d = (first + columns)[None, :].to(tl.int64)
         pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
         unit = tl.load(rows + n[:, None] * D + d, mask=d < D, other=0.0)
-        across = _over_length(pull - along * unit, own)
+        across = over_length(pull - along * unit, own)
         tl.store(out + n[:, None] * D + d, across, mask=there[:, None] & (d < D))
 
 

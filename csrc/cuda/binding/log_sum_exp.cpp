@@ -1,6 +1,7 @@
 // Row and column log-sum-exp of a small batch, on CUDA: four launches, two each way, for rows that
 // need no copy. The scale stays on the device.
 
+#include "binding/cosine.h"
 #include "cuda/binding/weights.h"
 
 namespace itm::cuda {
@@ -10,7 +11,8 @@ using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
                          const OptionalTensor& x_ids, const OptionalTensor& y_ids,
-                         const OptionalTensor& positive, bool keep_scores) {
+                         const OptionalTensor& positive, bool cosine, bool keep_scores) {
+  refuse_cosine(cosine);
   const OnDevice device(x);
   const StoredScores scores(device, x, y);
   const PairIds ids(positive, x_ids, y_ids);
@@ -32,7 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
     const Tensor& row, const Tensor& column, const Tensor& row_highest,
     const Tensor& column_highest, const Tensor& scores, const Tensor& x, const Tensor& y,
     const Tensor& scale, const OptionalTensor& x_ids, const OptionalTensor& y_ids,
-    const OptionalTensor& positive) {
+    const OptionalTensor& positive, bool cosine) {
+  refuse_cosine(cosine);
   const OnDevice device(x);
   const KeptScores kept(device, scores, x, y);
   const PairIds ids(positive, x_ids, y_ids);
