@@ -12,7 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled
-from itm_kernels.triton._launch import Operands, Tile, rows_of, stored_dtype, tile_of, wide_dtype
+from itm_kernels.triton._launch import (
+    Operands,
+    Tile,
+    architecture,
+    rows_of,
+    stored_dtype,
+    tile_of,
+    wide_dtype,
+)
 from itm_kernels.triton._tiles import (
     difference_tile,
     paired_scores,
@@ -108,8 +116,12 @@ def comparison(
     metric: str,
     shape: tuple[int, int],
     square: bool = False,
+    ids: bool = False,
 ) -> Comparison:
-    """Prepare rows for a metric; a shape is that of the matrix, a square tile one of a triangle."""
+    """Prepare rows for a metric.
+
+    A shape is that of the matrix, a square tile one of a triangle, in which pairs may have ids.
+    """
     chunk = tile_of("difference", *shape, x.shape[1])
     terms = [x, y]  # stand-ins for what a metric does not read
     if metric in ("l2", "sqeuclidean"):
@@ -130,6 +142,9 @@ def comparison(
         product, tile = both.arguments(), both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
+        elif square and ids and both.kind in ("parts", "tf32") and architecture() == 100:
+            # 4 to 6 spills in 128 x 128; 16 warps have no tensor cores.
+            tile = tile._replace(rows=64, columns=64, warps=4)
     side = min(tile.rows, tile.columns)
     tile = tile._replace(rows=side, columns=side) if square else tile
     arguments = {

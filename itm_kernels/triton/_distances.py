@@ -4,13 +4,18 @@ The last step of (sum_m w) x - W y (`_pair_weights`) adds the pairs that are set
 tile: a tile without any costs a look at its flag.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _pair_weights
+from itm_kernels.triton._compare import Comparison, matrix_of
 from itm_kernels.triton._launch import stored_dtype, tile_of
+from itm_kernels.triton._pair_weights import blocks, write_weights
+from itm_kernels.triton._products import add_product, row_parts, weights_empty
 
 
 @triton.jit
@@ -102,3 +107,44 @@ class Apart:
 def empty_gradient(x: Tensor) -> Tensor:
     """Return the gradient of x to write, in the precision in which it is stored."""
     return torch.empty(x.shape, dtype=stored_dtype(x.dtype), device=x.device)
+
+
+def gradient_of_distances(
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [M, D]
+    found: Comparison,
+    unit: Tensor,  # []
+    known: dict[str, Any],  # of pairs, for `_pair_weights.write_weights`
+) -> Tensor:  # [N, D]
+    """Return the gradient of x of weighted Euclidean or squared distances."""
+    (N, D), M, both = x.shape, y.shape[0], found.both
+    assert both is not None
+    assert both.x_factor is not None
+    gradient = empty_gradient(x)
+    _, rows = row_parts(both, D)
+    known = {
+        **{"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": len(both.x_factor) > 0},
+        **{"x_square": found.arguments["x_term"], "y_square": found.arguments["y_term"]},
+        **{**known, "unit": unit, "APART": True},
+    }
+    # A block's distances and two parts of weights.
+    for block in blocks(N, M, D, 8):
+        R = block.stop - block.start
+        compared = {"key": matrix_of(found, unit.new_empty((R, M)), first_row=block.start)}
+        if known["SOURCE"] == "ranks":
+            other = unit.new_empty((M, R))
+            compared["other"] = matrix_of(found, other, first_column=block.start)
+        apart = Apart(R, M, unit)
+        weights = weights_empty(R, M, x)
+        if known["SOURCE"] == "given" and weights.dtype.itemsize == 2 and weights.shape[0] == 1:
+            # Gradients that differ, of rows that are longer than others: one part breaks the rule.
+            weights = weights_empty(2 * R, M, x).unflatten(1, (2, R))[0]
+        write_weights(
+            weights, block.start, x, **known, **compared, sums=apart.sums, apart=apart.apart
+        )
+        product = add_product(None, weights, rows)
+        apart.gradient(
+            x[block], y, compared["key"], product, both.x_factor[block], unit, gradient[block]
+        )
+        del compared, apart, weights, product
+    return gradient.to(x.dtype)

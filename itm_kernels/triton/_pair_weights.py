@@ -6,6 +6,7 @@ far below its rows' lengths fp32 would cancel too: such a pair's weight is set a
 differences (`_distances`).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,17 +23,19 @@ _LEAST_BYTES = 1 << 25
 _MOST_ROWS = 4096
 
 
-def rows_at_once(N: int, M: int, D: int, bytes_per_pair: int) -> int:
-    """Return the rows of a block of weights, a multiple of 128."""
+def blocks(N: int, M: int, D: int, bytes_per_pair: int) -> Iterator[slice]:
+    """Yield slices of N rows whose weights fit in memory; they start where tiles do."""
     budget = max(4 * (N + M) * D, _LEAST_BYTES)
-    return min(_MOST_ROWS, max(1, budget // (M * bytes_per_pair) // 128) * 128)
+    at_once = min(_MOST_ROWS, max(1, budget // (M * bytes_per_pair) // 128) * 128)
+    for first in range(0, N, at_once):
+        yield slice(first, min(first + at_once, N))
 
 
 def unit_of(
     grad: Tensor,  # [N]
     norm: Tensor,  # [N]
     row: Tensor | None,  # [N] sums of ranked distances, which are weights too
-    factor: Tensor,  # [N], or [0]
+    factor: Tensor,  # of all rows, or [0]
     metric: str,
 ) -> Tensor:  # []
     """Return what weights are multiplied by: equal weights, and the largest, become about 2^14.
@@ -42,6 +45,7 @@ def unit_of(
     unit = torch.empty((), dtype=norm.dtype, device=norm.device)
     _unit_kernel[(1,)](
         grad, norm, norm if row is None else row, factor, unit, grad.stride(0), grad.shape[0],
+        factor.shape[0],
         RANKS=row is not None, FACTORS=factor.shape[0] > 0, METRIC=metric, BLOCK=4096, num_warps=8,
     )  # fmt: skip
     return unit
@@ -56,6 +60,7 @@ def _unit_kernel(
     unit,
     grad_stride,
     N,
+    factors,  # how many
     RANKS: tl.constexpr,
     FACTORS: tl.constexpr,
     METRIC: tl.constexpr,
@@ -63,7 +68,6 @@ def _unit_kernel(
 ):
     DTYPE: tl.constexpr = norm.dtype.element_ty
     weights = tl.zeros((BLOCK,), DTYPE)
-    factors = tl.full((BLOCK,), 0.0 if FACTORS else 1.0, DTYPE)
     for first in range(0, N, BLOCK):
         n = first + tl.arange(0, BLOCK)
         own = tl.load(grad + n.to(tl.int64) * grad_stride, mask=n < N, other=0.0).to(DTYPE)
@@ -71,10 +75,13 @@ def _unit_kernel(
         if RANKS:
             own *= 1 + tl.abs(tl.load(row + n, mask=n < N, other=0.0))
         weights = tl.where((own > weights) & (own < float("inf")), own, weights)
-        if FACTORS:
-            own = tl.load(factor + n, mask=n < N, other=0.0)
-            factors = tl.where((own > factors) & (own < float("inf")), own, factors)
-    largest, longest = tl.max(weights, 0), tl.max(factors, 0)
+    lengths = tl.full((BLOCK,), 0.0 if FACTORS else 1.0, DTYPE)
+    if FACTORS:
+        for first in range(0, factors, BLOCK):
+            n = first + tl.arange(0, BLOCK)
+            own = tl.load(factor + n, mask=n < factors, other=0.0)
+            lengths = tl.where((own > lengths) & (own < float("inf")), own, lengths)
+    largest, longest = tl.max(weights, 0), tl.max(lengths, 0)
     bound = 2 * largest * longest * longest
     if METRIC == "l2":
         # Over distances of a quarter of the rows' lengths at least; lengths are 2^13 factors.

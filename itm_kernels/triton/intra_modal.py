@@ -14,9 +14,9 @@ import triton
 from torch import Tensor
 
 from itm_kernels.triton._compare import Comparison, comparison, matrix_of, pull
-from itm_kernels.triton._distances import Apart, empty_gradient
+from itm_kernels.triton._distances import empty_gradient, gradient_of_distances
 from itm_kernels.triton._launch import rows_of, wide_dtype
-from itm_kernels.triton._pair_weights import rows_at_once, unit_of, write_weights
+from itm_kernels.triton._pair_weights import blocks, unit_of, write_weights
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
 from itm_kernels.triton._scaled import gradient_of_rows
 from itm_kernels.triton._triangle import finish_kernel, triangle_kernel
@@ -46,7 +46,7 @@ def intra_modal_forward(
         return row, low, high, norm, mask
     if mode == "official":
         lower, upper = upper, 1 - lower
-    found = comparison(x, x, _metric(metric, mode), (N, N), square=True)
+    found = comparison(x, x, _metric(metric, mode), (N, N), square=True, ids=ids is not None)
     tiles = triton.cdiv(N, found.tile.rows)
     sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
     bounds = {"low_bound": lower, "high_bound": upper}
@@ -147,22 +147,10 @@ def intra_modal_backward(
     factor = found.both.x_factor
     assert factor is not None
     unit = unit_of(grad, norm, row if relative else None, factor, metric)
+    if metric != "cosine":
+        return gradient_of_distances(x, x, found, unit, known)
     known |= {"unit": unit, "x_factor": factor, "y_factor": factor, "FACTORS": len(factor) > 0}
-    if metric == "cosine":
-        return _of_cosines(x, found, norm, known, unit, mode != "official")
-    return _of_distances(x, found, norm, known, unit, factor)
-
-
-def _compared(
-    found: Comparison, block: slice, norm: Tensor, known: dict[str, Any]
-) -> dict[str, Tensor]:
-    """Return a block's comparisons, and where they are ranked those of all rows with the block."""
-    N, R = norm.shape[0], block.stop - block.start
-    key = matrix_of(found, norm.new_empty((R, N)), first_row=block.start)
-    if known["SOURCE"] != "ranks" or known["METRIC"] == "l1":
-        return {"key": key}
-    other = matrix_of(found, norm.new_empty((N, R)), first_column=block.start)
-    return {"key": key, "other": other}
+    return _of_cosines(x, found, norm, known, unit, mode != "official")
 
 
 def _of_cosines(
@@ -178,60 +166,29 @@ def _of_cosines(
     pulled = norm.new_empty((N, D))
     rows, _ = row_parts(found.both, D)
     # Two parts of weights, and comparisons.
-    for block in _slices(N, D, 2 * x.element_size() if kept else 8):
-        weights = weights_empty(block.stop - block.start, N, x)
-        compared = {} if kept else _compared(found, block, norm, known)
-        write_weights(weights, block.start, x, **known, **compared)
+    for block in blocks(N, N, D, 2 * x.element_size() if kept else 8):
+        R = block.stop - block.start
+        weights = weights_empty(R, N, x)
+        if not kept:
+            known["key"] = matrix_of(found, norm.new_empty((R, N)), first_row=block.start)
+        write_weights(weights, block.start, x, **known)
         add_product(None, weights, rows, out=pulled[block])
-        del weights, compared
+        known.pop("key", None)
+        del weights
     return gradient_of_rows(x, pulled, unit, cosine)
-
-
-def _of_distances(
-    x: Tensor,
-    found: Comparison,
-    norm: Tensor,
-    known: dict[str, Any],
-    unit: Tensor,
-    factor: Tensor,
-) -> Tensor:
-    N, D = x.shape
-    assert found.both is not None
-    gradient = empty_gradient(x)
-    rows, _ = row_parts(found.both, D)
-    squares = found.arguments["x_term"]
-    for block in _slices(N, D, 8):
-        compared = _compared(found, block, norm, known)
-        apart = Apart(block.stop - block.start, N, norm)
-        weights = weights_empty(block.stop - block.start, N, x)
-        write_weights(
-            weights, block.start, x, **known, **compared, x_square=squares, y_square=squares,
-            APART=True, sums=apart.sums, apart=apart.apart,
-        )  # fmt: skip
-        product = add_product(None, weights, rows)
-        apart.gradient(x[block], x, compared["key"], product, factor[block], unit, gradient[block])
-        del compared, apart, weights, product
-    return gradient.to(x.dtype)
 
 
 def _of_l1(x: Tensor, found: Comparison, norm: Tensor, known: dict[str, Any]) -> Tensor:
     N, D = x.shape
     gradient = empty_gradient(x)
     known["unit"] = norm.new_ones(())
-    for block in _slices(N, D, 8):
-        if known["SOURCE"] == "bits":
-            compared, weights = {}, norm.new_empty((1, block.stop - block.start, N))
-        else:
-            compared = _compared(found, block, norm, known)
-            weights = compared["key"][None]  # a program reads a pair before it writes it
-        write_weights(weights, block.start, x, **known, **compared)
+    for block in blocks(N, N, D, 8):
+        weights = norm.new_empty((1, block.stop - block.start, N))
+        if known["SOURCE"] != "bits":
+            # A program reads a pair before it writes its weight.
+            known["key"] = matrix_of(found, weights[0], first_row=block.start)
+        write_weights(weights, block.start, x, **known)
         pull(x[block], x, weights, True, gradient[block])
-        del compared, weights
+        known.pop("key", None)
+        del weights
     return gradient.to(x.dtype)
-
-
-def _slices(N: int, D: int, bytes_per_pair: int) -> Iterator[slice]:
-    """Yield slices of rows whose weights fit in memory, as they start where tiles do."""
-    at_once = rows_at_once(N, N, D, bytes_per_pair)
-    for first in range(0, N, at_once):
-        yield slice(first, min(first + at_once, N))

@@ -1,10 +1,16 @@
 """Batched similarity matrices; gradients of products are the library's, of differences direct."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._compare import matrices, pull
-from itm_kernels.triton._launch import rows_of, wide_dtype
+from itm_kernels.triton import _scaled
+from itm_kernels.triton._compare import comparison, matrices, pull
+from itm_kernels.triton._distances import gradient_of_distances
+from itm_kernels.triton._launch import kind_of, rows_of, wide_dtype
+from itm_kernels.triton._pair_weights import unit_of, write_weights
+from itm_kernels.triton._weights import products_in_parts
 
 _SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
 
@@ -34,6 +40,10 @@ def similarity_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and y."""
     batch = grad.shape[:-2]
+    if batch.numel() == 1 and grad.numel() > 0:
+        found = _of_one_matrix(grad.reshape(grad.shape[-2:]), x, y, metric)
+        if found is not None:
+            return found
     dtype = wide_dtype(x)
     if metric in ("dot", "cosine"):
         rows = [x, y]
@@ -62,6 +72,58 @@ def similarity_backward(
 def _divisor(length: Tensor) -> Tensor:
     """Return what a row is divided by: infinity for one of length 0, which has no direction."""
     return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
+
+
+def _of_one_matrix(
+    grad: Tensor,  # [N, M]
+    x: Tensor,
+    y: Tensor,
+    metric: str,
+) -> tuple[Tensor, Tensor] | None:
+    """Return gradients by products of half-precision weights, where they are the faster ones."""
+    flat_x, flat_y = (rows_of(side.reshape(-1, side.shape[-1])) for side in (x, y))
+    if metric in ("l2", "sqeuclidean"):
+        largest = torch.linalg.vector_norm(grad, torch.inf, 1, dtype=wide_dtype(x))
+        to_x = _of_distances(grad, flat_x, flat_y, metric, largest)
+        to_y = _of_distances(grad.mT, flat_y, flat_x, metric, largest)
+    elif metric == "cosine" and kind_of(x) == "half":
+        both = _scaled.operands(flat_x, flat_y, True)
+        # Rows of fp16 are scaled by powers of two, to lengths of 2^13 and more: so are factors.
+        unit = torch.full((), 2.0**26 if x.dtype == torch.float16 else 1.0, device=x.device)
+        factors = {"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": True}
+        known = {**_given(grad, metric), **factors, "unit": unit}
+
+        def fill(first: int, weights: Tensor) -> None:
+            write_weights(weights, first, flat_x, **known)
+
+        pulls = products_in_parts(flat_x, both, fill)
+        to_x, to_y = (
+            _scaled.gradient_of_rows(side, pull, unit, True)
+            for side, pull in zip((flat_x, flat_y), pulls, strict=True)
+        )
+    else:
+        return None
+    return to_x.reshape(x.shape), to_y.reshape(y.shape)
+
+
+def _of_distances(
+    grad: Tensor,  # [N, M]
+    x: Tensor,  # [N, D]
+    y: Tensor,  # [M, D]
+    metric: str,
+    largest: Tensor,  # the largest element of grad is among these
+) -> Tensor:  # [N, D]
+    found = comparison(x, y, metric, (len(x), len(y)))
+    assert found.both is not None
+    factors = [side for side in (found.both.x_factor, found.both.y_factor) if side is not None]
+    unit = unit_of(largest, torch.ones_like(largest), None, torch.cat(factors), metric)
+    return gradient_of_distances(x, y, found, unit, _given(grad, metric))
+
+
+def _given(weight: Tensor, metric: str) -> dict[str, Any]:
+    rows, columns = weight.stride()
+    known = {"SOURCE": "given", "METRIC": metric, "given": weight}
+    return {**known, "given_row": rows, "given_column": columns}
 
 
 def _unit(x: Tensor) -> Tensor:
