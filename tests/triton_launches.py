@@ -128,7 +128,7 @@ def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> N
     from itm_kernels.triton import rbf_synthesis as kernels
 
     K, anchors = 4, rows(N, D, dtype)
-    # The associative memory is a matrix [M, M]: with all members it would hide an [N, M].
+    # Factors of the associative memory are as large as [M, M]: they would hide an [N, M].
     for weights, M in (("attention", N), ("kam", min(N, 200))):
         # One clustering, and one per anchor, unless its assignment is what would be measured.
         for assignment in (ids(M), ids(M).expand(N, M))[: 1 if N > 4096 else 2]:

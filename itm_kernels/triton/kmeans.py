@@ -224,7 +224,9 @@ def kmeans(
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
     width = min(triton.next_power_of_2(K), _MOST_COLUMNS)
     columns = 16 if B * width <= 16 else _MOST_COLUMNS  # 32 are 16 spills on sm_100
-    both = both._replace(tile=both.tile._replace(columns=columns, warps=8, stages=2))
+    # On fp32 units two stages are 10 spills on sm_90.
+    stages = 1 if both.kind == "ieee" else 2
+    both = both._replace(tile=both.tile._replace(columns=columns, warps=8, stages=stages))
     groups, tiles = triton.cdiv(B * width, columns), triton.cdiv(M, both.tile.rows)
     # Programs enough, chains short enough, and fewer numbers in their sums than in the rows.
     shares = max(triton.cdiv(_PROGRAMS, groups), triton.cdiv(M, _CHAIN))
