@@ -22,6 +22,7 @@ from tools.journal import Check, Setting, SkippedError
 # Kernel -> the operators and losses that launch it.
 USERS = {
     "hardest": ("hardest_negatives", "max_of_hinges"),
+    "log_sum_exp": ("log_sum_exp", "info_nce"),
 }
 # Ragged against tiles of 128 x 256 x 64, in rows of whole 16 bytes as TMA wants them.
 SIZES = ((300, 328), (1000, 512), (129, 72), (4096, 1024))

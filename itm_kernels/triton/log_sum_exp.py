@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled
+from itm_kernels.triton import _scaled, gluon
 from itm_kernels.triton._launch import Operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._products import store_parts, unit_of
@@ -115,6 +115,10 @@ def log_sum_exp_forward(
     Sums are relative to the highest logits, which come behind the positives' logits.
     """
     both = _scaled.operands(x, y, cosine, fine=True)
+    if gluon.takes("log_sum_exp", both):
+        from itm_kernels.triton.gluon.log_sum_exp import log_sums
+
+        return _joined(x, *log_sums(both, scale, x_ids, y_ids, positive))
     N, M = both.shape
     dtype, device = wide_dtype(x), x.device
     row = torch.empty((2, triton.cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
@@ -124,6 +128,17 @@ def log_sum_exp_forward(
         **both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive),
         scale=scale, row=row, column=column, of_positive=of_positive, N=N, M=M,
     )  # fmt: skip
+    return _joined(x, row, column, of_positive)
+
+
+def _joined(
+    x: Tensor,
+    row: Tensor,  # [2, column tiles, N]
+    column: Tensor,  # [2, row tiles, M]
+    of_positive: Tensor,
+) -> tuple[Tensor, ...]:
+    """Join the tiles of rows and of columns; the result of `log_sum_exp_forward`."""
+    N, M = row.shape[2], column.shape[2]
     of_row, row_highest = row.new_empty(N), row.new_empty(N)
     of_column, column_highest = row.new_empty(M), row.new_empty(M)
     _finish_kernel[(triton.cdiv(max(N, M), 64), 2)](
