@@ -85,7 +85,6 @@ def operands(
     y: Tensor,
     parts: int = 3,
     shape: tuple[int, int] | None = None,
-    narrow: bool = False,
     epilogue: str = "",
 ) -> Operands:
     """Prepare rows for tensor cores, at the precision that their dtype and PyTorch's setting ask.
@@ -96,10 +95,10 @@ def operands(
     1024, 6e-6 at D = 33) are for scores that only choose a row.
 
     A shape, when given, is that of the scores that a tile is chosen for; the epilogue, what the
-    kernel does with it (`_table.Row`). narrow is epilogue="narrow".
+    kernel does with it (`_table.Row`).
     """
     kind = kind_of(x)
-    tile, precision = tile_and_precision(kind, x, y, shape, narrow, epilogue)
+    tile, precision = tile_and_precision(kind, x, y, shape, epilogue)
     return Operands(prepare(x, kind, parts), prepare(y, kind, parts), kind, precision, tile)
 
 
@@ -108,12 +107,10 @@ def tile_and_precision(
     x: Tensor,
     y: Tensor,
     shape: tuple[int, int] | None = None,
-    narrow: bool = False,
     epilogue: str = "",
 ) -> tuple[Tile, str]:
     """Return the tile of x's scores with y, and how a kind of operands is multiplied."""
     N, M = shape or (x.shape[0], y.shape[0])
-    epilogue = "narrow" if narrow else epilogue
     tile = tile_of("half" if kind == "parts" else kind, N, M, x.shape[1], epilogue)
     return tile, "tf32" if kind == "tf32" else "ieee"
 

@@ -130,7 +130,7 @@ def _draw(
     seed: Tensor,
 ) -> tuple[Best, Best]:
     """Find the largest score + noise of every image and of every text, per tile."""
-    both = operands(image, text, parts=2, narrow=True)
+    both = operands(image, text, parts=2, epilogue="narrow")
     N, M = both.shape
     best_text = best_empty(both, M, N, both.tile.columns)
     best_image = best_empty(both, N, M, both.tile.rows)
