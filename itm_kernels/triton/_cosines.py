@@ -219,8 +219,8 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     rows, factor = _scaled.scaled_rows(like, kind_of(like), False)
     ones = torch.ones(1, dtype=torch.float32, device=grad.device)
     laid_out = one.both._replace(y=rows, x_factor=ones, y_factor=factor)
-    wide = like.dtype == torch.float64
-    unit = None if wide else unit_of(like, laid_out, ones[0], ones)
+    in_parts = like.dtype != torch.float64
+    unit = unit_of(like, laid_out, ones[0], ones) if in_parts else None
     pull = torch.empty((N, D), dtype=wide_dtype(like), device=grad.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=grad.device)
     largest, along = (torch.empty(N, dtype=wide, device=grad.device) for _ in range(2))
