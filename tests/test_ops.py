@@ -22,6 +22,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     square = torch.randn(N, D), torch.randn(N, D)
     positive = text_ids.clone()
     scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
+    pairs = image_ids, text_ids, positive
     logistic = image, text, scale, bias, positive, image_ids, text_ids
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
@@ -64,20 +65,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (image, text, scale, image_ids, text_ids, positive, False, True),
         ],
         "log_sum_exp_backward": [
-            (
-                rows,
-                grad,
-                grad,
-                *sums,
-                none,
-                image,
-                text,
-                scale,
-                image_ids,
-                text_ids,
-                *[positive],
-                False,
-            ),
+            (rows, grad, grad, *sums, none, image, text, scale, *pairs, False),
             (rows, grad, grad[:0].clone(), *sums, scores, image, text, scale, *[None] * 3, False),
         ],
         "sigmoid_forward": [

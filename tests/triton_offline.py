@@ -36,9 +36,11 @@ CASES = (
     *((precision, 1, 1) for precision in ("bf16", "fp32", "fp64")),
     ("fp64", 33, 333),
 )
-# GPUs of 99 KB of shared memory: in CI the core of the package, otherwise everything.
+# In CI all cases on one architecture, on the others a few of every operator, and of the core of the
+# package on GPUs of 99 KB of shared memory; with ALL=1 everything everywhere.
+WHOLE = 90
 CORE_ARCHITECTURES = (86, 89, 120)
-CORE_CASES = tuple((precision, N, 1024) for precision in ("bf16", "fp32") for N in (256, 4096))
+CORE_CASES = (("bf16", 4096, 1024), ("fp32", 4096, 1024))
 CORE_OPERATORS = (
     *("max_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"),
     *("rbf_synthesis", "kmeans"),
@@ -71,19 +73,20 @@ def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tupl
     if architecture == AMD:
         cases = AMD_CASES[:1] if few else AMD_CASES
         return cases if operator in _devices.AMD_OPERATORS else ()
-    if few and architecture in CORE_ARCHITECTURES:
-        return CORE_CASES if operator in CORE_OPERATORS else ()
+    if few and architecture != WHOLE:
+        core = operator in CORE_OPERATORS or architecture not in CORE_ARCHITECTURES
+        return CORE_CASES if core else ()
     return CASES
 
 
 def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
-) -> tuple[list[Job], list[str]]:
-    """Return what the launchers of some operators compile, and lines of the table unused."""
+) -> tuple[list[Job], set[Any]]:
+    """Return what the launchers of some operators compile, and the lines of the table they take."""
     from itm_kernels.triton import _clusters, _factors, _table, rbf_synthesis
 
     jobs: dict[str, Job] = {}
-    asked = set()
+    asked: set[_table.Row] = set()
     line_of = _table.line_of
 
     def noted(*arguments: object) -> _table.Row:
@@ -108,14 +111,23 @@ def planned(
             finally:
                 torch.set_float32_matmul_precision(before)
             jobs = {**found, **jobs}
-    core = few and architecture in CORE_ARCHITECTURES  # whose cases take the lines of their own
-    unused = [
-        f"{architecture}: no case takes {line}"
-        for line in _table.TABLE
-        if architecture in line.architectures or not (line.architectures or core)
-        if line not in asked
+    return list(jobs.values()), asked
+
+
+def unused(taken: dict[int | str, set[Any]]) -> list[str]:
+    """Return the lines of the table that no case takes on an architecture that they are for.
+
+    A line for any architecture may be one that others hide on most.
+    """
+    from itm_kernels.triton._table import TABLE
+
+    everywhere = set[Any]().union(*taken.values())
+    return [
+        f"no case takes {line}"
+        for line in TABLE
+        if (not line.architectures and line not in everywhere)
+        or any(line not in taken.get(name, {line}) for name in line.architectures)
     ]
-    return list(jobs.values()), unused
 
 
 HEADER = f"{'case':32s}{'kernel':32s}{'tile':18s}{'sm':>6s} regs spill  shared  mma  cp"
@@ -129,12 +141,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     start, jobs, bad = time.time(), [], []
+    taken: dict[int | str, set[Any]] = {}
     for name in options.architectures:
         architecture = int(name) if name.isdigit() else name
-        found, unused = planned(options.operators, architecture, options.few)
-        # A table is for all operators: some alone need not take every line of it.
-        bad += unused if options.operators == list(LAUNCHES) and architecture != AMD else []
+        found, taken[architecture] = planned(options.operators, architecture, options.few)
         jobs += without_repeats(found) if options.few else found
+    # A table is for all operators and architectures: some alone need not take every line of it.
+    if options.operators == list(LAUNCHES) and len(taken) == len(SHARED):
+        bad += unused(taken)
     print(f"{len(jobs)} kernels, planned in {time.time() - start:.0f} s\n{HEADER}", flush=True)
     for job, use in zip(jobs, uses(jobs, options.processes, FOUND), strict=True):
         line = (

@@ -64,6 +64,27 @@ class Logs(NamedTuple):
     highest: Tensor  # of the same shape, without gradient
 
 
+def logs_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Logs:  # [N, K]
+    """Return the logit of every synthetic vector: sums of one negative each, or of none."""
+    logits = torch.where(valid, scale * cosine, -torch.inf)
+    return Logs(logits, torch.zeros_like(logits))
+
+
+def logs_of_noise(
+    sides: Sequence[Rows],
+    number: int,  # of vectors N(0, I)
+    generator: torch.Generator | None,
+    scale: Tensor,  # []
+) -> list[Logs]:
+    """Return the log of the sum over the same noise vectors for every row of each side."""
+    like = sides[0].unit
+    function, backend = sides[0].function, sides[0].backend
+    noise = like.new_empty(number, like.shape[1]).normal_(generator=generator)
+    g = unit_rows(noise, function, backend)
+    found = [log_sum_exp(s.unit, g, scale, None, None, function, backend) for s in sides]
+    return [Logs(sums.row, sums.row_highest) for sums in found]
+
+
 class Contrast(NamedTuple):
     """Per pair: the logit of the positive, and the log of the negatives' sum on both sides.
 

@@ -27,11 +27,17 @@ from itm_kernels.losses._common import (
     reduce,
     scale_of,
 )
-from itm_kernels.losses._contrast import Logs, Rows, contrast, cross_entropy, ids_of, of_image
-from itm_kernels.ops.log_sum_exp import run as log_sum_exp
+from itm_kernels.losses._contrast import (
+    Rows,
+    contrast,
+    cross_entropy,
+    ids_of,
+    logs_of_each,
+    logs_of_noise,
+    of_image,
+)
 from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
-from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.synthesis import RIDGE, logits_of_unit_rows
 
 
@@ -161,25 +167,15 @@ def _info_cmr(
         how = options, clustering, detach, generator, name, backend
         v, c = images.unit, texts.unit
         found = logits_of_unit_rows(v, v_ids, c, c_ids, *how, draw=draw)
-        from_image.append(of_image(_log_of_each(scale, *found), pairs))
+        from_image.append(of_image(logs_of_each(scale, *found), pairs))
         found = logits_of_unit_rows(c, c_ids, v, v_ids, *how, draw=draw)
-        from_text.append(_log_of_each(scale, *found))
+        from_text.append(logs_of_each(scale, *found))
     if num_noise and draw:
-        v, c = images.unit, texts.unit
-        noise = torch.empty(num_noise, v.shape[1], dtype=v.dtype, device=v.device)
-        g = unit_rows(noise.normal_(generator=generator), name, backend)
-        noisy = [log_sum_exp(rows, g, scale, None, None, name, backend) for rows in (v, c)]
-        of_rows = [Logs(sums.row, sums.row_highest) for sums in noisy]
-        from_image.append(of_image(of_rows[0], pairs))
-        from_text.append(of_rows[1])
+        of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
+        from_image.append(of_image(of_v, pairs))
+        from_text.append(of_c)
     values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
     return reduce(of_pairs(values, absent), reduction, absent)
-
-
-def _log_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Logs:  # [N, K]
-    """Return the logit of every synthetic vector: sums of one negative each, or of none."""
-    logits = torch.where(valid, scale * cosine, -torch.inf)
-    return Logs(logits, torch.zeros_like(logits))
 
 
 class InfoCMRLoss(ScaledLoss):

@@ -15,12 +15,12 @@ from itm_kernels.triton import _scaled
 from itm_kernels.triton._launch import (
     Operands,
     Tile,
-    architecture,
     rows_of,
     stored_dtype,
     tile_of,
     wide_dtype,
 )
+from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import (
     difference_tile,
     paired_scores,
