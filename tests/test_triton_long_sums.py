@@ -60,9 +60,10 @@ def test_softmax_over_many_members() -> None:
 
 
 def test_means_of_many_rows_are_shared_out() -> None:
-    from itm_kernels.triton._sums import _splits
+    from itm_kernels.triton.kmeans import tiles_of_share
 
-    assert _splits(1 << 21, sums=8, programs=32, depth=64) == 2048  # 1,024 rows each
-    assert _splits(1 << 21, sums=4096, programs=4096, depth=64) == 128  # no more sums than rows / 4
-    assert _splits(4096, sums=8, programs=1, depth=64) == 16  # not less than four steps
-    assert _splits(128, sums=1024, programs=512, depth=64) == 1
+    # In tiles of 64 rows.
+    assert tiles_of_share(1 << 21, 1 << 15, sums=8, groups=1) == 16  # chains of 1,024 rows
+    assert tiles_of_share(1 << 21, 1 << 15, sums=4096, groups=64) == 256  # sums of rows / 4
+    assert tiles_of_share(4096, 64, sums=8, groups=1) == 1  # a program for every tile
+    assert tiles_of_share(128, 2, sums=1024, groups=16) == 2  # one program

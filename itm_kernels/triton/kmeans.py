@@ -209,6 +209,15 @@ class _Sums(NamedTuple):
     counts: Tensor  # [shares, B, K]
 
 
+def tiles_of_share(M: int, tiles: int, sums: int, groups: int) -> int:
+    """Return how many of the tiles of M rows a program takes, of which so many sums are made.
+
+    Programs enough, chains short enough, and fewer numbers in their sums than in the rows.
+    """
+    shares = max(triton.cdiv(_PROGRAMS, groups), triton.cdiv(M, _CHAIN))
+    return triton.cdiv(tiles, max(1, min(tiles, shares, M // (4 * sums))))
+
+
 def kmeans(
     x: Tensor,  # [M, D]
     member: Tensor | None,  # [B, M]
@@ -228,9 +237,7 @@ def kmeans(
     stages = 1 if both.kind == "ieee" else 2
     both = both._replace(tile=both.tile._replace(columns=columns, warps=8, stages=stages))
     groups, tiles = triton.cdiv(B * width, columns), triton.cdiv(M, both.tile.rows)
-    # Programs enough, chains short enough, and fewer numbers in their sums than in the rows.
-    shares = max(triton.cdiv(_PROGRAMS, groups), triton.cdiv(M, _CHAIN))
-    of_share = triton.cdiv(tiles, max(1, min(tiles, shares, M // (4 * B * K))))
+    of_share = tiles_of_share(M, tiles, B * K, groups)
     shares = triton.cdiv(tiles, of_share)
     found = _Sums(
         torch.empty((shares, B, K, D) if iterations else 0, dtype=dtype, device=x.device),
