@@ -49,6 +49,21 @@ def test_gradient_is_the_derivative(name: str, backend: str) -> None:
     assert is_the_derivative(lambda x, y: case.loss(x, y, backend), (image, text))
 
 
+@pytest.mark.parametrize("name", ["sum_of_hinges", "max_of_hinges", "info_nce", "sigmoid"])
+def test_every_text_has_a_value_with_a_gradient_of_its_own(name: str, backend: str) -> None:
+    """Not reduced: what a caller weighs each pair with reaches its gradient alone."""
+    found = []
+    for of, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        image, text = (t.detach().to(dtype).requires_grad_() for t in batch(37, 24))
+        module = BY_NAME[name].build(of)
+        module.reduction = "none"
+        values = module(image, text)
+        share = torch.linspace(-1, 2, len(text), dtype=dtype)
+        found.append([values, *gradients((share * values).sum(), image, text)])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_fp32(case: Case, backend: str, dtype: torch.dtype) -> None:
     image, text = batch(33, 96, dtype)
