@@ -228,4 +228,5 @@ def test_operators_of_the_table_are_those_defined() -> None:
     defined = {
         d.name.removesuffix("_forward").removesuffix("_backward") for d in _define.DEFINITIONS
     }
-    assert defined == set(backends.OPERATORS)
+    # Sums of the sigmoid loss with their gradients go where its values go.
+    assert defined - {"sigmoid_total"} == set(backends.OPERATORS)

@@ -46,7 +46,7 @@ def unit_of(
     _unit_kernel[(1,)](
         grad, norm, norm if row is None else row, factor, unit, grad.stride(0), grad.shape[0],
         factor.shape[0],
-        RANKS=row is not None, FACTORS=factor.shape[0] > 0, METRIC=metric, BLOCK=4096, num_warps=8,
+        RANKS=row is not None, FACTORS=factor.shape[0] > 0, METRIC=metric, BLOCK=2048, num_warps=8,
     )  # fmt: skip
     return unit
 

@@ -89,6 +89,8 @@ TABLE = (
     Row((), "ieee", "", 0, Tile(64, 64, 16, 4, 2)),
     Row((), "fp64", "", 0, Tile(32, 32, 16, 4, 2)),
     # Of differences R x C x 4 are in registers at once: with 16 of 4 they spill.
+    # On sm_86 and 89, with the bits of a mask beside them, 4 are 2 spills.
+    Row((86, 89), "difference", "", 0, Tile(64, 64, 2, 4, 1)),
     Row((), "difference", "", 0, Tile(64, 64, 4, 4, 1)),
     Row((), "pull", "", 0, Tile(32, 4, 64, 4, 1)),
     # Without a mask. L2 reads are half of those in 64 x 64; on sm_80 they are 19 spills.
