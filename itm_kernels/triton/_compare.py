@@ -142,9 +142,7 @@ def comparison(
         product, tile = both.arguments(), both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
-        elif square and ids and architecture() == 100 and (
-            both.kind in ("parts", "tf32") or not product["EVEN"]
-        ):  # fmt: skip
+        elif square and architecture() == 100:
             # 4 to 6 spills in 128 x 128; 16 warps have no tensor cores.
             tile = tile._replace(rows=64, columns=64, warps=4)
     side = min(tile.rows, tile.columns)

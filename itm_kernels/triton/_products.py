@@ -75,7 +75,7 @@ def unit_of(
     unit = torch.empty_like(scale)
     vectors = [*bounds, *(scale.new_empty(0) for _ in range(3 - len(bounds)))]
     sizes = [vector.numel() for vector in (*vectors, both.x_factor, both.y_factor)]
-    _unit_kernel[(1,)](*vectors, both.x_factor, both.y_factor, scale, unit, *sizes, BLOCK=2048)
+    _unit_kernel[(1,)](*vectors, both.x_factor, both.y_factor, scale, unit, *sizes, BLOCK=1024)
     return unit
 
 

@@ -199,7 +199,7 @@ def send(
     ]
     depth = min(triton.next_power_of_2(D), _MOST_DEPTH)
     depths = triton.cdiv(D, depth)
-    options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": max(1, min(4, depth // 128))}
+    options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": max(1, min(8, depth // 128))}
     partial, chunk = entries.weight, 0
     ordered, order, known = in_order(entries, N, M)
     if not known or E > 2 * _CHUNK:

@@ -25,14 +25,24 @@ def _finite_or(values, other):
 
 
 @triton.jit
-def log_sums(logits):
+def log_sums(logits, SHARED: tl.constexpr):
     """Return the highest logit of rows and of columns, and their log-sum-exp relative to it.
 
-    Rows and columns share one exponential per logit, relative to the tile's highest, unless e^60
-    lies between the highest of two of them.
+    If SHARED, rows and columns share one exponential per logit, relative to the tile's highest,
+    unless e^60 lies between the highest of two of them.
     """
     of_row, of_column = tl.max(logits, 1), tl.max(logits, 0)
     row_shift, column_shift = _shift(of_row), _shift(of_column)
+    if SHARED:
+        row_sum, column_sum = _shared_sums(logits, of_row, of_column, row_shift, column_shift)
+    else:
+        row_sum = tl.sum(tl.exp(logits - row_shift[:, None]), 1)
+        column_sum = tl.sum(tl.exp(logits - column_shift[None, :]), 0)
+    return row_shift, _logarithm(row_sum), column_shift, _logarithm(column_sum)
+
+
+@triton.jit
+def _shared_sums(logits, of_row, of_column, row_shift, column_shift):
     top = tl.max(_finite_or(of_row, float("-inf")), 0)
     top = tl.where(top == float("-inf"), 0.0, top)
     lowest = tl.minimum(
@@ -46,7 +56,7 @@ def log_sums(logits):
     else:
         row_sum = tl.sum(tl.exp(logits - row_shift[:, None]), 1)
         column_sum = tl.sum(tl.exp(logits - column_shift[None, :]), 0)
-    return row_shift, _logarithm(row_sum), column_shift, _logarithm(column_sum)
+    return row_sum, column_sum
 
 
 @triton.jit
@@ -77,12 +87,33 @@ def of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.const
 
 @triton.jit
 def shares(
-    logits, of_row, of_column, row, column, row_highest, column_highest, on
+    logits, of_row, of_column, row, column, row_highest, column_highest, on, SHARED: tl.constexpr
 ):  # fmt: skip
     """Return of_row e^(logits - log-sum-exp of the row) + the same of columns, 0 where not on.
 
-    Both share one exponential unless the log-sum-exps of a tile lie far apart.
+    If SHARED, both share one exponential unless the log-sum-exps of a tile lie far apart.
     """
+    if SHARED:
+        weight = _shared_weight(
+            logits, of_row, of_column, row, column, row_highest, column_highest, on
+        )
+    else:
+        weight = _own_weight(
+            logits, of_row, of_column, row, column, row_highest, column_highest, on
+        )
+    return tl.where(on, weight, 0.0)
+
+
+@triton.jit
+def _own_weight(logits, of_row, of_column, row, column, row_highest, column_highest, on):
+    by_row = (logits - row_highest[:, None]) - row[:, None]
+    weight = of_row[:, None] * tl.exp(tl.where(on, by_row, float("-inf")))
+    by_column = (logits - column_highest[None, :]) - column[None, :]
+    return weight + of_column[None, :] * tl.exp(tl.where(on, by_column, float("-inf")))
+
+
+@triton.jit
+def _shared_weight(logits, of_row, of_column, row, column, row_highest, column_highest, on):
     # Differences first: that of two near logits is exact.
     total = row_highest + row
     base = tl.max(_finite_or(total, float("-inf")), 0)
@@ -97,8 +128,7 @@ def shares(
         weight = tl.exp(logits - base)
         weight *= (of_row * tl.exp(to_row))[:, None] + (of_column * tl.exp(to_column))[None, :]
     else:
-        by_row = (logits - row_highest[:, None]) - row[:, None]
-        weight = of_row[:, None] * tl.exp(tl.where(on, by_row, float("-inf")))
-        by_column = (logits - column_highest[None, :]) - column[None, :]
-        weight += of_column[None, :] * tl.exp(tl.where(on, by_column, float("-inf")))
-    return tl.where(on, weight, 0.0)
+        weight = _own_weight(
+            logits, of_row, of_column, row, column, row_highest, column_highest, on
+        )
+    return weight

@@ -47,7 +47,8 @@ class Row(NamedTuple):
     architectures: tuple[int | str, ...]  # (): any
     kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
-    # (exponentials, and a weight to store), "narrow" (more values per score than those); "": any.
+    # (exponentials, and a weight to store), "narrow" (more values per score than those), "sums"
+    # (exponentials of rows and columns); "": any.
     epilogue: str
     least_log2: int  # of the smaller number of rows
     tile: Tile
@@ -73,6 +74,9 @@ TABLE = (
     # Both keep every value of a tile in registers: 255 of them, without a spill. sm_100 has 404.
     Row(HOPPER, "half", "reduction", 11, Tile(128, 256, 64, 8, 3)),
     Row(HOPPER, "half", "weights", 11, Tile(128, 128, 64, 8, 3)),
+    # On sm_100 128 x 64 are 14 spills beside masks of ids, sums in 128 x 128 500.
+    Row((100,), "half", "narrow", 0, Tile(64, 64, 64, 8, 3)),
+    Row((100,), "half", "sums", 0, Tile(64, 64, 64, 4, 3)),
     # 128 x 128 in 8 warps: 106 spills beside the masks of ids on sm_90, 378 beside noise.
     *(Row((), "half", epilogue, 11, Tile(128, 64, 64, 8, 3)) for epilogue in ("weights", "narrow")),
     Row((), "half", "", 11, Tile(128, 128, 64, 8, 3)),

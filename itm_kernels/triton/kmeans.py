@@ -16,6 +16,7 @@ from torch import Tensor
 
 from itm_kernels.triton._launch import INTERPRETED, operands, rows_of, to_tf32, wide_dtype
 from itm_kernels.triton._lengths import squares_of
+from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import highest, no_key, ordered_key, score_tile, wide_type
 
 _PROGRAMS = 512  # for one clustering few tiles of sums are many long ones
@@ -235,7 +236,8 @@ def kmeans(
     columns = 16 if B * width <= 16 else _MOST_COLUMNS  # 32 are 16 spills on sm_100
     # On fp32 units two stages are 10 spills on sm_90.
     stages = 1 if both.kind == "ieee" else 2
-    both = both._replace(tile=both.tile._replace(columns=columns, warps=8, stages=stages))
+    warps = 4 if architecture() == 120 else 8  # 8 are 14 spills there, 4 are 11 on sm_86
+    both = both._replace(tile=both.tile._replace(columns=columns, warps=warps, stages=stages))
     groups, tiles = triton.cdiv(B * width, columns), triton.cdiv(M, both.tile.rows)
     of_share = tiles_of_share(M, tiles, B * K, groups)
     shares = triton.cdiv(tiles, of_share)

@@ -14,6 +14,7 @@ from itm_kernels.triton._launch import Operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._products import store_parts, unit_of
 from itm_kernels.triton._softmax import log_sums, of_tiles, shares
+from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import place, same_id, scaled, score_tile
 from itm_kernels.triton._weights import no_scores, products_in_parts
 
@@ -48,6 +49,7 @@ def _forward_kernel(
     FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     OF_POSITIVE: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
@@ -69,7 +71,7 @@ def _forward_kernel(
             nobody = tl.full((COLUMNS,), float("nan"), logits.dtype)
             tl.store(of_positive + m, nobody, mask=((of < 0) | (of >= N)) & (m < M))
     logits = tl.where(off, float("-inf"), logits)
-    row_shift, row_sum, column_shift, column_sum = log_sums(logits)
+    row_shift, row_sum, column_shift, column_sum = log_sums(logits, SHARED)
     at = row + column_tile.to(tl.int64) * N + n
     tl.store(at, row_shift, mask=n < N)
     tl.store(at + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N, row_sum, mask=n < N)
@@ -114,7 +116,7 @@ def log_sum_exp_forward(
 
     Sums are relative to the highest logits, which come behind the positives' logits.
     """
-    both = _scaled.operands(x, y, cosine, fine=True)
+    both = _scaled.operands(x, y, cosine, fine=True, epilogue="sums")
     if gluon.takes("log_sum_exp", both):
         from itm_kernels.triton.gluon.log_sum_exp import log_sums
 
@@ -127,6 +129,7 @@ def log_sum_exp_forward(
     _forward_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive),
         scale=scale, row=row, column=column, of_positive=of_positive, N=N, M=M,
+        SHARED=_shared(),
     )  # fmt: skip
     return _joined(x, row, column, of_positive)
 
@@ -146,6 +149,11 @@ def _joined(
         column.shape[1], row.shape[1], ANCHORS=64, TILES=16,
     )  # fmt: skip
     return of_row, of_column, of_positive, row_highest, column_highest, no_scores(x)
+
+
+def _shared() -> bool:
+    """Say whether rows and columns share exponentials: sm_100's compiler fails on the choice."""
+    return architecture() != 100
 
 
 def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
@@ -195,6 +203,7 @@ def _weights_kernel(
     OF_POSITIVE: tl.constexpr,
     UNIT: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
@@ -212,6 +221,7 @@ def _weights_kernel(
         factor * scores, tl.load(grad_row + rows), tl.load(grad_column + columns),
         tl.load(row + rows), tl.load(column + columns),
         tl.load(row_highest + rows), tl.load(column_highest + columns), on,
+        SHARED,
     )  # fmt: skip
     if OF_POSITIVE:
         own = (rows[:, None] == tl.load(positive + columns)[None, :]) & inside
@@ -266,6 +276,7 @@ def log_sum_exp_backward(
         _weights_kernel[grid](
             **arguments, weights=weights, slope=slopes[-1], first=first, R=R, M=M,
             weights_part=weights.stride(0), weights_stride=weights.stride(1), WEIGHTS=parts,
+            SHARED=_shared(),
         )  # fmt: skip
 
     pulls = products_in_parts(x, both, fill, fine=True)
