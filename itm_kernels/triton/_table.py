@@ -47,8 +47,8 @@ class Row(NamedTuple):
     architectures: tuple[int | str, ...]  # (): any
     kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
-    # (exponentials, and a weight to store), "narrow" (more values per score than those), "sums"
-    # (exponentials of rows and columns); "": any.
+    # (exponentials, and a weight to store), "narrow" (more values per score than those), "masks"
+    # (and those of ids), "sums" (exponentials of rows and columns); "": any.
     epilogue: str
     least_log2: int  # of the smaller number of rows
     tile: Tile
@@ -75,18 +75,27 @@ TABLE = (
     Row(HOPPER, "half", "reduction", 11, Tile(128, 256, 64, 8, 3)),
     Row(HOPPER, "half", "weights", 11, Tile(128, 128, 64, 8, 3)),
     # On sm_100 128 x 64 are 14 spills beside masks of ids, sums in 128 x 128 500.
-    Row((100,), "half", "narrow", 0, Tile(64, 64, 64, 8, 3)),
+    Row((100,), "half", "masks", 0, Tile(64, 64, 64, 8, 3)),
     Row((100,), "half", "sums", 0, Tile(64, 64, 64, 4, 3)),
     # 128 x 128 in 8 warps: 106 spills beside the masks of ids on sm_90, 378 beside noise.
-    *(Row((), "half", epilogue, 11, Tile(128, 64, 64, 8, 3)) for epilogue in ("weights", "narrow")),
+    *(
+        Row((), "half", epilogue, 11, Tile(128, 64, 64, 8, 3))
+        for epilogue in ("weights", "narrow", "masks")
+    ),
     Row((), "half", "", 11, Tile(128, 128, 64, 8, 3)),
     Row((), "half", "", 0, Tile(64, 64, 64, 4, 3)),
-    *(Row((), "tf32", epilogue, 11, Tile(128, 64, 32, 8, 3)) for epilogue in ("weights", "narrow")),
+    *(
+        Row((), "tf32", epilogue, 11, Tile(128, 64, 32, 8, 3))
+        for epilogue in ("weights", "narrow", "masks")
+    ),
     Row((), "tf32", "", 11, Tile(128, 128, 32, 8, 3)),
     Row((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
     # 128 fp32 lanes are fed with 32 words a clock: 8 x 8 products of a thread are 4 a word, 100 %
     # of the units' rate; 8 x 4 are 67 %. Beside masks 128 x 128 are 58 spills.
-    *(Row(SMALL, "ieee", name, 11, Tile(128, 64, 16, 8, 2)) for name in ("weights", "narrow")),
+    *(
+        Row(SMALL, "ieee", name, 11, Tile(128, 64, 16, 8, 2))
+        for name in ("weights", "narrow", "masks")
+    ),
     Row(SMALL, "ieee", "", 11, Tile(128, 128, 16, 8, 2)),
     # In 4 warps, l2 spills twice there; in 8 warps, scores of pairs 6 times on sm_120.
     Row((86, 89), "ieee", "", 0, Tile(64, 64, 16, 8, 2)),

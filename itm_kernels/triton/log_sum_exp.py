@@ -254,7 +254,7 @@ def log_sum_exp_backward(
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = _scaled.operands(x, y, cosine, fine=True, epilogue="narrow")
+    both = _scaled.operands(x, y, cosine, fine=True, epilogue="masks")
     given = {
         **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
         **{"grad_positive": grad_positive.contiguous()},

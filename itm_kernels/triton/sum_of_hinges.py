@@ -245,7 +245,7 @@ def sum_of_hinges_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text: weights are shares of the active hinges."""
     # Two parts of weights that differ beside their factors are 24 spills in the wider tile, sm_90.
-    epilogue = "weights" if is_uniform(grad) else "narrow"
+    epilogue = "weights" if is_uniform(grad) else "masks"
     passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, epilogue)
     D = text.shape[1]
     pull = pull_of(grad, image, passes[-1].both)
