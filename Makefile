@@ -165,7 +165,7 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 	$(SEMANTICS)/bin/python -m pip install -r requirements-semantics.txt
 	touch $@
 
-# What every loss costs on a GPU that is not here, counted on meta tensors and held against the
+# The predicted cost of every loss on a GPU, counted on meta tensors without one and compared with the
 # committed sheet and eager PyTorch. UPDATE=1 writes the sheet; UPDATE=grow also where something
 # grew. ALL=1 recomputes every size and precision. MEASURED=file shows measured rows beside it.
 .PHONY: cost-sheet

@@ -79,17 +79,16 @@ def checks_of(step: str, setting: Setting) -> list[Check]:
     return checks
 
 
-def processes(step: str, tiny: bool) -> int:
+def processes(step: str, cores: int) -> int:
     """Return among how many processes a step's checks are shared out."""
-    most = 1 if tiny else (os.cpu_count() or 2) // 2
-    return max(1, min(PROCESSES.get(step, 1), most))
+    return max(1, min(PROCESSES.get(step, 1), cores // 2))
 
 
 def plan(steps: Iterable[str], setting: Setting, cores: int = 16) -> dict[str, float]:
     """Return the seconds that every step is predicted to take, within what it may take."""
     found = {}
     for step in steps:
-        of = max(1, min(PROCESSES.get(step, 1), cores // 2))
+        of = processes(step, cores)
         seconds = STARTING + sum(check.predicted for check in checks_of(step, setting)) / of
         found[step] = min(seconds, 60 * MOST.get(step, math.inf))
     return found
@@ -127,7 +126,7 @@ def work(step: str, setting: Setting, run: str) -> int:
 
 def through(step: str, options: argparse.Namespace, minutes: float) -> None:
     """Run a step, in several processes where that does not disturb what it measures."""
-    of = processes(step, options.tiny)
+    of = processes(step, 1 if options.tiny else os.cpu_count() or 2)
     runs = [f"{time.time():.0f}.{number}.{of}" for number in range(of)]
     with ThreadPoolExecutor(of) as pool:
         shares = [pool.submit(supervise, step, options, minutes, run) for run in runs]

@@ -1,4 +1,4 @@
-"""What every loss costs on a GPU that is not here: counted launches, predicted times.
+"""The predicted cost of every loss on a GPU, from launches counted without one.
 
 `trace.py` runs a whole loss, forward and backward, on meta tensors and notes every launch;
 `kernels.py` and `aten.py` count what a launch multiplies, moves and computes; `rates.py` says how

@@ -1,4 +1,4 @@
-"""What a call of ATen launches and moves, by its shapes: products, passes over memory, sorts."""
+"""The cost of a call of ATen from its shapes: launches, products, passes over memory, sorts."""
 
 import math
 from collections.abc import Sequence

@@ -62,7 +62,7 @@ class Launch(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What one launch does; zero where it does nothing of the kind."""
+    """The work of one launch by kind; 0 for kinds that it has none of."""
 
     name: str
     triton: bool = False

@@ -1,4 +1,4 @@
-"""What the sheet holds a change to: nothing grows, nothing exceeds eager's, stated goals."""
+"""The checks of a change: nothing grows, nothing exceeds eager's, and the stated goals."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

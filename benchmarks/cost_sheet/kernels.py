@@ -1,4 +1,4 @@
-"""What models of Triton kernels are made of: formulas of a launch's arguments.
+"""Formulas of a launch's arguments, of which models of Triton kernels consist.
 
 A model is registered by its kernel's name; a kernel without one is an error that names it.
 """

@@ -30,7 +30,7 @@ def _screen(launch: Launch) -> Count:
 
 @model("_settle.settle_kernel")
 def _settle(launch: Launch) -> Count:
-    # What tiles left is read twice. The bests of two tiles could be an anchor's maximum [E].
+    # The tiles' bests are read twice. The bests of two tiles could be an anchor's maximum [E].
     left = [each.bytes for name, each in launch.operands.items() if _is_left(name)]
     anchors = launch.N + launch.M
     found = gathered(launch, 3.0 * anchors, 0, launch.D, launch.x.dtype)

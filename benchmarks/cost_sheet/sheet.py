@@ -186,7 +186,7 @@ def markdown(sheet: dict[str, Any]) -> str:
     others = sheet["rivals"]
     lines = [[name, *(str(cell) for cell in cells.values())] for name, cells in others.items()]
     text += table(["rival", *next(iter(others.values()))], lines)
-    text += "\n## What eager stands for\n\n" + table(["loss", "eager"], notes)
+    text += "\n## Formulas counted as eager\n\n" + table(["loss", "eager"], notes)
     stated = [list(each) for each in rates.STATED]
     text += "\n## Rates\n\n" + table(["rate", "value", "source"], stated)
     return text

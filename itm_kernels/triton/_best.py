@@ -23,11 +23,12 @@ class Best(NamedTuple):
 
 @triton.jit
 def leave_best(keys, others, key, index, tile, anchors, a, AXIS: tl.constexpr):
-    """Leave the best of a tile `[R, C]` along an axis for each of its anchors a."""
+    """Leave the best of a tile `[R, C]` along an axis for each of its anchors a; return indices."""
     best, winner = highest(keys, others, AXIS)
     at = tile.to(tl.int64) * anchors + a
     tl.store(key + at, best, mask=a < anchors)
     tl.store(index + at, winner, mask=a < anchors)
+    return winner
 
 
 @triton.jit

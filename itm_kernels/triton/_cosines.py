@@ -14,7 +14,7 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled
 from itm_kernels.triton._launch import kind_of, row_blocks, stored_dtype, wide_dtype
-from itm_kernels.triton._lengths import power_above, root, squares_of
+from itm_kernels.triton._lengths import divisor, power_above, root, squares_of
 from itm_kernels.triton._products import (
     add_product,
     row_parts,
@@ -27,13 +27,6 @@ from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_argument
 
 _ROWS, _CLUSTERS = 16, 16
 _SMALLEST = tl.constexpr(1e-8)  # of a length, as torch.nn.functional.cosine_similarity
-
-
-@triton.jit
-def _divisor(length):
-    """Return what a cosine is divided by: infinity for a row of 0, which has no direction."""
-    found = tl.where(length < _SMALLEST, _SMALLEST, length)
-    return tl.where(length == 0, float("inf"), found)
 
 
 @triton.jit
@@ -79,12 +72,12 @@ def _cosine_kernel(
             square += tl.load(parts + (depths + depth) * size + at, mask=inside, other=0.0)
         whole = at + tl.cast(first, tl.int64) * K
         known = tl.load(valid + whole, mask=inside, other=0) != 0
-        below = _divisor(root(square))
-        found = tl.where(known, dot / below / _divisor(length)[:, None], 0.0)
+        below = divisor(root(square), _SMALLEST)
+        found = tl.where(known, dot / below / divisor(length, _SMALLEST)[:, None], 0.0)
         if GRADIENT:
             of_k = tl.load(grad + whole, mask=inside, other=0.0).to(DTYPE)
             of_k = tl.where(known, of_k, 0.0)
-            alpha = of_k / below / _divisor(length)[:, None]
+            alpha = of_k / below / divisor(length, _SMALLEST)[:, None]
             total += tl.sum(of_k * found, 1)
             # NaN shows in the product, whatever the power.
             largest = tl.maximum(largest, tl.max(tl.where(alpha == alpha, tl.abs(alpha), 0.0), 1))
@@ -93,7 +86,7 @@ def _cosine_kernel(
             tl.store(cosine + whole, found, mask=inside)
     if GRADIENT:
         # Where the length is 0, over infinity.
-        total /= _divisor(length) * tl.where(length == 0, 1.0, length)
+        total /= divisor(length, _SMALLEST) * tl.where(length == 0, 1.0, length)
         tl.store(along + first + r, total, mask=here)
         tl.store(largest_alpha + first + r, largest, mask=here)
 

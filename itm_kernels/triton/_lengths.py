@@ -33,19 +33,19 @@ def root(x):
 
 
 @triton.jit
-def divisor(length):
-    """Return what a row is divided by: its length, or 1e-12 where that is more. NaN stays.
+def divisor(length, LEAST: tl.constexpr):
+    """Return what a row is divided by: its length, or LEAST where that is more. NaN stays.
 
     A row of length 0 has no direction: over infinity its unit row and its gradient are 0.
     """
-    found = tl.where(length < SMALLEST, SMALLEST, length)
+    found = tl.where(length < LEAST, LEAST, length)
     return tl.where(length == 0, float("inf"), found)
 
 
 @triton.jit
 def over_length(x, length):
-    """Return x `[R, C]` / length `[R]`, as `divisor` has it."""
-    below = tl.broadcast_to(divisor(length)[:, None], x.shape)
+    """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more."""
+    below = tl.broadcast_to(divisor(length, SMALLEST)[:, None], x.shape)
     return x / below if x.dtype == tl.float64 else tl.div_rn(x, below)
 
 

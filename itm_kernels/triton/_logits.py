@@ -67,11 +67,6 @@ def _reciprocal(x):
 
 
 @triton.jit
-def _of_texts(positive, columns):
-    return tl.load(positive + columns).to(tl.int32)  # in 64 bits they spill on sm_100
-
-
-@triton.jit
 def turned(x, own, rows, columns, special, HAS_IDS: tl.constexpr):
     """Return x `[R, C]` with the positives' sign turned, NaN for the infinite ones."""
     if HAS_IDS:

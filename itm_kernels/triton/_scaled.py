@@ -137,7 +137,7 @@ def _scale_kernel(
     if POWERS:
         power = tl.full((ROWS,), _POWER, length.dtype) if UNIT_ROWS else _power(length)
     if COSINE and not UNIT_ROWS:
-        found = reciprocal(divisor(length))
+        found = reciprocal(divisor(length, SMALLEST))
     if FACTOR:
         tl.store(factor + n, found / power, mask=n < N)
     if PARTS > 0:
@@ -219,7 +219,7 @@ def _gradient_kernel(
             factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(length)
         if COSINE:
             # Along itself a unit vector does not move; a row below the smallest length is none.
-            over = reciprocal(divisor(length))
+            over = reciprocal(divisor(length, SMALLEST))
             # Nor has one of infinite length a direction, unless an infinity in it makes it NaN.
             still = (length <= SMALLEST) | (over == 0)
             along = tl.where(still, tl.sum(zeros, 1), tl.sum(products, 1) * over * over)

@@ -18,12 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled
+from itm_kernels.triton._best import leave_best
 from itm_kernels.triton._launch import INTERPRETED, Operands, rows_of
 from itm_kernels.triton._pairs import id_arguments
 from itm_kernels.triton._settle import listed_best_kernel, listed_kernel, settle_kernel
 from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import (
-    highest,
     no_key,
     ordered_key,
     place,
@@ -85,12 +85,9 @@ def _lengths_kernel(
 @triton.jit
 def _leave(keys, others, key, index, second, tile, anchors, a, AXIS: tl.constexpr):
     """Leave the best of a tile along an axis, and the key of its second."""
-    best, winner = highest(keys, others, AXIS)
+    winner = leave_best(keys, others, key, index, tile, anchors, a, AXIS)
     rest = tl.where(others == tl.expand_dims(winner, AXIS), no_key(keys.dtype), keys)
-    at = tile.to(tl.int64) * anchors + a
-    tl.store(key + at, best, mask=a < anchors)
-    tl.store(index + at, winner, mask=a < anchors)
-    tl.store(second + at, tl.max(rest, AXIS), mask=a < anchors)
+    tl.store(second + tile.to(tl.int64) * anchors + a, tl.max(rest, AXIS), mask=a < anchors)
 
 
 @triton.jit

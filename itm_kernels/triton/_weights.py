@@ -26,15 +26,10 @@ def no_scores(x: Tensor) -> Tensor:  # [0, 0]
     return torch.empty((0, 0), dtype=wide_dtype(x), device=x.device)
 
 
-def rows_at_once(x: Tensor, y: Tensor, per_row: int, size: int = 0) -> int:
-    """Return how many rows of so many numbers take no more memory than the inputs in fp32.
-
-    Numbers have so many bytes, or as many as the inputs as they are computed in; 128 rows always
-    fit.
-    """
-    wide = wide_dtype(x).itemsize
-    inputs = (x.shape[0] + y.shape[0]) * x.shape[1] * wide
-    return min(_MOST_ROWS, max(1, inputs // (per_row * (size or wide)) // 128) * 128)
+def rows_at_once(x: Tensor, y: Tensor, per_row: int) -> int:
+    """Return for how many rows so many numbers each are no more than the inputs, or 128 rows."""
+    inputs = (x.shape[0] + y.shape[0]) * x.shape[1]
+    return min(_MOST_ROWS, max(1, inputs // per_row // 128) * 128)
 
 
 def products_of_weights(
