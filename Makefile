@@ -167,13 +167,14 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 
 # The predicted cost of every loss on a GPU, counted on meta tensors without one and compared with the
 # committed sheet and eager PyTorch. UPDATE=1 writes the sheet; UPDATE=grow also where something
-# grew. ALL=1 recomputes every size and precision. MEASURED=file shows measured rows beside it.
+# grew. ALL=1 recomputes every size and precision, ONLY=imc one loss. MEASURED=file shows measured
+# rows beside it.
 .PHONY: cost-sheet
 cost-sheet: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_cost_sheet_launches.py
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(TRITON)/bin/python -m benchmarks.cost_sheet \
-		$(if $(ALL),--all) $(if $(UPDATE),--update) $(if $(filter grow,$(UPDATE)),--grow) \
-		$(if $(MEASURED),--compare $(MEASURED))
+		$(if $(ONLY),--only "$(ONLY)") $(if $(ALL),--all) $(if $(UPDATE),--update) \
+		$(if $(filter grow,$(UPDATE)),--grow) $(if $(MEASURED),--compare $(MEASURED))
 
 $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
 	$(PYTHON) -m venv $(TRITON)

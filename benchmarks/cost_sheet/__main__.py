@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost_sheet import goals, sheet
+from benchmarks.cost_sheet import goals, losses, sheet
 from benchmarks.cost_sheet.compare import compare
 from benchmarks.report import table
 
@@ -45,7 +45,10 @@ def main() -> int:
     """Recompute, report, and check or write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_sheet", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every size and precision")
-    parser.add_argument("--update", action="store_true", help="write the sheet, all of it")
+    parser.add_argument("--only", nargs="+", metavar="LOSS", choices=losses.LOSSES, help="these")
+    parser.add_argument(
+        "--update", action="store_true", help="write the sheet, every size of the losses named"
+    )
     parser.add_argument("--grow", action="store_true", help="allow what would be complained of")
     parser.add_argument("--compare", type=Path, help="a results file measured on a GPU")
     parser.add_argument("--file", type=Path, default=sheet.FILE)
@@ -56,7 +59,8 @@ def main() -> int:
         return 0
     start = time.time()
     gc.freeze()  # modules: a collection before every trace would walk through them
-    rows = {case.key: sheet.row_of(case) for case in sheet.cases(options.all or options.update)}
+    chosen = sheet.cases(options.all or options.update, options.only or losses.LOSSES)
+    rows = {case.key: sheet.row_of(case) for case in chosen}
     report(rows, committed)
     found = complaints(rows, committed) if committed["rows"] else []
     print(
@@ -65,7 +69,7 @@ def main() -> int:
         sep="\n",
     )
     if options.update and (options.grow or not found):
-        sheet.store(sheet.sheet_of(rows), options.file)
+        sheet.store(sheet.sheet_of(sheet.merged(committed["rows"], rows)), options.file)
         return 0
     return bool(found)
 

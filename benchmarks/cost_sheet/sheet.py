@@ -35,16 +35,11 @@ class Case(NamedTuple):
         return f"{self.loss}/N={self.N},{self.precision}"
 
 
-def cases(everything: bool) -> list[Case]:
-    """Return the rows of the whole sheet, or those that CI recomputes."""
+def cases(everything: bool, names: Iterable[str] = losses.LOSSES) -> list[Case]:
+    """Return the rows of the whole sheet, or those that CI recomputes, of the losses named."""
     sizes = SIZES if everything else CORE_SIZES
     precisions = PRECISIONS if everything else CORE_PRECISIONS
-    return [
-        Case(loss, N, precision)
-        for loss in losses.LOSSES
-        for precision in precisions
-        for N in sizes
-    ]
+    return [Case(loss, N, precision) for loss in names for precision in precisions for N in sizes]
 
 
 def summary(found: trace.Trace) -> Row:
@@ -84,6 +79,12 @@ def row_of(case: Case) -> Row:
             function = getattr(loss, who)
             found[who] = summary(trace.traced(function, loss.inputs(case.N, D, dtype)))
     return rounded(found)
+
+
+def merged(committed: dict[str, Row], rows: dict[str, Row]) -> dict[str, Row]:
+    """Return recomputed rows among those of the committed sheet that still have a loss."""
+    known = {case.key for case in cases(everything=True)}
+    return {key: row for key, row in (committed | rows).items() if key in known | set(rows)}
 
 
 def sheet_of(rows: dict[str, Row]) -> dict[str, Any]:
