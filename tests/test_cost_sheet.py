@@ -1,9 +1,7 @@
 """The cost sheet's arithmetic, on launches and formulas that are counted by hand."""
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cost_sheet import compare, goals, kernels, rates, rivals, sheet, trace
-from benchmarks.cost_sheet.__main__ import complaints, main
+from benchmarks.cost_sheet.__main__ import complaints
 from benchmarks.cost_sheet.counts import Count, Launch, Operand
 from benchmarks.cost_sheet.predict import predict, terms
 from benchmarks.rivals import eager
@@ -273,21 +271,6 @@ def test_a_sheet_reads_back_as_it_was_written() -> None:
     whole = sheet.sheet_of({KEY: traced()})
     assert json.loads(sheet.written(whole)) == json.loads(json.dumps(whole))
     assert sheet.written(whole) == sheet.written(sheet.sheet_of({KEY: traced()}))
-
-
-def test_one_loss_is_updated_among_the_rows_of_the_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    file = tmp_path / "cost-sheet.json"
-    before = sheet.load()["rows"] | {"gone/N=128,bf16": traced()}
-    file.write_text(sheet.written(sheet.sheet_of(before)), encoding="utf-8")
-    monkeypatch.setattr(sheet, "row_of", lambda case: traced())
-    monkeypatch.setattr(sys, "argv", ["", "--only", "imc", "--update", "--grow", f"--file={file}"])
-    assert main() == 0
-    found = sheet.load(file)["rows"]
-    assert set(found) == set(before) - {"gone/N=128,bf16"}
-    changed = {key for key, row in found.items() if row != before[key]}
-    assert changed == {case.key for case in sheet.cases(everything=True, names=["imc"])}
 
 
 def test_the_committed_files_are_of_one_sheet() -> None:

@@ -13,9 +13,14 @@ from benchmarks.report import table
 
 
 def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[str]:
-    """Return what may not be: growth, rows without a place, and new lines that exceed eager's."""
+    """Return what may not be: growth, new lines that exceed eager's, launches without a law."""
     new = [item for item in goals.exceeding(rows) if item not in committed["exceeds"]]
-    return [*goals.grown(rows, committed["rows"]), *(f"{item} exceeds eager's" for item in new)]
+    known = set(goals.broken(committed["rows"]))
+    return [
+        *goals.grown(rows, committed["rows"]),
+        *(f"{item} exceeds eager's" for item in new),
+        *(item for item in goals.broken(rows) if item not in known),
+    ]
 
 
 def report(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cost_sheet import goals, losses, rates, rivals, trace
+from benchmarks.cost_sheet import goals, loops, losses, rates, rivals, trace
 from benchmarks.cost_sheet.counts import Count
 from benchmarks.cost_sheet.predict import predict
 from benchmarks.report import table
@@ -58,6 +58,7 @@ def summary(found: trace.Trace) -> Row:
         "aten": launches(counts, False),
         "peak MB": found.peak / 1e6,
         "gradients MB": found.gradients / 1e6,
+        "outputs MB": found.outputs / 1e6,
         "TFLOP": {kind: products[kind] for kind in sorted(products) if products[kind]},
         "HBM GB": sum(count.hbm for count in counts) / 1e9,
         "L2 GB": sum(count.l2 for count in counts) / 1e9,
@@ -69,16 +70,23 @@ def launches(counts: Iterable[Count], triton: bool) -> int:
     return sum(count.launches for count in counts if count.triton == triton)
 
 
-def row_of(case: Case) -> Row:
-    """Trace a loss and what people write instead."""
+def traced(case: Case, who: str) -> trace.Trace:
+    """Trace a loss, or what people write instead."""
     loss = losses.LOSSES[case.loss]
-    found = {}
-    for who in ("ours", "eager"):
-        gc.collect()  # what an earlier trace left in cycles would die in this one
-        with trace.precision_of(case.precision) as dtype:
-            function = getattr(loss, who)
-            found[who] = summary(trace.traced(function, loss.inputs(case.N, D, dtype)))
-    return rounded(found)
+    gc.collect()  # what an earlier trace left in cycles would die in this one
+    with trace.precision_of(case.precision) as dtype:
+        return trace.traced(getattr(loss, who), loss.inputs(case.N, D, dtype))
+
+
+def row_of(case: Case) -> Row:
+    """Return a loss's row: both contenders, and at the largest size the law of its launches."""
+    ours = traced(case, "ours")
+    row = {"ours": summary(ours), "eager": summary(traced(case, "eager"))}
+    if case.N == loops.SIZES[-1]:
+        smaller = [traced(case._replace(N=N), "ours") for N in loops.SIZES[:-1]]
+        sequences = [loops.sequence(each.counts) for each in (*smaller, ours)]
+        row["launches"] = loops.law(sequences)
+    return rounded(row)
 
 
 def merged(committed: dict[str, Row], rows: dict[str, Row]) -> dict[str, Row]:
@@ -167,8 +175,8 @@ def markdown(sheet: dict[str, Any]) -> str:
         "`make cost-sheet UPDATE=1` writes this file. Launches are counted by running the launchers"
         f" and eager PyTorch on meta tensors, D = {D}; times are counts over the rates below."
         " Times are of forward and backward where there is a backward, on an H200 unless the head"
-        " says H100. Launches are Triton's + ATen's. Peak memory is beyond the inputs, gradients"
-        " included.",
+        " says H100. Launches are Triton's + ATen's. Peak memory is beyond the inputs: gradients,"
+        " outputs and their gradients are included.",
     ]
     text = "\n\n".join(words) + "\n"
     for precision in PRECISIONS:
@@ -181,7 +189,9 @@ def markdown(sheet: dict[str, Any]) -> str:
         for goal in sheet["goals"]
     ]
     text += "\n## Goals\n\n" + table(["goal", "limit", "predicted", "holds"], held)
+    text += _launched(sheet["rows"])
     text += "\n## Eager is faster, smaller, or launches less\n\n"
+    text += "Launches are compared net of the loop over blocks: the fixed ones and one block.\n\n"
     text += "".join(f"- {item}\n" for item in sheet["exceeds"]) or "Nowhere.\n"
     text += "\n## Rivals' formulas, by their stated products, passes and launches\n\n"
     others = sheet["rivals"]
@@ -191,6 +201,38 @@ def markdown(sheet: dict[str, Any]) -> str:
     stated = [list(each) for each in rates.STATED]
     text += "\n## Rates\n\n" + table(["rate", "value", "source"], stated)
     return text
+
+
+def _launched(rows: dict[str, Row]) -> str:
+    """Return the launches at the largest size, and what of them every block of rows adds."""
+    lines = []
+    sizes = tuple(goals.LAUNCHES_HELD)
+    held = (key for key, row in rows.items() if key.endswith(sizes) and "launches" in row)
+    for key in sorted(held, key=_order):
+        name, precision = key.split("/")[0], key.split(",")[-1]
+        found = rows[key]["launches"]
+        blocks = [
+            f"{loop['rows']:,} rows{_times(loop['times'])}: {_listed(loop['launches'])}"
+            for loop in found["loops"]
+        ]
+        launched = str(sum(found["listed"].values()))
+        cells = [launched, loops.described(found), "; ".join(blocks), _listed(found["listed"])]
+        lines.append([name, precision, *cells])
+    N, traced = f"{loops.SIZES[-1]:,}", ", ".join(f"{size:,}" for size in loops.SIZES)
+    head = ["loss", "precision", "launches", "of these", "launches of a block", "all launches"]
+    return (
+        f"\n## Launches at N = {N}\n\nA fixed number, and a number for every block of a loop over"
+        f" rows, from launches at N = {traced}. `x 2`: two such loops, one after another.\n\n"
+        f"{table(head, lines)}"
+    )
+
+
+def _listed(launched: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in launched.items())
+
+
+def _times(times: int) -> str:
+    return f" x {times}" if times > 1 else ""
 
 
 def _yes(holds: bool) -> str:

@@ -37,6 +37,7 @@ class Trace(NamedTuple):
     backward: list[Count]
     peak: int  # bytes beyond the inputs
     gradients: int  # bytes of the inputs' gradients, which are among these
+    outputs: int = 0  # bytes of the outputs and of their gradients, among these too
 
     @property
     def counts(self) -> list[Count]:
@@ -159,7 +160,7 @@ def precision_of(name: str) -> Iterator[torch.dtype]:
         torch.set_float32_matmul_precision(before)
 
 
-def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Trace:
+def traced(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Trace:
     """Run a function forward, and backward if its value has a gradient."""
     watch = Watch()
     watch.inputs(*inputs)
@@ -167,7 +168,10 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Trace:
     with patch.dict(backends.PREFERENCE, meta=("triton",)), noting(watch), watch:
         value = function(*inputs)
         forward = len(watch.counts)
-        if isinstance(value, Tensor) and value.requires_grad:
-            torch.autograd.backward(value, torch.empty_like(value))
+        pull = torch.empty_like(value) if value.requires_grad else None
+        if pull is not None:
+            torch.autograd.backward(value, pull)
     gradients = sum(each.grad.nbytes for each in inputs if each.grad is not None)
-    return Trace(watch.counts[:forward], watch.counts[forward:], watch.peak, gradients)
+    outputs = value.nbytes + (pull.nbytes if pull is not None else 0)
+    forward_counts, backward_counts = watch.counts[:forward], watch.counts[forward:]
+    return Trace(forward_counts, backward_counts, watch.peak, gradients, outputs)
