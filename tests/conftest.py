@@ -13,6 +13,7 @@ import torch
 from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
+from interpreted import INTERPRETED
 from itm_kernels import backends
 from loss_cases import CASES, Case
 
@@ -54,6 +55,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interpreter() -> Iterator[None]:
+    """Keep Triton's interpreter from repeating its own work."""
+    if not INTERPRETED:
+        yield
+        return
+    from quick_interpreter import QUICK, using
+
+    with using(QUICK):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def on_device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Make tensors on the device that the command line names."""
@@ -67,7 +80,7 @@ def on_device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 BACKENDS = ["reference", "eager", "auto"]
-if backends.INTERPRETED and backends.HAS_TRITON:
+if INTERPRETED:
     BACKENDS.append("triton")  # `make test-triton`
 
 
