@@ -68,10 +68,22 @@ class Tf32Products(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Round the two operands of a product, the last two tensors among its arguments."""
-        if function.overloadpacket.__name__ in self.PRODUCTS:
+        name = function.overloadpacket.__name__
+        if name == "_euclidean_dist":
+            return distances_by_tf32(*args)
+        if name in self.PRODUCTS:
             first = len(args) - 2
             args = (*args[:first], *(rounded_to_tf32(operand) for operand in args[first:]))
         return function(*args, **(kwargs or {}))
+
+
+def distances_by_tf32(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances as `torch.cdist` multiplies them: squares are operands too."""
+    ones = [torch.ones_like(side[..., :1]) for side in (x, y)]
+    squares = [side.square().sum(-1, keepdim=True) for side in (x, y)]
+    left = torch.cat([-2 * x, squares[0], ones[0]], -1)
+    right = torch.cat([y, ones[1], squares[1]], -1)
+    return (rounded_to_tf32(left) @ rounded_to_tf32(right).mT).clamp_min(0).sqrt()
 
 
 def rounded_to_tf32(x: Tensor) -> Tensor:

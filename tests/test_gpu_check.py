@@ -176,16 +176,3 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     with journal.path.open("a") as file:
         file.write(json.dumps({"key": "values/b", "status": "passed"})[:20])
     assert list(journal.latest()) == ["values/a"]
-
-
-def test_the_error_rule() -> None:
-    exact, eager = [torch.tensor([1.0, torch.inf])], [torch.tensor([1.001, torch.inf])]
-
-    def ratio(value: float) -> float:
-        found = [torch.tensor([value, torch.inf])]
-        return values.hold(exact, eager, found, 1e-7, norm=False)["worst"]
-
-    assert ratio(1.001) == pytest.approx(0.5, rel=0.02)
-    for value in (1.003, torch.nan, torch.inf):
-        with pytest.raises(values.ErrorRuleError, match="times the error that is allowed"):
-            ratio(value)

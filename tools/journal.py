@@ -17,13 +17,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/loss_cases.py")
 # What else a step's results hold for, beside its own file.
+_RULE = ("tools/values.py", "tools/rule.py")
 USES = {
-    "core": ("tools/values.py",),
+    "core": _RULE,
+    "values": _RULE,
+    "semantics": ("tests/semantics.py", *_RULE),
     "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
-    "contract": ("tools/values.py",),
-    "gluon": ("tools/values.py",),
-    "sanitize": ("tools/values.py",),
+    "contract": _RULE,
+    "gluon": _RULE,
+    "sanitize": _RULE,
 }
 FIRST_LINES, LONGEST = 6, 600  # of an error
 

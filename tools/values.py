@@ -3,9 +3,14 @@
 The rule is the package's: at most twice the error of plain PyTorch at the same precision. Small
 batches by the largest error. From 1000 rows on pairs lie so close to every bound and maximum that
 each precision decides some of them otherwise; errors are then compared by their norm.
+
+A small batch that breaks the rule is one draw: eager's errors may cancel in a sum, or a hinge may
+end within a rounding of 0. Three more batches are drawn, and the largest errors of all four are
+held to the rule, but for fp32 batches whose error is no more than the jump at a kink so near.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
@@ -18,6 +23,7 @@ from torch.nn.functional import normalize
 from itm_kernels import backends, ops
 from loss_cases import CASES, Case
 from tools.journal import Check, Setting, SkippedError
+from tools.rule import ErrorRuleError, Errors, errors_of, excused, judged, largest
 
 PRECISIONS = {
     "fp32": (torch.float32, "highest"),
@@ -34,6 +40,10 @@ TINY_FIRST, TINY = ((33, 17),), ((19, 8),)
 # Predicted, on an H200: a check compiles some kernels, or finds them compiled.
 PREDICTED = 3.0
 BY_NORM = 1000  # rows from which errors are compared by their norm
+DRAWS = 4  # batches of which the largest errors are compared, where one breaks the rule
+NEAR = 2.0**-16  # of a row's numbers: moved by this, scores move by a few roundings of fp32
+# Under tf32 their distances come from products, as `torch.cdist`'s do; the reference subtracts.
+BY_PRODUCTS = "constraint-"
 DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
 SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
 SLOW_ROWS = 1000
@@ -77,10 +87,10 @@ def of_loss(case: Case) -> Operation:
 
 
 def batch(
-    N: int, D: int, dtype: torch.dtype, device: str, ids: bool
+    N: int, D: int, dtype: torch.dtype, device: str, ids: bool, number: int = 0
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return unit rows that share a direction; with ids, up to five texts per image, shuffled."""
-    draw = torch.Generator().manual_seed(N + D)
+    draw = torch.Generator().manual_seed(N + D + 10_000 * number)
     M = 5 * N // 3 if ids and N > 2 else N
     shared = torch.randn(1, D, generator=draw, dtype=torch.float64)
     sides = [shared + torch.randn(n, D, generator=draw, dtype=torch.float64) for n in (N, M)]
@@ -115,38 +125,32 @@ def preferring(device: str, backend: str) -> Any:
     return patch.dict(backends.PREFERENCE, {device: (backend,)})
 
 
-class ErrorRuleError(AssertionError):
-    """An error beyond the rule, with the figures."""
-
-    def __init__(self, message: str, figures: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.figures = figures
-
-
-def hold(
-    exact: list[Tensor], eager: list[Tensor], found: list[Tensor], epsilon: float, norm: bool
-) -> dict[str, Any]:
-    """Compare errors by the rule; return the worst as a multiple of what is allowed."""
-    ratios, figures = [0.0], []
-    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
-        finite = wanted.nan_to_num(0, 0, 0)
-        size = finite.norm().item() if norm else max(1.0, finite.abs().max().item())
-        errors = [distance(t, wanted, norm) for t in (theirs, ours)]
-        allowed = 2 * errors[0] + 64 * epsilon * size
-        ratios.append(errors[1] / allowed if allowed else errors[1])
-        figures.append({"eager": errors[0] / (size or 1), "ours": errors[1] / (size or 1)})
-    beyond = [ratio for ratio in ratios if not ratio <= 1]  # NaN is beyond, too
-    if beyond:
-        raise ErrorRuleError(
-            f"{beyond[0]:.3g} times the error that is allowed", {"errors": figures}
-        )
-    return {"worst": max(ratios), "errors": figures}
+def jumps(operation: Operation, rows: list[Tensor], ids: dict[str, Tensor]) -> list[float]:
+    """Return by how much the formula's results jump, in fp64, as rows move by roundings of fp32."""
+    draw = torch.Generator().manual_seed(2)
+    rows = [side.double() for side in rows]
+    moves = [
+        side * NEAR * torch.randn(side.shape, generator=draw, dtype=side.dtype).to(side.device)
+        for side in rows
+    ]
+    here, ahead, behind = (
+        results(operation, [s + k * m for s, m in zip(rows, moves, strict=True)], "reference", ids)
+        for k in (0, 1, -1)
+    )
+    # What is smooth is the same from both sides, but for the square of so small a move.
+    return [
+        ((b - a) - (a - c)).abs().max().item() for a, b, c in zip(here, ahead, behind, strict=True)
+    ]
 
 
-def distance(found: Tensor, wanted: Tensor, norm: bool) -> float:
-    """Return the error, 0 where both are the same infinity."""
-    difference = torch.where(found == wanted, 0, found - wanted)
-    return (difference.norm() if norm else difference.abs().max()).item()
+def distances_by_products() -> AbstractContextManager[Any]:
+    """Let `torch.cdist` multiply, as it does by default from 26 rows on, as a context."""
+    cdist = torch.cdist
+
+    def multiplied(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+        return cdist(x, y, p=p, compute_mode="use_mm_for_euclid_dist")
+
+    return patch.object(torch, "cdist", multiplied)
 
 
 def compare(
@@ -154,31 +158,48 @@ def compare(
     ids: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Hold one operation against fp64 at one size."""
-    device = setting.device
     dtype, matmul = PRECISIONS[precision]
     if name in DRAWING:
         dtype = torch.float64
-    rows, of_ids = batch(N, D, dtype, device, ids)
     ran: dict[str, str] = {}
     choose = backends.choose
 
     def spy(operator: str, *arguments: Any) -> str:
         return ran.setdefault(operator, choose(operator, *arguments))
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(matmul)
-    try:
-        with preferring(device, backend), patch.object(backends, "choose", spy):
+    def of_batch(number: int) -> list[Errors]:
+        rows, of_ids = batch(N, D, dtype, setting.device, ids, number)
+        with preferring(setting.device, backend), patch.object(backends, "choose", spy):
             found = results(operation, rows, "auto", of_ids)
         if set(ran.values()) == {"reference"}:
             raise SkippedError(f"no {backend} kernel for {', '.join(ran)}")
-        eager = results(operation, rows, "reference", of_ids)
+        products = precision == "tf32" and name.startswith(BY_PRODUCTS)
+        with distances_by_products() if products else nullcontext():
+            eager = results(operation, rows, "reference", of_ids)
         exact = results(operation, [side.double() for side in rows], "reference", of_ids)
-    finally:
-        torch.set_float32_matmul_precision(before)
+        return errors_of(exact, eager, found, N >= BY_NORM)
+
+    def at_a_kink(number: int, errors: list[Errors]) -> bool:
+        rows, of_ids = batch(N, D, dtype, setting.device, ids, number)
+        return precision == "fp32" and excused(errors, jumps(operation, rows, of_ids), epsilon)
+
     # Half precisions are computed in fp32: the outputs that they are rounded to are eager's too.
     epsilon = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    return {**hold(exact, eager, found, epsilon, N >= BY_NORM), "ran": ran}
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        first = of_batch(0)
+        try:
+            return {**judged(first, epsilon), "ran": ran}
+        except ErrorRuleError:
+            if N >= BY_NORM:
+                raise
+        draws = {n: of_batch(n) if n else first for n in range(DRAWS)}
+        held = {n: errors for n, errors in draws.items() if not at_a_kink(n, errors)}
+        found = largest(list((held or draws).values()))
+        return {**judged(found, epsilon), "ran": ran, "batches": list(held)}
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def backends_here(device: str) -> list[str]:
