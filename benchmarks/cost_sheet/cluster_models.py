@@ -2,6 +2,8 @@
 
 import math
 
+from torch import Tensor
+
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
 from benchmarks.cost_sheet.kernels import kind_of, model, passes, scores
 from benchmarks.cost_sheet.rates import ceiling_of
@@ -61,14 +63,42 @@ _PIVOT = 0.8e-6
 _FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 
+def equal_starts(starts: Tensor, M: int) -> list[int]:
+    """Return where clusters of equal size start: what the host would read on a GPU."""
+    K = starts.shape[1] - 1
+    return [k * M // K for k in range(K + 1)]
+
+
+def _clusters(launch: Launch) -> tuple[int, int]:
+    """Return how many clusters a launch has that are not empty, and the blocks of each.
+
+    Both follow from the size of the factors: of all clusters together for the worst case, or of
+    each by itself (`equal_starts`).
+    """
+    problems, size = launch.factor.shape
+    blocks = size // launch.BLOCK**2
+    worst = _rows_of_blocks(blocks - launch.K)
+    if worst:
+        return problems * launch.K, math.ceil(worst / launch.K)
+    for clusters in range(1, launch.K + 1):
+        each = _rows_of_blocks(blocks // clusters)
+        if blocks % clusters == 0 and each:
+            return clusters, each
+    raise ValueError(f"factors of {blocks} blocks are of no clusters of equal size")
+
+
+def _rows_of_blocks(blocks: int) -> int:
+    """Return how many rows of blocks a triangle of so many has; 0 if they are no triangle."""
+    rows = (math.isqrt(8 * max(0, blocks) + 1) - 1) // 2
+    return rows if rows * (rows + 1) // 2 == blocks else 0
+
+
 def _panel(launch: Launch) -> tuple[int, int, int, int]:
     """Return how many clusters there are, and the blocks of one: all, before a panel, and in it."""
-    size = launch.factor.shape[1] // launch.BLOCK**2 - launch.K
-    every = (math.isqrt(8 * max(1, size) + 1) - 1) // 2  # if one cluster had all members
-    blocks = math.ceil(every / launch.K)
+    clusters, blocks = _clusters(launch)
     width = math.ceil(blocks / launch.steps)
     before = launch.step * width
-    return launch.factor.shape[0] * launch.K, blocks, before, max(0, min(width, blocks - before))
+    return clusters, blocks, before, max(0, min(width, blocks - before))
 
 
 def _solved(launch: Launch, flop: float, programs: float, moved: float = 0) -> Count:
@@ -111,9 +141,10 @@ def _below(launch: Launch) -> Count:
 
 @model("_systems._substitute_kernel")
 def _substitute(launch: Launch) -> Count:
-    size, problems = launch.M / launch.K, launch.factor.shape[0] * launch.K
-    flop = problems * size**2 * launch.C  # half of the square, two operations each
-    return _solved(launch, flop, launch.programs, 4.0 * problems * size**2)
+    (clusters, _), size = _clusters(launch), launch.M / launch.K
+    flop = clusters * size**2 * launch.C  # half of the square, two operations each
+    share = clusters / (launch.K * launch.factor.shape[0])
+    return _solved(launch, flop, share * launch.programs, 4.0 * clusters * size**2)
 
 
 @model("_clusters._sort_kernel")

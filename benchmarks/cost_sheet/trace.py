@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.cost_sheet import aten
+from benchmarks.cost_sheet import aten, cluster_models
 from benchmarks.cost_sheet.counts import Count, Launch, operand
 from benchmarks.cost_sheet.kernels import count_of
 from itm_kernels import backends
@@ -143,8 +143,13 @@ def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
         name = f"{self.fn.__module__.removeprefix('itm_kernels.triton.')}.{self.__name__}"
         watch.launch(Launch(name, tuple(size), described))
 
+    from itm_kernels.triton import _parts
+
     triton.runtime.driver.set_active(StandIn(architecture))
-    with patch.object(JITFunction, "run", run):
+    with (
+        patch.object(JITFunction, "run", run),
+        patch.object(_parts, "starts_on_host", cluster_models.equal_starts),
+    ):
         yield
 
 

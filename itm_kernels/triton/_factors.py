@@ -19,9 +19,9 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import spans_of, tiles_before
 from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
+from itm_kernels.triton._parts import BLOCK, Part
 from itm_kernels.triton._tiles import number
 
-BLOCK = 64  # of fp64: 32 registers of each of 256 threads
 DEPTH = 64 if INTERPRETED else 16  # of a product's operands
 _MOST_PANELS = 16
 _PANEL = 8  # blocks of a panel, up to the largest number of panels
@@ -236,24 +236,13 @@ def _below_kernel(
             _lower_block(own, i, j, step * width, BLOCK, DEPTH)
 
 
-def factor_size(M: int, K: int) -> int:
-    """Return how many numbers the factors of K clusters of M columns take at most.
-
-    The most that there can be: whether all columns are one cluster's only the device knows, and its
-    factor has M^2 / 2 numbers that an exact solution needs until its end. In fp64 they are 69 MB at
-    M = 4,096 and 4.3 GB at 32,768, where 8 equal clusters would fill an eighth of them. They are
-    gone before the first block of anchors, unless members take a gradient.
-    """
-    blocks = triton.cdiv(M, BLOCK)
-    return (blocks * (blocks + 1) // 2 + min(K, M)) * BLOCK**2
-
-
 def factorised(
     rows: Tensor,  # [M, D]
-    starts: Tensor,  # [B, K + 1]
+    starts: Tensor,  # [B, K + 1]; clusters outside the part are empty
     order: Tensor | None,  # [B, M] row of every column; None: as they come
     sigma: float,
     ridge: float,
+    part: Part,
 ) -> Tensor:  # [B, size] fp64
     """Factorise K + ridge I of every cluster `[start, next start)` of rows in that order.
 
@@ -261,11 +250,13 @@ def factorised(
     """
     (M, D), (B, K) = rows.shape, (starts.shape[0], starts.shape[1] - 1)
     # From rows of bf16 and fp16 the compiler makes no operands of fp64 (3.7.1, sm_90).
-    rows, size = rows_of(rows.to(wide_dtype(rows))), factor_size(M, K)
-    factor = torch.empty((B, size), dtype=torch.float64, device=rows.device)
-    spans = spans_of(starts, M, BLOCK)
-    T, blocks = spans.first.shape[1], triton.cdiv(M, BLOCK)
-    steps = min(_MOST_PANELS, triton.cdiv(blocks, _PANEL))
+    rows = rows_of(rows.to(wide_dtype(rows)))
+    factor = torch.empty((B, part.size), dtype=torch.float64, device=rows.device)
+    spans = spans_of(starts, part.end - part.begin, BLOCK)
+    T, blocks = spans.first.shape[1], triton.cdiv(part.largest, BLOCK)
+    # The largest cluster is known to be large: its panels wait for each other, narrow ones less.
+    panel = _PANEL if part.largest == M else max(1, _PANEL // 2)
+    steps = min(_MOST_PANELS, triton.cdiv(blocks, panel))
     shared: dict[str, Any] = {
         "K": K,
         "CLUSTERS": triton.next_power_of_2(K),
@@ -275,7 +266,7 @@ def factorised(
     shared |= {
         "factor": factor,
         "starts": starts,
-        "blocks_at_most": size // BLOCK**2,
+        "blocks_at_most": part.size // BLOCK**2,
         "steps": steps,
         "num_warps": 8,
     }

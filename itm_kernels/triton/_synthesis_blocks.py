@@ -8,18 +8,23 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
 from itm_kernels.triton._compare import squares
-from itm_kernels.triton._factors import factor_size
 from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
+from itm_kernels.triton._parts import factor_size
 from itm_kernels.triton._scaled import operands
 from itm_kernels.triton._sums import factor_of
 from itm_kernels.triton._synthesis import logits_kernel, softmax_kernel
-from itm_kernels.triton._systems import Systems, systems
+from itm_kernels.triton._systems import Memory, Systems, systems
 from itm_kernels.triton._weights import rows_at_once
 
 # Numbers in the factors of anchors with clusters of their own that exist at a time: 128 MiB.
 _FACTORS = 1 << 24
 # Of a softmax: 16 rows of 64 are 6 spills on sm_90. The interpreter pays per program.
 _ROWS, _COLUMNS = (64, 128) if INTERPRETED else (4, 128)
+
+
+def solutions_empty(weights: Tensor) -> Tensor:  # [R, M] -> [R, M, 1]
+    """Return zeros in fp64: weights that cancel are solved for."""
+    return torch.zeros((*weights.shape, 1), dtype=torch.float64, device=weights.device)
 
 
 class Block(NamedTuple):
@@ -58,7 +63,7 @@ class Synthesis:
         weights: str,
         ridge: float,
         *,
-        keep_systems: bool = False,
+        keep_memory: bool = False,
     ) -> None:
         known = anchor_ids is not None and member_ids is not None
         self.clusters, ids = clusters_of(assignment, num_clusters, member_ids if known else None)
@@ -72,13 +77,12 @@ class Synthesis:
         self.offset = squares(self.x)
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
-        self.systems: Systems | None = None
+        self.memory: Memory | None = None
         self.rows = self.x  # [M, D] whose sums the vectors are
         if self.kam and order is not None:
-            found = systems(self.x, self.clusters.starts, None, sigma, ridge)
-            self.rows = found.solve(self.x[None], wide_dtype(self.x))[0]
-            self.systems = found if keep_systems else None
-            del found
+            memory = Memory(self.x, self.clusters.starts, sigma, ridge, keep_memory)
+            self.rows = memory.solve(self.x, wide_dtype(self.x))
+            self.memory = memory if keep_memory else None
         self.members = factor_of(self.rows)
 
     # -- blocks ------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ class Synthesis:
         if self.kam and clusters.per_anchor:
             order, starts, _ = sorted_by_cluster(clusters.assignment, K)
             own = systems(self.x, starts, order, self.sigma, self.ridge)
-            weights = own.solve(weights[..., None], torch.float64)[..., 0]
+            weights = own.solve(weights[..., None], solutions_empty(weights))[..., 0]
         return Block(first, q, clusters, logits, weights, valid, own)
 
     def kernel_rows(self, first: int, last: int) -> Tensor:  # [R, M] fp64

@@ -1,9 +1,11 @@
 """The kernel associative memory: systems (K + ridge I) C = R of all clusters side by side.
 
 A program takes some right-hand sides of a cluster through its factor (`_factors`), block by block:
-launches depend neither on the clusters' sizes nor on the number of right-hand sides.
+launches depend neither on the clusters' sizes nor on the number of right-hand sides, unless the
+factors are too large to exist all at once (`Memory`).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,15 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._factors import (
-    BLOCK,
-    DEPTH,
-    factor_of_cluster,
-    factorised,
-    row_of_blocks,
-)
+from itm_kernels.triton import _parts
+from itm_kernels.triton._factors import DEPTH, factor_of_cluster, factorised, row_of_blocks
+from itm_kernels.triton._parts import BLOCK, Part, whole
 
 _COLUMNS = 64  # right-hand sides of a program
+_PROGRAMS = 128  # below that, programs of a part take half as many right-hand sides
 
 
 @triton.jit
@@ -56,15 +55,16 @@ def _explained(
     return total
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "M"])
+@triton.jit(do_not_specialize=["blocks_at_most", "M", "base"])
 def _substitute_kernel(
     factor,
     starts,
     order,
     right,  # of problem b, row m, column c at b * problem_stride + m * row_stride + c
-    work,  # [B, M, C] fp64
+    work,  # [B, M, C] fp64, of one problem from row `base` on
     out,  # [B, M, C]
     blocks_at_most,
+    base,
     K,
     M,
     C,
@@ -89,7 +89,7 @@ def _substitute_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = (column < C)[None, :]
     column = tl.minimum(column, C - 1)[None, :]
-    known = work + first * C
+    known = work + (first - base) * C
     at_row = tl.arange(0, BLOCK)
     blocks = (end + BLOCK - 1) // BLOCK
     for step in range(0, blocks):
@@ -120,29 +120,31 @@ def _substitute_kernel(
 
 
 class Systems(NamedTuple):
-    """Factors of K + ridge I, of one clustering or of every anchor's."""
+    """Factors of K + ridge I: of some clusters of one clustering, or of every anchor's."""
 
     factor: Tensor  # [B, size] fp64
     starts: Tensor  # [B, K + 1]
     order: Tensor | None  # [B, M] row of every column; None: as they come
+    part: Part
 
     def solve(
         self,
         right: Tensor,  # [B, M, C], elements of a row side by side
-        dtype: torch.dtype,
-    ) -> Tensor:  # [B, M, C]
-        """Return the solutions of all clusters; 0 in rows that are in none."""
+        out: Tensor,  # [B, M, C] to write where a row is in one of the clusters
+    ) -> Tensor:
+        """Write the solutions of all clusters to `out`, and return it."""
         B, M, C = right.shape
-        K = self.starts.shape[1] - 1
-        work = torch.empty((B, M, C), dtype=torch.float64, device=right.device)
-        out = torch.zeros((B, M, C), dtype=dtype, device=right.device)
+        K, part = self.starts.shape[1] - 1, self.part
+        work = torch.empty((B, part.end - part.begin, C), dtype=torch.float64, device=right.device)
         columns = min(_COLUMNS, max(16, triton.next_power_of_2(C)))
+        if part.clusters < K and part.clusters * triton.cdiv(C, columns) < _PROGRAMS:
+            columns = min(columns, _COLUMNS // 2)
         for up in (False, True):
             _substitute_kernel[(B * K, triton.cdiv(C, columns))](
                 self.factor, self.starts, self.starts if self.order is None else self.order,
-                right, work, out, self.factor.shape[1] // BLOCK**2, K, M, C, right.stride(0),
-                right.stride(1), CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH,
-                COLUMNS=columns, HAS_ORDER=self.order is not None, UP=up, num_warps=8,
+                right, work, out, self.factor.shape[1] // BLOCK**2, part.begin, K, M, C,
+                right.stride(0), right.stride(1), CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK,
+                DEPTH=DEPTH, COLUMNS=columns, HAS_ORDER=self.order is not None, UP=up, num_warps=8,
                 num_stages=3 if columns == _COLUMNS else 2,
             )  # fmt: skip
         return out
@@ -154,6 +156,46 @@ def systems(
     order: Tensor | None,  # [B, M]
     sigma: float,
     ridge: float,
+    part: Part | None = None,  # None: all clusters
 ) -> Systems:
     """Return the systems of every cluster `[start, next start)` of rows in that order."""
-    return Systems(factorised(rows, starts, order, sigma, ridge), starts, order)
+    part = part or whole(rows.shape[0], starts.shape[1] - 1)
+    return Systems(factorised(rows, starts, order, sigma, ridge, part), starts, order, part)
+
+
+class Memory:
+    """K + ridge I of one clustering of sorted rows, to be solved for any right-hand sides."""
+
+    def __init__(
+        self,
+        rows: Tensor,  # [M, D] in the order of columns
+        starts: Tensor,  # [1, K + 1]
+        sigma: float,
+        ridge: float,
+        keep: bool,  # factors, for a second round over the parts
+    ) -> None:
+        self.given = rows, starts, sigma, ridge
+        self.parts = _parts.parts_of(starts, *rows.shape)
+        self._keep = keep and len(self.parts) == 1
+        self._kept: Systems | None = None
+
+    def systems(self) -> Iterator[Systems]:
+        """Yield the systems of all clusters in parts, each of which is gone before the next."""
+        rows, starts, sigma, ridge = self.given
+        for part in self.parts:
+            found, self._kept = self._kept, None
+            if found is None:
+                own = starts if len(self.parts) == 1 else starts.clamp(part.begin, part.end)
+                found = systems(rows, own, None, sigma, ridge, part)
+            if self._keep:
+                self._kept = found
+            yield found
+            del found
+
+    def solve(self, right: Tensor, dtype: torch.dtype) -> Tensor:  # [M, C] -> [M, C]
+        """Return the solutions of all clusters; 0 in rows that are in none."""
+        out = torch.zeros(right.shape, dtype=dtype, device=right.device)
+        for one in self.systems():
+            one.solve(right[None], out[None])
+            del one
+        return out

@@ -27,7 +27,12 @@ from itm_kernels.triton._synthesis import (
     softmax_gradient_kernel,
     weights_gradient_kernel,
 )
-from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
+from itm_kernels.triton._synthesis_blocks import (
+    Block,
+    Synthesis,
+    list_arguments,
+    solutions_empty,
+)
 from itm_kernels.triton._weights import no_scores, products_of_weights, rows_at_once
 
 _SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
@@ -45,7 +50,7 @@ class Backward:
         self.prepared = prepare(synthesis.rows.to(dtype), self.kind)
         self.rows = torch.zeros(x.shape, dtype=dtype, device=x.device)  # [M, D] in columns' order
         self.total = torch.zeros(x.shape[0], dtype=dtype, device=x.device)
-        M = x.shape[0] if synthesis.kam and synthesis.systems is None else 0
+        M = x.shape[0] if synthesis.kam and synthesis.memory is None else 0
         self.of_kernel = torch.zeros((M, M), dtype=torch.float64, device=x.device)
 
     def scores(
@@ -66,7 +71,7 @@ class Backward:
         self._through_vectors(block, both, of_weights, D)
         of_khat = of_weights
         if block.own is not None:
-            of_khat = block.own.solve(of_weights[..., None], torch.float64)[..., 0]
+            of_khat = block.own.solve(of_weights[..., None], solutions_empty(of_weights))[..., 0]
             self._to_kernel(block, of_khat)
         out.zero_()
         arguments = list_arguments(block.clusters, R)
@@ -115,8 +120,8 @@ class Backward:
         """Return the gradient of the members as they came, given W^T q of the scores' W."""
         one = self.synthesis
         of_memory = self.rows  # of a member as a row of the vectors' sums
-        if one.systems is not None:
-            of_memory = one.systems.solve(self.rows[None], torch.float64)[0]
+        if one.memory is not None:
+            of_memory = one.memory.solve(self.rows, torch.float64)
         rows = of_memory.to(self.x.dtype) + of_scores - self.total[:, None] * self.x
         if one.kam:
             M, at_once = rows.shape[0], rows_at_once(self.x, self.x, self.x.shape[0])
@@ -130,7 +135,7 @@ class Backward:
         """Return the gradient of some members by way of K: -K_ij (x_i - x_j) (dx_i - dx_j)."""
         one, x = self.synthesis, self.x.double()
         own = slice(first, last)
-        if one.systems is None:
+        if one.memory is None:
             factor = self.of_kernel[own] + self.of_kernel.mT[own]
         else:
             memory = one.rows.double()
@@ -177,7 +182,7 @@ def rbf_synthesis_backward(
     *inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors and members."""
-    one = Synthesis(anchors, members, *inputs, keep_systems=True)
+    one = Synthesis(anchors, members, *inputs, keep_memory=True)
     backward = Backward(one)
 
     def fill(first: int, weights: Tensor) -> None:
@@ -240,7 +245,7 @@ def rbf_synthesis_logits_backward(
     if inputs[-1]:
         one = Synthesis(anchors, members, *inputs[:-1])
         return gradient_of_anchors(one, grad, anchors.dtype), torch.zeros_like(members)
-    one = Synthesis(anchors, members, *inputs[:-1], keep_systems=True)
+    one = Synthesis(anchors, members, *inputs[:-1], keep_memory=True)
     (N, D), K = anchors.shape, one.clusters.number
     of_anchors = torch.empty((N, D), dtype=wide_dtype(anchors), device=anchors.device)
     backward = Backward(one)

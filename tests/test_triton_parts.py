@@ -1,0 +1,86 @@
+"""Clusters whose sizes the host reads: parts of them, and where they are not read."""
+
+import pytest
+import torch
+
+from itm_kernels import backends
+from synthesis_problems import problem, results, same
+
+pytestmark = pytest.mark.skipif(
+    not (backends.INTERPRETED and backends.HAS_TRITON),
+    reason="TRITON_INTERPRET=1 and triton needed",
+)
+SIZE = 16  # of a block here, so that few members are many
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    from itm_kernels.triton import _factors, _parts, _systems
+
+    for module in (_factors, _parts, _systems):
+        monkeypatch.setattr(module, "BLOCK", SIZE)
+    for module in (_factors, _systems):
+        monkeypatch.setattr(module, "DEPTH", SIZE)
+
+
+# Columns of five clusters: unequal and an empty one, one that has everything, all empty.
+@pytest.mark.parametrize("sizes", [[18, 0, 33, 3, 16], [0, 0, 50, 0, 0], [0] * 5], ids=str)
+def test_clusters_whose_sizes_are_read_are_solved_alike(sizes, monkeypatch) -> None:
+    from itm_kernels.triton import _parts, _systems
+
+    generator = torch.Generator().manual_seed(0)
+    x, right = (
+        torch.randn(72, columns, generator=generator, dtype=torch.float64) / 6
+        for columns in (33, 5)
+    )
+    starts = torch.tensor([[0, *sizes]], dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    wanted = _systems.Memory(x, starts, 0.5, 1e-4, False).solve(right, torch.float64)
+    assert (wanted[starts[0, -1] :] == 0).all()
+    monkeypatch.setattr(_parts, "UNASKED", 0)
+    own = sum(size > 0 for size in sizes)
+    # A part of every cluster, of the first three (9 blocks and 51 rows) and the others, and of all.
+    for workspace, parts in ((0, own), (32000, 2), (1 << 30, 1)):
+        monkeypatch.setattr(_parts, "WORKSPACE", workspace)
+        memory = _systems.Memory(x, starts, 0.5, 1e-4, True)
+        assert len(memory.parts) == min(own, parts)
+        assert sum(part.size for part in memory.parts) <= _parts.factor_size(72, 5)
+        for _ in range(1 + (parts == 1)):  # the second time with factors that were kept
+            torch.testing.assert_close(memory.solve(right, torch.float64), wanted)
+
+
+@pytest.mark.parametrize("form", [(False, False), (True, True)], ids=str)  # logits, detach
+def test_a_synthesis_in_parts_is_that_of_the_whole(form, monkeypatch) -> None:
+    from itm_kernels.triton import _parts
+
+    case = problem(3, 50, 17, 3)
+    wanted = results(case, "triton", "kam", *form)
+    monkeypatch.setattr(_parts, "UNASKED", 0)
+    monkeypatch.setattr(_parts, "WORKSPACE", 0)
+    same(results(case, "triton", "kam", *form), wanted)
+
+
+def test_clusters_are_not_read_where_they_cannot_be(monkeypatch) -> None:
+    from itm_kernels.triton import _parts
+
+    monkeypatch.setattr(_parts, "BLOCK", 64)
+    starts = torch.tensor([[0, 3, 7]], dtype=torch.int32)
+    assert _parts.starts_on_host(starts, 7) == [0, 3, 7]
+    assert _parts.starts_on_host(starts.to("meta"), 7) is None
+    asked = []
+    monkeypatch.setattr(_parts, "starts_on_host", lambda *given: asked.append(given))
+    _parts.parts_of(starts, 11520, 1)
+    assert not asked
+    assert _parts.parts_of(starts, 11521, 1) == [_parts.whole(11521, 2)]  # as in a CUDA graph
+    assert len(asked) == 1
+
+
+def test_parts_of_equal_clusters_fit_the_workspace(monkeypatch) -> None:
+    """The figures that `_parts` states."""
+    from itm_kernels.triton import _parts
+
+    monkeypatch.setattr(_parts, "BLOCK", 64)
+    parts = _parts.divided(list(range(0, 32769, 4096)), 1024)
+    assert [part.clusters for part in parts] == [3, 3, 2]
+    assert 8 * parts[0].size == 204_472_320
+    (one,) = _parts.divided([0, 32768], 1024)
+    assert 8 * one.size == 4_303_355_904
