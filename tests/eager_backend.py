@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+import eager_synthesis
 from itm_kernels import backends, reference
 from itm_kernels.ops import _define
 
@@ -250,6 +251,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "rbf_synthesis_logits_backward": recomputing(
         reference.rbf_synthesis_logits, 1, [0, 1], saved=1
     ),
+    "unit_synthesis_forward": eager_synthesis.forward,
+    "unit_synthesis_backward": recomputing(eager_synthesis.formula, 1, [0], saved=4),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
     "cross_entropy_forward": reference.cross_entropy,

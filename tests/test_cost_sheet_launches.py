@@ -66,14 +66,17 @@ def test_a_kernel_is_noted_and_not_launched() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_launches_of_a_synthesis_do_not_follow_its_members() -> None:
+def test_launches_of_a_synthesis_follow_its_parts() -> None:
     """But for the softmax and the product of every block of anchors."""
-    files = ("_clusters", "_factors", "_systems", "kmeans", "kmeans_plus_plus")
-    found = []
-    for rows in (16384, 32768):
+    parts = ("_factors", "_systems", "_clusters._spans_kernel", "clamp")
+    files = ("_clusters._sort_kernel", "kmeans.", "kmeans_plus_plus")
+    found, fixed = [], []
+    for rows in (16384, 24576, 32768):
         names = [count.name for count in trace("info_cmr", N=rows).counts]
-        found.append(sorted(name for name in names if name.split(".")[0] in files))
-    assert found[0] == found[1]
-    # Two sides, forward and backward: 47 launches of 16 panels, two substitutions.
-    assert sum(name.startswith("_factors") for name in found[0]) == 4 * 47
-    assert sum(name.startswith("kmeans.") for name in found[0]) == 2 * 21
+        found.append(sorted(name for name in names if name.startswith(parts)))
+        fixed.append(sorted(name for name in names if name.startswith(files)))
+    assert fixed[0] == fixed[1] == fixed[2]
+    # Two sides, forward only: 47 launches of 16 panels, two substitutions, spans, starts. Eight
+    # clusters are one part at 16,384 rows, two at 24,576, three at 32,768.
+    assert [len(names) for names in found] == [2 * 51 * many for many in (1, 2, 3)]
+    assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 21

@@ -97,6 +97,11 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (torch.randn(N, K), none, *synthesis, "kam", 1e-4, False),
             (torch.randn(N, K), scores, *synthesis, "attention", 0.0, True),
         ],
+        "unit_synthesis_forward": [(*synthesis, "kam", 1e-4, keep) for keep in (False, True)],
+        "unit_synthesis_backward": [
+            (torch.randn(N, K), torch.rand(N, K) > 0.3, torch.randn(2, N, K))
+            + (torch.zeros(2, M, 16, dtype=torch.half), rows, *synthesis, "kam", 1e-4)
+        ],
         "kmeans": [
             (text, None, text[None, :K].clone(), 3),
             (text, torch.rand(N, M) > 0.3, text[:K].expand(N, K, D).clone(), 3),

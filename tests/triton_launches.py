@@ -143,9 +143,13 @@ def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> N
 
 
 def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
-    from itm_kernels.triton import _parts, _systems
+    from itm_kernels.triton import _parts, _systems, unit_synthesis
 
     rbf_synthesis(N, D, dtype, logits=True)
+    for weights, M in (("attention", N), ("kam", min(N, 200))):
+        inputs = *(rows(n, D, dtype) for n in (N, M)), ids(M), ids(N), ids(M), 4, 0.5, weights, 1e-4
+        _, *kept = unit_synthesis.unit_synthesis_forward(*inputs, True)
+        unit_synthesis.unit_synthesis_backward(values(N, 4), *kept, *inputs)
     if dtype == torch.float32 and N <= 4096:  # a part of the clusters, as the host knows them
         M, starts = 200, torch.empty((1, 5), dtype=torch.int32, device="meta")
         part = _parts.Part(0, M, _parts.factor_size(M, 4), M, 1)

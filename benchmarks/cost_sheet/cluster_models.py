@@ -154,7 +154,7 @@ def _sort(launch: Launch) -> Count:
     return Count(launch.kernel, True, l2=launch.programs * launch.M * 8.0, seconds=chain)
 
 
-@model("_cosines._weights_kernel")
+@model("_cosine_weights._weights_kernel")
 def _cosine_weights(launch: Launch) -> Count:
     return passes(launch, 10)
 
@@ -162,7 +162,7 @@ def _cosine_weights(launch: Launch) -> Count:
 @model(
     "_clusters._spans_kernel",
     "_cosines._cosine_kernel",
-    "_cosines._gradient_kernel",
+    "_cosine_weights._gradient_kernel",
     "kmeans._mean_kernel",
 )
 def _pass(launch: Launch) -> Count:

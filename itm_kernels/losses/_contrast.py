@@ -77,12 +77,12 @@ def logs_of_noise(
     scale: Tensor,  # []
 ) -> list[Logs]:
     """Return the log of the sum over the same noise vectors for every row of each side."""
-    like = sides[0].unit
-    function, backend = sides[0].function, sides[0].backend
-    noise = like.new_empty(number, like.shape[1]).normal_(generator=generator)
-    g = unit_rows(noise, function, backend)
-    found = [log_sum_exp(s.unit, g, scale, None, None, function, backend) for s in sides]
-    return [Logs(sums.row, sums.row_highest) for sums in found]
+    raw, function, backend = sides[0].raw, sides[0].function, sides[0].backend
+    wide = torch.promote_types(raw.dtype, torch.float32)
+    noise = torch.empty(number, raw.shape[1], dtype=wide, device=raw.device)
+    g = Rows(noise.normal_(generator=generator).to(raw.dtype), function, backend)
+    found = [sums(side, g, scale, None, None) for side in sides]
+    return [Logs(each.row, each.row_highest) for each in found]
 
 
 class Contrast(NamedTuple):

@@ -36,9 +36,10 @@ from itm_kernels.losses._contrast import (
     logs_of_noise,
     of_image,
 )
+from itm_kernels.losses._synthesised import logits_of
 from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
-from itm_kernels.synthesis import RIDGE, logits_of_unit_rows
+from itm_kernels.synthesis import RIDGE
 
 
 @options_by_name
@@ -79,7 +80,7 @@ def info_cmr_loss(
         max_scale: upper bound of 1 / t, beyond which it has no gradient; None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
-        weights: `"kam"` or `"attention"`.
+        weights: `"kam"` (whose memory `synthesis.HardNegativeSynthesis` states) or `"attention"`.
         clustering: `"shared"` or `"per_anchor"`.
         num_noise: noise vectors :math:`g_z \sim N(0, I)`, drawn afresh at every call, shared by
             the batch and both directions, without gradient; 0: none.
@@ -164,12 +165,11 @@ def _info_cmr(
     from_image, from_text = ([negatives] for negatives in others)
     if num_clusters:
         options = Options(num_clusters, float(sigma), weights, RIDGE)
-        how = options, clustering, detach, generator, name, backend
-        v, c = images.unit, texts.unit
-        found = logits_of_unit_rows(v, v_ids, c, c_ids, *how, draw=draw)
-        from_image.append(of_image(logs_of_each(scale, *found), pairs))
-        found = logits_of_unit_rows(c, c_ids, v, v_ids, *how, draw=draw)
-        from_text.append(logs_of_each(scale, *found))
+        logits = logits_of(images, texts, options, clustering, detach, generator, draw)
+        from_image.append(
+            of_image(logs_of_each(scale, *logits(images, v_ids, texts, c_ids)), pairs)
+        )
+        from_text.append(logs_of_each(scale, *logits(texts, c_ids, images, v_ids)))
     if num_noise and draw:
         of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
         from_image.append(of_image(of_v, pairs))
@@ -193,7 +193,7 @@ class InfoCMRLoss(ScaledLoss):
             fixed scale is used as it is. None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
-        weights: `"kam"` or `"attention"`.
+        weights: `"kam"` (whose memory `synthesis.HardNegativeSynthesis` states) or `"attention"`.
         clustering: `"shared"` or `"per_anchor"`.
         num_noise: noise vectors, drawn afresh at every call; 0: none.
         detach: stop gradients into the synthetic vectors.

@@ -6,6 +6,7 @@ from itm_kernels.ops import sample_negatives as _sample_negatives  # noqa: F401
 from itm_kernels.ops import sigmoid as _sigmoid  # noqa: F401
 from itm_kernels.ops import sum_of_hinges as _sum_of_hinges  # noqa: F401
 from itm_kernels.ops import unit_rows as _unit_rows  # noqa: F401
+from itm_kernels.ops import unit_synthesis as _unit_synthesis  # noqa: F401
 from itm_kernels.ops.hardest_negatives import HardestNegatives, hardest_negatives
 from itm_kernels.ops.intra_modal import intra_modal_sum
 from itm_kernels.ops.kmeans import KMeans, kmeans

@@ -239,8 +239,8 @@ def rbf_synthesis(
         num_clusters: K, at least 1.
         sigma: width of the kernel, in units of distance, > 0.
         weights: `"kam"`, :math:`W = X (K + \text{ridge} \, I)^{-1}` per cluster with the Gram
-            matrix K (over the whole cluster: it does not depend on the anchor), or `"attention"`,
-            :math:`w_n = x_n`.
+            matrix K (over the whole cluster: it does not depend on the anchor; memory:
+            `synthesis.HardNegativeSynthesis`), or `"attention"`, :math:`w_n = x_n`.
         ridge: >= 0; with 0, a cluster that holds duplicates gives NaN.
         anchor_ids: `[N]` integers; an anchor's softmax leaves out the members that share its id.
         member_ids: `[M]` integers.

@@ -5,34 +5,21 @@ is the sum over k of alpha_k v_k - (g_k cos_k / a^2) a, alpha_k = g_k / (|a| |v_
 weights alpha_k khat with the rows that the vectors are sums of.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled
-from itm_kernels.triton._launch import kind_of, row_blocks, stored_dtype, wide_dtype
-from itm_kernels.triton._lengths import divisor, power_above, root, squares_of
-from itm_kernels.triton._products import (
-    add_product,
-    row_parts,
-    store_parts,
-    unit_of,
-    weights_empty,
-)
-from itm_kernels.triton._sums import anchor_and_cluster, cosine_parts
-from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments
+from itm_kernels.triton._cosine_weights import finish, weigh
+from itm_kernels.triton._launch import kind_of, stored_dtype, wide_dtype
+from itm_kernels.triton._lengths import divisor, root, squares_of
+from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
+from itm_kernels.triton._sums import cosine_parts
+from itm_kernels.triton._synthesis_blocks import Synthesis
 
 _ROWS, _CLUSTERS = 16, 16
 _SMALLEST = tl.constexpr(1e-8)  # of a length, as torch.nn.functional.cosine_similarity
-
-
-@triton.jit
-def _below_one(largest):
-    """Return the power of two that brings numbers up to an fp32 one below 1."""
-    return power_above(largest, 3) * 0.125  # of infinity it is a number
 
 
 @triton.jit(do_not_specialize=["first", "R"])
@@ -44,16 +31,20 @@ def _cosine_kernel(
     cosine,  # [N, K]; with GRADIENT alpha [R, K]
     largest_alpha,  # [N]
     along,  # [N] sum over k of g_k cos_k / a^2
+    sums,  # [2, N, K] products and squares, with KEEP
     anchor_stride,
     first,
     R,
     K,
     D,
     depths,
+    of_sums,  # stride between products and squares, int64
     ROWS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     CHUNK: tl.constexpr,
     GRADIENT: tl.constexpr,
+    KEEP: tl.constexpr,
+    LEAST: tl.constexpr,  # length of an anchor that a shorter one is divided by
 ):
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = r < R
@@ -73,121 +64,77 @@ def _cosine_kernel(
         whole = at + tl.cast(first, tl.int64) * K
         known = tl.load(valid + whole, mask=inside, other=0) != 0
         below = divisor(root(square), _SMALLEST)
-        found = tl.where(known, dot / below / divisor(length, _SMALLEST)[:, None], 0.0)
+        found = tl.where(known, dot / below / divisor(length, LEAST)[:, None], 0.0)
         if GRADIENT:
             of_k = tl.load(grad + whole, mask=inside, other=0.0).to(DTYPE)
             of_k = tl.where(known, of_k, 0.0)
-            alpha = of_k / below / divisor(length, _SMALLEST)[:, None]
+            alpha = of_k / below / divisor(length, LEAST)[:, None]
             total += tl.sum(of_k * found, 1)
             # NaN shows in the product, whatever the power.
             largest = tl.maximum(largest, tl.max(tl.where(alpha == alpha, tl.abs(alpha), 0.0), 1))
             tl.store(cosine + at, alpha, mask=inside)
         else:
             tl.store(cosine + whole, found, mask=inside)
+        if KEEP:
+            tl.store(sums + whole, dot, mask=inside)
+            tl.store(sums + tl.cast(of_sums, tl.int64) + whole, square, mask=inside)
     if GRADIENT:
         # Where the length is 0, over infinity.
-        total /= divisor(length, _SMALLEST) * tl.where(length == 0, 1.0, length)
+        total /= divisor(length, LEAST) * tl.where(length == 0, 1.0, length)
         tl.store(along + first + r, total, mask=here)
         tl.store(largest_alpha + first + r, largest, mask=here)
 
 
-@triton.jit(do_not_specialize=["P", "tiles", "M"])
-def _weights_kernel(
-    khat,  # [R, M]
-    alpha,  # [R, K]
-    largest,  # [R] of a row's alpha
-    factor,  # [M] of the rows as they are laid out
-    unit,  # []
-    weights,  # [PARTS, R, M]
-    starts,
-    assignment,  # [R, M]
-    weights_part,
-    weights_stride,
-    P,
-    tiles,
-    K,
-    M,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PARTS: tl.constexpr,
-    PER_ANCHOR: tl.constexpr,
-    FACTORS: tl.constexpr,
-    UNIT: tl.constexpr,
-):
-    """Write alpha khat of every column of a list, and 0 for columns after the last cluster's."""
-    group = tl.program_id(0) // tiles
-    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
-    n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
-    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
-    last = end
-    if not PER_ANCHOR:
-        last = tl.where(group == K - 1, M, end)
-    scale = tl.load(alpha + n * K + k)
-    if UNIT:
-        scale = scale * _below_one(tl.load(largest + n)) * tl.load(unit)
-    for first in range(begin, last, COLUMNS):
-        m = first + tl.arange(0, COLUMNS)
-        at = n[:, None] * M + m[None, :]
-        inside = (m < last)[None, :] & (p < P)[:, None]
-        own = (m < end)[None, :] & (p < P)[:, None]
-        to = inside
-        if PER_ANCHOR:
-            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
-            to = own
-        value = tl.load(khat + at, mask=own, other=0.0) * scale[:, None]
-        if FACTORS:
-            value *= tl.load(factor + m, mask=m < end, other=0.0)[None, :]
-        value = tl.where(own, value, 0.0)
-        out = weights + n[:, None] * weights_stride + m[None, :]
-        store_parts(out, tl.cast(weights_part, tl.int64), value, to, PARTS)
+def cosine_of(
+    parts: Tensor,  # [2, depths, R, K]
+    anchors: Tensor,  # [R, D]
+    valid: Tensor,  # [N, K]
+    out: Tensor,  # [N, K]
+    first: int = 0,
+    sums: Tensor | None = None,  # [2, N, K]
+    least: float = _SMALLEST.value,
+) -> None:
+    """Write the cosines of some anchors, and the sums that their gradient needs."""
+    _launch(
+        parts, anchors, valid, out, out, out, out, first=first, sums=sums, least=least,
+        gradient=False,
+    )  # fmt: skip
 
 
-@triton.jit
-def _gradient_kernel(
-    anchors,  # [N, D]
-    pull,  # [N, D]
-    largest,  # [N]
-    along,  # [N]
-    unit,  # []
-    out,  # [N, D]
-    stride,
-    N,
-    D,
-    UNIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    rows = tl.minimum(n, N - 1)
-    back = tl.full((ROWS,), 1.0, pull.dtype.element_ty)
-    if UNIT:
-        back /= _below_one(tl.load(largest + rows))
-    of_anchor = tl.load(along + rows)
-    for first in range(0, D, COLUMNS):
-        d = (first + tl.arange(0, COLUMNS))[None, :]
-        inside = (n < N)[:, None] & (d < D)
-        anchor = tl.load(anchors + rows[:, None] * stride + d, mask=inside, other=0.0)
-        found = tl.load(pull + rows[:, None] * D + d, mask=inside, other=0.0)
-        if UNIT:  # one after the other: together the powers are beyond fp32
-            found = found / tl.load(unit) * back[:, None]
-        found -= of_anchor[:, None] * anchor.to(found.dtype)
-        tl.store(out + n[:, None] * D + d, found, mask=inside)
+def alpha_of(
+    parts: Tensor,  # [2, depths, R, K]
+    anchors: Tensor,  # [R, D]
+    valid: Tensor,  # [N, K]
+    grad: Tensor,  # [N, K]
+    largest: Tensor,  # [N] to write: of a row's alpha
+    along: Tensor,  # [N] to write
+    first: int = 0,
+    least: float = _SMALLEST.value,
+) -> Tensor:  # [R, K]
+    """Return the weights of the vectors in the gradient of some anchors."""
+    alpha = torch.empty(parts.shape[2:], dtype=largest.dtype, device=grad.device)
+    _launch(
+        parts, anchors, valid, grad, alpha, largest, along, first=first, sums=None, least=least,
+        gradient=True,
+    )  # fmt: skip
+    return alpha
 
 
 def _launch(
-    block: Block,
     parts: Tensor,
+    anchors: Tensor,
     valid: Tensor,
-    grad: Tensor,
-    out: Tensor,
-    largest: Tensor,
-    along: Tensor,
+    *tensors: Tensor,  # grad, out, largest, along
+    first: int,
+    sums: Tensor | None,
+    least: float,
     gradient: bool,
 ) -> None:
-    (R, D), K = block.q.shape, valid.shape[1]
+    (R, D), K = anchors.shape, valid.shape[1]
     _cosine_kernel[(triton.cdiv(R, _ROWS),)](
-        parts, block.q, valid, grad, out, largest, along, block.q.stride(0), block.first, R, K, D,
-        parts.shape[1], ROWS=_ROWS, CLUSTERS=_CLUSTERS, CHUNK=64, GRADIENT=gradient, num_warps=4,
+        parts, anchors, valid, *tensors, parts if sums is None else sums, anchors.stride(0), first,
+        R, K, D, parts.shape[1], valid.numel(), ROWS=_ROWS, CLUSTERS=_CLUSTERS, CHUNK=64,
+        GRADIENT=gradient, KEEP=sums is not None, LEAST=least, num_warps=4,
     )  # fmt: skip
 
 
@@ -198,7 +145,7 @@ def cosines(one: Synthesis) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
     valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
     for block in one.blocks(one.at_once(), valid):
         parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
-        _launch(block, parts, valid, cosine, cosine, cosine, cosine, False)
+        cosine_of(parts, block.q, valid, cosine, block.first)
     return cosine, valid
 
 
@@ -221,24 +168,13 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     for block in one.blocks(one.at_once(), valid):
         R, own = block.q.shape[0], slice(block.first, block.first + block.q.shape[0])
         parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
-        alpha = largest.new_empty((R, K))
-        _launch(block, parts, valid, grad, alpha, largest, along, True)
+        alpha = alpha_of(parts, block.q, valid, grad, largest, along, block.first)
         weights = weights_empty(R, M, like)
         if block.clusters.per_anchor:
             weights.zero_()
-        arguments: dict[str, Any] = list_arguments(block.clusters, R)
-        _weights_kernel[arguments.pop("grid")](
-            khat=block.weights, alpha=alpha, largest=largest[own], factor=factor,
-            unit=ones if unit is None else unit, weights=weights,
-            weights_part=weights.stride(0), weights_stride=weights.stride(1),
-            PARTS=weights.shape[0], FACTORS=factor.numel() > 0, UNIT=unit is not None, **arguments,
-        )  # fmt: skip
+        weigh(block, alpha, largest[own], factor, unit, weights)
         add_product(None, weights, row_parts(laid_out, D)[1], out=pull[own])
         del block, weights
     out = torch.empty((N, D), dtype=stored_dtype(dtype), device=grad.device)
-    options = row_blocks(D)
-    _gradient_kernel[(triton.cdiv(N, options["ROWS"]),)](
-        one.q, pull, largest, along, ones if unit is None else unit, out, one.q.stride(0), N, D,
-        UNIT=unit is not None, **options,
-    )  # fmt: skip
+    finish(one.q, pull, largest, along, unit, out)
     return out.to(dtype)

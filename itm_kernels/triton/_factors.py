@@ -254,8 +254,8 @@ def factorised(
     factor = torch.empty((B, part.size), dtype=torch.float64, device=rows.device)
     spans = spans_of(starts, part.end - part.begin, BLOCK)
     T, blocks = spans.first.shape[1], triton.cdiv(part.largest, BLOCK)
-    # The largest cluster is known to be large: its panels wait for each other, narrow ones less.
-    panel = _PANEL if part.largest == M else max(1, _PANEL // 2)
+    # Panels of a part, which is of large clusters, are as narrow as they get: they are a chain.
+    panel = _PANEL if part.largest == M else 1
     steps = min(_MOST_PANELS, triton.cdiv(blocks, panel))
     shared: dict[str, Any] = {
         "K": K,

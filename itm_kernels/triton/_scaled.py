@@ -79,14 +79,16 @@ def _layout(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
     return _Layout(int(unit_rows), unit_rows, False)
 
 
-def scaled_rows(x: Tensor, kind: str, cosine: bool, fine: bool = False) -> tuple[Tensor, Tensor]:
+def scaled_rows(
+    x: Tensor, kind: str, cosine: bool, fine: bool = False, padded: int = PADDED
+) -> tuple[Tensor, Tensor]:
     """Return rows of a kind laid out, `[parts, N, D]`, and their factors `[N]`, or `[0]`."""
     (N, D), (parts, unit_rows, powers) = x.shape, _layout(x, kind, cosine, fine)
     has_factor = powers or (cosine and not unit_rows)
     factor = torch.empty(N if has_factor else 0, dtype=wide_dtype(x), device=x.device)
     if not (cosine or parts):
         return prepare(x, kind), factor
-    width, options = D + -D % PADDED if powers else D, row_blocks(D)
+    width, options = D + -D % padded if powers else D, row_blocks(D)
     dtype = torch.float16 if powers else x.dtype
     rows = torch.empty((parts, N, width), dtype=dtype, device=x.device)
     _scale_kernel[(triton.cdiv(N, options["ROWS"]),)](
@@ -96,6 +98,17 @@ def scaled_rows(x: Tensor, kind: str, cosine: bool, fine: bool = False) -> tuple
     if powers:
         return rows, factor
     return prepare(rows[0] if unit_rows else x, kind), factor
+
+
+def unit_rows(x: Tensor) -> Tensor:  # [N, D]
+    """Return rows of length 1, in fp32 or better."""
+    (N, D), options = x.shape, row_blocks(x.shape[1])
+    rows = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
+    _scale_kernel[(triton.cdiv(N, options["ROWS"]),)](
+        x, rows, rows, *x.stride(), N, D, D, PARTS=1, COSINE=True, UNIT_ROWS=True, POWERS=False,
+        FACTOR=False, **options,
+    )  # fmt: skip
+    return rows
 
 
 _POWER = tl.constexpr(2.0**13)  # of unit rows in fp16

@@ -1,6 +1,7 @@
 """Blocks of anchors: which members stand in which columns, their softmax and their weights."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_
 from itm_kernels.triton._compare import squares
 from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
 from itm_kernels.triton._parts import factor_size
-from itm_kernels.triton._scaled import operands
-from itm_kernels.triton._sums import factor_of
+from itm_kernels.triton._scaled import operands, unit_rows
+from itm_kernels.triton._sums import Factor, factor_of
 from itm_kernels.triton._synthesis import logits_kernel, softmax_kernel
 from itm_kernels.triton._systems import Memory, Systems, systems
 from itm_kernels.triton._weights import rows_at_once
@@ -64,6 +65,7 @@ class Synthesis:
         ridge: float,
         *,
         keep_memory: bool = False,
+        cosine: bool = False,  # rows are scaled to length 1 here, with one clustering for all
     ) -> None:
         known = anchor_ids is not None and member_ids is not None
         self.clusters, ids = clusters_of(assignment, num_clusters, member_ids if known else None)
@@ -73,17 +75,24 @@ class Synthesis:
         self.ids = None
         if anchor_ids is not None and ids is not None:
             self.ids = anchor_ids.contiguous(), ids.contiguous()
-        self.both = operands(self.q, self.x, False)
-        self.offset = squares(self.x)
+        # Scores of half precision are of rows as they came, which is exact, and factors.
+        wide = wide_dtype(self.x)
+        self.both = operands(self.q, self.x, cosine, fine=cosine and self.x.dtype == wide)
+        unit = unit_rows(self.x) if cosine else self.x
+        self.offset = squares(unit)
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
         self.memory: Memory | None = None
-        self.rows = self.x  # [M, D] whose sums the vectors are
+        self.rows = unit  # [M, D] whose sums the vectors are
         if self.kam and order is not None:
-            memory = Memory(self.x, self.clusters.starts, sigma, ridge, keep_memory)
-            self.rows = memory.solve(self.x, wide_dtype(self.x))
+            memory = Memory(unit, self.clusters.starts, sigma, ridge, keep_memory)
+            self.rows = memory.solve(unit, wide)
             self.memory = memory if keep_memory else None
-        self.members = factor_of(self.rows)
+
+    @cached_property
+    def members(self) -> Factor:
+        """The rows whose sums the vectors are, prepared for products with weights."""
+        return factor_of(self.rows)
 
     # -- blocks ------------------------------------------------------------------------------------
 

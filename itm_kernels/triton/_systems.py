@@ -182,10 +182,11 @@ class Memory:
     def systems(self) -> Iterator[Systems]:
         """Yield the systems of all clusters in parts, each of which is gone before the next."""
         rows, starts, sigma, ridge = self.given
+        M = rows.shape[0]
         for part in self.parts:
             found, self._kept = self._kept, None
             if found is None:
-                own = starts if len(self.parts) == 1 else starts.clamp(part.begin, part.end)
+                own = starts if part.largest == M else starts.clamp(part.begin, part.end)
                 found = systems(rows, own, None, sigma, ridge, part)
             if self._keep:
                 self._kept = found

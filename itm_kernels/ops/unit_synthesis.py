@@ -1,0 +1,116 @@
+"""Cosines of rows as they came with synthetic vectors that are constants, for a loss.
+
+Backends in `_define.RAW_ROWS` have it; elsewhere unit rows go to `rbf_synthesis_logits`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels._autocast import outside_autocast
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import RAW_ROWS, define, distinct, operator, wide_empty
+from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
+
+
+def _forward_fake(
+    anchors: Tensor,
+    members: Tensor,
+    assignment: Tensor,
+    anchor_ids: Tensor,
+    member_ids: Tensor,
+    num_clusters: int,
+    sigma: float,
+    weights: str,
+    ridge: float,
+    gradients: bool,
+) -> tuple[Tensor, ...]:
+    N, (M, D) = anchors.shape[0], members.shape
+    cosine = wide_empty(anchors, N, num_clusters)
+    valid = anchors.new_empty((N, num_clusters), dtype=torch.bool)
+    sums = wide_empty(anchors, 2, N if gradients else 0, num_clusters)
+    M = M if gradients else 0
+    if cosine.dtype == torch.float64:
+        return cosine, valid, sums, members.new_empty((1, M, D)), members.new_empty(0)
+    rows = members.new_empty((2, M, D + -D % 16), dtype=torch.float16)
+    return cosine, valid, sums, rows, wide_empty(members, M)
+
+
+def _backward_fake(grad: Tensor, *inputs: Any) -> Tensor:
+    anchors = inputs[4]
+    return anchors.new_empty(anchors.shape)
+
+
+_INPUTS = (
+    "Tensor anchors, Tensor members, Tensor assignment, Tensor anchor_ids, Tensor member_ids, "
+    "int num_clusters, float sigma, str weights, float ridge"
+)
+# For the gradient, nothing in them where none is asked for: products and squares of the vectors
+# [2, N, K], and the rows that these are sums of, in the order and the layout of a backend.
+define(
+    "unit_synthesis_forward",
+    f"({_INPUTS}, bool gradients) -> "
+    "(Tensor cosine, Tensor valid, Tensor sums, Tensor rows, Tensor factor)",
+    _forward_fake,
+)
+define(
+    "unit_synthesis_backward",
+    f"(Tensor grad, Tensor valid, Tensor sums, Tensor rows, Tensor factor, {_INPUTS}) -> Tensor",
+    _backward_fake,
+)
+
+
+class _UnitSynthesis(torch.autograd.Function):
+    """Solves for the vectors' rows once, and keeps them for the gradient of the anchors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        anchors: Tensor,
+        members: Tensor,
+        assignment: Tensor,
+        anchor_ids: Tensor,
+        member_ids: Tensor,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = anchors, members, assignment, anchor_ids, member_ids
+        forward = operator(namespace, "unit_synthesis_forward")
+        cosine, valid, *kept = forward(*inputs, *options, ctx.needs_input_grad[1])
+        ctx.mark_non_differentiable(valid)
+        ctx.save_for_backward(valid, *kept, *inputs)
+        ctx.options = namespace, options
+        return cosine, valid
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, options = ctx.options
+        backward = operator(namespace, "unit_synthesis_backward")
+        of_anchors = backward(grads[0], *ctx.saved_tensors, *options)
+        return None, of_anchors, *[None] * (4 + len(options))
+
+
+def takes_raw(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
+    """Return whether the backend that would run takes rows as they came."""
+    sides = anchors.shape[0], members.shape[0]
+    return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in RAW_ROWS
+
+
+@outside_autocast
+def run(
+    anchors: Tensor,  # [N, D] as they came
+    members: Tensor,  # [M, D], without gradient
+    assignment: Tensor,  # [M]
+    anchor_ids: Tensor,  # [N]
+    member_ids: Tensor,  # [M]
+    options: Options,
+    function: str,
+    backend: str,
+) -> SynthesisLogits:
+    """Compute cosines where `takes_raw`, on behalf of a public function."""
+    sides = anchors.shape[0], members.shape[0]
+    namespace = resolve(function, "rbf_synthesis_logits", anchors, backend, sides)
+    assert namespace is not None
+    inputs = distinct(anchors, members.detach(), assignment, anchor_ids, member_ids)
+    return SynthesisLogits(*_UnitSynthesis.apply(namespace, *inputs, *options))

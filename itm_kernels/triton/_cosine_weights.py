@@ -1,0 +1,140 @@
+"""Weights alpha khat of rows in the gradient of a cosine's anchors, and what makes them one.
+
+Weights are two parts of fp16, which hold no number above 65504: powers of two of a row of weights
+and of all rows bring them below, and are taken back in the end.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._launch import row_blocks
+from itm_kernels.triton._lengths import power_above
+from itm_kernels.triton._products import store_parts
+from itm_kernels.triton._sums import anchor_and_cluster
+from itm_kernels.triton._synthesis_blocks import Block, list_arguments
+
+
+@triton.jit
+def _below_one(largest):
+    """Return the power of two that brings numbers up to an fp32 one below 1."""
+    return power_above(largest, 3) * 0.125  # of infinity it is a number
+
+
+@triton.jit(do_not_specialize=["P", "tiles", "M"])
+def _weights_kernel(
+    khat,  # [R, M]
+    alpha,  # [R, K]
+    largest,  # [R] of a row's alpha
+    factor,  # [M] of the rows as they are laid out
+    unit,  # []
+    weights,  # [PARTS, R, M]
+    starts,
+    assignment,  # [R, M]
+    weights_part,
+    weights_stride,
+    P,
+    tiles,
+    K,
+    M,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PARTS: tl.constexpr,
+    PER_ANCHOR: tl.constexpr,
+    FACTORS: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """Write alpha khat of every column of a list, and 0 for columns after the last cluster's."""
+    group = tl.program_id(0) // tiles
+    p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
+    last = end
+    if not PER_ANCHOR:
+        last = tl.where(group == K - 1, M, end)
+    scale = tl.load(alpha + n * K + k)
+    if UNIT:
+        scale = scale * _below_one(tl.load(largest + n)) * tl.load(unit)
+    for first in range(begin, last, COLUMNS):
+        m = first + tl.arange(0, COLUMNS)
+        at = n[:, None] * M + m[None, :]
+        inside = (m < last)[None, :] & (p < P)[:, None]
+        own = (m < end)[None, :] & (p < P)[:, None]
+        to = inside
+        if PER_ANCHOR:
+            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+            to = own
+        value = tl.load(khat + at, mask=own, other=0.0) * scale[:, None]
+        if FACTORS:
+            value *= tl.load(factor + m, mask=m < end, other=0.0)[None, :]
+        value = tl.where(own, value, 0.0)
+        out = weights + n[:, None] * weights_stride + m[None, :]
+        store_parts(out, tl.cast(weights_part, tl.int64), value, to, PARTS)
+
+
+@triton.jit
+def _gradient_kernel(
+    anchors,  # [N, D]
+    pull,  # [N, D]
+    largest,  # [N]
+    along,  # [N]
+    unit,  # []
+    out,  # [N, D]
+    stride,
+    N,
+    D,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    back = tl.full((ROWS,), 1.0, pull.dtype.element_ty)
+    if UNIT:
+        back /= _below_one(tl.load(largest + rows))
+    of_anchor = tl.load(along + rows)
+    for first in range(0, D, COLUMNS):
+        d = (first + tl.arange(0, COLUMNS))[None, :]
+        inside = (n < N)[:, None] & (d < D)
+        anchor = tl.load(anchors + rows[:, None] * stride + d, mask=inside, other=0.0)
+        found = tl.load(pull + rows[:, None] * D + d, mask=inside, other=0.0)
+        if UNIT:  # one after the other: together the powers are beyond fp32
+            found = found / tl.load(unit) * back[:, None]
+        found -= of_anchor[:, None] * anchor.to(found.dtype)
+        tl.store(out + n[:, None] * D + d, found, mask=inside)
+
+
+def weigh(
+    block: Block,
+    alpha: Tensor,  # [R, K]
+    largest: Tensor,  # [R]
+    factor: Tensor,  # [M] of the rows as they are laid out
+    unit: Tensor | None,  # []
+    weights: Tensor,  # [parts, R, M] to write
+) -> None:
+    """Write alpha khat of the rows that the vectors are sums of."""
+    arguments: dict[str, Any] = list_arguments(block.clusters, block.q.shape[0])
+    _weights_kernel[arguments.pop("grid")](
+        khat=block.weights, alpha=alpha, largest=largest, factor=factor,
+        unit=alpha if unit is None else unit, weights=weights, weights_part=weights.stride(0),
+        weights_stride=weights.stride(1), PARTS=weights.shape[0], FACTORS=factor.numel() > 0,
+        UNIT=unit is not None, **arguments,
+    )  # fmt: skip
+
+
+def finish(
+    anchors: Tensor,  # [R, D]
+    pull: Tensor,  # [R, D]
+    largest: Tensor,  # [R]
+    along: Tensor,  # [R]
+    unit: Tensor | None,  # []
+    out: Tensor,  # [R, D]
+) -> None:
+    """Write the gradient of some anchors."""
+    (R, D), options = anchors.shape, row_blocks(anchors.shape[1])
+    _gradient_kernel[(triton.cdiv(R, options["ROWS"]),)](
+        anchors, pull, largest, along, largest if unit is None else unit, out, anchors.stride(0),
+        R, D, UNIT=unit is not None, **options,
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""Cosines with constant synthetic vectors, one clustering for all, of rows as they came.
+
+What a loss needs of `rbf_synthesis_logits`: rows are scaled to length 1 on the way, so that rows of
+half precision are multiplied as they came, and no unit rows are kept. The forward pass hands over
+what the gradient of the anchors is made of: the vectors' products and squares `[N, K]`, and the
+rows that they are sums of, W, which are solved for once. Backward forms no vector again: scores,
+their softmax, and a product of weights alpha khat with W (`_cosines`).
+"""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.triton._cosine_weights import finish, weigh
+from itm_kernels.triton._cosines import alpha_of, cosine_of
+from itm_kernels.triton._launch import stored_dtype, wide_dtype
+from itm_kernels.triton._lengths import SMALLEST
+from itm_kernels.triton._products import add_product, unit_of
+from itm_kernels.triton._scaled import scaled_rows
+from itm_kernels.triton._sums import cosine_parts
+from itm_kernels.triton._synthesis_blocks import Synthesis
+
+_PADDED = 16  # rows as the library multiplies them; the operator's fake kernel knows it
+
+
+def _laid_out(rows: Tensor) -> tuple[Tensor, Tensor]:  # [M, D] -> [parts, M, D'], [M] or [0]
+    """Lay rows out as two parts of fp16 with a factor each, whatever the setting of tf32 is."""
+    kind = "fp64" if rows.dtype == torch.float64 else "parts"
+    return scaled_rows(rows, kind, False, padded=_PADDED)
+
+
+def unit_synthesis_forward(
+    anchors: Tensor,  # [N, D]
+    members: Tensor,  # [M, D]
+    assignment: Tensor,  # [M]
+    anchor_ids: Tensor,  # [N]
+    member_ids: Tensor,  # [M]
+    num_clusters: int,
+    sigma: float,
+    weights: str,
+    ridge: float,
+    gradients: bool,
+) -> tuple[Tensor, ...]:
+    """Return cosines and where they exist `[N, K]`, and for the gradient sums, rows, factors."""
+    known = anchor_ids, member_ids, num_clusters, sigma, weights, ridge
+    one = Synthesis(anchors, members, assignment, *known, cosine=True)
+    N, K = one.q.shape[0], num_clusters
+    cosine = torch.empty((N, K), dtype=wide_dtype(one.q), device=one.q.device)
+    valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
+    sums = cosine.new_empty((2, N if gradients else 0, K))
+    kept = _laid_out(one.rows if gradients else one.rows[:0])
+    parts_of_rows = one.members
+    del one.rows
+    for block in one.blocks(one.at_once(), valid):
+        parts = cosine_parts(block.clusters, block.weights, parts_of_rows, block.valid, block.q)
+        keep = sums if gradients else None
+        cosine_of(parts, block.q, valid, cosine, block.first, keep, SMALLEST.value)
+        del block
+    return cosine, valid, sums, *kept
+
+
+def unit_synthesis_backward(
+    grad: Tensor,  # [N, K]
+    valid: Tensor,  # [N, K]
+    sums: Tensor,  # [2, N, K]
+    rows: Tensor,  # [parts, M, D']
+    factor: Tensor,  # [M] or [0]
+    anchors: Tensor,  # [N, D]
+    members: Tensor,  # [M, D]
+    assignment: Tensor,
+    anchor_ids: Tensor,
+    member_ids: Tensor,
+    num_clusters: int,
+    sigma: float,
+    weights: str,
+    ridge: float,
+) -> Tensor:  # [N, D]
+    """Return the gradient of the anchors."""
+    # Nothing is solved for again: as if weights were attention's.
+    known = anchor_ids, member_ids, num_clusters, sigma, "attention", ridge
+    one = Synthesis(anchors, members, assignment, *known, cosine=True)
+    del one.rows
+    (N, D), M = anchors.shape, members.shape[0]
+    largest, along = (sums.new_empty(N) for _ in range(2))
+    least = SMALLEST.value
+    alpha = alpha_of(sums[:, None], one.q, valid, grad.contiguous(), largest, along, least=least)
+    unit = None
+    if factor.numel():
+        ones = factor.new_ones(1)
+        laid_out = one.both._replace(x=rows, y=rows, x_factor=ones, y_factor=factor)
+        unit = unit_of(anchors, laid_out, ones[0], ones)
+    out = torch.empty((N, D), dtype=stored_dtype(anchors.dtype), device=grad.device)
+    # A block has its softmax and as many bytes of weights.
+    at_once = one.at_once(2 * M)
+    for first in range(0, N, at_once):
+        own = slice(first, min(first + at_once, N))
+        block = one.block(first, own.stop - first)
+        R, columns = block.weights.shape[0], M + -M % 16
+        of_block = rows.new_empty((rows.shape[0], R, columns))[..., :M]
+        weigh(block, alpha[own], largest[own], factor, unit, of_block)
+        del block
+        pull = add_product(None, of_block, rows[..., :D], out=sums.new_empty((R, D)))
+        del of_block
+        finish(one.q[own], pull, largest[own], along[own], unit, out[own])
+        del pull
+    return out.to(anchors.dtype)
