@@ -22,18 +22,26 @@ SIZES = [(1, 2, 3), (3, 5, 3), (127, 33, 96), (33, 300, 333)]
 
 
 @triton.jit
-def write_kernel(value, weights, part, stride, M, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+def write_kernel(
+    value, weights, rest, part, stride, M,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     row, m = tl.program_id(0), tl.arange(0, COLUMNS)
     found = tl.load(value + row * M + m, mask=m < M, other=0.0)
-    store_parts(weights + row * stride + m, part, found, m < M, PARTS)
+    found = store_parts(weights + row * stride + m, part, found, m < M, PARTS, PRECISION)
+    tl.store(rest + row * M + m, found, mask=m < M)
 
 
-def write(value: Tensor, weights: Tensor) -> None:
-    """Let a kernel write weights."""
+def write(value: Tensor, weights: Tensor) -> Tensor:
+    """Let a kernel write weights, and return what their parts leave of the values."""
+    value = value.contiguous()
+    rest = torch.empty_like(value)
     write_kernel[(value.shape[0],)](
-        value.contiguous(), weights, weights.stride(0), weights.stride(1), value.shape[1],
-        PARTS=weights.shape[0], COLUMNS=triton.next_power_of_2(value.shape[1]),
+        value, weights, rest, weights.stride(0), weights.stride(1), value.shape[1],
+        PARTS=weights.shape[0], PRECISION=_products.precision_of(weights),
+        COLUMNS=triton.next_power_of_2(value.shape[1]),
     )  # fmt: skip
+    return rest
 
 
 def sides(N: int, M: int, D: int, dtype: torch.dtype) -> list[Tensor]:
@@ -144,3 +152,26 @@ def test_weights_of_any_size_fit_fp16() -> None:
     for magnitude in (1e-20, 1e25):
         (found, _) = gradients(x, x, weights * magnitude, True)
         torch.testing.assert_close(found / magnitude, one)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_weights_that_the_library_multiplies_as_tf32_are_rounded(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensor cores cut low bits off: a bias that sums of weights do not have."""
+    monkeypatch.setattr(_products, "_INTERPRETED", tl.constexpr(False))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        value = torch.rand(3, 100)
+        weights = _products.weights_empty(3, 100, torch.empty(3, 8), parts=1).float()
+        rest = write(value, weights)
+        half = torch.rand(3, 100).half()
+        narrow = torch.empty(1, 3, 100, dtype=torch.float16)
+        assert not write(half.float(), narrow).any()  # nothing but tf32 loses more than it must
+    finally:
+        torch.set_float32_matmul_precision(before)
+    low = weights.view(torch.int32) & 0x1FFF
+    assert low.any() == (setting == "highest")
+    assert torch.equal(rest, value - weights[0])
+    assert (rest.abs() <= value * 2.0**-11).all()

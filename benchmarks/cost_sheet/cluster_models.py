@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
-from benchmarks.cost_sheet.kernels import kind_of, model, passes, scores
+from benchmarks.cost_sheet.kernels import kind_of, model, passes, rounding, scores
 from benchmarks.cost_sheet.rates import ceiling_of
 
 
@@ -156,7 +156,7 @@ def _sort(launch: Launch) -> Count:
 
 @model("_cosine_weights._weights_kernel")
 def _cosine_weights(launch: Launch) -> Count:
-    return passes(launch, 10)
+    return passes(launch, 10 + rounding(launch))
 
 
 @model(

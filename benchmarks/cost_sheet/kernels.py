@@ -51,6 +51,11 @@ def kind_of(x: Operand, precision: str) -> str:
     return "half"
 
 
+def rounding(launch: Launch) -> int:
+    """Return the instructions that round a weight before the library multiplies it."""
+    return 11 if launch.arguments.get("PRECISION") == "tf32" else 0
+
+
 def beside(launch: Launch, exponentials: float) -> int:
     """Return how many programs a processor holds at once, of 65,536 registers [E].
 

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
-from benchmarks.cost_sheet.kernels import gathered, model, passes, scores
+from benchmarks.cost_sheet.kernels import gathered, model, passes, rounding, scores
 from benchmarks.cost_sheet.rates import PROCESSORS, RESIDENT
 
 
@@ -88,7 +88,7 @@ def _log_sum_exp_forward(launch: Launch) -> Count:
 def _log_sum_exp_weights(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 1)
     factors = 4 * launch.arguments.get("FACTORS", False)
-    instructions = 16 + stored + factors + 3 * launch.HAS_IDS
+    instructions = 16 + stored + factors + 3 * launch.HAS_IDS + rounding(launch)
     return scores(launch, launch.R, launch.M, instructions, shared_exponentials(launch))
 
 
@@ -103,7 +103,8 @@ def _sigmoid_forward(launch: Launch) -> Count:
 def _sigmoid_weights(launch: Launch) -> Count:
     if "WHOLE" not in launch.arguments:
         return scores(launch, launch.R, launch.M, 20, 2)
-    instructions = 6 + 13 * launch.WHOLE + 14 * launch.WEIGHTS + 2 * launch.FACTORS
+    stored = 14 + rounding(launch)
+    instructions = 6 + 13 * launch.WHOLE + stored * launch.WEIGHTS + 2 * launch.FACTORS
     return scores(launch, launch.R, launch.M, instructions, 1 + launch.WEIGHTS)
 
 
@@ -132,6 +133,8 @@ def chained(launch: Launch, elements: float) -> Count:
 @model("sum_of_hinges._tiles_kernel")
 def _sum_of_hinges(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 0)
+    if stored and not launch.UNIFORM:
+        stored += rounding(launch)
     return scores(launch, launch.R, launch.M, 14 + stored)
 
 
@@ -173,8 +176,8 @@ def _pair_weights(launch: Launch) -> Count:
     hbm = total if total > RESIDENT else 0
     special = float(launch.METRIC == "l2")
     return Count(
-        launch.kernel, True, instructions=24.0 * pairs, exponentials=special * pairs, hbm=hbm,
-        l2=total,
+        launch.kernel, True, instructions=(24.0 + rounding(launch)) * pairs,
+        exponentials=special * pairs, hbm=hbm, l2=total,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itm_kernels.triton._launch import row_blocks
 from itm_kernels.triton._lengths import power_above
-from itm_kernels.triton._products import store_parts
+from itm_kernels.triton._products import precision_of, store_parts
 from itm_kernels.triton._sums import anchor_and_cluster
 from itm_kernels.triton._synthesis_blocks import Block, list_arguments
 
@@ -42,6 +42,7 @@ def _weights_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
     FACTORS: tl.constexpr,
     UNIT: tl.constexpr,
@@ -71,7 +72,7 @@ def _weights_kernel(
             value *= tl.load(factor + m, mask=m < end, other=0.0)[None, :]
         value = tl.where(own, value, 0.0)
         out = weights + n[:, None] * weights_stride + m[None, :]
-        store_parts(out, tl.cast(weights_part, tl.int64), value, to, PARTS)
+        store_parts(out, tl.cast(weights_part, tl.int64), value, to, PARTS, PRECISION)
 
 
 @triton.jit
@@ -119,7 +120,8 @@ def weigh(
     _weights_kernel[arguments.pop("grid")](
         khat=block.weights, alpha=alpha, largest=largest, factor=factor,
         unit=alpha if unit is None else unit, weights=weights, weights_part=weights.stride(0),
-        weights_stride=weights.stride(1), PARTS=weights.shape[0], FACTORS=factor.numel() > 0,
+        weights_stride=weights.stride(1), PARTS=weights.shape[0],
+        PRECISION=precision_of(weights), FACTORS=factor.numel() > 0,
         UNIT=unit is not None, **arguments,
     )  # fmt: skip
 

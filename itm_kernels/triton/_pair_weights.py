@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._products import store_parts
+from itm_kernels.triton._products import precision_of, store_parts
 
 ROWS = 32  # of a program: the bits of one word
 COLUMNS = 128
@@ -150,6 +150,7 @@ def _weights_kernel(
     FACTORS: tl.constexpr,
     APART: tl.constexpr,
     PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -233,7 +234,7 @@ def _weights_kernel(
         factor = tl.load(y_factor + columns)[None, :]
         value *= factor
     to = weights + (n.to(tl.int64) * stride)[:, None] + m[None, :]
-    rest = store_parts(to, tl.cast(part, tl.int64), value, there, PARTS)
+    rest = store_parts(to, tl.cast(part, tl.int64), value, there, PARTS, PRECISION)
     if APART:
         value -= rest
         if FACTORS:
@@ -254,5 +255,7 @@ def write_weights(weights: Tensor, first: int, like: Tensor, **known: Any) -> No
         **{**stand_ins, **more, **sizes, **options, **known},
         weights=weights, part=weights.stride(0), stride=weights.stride(1), first=first, R=R, M=M,
         PARTS=parts, ROWS=ROWS, COLUMNS=COLUMNS,
+        # No product follows the weights of l1.
+        PRECISION="ieee" if known["METRIC"] == "l1" else precision_of(weights),
         num_warps=8 if known["SOURCE"] == "ranks" else 4,  # 114 spills in 4
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 A kernel writes a block of weights in parts that tensor cores multiply, and the library adds their
 products to a gradient in fp32: nothing else passes over the block. Weights of bf16 and fp16 rows
-are one part of their dtype, of fp32 rows two of fp16; of tf32 and fp64 they are as they are.
+are one part of their dtype, of fp32 rows two of fp16, of tf32 rows one that is rounded to tf32,
+whose low bits tensor cores would cut off; of fp64 they are as they are.
 
 Measured in the interpreter: largest error against fp64 over the largest element, of W y rounded to
 y's dtype, from the worse to the better of normal and of softmax weights [64, 2048], D = 333.
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, Operands, kind_of
+from itm_kernels.triton._launch import INTERPRETED, Operands, kind_of, to_tf32
 from itm_kernels.triton._lengths import power_above
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -98,8 +99,13 @@ def _unit_kernel(
     tl.store(unit, power_above(bound, 15))
 
 
+def precision_of(weights: Tensor) -> str:
+    """Return how the library multiplies weights, for `store_parts`."""
+    return "tf32" if kind_of(weights) == "tf32" else "ieee"
+
+
 @triton.jit
-def store_parts(at, part, value, mask, PARTS: tl.constexpr):
+def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.constexpr = "ieee"):
     """Store a number as a sum of PARTS numbers of the pointers' type, high to low; return the rest.
 
     Args:
@@ -108,9 +114,12 @@ def store_parts(at, part, value, mask, PARTS: tl.constexpr):
         value: fp32, or fp64 as one part.
         mask: of the pointers.
         PARTS: how many.
+        PRECISION: of the library's products: "tf32" or "ieee".
     """
     for k in tl.static_range(PARTS):
         high = rounded(value, at.dtype.element_ty)
+        if PRECISION == "tf32" and not _INTERPRETED:  # which multiplies tf32 in fp32
+            high = to_tf32(high)
         tl.store(at + k * part, high, mask=mask)
         value -= high.to(value.dtype)
     return value

@@ -13,8 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, grid_of
-from itm_kernels.triton._launch import Tile, kind_of, prepare, tile_of, wide_dtype
+from itm_kernels.triton._launch import (
+    INTERPRETED,
+    Tile,
+    kind_of,
+    prepare,
+    tile_of,
+    to_tf32,
+    wide_dtype,
+)
 from itm_kernels.triton._tiles import wide_type
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class Factor(NamedTuple):
@@ -71,6 +81,8 @@ def anchor_and_cluster(p, P, K, group, PER_ANCHOR: tl.constexpr):
 def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr):
     """Return total + weights . rows; with terms, of weights split into so many bf16 numbers."""
     if TERMS == 0:
+        if PRECISION == "tf32" and not _INTERPRETED:  # which multiplies tf32 in fp32
+            weights = to_tf32(weights)
         total = tl.dot(weights, rows, total, input_precision=PRECISION, out_dtype=total.dtype)
     else:
         rest = weights

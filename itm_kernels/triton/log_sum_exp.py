@@ -233,7 +233,7 @@ def _weights_kernel(
     weight *= factor
     weight = scaled(weight, rows, columns, x_factor, y_factor, FACTORS)
     at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
-    store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS)
+    store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS, PRECISION)
 
 
 def log_sum_exp_backward(

@@ -188,7 +188,7 @@ def _weights_kernel(
             weight *= tl.load(y_factor + columns)[None, :]
         to = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
         inside = (r < R)[:, None] & (m < M)[None, :]
-        store_parts(to, weights_part, weight, inside, WEIGHTS_PARTS)
+        store_parts(to, weights_part, weight, inside, WEIGHTS_PARTS, PRECISION)
 
 
 def _gradients(

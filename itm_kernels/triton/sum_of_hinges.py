@@ -108,7 +108,9 @@ def _tiles_kernel(
             weight *= tl.load(y_factor + columns)[None, :]
         inside = (r < R)[:, None] & (m < M)[None, :]
         at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
-        store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS)
+        # 0, 1 and 2 are exact.
+        ROUNDED: tl.constexpr = "ieee" if UNIFORM else PRECISION
+        store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS, ROUNDED)
 
 
 @triton.jit
