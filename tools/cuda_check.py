@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
-ARCHITECTURES = ("80", "90", "100")
+# What a wheel is compiled for; setup.py reads the same file.
+SHIPPED = (FOLDER / "architectures.txt").read_text().split()
 # ptxas, which knows registers, fails on any spill; a warning of the compiler's is an error too.
 FLAGS = (
     *("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings", "-cubin"),
@@ -187,7 +188,10 @@ def main() -> None:
         sys.exit(options.required or os.environ.get("ITM_KERNELS_CUDA") == "1")
     print(run(nvcc, "--version").splitlines()[-1])
     print("registers    shared  local  (bytes)")
-    cases = [(source, a) for source in sorted(FOLDER.glob("*.cu")) for a in ARCHITECTURES]
+    known = run(nvcc, "--list-gpu-arch").split()
+    architectures = [name for a in SHIPPED if f"compute_{(name := a.replace('.', ''))}" in known]
+    print(f"architectures: {', '.join(architectures)} of {', '.join(SHIPPED)}")
+    cases = [(source, a) for source in sorted(FOLDER.glob("*.cu")) for a in architectures]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lines in pool.map(lambda case: check(case[0], case[1], nvcc, nvdisasm), cases):
             print("\n".join(lines), flush=True)
