@@ -110,9 +110,13 @@ class Shared {
     *reinterpret_cast<Value*>(data_ + i) = value;
   }
 
-  // Copies Value from global memory while the thread goes on; 0 without there.
+  // Copies Value from global memory while the thread goes on, before sm_80 at once; 0 without
+  // there.
   template <typename Value>
   __device__ __forceinline__ void copy_async(int i, const void* from, bool there = true) const {
+#if __CUDA_ARCH__ < 800
+    write(i, there ? *static_cast<const Value*>(from) : Value{});
+#else
     const auto to = static_cast<unsigned>(__cvta_generic_to_shared(data_ + i));
     const int bytes = there ? sizeof(Value) : 0;
     if constexpr (sizeof(Value) == 16)
@@ -122,6 +126,7 @@ class Shared {
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from),
                    "n"(sizeof(Value)), "r"(bytes)
                    : "memory");
+#endif
   }
 
  private:
@@ -130,13 +135,17 @@ class Shared {
 };
 
 __device__ __forceinline__ void close_copies() {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
 }
 
 // Waits for this thread's copies but those of the kOpen groups that it closed last.
 template <int kOpen>
 __device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
+#endif
 }
 #endif
 
