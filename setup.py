@@ -3,7 +3,9 @@
 ``ITM_KERNELS_BUILD`` chooses: ``0`` builds no extension, ``1`` makes a failed build an error, and
 ``auto`` (or unset) builds it where possible and otherwise installs the pure Python package.
 ``ITM_KERNELS_CUDA`` chooses the same for the CUDA kernels in it, which need a CUDA build of torch
-and the nvcc of that version, and no GPU. ``TORCH_CUDA_ARCH_LIST`` names the architectures.
+and the nvcc of that version, and no GPU. ``TORCH_CUDA_ARCH_LIST`` names the architectures, instead
+of those in csrc/cuda/architectures.txt. ``ITM_KERNELS_LINEINFO=1`` keeps the kernels' lines for
+profilers.
 """
 
 import os
@@ -20,17 +22,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
-def choice(variable: str) -> str:
+def choice(variable: str, default: str = "auto") -> str:
     """Return what an environment variable chooses."""
-    value = os.environ.get(variable, "auto")
+    value = os.environ.get(variable, default)
     if value not in ("0", "1", "auto"):
         sys.exit(f"setup.py: {variable} is {value!r}; set it to '0', '1' or 'auto'")
     return value
 
 
 BUILD, CUDA = choice("ITM_KERNELS_BUILD"), choice("ITM_KERNELS_CUDA")
+NAME = "itm_kernels._C"
+LINE_INFO = choice("ITM_KERNELS_LINEINFO", "0") == "1"
 SANITIZED = "-fsanitize" in os.environ.get("CFLAGS", "")
-ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # those of them that nvcc knows
 
 
 def output(*command: str) -> str:
@@ -63,35 +66,56 @@ def why_no_cuda() -> str:
         root = top[1].strip() if top else os.path.join(os.path.dirname(nvcc), "..")
         os.environ["CUDA_HOME"] = os.path.realpath(root)
     known = output(nvcc, "--list-gpu-arch").split()
-    fitting = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known]
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(fitting))
+    with open("csrc/cuda/architectures.txt") as shipped:
+        fitting = [a for a in shipped.read().split() if f"compute_{a.replace('.', '')}" in known]
+    # The driver compiles the newest one's PTX for GPUs that came later.
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(fitting) + "+PTX")
     return ""
+
+
+def architectures(flags: list[str]) -> str:
+    """Return what nvcc is to compile for, in the words of TORCH_CUDA_ARCH_LIST."""
+    found = re.findall(r"code=(sm|compute)_(\d+)(\d[a-z]?)", " ".join(flags))
+    named = {kind: [f"{major}.{minor}" for of, major, minor in found if of == kind]
+             for kind in ("sm", "compute")}  # fmt: skip
+    return ",".join(a + ("+PTX" if a in named["compute"] else "") for a in named["sm"])
 
 
 def extension() -> dict[str, Any]:
     """Return what setup() needs to build ``itm_kernels._C`` or to say why it cannot."""
-    base, make_extension, torch_missing = build_ext, Extension, None
+    base, torch_missing = build_ext, None
     no_cuda = why_no_cuda()  # first: torch reads the environment when it is imported
     if no_cuda and CUDA == "1":
         sys.exit(f"setup.py: error: the CUDA kernels cannot be built: {no_cuda}")
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+        from torch.utils.cpp_extension import BuildExtension
 
-        base, make_extension = BuildExtension, CppExtension if no_cuda else CUDAExtension
+        base = BuildExtension
     except ImportError as error:
         torch_missing = f"the build environment cannot import torch ({error})"
 
     class BuildOrWarn(base):
         """Build the extension or, where it is optional, say once why it was left out."""
 
+        def finalize_options(self) -> None:
+            """Keep what was given: a second build begins with it."""
+            self.given = dict(vars(self))
+            super().finalize_options()
+
         def run(self) -> None:
-            """Compile and link, unless the build environment cannot."""
-            if not self.debug and not SANITIZED:
-                release(module)
+            """Compile and link, unless the build environment cannot; without CUDA if need be."""
             try:
                 if torch_missing:
                     raise RuntimeError(torch_missing)
-                super().run()
+                try:
+                    self.compile()
+                except Exception as error:
+                    if no_cuda or CUDA == "1":
+                        raise
+                    self.distribution.ext_modules = [without_cuda(error)]
+                    vars(self).update(self.given)
+                    self.finalize_options()
+                    self.compile()
             except Exception as error:
                 message = (
                     f"itm_kernels._C was not built: {error} (a compiler's own words stand "
@@ -103,33 +127,69 @@ def extension() -> dict[str, Any]:
                     sys.exit(f"setup.py: error: {message}")
                 print(f"setup.py: WARNING: {message}", file=sys.stderr)
                 with suppress(OSError):  # what an earlier build left there would be installed
-                    os.remove(os.path.join(self.build_lib, self.get_ext_filename(module.name)))
+                    os.remove(os.path.join(self.build_lib, self.get_ext_filename(NAME)))
                 self.extensions = self.distribution.ext_modules = []
                 wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
                 if wheel:  # for every Python and every machine: py3-none-any
                     wheel.root_is_pure = True
 
-    sources = glob("csrc/binding/*.cpp") + glob("csrc/cpu/*.cpp")
+        def compile(self) -> None:
+            """Compile and link what is to be built."""
+            if not self.debug and not SANITIZED:
+                for extension in self.extensions:
+                    release(extension)
+            super().run()
+
+    try:
+        found = module(with_cuda=not no_cuda)
+    except Exception as error:  # an architecture that torch does not know
+        if no_cuda or CUDA == "1":
+            raise
+        found = without_cuda(error)
+    return {"cmdclass": {"build_ext": BuildOrWarn}, "ext_modules": [found]}
+
+
+def without_cuda(error: Exception) -> Extension:
+    """Say why the CUDA kernels are left out, and return the extension without them."""
+    print(
+        f"setup.py: WARNING: the CUDA kernels were not built: {error} (a compiler's own words "
+        "stand above). The extension is built without them. ITM_KERNELS_CUDA=1 makes this an "
+        "error, ITM_KERNELS_CUDA=0 leaves them out.",
+        file=sys.stderr,
+    )
+    return module(with_cuda=False)
+
+
+def module(with_cuda: bool) -> Extension:
+    """Return the extension's sources and flags."""
+    sources = ["csrc/module.cpp", *glob("csrc/binding/*.cpp"), *glob("csrc/cpu/*.cpp")]
     # No -march=native: a wheel has to run on other processors than the one that built it.
     # With a sanitizer, half the time of compiling is -O3.
     flags = ["-std=c++20", "-O1" if SANITIZED else "-O3", "-fopenmp"]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror=return-type"]
-    if not no_cuda:
+    make, arguments = Extension, flags
+    with suppress(ImportError):
+        from torch.utils import cpp_extension
+
+        make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    if with_cuda:
         sources += glob("csrc/cuda/*.cu") + glob("csrc/cuda/binding/*.cpp")
-        flags += ["-DITM_WITH_CUDA"]
-    module = make_extension(
-        "itm_kernels._C",
-        ["csrc/module.cpp", *sorted(sources)],
+        images = cpp_extension._get_cuda_arch_flags()
+        flags += ["-DITM_WITH_CUDA", f"-DITM_CUDA_ARCHITECTURES={architectures(images)}"]
+        nvcc = ["-std=c++20", "-O3", "--threads=2", *images, *["-lineinfo"] * LINE_INFO]
+        arguments = {"cxx": flags, "nvcc": nvcc}
+    return make(
+        NAME,
+        sorted(sources),
         include_dirs=[os.path.abspath("csrc")],  # ninja compiles in another folder
         depends=[
             path
             for ending in ("h", "inl", "cuh")
             for path in glob(f"csrc/**/*.{ending}", recursive=True)
         ],
-        extra_compile_args=flags if no_cuda else {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]},
+        extra_compile_args=arguments,
         extra_link_args=["-fopenmp"],
     )
-    return {"cmdclass": {"build_ext": BuildOrWarn}, "ext_modules": [module]}
 
 
 def release(module: Extension) -> None:

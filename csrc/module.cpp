@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,23 @@ const std::vector<std::string> cuda_operators = {
 #else
 const std::vector<std::string> cuda_operators = {};
 #endif
+
+// What the GPU kernels are compiled for, as in TORCH_CUDA_ARCH_LIST: "9.0", "12.0+PTX".
+std::vector<std::string> cuda_architectures() {
+#define ITM_WORDS(...) #__VA_ARGS__
+#define ITM_WORDS_OF(...) ITM_WORDS(__VA_ARGS__)
+#ifdef ITM_CUDA_ARCHITECTURES
+  std::istringstream words(ITM_WORDS_OF(ITM_CUDA_ARCHITECTURES));
+#else
+  std::istringstream words;
+#endif
+  std::vector<std::string> found;
+  for (std::string word; std::getline(words, word, ',');) {
+    word.erase(0, word.find_first_not_of(' '));
+    found.push_back(word);
+  }
+  return found;
+}
 
 std::string compiler() {
 #if defined(__clang__)
@@ -60,6 +78,7 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["openmp"] = openmp;
   info["cuda"] = !cuda_operators.empty();
+  info["cuda_architectures"] = cuda_architectures();
   info["operators"] = operators;
   return info;
 }
@@ -88,9 +107,10 @@ std::vector<std::string> instruction_sets() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of itm_kernels.";
-  m.def("build_info", &build_info,
-        "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, "
-        "and per device the operators it has kernels for.");
+  m.def(
+      "build_info", &build_info,
+      "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, the "
+      "architectures of its CUDA kernels, and per device the operators it has kernels for.");
   m.def("bf16_screening", &itm::screening_possible,
         "Returns whether hardest negatives are found by bf16 products first, as on this processor "
         "they are fast.");

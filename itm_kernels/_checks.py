@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from itm_kernels import _autocast
+from itm_kernels import _autocast, _devices
 from itm_kernels._describe import argument, as_dense, as_tensor, dtype_name, shape
 from itm_kernels._describe import describe as describe
 from itm_kernels._describe import shown as shown
@@ -207,6 +207,12 @@ def identifiers(
         raise ValueError(
             f"{function}: {name} is on {ids.device}, the embeddings on {like.device}; "
             f"move it with .to({str(like.device)!r})"
+        )
+    # A replay of the graph would read the memory of these ids again, whatever is in it by then.
+    if ids.device != like.device and _devices.is_capturing():
+        raise RuntimeError(
+            f"{function}: {name} is on the CPU while a CUDA graph is captured; "
+            f"move it with .to({str(like.device)!r}) before the capture"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which GPUs the Triton kernels run on."""
+"""Which GPUs the kernels run on."""
 
 import functools
 
@@ -17,11 +17,17 @@ AMD_OPERATORS = frozenset(
 )
 
 
-def why_no_triton(operator: str, index: int | None = None) -> str | None:
-    """Return why a GPU cannot run an operator's Triton kernels, None if it can.
+def why_not(
+    backend: str, operator: str, architectures: tuple[str, ...], index: int | None = None
+) -> str | None:
+    """Return why a GPU cannot run an operator's kernels of a backend, None if it can.
 
     Args:
+        backend: "native" or "triton".
         operator: what is to run.
+        architectures: what the native kernels are compiled for, as in TORCH_CUDA_ARCH_LIST: "9.0"
+            runs on 9.0 and later minor versions, "9.0a" on 9.0 alone; "9.0+PTX" also on every later
+            version.
         index: of the device; None for the current one.
 
     Without a GPU nothing is asked, and nothing is refused: tensors of the device are fake there.
@@ -30,23 +36,44 @@ def why_no_triton(operator: str, index: int | None = None) -> str | None:
         return None
     device = torch.cuda.current_device() if index is None else index
     if torch.version.hip is not None:
-        return _why_not_on_amd(operator, _amd_architecture(device))
+        return _why_not_on_amd(backend, operator, _amd_architecture(device))
     found = _capability(device)
-    if found >= LEAST_CAPABILITY:
+    have = f"this device has {found[0]}.{found[1]}"
+    if backend == "triton":
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        return None if found >= LEAST_CAPABILITY else f"needs compute capability {least}, {have}"
+    if any(_runs(architecture, found) for architecture in architectures):
         return None
-    least, have = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
-    return f"needs compute capability {least}, this device has {have}"
+    return f"compiled for compute capability {', '.join(architectures)}; {have}"
 
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo.
-why_no_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured from the current stream."""
+    if torch.compiler.is_compiling() or not _there():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    number, _, ptx = architecture.partition("+")
+    major, minor = number.rstrip("abcdefghijklmnopqrstuvwxyz").split(".")
+    compiled = int(major), int(minor)
+    if number[-1].isalpha():
+        return capability == compiled
+    return compiled <= capability and (bool(ptx) or compiled[0] == capability[0])
 
 
 def _there() -> bool:
     return torch.cuda.is_available()
 
 
-def _why_not_on_amd(operator: str, architecture: str) -> str | None:
+def _why_not_on_amd(backend: str, operator: str, architecture: str) -> str | None:
+    if backend == "native":
+        return "the CUDA kernels do not run on AMD GPUs"
     if architecture != AMD_ARCHITECTURE:
         return f"compiled for AMD's {AMD_ARCHITECTURE} only, this device is {architecture}"
     if operator not in AMD_OPERATORS:

@@ -91,13 +91,13 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }
-_ANYWHERE = Range("")
 
 _TRITON_FOLDER = str(Path(__file__).parent / "triton")
 # device -> operators a backend has kernels for
 NATIVE_KERNELS: dict[str, frozenset[str]] = {
     device: frozenset(_C.build_info()["operators"][device] if _C else ()) for device in DEVICES
 }
+CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_C.build_info()["cuda_architectures"] if _C else ())
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
 # operators that share a file with another
 _STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
@@ -134,7 +134,7 @@ def triton_file(operator: str) -> str | None:
 def range_of(device: str, backend: str, operator: str, metric: str = "") -> Range:
     """Return where a kernel runs and is taken."""
     found = RANGES.get((device, backend, operator, metric))
-    return found or RANGES.get((device, backend, operator, ""), _ANYWHERE)
+    return found or RANGES.get((device, backend, operator, ""), Range(""))
 
 
 def why_not(
@@ -155,8 +155,8 @@ def why_not(
         has_kernel = triton_file(operator) is not None
     if not has_kernel:
         return f"no {backend} kernel for {operator} on {device}"
-    asked = backend == "triton" and device == "cuda"
-    if asked and (reason := _devices.why_no_triton(operator, index)):
+    reason = device == "cuda" and _devices.why_not(backend, operator, CUDA_ARCHITECTURES, index)
+    if reason:
         return reason
     most = range_of(device, backend, operator).most_rows
     if most == MANY or max(sides) <= most:

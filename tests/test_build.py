@@ -7,19 +7,13 @@ import sysconfig
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
-from subprocess import CompletedProcess
 from zipfile import ZipFile
 
 import pytest
 
 import itm_kernels
+from builds import asked, build, noting
 from processes import ROOT, run
-
-
-def build(folder: Path, *options: str, **env: str) -> CompletedProcess[str]:
-    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
-    into = ("--build-lib", folder, "--build-temp", folder)
-    return run(sys.executable, "setup.py", "build_ext", *into, *options, env=env)
 
 
 def test_unknown_build_choice_is_refused(tmp_path: Path) -> None:
@@ -79,29 +73,6 @@ def test_a_failed_build_leaves_no_earlier_extension(tmp_path: Path) -> None:
 
 
 # -- flags -----------------------------------------------------------------------------------------
-
-# A compiler that notes what it is asked for and writes empty files.
-NOTING = """#!/bin/sh
-echo "$@" >> {log}
-while [ $# -gt 0 ]; do
-  if [ "$1" = -o ]; then : > "$2"; fi
-  shift
-done
-"""
-
-
-def noting(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return where that compiler notes, and the environment that chooses it."""
-    log, compiler = folder / "log", folder / "compiler"
-    compiler.write_text(NOTING.format(log=log))
-    compiler.chmod(0o755)
-    return log, {"CC": str(compiler), "CXX": str(compiler), "ITM_KERNELS_BUILD": "1"}
-
-
-def asked(log: Path) -> list[list[str]]:
-    """Return what the compiler was asked for: compiling, and linking in the end."""
-    commands = [line.split() for line in log.read_text().splitlines()]
-    return [words for words in commands if "-o" in words]
 
 
 def commands(folder: Path, *options: str, **env: str) -> list[list[str]]:

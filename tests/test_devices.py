@@ -1,4 +1,4 @@
-"""What a GPU must be for "auto" to take the Triton kernels, with faked devices."""
+"""What a GPU must be for "auto" to take kernels, with faked devices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
-from itm_kernels import __main__, _devices, backends
+from itm_kernels import __main__, _checks, _devices, backends
 
 
 @contextmanager
@@ -86,7 +86,80 @@ def test_without_a_gpu_nothing_is_asked_and_nothing_refused() -> None:
         patch.object(_devices, "_there", lambda: False),
         patch.object(torch.cuda, "get_device_capability", Mock(side_effect=AssertionError)),
     ):
-        assert _devices.why_no_triton("sigmoid") is None
+        assert _devices.why_not("triton", "sigmoid", ()) is None
+        assert _devices.why_not("native", "sigmoid", ()) is None
+
+
+# -- the CUDA kernels, compiled for some architectures ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (("8.0",), (8, 0), True),
+        (("8.0",), (8, 9), True),
+        (("8.6",), (8, 0), False),
+        (("8.0", "9.0"), (10, 0), False),
+        (("8.0", "9.0+PTX"), (10, 0), True),
+        (("8.0", "9.0+PTX"), (8, 9), True),
+        (("9.0+PTX",), (8, 0), False),
+        (("9.0a",), (9, 0), True),
+        (("9.0a",), (9, 1), False),
+        (("12.0",), (12, 1), True),
+        (("7.5", "9.0"), (7, 5), True),
+    ],
+)
+def test_cuda_kernels_run_where_an_image_fits(
+    built: tuple[str, ...], capability: tuple[int, int], runs: bool
+) -> None:
+    with gpus(capability):
+        reason = _devices.why_not("native", "sigmoid", built)
+    have = ".".join(map(str, capability))
+    told = f"compiled for compute capability {', '.join(built)}; this device has {have}"
+    assert reason == (None if runs else told)
+
+
+def test_an_unknown_gpu_falls_to_triton_and_info_says_why() -> None:
+    """Up to 512 rows "auto" would take the CUDA kernel."""
+    with (
+        gpus((8, 9), (12, 0)),
+        patch.dict(backends.NATIVE_KERNELS, cuda=frozenset({"max_of_hinges"})),
+        patch.multiple(backends, NOT_BUILT="", CUDA_ARCHITECTURES=("8.0", "9.0")),
+    ):
+        assert backends.choose("max_of_hinges", "cuda", (128, 128), index=0) == "native"
+        assert backends.choose("max_of_hinges", "cuda", (128, 128), index=1) == "triton"
+        with patch.object(backends, "HAS_TRITON", False):
+            assert backends.choose("max_of_hinges", "cuda", (128, 128), index=1) == "reference"
+        with patch.object(torch.cuda, "current_device", lambda: 1):
+            reason = "compiled for compute capability 8.0, 9.0; this device has 12.0"
+            assert f"native: {reason}" in __main__.info()
+
+
+def test_amd_gpus_do_not_run_cuda_kernels() -> None:
+    with gpus(amd=_devices.AMD_ARCHITECTURE):
+        assert _devices.why_not("native", "ranks", ("9.0",)) is not None
+
+
+# -- CUDA graphs -----------------------------------------------------------------------------------
+
+
+def test_ids_on_the_cpu_are_refused_while_a_graph_is_captured() -> None:
+    x, ids = torch.zeros(3, 2, device="meta"), torch.arange(3)
+    expected = r"text_ids is on the CPU while a CUDA graph is captured; move it with \.to\('meta'\)"
+    with patch.object(_devices, "is_capturing", lambda: True):
+        with pytest.raises(RuntimeError, match=expected):
+            _checks.identifiers("f", "text_ids", ids, 3, x)
+        _checks.identifiers("f", "text_ids", ids.to("meta"), 3, x)
+    _checks.identifiers("f", "text_ids", ids, 3, x)
+
+
+def test_capture_is_asked_of_torch() -> None:
+    assert not _devices.is_capturing()
+    with (
+        patch.object(_devices, "_there", lambda: True),
+        patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
+    ):
+        assert _devices.is_capturing()
 
 
 @pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 9), True)])

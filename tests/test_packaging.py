@@ -59,11 +59,12 @@ def test_build_info() -> None:
     if not info:
         assert backends.why_not("ranks", "cpu", "native") is not None
         return
-    assert set(info) == {"compiler", "cxx_standard", "torch", "openmp", "cuda", "operators"}
+    device = {"cuda", "cuda_architectures", "operators"}
+    assert set(info) == {"compiler", "cxx_standard", "torch", "openmp"} | device
     assert info["cxx_standard"] >= 202002
     assert torch.__version__.startswith(info["torch"])
     assert info["openmp"] is True
-    assert info["cuda"] is bool(info["operators"]["cuda"])
+    assert info["cuda"] is bool(info["operators"]["cuda"]) is bool(info["cuda_architectures"])
     assert set(info["operators"]) == set(backends.DEVICES)
     for operators in info["operators"].values():
         assert set(operators) <= set(backends.OPERATORS)
@@ -77,7 +78,7 @@ SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_pairs
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "_arguments": set(),
-    "_checks": {"_autocast", "_describe"},
+    "_checks": {"_autocast", "_describe", "_devices"},
     "_describe": set(),
     "_warnings": set(),
     "_autocast": set(),

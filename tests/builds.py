@@ -1,0 +1,38 @@
+"""setup.py in a folder of its own, with a compiler that notes what it is asked for."""
+
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from processes import run
+
+
+def build(folder: Path, *options: str, **env: str) -> CompletedProcess[str]:
+    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
+    into = ("--build-lib", folder, "--build-temp", folder)
+    return run(sys.executable, "setup.py", "build_ext", *into, *options, env=env)
+
+
+# A compiler that notes what it is asked for and writes empty files.
+NOTING = """#!/bin/sh
+case "$1" in -dump*) echo 12.2.0; exit ;; esac
+echo "$@" >> {log}
+while [ $# -gt 0 ]; do
+  if [ "$1" = -o ]; then : > "$2"; fi
+  shift
+done
+"""
+
+
+def noting(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return where that compiler notes, and the environment that chooses it."""
+    log, compiler = folder / "log", folder / "g++"  # torch looks at the name
+    compiler.write_text(NOTING.format(log=log))
+    compiler.chmod(0o755)
+    return log, {"CC": str(compiler), "CXX": str(compiler), "ITM_KERNELS_BUILD": "1"}
+
+
+def asked(log: Path) -> list[list[str]]:
+    """Return what the compiler was asked for: compiling, and linking in the end."""
+    commands = [line.split() for line in log.read_text().splitlines()]
+    return [words for words in commands if "-o" in words]
