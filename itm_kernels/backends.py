@@ -93,11 +93,12 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
 }
 
 _TRITON_FOLDER = str(Path(__file__).parent / "triton")
+_BUILT = dict(_C.build_info()) if _C else {}
 # device -> operators a backend has kernels for
 NATIVE_KERNELS: dict[str, frozenset[str]] = {
-    device: frozenset(_C.build_info()["operators"][device] if _C else ()) for device in DEVICES
+    device: frozenset(_BUILT["operators"][device] if _BUILT else ()) for device in DEVICES
 }
-CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_C.build_info()["cuda_architectures"] if _C else ())
+CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_BUILT.get("cuda_architectures", ()))
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
 # operators that share a file with another
 _STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
@@ -285,7 +286,7 @@ def _ranges(operator: str, device: str) -> list[str]:
 
 def build_info() -> dict[str, object]:
     """Return what the extension was built with; empty without it."""
-    return dict(_C.build_info()) if _C else {}
+    return dict(_BUILT)
 
 
 def remedies() -> dict[str, str]:
