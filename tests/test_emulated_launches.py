@@ -47,6 +47,8 @@ def emulated() -> Iterator[None]:
 def test_a_step_is_so_many_launches(name: str, dtype: torch.dtype) -> None:
     loss, own, aten = STEPS[name]
     found = of_step(loss, *batch(2, 8, dtype))
+    # Noise is drawn in fp32 and rounded to the rows' dtype.
+    aten += dtype == torch.bfloat16 and getattr(loss, "num_noise", 0) > 0
     assert (found.own, found.aten) == (own, aten), found.operators
 
 

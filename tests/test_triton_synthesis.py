@@ -159,7 +159,8 @@ def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
     bad = order[1, 66]  # in a cluster of the second problem alone
     x[bad] = x[order[1, 67]]
     problems = _systems.systems(x, starts, order, 0.5, 0.0)
-    found = problems.solve(right, torch.zeros_like(right))
+    found = torch.zeros_like(right)
+    problems.solve(right, found)
     alone = _systems.Memory(x[order[0]], starts[:1], 0.5, 0.0, False)
     sorted_right = right[0, order[0]]
     torch.testing.assert_close(alone.solve(sorted_right, torch.float64), found[0, order[0]])

@@ -75,7 +75,7 @@ def _clusters(launch: Launch) -> tuple[int, int]:
     Both follow from the size of the factors: of all clusters together for the worst case, or of
     each by itself (`equal_starts`).
     """
-    problems, size = launch.factor.shape
+    problems, size = (launch.factor if "factor" in launch.operands else launch.blocks).shape
     blocks = size // launch.BLOCK**2
     worst = _rows_of_blocks(blocks - launch.K)
     if worst:
@@ -145,6 +145,28 @@ def _substitute(launch: Launch) -> Count:
     flop = clusters * size**2 * launch.C  # half of the square, two operations each
     share = clusters / (launch.K * launch.factor.shape[0])
     return _solved(launch, flop, share * launch.programs, 4.0 * clusters * size**2)
+
+
+@model("_gram._blocks_kernel")
+def _gram_blocks(launch: Launch) -> Count:
+    clusters, each = _clusters(launch)
+    tiles = clusters * each * (each + 1) / 2
+    flop = 3 * 2.0 * tiles * launch.BLOCK**2 * launch.D  # x x^T, H W^T, W H^T
+    size = unique_bytes({name: launch.operands[name] for name in ("x", "memory", "of_memory")})
+    moved = size + 8.0 * tiles * launch.BLOCK**2
+    rows = (4 + 4 + 8) * 2 * tiles * launch.BLOCK * launch.D
+    return _solved(launch, flop, tiles, moved)._replace(l2=rows)
+
+
+@model("_gram._members_kernel")
+def _gram_members(launch: Launch) -> Count:
+    clusters, each = _clusters(launch)
+    columns = math.ceil(launch.D / launch.COLUMNS)
+    flop = 2.0 * clusters * (each * launch.BLOCK) ** 2 * launch.D
+    blocks = 8.0 * clusters * (each * launch.BLOCK) ** 2
+    found = _solved(launch, flop, clusters * each * columns, blocks / 2)
+    rows = 4.0 * clusters * each * columns * each * launch.BLOCK * launch.COLUMNS
+    return found._replace(l2=blocks * columns + rows)
 
 
 @model("_clusters._sort_kernel")

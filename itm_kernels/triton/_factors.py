@@ -46,7 +46,11 @@ def factor_of_cluster(
     blocks = tiles_before(starts, cluster, CLUSTERS, BLOCK).to(tl.int64)
     before = tl.sum(blocks * (blocks + 1) // 2, 0)
     begin, end = tl.load(starts + cluster), tl.load(starts + cluster + 1)
-    return factor + (problem.to(tl.int64) * blocks_at_most + before) * (BLOCK * BLOCK), begin, end
+    return (
+        factor + (tl.cast(problem, tl.int64) * blocks_at_most + before) * (BLOCK * BLOCK),
+        begin,
+        end,
+    )
 
 
 @triton.jit

@@ -23,9 +23,11 @@ _FACTORS = 1 << 24
 _ROWS, _COLUMNS = (64, 128) if INTERPRETED else (4, 128)
 
 
-def solutions_empty(weights: Tensor) -> Tensor:  # [R, M] -> [R, M, 1]
-    """Return zeros in fp64: weights that cancel are solved for."""
-    return torch.zeros((*weights.shape, 1), dtype=torch.float64, device=weights.device)
+def solved(systems: Systems, weights: Tensor) -> Tensor:  # [R, M], [R, M]
+    """Solve for every anchor's weights, in fp64: thousands that cancel."""
+    out = torch.zeros((*weights.shape, 1), dtype=torch.float64, device=weights.device)
+    systems.solve(weights[..., None], out)
+    return out[..., 0]
 
 
 class Block(NamedTuple):
@@ -132,7 +134,7 @@ class Synthesis:
         if self.kam and clusters.per_anchor:
             order, starts, _ = sorted_by_cluster(clusters.assignment, K)
             own = systems(self.x, starts, order, self.sigma, self.ridge)
-            weights = own.solve(weights[..., None], solutions_empty(weights))[..., 0]
+            weights = solved(own, weights)
         return Block(first, q, clusters, logits, weights, valid, own)
 
     def kernel_rows(self, first: int, last: int) -> Tensor:  # [R, M] fp64

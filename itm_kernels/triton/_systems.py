@@ -76,6 +76,7 @@ def _substitute_kernel(
     COLUMNS: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     UP: tl.constexpr,
+    HAS_OUT: tl.constexpr,
 ):
     """Solve with a cluster's factor down its rows, or up with its transpose, for some columns."""
     problem, cluster = tl.program_id(0) // K, tl.program_id(0) % K
@@ -114,7 +115,7 @@ def _substitute_kernel(
         tl.debug_barrier()
         tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
         tl.debug_barrier()
-        if UP:
+        if UP and HAS_OUT:
             at = out + (problem * M + row)[:, None] * C + column
             tl.store(at, rest.to(out.dtype.element_ty), mask=inside)
 
@@ -130,24 +131,29 @@ class Systems(NamedTuple):
     def solve(
         self,
         right: Tensor,  # [B, M, C], elements of a row side by side
-        out: Tensor,  # [B, M, C] to write where a row is in one of the clusters
-    ) -> Tensor:
-        """Write the solutions of all clusters to `out`, and return it."""
+        out: Tensor | None,  # [B, M, C] to write where a row is in one of the clusters
+    ) -> Tensor:  # [B, m, C] fp64, of the part's rows
+        """Return the solutions of all clusters; without `out`, 0 in rows that are in none.
+
+        With an order they are in the order of columns here, and of rows in `out`.
+        """
         B, M, C = right.shape
         K, part = self.starts.shape[1] - 1, self.part
-        work = torch.empty((B, part.end - part.begin, C), dtype=torch.float64, device=right.device)
+        make = torch.zeros if out is None else torch.empty
+        work = make((B, part.end - part.begin, C), dtype=torch.float64, device=right.device)
         columns = min(_COLUMNS, max(16, triton.next_power_of_2(C)))
         if part.clusters < K and part.clusters * triton.cdiv(C, columns) < _PROGRAMS:
             columns = min(columns, _COLUMNS // 2)
         for up in (False, True):
             _substitute_kernel[(B * K, triton.cdiv(C, columns))](
                 self.factor, self.starts, self.starts if self.order is None else self.order,
-                right, work, out, self.factor.shape[1] // BLOCK**2, part.begin, K, M, C,
-                right.stride(0), right.stride(1), CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK,
-                DEPTH=DEPTH, COLUMNS=columns, HAS_ORDER=self.order is not None, UP=up, num_warps=8,
+                right, work, work if out is None else out, self.factor.shape[1] // BLOCK**2,
+                part.begin, K, M, C, right.stride(0), right.stride(1),
+                CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH, COLUMNS=columns,
+                HAS_ORDER=self.order is not None, UP=up, HAS_OUT=out is not None, num_warps=8,
                 num_stages=3 if columns == _COLUMNS else 2,
             )  # fmt: skip
-        return out
+        return work
 
 
 def systems(
@@ -179,8 +185,11 @@ class Memory:
         self._keep = keep and len(self.parts) == 1
         self._kept: Systems | None = None
 
-    def systems(self) -> Iterator[Systems]:
-        """Yield the systems of all clusters in parts, each of which is gone before the next."""
+    def systems(self, last: bool = False) -> Iterator[Systems]:
+        """Yield the systems of all clusters in parts, each of which is gone before the next.
+
+        The last time, factors may be overwritten.
+        """
         rows, starts, sigma, ridge = self.given
         M = rows.shape[0]
         for part in self.parts:
@@ -188,7 +197,7 @@ class Memory:
             if found is None:
                 own = starts if part.largest == M else starts.clamp(part.begin, part.end)
                 found = systems(rows, own, None, sigma, ridge, part)
-            if self._keep:
+            if self._keep and not last:
                 self._kept = found
             yield found
             del found

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import spans_of
 from itm_kernels.triton._cosines import cosines, gradient_of_anchors
+from itm_kernels.triton._gram import add_gradient_of_members
 from itm_kernels.triton._launch import Operands, kind_of, prepare, tile_of, wide_dtype
 from itm_kernels.triton._sums import Factor, vectors_of
 from itm_kernels.triton._synthesis import (
@@ -31,7 +32,7 @@ from itm_kernels.triton._synthesis_blocks import (
     Block,
     Synthesis,
     list_arguments,
-    solutions_empty,
+    solved,
 )
 from itm_kernels.triton._weights import no_scores, products_of_weights, rows_at_once
 
@@ -62,18 +63,18 @@ class Backward:
         """Add to the members' gradient, and return that of q x^T."""
         R, K, D = grad.shape
         one = self.synthesis
-        of_weights = torch.zeros(out.shape, dtype=self.x.dtype, device=out.device)
         rows = grad.to(self.x.dtype).reshape(R * K, D)
         tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
         tile = tile._replace(warps=8)  # rows that are pairs: 40 to 60 spills in 4 warps
         precision = "tf32" if self.kind == "tf32" else "ieee"
         both = Operands(prepare(rows, self.kind), self.prepared, self.kind, precision, tile)
-        self._through_vectors(block, both, of_weights, D)
-        of_khat = of_weights
+        of_khat = out.zero_()
+        self._through_vectors(block, both, of_khat, D)
         if block.own is not None:
-            of_khat = block.own.solve(of_weights[..., None], solutions_empty(of_weights))[..., 0]
+            of_khat = solved(block.own, of_khat)
             self._to_kernel(block, of_khat)
-        out.zero_()
+            out.zero_()
+        # In place: a program reads its cluster's columns of its rows before it writes them.
         arguments = list_arguments(block.clusters, R)
         softmax_gradient_kernel[arguments.pop("grid")](
             softmax=block.khat, grad=of_khat, out=out, scale=one.scale, **arguments
@@ -114,45 +115,38 @@ class Backward:
         """Return what reaches anchors, unrounded, and members, when `fill` visits all blocks."""
         q = self.synthesis.q.to(self.x.dtype)
         of_anchors, of_members = products_of_weights(q, self.x, fill, at_once)
+        del self.prepared
         return of_anchors, self._members(of_members).to(members.dtype)
 
     def _members(self, of_scores: Tensor) -> Tensor:
         """Return the gradient of the members as they came, given W^T q of the scores' W."""
-        one = self.synthesis
-        of_memory = self.rows  # of a member as a row of the vectors' sums
-        if one.memory is not None:
-            of_memory = one.memory.solve(self.rows, torch.float64)
-        rows = of_memory.to(self.x.dtype) + of_scores - self.total[:, None] * self.x
-        if one.kam:
+        one, of_memory = self.synthesis, self.rows  # of a member as a row of the vectors' sums
+        rows = of_scores.sub_(self.total[:, None] * self.x)
+        if one.memory is None:
+            rows += of_memory
+        else:
+            for systems in one.memory.systems(last=True):
+                (solution,) = systems.solve(of_memory[None], None)
+                rows[systems.part.begin : systems.part.end] += solution
+                given = systems, self.x, one.rows, solution, one.sigma
+                add_gradient_of_members(*given, rows)
+                del systems, solution, given
+        if one.kam and one.memory is None:
             M, at_once = rows.shape[0], rows_at_once(self.x, self.x, self.x.shape[0])
             for first in range(0, M, at_once):
-                last = min(first + at_once, M)
-                rows[first:last] += self._through_kernel(of_memory, first, last).to(rows.dtype)
+                own = slice(first, min(first + at_once, M))
+                rows[own] += self._through_kernel(own).to(rows.dtype)
         order = one.clusters.order
         return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)
 
-    def _through_kernel(self, of_memory: Tensor, first: int, last: int) -> Tensor:  # [R, D]
+    def _through_kernel(self, own: slice) -> Tensor:  # [R, D]
         """Return the gradient of some members by way of K: -K_ij (x_i - x_j) (dx_i - dx_j)."""
         one, x = self.synthesis, self.x.double()
-        own = slice(first, last)
-        if one.memory is None:
-            factor = self.of_kernel[own] + self.of_kernel.mT[own]
-        else:
-            memory = one.rows.double()
-            factor = torch.addmm(of_memory[own] @ memory.mT, memory[own], of_memory.mT).neg_()
-            factor.masked_fill_(~self._same_cluster(first, last), 0)
-        factor *= one.kernel_rows(first, last)
-        factor.diagonal(first).fill_(0)
+        factor = self.of_kernel[own] + self.of_kernel.mT[own]
+        factor *= one.kernel_rows(own.start, own.stop)
+        factor.diagonal(own.start).fill_(0)
         # Differences with x_i, which cancel where rows are alike, are summed apart from it.
         return (factor @ x - factor.sum(1, keepdim=True) * x[own]).mul_(one.scale)
-
-    def _same_cluster(self, first: int, last: int) -> Tensor:  # [R, M]
-        """Mark the members of some members' clusters."""
-        clusters = self.synthesis.clusters
-        column = torch.arange(self.x.shape[0], device=self.x.device)
-        of_column = torch.searchsorted(clusters.starts[0, 1:].contiguous(), column, right=True)
-        inside = of_column < clusters.number
-        return (of_column[first:last, None] == of_column) & inside
 
 
 def rbf_synthesis_forward(
@@ -189,7 +183,7 @@ def rbf_synthesis_backward(
         R = weights.shape[0]
         backward.scores(one.block(first, R), grad[first : first + R], weights)
 
-    at_once = one.at_once(per_row=grad[0].numel())
+    at_once = one.at_once(max(2 * members.shape[0], grad[0].numel()))
     of_anchors, of_members = backward.run(fill, at_once, members)
     return of_anchors.to(anchors.dtype), of_members
 
@@ -258,5 +252,5 @@ def rbf_synthesis_logits_backward(
         of_anchors[rows], of_vectors = _through_cosine(own, block.q, vectors)
         backward.scores(block, of_vectors, weights)
 
-    through, of_members = backward.run(fill, one.at_once(per_row=K * D), members)
+    through, of_members = backward.run(fill, one.at_once(max(2 * members.shape[0], K * D)), members)
     return (of_anchors + through).to(anchors.dtype), of_members

@@ -1,0 +1,187 @@
+"""The gradient of members by way of the Gram matrices of their clusters, in fp64.
+
+With H = A^-1 dL/dW and A = K + ridge I, dL/dK = -H W^T, and x_i gets the sum over its cluster of
+F_ij (x_j - x_i) / sigma^2, F_ij = -K_ij (H_i W_j + W_i H_j). F is symmetric: its lower blocks are
+written where the cluster's factor was, which nothing needs any more.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._clusters import spans_of
+from itm_kernels.triton._factors import DEPTH, factor_of_cluster, row_of_blocks
+from itm_kernels.triton._parts import BLOCK
+from itm_kernels.triton._systems import Systems
+from itm_kernels.triton._tiles import number
+
+_COLUMNS = 64
+
+
+@triton.jit
+def _both_products(
+    left,  # [M, D]
+    right,  # [M, D]
+    of_m,  # [BLOCK] rows, int64
+    of_n,
+    D,
+    total,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Return total + left_m right_n^T."""
+    depth = tl.arange(0, DEPTH)
+    at_m, at_n = left + of_m[:, None] * D + depth, right + of_n[:, None] * D + depth
+    for d in range(0, D, DEPTH):
+        inside = (depth < D - d)[None, :]
+        m = tl.load(at_m + d, mask=inside, other=0.0).to(tl.float64)
+        n = tl.load(at_n + d, mask=inside, other=0.0).to(tl.float64)
+        total = tl.dot(m, tl.trans(n), total, input_precision="ieee", out_dtype=tl.float64)
+    return total
+
+
+@triton.jit(do_not_specialize=["blocks_at_most", "base"])
+def _blocks_kernel(
+    x,  # [M, D]
+    memory,  # [M, D] W
+    of_memory,  # [M, D] H, fp64, from row `base` on
+    blocks,  # [1, size] fp64, as factors lie
+    starts,  # [1, K + 1]
+    span_cluster,
+    span_first,
+    blocks_at_most,
+    base,
+    K,
+    D,
+    scale: tl.float64,  # 1 / (2 sigma^2)
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Write one lower block of F."""
+    tile, j = tl.program_id(0), tl.program_id(1)
+    cluster, first = tl.load(span_cluster + tile), tl.load(span_first + tile)
+    own, begin, end = factor_of_cluster(
+        blocks, starts, 0, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    i = (first - begin) // BLOCK
+    if (j <= i) & (first < end) & (i * BLOCK < end - begin):
+        at = tl.arange(0, BLOCK)
+        m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
+        of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
+        depth = tl.arange(0, DEPTH)[None, :]
+        square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+        total = tl.zeros((BLOCK, BLOCK), tl.float64)
+        for d in range(0, D, DEPTH):
+            inside = depth < D - d
+            left = tl.load(x + of_m[:, None] * D + depth + d, mask=inside, other=0.0)
+            right = tl.load(x + of_n[:, None] * D + depth + d, mask=inside, other=0.0)
+            left, right = left.to(tl.float64), right.to(tl.float64)
+            square_m += tl.sum(left * left, 1)
+            square_n += tl.sum(right * right, 1)
+            total = tl.dot(
+                left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64
+            )
+        distance = square_m[:, None] + square_n[None, :] - 2 * total
+        value = tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+        total = tl.zeros((BLOCK, BLOCK), tl.float64)
+        h_m, h_n = of_m - base, of_n - base
+        total = _both_products(of_memory, memory, h_m, of_n, D, total, BLOCK, DEPTH)
+        total = _both_products(memory, of_memory, of_m, h_n, D, total, BLOCK, DEPTH)
+        value *= -total
+        inside = (m < end)[:, None] & (n < end)[None, :] & (m[:, None] != n[None, :])
+        to = row_of_blocks(own, i, BLOCK) + j * BLOCK + at[None, :]
+        tl.store(to, tl.where(inside, value, 0.0))
+
+
+@triton.jit(do_not_specialize=["blocks_at_most"])
+def _members_kernel(
+    x,  # [M, D]
+    blocks,  # [1, size]
+    starts,
+    span_cluster,
+    span_first,
+    out,  # [M, D], added to
+    blocks_at_most,
+    K,
+    D,
+    scale: tl.float64,  # 1 / sigma^2
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Add sum F_ij (x_j - x_i) for a row of blocks; both sums apart, as alike rows cancel."""
+    tile = tl.program_id(0)
+    cluster, first = tl.load(span_cluster + tile), tl.load(span_first + tile)
+    own, begin, end = factor_of_cluster(
+        blocks, starts, 0, cluster, blocks_at_most, K, CLUSTERS, BLOCK
+    )
+    i, size = (first - begin) // BLOCK, end - begin
+    if (i >= 0) & (first < end) & (i * BLOCK < size):
+        at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        there = column < D
+        rows = row_of_blocks(own, i, BLOCK)
+        total = tl.zeros((BLOCK, COLUMNS), tl.float64)
+        weight = tl.zeros((BLOCK,), tl.float64)
+        of_cluster = x + tl.cast(begin, tl.int64) * D
+        padded = (size + BLOCK - 1) // BLOCK * BLOCK
+        for n in range(0, padded, DEPTH):
+            if n < (i + 1) * BLOCK:
+                left = tl.load(rows + n + depth[None, :])
+            else:
+                lower = tl.cast(n // BLOCK, tl.int64)
+                of_row = own + lower * (lower + 1) // 2 * (BLOCK * BLOCK) + i * BLOCK
+                of_row += (n % BLOCK + depth)[:, None] * ((lower + 1) * BLOCK)
+                left = tl.trans(tl.load(of_row + at[None, :]))
+            row = (n + depth)[:, None]
+            right = tl.load(
+                of_cluster + row.to(tl.int64) * D + column, mask=(row < size) & there, other=0.0
+            )
+            weight += tl.sum(left, 1)
+            total = tl.dot(
+                left, right.to(tl.float64), total, input_precision="ieee", out_dtype=tl.float64
+            )
+        row = (i * BLOCK + at)[:, None]
+        inside = (row < size) & there
+        place = row.to(tl.int64) * D + column
+        own_x = tl.load(of_cluster + place, mask=inside, other=0.0).to(tl.float64)
+        total = (total - weight[:, None] * own_x) * number(scale, tl.float64)
+        to = out + tl.cast(begin, tl.int64) * D + place
+        before = tl.load(to, mask=inside, other=0.0)
+        tl.store(to, (before + total.to(before.dtype)), mask=inside)
+
+
+def add_gradient_of_members(
+    systems: Systems,  # whose factors are overwritten
+    x: Tensor,  # [M, D]
+    memory: Tensor,  # [M, D] W
+    of_memory: Tensor,  # [m, D] H of the systems' part, fp64
+    sigma: float,
+    out: Tensor,  # [M, D] to add to
+) -> None:
+    """Add what members get by way of K."""
+    part, starts = systems.part, systems.starts
+    spans = spans_of(starts, part.end - part.begin, BLOCK)
+    T, D, K = spans.first.shape[1], x.shape[1], starts.shape[1] - 1
+    shared = {
+        "blocks": systems.factor,
+        "starts": starts,
+        "span_cluster": spans.cluster,
+        "span_first": spans.first,
+        "blocks_at_most": part.size // BLOCK**2,
+        "K": K,
+        "D": D,
+        "CLUSTERS": triton.next_power_of_2(K),
+        "BLOCK": BLOCK,
+        "DEPTH": DEPTH,
+        "num_warps": 8,
+    }
+    _blocks_kernel[(T, triton.cdiv(part.largest, BLOCK))](
+        x=x, memory=memory, of_memory=of_memory, base=part.begin, scale=1 / (2 * sigma**2),
+        **shared,
+    )  # fmt: skip
+    _members_kernel[(T, triton.cdiv(D, _COLUMNS))](
+        x=x, out=out, scale=1 / sigma**2, COLUMNS=_COLUMNS, **shared
+    )
