@@ -43,7 +43,7 @@ BY_NORM = 1000  # rows from which errors are compared by their norm
 DRAWS = 4  # batches of which the largest errors are compared, where one breaks the rule
 NEAR = 2.0**-16  # of a row's numbers: moved by this, scores move by a few roundings of fp32
 # Under tf32 their distances come from products, as `torch.cdist`'s do; the reference subtracts.
-BY_PRODUCTS = "constraint-"
+BY_PRODUCTS = ("constraint-", "similarity-")
 DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
 SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
 SLOW_ROWS = 1000
