@@ -59,6 +59,14 @@ def test_a_synthesis_in_parts_is_that_of_the_whole(form, monkeypatch) -> None:
     same(results(case, "triton", "kam", *form), wanted)
 
 
+@pytest.mark.parametrize("clusters", [1, 2, 4])
+def test_gradients_of_several_blocks_and_rows_in_no_cluster(clusters: int) -> None:
+    """Tiles that are left over belong to the last cluster, and may not add anything again."""
+    case = problem(2, 60, 17, clusters + 1)
+    case = case._replace(num_clusters=clusters, grad=case.grad[:, :clusters].contiguous())
+    same(*(results(case, name, "kam", False) for name in ("triton", "reference")))
+
+
 def test_clusters_are_not_read_where_they_cannot_be(monkeypatch) -> None:
     from itm_kernels.triton import _parts
 

@@ -49,6 +49,7 @@ def _blocks_kernel(
     starts,  # [1, K + 1]
     span_cluster,
     span_first,
+    span_end,
     blocks_at_most,
     base,
     K,
@@ -65,7 +66,7 @@ def _blocks_kernel(
         blocks, starts, 0, cluster, blocks_at_most, K, CLUSTERS, BLOCK
     )
     i = (first - begin) // BLOCK
-    if (j <= i) & (first < end) & (i * BLOCK < end - begin):
+    if (j <= i) & (first < tl.load(span_end + tile)):
         at = tl.arange(0, BLOCK)
         m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
         of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
@@ -101,6 +102,7 @@ def _members_kernel(
     starts,
     span_cluster,
     span_first,
+    span_end,
     out,  # [M, D], added to
     blocks_at_most,
     K,
@@ -118,7 +120,7 @@ def _members_kernel(
         blocks, starts, 0, cluster, blocks_at_most, K, CLUSTERS, BLOCK
     )
     i, size = (first - begin) // BLOCK, end - begin
-    if (i >= 0) & (first < end) & (i * BLOCK < size):
+    if first < tl.load(span_end + tile):
         at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         there = column < D
@@ -170,6 +172,7 @@ def add_gradient_of_members(
         "starts": starts,
         "span_cluster": spans.cluster,
         "span_first": spans.first,
+        "span_end": spans.end,
         "blocks_at_most": part.size // BLOCK**2,
         "K": K,
         "D": D,
