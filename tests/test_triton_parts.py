@@ -44,8 +44,24 @@ def test_clusters_whose_sizes_are_read_are_solved_alike(sizes, monkeypatch) -> N
         memory = _systems.Memory(x, starts, 0.5, 1e-4, True)
         assert len(memory.parts) == min(own, parts)
         assert sum(part.size for part in memory.parts) <= _parts.factor_size(72, 5)
-        for _ in range(1 + (parts == 1)):  # the second time with factors that were kept
-            torch.testing.assert_close(memory.solve(right, torch.float64), wanted)
+        torch.testing.assert_close(memory.solve(right, torch.float64), wanted)
+
+
+def test_factors_are_kept_where_all_exist_at_once(monkeypatch) -> None:
+    from itm_kernels.triton import _parts, _systems
+
+    made = []
+    factorised = _systems.factorised
+    monkeypatch.setattr(_systems, "factorised", lambda *given: made.append(1) or factorised(*given))
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    starts = torch.tensor([[0, 12, 20]], dtype=torch.int32)
+    for unasked, wanted in ((1 << 30, 1), (0, 2)):
+        monkeypatch.setattr(_parts, "UNASKED", unasked)
+        memory = _systems.Memory(x, starts, 0.5, 1e-4, True)
+        first, second = memory.solve(x, torch.float64), memory.solve(x, torch.float64)
+        assert first.equal(second)
+        assert len(made) == wanted
+        made.clear()
 
 
 @pytest.mark.parametrize("form", [(False, False), (True, True)], ids=str)  # logits, detach

@@ -174,16 +174,21 @@ class Memory:
 
     def __init__(
         self,
-        rows: Tensor,  # [M, D] in the order of columns
+        rows: Tensor,  # [M, D] in the order of columns, in fp32 or better
         starts: Tensor,  # [1, K + 1]
         sigma: float,
         ridge: float,
-        keep: bool,  # factors, for a second round over the parts
+        keep: bool,  # factors that all exist at once, for a second round over the parts
     ) -> None:
         self.given = rows, starts, sigma, ridge
         self.parts = _parts.parts_of(starts, *rows.shape)
-        self._keep = keep and len(self.parts) == 1
+        self._keep = keep and self.parts == [whole(rows.shape[0], starts.shape[1] - 1)]
         self._kept: Systems | None = None
+
+    @property
+    def rows(self) -> Tensor:  # [M, D]
+        """The rows that K is made of."""
+        return self.given[0]
 
     def systems(self, last: bool = False) -> Iterator[Systems]:
         """Yield the systems of all clusters in parts, each of which is gone before the next.

@@ -46,7 +46,7 @@ class Backward:
         self.synthesis = synthesis
         x = synthesis.x
         dtype = wide_dtype(x)
-        self.x = x.to(dtype)
+        self.x = x.to(dtype) if synthesis.memory is None else synthesis.memory.rows
         self.kind = kind_of(self.x)
         self.prepared = prepare(synthesis.rows.to(dtype), self.kind)
         self.rows = torch.zeros(x.shape, dtype=dtype, device=x.device)  # [M, D] in columns' order
