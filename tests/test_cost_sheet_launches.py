@@ -69,7 +69,7 @@ def test_a_kernel_is_noted_and_not_launched() -> None:
 def test_launches_of_a_synthesis_follow_its_parts() -> None:
     """But for the softmax and the product of every block of anchors."""
     parts = ("_factors", "_systems", "_clusters._spans_kernel", "clamp")
-    files = ("_clusters._sort_kernel", "kmeans.", "kmeans_plus_plus")
+    files = ("_clusters._sort_kernel", "kmeans.", "_centroids.", "kmeans_plus_plus")
     found, fixed = [], []
     for rows in (16384, 24576, 32768):
         names = [count.name for count in trace("info_cmr", N=rows).counts]
@@ -79,4 +79,6 @@ def test_launches_of_a_synthesis_follow_its_parts() -> None:
     # Two sides, forward only: 47 launches of 16 panels, two substitutions, spans, starts. Eight
     # clusters are one part at 16,384 rows, two at 24,576, three at 32,768.
     assert [len(names) for names in found] == [2 * 51 * many for many in (1, 2, 3)]
-    assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 21
+    # Two sides: a nearest centroid and sums an iteration, and the means of their shares.
+    assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 11
+    assert sum(name.startswith("_centroids.") for name in fixed[0]) == 2 * 21

@@ -60,10 +60,10 @@ def test_softmax_over_many_members() -> None:
 
 
 def test_means_of_many_rows_are_shared_out() -> None:
-    from itm_kernels.triton.kmeans import tiles_of_share
+    from itm_kernels.triton.kmeans import rows_of_share
 
-    # In tiles of 64 rows.
-    assert tiles_of_share(1 << 21, 1 << 15, sums=8, groups=1) == 16  # chains of 1,024 rows
-    assert tiles_of_share(1 << 21, 1 << 15, sums=4096, groups=64) == 256  # sums of rows / 4
-    assert tiles_of_share(4096, 64, sums=8, groups=1) == 1  # a program for every tile
-    assert tiles_of_share(128, 2, sums=1024, groups=16) == 2  # one program
+    # Programs of a share: tiles of D times those of clusters.
+    assert rows_of_share(1 << 21, 8, 8, 32) == 1024  # chains of 1,024 rows
+    assert rows_of_share(1 << 21, 4096, 512, 32) == 1 << 14  # sums of rows / 4
+    assert rows_of_share(4096, 8, 8, 32) == 128  # two programs for every processor
+    assert rows_of_share(128, 1024, 128, 32) == 128  # one share

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
-from benchmarks.cost_sheet.kernels import kind_of, model, passes, rounding, scores
+from benchmarks.cost_sheet.kernels import beside, kind_of, model, passes, rounding, scores, waves
 from benchmarks.cost_sheet.rates import ceiling_of
 
 
@@ -54,6 +54,57 @@ def _softmax(launch: Launch) -> Count:
 @model("_synthesis.softmax_gradient_kernel")
 def _softmax_gradient(launch: Launch) -> Count:
     return passes(launch, 15)._replace(hbm=1.7 * unique_bytes(launch.operands))
+
+
+# -- k-means ---------------------------------------------------------------------------------------
+
+
+@model("kmeans._nearest_kernel")
+def _nearest(launch: Launch) -> Count:
+    x, y = launch.x, launch.y
+    products = {(1, 1): 1, (1, 2): 2, (2, 2): 3}[launch.X_PARTS, launch.PARTS]
+    # A program has its rows' scores with all centroids of its problems.
+    tiles = launch.programs * math.ceil(launch.K / launch.WIDTH)
+    elements, D = tiles * launch.ROWS * launch.COLUMNS, x.shape[-1]
+    kind = kind_of(x, launch.PRECISION)
+    others = {name: each for name, each in launch.operands.items() if name not in ("x", "y")}
+    return Count(
+        launch.kernel,
+        triton=True,
+        kind=kind,
+        flop=2.0 * elements * D * products,
+        depth=D * products,
+        ceiling=waves(launch.programs)
+        * ceiling_of(kind, launch.ROWS, launch.COLUMNS, launch.num_warps),
+        instructions=12.0 * elements,
+        exposed=1 / beside(launch, 0),
+        hbm=x.bytes + y.bytes + unique_bytes(others),
+        l2=tiles * (launch.ROWS + launch.COLUMNS) * D * x.dtype.itemsize * products,
+    )
+
+
+@model("_centroids.sums_kernel")
+def _centroid_sums(launch: Launch) -> Count:
+    x, terms = launch.x, max(1, launch.TERMS)
+    groups, tiles = math.ceil(launch.R / launch.ROWS), math.ceil(launch.D / launch.COLUMNS)
+    kind = "half" if launch.TERMS else kind_of(x, launch.PRECISION)
+    read = float(launch.N) * groups * tiles * launch.COLUMNS
+    marks = float(launch.N) * groups * launch.ROWS * tiles
+    written = launch.sums.bytes + launch.squares.bytes
+    return Count(
+        launch.kernel,
+        triton=True,
+        kind=kind,
+        flop=2.0 * marks * launch.COLUMNS * terms,
+        depth=min(launch.N, launch.rows_of_share),
+        ceiling=waves(launch.programs)
+        * ceiling_of(kind, launch.ROWS, launch.COLUMNS, launch.num_warps),
+        # Which rows are a cluster's; whether a number is finite, and its parts.
+        instructions=4.0 * marks + (5.0 + (3 * terms if launch.TERMS else 0)) * read,
+        exposed=1 / beside(launch, 0),
+        hbm=x.bytes + written,
+        l2=read * x.dtype.itemsize + written + 4.0 * launch.N * launch.programs,
+    )
 
 
 # -- factors of matrices in fp64 -------------------------------------------------------------------
@@ -185,7 +236,7 @@ def _cosine_weights(launch: Launch) -> Count:
     "_clusters._spans_kernel",
     "_cosines._cosine_kernel",
     "_cosine_weights._gradient_kernel",
-    "kmeans._mean_kernel",
+    "_centroids.mean_kernel",
 )
 def _pass(launch: Launch) -> Count:
     return passes(launch)

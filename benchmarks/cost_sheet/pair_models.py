@@ -220,17 +220,6 @@ def _rank_counts(launch: Launch) -> Count:
     return scores(launch, launch.Q, launch.G, 24)
 
 
-@model("kmeans._nearest_kernel")
-def _nearest(launch: Launch) -> Count:
-    problems = launch.B / (launch.COLUMNS // launch.WIDTH) if launch.B > 1 else 1
-    columns = math.ceil(launch.K / launch.WIDTH) * launch.WIDTH * problems
-    found = scores(launch, launch.N, math.ceil(columns), 12)
-    if not launch.UPDATE:
-        return found
-    sums = 2.0 * launch.N * max(launch.COLUMNS, columns) * launch.D * launch.PARTS
-    return found._replace(flop=found.flop + sums, l2=found.l2 + launch.x.bytes)
-
-
 @model("_pairs._positives_kernel")
 def _pair_positives(launch: Launch) -> Count:
     return scores(launch, launch.M, launch.COLUMNS, 3)

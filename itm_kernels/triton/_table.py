@@ -48,7 +48,8 @@ class Row(NamedTuple):
     kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
     # (exponentials, and a weight to store), "narrow" (more values per score than those), "masks"
-    # (and those of ids), "sums" (exponentials of rows and columns); "": any.
+    # (and those of ids), "sums" (exponentials of rows and columns), "nearest" (a row's best alone);
+    # "means" (of a sum: of clusters' rows); "": any.
     epilogue: str
     least_log2: int  # of the smaller number of rows
     tile: Tile
@@ -71,6 +72,13 @@ TABLE = (
     Row((0,), "difference", "", 0, Tile(64, 64, 32, 4, 1)),
     Row((0,), "pull", "", 0, Tile(32, 32, 64, 4, 1)),
     Row((0,), "sum", "", 0, Tile(64, 256, 128, 4, 1)),
+    # Rows and their nearest centroids: programs share out the rows alone, for which 64 a program
+    # suffice up to 16,384 of them. Means: clusters, columns of D, and rows at once.
+    Row(HOPPER, "half", "nearest", 14, Tile(128, 256, 64, 8, 3)),
+    Row(HOPPER, "half", "nearest", 0, Tile(64, 256, 64, 8, 3)),
+    Row((), "half", "nearest", 0, Tile(64, 128, 64, 8, 3)),
+    Row(HOPPER, "sum", "means", 14, Tile(128, 128, 32, 8, 3)),
+    Row((), "sum", "means", 0, Tile(64, 64, 32, 8, 3)),
     # Both keep every value of a tile in registers: 255 of them, without a spill. sm_100 has 404.
     Row(HOPPER, "half", "reduction", 11, Tile(128, 256, 64, 8, 3)),
     Row(HOPPER, "half", "weights", 11, Tile(128, 128, 64, 8, 3)),

@@ -55,11 +55,13 @@ def score_tile(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    X_PARTS: tl.constexpr = 0,  # of x, where these are not as many: 1 beside two of y
 ):
     """Return the dot products `[R, C]` of some rows of x with some rows of y.
 
     With two or three parts an fp32 operand is a sum of bf16 numbers, high to low. Of the products
-    of parts those are taken that fp32 would see: three of four, six of nine.
+    of parts those are taken that fp32 would see: three of four, six of nine. Rows of x in half
+    precision are one part, exact, and are multiplied by both parts of y.
     """
     # The compiler's axis analysis follows arithmetic, not tl.multiple_of on an argument: without
     # this, D = 500 loses its vector loads and its pipeline.
@@ -76,10 +78,13 @@ def score_tile(
     if PARTS > 1:
         # One product per step, low to high: with all of a chunk in one step sm_80 spills and
         # sm_100 runs out of tensor memory. Two bits of a constant say which part is taken.
-        x_takes: tl.constexpr = 0b00_00_01_00_01_10 if PARTS == 3 else 0b00_00_01
-        y_takes: tl.constexpr = 0b00_01_00_10_01_00 if PARTS == 3 else 0b00_01_00
+        ONE: tl.constexpr = X_PARTS == 1
+        x_takes: tl.constexpr = 0 if ONE else 0b00_00_01_00_01_10 if PARTS == 3 else 0b00_00_01
+        y_takes: tl.constexpr = (
+            0b00_01 if ONE else 0b00_01_00_10_01_00 if PARTS == 3 else 0b00_01_00
+        )
         chunks = D // DEPTH  # parts are padded to whole chunks
-        for step in range(0, (6 if PARTS == 3 else 3) * chunks):
+        for step in range(0, (2 if ONE else 6 if PARTS == 3 else 3) * chunks):
             product = step // chunks
             first = (step - product * chunks) * DEPTH
             x_from = ((x_takes >> (2 * product)) & 3).to(tl.int64) * x_part + first

@@ -1,98 +1,49 @@
-"""k-means in two launches an iteration.
+"""k-means: a launch finds every row's nearest centroid, a second one moves the centroids.
 
-A program has some rows: a tile of scores leaves their nearest centroids, and a product with one-hot
-rows their sums. The second launch adds up the sums of all programs.
+Rows in half precision are fp16 with a power of two each, exact, and centroids two parts of fp16:
+two products; rows of fp32 are two parts as well: three products (`_scaled`). A tile is as wide as
+there are centroids, so that rows are read once.
 
 With one set of members per anchor there are as many problems as anchors, and a tile holds the
 centroids of several.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, operands, rows_of, to_tf32, wide_dtype
-from itm_kernels.triton._lengths import squares_of
-from itm_kernels.triton._table import architecture
-from itm_kernels.triton._tiles import highest, no_key, ordered_key, score_tile, wide_type
+from itm_kernels.triton._centroids import mean_kernel, sums_kernel
+from itm_kernels.triton._launch import (
+    INTERPRETED,
+    Operands,
+    kind_of,
+    prepare,
+    rows_of,
+    tile_and_precision,
+    wide_dtype,
+)
+from itm_kernels.triton._scaled import scaled_rows
+from itm_kernels.triton._table import Tile, tile_of
+from itm_kernels.triton._tiles import highest, no_key, ordered_key, scaled, score_tile
 
-_PROGRAMS = 512  # for one clustering few tiles of sums are many long ones
+_MOST_COLUMNS = 64  # of several problems
+_PROGRAMS = 264  # two for every processor of an H100
 _CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
-_MOST_COLUMNS = 64
 
 
-@triton.jit
-def _sum_rows(
-    x,  # [PARTS, N, WIDE]
-    assignment,  # [B, N]
-    sums,  # [shares, B, K, D]
-    counts,  # [shares, B, K]
-    x_stride,
-    x_part,
-    begin,
-    end,
-    share,
-    own_problem,  # [COLUMNS]
-    own_cluster,  # [COLUMNS]
-    inside,  # [COLUMNS]
-    N,
-    B,
-    K,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Write the sums of a share's rows in some clusters, and how many they are."""
-    DTYPE: tl.constexpr = wide_type(x.dtype)
-    at = ((share.to(tl.int64) * B + own_problem) * K + own_cluster).to(tl.int64)
-    of_row = assignment + own_problem.to(tl.int64)[:, None] * N
-    count = tl.zeros((COLUMNS,), tl.int32)
-    for first_d in range(0, D, DEPTH):
-        d = first_d + tl.arange(0, DEPTH)
-        total = tl.zeros((COLUMNS, DEPTH), DTYPE)
-        lost = tl.zeros((COLUMNS,), tl.int32)
-        # One product per step, low parts to high: all of a chunk's in one step are spills.
-        chunks = tl.cdiv(end - begin, ROWS)
-        for step in range(0, PARTS * chunks):
-            part = PARTS - 1 - step // chunks
-            m = begin + step % chunks * ROWS + tl.arange(0, ROWS)
-            nearest = tl.load(of_row + m[None, :], mask=(m < end)[None, :], other=-1)
-            own = (nearest == own_cluster[:, None]) & inside[:, None]
-            if (first_d == 0) & (part == 0):
-                count += tl.sum(own.to(tl.int32), 1)
-            row_at = x + tl.cast(part, tl.int64) * x_part + d[None, :]
-            row_at += m[:, None].to(tl.int64) * x_stride
-            row = tl.load(row_at, mask=(m < end)[:, None] & (d < D)[None, :], other=0.0)
-            # A row that is not finite makes its cluster NaN; 0 x NaN would make all of them.
-            finite = tl.abs(row.to(DTYPE)) < float("inf")
-            lost_rows = tl.max((~finite).to(tl.int32), 1)
-            lost = tl.maximum(lost, tl.max(own.to(tl.int32) * lost_rows[None, :], 1))
-            row = tl.where(finite, row, tl.zeros_like(row))
-            total = tl.dot(
-                own.to(row.dtype), row, total, input_precision=PRECISION, out_dtype=DTYPE
-            )
-        total = tl.where((lost != 0)[:, None], float("nan"), total)
-        tl.store(
-            sums + at[:, None] * D + d[None, :], total, mask=inside[:, None] & (d < D)[None, :]
-        )
-    tl.store(counts + at, count, mask=inside)
-
-
-@triton.jit(do_not_specialize=["N", "B", "tiles_of_share"])
+@triton.jit(do_not_specialize=["N", "B"])
 def _nearest_kernel(
     x,
     y,
-    centroids,  # [B * K, D]
+    x_factor,
+    y_factor,
+    squares,  # [tiles of D, B * K] of the centroids
     member,  # [B, N]
     assignment,  # [B, N] int32
-    sums,  # [shares, B, K, D]
-    counts,  # [shares, B, K] int32
     x_stride,
     y_stride,
     x_part,
@@ -101,122 +52,161 @@ def _nearest_kernel(
     B,
     K,
     D,  # of the operands, with zeros from the rows' own on
-    own_D,
-    tiles_of_share,
-    shares,
+    tiles,  # of squares
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
+    X_PARTS: tl.constexpr,
+    PARTS: tl.constexpr,  # of y
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    FACTORS: tl.constexpr,
     WIDTH: tl.constexpr,  # columns of a problem: a power of two
     HAS_MEMBER: tl.constexpr,
-    UPDATE: tl.constexpr,
 ):
     PROBLEMS: tl.constexpr = COLUMNS // WIDTH
-    share = tl.program_id(0) % shares
-    group = (tl.program_id(0) // shares) * PROBLEMS
+    groups = tl.cdiv(B, PROBLEMS)
+    group = (tl.program_id(0) % groups) * PROBLEMS
+    n = (tl.program_id(0) // groups) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
     problem = group + tl.arange(0, PROBLEMS)
     column = tl.arange(0, COLUMNS)
     of_column = tl.minimum(group + column // WIDTH, B - 1)
     none: tl.constexpr = no_key(tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
     KEY: tl.constexpr = tl.int64 if x.dtype.element_ty == tl.float64 else tl.int32
-    begin = share * tiles_of_share * ROWS
-    end = tl.minimum(begin + tiles_of_share * ROWS, N)
-    for first_row in range(begin, end, ROWS):
-        n = first_row + tl.arange(0, ROWS)
-        rows = tl.minimum(n, N - 1)
-        best = tl.full((ROWS, PROBLEMS), none, KEY)
-        nearest = tl.zeros((ROWS, PROBLEMS), tl.int32)
-        for first in range(0, K, WIDTH):
-            k = first + column % WIDTH
-            columns = of_column.to(tl.int64) * K + tl.minimum(k, K - 1)
-            square = squares_of(centroids + columns * own_D, 1, own_D, tl.arange(0, DEPTH))
-            scores = score_tile(
-                x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-                DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-            )  # fmt: skip
-            # |x|^2 is the same for every centroid. NaN is nearest, as for torch's argmin.
-            keys = ordered_key(scores - (square / 2)[None, :])
-            keys = tl.where((k < K)[None, :], keys, none)
+    best = tl.full((ROWS, PROBLEMS), none, KEY)
+    nearest = tl.zeros((ROWS, PROBLEMS), tl.int32)
+    for first in range(0, K, WIDTH):
+        k = first + column % WIDTH
+        columns = of_column.to(tl.int64) * K + tl.minimum(k, K - 1)
+        scores = score_tile(
+            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
+            DEPTH, PARTS, PRECISION, ALIGN, EVEN, X_PARTS,
+        )  # fmt: skip
+        scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+        square = tl.zeros((COLUMNS,), scores.dtype)
+        for tile in range(0, tiles):
+            square += tl.load(squares + tl.cast(tile, tl.int64) * B * K + columns)
+        # |x|^2 is the same for every centroid. NaN is nearest, as for torch's argmin. A column
+        # beyond the last repeats it, and the lowest of equal columns wins.
+        keys = ordered_key(scores - (square / 2)[None, :])
+        index = (first + tl.arange(0, WIDTH)).to(tl.int32)
+        if PROBLEMS == 1:
+            key, found = highest(keys, index[None, :], 1)
+            key, found = key[:, None], found[:, None]
+        else:
             keys = tl.reshape(keys, (ROWS, PROBLEMS, WIDTH))
-            index = (first + tl.arange(0, WIDTH)).to(tl.int32)
             key, found = highest(keys, index[None, None, :], 2)
-            nearest = tl.where(key > best, found, nearest)
-            best = tl.maximum(key, best)
-        at = problem[None, :].to(tl.int64) * N + n[:, None]
-        inside = (n < N)[:, None] & (problem < B)[None, :]
-        if HAS_MEMBER:
-            nearest = tl.where(tl.load(member + at, mask=inside, other=0) != 0, nearest, -1)
-        tl.store(assignment + at, nearest, mask=inside)
-    if UPDATE:
-        tl.debug_barrier()  # other threads read what these found
-        for first in range(0, K, WIDTH):
-            k = first + column % WIDTH
-            there = (k < K) & (group + column // WIDTH < B)
-            _sum_rows(
-                x, assignment, sums, counts, x_stride, x_part, begin, end, share, of_column, k,
-                there, N, B, K, own_D, ROWS, COLUMNS, DEPTH, PARTS, PRECISION,
-            )  # fmt: skip
+        nearest = tl.where(key > best, found, nearest)
+        best = tl.maximum(key, best)
+    at = problem[None, :].to(tl.int64) * N + n[:, None]
+    inside = (n < N)[:, None] & (problem < B)[None, :]
+    if HAS_MEMBER:
+        nearest = tl.where(tl.load(member + at, mask=inside, other=0) != 0, nearest, -1)
+    tl.store(assignment + at, nearest, mask=inside)
 
 
-@triton.jit(do_not_specialize=["shares", "R"])
-def _mean_kernel(
-    sums,  # [shares, R, D]
-    counts,  # [shares, R]
-    centroids,  # [R, D], replaced
-    y,  # [PARTS, R, WIDE] operands
-    y_stride,
-    y_part,
-    shares,
-    R,  # clusters of all problems
-    D,
-    PARTS: tl.constexpr,
-    ROUND: tl.constexpr,
-    SHARES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    r = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((SHARES, COLUMNS), tl.float64)
-    number = tl.zeros((SHARES,), tl.int32)
-    for first in range(0, shares, SHARES):
-        share = (first + tl.arange(0, SHARES)).to(tl.int64)
-        here = share < shares
-        at = share * R + r
-        number += tl.load(counts + at, mask=here, other=0)
-        inside = here[:, None] & (d < D)[None, :]
-        total += tl.load(sums + at[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float64)
-    count = tl.sum(number, 0)
-    # An empty cluster keeps its centroid.
-    if count > 0:
-        DTYPE: tl.constexpr = centroids.dtype.element_ty
-        mean = (tl.sum(total, 0) / count).to(DTYPE)
-        tl.store(centroids + r * D + d, mean, mask=d < D)
-        if ROUND:
-            mean = to_tf32(mean)
-        for part in tl.static_range(PARTS):
-            high = mean if ROUND else mean.to(tl.bfloat16)
-            tl.store(y + part * y_part + r * y_stride + d, high, mask=d < D)
-            mean -= high.to(DTYPE)
+def rows_of_share(M: int, R: int, programs: int, depth: int) -> int:
+    """Return how many of M rows a program adds up, of R clusters in so many programs a share.
 
-
-class _Sums(NamedTuple):
-    """The sums of every program's rows."""
-
-    sums: Tensor  # [shares, B, K, D]
-    counts: Tensor  # [shares, B, K]
-
-
-def tiles_of_share(M: int, tiles: int, sums: int, groups: int) -> int:
-    """Return how many of the tiles of M rows a program takes, of which so many sums are made.
-
-    Programs enough, chains short enough, and fewer numbers in their sums than in the rows.
+    Programs enough, chains short enough, and fewer numbers in all sums than in the rows.
     """
-    shares = max(triton.cdiv(_PROGRAMS, groups), triton.cdiv(M, _CHAIN))
-    return triton.cdiv(tiles, max(1, min(tiles, shares, M // (4 * sums))))
+    shares = max(triton.cdiv(_PROGRAMS, programs), triton.cdiv(M, _CHAIN))
+    shares = max(1, min(shares, M // (4 * R)))
+    return triton.cdiv(triton.cdiv(M, shares), depth) * depth
+
+
+def _tile(kind: str, M: int, width: int) -> Tile:
+    """Return the tile of sums over rows of a kind: clusters, columns of D, rows at once."""
+    name = "sum" if kind in ("half", "parts") else kind
+    tile = tile_of(name, M, M, width, "means")
+    # Masks of columns are hundreds of spills in a large tile; on fp32 units of sm_86 it has 4.
+    if width % tile.columns or kind == "ieee":
+        tile = tile_of(name, 1, 1, width, "means")
+    # Two stages on fp32 units are 5 spills there.
+    return tile._replace(warps=4, stages=1) if kind == "ieee" else tile
+
+
+class Centroids:
+    """Centroids as they are and as operands, and the launches that update them."""
+
+    def __init__(
+        self,
+        both: Operands,  # rows of x, and room for parts of centroids, or these themselves
+        rows: Tensor,  # [M, D] as they are summed
+        flat: Tensor,  # [R, D] centroids to write
+        shape: tuple[int, int],  # of problems, B and K
+        parts: int,  # of centroids that are written beside them
+    ) -> None:
+        M, (R, D), split = rows.shape[0], flat.shape, both.kind in ("half", "parts")
+        tile = _tile(both.kind, *rows.shape)
+        # Instructions of sm_90 take 64 rows.
+        tile = tile._replace(rows=min(tile.rows, max(64, triton.next_power_of_2(R))))
+        tiles, groups = triton.cdiv(D, tile.columns), triton.cdiv(R, tile.rows)
+        of_share = rows_of_share(M, R, groups * tiles, tile.depth)
+        self.shares = triton.cdiv(M, of_share)
+        self.squares = flat.new_empty((tiles, R))
+        self.programs = groups * (tiles if self.shares == 1 else self.shares * (tiles + 1))
+        kept = 0 if self.shares == 1 else self.shares  # sums of one share are not
+        sums, factors = flat.new_empty((kept, R, tiles * tile.columns)), flat.new_empty((kept, R))
+        counts = torch.empty((kept, R), dtype=torch.int32, device=flat.device)
+        self.arguments: dict[str, Any] = {
+            **{"sums": sums, "factors": factors, "counts": counts},
+            **{"centroids": flat, "squares": self.squares, "R": R, "D": D},
+            **{"y": both.y, "y_stride": both.y.stride(1), "y_part": both.y.stride(0)},
+            **{"y_factor": both.y_factor, "PARTS": parts, "POWERS": split},
+            **{"ROUND": both.kind == "tf32" and parts > 0, "COLUMNS": tile.columns},
+        }
+        self.of_sums: dict[str, Any] = {
+            **{"x": rows, "x_factor": both.x_factor, "x_stride": rows.stride(0), "N": M},
+            **{"K": shape[1], "SHARED": shape[0] == 1, "rows_of_share": of_share},
+            **{"TERMS": 3 if both.kind == "parts" else 0, "PRECISION": both.precision},
+            **{"width": rows.shape[1], "ALIGN": math.gcd(16, rows.shape[1], rows.stride(0))},
+            **{"EVEN": rows.shape[1] % tile.columns == 0, "FINISH": self.shares == 1},
+            **tile.options(),
+        }
+
+    def begin(self, start: Tensor) -> None:
+        """Take the centroids `[R, D]` to start from."""
+        self._means(start, True)
+
+    def update(self, assignment: Tensor) -> None:
+        """Move the centroids to the means of the rows that are assigned to them."""
+        sums_kernel[(self.programs,)](assignment=assignment, **{**self.arguments, **self.of_sums})
+        if self.shares > 1:
+            self._means(self.arguments["sums"][0], False)
+
+    def _means(self, start: Tensor, begins: bool) -> None:
+        tiles, R = self.squares.shape
+        mean_kernel[(R, tiles)](
+            start=start, start_stride=start.stride(0), shares=self.shares, START=begins,
+            SHARES=16, num_warps=4, **self.arguments,
+        )  # fmt: skip
+
+
+def _operands(
+    x: Tensor,  # [M, D]
+    flat: Tensor,  # [R, D] centroids
+    problems: int,
+) -> tuple[Operands, Tensor, int]:
+    """Return rows with room for centroids, rows to sum, and how many parts centroids have there."""
+    kind, (M, D), R = kind_of(x), x.shape, flat.shape[0]
+    shape = (M, M) if problems == 1 else (1, 1)
+    tile, precision = tile_and_precision(kind, x, x, shape, "nearest")
+    if kind in ("half", "parts"):
+        left, factor = scaled_rows(x, kind, False, fine=True)
+        rows, parts = prepare(x, "half" if kind == "half" else "ieee")[0], 2
+    else:
+        left, factor = prepare(x, kind), flat.new_empty(0)
+        rows, parts = left[0], int(kind == "tf32" and not INTERPRETED)
+    right, y_factor = flat[None], factor
+    if parts:
+        right = torch.empty((parts, R, left.shape[2]), dtype=left.dtype, device=x.device)
+        y_factor = flat.new_empty(R)
+    else:
+        left = left[..., :D]
+    return Operands(left, right, kind, precision, tile, factor, y_factor), rows, parts
 
 
 def kmeans(
@@ -227,37 +217,30 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Return every member's nearest centroid, -1 for others, after so many updates of these."""
     (B, K, D), M = centroids.shape, x.shape[0]
-    dtype = wide_dtype(x)
-    centroids = centroids.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    flat = centroids.view(B * K, D)
-    both = operands(rows_of(x.to(dtype)), flat, shape=(1, 1))
+    flat = torch.empty((B * K, D), dtype=wide_dtype(x), device=x.device)
+    both, rows, parts = _operands(x, flat, B)
+    moved = Centroids(both, rows, flat, (B, K), parts)
+    moved.begin(rows_of(centroids.reshape(B * K, D)))
+    most = both.tile.columns if B == 1 else _MOST_COLUMNS
+    width = min(triton.next_power_of_2(K), most)
+    columns = 16 if B * width <= 16 else max(16, width) if B == 1 else _MOST_COLUMNS
+    width = columns if B == 1 else width
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
-    width = min(triton.next_power_of_2(K), _MOST_COLUMNS)
-    columns = 16 if B * width <= 16 else _MOST_COLUMNS  # 32 are 16 spills on sm_100
-    # On fp32 units two stages are 10 spills on sm_90.
-    stages = 1 if both.kind == "ieee" else 2
-    warps = 4 if architecture() == 120 else 8  # 8 are 14 spills there, 4 are 11 on sm_86
-    both = both._replace(tile=both.tile._replace(columns=columns, warps=warps, stages=stages))
-    groups, tiles = triton.cdiv(B * width, columns), triton.cdiv(M, both.tile.rows)
-    of_share = tiles_of_share(M, tiles, B * K, groups)
-    shares = triton.cdiv(tiles, of_share)
-    found = _Sums(
-        torch.empty((shares, B, K, D) if iterations else 0, dtype=dtype, device=x.device),
-        torch.empty((shares, B, K) if iterations else 0, dtype=torch.int32, device=x.device),
-    )
+    warps = 4 if columns == 16 else both.tile.warps  # 8 are 7 spills on sm_80
     arguments = {
-        **{**both.arguments(), "own_D": D, "centroids": flat, "assignment": assignment},
+        **{**both.arguments(), "X_PARTS": both.x.shape[0], "PARTS": both.y.shape[0]},
+        **{"squares": moved.squares, "tiles": moved.squares.shape[0], "assignment": assignment},
         **{"member": assignment if member is None else member.contiguous(), "N": M, "B": B, "K": K},
-        **{"WIDTH": width, "HAS_MEMBER": member is not None, **found._asdict()},
-        **{"shares": shares, "tiles_of_share": of_share},
+        **{
+            "WIDTH": width,
+            "COLUMNS": columns,
+            "num_warps": warps,
+            "HAS_MEMBER": member is not None,
+        },
     }
-    rounded = both.kind == "tf32" and not INTERPRETED
+    programs = triton.cdiv(M, both.tile.rows) * triton.cdiv(B, columns // width)
     for step in range(iterations + 1):
-        _nearest_kernel[(shares * groups,)](**arguments, UPDATE=step < iterations)
-        if step < iterations:
-            _mean_kernel[(B * K, triton.cdiv(D, 256))](
-                *found, flat, both.y, both.y.stride(1), both.y.stride(0), shares, B * K, D,
-                PARTS=3 if both.kind == "parts" else int(rounded), ROUND=rounded, SHARES=16,
-                COLUMNS=256, num_warps=4,
-            )  # fmt: skip
-    return assignment.long(), centroids
+        if step > 0:
+            moved.update(assignment)
+        _nearest_kernel[(programs,)](**arguments)
+    return assignment.long(), flat.view(B, K, D)
