@@ -40,7 +40,7 @@ def test_clusters_whose_sizes_are_read_are_solved_alike(sizes, monkeypatch) -> N
     own = sum(size > 0 for size in sizes)
     # A part of every cluster, of the first three (9 blocks and 51 rows) and the others, and of all.
     for workspace, parts in ((0, own), (32000, 2), (1 << 30, 1)):
-        monkeypatch.setattr(_parts, "WORKSPACE", workspace)
+        monkeypatch.setattr(_parts, "SMALL_WORKSPACE", workspace)
         memory = _systems.Memory(x, starts, 0.5, 1e-4, True)
         assert len(memory.parts) == min(own, parts)
         assert sum(part.size for part in memory.parts) <= _parts.factor_size(72, 5)
@@ -72,6 +72,7 @@ def test_a_synthesis_in_parts_is_that_of_the_whole(form, monkeypatch) -> None:
     wanted = results(case, "triton", "kam", *form)
     monkeypatch.setattr(_parts, "UNASKED", 0)
     monkeypatch.setattr(_parts, "WORKSPACE", 0)
+    monkeypatch.setattr(_parts, "SMALL_WORKSPACE", 0)
     same(results(case, "triton", "kam", *form), wanted)
 
 
@@ -105,6 +106,8 @@ def test_parts_of_equal_clusters_fit_the_workspace(monkeypatch) -> None:
     monkeypatch.setattr(_parts, "BLOCK", 64)
     parts = _parts.divided(list(range(0, 32769, 4096)), 1024)
     assert [part.clusters for part in parts] == [3, 3, 2]
+    small = _parts.divided(list(range(0, 32769, 4096)), 1024, small=True)
+    assert [part.clusters for part in small] == [2, 2, 2, 2]
     assert 8 * parts[0].size == 204_472_320
     (one,) = _parts.divided([0, 32768], 1024)
     assert 8 * one.size == 4_303_355_904

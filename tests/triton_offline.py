@@ -83,7 +83,7 @@ def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
 ) -> tuple[list[Job], set[Any]]:
     """Return what the launchers of some operators compile, and the lines of the table they take."""
-    from itm_kernels.triton import _clusters, _factors, _table, rbf_synthesis
+    from itm_kernels.triton import _clusters, _factors, _gram, _synthesis_backward, _table
 
     jobs: dict[str, Job] = {}
     asked: set[_table.Row] = set()
@@ -105,7 +105,8 @@ def planned(
                     planning(case, architecture) as found,
                     patch.object(_table, "line_of", noted),
                     patch.object(_factors, "spans_of", spans),
-                    patch.object(rbf_synthesis, "spans_of", spans),
+                    patch.object(_synthesis_backward, "spans_of", spans),
+                    patch.object(_gram, "spans_of", spans),
                 ):
                     LAUNCHES[operator](N, D, dtype)
             finally:

@@ -87,8 +87,8 @@ class Synthesis:
         self.memory: Memory | None = None
         self.rows = unit  # [M, D] whose sums the vectors are
         if self.kam and order is not None:
-            memory = Memory(unit.to(wide), self.clusters.starts, sigma, ridge, keep_memory)
-            self.rows = memory.solve(memory.rows, wide)
+            memory = Memory(unit, self.clusters.starts, sigma, ridge, keep_memory)
+            self.rows = memory.solve(unit, wide)
             self.memory = memory if keep_memory else None
 
     @cached_property

@@ -174,35 +174,33 @@ class Memory:
 
     def __init__(
         self,
-        rows: Tensor,  # [M, D] in the order of columns, in fp32 or better
+        rows: Tensor,  # [M, D] in the order of columns
         starts: Tensor,  # [1, K + 1]
         sigma: float,
         ridge: float,
-        keep: bool,  # factors that all exist at once, for a second round over the parts
+        keep: bool,  # there is a second round over the parts: keep factors that all exist at once
     ) -> None:
         self.given = rows, starts, sigma, ridge
-        self.parts = _parts.parts_of(starts, *rows.shape)
+        self.parts = _parts.parts_of(starts, rows.shape[0], rows.shape[1], keep)
         self._keep = keep and self.parts == [whole(rows.shape[0], starts.shape[1] - 1)]
         self._kept: Systems | None = None
 
-    @property
-    def rows(self) -> Tensor:  # [M, D]
-        """The rows that K is made of."""
-        return self.given[0]
-
-    def systems(self, last: bool = False) -> Iterator[Systems]:
+    def systems(self, last: Tensor | None = None) -> Iterator[Systems]:
         """Yield the systems of all clusters in parts, each of which is gone before the next.
 
-        The last time, factors may be overwritten.
+        The last time, factors may be overwritten, and rows are handed in: in fp32 or better.
         """
         rows, starts, sigma, ridge = self.given
+        if last is not None:
+            self.given = (last, starts, sigma, ridge)
+            rows = last
         M = rows.shape[0]
         for part in self.parts:
             found, self._kept = self._kept, None
             if found is None:
                 own = starts if part.largest == M else starts.clamp(part.begin, part.end)
                 found = systems(rows, own, None, sigma, ridge, part)
-            if self._keep and not last:
+            if self._keep and last is None:
                 self._kept = found
             yield found
             del found

@@ -1,0 +1,196 @@
+"""The gradient of the vectors, block by block of anchors, on its way to the scores and the members.
+
+Beyond inputs and outputs it holds two [M, D] of fp32 that sums over all anchors end in (one for
+attention), the rows that vectors are sums of as tensor cores take them, and a block's softmax and
+its gradient.
+"""
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+from itm_kernels.triton._clusters import Spans, spans_of
+from itm_kernels.triton._gram import add_gradient_of_members
+from itm_kernels.triton._launch import Operands, kind_of, prepare, tile_of, wide_dtype
+from itm_kernels.triton._products import add_product
+from itm_kernels.triton._sums import Factor
+from itm_kernels.triton._synthesis import (
+    members_gradient_kernel,
+    softmax_gradient_kernel,
+    weights_gradient_kernel,
+)
+from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments, solved
+from itm_kernels.triton._weights import rows_at_once
+
+# Beyond so many bytes in fp32, rows of half precision are widened a quarter at a time, and blocks
+# beside an associative memory are half as long: at N = 32,768, D = 1024, bf16, workspace is 675 MB
+# (kam) and 656 MB (attention) beyond inputs, outputs and the gradients of both.
+_LARGE = 32 << 20
+_CHUNKS = 4
+
+
+class Backward:
+    """Sums over blocks, and what all blocks share."""
+
+    def __init__(self, synthesis: Synthesis) -> None:
+        self.synthesis = synthesis
+        self.x = x = synthesis.x
+        (M, D), self.dtype = x.shape, wide_dtype(x)
+        rows = synthesis.rows
+        self.kind = kind_of(x.new_empty((0, D), dtype=self.dtype))
+        if self.kind == "parts" and rows.dtype == self.dtype:
+            self.prepared = synthesis.members.rows
+        else:
+            self.prepared = prepare(rows.to(self.dtype), self.kind)
+        if self.kind == "parts" and synthesis.memory is not None:
+            del synthesis.rows  # the parts' sum
+        tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
+        self.tile = tile._replace(warps=8)  # rows that are pairs: 40 to 60 spills in 4 warps
+        self.terms = 3 if self.kind == "parts" else 0
+        self.sum_tile = tile_of("sum", 1, 1, D) if self.terms else self.tile
+        starts = synthesis.clusters.starts
+        self.spans = [spans_of(starts, M, n) for n in (self.tile.columns, self.sum_tile.rows)]
+        # Of the rows that vectors are sums of: members, or W; in columns' order.
+        self.rows = torch.zeros((M, D), dtype=self.dtype, device=x.device)
+        self.total = torch.zeros(M, dtype=self.dtype, device=x.device)
+        M = M if synthesis.kam and synthesis.memory is None else 0
+        self.of_kernel = torch.zeros((M, M), dtype=torch.float64, device=x.device)
+
+    @property
+    def large(self) -> bool:
+        """Return whether rows are widened in pieces."""
+        return self.x.numel() * self.dtype.itemsize > _LARGE
+
+    def at_once(self, per_row: int) -> int:
+        """Return how many anchors a block has, when it also holds so many numbers of each."""
+        M, one = self.x.shape[0], self.synthesis
+        return one.at_once(max((4 if self.large and one.memory else 2) * M, per_row))
+
+    def scores(
+        self,
+        block: Block,
+        grad: Tensor,  # [R, K, D] of the vectors
+        out: Tensor,  # [R, M] to write
+    ) -> None:
+        """Add to the members' gradient, and return that of q x^T."""
+        R, K, D = grad.shape
+        one = self.synthesis
+        rows = grad.to(self.dtype).reshape(R * K, D)
+        precision = "tf32" if self.kind == "tf32" else "ieee"
+        rows = prepare(rows, self.kind)
+        both = Operands(rows, self.prepared, self.kind, precision, self.tile)
+        del rows
+        of_khat = out.zero_()
+        self._through_vectors(block, both, of_khat, D)
+        if block.own is not None:
+            of_khat = solved(block.own, of_khat)
+            self._to_kernel(block, of_khat)
+            out.zero_()
+        # In place: a program reads its cluster's columns of its rows before it writes them.
+        arguments = list_arguments(block.clusters, R)
+        softmax_gradient_kernel[arguments.pop("grid")](
+            softmax=block.khat, grad=of_khat, out=out, scale=one.scale, **arguments
+        )
+        self.total += out.sum(0)
+
+    def _through_vectors(self, block: Block, both: Operands, of_weights: Tensor, D: int) -> None:
+        clusters = block.clusters
+        P = clusters.rows(block.q.shape[0])
+        shared = {**clusters.arguments(), "P": P}
+        shared.pop("starts")
+
+        def tiles(spans: Spans) -> dict[str, Tensor]:
+            found = spans.arguments()
+            found.pop("span_begin")
+            return found
+
+        of_scores, of_sums = self.spans
+        T = of_scores.first.shape[1]
+        weights_gradient_kernel[(T * triton.cdiv(P, self.tile.rows),)](
+            **both.arguments(), **tiles(of_scores), **shared, out=of_weights, T=T
+        )
+        factor = Factor(both.x, self.terms, both.precision, self.sum_tile)
+        members_gradient_kernel[(of_sums.first.shape[1], triton.cdiv(D, self.sum_tile.columns))](
+            **factor.arguments(), **tiles(of_sums), **shared, weights=block.weights, out=self.rows,
+            D=D,
+        )  # fmt: skip
+
+    def _to_kernel(self, block: Block, of_khat: Tensor) -> None:
+        for k in range(block.clusters.number):
+            here = block.clusters.assignment == k
+            c, d = (torch.where(here, t, 0) for t in (block.weights, of_khat))
+            self.of_kernel.addmm_(c.mT, d, alpha=-1)
+
+    def run(
+        self,
+        fill: Callable[[int, Tensor], Tensor | None],  # first anchor, weights [R, M] to write
+        at_once: int,
+        anchors: Tensor,
+        members: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what reaches anchors and members when `fill` visits all blocks.
+
+        `fill` returns what reaches a block's anchors otherwise, in fp32 or better.
+        """
+        (N, _), M, one = anchors.shape, self.x.shape[0], self.synthesis
+        of_anchors = torch.empty_like(anchors, memory_format=torch.contiguous_format)
+        of_members = self.rows if one.memory is None else None
+        for first in range(0, N, at_once):
+            own = slice(first, min(first + at_once, N))
+            weights = self.total.new_empty((own.stop - first, M))
+            others = fill(first, weights)
+            q = one.q[own].to(self.dtype)
+            of_members = add_product(of_members, weights[None], q[None], transposed=True)
+            of_block = self._times_members(weights)
+            of_anchors[own] = of_block if others is None else of_block.add_(others)
+            del weights, of_block, others, q
+        assert of_members is not None
+        return of_anchors, self._members(of_members).to(members.dtype)
+
+    def _times_members(self, weights: Tensor) -> Tensor:  # [R, M] -> [R, D]
+        """Multiply weights with the members."""
+        M, chunks = self.x.shape[0], _CHUNKS if self.large and self.x.dtype != self.dtype else 1
+        size, total = triton.cdiv(M, chunks), None
+        for first in range(0, M, size):
+            rows = self.x[first : first + size].to(self.dtype)
+            total = add_product(total, weights[None, :, first : first + size], rows[None])
+            del rows
+        assert total is not None
+        return total
+
+    def _members(self, rows: Tensor) -> Tensor:
+        """Return the gradient of the members as they came, given W^T q of the scores' W."""
+        one, D = self.synthesis, self.x.shape[1]
+        rows -= self.total[:, None] * self.x
+        if one.memory is not None:
+            if self.kind == "parts":
+                one.__dict__.pop("members", None)
+                one.rows = torch.zeros_like(self.rows)
+                for part in self.prepared:
+                    one.rows += part[:, :D]
+                del part, self.prepared
+            x = self.x.to(self.dtype)
+            del self.x, one.x, one.both, one.q  # rows of half precision
+            for systems in one.memory.systems(x):
+                (solution,) = systems.solve(self.rows[None], None)
+                rows[systems.part.begin : systems.part.end] += solution
+                add_gradient_of_members(systems, x, one.rows, solution, one.sigma, rows)
+                del systems, solution
+        elif one.kam:
+            M, at_once = rows.shape[0], rows_at_once(self.x, self.x, self.x.shape[0])
+            for first in range(0, M, at_once):
+                own = slice(first, min(first + at_once, M))
+                rows[own] += self._through_kernel(own).to(rows.dtype)
+        order = one.clusters.order
+        return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)
+
+    def _through_kernel(self, own: slice) -> Tensor:  # [R, D]
+        """Return the gradient of some members by way of K: -K_ij (x_i - x_j) (dx_i - dx_j)."""
+        one, x = self.synthesis, self.x.double()
+        factor = self.of_kernel[own] + self.of_kernel.mT[own]
+        factor *= one.kernel_rows(own.start, own.stop)
+        factor.diagonal(own.start).fill_(0)
+        # Differences with x_i, which cancel where rows are alike, are summed apart from it.
+        return (factor @ x - factor.sum(1, keepdim=True) * x[own]).mul_(one.scale)
