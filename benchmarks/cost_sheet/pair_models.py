@@ -88,7 +88,9 @@ def _log_sum_exp_forward(launch: Launch) -> Count:
 def _log_sum_exp_weights(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 1)
     factors = 4 * launch.arguments.get("FACTORS", False)
-    instructions = 16 + stored + factors + 3 * launch.HAS_IDS + rounding(launch)
+    # Ids in order: masks are those of few tiles. 12 beside stores: scale, base, an exponential of
+    # five, coefficients, slope, scale again.
+    instructions = 12 + stored + factors + rounding(launch)
     return scores(launch, launch.R, launch.M, instructions, shared_exponentials(launch))
 
 

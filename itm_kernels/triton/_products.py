@@ -126,6 +126,16 @@ def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit
+def whole_groups(m, M):
+    """Mark columns below M, and those beyond that share a group of eight with one of them.
+
+    Rows of `weights_empty` are padded. The compiler knows nothing of M: a mask of m < M is stored
+    number by number, that of whole groups 16 bytes at once.
+    """
+    return m // 8 * 8 < M
+
+
+@triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """Convert to a dtype, to nearest even also in the interpreter, which truncates bf16."""
     if _INTERPRETED and DTYPE == tl.bfloat16:

@@ -1,10 +1,10 @@
-"""Pieces of kernels: sums of exponentials of a tile's rows and columns, and weights of softmax."""
+"""Pieces of kernels: sums of exponentials of a tile's rows and columns."""
 
 import triton
 import triton.language as tl
 
 # Exponents relative to one base are safe while e^60 lies between the bases of rows and columns.
-_SPREAD = tl.constexpr(60.0)
+SPREAD = tl.constexpr(60.0)
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def _logarithm(total):
 
 
 @triton.jit
-def _finite_or(values, other):
+def finite_or(values, other):
     return tl.where(tl.abs(values) < float("inf"), values, other)
 
 
@@ -43,16 +43,16 @@ def log_sums(logits, SHARED: tl.constexpr):
 
 @triton.jit
 def _shared_sums(logits, of_row, of_column, row_shift, column_shift):
-    top = tl.max(_finite_or(of_row, float("-inf")), 0)
+    top = tl.max(finite_or(of_row, float("-inf")), 0)
     top = tl.where(top == float("-inf"), 0.0, top)
     lowest = tl.minimum(
-        tl.min(_finite_or(of_row, float("inf")), 0), tl.min(_finite_or(of_column, float("inf")), 0)
+        tl.min(finite_or(of_row, float("inf")), 0), tl.min(finite_or(of_column, float("inf")), 0)
     )
-    if (top - lowest < _SPREAD) & (logits.dtype == tl.float32):
+    if (top - lowest < SPREAD) & (logits.dtype == tl.float32):
         share = tl.exp(logits - top)
         # Over the share of the highest, as it is to the last bit; a sum without one stays.
-        row_sum = tl.sum(share, 1) / tl.exp(_finite_or(of_row, top) - top)
-        column_sum = tl.sum(share, 0) / tl.exp(_finite_or(of_column, top) - top)
+        row_sum = tl.sum(share, 1) / tl.exp(finite_or(of_row, top) - top)
+        column_sum = tl.sum(share, 0) / tl.exp(finite_or(of_column, top) - top)
     else:
         row_sum = tl.sum(tl.exp(logits - row_shift[:, None]), 1)
         column_sum = tl.sum(tl.exp(logits - column_shift[None, :]), 0)
@@ -83,52 +83,3 @@ def of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.const
         total += tl.sum(tl.exp(sums), 0).to(tl.float64)
     tl.store(found + a, _logarithm(total.to(DTYPE)), mask=a < anchors)
     tl.store(found_highest + a, shift, mask=a < anchors)
-
-
-@triton.jit
-def shares(
-    logits, of_row, of_column, row, column, row_highest, column_highest, on, SHARED: tl.constexpr
-):  # fmt: skip
-    """Return of_row e^(logits - log-sum-exp of the row) + the same of columns, 0 where not on.
-
-    If SHARED, both share one exponential unless the log-sum-exps of a tile lie far apart.
-    """
-    if SHARED:
-        weight = _shared_weight(
-            logits, of_row, of_column, row, column, row_highest, column_highest, on
-        )
-    else:
-        weight = _own_weight(
-            logits, of_row, of_column, row, column, row_highest, column_highest, on
-        )
-    return tl.where(on, weight, 0.0)
-
-
-@triton.jit
-def _own_weight(logits, of_row, of_column, row, column, row_highest, column_highest, on):
-    by_row = (logits - row_highest[:, None]) - row[:, None]
-    weight = of_row[:, None] * tl.exp(tl.where(on, by_row, float("-inf")))
-    by_column = (logits - column_highest[None, :]) - column[None, :]
-    return weight + of_column[None, :] * tl.exp(tl.where(on, by_column, float("-inf")))
-
-
-@triton.jit
-def _shared_weight(logits, of_row, of_column, row, column, row_highest, column_highest, on):
-    # Differences first: that of two near logits is exact.
-    total = row_highest + row
-    base = tl.max(_finite_or(total, float("-inf")), 0)
-    base = tl.where(base == float("-inf"), 0.0, base)
-    # A sum of nothing has no pair that is on.
-    to_row = tl.where(total == float("-inf"), 0.0, (base - row_highest) - row)
-    to_column = tl.where(
-        column_highest + column == float("-inf"), 0.0, (base - column_highest) - column
-    )
-    most = tl.maximum(tl.max(_finite_or(to_row, 0.0), 0), tl.max(_finite_or(to_column, 0.0), 0))
-    if (most < _SPREAD) & (logits.dtype == tl.float32):
-        weight = tl.exp(logits - base)
-        weight *= (of_row * tl.exp(to_row))[:, None] + (of_column * tl.exp(to_column))[None, :]
-    else:
-        weight = _own_weight(
-            logits, of_row, of_column, row, column, row_highest, column_highest, on
-        )
-    return weight

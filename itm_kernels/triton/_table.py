@@ -48,8 +48,9 @@ class Row(NamedTuple):
     kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
     # (exponentials, and a weight to store), "narrow" (more values per score than those), "masks"
-    # (and those of ids), "sums" (exponentials of rows and columns), "nearest" (a row's best alone);
-    # "means" (of a sum: of clusters' rows); "": any.
+    # (and those of ids), "pieces" (those and weights, 32 columns at a time: `_shares`), "sums"
+    # (exponentials of rows and columns), "nearest" (a row's best alone); "means" (of a sum: of
+    # clusters' rows); "": any.
     epilogue: str
     least_log2: int  # of the smaller number of rows
     tile: Tile
@@ -81,6 +82,8 @@ TABLE = (
     Row((), "sum", "means", 0, Tile(64, 64, 32, 8, 3)),
     # Both keep every value of a tile in registers: 255 of them, without a spill. sm_100 has 404.
     Row(HOPPER, "half", "reduction", 11, Tile(128, 256, 64, 8, 3)),
+    Row(HOPPER, "half", "pieces", 11, Tile(128, 256, 64, 8, 3)),
+    Row(HOPPER, "tf32", "pieces", 11, Tile(128, 256, 32, 8, 3)),
     Row(HOPPER, "half", "weights", 11, Tile(128, 128, 64, 8, 3)),
     # On sm_100 128 x 64 are 14 spills beside masks of ids, sums in 128 x 128 500.
     Row((100,), "half", "masks", 0, Tile(64, 64, 64, 8, 3)),
@@ -99,10 +102,11 @@ TABLE = (
     Row((), "tf32", "", 11, Tile(128, 128, 32, 8, 3)),
     Row((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
     # 128 fp32 lanes are fed with 32 words a clock: 8 x 8 products of a thread are 4 a word, 100 %
-    # of the units' rate; 8 x 4 are 67 %. Beside masks 128 x 128 are 58 spills.
+    # of the units' rate; 8 x 4 are 67 %. Beside masks 128 x 128 are 58 spills, in pieces
+    # 101 on sm_120.
     *(
         Row(SMALL, "ieee", name, 11, Tile(128, 64, 16, 8, 2))
-        for name in ("weights", "narrow", "masks")
+        for name in ("weights", "narrow", "masks", "pieces")
     ),
     Row(SMALL, "ieee", "", 11, Tile(128, 128, 16, 8, 2)),
     # In 4 warps, l2 spills twice there; in 8 warps, scores of pairs 6 times on sm_120.

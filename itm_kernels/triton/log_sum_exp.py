@@ -12,8 +12,9 @@ from torch import Tensor
 from itm_kernels.triton import _scaled, gluon
 from itm_kernels.triton._launch import Operands, wide_dtype
 from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._products import store_parts, unit_of
-from itm_kernels.triton._softmax import log_sums, of_tiles, shares
+from itm_kernels.triton._products import unit_of
+from itm_kernels.triton._shares import below, common_base, disjoint, leave_weights
+from itm_kernels.triton._softmax import log_sums, of_tiles
 from itm_kernels.triton._table import architecture
 from itm_kernels.triton._tiles import place, same_id, scaled, score_tile
 from itm_kernels.triton._weights import no_scores, products_in_parts
@@ -203,37 +204,42 @@ def _weights_kernel(
     OF_POSITIVE: tl.constexpr,
     UNIT: tl.constexpr,
     WEIGHTS: tl.constexpr,
-    SHARED: tl.constexpr,
 ):
-    r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     products = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(products, rows, columns, x_factor, y_factor, FACTORS)
-    factor = tl.load(scale)
-    inside = (r < R)[:, None] & (m < M)[None, :]
-    on = inside
-    if HAS_IDS:
-        on &= ~same_id(rows, columns, x_ids, y_ids, HAS_IDS)
-    weight = shares(
-        factor * scores, tl.load(grad_row + rows), tl.load(grad_column + columns),
-        tl.load(row + rows), tl.load(column + columns),
-        tl.load(row_highest + rows), tl.load(column_highest + columns), on,
-        SHARED,
+    of_row, highest, pull = (
+        tl.load(row + rows), tl.load(row_highest + rows), tl.load(grad_row + rows)
     )  # fmt: skip
+    base, common, share = 0.0, False, pull
+    if products.dtype == tl.float32:
+        of_column = tl.load(column + columns)
+        base, common = common_base(of_row, highest, of_column, tl.load(column_highest + columns))
+        share = pull * tl.exp(below(base, of_row, highest))
+    # Most tiles are whole, have no positive and no id twice where ids are in order.
+    all_on = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
+    x_id = rows
+    if HAS_IDS:
+        x_id = tl.load(x_ids + rows)
+        all_on &= disjoint(x_id, tl.load(y_ids + columns))
     if OF_POSITIVE:
-        own = (rows[:, None] == tl.load(positive + columns)[None, :]) & inside
-        weight = tl.where(own, tl.load(grad_positive + columns)[None, :], weight)
-        on |= own
-    tl.store(slope + tl.program_id(0), tl.sum(tl.where(on, weight * scores, 0.0)))
-    if UNIT:
-        factor *= tl.load(unit)
-    weight *= factor
-    weight = scaled(weight, rows, columns, x_factor, y_factor, FACTORS)
-    at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
-    store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS, PRECISION)
+        of = tl.load(positive + columns) - first
+        here = (of >= row_tile * ROWS) & (of < (row_tile + 1) * ROWS)
+        all_on &= tl.max(here.to(tl.int32), 0) == 0
+    x_of = tl.load(x_factor + rows) if FACTORS else pull
+    factor = tl.load(scale)
+    times = factor * tl.load(unit) if UNIT else factor
+    slopes = leave_weights(
+        products, r, column_tile * COLUMNS, R, M, (base, common, all_on, factor, times),
+        (rows, of_row, highest, pull, share, x_id, x_of),
+        (column, column_highest, grad_column, y_ids, y_factor, positive, grad_positive),
+        (weights, tl.cast(weights_part, tl.int64), weights_stride),
+        FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+    )  # fmt: skip
+    tl.store(slope + tl.program_id(0), tl.sum(slopes, 0))
 
 
 def log_sum_exp_backward(
@@ -254,7 +260,7 @@ def log_sum_exp_backward(
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = _scaled.operands(x, y, cosine, fine=True, epilogue="masks")
+    both = _scaled.operands(x, y, cosine, fine=True, epilogue="pieces")
     given = {
         **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
         **{"grad_positive": grad_positive.contiguous()},
@@ -276,7 +282,6 @@ def log_sum_exp_backward(
         _weights_kernel[grid](
             **arguments, weights=weights, slope=slopes[-1], first=first, R=R, M=M,
             weights_part=weights.stride(0), weights_stride=weights.stride(1), WEIGHTS=parts,
-            SHARED=_shared(),
         )  # fmt: skip
 
     pulls = products_in_parts(x, both, fill, fine=True)

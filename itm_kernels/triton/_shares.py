@@ -1,0 +1,116 @@
+"""Weights of a softmax over rows and columns, made and stored some columns of a tile at a time.
+
+A thread has two rows of a tile but a quarter of its columns, and seven numbers belong to a column.
+Those of all columns do not fit the registers beside the scores: 128 x 128 scores in 8 warps are 74
+to 287 spills on sm_90. The scores are therefore halved, which moves no number between threads,
+until 32 columns are left, and their weights are stored before the next columns' numbers are loaded.
+128 x 256 scores then compile without a spill.
+"""
+
+import triton
+import triton.language as tl
+
+from itm_kernels.triton._products import store_parts, whole_groups
+from itm_kernels.triton._softmax import SPREAD, finite_or
+
+_PIECE = tl.constexpr(32)  # columns at a time; 64 of 128 x 256 scores are up to 99 spills on sm_90
+
+
+@triton.jit
+def common_base(row, row_highest, column, column_highest):
+    """Return what all exponents of a tile may be relative to, and whether they may.
+
+    Rows and columns share one exponential per logit unless their log-sum-exps lie far apart.
+    """
+    base = tl.max(finite_or(row_highest + row, float("-inf")), 0)
+    base = tl.where(base == float("-inf"), 0.0, base)
+    of_rows, of_columns = below(base, row, row_highest), below(base, column, column_highest)
+    most = tl.maximum(tl.max(finite_or(of_rows, 0.0), 0), tl.max(finite_or(of_columns, 0.0), 0))
+    return base, most < SPREAD
+
+
+@triton.jit
+def below(base, relative, highest):
+    """Return how far log-sum-exps lie below a base; 0 for a sum of nothing, without a pair."""
+    # Differences first: that of two near logits is exact.
+    return tl.where(highest + relative == float("-inf"), 0.0, (base - highest) - relative)
+
+
+@triton.jit
+def disjoint(some, others):
+    """Say whether ids lie in intervals that do not overlap: no two of them are equal."""
+    return (tl.max(some, 0) < tl.min(others, 0)) | (tl.min(some, 0) > tl.max(others, 0))
+
+
+@triton.jit
+def leave_weights(
+    products,  # [R, WIDTH] of columns from `first` on
+    r,  # [R] where their weights go
+    first,
+    R,
+    M,
+    tile,  # base, whether it is common, whether all pairs are on, scale, scale x unit
+    of_rows,  # [R] each: number, log-sum-exp, highest, its gradient, share, id, factor
+    of_columns,  # pointers: log-sum-exp, highest, its gradient, id, factor, positive, its gradient
+    weights,  # pointer, stride of parts, stride of rows
+    FACTORS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    OF_POSITIVE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Store the weights of scores; return the sums `[R]` of weights x scores."""
+    WIDTH: tl.constexpr = products.shape[1]
+    if WIDTH > _PIECE:
+        HALF: tl.constexpr = WIDTH // 2
+        left, right = products.reshape((products.shape[0], 2, HALF)).permute((0, 2, 1)).split()
+        slope = leave_weights(
+            left, r, first, R, M, tile, of_rows, of_columns, weights,
+            FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+        )  # fmt: skip
+        return slope + leave_weights(
+            right, r, first + HALF, R, M, tile, of_rows, of_columns, weights,
+            FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+        )  # fmt: skip
+    else:
+        m = first + tl.arange(0, WIDTH)
+        columns = tl.minimum(m, M - 1)
+        base, common, all_on, scale, times = tile
+        rows, row, row_highest, of_row, share, x_id, x_factor = of_rows
+        column, column_highest, of_column, y_ids, y_factor, positive, of_positive = of_columns
+        scores = products
+        if FACTORS:
+            scores *= x_factor[:, None]
+            factor = tl.load(y_factor + columns)
+            scores *= factor[None, :]
+        logits = scale * scores
+        lse, highest = tl.load(column + columns), tl.load(column_highest + columns)
+        grad = tl.load(of_column + columns)
+        if common:
+            weight = tl.exp(logits - base)
+            weight *= share[:, None] + (grad * tl.exp(below(base, lse, highest)))[None, :]
+        else:
+            weight = of_row[:, None] * tl.exp((logits - row_highest[:, None]) - row[:, None])
+            weight += grad[None, :] * tl.exp((logits - highest[None, :]) - lse[None, :])
+        if all_on:
+            slope = tl.sum(weight * scores, 1)
+        else:
+            inside = (r < R)[:, None] & (m < M)[None, :]
+            on = inside
+            if HAS_IDS:
+                on &= x_id[:, None] != tl.load(y_ids + columns)[None, :]
+            weight = tl.where(on, weight, 0.0)
+            if OF_POSITIVE:
+                own = (rows[:, None] == tl.load(positive + columns)[None, :]) & inside
+                weight = tl.where(own, tl.load(of_positive + columns)[None, :], weight)
+                on |= own
+            slope = tl.sum(tl.where(on, weight * scores, 0.0), 1)
+        weight *= times
+        if FACTORS:
+            weight *= x_factor[:, None]
+            weight *= factor[None, :]
+        pointer, part, stride = weights
+        at = pointer + r[:, None].to(tl.int64) * stride + m[None, :]
+        stored = (r < R)[:, None] & whole_groups(m, M)[None, :]
+        store_parts(at, part, weight, stored, WEIGHTS, PRECISION)
+        return slope
