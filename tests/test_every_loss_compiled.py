@@ -4,7 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from itm_kernels import synthesis
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
+
+
+@pytest.fixture
+def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let k-means take two of its ten equal steps, which a graph unrolls: the first and another.
+
+    Ten take half a minute in symbols. `test_compiles_into_one_graph` has all of them.
+    """
+    kmeans = synthesis.kmeans
+
+    def short(x: Tensor, member: Tensor | None, K: int, iterations: int, *how: object) -> object:
+        assert iterations == 10
+        return kmeans(x, member, K, 2, *how)
+
+    monkeypatch.setattr(synthesis, "kmeans", short)
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES))
@@ -26,6 +42,7 @@ def test_compiles_into_one_graph(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES if case.takes_ids))
+@pytest.mark.usefixtures("two_steps")
 def test_compiles_with_ids(name: str, backend: str) -> None:
     case = BY_NAME[name]
     image, text = batch(6, 8, torch.float32)
@@ -42,6 +59,7 @@ def test_compiles_with_ids(name: str, backend: str) -> None:
     torch.testing.assert_close(compiled(image, text, ids), expected)
 
 
+@pytest.mark.usefixtures("two_steps")
 def test_fake_tensors_flow_through(case: Case, backend: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -67,6 +85,7 @@ class Applied(torch.nn.Module):
         return self.apply_loss(self.criterion, image, text)
 
 
+@pytest.mark.usefixtures("two_steps")
 def test_exports(case: Case, backend: str) -> None:
     image, text = (t.detach() for t in batch(6, 8, torch.float32))
     exported = torch.export.export(Applied(case, backend), (image, text))
@@ -93,6 +112,7 @@ def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES))
+@pytest.mark.usefixtures("two_steps")
 def test_one_compiled_graph_serves_many_batch_sizes(name: str) -> None:
     """The last batch of an epoch is smaller: no size may be burnt into the graph."""
     case = BY_NAME[name]
