@@ -28,6 +28,14 @@ def _laid_out(rows: Tensor) -> tuple[Tensor, Tensor]:  # [M, D] -> [parts, M, D'
     return scaled_rows(rows, kind, False, padded=_PADDED)
 
 
+def _nothing(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return no rows, as `_laid_out` would."""
+    D = rows.shape[1]
+    if rows.dtype == torch.float64:
+        return rows.new_empty((1, 0, D)), rows.new_empty(0)
+    return rows.new_empty((2, 0, D + -D % _PADDED), dtype=torch.float16), rows.new_empty(0)
+
+
 def unit_synthesis_forward(
     anchors: Tensor,  # [N, D]
     members: Tensor,  # [M, D]
@@ -47,7 +55,7 @@ def unit_synthesis_forward(
     cosine = torch.empty((N, K), dtype=wide_dtype(one.q), device=one.q.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
     sums = cosine.new_empty((2, N if gradients else 0, K))
-    kept = _laid_out(one.rows if gradients else one.rows[:0])
+    kept = _laid_out(one.rows) if gradients else _nothing(one.rows)
     parts_of_rows = one.members
     del one.rows
     for block in one.blocks(one.at_once(), valid):
