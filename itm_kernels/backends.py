@@ -100,8 +100,8 @@ NATIVE_KERNELS: dict[str, frozenset[str]] = {
 }
 CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_BUILT.get("cuda_architectures", ()))
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
-# operators that share a file with another
-_STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
+# operators that share a file with another, beside those named *_total
+_STEM = {"rbf_synthesis_logits": "rbf_synthesis"}
 NO_TRITON = "triton is not installed"
 HAS_TRITON = find_spec("triton") is not None
 # device -> the backend that is missed most there, and how to get it
@@ -128,7 +128,7 @@ class Availability(NamedTuple):
 
 def triton_file(operator: str) -> str | None:
     """Return the name of the file that holds an operator's Triton kernels, None without any."""
-    stem = _STEM.get(operator, operator)
+    stem = _STEM.get(operator, operator.removesuffix("_total"))
     return stem if stem in TRITON_FILES else None
 
 

@@ -8,6 +8,7 @@ recomputed formula, except where the contract is to use saved indices.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,8 @@ from torch import Tensor
 import eager_synthesis
 from itm_kernels import backends, reference
 from itm_kernels.ops import _define
+from itm_kernels.ops.ranks import row_keys
+from itm_kernels.ops.ranks import run as run_ranks
 
 NAMESPACE = "itm_eager"
 
@@ -228,6 +231,10 @@ def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.
     return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0].to(dtype)
 
 
+def ranks_total(*inputs: Tensor) -> tuple[Tensor, ...]:
+    return run_ranks(*inputs, "ranks", "reference")
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "similarity_forward": similarity,
     "similarity_backward": recomputing(similarity, 1, [0, 1]),
@@ -261,6 +268,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
     "ranks_forward": reference.ranks,
+    "ranks_total": ranks_total,
+    "row_keys": partial(row_keys, backend="reference"),
 }
 
 

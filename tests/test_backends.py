@@ -228,6 +228,7 @@ def test_operators_of_the_table_are_those_defined() -> None:
     defined = {
         d.name.removesuffix("_forward").removesuffix("_backward") for d in _define.DEFINITIONS
     }
-    # Sums of the sigmoid loss with their gradients go where its values go, and cosines of rows as
-    # they came where those of unit rows go.
-    assert defined - {"sigmoid_total", "unit_synthesis"} == set(backends.OPERATORS)
+    # Sums of the sigmoid loss with their gradients go where its values go, cosines of rows as they
+    # came where those of unit rows go, and ranks of counts, like keys of rows, where counts go.
+    parts = {"sigmoid_total", "unit_synthesis", "ranks_total", "row_keys"}
+    assert defined - parts == set(backends.OPERATORS)

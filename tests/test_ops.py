@@ -112,7 +112,11 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         "sample_negatives": [
             (image, text, image_ids, text_ids, "multinomial", 0.1, torch.tensor([5, 6]))
         ],
-        "ranks_forward": [(text, image, text_ids, image_ids, torch.arange(len(image)))],
+        **dict.fromkeys(
+            ("ranks_forward", "ranks_total"),
+            [(text, image, text_ids, image_ids, torch.arange(len(image)))],
+        ),
+        "row_keys": [(image,)],
     }[name]
 
 

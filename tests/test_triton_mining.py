@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compiled import needs_extension
 from itm_kernels import backends, ops, reference
-from itm_kernels.ops.ranks import Ranks
+from itm_kernels.ops.ranks import Ranks, row_keys
 from oracles import noise
 
 triton = pytest.importorskip("triton")
@@ -188,8 +188,9 @@ def test_ranks(Q: int, G: int, D: int) -> None:
 def test_ranks_over_many_tiles(
     Q: int, G: int, programs: int, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Few programs take several tiles each.
+    # Few programs take several tiles each. Ids are sorted by counting, and by the library.
     monkeypatch.setattr("itm_kernels.triton.ranks._PROGRAMS", programs)
+    monkeypatch.setattr("itm_kernels.triton._rank_order._FEW", 8192 if programs > 4 else 1)
     # Positives everywhere, in many tiles, in few, or mostly nowhere; ids far apart and negative.
     labels = 10**12 * (ids(Q, groups, 1) - 50), 10**12 * (ids(G, groups, 2) - 50)
     check_ranks(rows(Q, 5), rows(G, 5, seed=1), *labels)
@@ -230,6 +231,44 @@ def test_equal_rows_tie_in_every_tile(dtype: torch.dtype) -> None:
     check_ranks(queries, dead, *labels)
     own = (labels[0][:, None] == labels[1]).sum(1)
     assert torch.equal(ranks(queries, dead, *labels).ties, (130 - own) * (own > 0))
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64])
+def test_keys_of_rows_are_those_of_every_path(dtype: torch.dtype) -> None:
+    """A gallery's blocks may be hashed on one path, and compared with keys of another."""
+    for G, D in ((1, 1), (5, 3), (130, 333), (67, 128)):
+        x = torch.randn(G, 2 * D).to(dtype)
+        x[0, 0], x[-1, -1] = -0.0, torch.inf
+        for side in (x, x.T.contiguous().T, x[:, ::2], x[:1].expand(G, -1)):
+            assert torch.equal(row_keys(side, backend="triton"), row_keys(side))
+        assert row_keys(x, backend="triton")[0] == row_keys(x + 0.0)[0]
+
+
+def test_ranks_and_keys_of_the_triton_namespace_take_no_gradient() -> None:
+    x, labels = rows(5, 3).requires_grad_(), torch.arange(5)
+    found = ops.ranks(x, x, labels, labels, backend="triton")
+    assert not any(part.requires_grad for part in found)
+    compiled = torch.compile(ops.ranks, fullgraph=True, backend="aot_eager")
+    again = compiled(x, x, labels, labels, backend="triton")
+    assert all(map(torch.equal, found, again))
+
+
+@pytest.mark.parametrize("few", [8192, 1])
+@pytest.mark.parametrize(("Q", "G"), [(1, 1), (2, 300), (300, 2), (700, 700)])
+def test_order_of_ids(Q: int, G: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from itm_kernels.triton import _rank_order
+
+    monkeypatch.setattr(_rank_order, "_FEW", few)
+    x_ids, y_ids = 2**62 - ids(Q, 50, 1), 2**62 - ids(G, 50, 2)
+    x_ids[0] = y_ids[-1] = -(2**63)
+    order, counts = _rank_order.by_id(x_ids, y_ids)
+    assert torch.equal(order.query.long(), x_ids.argsort(stable=True))
+    assert torch.equal(order.candidate.long(), y_ids.argsort(stable=True))
+    own, gallery = x_ids.sort().values, y_ids.sort().values
+    assert torch.equal(order.first.long(), torch.searchsorted(gallery, own))
+    assert torch.equal(order.end.long(), torch.searchsorted(gallery, own, right=True))
+    assert torch.equal(counts.negatives, (x_ids[:, None] != y_ids).sum(1))
+    assert not any(count.any() for count in counts[1:4])
 
 
 @pytest.mark.parametrize("setting", ["highest", "high"])

@@ -120,8 +120,13 @@ def sample_negatives(N: int, D: int, dtype: torch.dtype) -> None:
 
 def ranks(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import ranks as kernels
+    from itm_kernels.triton.row_keys import row_keys
 
-    kernels.ranks_forward(*inputs(N, D, dtype), ids(N), ids(N), ids(N))
+    queries, gallery = inputs(N, D, dtype)
+    # Beyond what is sorted by counting, too.
+    for many in (gallery, gallery[:1].expand(9000, D)):
+        keys = row_keys(many)
+        kernels.ranks_forward(queries, many, ids(N), ids(len(many)), keys)
 
 
 def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> None:

@@ -217,6 +217,27 @@ def _rank_positives(launch: Launch) -> Count:
     return scores(launch, launch.Q, 2 * launch.COLUMNS, 14)
 
 
+@model("_rank_order._order_kernel")
+def _rank_order(launch: Launch) -> Count:
+    # Queries are compared with both sides, candidates with their own; a compare of 64 bits is two.
+    Q, G = launch.Q, launch.G
+    compared = 8.0 * Q * Q + 8.0 * Q * G + 8.0 * G * G
+    rows = launch.BLOCK * launch.programs / 2
+    return Count(
+        launch.kernel, True, instructions=compared, l2=8.0 * rows / launch.BLOCK * (Q + 2 * G)
+    )
+
+
+@model("_rank_order._spans_kernel")
+def _rank_spans(launch: Launch) -> Count:
+    # Two searches, each a chain of loads from the L2.
+    steps = 2.0 * launch.STEPS
+    size = launch.Q * (32.0 * steps + 60)
+    return Count(
+        launch.kernel, True, l2=size, instructions=10 * steps * launch.Q, seconds=6e-7 * steps
+    )
+
+
 @model("ranks._count_kernel")
 def _rank_counts(launch: Launch) -> Count:
     return scores(launch, launch.Q, launch.G, 24)

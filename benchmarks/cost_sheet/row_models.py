@@ -56,7 +56,14 @@ def _kmeans_draw(launch: Launch) -> Count:
     )
 
 
+@model("row_keys._keys_kernel")
+def _row_keys(launch: Launch) -> Count:
+    # A product of 64 bits a number, and 25 instructions for its factor, shared by a program's rows.
+    return passes(launch, instructions=12 + 25 / launch.ROWS)
+
+
 @model(
+    "ranks._ranks_kernel",
     "_launch._split_kernel",
     "_compare._squares_kernel",
     "unit_rows._forward_kernel",

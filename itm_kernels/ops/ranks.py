@@ -9,7 +9,7 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
-from itm_kernels.backends import resolve
+from itm_kernels.backends import NAMESPACES, resolve
 from itm_kernels.ops._define import define, index_empty, operator
 
 # Elements: 512 KiB of int64 stay in a CPU's cache; elsewhere a block is five launches, and 64 MiB.
@@ -42,12 +42,34 @@ define(
 )
 
 
-def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
+def _total_fake(
+    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, gallery_keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    counts = _fake(queries, gallery, query_ids, gallery_ids, gallery_keys)
+    return queries.new_empty(queries.shape[0], dtype=torch.float64), *counts
+
+
+# Namespaces with kernels for ranks and for keys: a launch each, instead of dozens of ATen's.
+_AT_ONCE = (NAMESPACES["triton"],)
+define(
+    "ranks_total",
+    "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
+    "-> (Tensor rank, Tensor above, Tensor ties, Tensor positives)",
+    _total_fake,
+)
+define("row_keys", "(Tensor x) -> Tensor", lambda x: index_empty(x, x.shape[0]))
+
+
+@torch.no_grad()
+def row_keys(x: Tensor, function: str = "ranks", backend: str = "auto") -> Tensor:  # [G, D] -> [G]
     """Return int64 keys: equal rows have equal keys, others only by chance (less than 1 in 2^50).
 
     Scores of equal rows may differ in their last bit, where a product is computed in blocks: the
     keys tell that they tie. Integers alone: no rounding depends on where a row stands.
     """
+    namespace = resolve(function, "ranks", x, backend)
+    if namespace in _AT_ONCE:
+        return operator(namespace, "row_keys")(x)
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
     rows = max(1, _KEYS_AT_ONCE.get(x.device.type, _KEYS_AT_ONCE_ELSEWHERE) // x.shape[1])
     keys = []
@@ -81,6 +103,8 @@ def run(
     """Compute `ranks` of checked arguments, on behalf of a public function."""
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve(function, "ranks", queries, backend)
+    if namespace in _AT_ONCE:
+        return Ranks(*operator(namespace, "ranks_total")(*inputs))
     implementation = reference.ranks if namespace is None else operator(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)
     # Without a finite score among its positives, a query ranks behind all of its negatives.
@@ -138,4 +162,4 @@ def ranks(
     _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device
     ids = query_ids.to(device).long(), gallery_ids.to(device).long()
-    return run(queries, gallery, *ids, row_keys(gallery), "ranks", backend)
+    return run(queries, gallery, *ids, row_keys(gallery, backend=backend), "ranks", backend)

@@ -1,11 +1,13 @@
 """Where every query's best positive stands: candidates are counted in the tile that scores them.
 
-The best positive is known before anything is compared with it, and comes from the very tiles that
-it is compared in: computed another way it would round differently, and rank behind itself. With
-rows in the order of their ids the positives of a tile of queries lie side by side, so that few
-tiles are computed again: once for the best score, once for the row that has it. Copies of that row
-tie with it, even if a tile at the edge rounds their scores differently.
+The best positive is known before anything is compared with it. Its score comes from a tile of the
+same shape, over the same chunks of D, as those that it is compared in: tensor cores add up an
+element of a tile in one order wherever it stands, and computed another way it would round
+differently. In the order of ids the positives of a tile of queries lie side by side, so that few
+tiles are computed again. Copies of the best positive tie with it, however their scores round.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._launch import Operands, operands
+from itm_kernels.triton._rank_order import Order, by_id
 from itm_kernels.triton._tiles import (
     key_of_nan,
     no_key,
@@ -29,12 +32,14 @@ _PROGRAMS = 256  # that share few queries with many positives
 def _positives_kernel(
     x,
     y,
-    x_ids,  # [Q] ascending
-    y_ids,  # [G] ascending
-    first,  # [row tiles] of the candidates that may be positives
-    last,
-    best,  # [Q] keys of scores
-    best_column,  # [Q] found if FIND: the last candidate that has the best score
+    x_ids,  # [Q]
+    y_ids,  # [G]
+    query,  # [Q] the query at a place in the order of ids
+    candidate,  # [G]
+    first,  # [Q] of a query's positives in that order, by the query's place
+    end,
+    best,  # [Q] key of the best score << 32 | the last candidate that has it; for fp64 the key
+    best_column,  # [Q] that candidate if FIND
     x_stride,
     y_stride,
     x_part,
@@ -49,19 +54,18 @@ def _positives_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    WIDE: tl.constexpr,  # keys fill 64 bits: their maximum first, in another launch its candidate
     FIND: tl.constexpr,
 ):
-    q = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    rows = tl.minimum(q, Q - 1)
-    none: tl.constexpr = no_key(best.dtype.element_ty)
-    if FIND:
-        highest = tl.full((ROWS,), -1, tl.int32)
-    else:
-        highest = tl.full((ROWS,), none, best.dtype.element_ty)
-    tile = tl.load(first + tl.program_id(0)).to(tl.int32) // COLUMNS + tl.program_id(1)
-    end = tl.load(last + tl.program_id(0)).to(tl.int32)
-    for at in range(tile * COLUMNS, end, tl.num_programs(1) * COLUMNS):
-        columns = tl.minimum(at + tl.arange(0, COLUMNS), G - 1)
+    begin = tl.program_id(0) * ROWS
+    q = begin + tl.arange(0, ROWS)
+    rows = tl.load(query + tl.minimum(q, Q - 1)).to(tl.int32)
+    none: tl.constexpr = no_key(tl.int64 if WIDE else tl.int32)
+    highest = tl.full((ROWS,), -1 if FIND else no_key(tl.int64), tl.int64)
+    start = tl.load(first + begin) + tl.program_id(1) * COLUMNS
+    stop = tl.load(end + tl.minimum(begin + ROWS, Q) - 1)
+    for at in range(start, stop, tl.num_programs(1) * COLUMNS):
+        columns = tl.load(candidate + tl.minimum(at + tl.arange(0, COLUMNS), G - 1)).to(tl.int32)
         scores = score_tile(
             x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
             DEPTH, PARTS, PRECISION, ALIGN, EVEN,
@@ -72,11 +76,15 @@ def _positives_kernel(
         keys = tl.where(ranked, ordered_key(scores), none)
         if FIND:
             is_best = keys == tl.load(best + rows)[:, None]
-            highest = tl.maximum(highest, tl.max(tl.where(is_best, columns[None, :], -1), 1))
+            here = tl.max(tl.where(is_best, columns[None, :], -1), 1).to(tl.int64)
         else:
-            highest = tl.maximum(highest, tl.max(keys, 1))
+            here = tl.max(keys, 1)
+            if not WIDE:
+                last = tl.max(tl.where(keys == here[:, None], columns[None, :], -1), 1)
+                here = (here.to(tl.int64) << 32) | last.to(tl.int64)
+        highest = tl.maximum(highest, here)
     # Integers: the order of programs does not show.
-    tl.atomic_max((best_column if FIND else best) + q, highest, mask=q < Q, sem="relaxed")
+    tl.atomic_max((best_column if FIND else best) + rows, highest, mask=q < Q, sem="relaxed")
 
 
 @triton.jit
@@ -86,9 +94,8 @@ def _count_kernel(
     x_ids,  # [Q]
     y_ids,  # [G]
     y_keys,  # [G]
-    best,  # [Q]
-    best_row,  # [Q]
-    order,  # [Q] where a query came from
+    best,  # [Q] as _positives_kernel leaves it
+    best_column,  # [Q] if WIDE
     above,  # [Q] int64
     ties,  # [Q] int64
     positives,  # [Q] int64
@@ -106,6 +113,7 @@ def _count_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     q, g, _, _ = place(tl.program_id(0), ROWS, COLUMNS, Q, G)
     rows, columns = tl.minimum(q, Q - 1), tl.minimum(g, G - 1)
@@ -114,19 +122,25 @@ def _count_kernel(
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
     keys = ordered_key(scores)
-    limit = tl.load(best + rows)[:, None]
-    is_copy = tl.load(best_row + rows)[:, None] == tl.load(y_keys + columns)[None, :]
+    limit = tl.load(best + rows)
+    if WIDE:
+        column = tl.load(best_column + rows)
+    else:
+        column = limit & 0xFFFFFFFF
+        limit = (limit >> 32).to(tl.int32)
+    best_row = tl.load(y_keys + tl.maximum(column, 0))
+    limit = limit[:, None]
+    is_copy = best_row[:, None] == tl.load(y_keys + columns)[None, :]
     own = same_id(rows, columns, x_ids, y_ids, True)
     inside = (g < G)[None, :]
     # NaN is the highest key, and above nothing. A positive is above the best if it is infinite.
     is_above = (keys > limit) & (keys != key_of_nan(scores.dtype)) & inside
     is_above = is_above & (is_copy == 0) & (own == 0)
-    none: tl.constexpr = no_key(best.dtype.element_ty)
+    none: tl.constexpr = no_key(tl.int64 if WIDE else tl.int32)
     ties_with_it = ((keys == limit) | is_copy) & (limit != none) & inside
-    to = tl.load(order + rows)
-    _add_counts(above + to, is_above, q < Q)
-    _add_counts(ties + to, ties_with_it & (own == 0), q < Q)
-    _add_counts(positives + to, ties_with_it & own, q < Q)
+    _add_counts(above + q, is_above, q < Q)
+    _add_counts(ties + q, ties_with_it & (own == 0), q < Q)
+    _add_counts(positives + q, ties_with_it & own, q < Q)
 
 
 @triton.jit
@@ -140,6 +154,45 @@ def _add_counts(
     tl.atomic_add(to, number, mask=mask, sem="relaxed")
 
 
+@triton.jit
+def _ranks_kernel(above, ties, positives, negatives, rank, Q, BLOCK: tl.constexpr):
+    """Write ranks, and put queries without a finite positive behind all of their negatives."""
+    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = q < Q
+    higher = tl.load(above + q, mask=mask, other=0)
+    behind_all = tl.load(positives + q, mask=mask, other=0) == 0
+    higher = tl.where(behind_all, tl.load(negatives + q, mask=mask, other=0), higher)
+    tl.store(above + q, higher, mask=mask)
+    # Twice the rank is an integer; the product is exact.
+    twice = 2 + 2 * higher + tl.load(ties + q, mask=mask, other=0)
+    tl.store(rank + q, twice.to(tl.float64) * 0.5, mask=mask)
+
+
+def ranks_total(
+    queries: Tensor,  # [Q, D]
+    gallery: Tensor,  # [G, D]
+    query_ids: Tensor,  # [Q]
+    gallery_ids: Tensor,  # [G]
+    gallery_keys: Tensor,  # [G]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [Q] each
+    """Return ranks, how many negatives are above the best positive, and what ties with it."""
+    both = operands(queries, gallery)
+    ids = {"x_ids": query_ids.contiguous(), "y_ids": gallery_ids.contiguous()}
+    order, counts = by_id(**ids)
+    sizes: dict[str, Any] = {"Q": len(queries), "G": len(gallery), "WIDE": both.kind == "fp64"}
+    best = _best_positives(both, order, counts.best, ids, sizes)
+    _, above, ties, positives, negatives = counts
+    _count_kernel[both.tile.programs(*both.shape)](
+        **both.arguments(), **ids, **best, **sizes, y_keys=gallery_keys.contiguous(),
+        above=above, ties=ties, positives=positives,
+    )  # fmt: skip
+    rank = torch.empty(len(above), dtype=torch.float64, device=above.device)
+    _ranks_kernel[(triton.cdiv(len(above), 128),)](
+        above, ties, positives, negatives, rank, len(above), BLOCK=128
+    )
+    return rank, above, ties, positives
+
+
 def ranks_forward(
     queries: Tensor,  # [Q, D]
     gallery: Tensor,  # [G, D]
@@ -147,43 +200,25 @@ def ranks_forward(
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [Q] each
-    """Return how many negatives are above the best finite positive, and what ties with it."""
-    query_ids, order = query_ids.sort(stable=True)
-    gallery_ids, gallery_order = gallery_ids.sort(stable=True)
-    both = operands(queries.index_select(0, order), gallery.index_select(0, gallery_order))
-    rows = query_ids, gallery_ids, gallery_keys.index_select(0, gallery_order)
-    best, best_row = _best_positives(both, *rows)
-    above, ties, positives = (torch.zeros_like(order) for _ in range(3))
-    Q, G = both.shape
-    _count_kernel[both.tile.programs(Q, G)](
-        **both.arguments(),
-        **dict(zip(("x_ids", "y_ids", "y_keys"), rows, strict=True)),
-        **{"best": best, "best_row": best_row, "order": order, "Q": Q, "G": G},
-        **{"above": above, "ties": ties, "positives": positives},
-    )
+    """Return what the other backends return: the same without ranks."""
+    _, above, ties, positives = ranks_total(queries, gallery, query_ids, gallery_ids, gallery_keys)
     return above, ties, positives
 
 
 def _best_positives(
-    both: Operands, x_ids: Tensor, y_ids: Tensor, y_keys: Tensor
-) -> tuple[Tensor, Tensor]:  # [Q], [Q]
-    """Return the key of every query's best score of a positive, and that of the row that has it.
-
-    Without a finite score the first is below the key of every number.
-    """
-    (Q, G), tile, device = both.shape, both.tile, x_ids.device
+    both: Operands,
+    order: Order,
+    best: Tensor,
+    ids: dict[str, Tensor],
+    sizes: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Find the best score of a positive of every query, and the last candidate that has it."""
+    (Q, G), tile = both.shape, both.tile
     tiles = triton.cdiv(Q, tile.rows)
-    starts = torch.arange(tiles, device=device) * tile.rows
-    first = torch.searchsorted(y_ids, x_ids[starts])
-    last = torch.searchsorted(y_ids, x_ids[(starts + tile.rows - 1).clamp_max(Q - 1)], right=True)
-    key = torch.int64 if both.kind == "fp64" else torch.int32
-    best = torch.full((Q,), torch.iinfo(key).min, dtype=key, device=device)
-    best_column = torch.full((Q,), -1, dtype=torch.int32, device=device)
     shares = max(1, min(triton.cdiv(G, tile.columns), _PROGRAMS // tiles))
-    for find in (False, True):
+    found = {"best": best, "best_column": torch.full_like(best, -1) if sizes["WIDE"] else best}
+    for find in (False, True) if sizes["WIDE"] else (False,):
         _positives_kernel[(tiles, shares)](
-            **both.arguments(),
-            **{"x_ids": x_ids, "y_ids": y_ids, "first": first, "last": last},
-            **{"best": best, "best_column": best_column, "Q": Q, "G": G, "FIND": find},
+            **both.arguments(), **ids, **order._asdict(), **found, **sizes, FIND=find
         )
-    return best, y_keys[best_column.clamp_min(0)]
+    return found
