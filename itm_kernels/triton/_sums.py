@@ -1,7 +1,8 @@
 """Weighted sums of the members' rows, per anchor and cluster.
 
-Weights are in fp32, and so are the sums: rows and weights are bf16 parts on tensor cores. The sums
-are stored, or leave only their product with the anchor and their square.
+Weights are in fp32, and so are the sums: rows and weights are parts on tensor cores, of fp16 where
+weights are at most 1, of bf16 otherwise. The sums are stored, or leave only their product with the
+anchor and their square.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import Tensor
 from itm_kernels.triton._clusters import Clusters, grid_of
 from itm_kernels.triton._launch import (
     INTERPRETED,
+    Operands,
     Tile,
     kind_of,
     prepare,
@@ -22,6 +24,7 @@ from itm_kernels.triton._launch import (
     to_tf32,
     wide_dtype,
 )
+from itm_kernels.triton._products import unit_of
 from itm_kernels.triton._tiles import wide_type
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -31,9 +34,17 @@ class Factor(NamedTuple):
     """Rows that are multiplied with weights in fp32."""
 
     rows: Tensor  # [parts, M, D]
-    terms: int  # bf16 parts that a weight is split into; 0: it is multiplied as it is
+    terms: int  # parts that a weight is split into; 0: it is multiplied as it is
     precision: str
     tile: Tile
+    factor: Tensor | None = None  # [M] of rows in fp16
+    unit: Tensor | None = None  # [] that brings weight x factor below 2^15
+
+    def scaling(self, stand_in: Tensor) -> dict[str, Any]:
+        """Return what weights are multiplied by as a kernel's arguments."""
+        if self.factor is None or self.unit is None:
+            return {"factor": stand_in, "unit": stand_in, "FACTORS": False}
+        return {"factor": self.factor, "unit": self.unit, "FACTORS": True}
 
     def arguments(self) -> dict[str, Any]:
         """Return the rows as a kernel's arguments."""
@@ -51,9 +62,27 @@ def factor_of(x: Tensor) -> Factor:
         x = x.float()  # its smallest numbers are below those of a weight's parts
     kind = kind_of(x)
     terms = 3 if kind in ("half", "parts") else 0
-    tile = tile_of("sum" if terms else kind, 1, 1, x.shape[1])
+    tile = tile_of("sum" if terms or kind == "tf32" else kind, 1, 1, x.shape[1])
     tile = tile._replace(warps=8)  # weights of a mask in 4 warps are 10 to 146 spills
     return Factor(prepare(x, kind), terms, "tf32" if kind == "tf32" else "ieee", tile)
+
+
+def scaled_factor(rows: Tensor, factor: Tensor, like: Tensor) -> Factor:
+    """Prepare rows that `_scaled` has laid out, for weights of at most 1, as those of a softmax.
+
+    Rows are one or two parts of fp16, and weights two: half as many products as of bf16 parts.
+    Weights lose what is below 2^-39 of the longest row.
+
+    Args:
+        rows: `[parts, M, D']`.
+        factor: `[M]`.
+        like: `[M, D]`, rows as they came.
+    """
+    one = factor.new_ones(1)
+    tile = tile_of("sum", 1, 1, like.shape[1])
+    both = Operands(rows, rows, "parts", "ieee", tile, one, factor)
+    unit = unit_of(rows[0], both, one[0], one)
+    return Factor(rows, 2, "ieee", tile._replace(warps=8), factor, unit)
 
 
 def _wide_tile(members: Factor, clusters: Clusters, R: int) -> Factor:
@@ -62,7 +91,7 @@ def _wide_tile(members: Factor, clusters: Clusters, R: int) -> Factor:
     A mask beside it, of rows or of D, is 18 spills on sm_90, pointers to store at are 22.
     """
     width = members.rows.shape[2]
-    if not members.terms or clusters.per_anchor:
+    if clusters.per_anchor or not (members.terms or members.precision == "tf32"):
         return members
     tile = tile_of("sum", R, R, width, "reduction")
     return members if width % tile.columns else members._replace(tile=tile)
@@ -79,15 +108,19 @@ def anchor_and_cluster(p, P, K, group, PER_ANCHOR: tl.constexpr):
 
 @triton.jit
 def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr):
-    """Return total + weights . rows; with terms, of weights split into so many bf16 numbers."""
+    """Return total + weights . rows; with terms, of weights split into so many numbers of 16 bits.
+
+    They are fp16 beside rows of fp16, bf16 otherwise.
+    """
     if TERMS == 0:
         if PRECISION == "tf32" and not _INTERPRETED:  # which multiplies tf32 in fp32
             weights = to_tf32(weights)
         total = tl.dot(weights, rows, total, input_precision=PRECISION, out_dtype=total.dtype)
     else:
+        PART: tl.constexpr = tl.float16 if rows.dtype == tl.float16 else tl.bfloat16
         rest = weights
         for _ in tl.static_range(TERMS):
-            high = rest.to(tl.bfloat16)
+            high = rest.to(PART)
             total = tl.dot(high.to(rows.dtype), rows, total)
             rest -= high.to(tl.float32)
     return total
@@ -103,6 +136,8 @@ def _sums_kernel(
     valid,  # [R, K]
     anchors,  # [R, D]
     out,  # [R, K, D]; of cosines [2, depth tiles, R, K]
+    factor,  # [M]
+    unit,  # []
     anchor_stride,
     row_stride,
     row_part,
@@ -120,6 +155,7 @@ def _sums_kernel(
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
+    FACTORS: tl.constexpr,
     OF: tl.constexpr,
     DIVISOR: tl.constexpr,  # of M, a power of two
 ):
@@ -145,6 +181,9 @@ def _sums_kernel(
             if PER_ANCHOR:
                 own = tl.load(assignment + at + first, mask=inside[None, :], other=-1)
                 weight = tl.where(own == k[:, None], weight, 0.0)
+            if FACTORS:
+                of_row = tl.load(factor + first + depth, mask=inside, other=0.0) * tl.load(unit)
+                weight *= of_row[None, :]
             here = inside[:, None]
             if WIDTH % COLUMNS != 0:
                 here &= (d < WIDTH)[None, :]
@@ -155,6 +194,8 @@ def _sums_kernel(
             total = split_dot(total, weight, row, terms, PRECISION)
     at = n * K + k
     some = p < P
+    if FACTORS:
+        total *= 1 / tl.load(unit)
     # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
     total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
     if OF == "vectors":
@@ -182,7 +223,7 @@ def vectors_of(
     _sums_kernel[(grid.programs * triton.cdiv(D, members.tile.columns),)](
         weights=weights, valid=valid, anchors=out, out=out, anchor_stride=0,
         **clusters.arguments(), **members.arguments(), **grid.arguments(), R=R, D=D,
-        OF="vectors", DIVISOR=math.gcd(16, M),
+        OF="vectors", DIVISOR=math.gcd(16, M), **members.scaling(weights),
     )  # fmt: skip
 
 
@@ -203,5 +244,6 @@ def cosine_parts(
         weights=weights, valid=valid, anchors=anchors, out=out,
         anchor_stride=anchors.stride(0), **clusters.arguments(), **members.arguments(),
         **grid.arguments(), R=R, D=D, OF="cosines", DIVISOR=math.gcd(16, M),
+        **members.scaling(weights),
     )  # fmt: skip
     return out

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
 from itm_kernels.triton._compare import squares
-from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
+from itm_kernels.triton._launch import INTERPRETED, kind_of, rows_of, wide_dtype
 from itm_kernels.triton._parts import factor_size
-from itm_kernels.triton._scaled import operands, unit_rows
-from itm_kernels.triton._sums import Factor, factor_of
+from itm_kernels.triton._scaled import operands, scaled_rows, unit_rows
+from itm_kernels.triton._sums import Factor, factor_of, scaled_factor
 from itm_kernels.triton._synthesis import logits_kernel, softmax_kernel
 from itm_kernels.triton._systems import Memory, Systems, systems
 from itm_kernels.triton._weights import rows_at_once
@@ -94,6 +94,10 @@ class Synthesis:
     @cached_property
     def members(self) -> Factor:
         """The rows whose sums the vectors are, prepared for products with weights."""
+        kind = kind_of(self.rows)
+        # Those of anchors with clusters of their own are thousands where rows are alike.
+        if kind in ("half", "parts") and not (self.kam and self.clusters.per_anchor):
+            return scaled_factor(*scaled_rows(self.rows, kind, False, fine=True), self.rows)
         return factor_of(self.rows)
 
     # -- blocks ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from itm_kernels.triton._tiles import highest, no_key, ordered_key, scaled, scor
 
 _MOST_COLUMNS = 64  # of several problems
 _PROGRAMS = 264  # two for every processor of an H100
+_ALONE = 256  # rows that are one share: a launch takes longer
 _CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
 
 
@@ -113,7 +114,7 @@ def rows_of_share(M: int, R: int, programs: int, depth: int) -> int:
     Programs enough, chains short enough, and fewer numbers in all sums than in the rows.
     """
     shares = max(triton.cdiv(_PROGRAMS, programs), triton.cdiv(M, _CHAIN))
-    shares = max(1, min(shares, M // (4 * R)))
+    shares = 1 if M <= _ALONE else max(1, min(shares, M // (4 * R)))
     return triton.cdiv(triton.cdiv(M, shares), depth) * depth
 
 

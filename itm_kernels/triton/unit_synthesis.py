@@ -12,11 +12,11 @@ from torch import Tensor
 
 from itm_kernels.triton._cosine_weights import finish, weigh
 from itm_kernels.triton._cosines import alpha_of, cosine_of
-from itm_kernels.triton._launch import stored_dtype, wide_dtype
+from itm_kernels.triton._launch import kind_of, stored_dtype, wide_dtype
 from itm_kernels.triton._lengths import SMALLEST
 from itm_kernels.triton._products import add_product, unit_of
 from itm_kernels.triton._scaled import scaled_rows
-from itm_kernels.triton._sums import cosine_parts
+from itm_kernels.triton._sums import cosine_parts, scaled_factor
 from itm_kernels.triton._synthesis_blocks import Synthesis
 
 _PADDED = 16  # rows as the library multiplies them; the operator's fake kernel knows it
@@ -56,7 +56,8 @@ def unit_synthesis_forward(
     valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
     sums = cosine.new_empty((2, N if gradients else 0, K))
     kept = _laid_out(one.rows) if gradients else _nothing(one.rows)
-    parts_of_rows = one.members
+    shared = gradients and kind_of(one.rows) == "parts"
+    parts_of_rows = scaled_factor(*kept, one.rows) if shared else one.members
     del one.rows
     for block in one.blocks(one.at_once(), valid):
         parts = cosine_parts(block.clusters, block.weights, parts_of_rows, block.valid, block.q)
