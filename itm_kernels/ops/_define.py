@@ -143,7 +143,12 @@ KEPT_BYTES = 64 << 20
 def keeps_scores(namespace: str, x: Tensor, y: Tensor) -> bool:
     """Return whether a forward pass is to keep its scores `[N, M]` for the backward pass.
 
-    Triton multiplies again: on tensor cores that costs no more than storing and loading them.
+    Triton multiplies again, in memory that grows with N and M alone. Counted for InfoNCE, D = 1024,
+    at the cost sheet's rates of an H200: scores kept in fp32 would save 12 % of a step in bf16 at N
+    = 4096 (16 % in fp32) and 17 % (19 %) at 16,384, for 67 MB and 1.1 GB: what eager keeps. 16 bits
+    a score would save 15 % (17 %) and 20 % (21 %), but fp32's gradients would err over 100 times
+    as much as they may, bf16's at a scale of 100 from 1.6 (fp16 scores) to 18 times (fp16
+    exponentials); bf16 exponentials of a row's highest logit hold there, for bf16 rows alone.
     """
     if namespace == NAMESPACES["triton"]:
         return False

@@ -105,7 +105,13 @@ def score_tile(
 
 @triton.jit
 def scaled(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
-    """Return scores `[R, C]` times the factors of `_scaled.operands`, if there are any."""
+    """Return scores `[R, C]` times the factors of `_scaled.operands`, if there are any.
+
+    One factor is applied after the other. Dot products of fp32 and fp16 rows overflow on the way
+    if a row of x is longer than 2^114, cosines of raw rows if one is longer than 1.8e19: such a row
+    has an infinite length, as in PyTorch, and its cosines are NaN instead of 0 where the product
+    itself overflows.
+    """
     if FACTORS:
         scores *= tl.load(x_factor + rows)[:, None]
         scores *= tl.load(y_factor + columns)[None, :]
