@@ -20,11 +20,9 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
 # What a wheel is compiled for; setup.py reads the same file.
 SHIPPED = (FOLDER / "architectures.txt").read_text().split()
+OLDEST = "7.5"  # compiles for those who ask for it: not tuned, it may spill
 # ptxas, which knows registers, fails on any spill; a warning of the compiler's is an error too.
-FLAGS = (
-    *("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings", "-cubin"),
-    *("-Xptxas", "-v,-warn-spills,-Werror"),
-)
+FLAGS = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings", "-cubin")
 MOST_SHARED = 48 << 10  # what a block has without asking for more
 # The tile that l1 distances of many rows in fp32 are made by: 64 pairs a thread.
 L1_TILE = r"(distance|band)_kernel<.*Tile<float, 128, 128, 16, 16>, .*Magnitude"
@@ -139,20 +137,38 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        kernels = report(run(nvcc, *FLAGS, code, "-o", cubin, source))
+        strict = "" if architecture == OLDEST.replace(".", "") else ",-warn-spills,-Werror"
+        kernels = report(run(nvcc, *FLAGS, "-Xptxas", f"-v{strict}", code, "-o", cubin, source))
         lines = []
         for kernel in sorted(kernels):
             lines.append(
                 f"{kernel.registers:>9} {kernel.shared:>9} {kernel.local:>6}  sm_{architecture:<4}"
                 f" {kernel.name}"
             )
-            if kernel.local or kernel.shared > MOST_SHARED:
+            if (strict and kernel.local) or kernel.shared > MOST_SHARED:
                 raise RuntimeError(f"{source.name}, sm_{architecture}: {kernel}")
         if nvdisasm:
             for name, instructions in machine_code(run(nvdisasm, "-c", cubin)).items():
-                if re.search(L1_TILE, name):
+                if strict and re.search(L1_TILE, name):
                     lines.append(f"{'':>26}  sm_{architecture:<4} {check_l1(instructions)}")
     return lines
+
+
+def check_images(nvcc: str, cuobjdump: str, architectures: list[str]) -> str:
+    """Compile a file as setup.py does; raise unless it holds every image and the newest's PTX."""
+    from torch.utils.cpp_extension import _get_cuda_arch_flags
+
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(architectures) + "+PTX"
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "images.o"
+        flags = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", *_get_cuda_arch_flags())
+        run(nvcc, *flags, "-c", "-o", built, FOLDER / "kmeans_plus_plus.cu")
+        images = set(re.findall(r"\.(sm_\w+)\.cubin", run(cuobjdump, "--list-elf", built)))
+        ptx = set(re.findall(r"\.(sm_\w+)\.ptx", run(cuobjdump, "--list-ptx", built)))
+    names = [f"sm_{a.replace('.', '')}" for a in architectures]
+    if images != set(names) or ptx != {names[-1]}:
+        raise RuntimeError(f"images of {sorted(images)}, PTX of {sorted(ptx)}, wanted {names}")
+    return f"a fat binary holds {', '.join(names)}, and PTX of {names[-1]}"
 
 
 def check_binding(nvcc: str) -> str:
@@ -182,22 +198,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--required", action="store_true", help="fail where there is no nvcc")
     options = parser.parse_args()
-    nvcc, nvdisasm = find("nvcc"), find("nvdisasm")
+    nvcc, nvdisasm, cuobjdump = (find(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
     if nvcc is None:
         print("cuda-check: NOTHING CHECKED: no nvcc in CUDA_HOME or on PATH")
         sys.exit(options.required or os.environ.get("ITM_KERNELS_CUDA") == "1")
     print(run(nvcc, "--version").splitlines()[-1])
     print("registers    shared  local  (bytes)")
     known = run(nvcc, "--list-gpu-arch").split()
-    architectures = [name for a in SHIPPED if f"compute_{(name := a.replace('.', ''))}" in known]
-    print(f"architectures: {', '.join(architectures)} of {', '.join(SHIPPED)}")
-    cases = [(source, a) for source in sorted(FOLDER.glob("*.cu")) for a in architectures]
+    architectures = [a for a in SHIPPED if f"compute_{a.replace('.', '')}" in known]
+    print(f"architectures: {', '.join(architectures)} of {', '.join(SHIPPED)}; {OLDEST} with spills")
+    cases = [
+        (source, a.replace(".", ""))
+        for source in sorted(FOLDER.glob("*.cu"))
+        for a in (*architectures, OLDEST)
+        if f"compute_{a.replace('.', '')}" in known
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lines in pool.map(lambda case: check(case[0], case[1], nvcc, nvdisasm), cases):
             print("\n".join(lines), flush=True)
     print(check_binding(nvcc))
-    if nvdisasm is None:
-        print("cuda-check: MACHINE CODE NOT READ: no nvdisasm (requirements-cuda.txt)")
+    if cuobjdump:
+        print(check_images(nvcc, cuobjdump, architectures))
+    if nvdisasm is None or cuobjdump is None:
+        print("cuda-check: MACHINE CODE NOT READ: no nvdisasm or cuobjdump (requirements-cuda.txt)")
         sys.exit(options.required)
 
 
