@@ -95,8 +95,8 @@ capabilities: $(VENV)/dev $(VENV)/built
 emulate-cpus: $(VENV)/dev $(VENV)/built
 	PYTHONPATH=.:tests $(BIN)/python -W error tests/emulate_cpus.py
 
-# The parallel loops on four threads under the thread sanitizer. Its shadow memory wants addresses
-# that are not shuffled.
+# The parallel loops on four threads under the thread sanitizer, then the CUDA kernels of every dtype
+# (`make test` runs those of fp32). Its shadow memory wants addresses that are not shuffled.
 RACED := build/raced
 races: $(VENV)/dev
 	rm -rf $(RACED) && mkdir -p $(RACED)
@@ -105,6 +105,7 @@ races: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
+	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/test_emulated_races.py
 
 # Triton is 1 GB: it has an environment of its own, which leaves the other tests to run without it.
 # TRITON_VERSION=3.6.0 takes another version, in another environment.

@@ -180,7 +180,10 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
   emulator::launch(kernel, {static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)},
                    shared_bytes, arguments...);
 }
-constexpr int64_t kMostBlocks = 7;  // so that tests see launches that go on where one has ended
+#ifndef ITM_MOST_BLOCKS
+#define ITM_MOST_BLOCKS 7  // so that tests see launches that go on where one has ended
+#endif
+constexpr int64_t kMostBlocks = ITM_MOST_BLOCKS;
 #endif
 
 // Calls start(first, count) for parts of a grid that one launch can hold. A launch of no blocks is

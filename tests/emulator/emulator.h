@@ -1,5 +1,6 @@
 #pragma once
-// Runs CUDA C++ on the host: every CUDA thread is a fiber, every block one thread of the system.
+// Runs CUDA C++ on the host: every CUDA thread is a fiber. In a random order several blocks are
+// alive at once, and each goes on a little way before another does.
 //
 // What the hardware leaves open, the emulator varies or forbids. Fibers run until they wait, in an
 // order that the caller chooses, so that code which leans on an order gives other results or fails.
@@ -88,7 +89,8 @@ class Block {
  public:
   Block(dim3 threads, size_t shared_bytes);
   ~Block();
-  void run(const std::function<void()>& kernel, std::mt19937_64& random);
+  void begin(dim3 index, const std::function<void()>& kernel);
+  bool step(std::mt19937_64& random);  // lets every thread go on until it waits; false at the end
 
   static Block& current();
   int thread() const { return running_; }
@@ -98,12 +100,13 @@ class Block {
 
   void* access(size_t first, size_t bytes, size_t end, bool write);
   void copy(const Copy& copy, size_t end);
-  void close_group() { ++lanes_[running_].groups; }
+  void close_group();
   void wait_for_copies(int open_groups);
-  size_t shared_bytes() const { return shared_.size(); }
+  size_t shared_bytes() const { return shared_bytes_; }
 
  private:
   struct Fibers;
+  unsigned char* shared() const;
   void wait(State state, const Place& at);
   bool release_warps();
   void release_barrier();
@@ -112,16 +115,18 @@ class Block {
   std::string who(int thread) const;
 
   std::vector<Lane> lanes_;
-  std::vector<unsigned char> shared_;
+  size_t shared_bytes_;
   std::vector<Word> words_;
   std::vector<std::array<std::array<unsigned char, kLane>, 2>> slots_;
   std::unique_ptr<Fibers> fibers_;
   const std::function<void()>* kernel_ = nullptr;
   uint32_t time_ = 1;  // barriers passed, and 1
   int running_ = -1, votes_ = 0;
+  std::vector<int> order_;
+  dim3 index_;
 };
 
-// Runs a kernel over a grid, one block after another, in the order of the settings.
+// Runs a kernel over a grid in the order of the settings.
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 template <typename... Parameters, typename... Arguments>

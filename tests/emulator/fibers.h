@@ -1,31 +1,63 @@
 #pragma once
 // How a fiber is left and entered, and what the address sanitizer is told of it.
 
+#include <sys/mman.h>
+
 #include <array>
 #include <cstddef>
+#include <deque>
+#include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// The file that says so is itself compiled without the thread sanitizer: calls would begin on one
+// fiber's books and end on another's.
+#if defined(ITM_RACES)
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
 namespace emulator {
 
+#if defined(ITM_RACES)
+constexpr bool kRaces = true;
+inline std::deque<void*> idle_fibers;
+constexpr size_t kStack = 256 << 10;
+#else
+constexpr bool kRaces = false;
 constexpr size_t kStack = 64 << 10;
+#endif
 
 // Where a fiber goes on. ucontext alone, which begins it, asks the system at every change: half of
 // the time of the tests.
 using Jump = std::array<void*, 5>;
 
-// The address sanitizer keeps books on stacks: it is told of every change from one to another.
+// The sanitizers keep books on stacks: they are told of every change from one to another.
 struct Stack {
   const void* bottom = nullptr;
   size_t size = 0;
   void* saved = nullptr;
+  void* fiber = nullptr;  // the thread sanitizer's
 };
 
 inline void leave(Stack& from, const Stack& to, bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
+#endif
+#if defined(ITM_RACES)
+  constexpr unsigned kNoOrder = 1;  // a change of fibers orders nothing
+  __tsan_switch_to_fiber(to.fiber, kNoOrder);
 #endif
 }
 
@@ -37,5 +69,94 @@ inline void arrive(Stack& here, Stack* came_from) {
   if (came_from) came_from->bottom = bottom, came_from->size = size;
 #endif
 }
+
+// What the thread sanitizer is told: where order is made, and which accesses are the emulator's
+// own.
+
+// Making one takes the sanitizer longer than most kernels run. Those that have ended wait in a
+// queue that is longer than the threads of a few blocks: a fiber's accesses in two blocks of one
+// launch look like one thread's, and the next block takes others.
+inline void take_fiber(Stack& stack) {
+#if defined(ITM_RACES)
+  constexpr int kLeast = 1021;
+  static int made = 0;
+  if (idle_fibers.empty() || made < kLeast) {
+    ++made;
+    stack.fiber = __tsan_create_fiber(0);
+    return;
+  }
+  stack.fiber = idle_fibers.front();
+  idle_fibers.pop_front();
+#endif
+}
+inline void give_fiber(Stack& stack) {
+#if defined(ITM_RACES)
+  if (stack.fiber) idle_fibers.push_back(stack.fiber);
+  stack.fiber = nullptr;
+#endif
+}
+inline void* this_fiber() {
+#if defined(ITM_RACES)
+  return __tsan_get_current_fiber();
+#else
+  return nullptr;
+#endif
+}
+// All that came before release(tag) is before all that comes after an acquire(tag).
+inline void acquire(void* tag) {
+#if defined(ITM_RACES)
+  __tsan_acquire(tag);
+#endif
+}
+inline void release(void* tag) {
+#if defined(ITM_RACES)
+  __tsan_release(tag);
+#endif
+}
+
+inline void look_away() {
+#if defined(ITM_RACES)
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+}
+inline void look_again() {
+#if defined(ITM_RACES)
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+#endif
+}
+// The emulator's own accesses, as long as this lives.
+struct Unseen {
+  Unseen() { look_away(); }
+  ~Unseen() { look_again(); }
+  Unseen(const Unseen&) = delete;
+};
+
+// Memory of a block. Of blocks that have ended the thread sanitizer remembers accesses; it forgets
+// them with the mapping.
+class Pages {
+ public:
+  explicit Pages(size_t size) : size_(size ? size : 1) { map(); }
+  ~Pages() { munmap(data_, size_); }
+  Pages(const Pages&) = delete;
+
+  void renew() {
+    if (!kRaces) return;
+    munmap(data_, size_);
+    map();
+  }
+  char* data() const { return data_; }
+
+ private:
+  void map() {  // pages that nobody touches take no memory
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* found = mmap(nullptr, size_, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+    if (found == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<char*>(found);
+  }
+  size_t size_;
+  char* data_ = nullptr;
+};
 
 }  // namespace emulator

@@ -3,6 +3,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -18,6 +19,9 @@ bool same(const Place& a, const Place& b) {
 
 thread_local Block* running = nullptr;
 
+// What the thread sanitizer orders by.
+char launched, ended;
+
 }  // namespace
 
 struct Block::Fibers {
@@ -25,37 +29,46 @@ struct Block::Fibers {
   std::vector<Jump> jumps;           // where they go on
   std::vector<bool> begun;
   std::vector<Stack> stacks;
-  const std::unique_ptr<char[]> memory;  // not cleared: of a stack, few pages are ever touched
+  Pages memory, shared;
   Jump scheduler;
+  char passed[2];  // barriers, in turn: an order for the thread sanitizer
   Stack own;
   std::exception_ptr failure;
 
-  explicit Fibers(size_t count)
+  Fibers(size_t count, size_t shared_bytes)
       : contexts(count),
         jumps(count),
         begun(count),
         stacks(count),
-        memory(std::make_unique_for_overwrite<char[]>(count * kStack)) {}
+        memory(count * kStack),
+        shared(shared_bytes) {
+    own.fiber = this_fiber();
+  }
+  ~Fibers() { end(); }
+  void end() { std::for_each(stacks.begin(), stacks.end(), give_fiber); }
 
   static void enter() {
     Block& block = *running;
     Fibers& all = *block.fibers_;
     arrive(all.stacks[block.running_], &all.own);
+    acquire(&launched);
     try {
       (*block.kernel_)();
     } catch (...) {
       all.failure = std::current_exception();
     }
     block.lanes_[block.running_].state = State::kDone;
+    release(&ended);
     leave(all.stacks[block.running_], all.own, true);
     __builtin_longjmp(all.scheduler.data(), 1);
   }
 
   void start(int thread) {
     ucontext_t& context = contexts[thread];
-    stacks[thread] = {memory.get() + thread * kStack, kStack, nullptr};
+    stacks[thread] = {memory.data() + thread * kStack, kStack, nullptr, nullptr};
+    take_fiber(stacks[thread]);
     getcontext(&context);
-    context.uc_stack.ss_sp = memory.get() + thread * kStack;
+    context.uc_stack.ss_sp = memory.data() + thread * kStack;
     context.uc_stack.ss_size = kStack;
     context.uc_link = nullptr;
     makecontext(&context, enter, 0);
@@ -85,12 +98,13 @@ struct Block::Fibers {
 
 Block::Block(dim3 threads, size_t shared_bytes)
     : lanes_(static_cast<size_t>(threads.x) * threads.y * threads.z),
-      shared_((shared_bytes + kWordBytes - 1) / kWordBytes * kWordBytes),
-      words_(shared_.size() / kWordBytes),
-      slots_(lanes_.size()) {
+      shared_bytes_((shared_bytes + kWordBytes - 1) / kWordBytes * kWordBytes),
+      words_(shared_bytes_ / kWordBytes),
+      slots_(lanes_.size()),
+      order_(lanes_.size()) {
   if (lanes_.empty() || lanes_.size() > kLargestBlock) fail("launch: no such number of threads");
   if (shared_bytes > kLargestShared) fail("launch: more shared memory than a block can have");
-  fibers_ = std::make_unique<Fibers>(lanes_.size());
+  fibers_ = std::make_unique<Fibers>(lanes_.size(), shared_bytes_);
 }
 
 Block::~Block() = default;
@@ -99,39 +113,51 @@ Block& Block::current() { return *running; }
 
 std::string Block::who(int thread) const { return "thread " + std::to_string(thread); }
 
-void Block::run(const std::function<void()>& kernel, std::mt19937_64& random) {
-  running = this;
+unsigned char* Block::shared() const {
+  return reinterpret_cast<unsigned char*>(fibers_->shared.data());
+}
+
+void Block::begin(dim3 index, const std::function<void()>& kernel) {
+  index_ = index;
   kernel_ = &kernel;
   time_ = 1;
   std::fill(words_.begin(), words_.end(), Word{});
-  std::fill(shared_.begin(), shared_.end(), 0xff);  // NaN, for what nobody has written
-  std::vector<int> order(lanes_.size());
-  std::iota(order.begin(), order.end(), 0);
-  if (settings.order == Order::kReverse) std::reverse(order.begin(), order.end());
-  for (int thread : order) {
+  fibers_->memory.renew();
+  fibers_->shared.renew();
+  std::memset(shared(), 0xff, shared_bytes_);  // NaN, for what nobody has written
+  std::iota(order_.begin(), order_.end(), 0);
+  if (settings.order == Order::kReverse) std::reverse(order_.begin(), order_.end());
+  for (int thread : order_) {
     lanes_[thread] = {};
     fibers_->start(thread);
   }
-  for (;;) {
-    if (settings.order == Order::kRandom) std::shuffle(order.begin(), order.end(), random);
-    bool ran = false;
-    for (int thread : order) {
-      if (lanes_[thread].state != State::kReady) continue;
-      running_ = thread;
-      const unsigned x = blockDim.x, y = blockDim.y;
-      threadIdx = {thread % x, thread / x % y, thread / (x * y)};
-      fibers_->resume(thread);
-      ran = true;
-    }
-    if (release_warps() || ran) continue;
-    const auto done = [](const Lane& lane) { return lane.state == State::kDone; };
-    if (std::all_of(lanes_.begin(), lanes_.end(), done)) break;
+}
+
+bool Block::step(std::mt19937_64& random) {
+  running = this;
+  blockIdx = index_;
+  if (settings.order == Order::kRandom) std::shuffle(order_.begin(), order_.end(), random);
+  bool ran = false;
+  for (int thread : order_) {
+    if (lanes_[thread].state != State::kReady) continue;
+    running_ = thread;
+    const unsigned x = blockDim.x, y = blockDim.y;
+    threadIdx = {thread % x, thread / x % y, thread / (x * y)};
+    fibers_->resume(thread);
+    ran = true;
+  }
+  if (release_warps() || ran) return true;
+  const auto done = [](const Lane& lane) { return lane.state == State::kDone; };
+  if (!std::all_of(lanes_.begin(), lanes_.end(), done)) {
     release_barrier();
+    return true;
   }
   for (size_t thread = 0; thread < lanes_.size(); ++thread)
     if (!lanes_[thread].copies.empty())
       fail("asynchronous copy: " + who(thread) + " ends without waiting for its copies");
+  fibers_->end();
   running = nullptr;
+  return false;
 }
 
 void Block::wait(State state, const Place& at) {
@@ -143,8 +169,14 @@ void Block::wait(State state, const Place& at) {
 }
 
 int Block::barrier(int value, const Place& at) {
-  lanes_[running_].value = value;
-  wait(State::kAtBarrier, at);
+  char* tag = &fibers_->passed[time_ % 2];
+  release(tag);
+  {
+    const Unseen own;
+    lanes_[running_].value = value;
+    wait(State::kAtBarrier, at);
+  }
+  acquire(tag);
   return votes_;
 }
 
@@ -171,6 +203,7 @@ void Block::release_barrier() {
 }
 
 void Block::exchange(unsigned mask, const void* mine, size_t size, const Place& at) {
+  const Unseen own;  // it orders no accesses to memory
   Lane& lane = lanes_[running_];
   if (!(mask >> running_ % kWarp & 1)) fail("warp: the calling lane is not in its mask");
   lane.mask = mask;
@@ -209,8 +242,9 @@ bool Block::release_warps() {
 
 void* Block::access(size_t first, size_t bytes, size_t end, bool write) {
   if (first + bytes > end) fail("shared memory: " + who(running_) + " is out of bounds");
+  const Unseen own;
   mark(first, bytes, write);
-  return shared_.data() + first;
+  return shared() + first;
 }
 
 void Block::mark(size_t first, size_t bytes, bool write) {
@@ -235,6 +269,7 @@ void Block::mark(size_t first, size_t bytes, bool write) {
 }
 
 void Block::copy(const Copy& copy, size_t end) {
+  const Unseen own;
   // Nobody may look at the place until the copy is waited for; what stood there is lost at once.
   std::memset(access(copy.to, copy.size, end, true), 0xff, copy.size);
   for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
@@ -244,16 +279,21 @@ void Block::copy(const Copy& copy, size_t end) {
   lane.copies.back().group = lane.groups;
 }
 
+void Block::close_group() { ++lanes_[running_].groups; }
+
 void Block::wait_for_copies(int open_groups) {
+  const Unseen own;
   Lane& lane = lanes_[running_];
   const int closed = lane.groups - open_groups;
   for (const Copy& copy : lane.copies) {
     if (copy.group >= closed) continue;
     for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
       words_[w].in_flight = false;
-    void* to = access(copy.to, copy.size, shared_.size(), true);
-    std::memset(to, 0, copy.size);
-    if (copy.bytes) std::memcpy(to, copy.from, copy.bytes);
+    std::array<unsigned char, kLane> value{};
+    look_again();  // at the kernel's read of global memory
+    std::memcpy(value.data(), copy.from, copy.bytes);
+    look_away();
+    std::memcpy(access(copy.to, copy.size, shared_bytes_, true), value.data(), copy.size);
   }
   std::erase_if(lane.copies, [&](const Copy& copy) { return copy.group < closed; });
 }
@@ -262,17 +302,32 @@ static int64_t launches = 0;
 
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
   ++launches;
-  std::mt19937_64 random(settings.seed);
-  gridDim = blocks;
-  blockDim = threads;
-  Block block(threads, shared_bytes);
-  const auto visit = [&](unsigned x, unsigned y, unsigned z) {
-    blockIdx = {x, y, z};
-    block.run(kernel, random);
-  };
-  for (unsigned z = 0; z < blocks.z; ++z)
-    for (unsigned y = 0; y < blocks.y; ++y)
-      for (unsigned x = 0; x < blocks.x; ++x) visit(x, y, z);
+  release(&launched);
+  {
+    const Unseen own;
+    std::mt19937_64 random(settings.seed);
+    gridDim = blocks;
+    blockDim = threads;
+    const int64_t count = static_cast<int64_t>(blocks.x) * blocks.y * blocks.z;
+    const size_t most = settings.order == Order::kRandom ? 2 + random() % 3 : 1;
+    std::vector<std::unique_ptr<Block>> alive, idle;
+    for (int64_t next = 0; next < count || !alive.empty();) {
+      while (alive.size() < most && next < count) {
+        if (idle.empty()) idle.push_back(std::make_unique<Block>(threads, shared_bytes));
+        const unsigned x = next % blocks.x, y = next / blocks.x % blocks.y;
+        idle.back()->begin({x, y, static_cast<unsigned>(next / blocks.x / blocks.y)}, kernel);
+        alive.push_back(std::move(idle.back()));
+        idle.pop_back();
+        ++next;
+      }
+      auto& block = alive[alive.size() > 1 ? random() % alive.size() : 0];
+      if (block->step(random)) continue;
+      idle.push_back(std::move(block));
+      std::swap(block, alive.back());
+      alive.pop_back();
+    }
+  }
+  acquire(&ended);
 }
 
 }  // namespace emulator
