@@ -231,10 +231,6 @@ def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.
     return differentiate(reference.unit_rows, [rows * length[..., None]], [0], [grad])[0].to(dtype)
 
 
-def ranks_total(*inputs: Tensor) -> tuple[Tensor, ...]:
-    return run_ranks(*inputs, "ranks", "reference")
-
-
 KERNELS: dict[str, Callable[..., Any]] = {
     "similarity_forward": similarity,
     "similarity_backward": recomputing(similarity, 1, [0, 1]),
@@ -268,7 +264,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
     "ranks_forward": reference.ranks,
-    "ranks_total": ranks_total,
+    "ranks_total": partial(run_ranks, function="ranks", backend="reference"),
     "row_keys": partial(row_keys, backend="reference"),
 }
 
