@@ -84,6 +84,7 @@ class Synthesis:
         self.offset = squares(unit)
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
+        self.for_gradients = keep_memory
         self.memory: Memory | None = None
         self.rows = unit  # [M, D] whose sums the vectors are
         if self.kam and order is not None:
@@ -95,8 +96,10 @@ class Synthesis:
     def members(self) -> Factor:
         """The rows whose sums the vectors are, prepared for products with weights."""
         kind = kind_of(self.rows)
-        # Those of anchors with clusters of their own are thousands where rows are alike.
-        if kind in ("half", "parts") and not (self.kam and self.clusters.per_anchor):
+        # Weights of anchors with clusters of their own are thousands where rows are alike; the
+        # gradient of vectors multiplies the same bf16 parts (`_synthesis_backward`).
+        bounded = not (self.kam and self.clusters.per_anchor)
+        if kind in ("half", "parts") and bounded and not self.for_gradients:
             return scaled_factor(*scaled_rows(self.rows, kind, False, fine=True), self.rows)
         return factor_of(self.rows)
 
