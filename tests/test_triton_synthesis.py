@@ -57,6 +57,28 @@ def test_fp32_follows_the_setting() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("logits", [False, True])
+def test_sums_of_a_memory_have_more_bits_than_tf32(logits, monkeypatch) -> None:
+    """They cancel: a kernel gets two parts, whose products err less than 2^-14 of the largest."""
+    from itm_kernels.triton import _sums
+
+    case, terms = problem(5, 33, 96, 3).to(torch.float32), []
+    count = _sums.kind_and_parts
+    monkeypatch.setattr(
+        _sums, "kind_and_parts", lambda *given: terms.append(count(*given)) or terms[-1]
+    )
+    exact = results(case.to(torch.float64), "reference", "kam", logits)
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = results(case, "triton", "kam", logits)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(terms) == {("parts", 2)}
+    for value, wanted in zip(found, exact, strict=True):
+        size = wanted.double().abs().max().clamp_min(1)
+        assert (value.double() - wanted.double()).abs().max() < 2.0**-14 * size
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_near_duplicates(layout) -> None:
     """One of two near-duplicates shares the anchor's id: kam's weights are thousands and cancel."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled
 from itm_kernels.triton._cosine_weights import finish, weigh
-from itm_kernels.triton._launch import kind_of, stored_dtype, wide_dtype
+from itm_kernels.triton._launch import kind_and_parts, stored_dtype, wide_dtype
 from itm_kernels.triton._lengths import divisor, root, squares_of
 from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
 from itm_kernels.triton._sums import cosine_parts
@@ -156,7 +156,8 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     like = one.rows
     if one.kam and one.clusters.per_anchor:
         like = like.double()  # weights of thousands that cancel
-    rows, factor = _scaled.scaled_rows(like, kind_of(like), False)
+    kind, _ = kind_and_parts(like, cancelling=one.kam)
+    rows, factor = _scaled.scaled_rows(like, kind, False)
     ones = torch.ones(1, dtype=torch.float32, device=grad.device)
     laid_out = one.both._replace(y=rows, x_factor=ones, y_factor=factor)
     in_parts = like.dtype != torch.float64
@@ -169,7 +170,7 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
         R, own = block.q.shape[0], slice(block.first, block.first + block.q.shape[0])
         parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
         alpha = alpha_of(parts, block.q, valid, grad, largest, along, block.first)
-        weights = weights_empty(R, M, like)
+        weights = weights_empty(R, M, like, kind=kind)
         if block.clusters.per_anchor:
             weights.zero_()
         weigh(block, alpha, largest[own], factor, unit, weights)

@@ -119,8 +119,22 @@ def kind_of(x: Tensor) -> str:
     """Return how rows are multiplied: as "half", "parts", "tf32", "ieee" or "fp64"."""
     if x.dtype != torch.float32:
         return "fp64" if x.dtype == torch.float64 else "half"
-    if torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
+    return "tf32" if torch.get_float32_matmul_precision() != "highest" else _kind_of_fp32(x)
+
+
+def kind_and_parts(x: Tensor, cancelling: bool) -> tuple[str, int]:
+    """Return how rows are multiplied with weights, and in how many parts where it is in parts.
+
+    cancelling: products are far larger than their sum. tf32 has too few bits of them; two parts,
+    at one and a half times its cost, have 16.
+    """
+    kind = kind_of(x)
+    if kind == "tf32" and cancelling:
+        return _kind_of_fp32(x), 2
+    return kind, 3
+
+
+def _kind_of_fp32(x: Tensor) -> str:
     # Splitting costs a pass over the rows: at small D the products cost less than that. On SMALL
     # GPUs bf16 has 2 (GeForce) to 4 times the rate of fp32: six products are 1.5 to 3 times fp32's.
     return "ieee" if x.shape[1] < 32 or architecture() in SMALL else "parts"

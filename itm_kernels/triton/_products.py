@@ -42,16 +42,21 @@ def row_parts(both: Operands, D: int) -> tuple[Tensor, Tensor]:  # [parts, N, D]
 
 
 def weights_empty(
-    R: int, M: int, x: Tensor, parts: int | None = None, fine: bool = False
+    R: int,
+    M: int,
+    x: Tensor,
+    parts: int | None = None,
+    fine: bool = False,
+    kind: str = "",
 ) -> Tensor:  # [parts, R, M]
     """Return weights of rows `_scaled.operands` of x for a kernel to write, by `store_parts`.
 
     Rows lie a multiple of 16 numbers apart, as the library's tensor-core kernels want them; parts
     and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by
     `unit_of` their bound. A caller that knows better says in how many parts. fine is that of the
-    operands: bf16 rows have fp16 weights.
+    operands: bf16 rows have fp16 weights. The kind is that of x, unless its rows lie otherwise.
     """
-    kind = kind_of(x)
+    kind = kind or kind_of(x)
     fine = fine and x.dtype == torch.bfloat16
     few = kind == "half" and not fine and x.numel() < _FEW
     parts = parts or (2 if kind == "parts" or few else 1)
@@ -69,7 +74,7 @@ def unit_of(
 
     Weights that are smaller than the largest by 2^24 lose digits, by 2^39 everything.
     """
-    if kind_of(x) != "parts" and torch.float16 not in (x.dtype, both.x.dtype):
+    if kind_of(x) != "parts" and torch.float16 not in (x.dtype, both.x.dtype, both.y.dtype):
         return None
     assert both.x_factor is not None
     assert both.y_factor is not None

@@ -18,7 +18,7 @@ from itm_kernels.triton._launch import (
     INTERPRETED,
     Operands,
     Tile,
-    kind_of,
+    kind_and_parts,
     prepare,
     tile_of,
     to_tf32,
@@ -56,15 +56,15 @@ class Factor(NamedTuple):
         }
 
 
-def factor_of(x: Tensor) -> Factor:
+def factor_of(x: Tensor, cancelling: bool = False) -> Factor:
     """Prepare rows: bf16 is exact as it is, and a weight is three such numbers."""
     if x.dtype == torch.float16:
         x = x.float()  # its smallest numbers are below those of a weight's parts
-    kind = kind_of(x)
-    terms = 3 if kind in ("half", "parts") else 0
+    kind, parts = kind_and_parts(x, cancelling)
+    terms = parts if kind in ("half", "parts") else 0
     tile = tile_of("sum" if terms or kind == "tf32" else kind, 1, 1, x.shape[1])
     tile = tile._replace(warps=8)  # weights of a mask in 4 warps are 10 to 146 spills
-    return Factor(prepare(x, kind), terms, "tf32" if kind == "tf32" else "ieee", tile)
+    return Factor(prepare(x, kind, parts), terms, "tf32" if kind == "tf32" else "ieee", tile)
 
 
 def scaled_factor(rows: Tensor, factor: Tensor, like: Tensor) -> Factor:

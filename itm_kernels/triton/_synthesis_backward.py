@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itm_kernels.triton._clusters import Spans, spans_of
 from itm_kernels.triton._gram import add_gradient_of_members
-from itm_kernels.triton._launch import Operands, kind_of, prepare, tile_of, wide_dtype
+from itm_kernels.triton._launch import Operands, kind_and_parts, prepare, tile_of, wide_dtype
 from itm_kernels.triton._products import add_product
 from itm_kernels.triton._sums import Factor
 from itm_kernels.triton._synthesis import (
@@ -39,16 +39,18 @@ class Backward:
         self.x = x = synthesis.x
         (M, D), self.dtype = x.shape, wide_dtype(x)
         rows = synthesis.rows
-        self.kind = kind_of(x.new_empty((0, D), dtype=self.dtype))
+        like = x.new_empty((0, D), dtype=self.dtype)
+        self.kind, self.parts = kind_and_parts(like, cancelling=synthesis.kam)
         if self.kind == "parts" and rows.dtype == self.dtype:
             self.prepared = synthesis.members.rows
         else:
-            self.prepared = prepare(rows.to(self.dtype), self.kind)
-        if self.kind == "parts" and synthesis.memory is not None:
+            self.prepared = prepare(rows.to(self.dtype), self.kind, self.parts)
+        self.whole = self.kind == "parts" and self.parts == 3
+        if self.whole and synthesis.memory is not None:
             del synthesis.rows  # the parts' sum
         tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
         self.tile = tile._replace(warps=8)  # rows that are pairs: 40 to 60 spills in 4 warps
-        self.terms = 3 if self.kind == "parts" else 0
+        self.terms = self.parts if self.kind == "parts" else 0
         self.sum_tile = tile_of("sum", 1, 1, D) if self.terms else self.tile
         starts = synthesis.clusters.starts
         self.spans = [spans_of(starts, M, n) for n in (self.tile.columns, self.sum_tile.rows)]
@@ -79,7 +81,7 @@ class Backward:
         one = self.synthesis
         rows = grad.to(self.dtype).reshape(R * K, D)
         precision = "tf32" if self.kind == "tf32" else "ieee"
-        rows = prepare(rows, self.kind)
+        rows = prepare(rows, self.kind, self.parts)
         both = Operands(rows, self.prepared, self.kind, precision, self.tile)
         del rows
         of_khat = out.zero_()
@@ -165,7 +167,7 @@ class Backward:
         one, D = self.synthesis, self.x.shape[1]
         rows -= self.total[:, None] * self.x
         if one.memory is not None:
-            if self.kind == "parts":
+            if self.whole:
                 one.__dict__.pop("members", None)
                 one.rows = torch.zeros_like(self.rows)
                 for part in self.prepared:
