@@ -1,6 +1,7 @@
 """Image-text matching: labels that are none, rows that take no part, shapes of logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from itm_kernels.functional import itm_loss
 from itm_kernels.losses import ITMLoss
-from itm_kernels.mining import HardNegativeSampler
+from itm_kernels.mining import HardNegatives, HardNegativeSampler
 
 LOGITS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.5]])
 LABELS = torch.tensor([1, 0, 0, 1])
@@ -213,3 +214,21 @@ def test_a_text_without_an_image_shows_in_the_gradient_too() -> None:
 def test_match_is_checked(match: object, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^ITMLoss: {message}"):
         ITMLoss()(IMAGE, TEXT, match)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_pairs_without_ids_are_those_of_the_formula(reduction: str, smoothing: float) -> None:
+    """In fewer operations, with a slot that holds no negative and logits there that are NaN."""
+    logits = torch.randn(12, 2, requires_grad=True)
+    with torch.no_grad():
+        logits[5] = torch.nan
+    labels, exists = torch.arange(12) < 4, torch.arange(12) != 5
+    text_index = torch.tensor([1, -1, 3, 0])
+    negatives = HardNegatives(text_index, torch.tensor([2, 0, 1, 1]))
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+    x = torch.randn(4, 3)
+    loss = ITMLoss(**options)(x, x, lambda i, t: logits, negatives=negatives)
+    torch.testing.assert_close(loss, itm_loss(logits, labels, exists=exists, **options))
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert not grad[5].any() and grad.isfinite().all() and (grad[:5] != 0).all()

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from itm_kernels import _checks, _pairs
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
 from itm_kernels.losses._common import SHARED, OptionsModule
+from itm_kernels.losses._match import matching, of_pairs
 from itm_kernels.mining import HardNegatives, HardNegativeSampler
-from itm_kernels.reference._rows import wide
 
 
 @options_by_name
@@ -65,7 +64,7 @@ def itm_loss(
     if exists is None:
         exists = torch.ones(rows, dtype=torch.bool, device=logits.device)
     labels = labels.to(logits.device, torch.int64)
-    return _cross_entropy(logits, labels, exists.to(logits.device), reduction, label_smoothing)
+    return matching(logits, labels, exists.to(logits.device), reduction, label_smoothing)
 
 
 _SHAPES = "[P], [P, 1] or [P, 2]"
@@ -105,30 +104,6 @@ def _refuse_labels(function: str, labels: Tensor, exists: Tensor | None) -> None
 def _neither(labels: Tensor) -> Tensor:
     """Mark the labels that are neither 0 nor 1."""
     return (labels != 0) & (labels != 1)
-
-
-def _cross_entropy(
-    logits: Tensor,  # [P], [P, 1] or [P, 2]
-    labels: Tensor,  # [P] int64; NaN for one that is neither 0 nor 1
-    exists: Tensor,  # [P] bool
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor:
-    logits = wide(logits)
-    if logits.dim() == 1:
-        logits = logits[:, None]
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
-    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
-    absent, known = ~exists, labels.clamp(0, 1)
-    logits = logits.masked_fill(absent[:, None], 0)
-    values = cross_entropy(logits, known, reduction="none", label_smoothing=label_smoothing)
-    # A factor, not a fill: the gradient must be NaN where the loss is.
-    factor = torch.ones_like(values).masked_fill((known != labels) & exists, torch.nan)
-    values = (values * factor).masked_fill(absent, 0)
-    if reduction == "none":
-        return values
-    return values.sum() if reduction == "sum" else values.sum() / exists.sum().clamp_min(1)
 
 
 def _check_options(function: str, reduction: object, label_smoothing: object) -> None:
@@ -252,7 +227,9 @@ class ITMLoss(OptionsModule):
         else:
             negatives = _checked_negatives(name, negatives, image, text)
         images = torch.arange(image.shape[0], device=image.device)
-        texts = torch.arange(text.shape[0], device=image.device)
+        texts = images
+        if image.shape[0] != text.shape[0]:
+            texts = torch.arange(text.shape[0], device=image.device)
         matched = texts if pairs.positive is None else pairs.positive
         image_index = [matched]
         text_index = [texts]
@@ -260,7 +237,7 @@ class ITMLoss(OptionsModule):
             image_index += [images, negatives.image_index]
             text_index += [negatives.text_index, texts]
         image_row, text_row = torch.cat(image_index), torch.cat(text_index)
-        found = (image_row >= 0) & (text_row >= 0)
+        found = torch.minimum(image_row, text_row) >= 0
         logits = match(image_row.clamp_min(0), text_row.clamp_min(0))
         _checks.floating(name, "the result of match", logits)
         if not _fits(logits.shape) or logits.shape[:1] != found.shape:
@@ -273,12 +250,12 @@ class ITMLoss(OptionsModule):
                 f"{name}: match returned logits on {logits.device}, the embeddings are on "
                 f"{image.device}; move them with .to({str(image.device)!r})"
             )
+        if pairs.positive is None:
+            return of_pairs(logits, found, text.shape[0], self.reduction, self.label_smoothing)
         positive = torch.arange(found.shape[0], device=image.device) < text.shape[0]
         # A text without exactly one image is a mistake that only NaN can show at this point.
         labels = positive.long().masked_fill(positive & ~found, -1)
-        return _cross_entropy(
-            logits, labels, found | positive, self.reduction, self.label_smoothing
-        )
+        return matching(logits, labels, found | positive, self.reduction, self.label_smoothing)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -1,0 +1,63 @@
+"""Cross-entropy of match and mismatch."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from itm_kernels.reference._rows import wide
+
+_IGNORED = -100
+
+
+def matching(
+    logits: Tensor,  # [P], [P, 1] or [P, 2]
+    labels: Tensor,  # [P] int64; NaN for one that is neither 0 nor 1
+    exists: Tensor,  # [P] bool
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """Return the cross-entropy of pairs that exist, for labels that may be wrong."""
+    logits = _two_columns(logits)
+    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
+    absent, known = ~exists, labels.clamp(0, 1)
+    logits = logits.masked_fill(absent[:, None], 0)
+    values = cross_entropy(logits, known, reduction="none", label_smoothing=label_smoothing)
+    # A factor, not a fill: the gradient must be NaN where the loss is.
+    factor = torch.ones_like(values).masked_fill((known != labels) & exists, torch.nan)
+    values = (values * factor).masked_fill(absent, 0)
+    if reduction == "none":
+        return values
+    return values.sum() if reduction == "sum" else values.sum() / exists.sum().clamp_min(1)
+
+
+def of_pairs(
+    logits: Tensor,  # [P], [P, 1] or [P, 2]; the first `matches` of them match
+    found: Tensor,  # [P] bool; those that match all exist
+    matches: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """Return the same for labels that need no check, in half as many operations."""
+    logits, absent = _two_columns(logits), ~found
+    labels = torch.zeros(found.shape[0], dtype=torch.int64, device=found.device)
+    labels[:matches] = 1
+    labels = labels.masked_fill(absent, _IGNORED)
+    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
+    logits = logits.masked_fill(absent[:, None], 0)
+    return cross_entropy(
+        logits,
+        labels,
+        ignore_index=_IGNORED,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+def _two_columns(logits: Tensor) -> Tensor:
+    """Return logits of mismatch and match `[P, 2]`, in fp32 or better."""
+    logits = wide(logits)
+    if logits.dim() == 1:
+        logits = logits[:, None]
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    return logits
