@@ -12,7 +12,7 @@ namespace {
 
 // Every softmax needs all members of its cluster at once, so that a block of anchors holds whole
 // rows of scores: 4 MiB of fp32, and no more rows than the products gain from.
-constexpr int64_t kScoresAtOnce = 1 << 20, kMostRows = 512;
+constexpr int64_t kScoresAtOnce = 1 << 20, kMostRowsOfBlock = 512;
 
 // Anything but a cluster's number is no cluster, for memory's sake too.
 Tensor clean(const Tensor& assignment, int64_t num_clusters) {
@@ -52,7 +52,8 @@ Synthesis::Synthesis(const Problem& problem, bool with_grams)
   }
   half_square_ = x_.square().sum(1).div_(2);
   if (ids.has_value()) same_.emplace(problem.anchor_ids, ids);
-  most_rows_ = std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(1, x_.size(0)), 1, kMostRows);
+  most_rows_ =
+      std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(1, x_.size(0)), 1, kMostRowsOfBlock);
   if (problem.scores.defined()) kept_ = problem.scores.narrow(1, 0, x_.size(0));
   add_matrices(with_grams);
 }
