@@ -37,6 +37,13 @@ def below(base, relative, highest):
 
 
 @triton.jit
+def finite_shift(relative, highest):
+    """Return log-sum-exps that exponents can be relative to: of a sum of nothing, 0 for all."""
+    nothing = highest + relative == float("-inf")
+    return tl.where(nothing, float("inf"), relative), tl.where(nothing, 0.0, highest)
+
+
+@triton.jit
 def disjoint(some, others):
     """Say whether ids lie in intervals that do not overlap: no two of them are equal."""
     return (tl.max(some, 0) < tl.min(others, 0)) | (tl.min(some, 0) > tl.max(others, 0))
@@ -90,6 +97,8 @@ def leave_weights(
             weight = tl.exp(logits - base)
             weight *= share[:, None] + (grad * tl.exp(below(base, lse, highest)))[None, :]
         else:
+            row, row_highest = finite_shift(row, row_highest)
+            lse, highest = finite_shift(lse, highest)
             weight = of_row[:, None] * tl.exp((logits - row_highest[:, None]) - row[:, None])
             weight += grad[None, :] * tl.exp((logits - highest[None, :]) - lse[None, :])
         if all_on:
