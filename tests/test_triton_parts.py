@@ -15,11 +15,12 @@ SIZE = 16  # of a block here, so that few members are many
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    from itm_kernels.triton import _factors, _parts, _systems
+    from itm_kernels.triton import _factors, _gram, _parts, _systems
 
-    for module in (_factors, _parts, _systems):
+    # All that have it: a kernel of larger blocks would write behind factors of smaller ones.
+    for module in (_factors, _gram, _parts, _systems):
         monkeypatch.setattr(module, "BLOCK", SIZE)
-    for module in (_factors, _systems):
+    for module in (_factors, _gram, _systems):
         monkeypatch.setattr(module, "DEPTH", SIZE)
 
 
