@@ -250,5 +250,5 @@ $(VENV)/package: pyproject.toml setup.py itm_kernels/_version.py $(VENV)/demo
 	touch $@
 
 $(VENV)/built: $(VENV)/package $(CSRC)
-	$(BIN)/python setup.py build_ext --inplace
+	ITM_KERNELS_PRECOMPILED=1 $(BIN)/python setup.py build_ext --inplace
 	touch $@

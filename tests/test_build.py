@@ -92,6 +92,7 @@ def test_what_is_installed_has_no_debug_information(tmp_path: Path) -> None:
     *compiled, linked = commands(tmp_path, CFLAGS="-g -O2")
     assert compiled
     assert {debugging(words) for words in compiled} == {"-g0"}
+    assert not any("-include" in words for words in compiled)
     assert all("-DNDEBUG" in words for words in compiled)
     assert ("-Wl,-s" in linked) is (sys.platform == "linux")
 
@@ -104,6 +105,41 @@ def test_debug_information_can_be_kept(tmp_path: Path, case: str) -> None:
         *compiled, linked = commands(tmp_path, CFLAGS="-g1 -fsanitize=address")
     assert {debugging(words) for words in compiled} == {"-g1" if case == "sanitizer" else "-g"}
     assert "-Wl,-s" not in linked
+
+
+def test_headers_can_be_precompiled(tmp_path: Path) -> None:
+    """Once, while nothing that they depend on changes; without being asked, not at all."""
+    precompiled = {"ITM_KERNELS_PRECOMPILED": "1"}
+    first, *compiled, _ = commands(tmp_path, **precompiled)
+    assert "c++-header" in first
+    header = first[first.index("c++-header") + 1]
+    assert {words[words.index("-include") + 1] for words in compiled} == {header}
+    (tmp_path / "log").unlink()
+    again = commands(tmp_path, "--force", **precompiled)
+    assert not any("c++-header" in words for words in again)
+    assert len(list(tmp_path.rglob("*.gch"))) == 1
+
+
+def reached(path: Path) -> str:
+    """Return a file with those of ours that it includes."""
+    text = path.read_text()
+    inner = re.findall(r'^#include "(.*)"', text, re.M)
+    return text + "".join(reached(ROOT / "csrc" / name) for name in inner)
+
+
+@pytest.mark.parametrize(
+    "header, uses",
+    [("torch/library.h", r"\bTORCH_LIBRARY"), ("ATen/Dispatch.h", r"\bAT_DISPATCH")],
+)
+def test_no_file_leaves_an_include_to_what_is_precompiled(header: str, uses: str) -> None:
+    """The others that are precompiled are common.h's, which every file of the binding includes."""
+    files = list(ROOT.glob("csrc/binding/*.cpp"))
+    common = (ROOT / "csrc/binding/common.h").read_text()
+    assert files
+    for path in files:
+        text = reached(path)
+        assert common in text, path.name
+        assert not re.search(uses, text) or f"#include <{header}>" in text, path.name
 
 
 # -- wheels ----------------------------------------------------------------------------------------
