@@ -95,6 +95,34 @@ def _lower_block(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
 
 
 @triton.jit
+def kernel_block(
+    rows,  # [M, D]
+    row_stride,
+    of_m,  # [BLOCK] rows, int64
+    of_n,
+    D,
+    scale: tl.float64,  # 1 / (2 sigma^2)
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Return K of some rows and others, `[BLOCK, BLOCK]` fp64."""
+    depth = tl.arange(0, DEPTH)
+    total = tl.zeros((BLOCK, BLOCK), tl.float64)
+    square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    at_m = rows + of_m[:, None] * row_stride + depth[None, :]
+    at_n = rows + of_n[:, None] * row_stride + depth[None, :]
+    for d in range(0, D, DEPTH):
+        inside = (depth < D - d)[None, :]
+        left = tl.load(at_m + d, mask=inside, other=0.0).to(tl.float64)
+        right = tl.load(at_n + d, mask=inside, other=0.0).to(tl.float64)
+        square_m += tl.sum(left * left, 1)
+        square_n += tl.sum(right * right, 1)
+        total = tl.dot(left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64)
+    distance = square_m[:, None] + square_n[None, :] - 2 * total
+    return tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+
+
+@triton.jit
 def _inverse_factor(block, size, BLOCK: tl.constexpr):
     """Return the inverse of the Cholesky factor of a block, the identity from row `size` on."""
     at = tl.arange(0, BLOCK)
@@ -137,10 +165,8 @@ def _panel_kernel(
 ):
     """Write one block of a panel of K + ridge I, less what the panels before it explain."""
     problem = tl.program_id(0) // T
-    cluster, first = (
-        tl.load(span_cluster + tl.program_id(0)),
-        tl.load(span_first + tl.program_id(0)),
-    )
+    cluster = tl.load(span_cluster + tl.program_id(0))
+    first = tl.load(span_first + tl.program_id(0))
     own, begin, end = factor_of_cluster(
         factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
     )
@@ -149,27 +175,13 @@ def _panel_kernel(
     i, j = (first - begin) // BLOCK, step * width + tl.program_id(1)
     # The first column of an empty tile is 0, where no cluster after the first begins.
     if (tl.program_id(1) < width) & (j <= i) & (first < end) & (i < blocks):
-        at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+        at = tl.arange(0, BLOCK)
         m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
         of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
         if HAS_ORDER:
             members = order + problem.to(tl.int64) * M
             of_m, of_n = tl.load(members + of_m), tl.load(members + of_n)
-        total = tl.zeros((BLOCK, BLOCK), tl.float64)
-        square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-        at_m = rows + of_m[:, None] * row_stride + depth[None, :]
-        at_n = rows + of_n[:, None] * row_stride + depth[None, :]
-        for d in range(0, D, DEPTH):
-            inside = (depth < D - d)[None, :]
-            left = tl.load(at_m + d, mask=inside, other=0.0).to(tl.float64)
-            right = tl.load(at_n + d, mask=inside, other=0.0).to(tl.float64)
-            square_m += tl.sum(left * left, 1)
-            square_n += tl.sum(right * right, 1)
-            total = tl.dot(
-                left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64
-            )
-        distance = square_m[:, None] + square_n[None, :] - 2 * total
-        value = tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+        value = kernel_block(rows, row_stride, of_m, of_n, D, scale, BLOCK, DEPTH)
         value = tl.where((m < end)[:, None] & (n < end)[None, :], value, 0.0)
         diagonal = 1 + tl.where(m < end, number(ridge, tl.float64), 0.0)
         value = tl.where(m[:, None] == n[None, :], diagonal[:, None], value)
@@ -226,10 +238,8 @@ def _below_kernel(
 ):
     """Factorise one row of blocks below a panel's own."""
     problem = tl.program_id(0) // T
-    cluster, first = (
-        tl.load(span_cluster + tl.program_id(0)),
-        tl.load(span_first + tl.program_id(0)),
-    )
+    cluster = tl.load(span_cluster + tl.program_id(0))
+    first = tl.load(span_first + tl.program_id(0))
     own, begin, end = factor_of_cluster(
         factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
     )

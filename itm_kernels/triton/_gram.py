@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import spans_of
-from itm_kernels.triton._factors import DEPTH, factor_of_cluster, row_of_blocks
+from itm_kernels.triton._factors import DEPTH, factor_of_cluster, kernel_block, row_of_blocks
 from itm_kernels.triton._parts import BLOCK
 from itm_kernels.triton._systems import Systems
 from itm_kernels.triton._tiles import number
@@ -70,21 +70,7 @@ def _blocks_kernel(
         at = tl.arange(0, BLOCK)
         m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
         of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
-        depth = tl.arange(0, DEPTH)[None, :]
-        square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-        total = tl.zeros((BLOCK, BLOCK), tl.float64)
-        for d in range(0, D, DEPTH):
-            inside = depth < D - d
-            left = tl.load(x + of_m[:, None] * D + depth + d, mask=inside, other=0.0)
-            right = tl.load(x + of_n[:, None] * D + depth + d, mask=inside, other=0.0)
-            left, right = left.to(tl.float64), right.to(tl.float64)
-            square_m += tl.sum(left * left, 1)
-            square_n += tl.sum(right * right, 1)
-            total = tl.dot(
-                left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64
-            )
-        distance = square_m[:, None] + square_n[None, :] - 2 * total
-        value = tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+        value = kernel_block(x, D, of_m, of_n, D, scale, BLOCK, DEPTH)
         total = tl.zeros((BLOCK, BLOCK), tl.float64)
         h_m, h_n = of_m - base, of_n - base
         total = _both_products(of_memory, memory, h_m, of_n, D, total, BLOCK, DEPTH)
