@@ -7,6 +7,7 @@ The operators are the shipped ones, from binding to kernel; they live in a names
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from itm_kernels.ops import _define
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
-SCHEDULER = EMULATOR / "scheduler.cpp"
+SCHEDULER, BINDING = EMULATOR / "scheduler.cpp", EMULATOR / "operators.cpp"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
 OPERATORS = frozenset(
@@ -60,12 +61,32 @@ FLAGS = (
 )
 
 
+def _has_fma() -> bool:
+    """Return whether the compiler leaves out an operation that this CPU has."""
+    cpu = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
+
+
+# nvcc makes one operation of a product and a sum: so do kernels here, where the CPU can.
+CONTRACTED = ("-mfma", "-ffp-contract=fast") if _has_fma() else ()
+# A load or store of several numbers that is not aligned ends a kernel, as it does on a device.
+AS_ON_A_DEVICE = (*CONTRACTED, "-fsanitize=alignment", "-fno-sanitize-recover=alignment")
+
+
 def library(
-    name: str, sources: list[Path], *flags: str, link: tuple[str, ...] = ("-shared",)
+    name: str,
+    sources: list[Path],
+    *flags: str,
+    device: tuple[str, ...] = (),
+    link: tuple[str, ...] = ("-shared",),
 ) -> Path:
-    """Return a library, or a program, of the sources and the emulator; built if anything is new."""
+    """Return a library, or a program, of the sources and the emulator; built if anything is new.
+
+    The flags in `device` are for kernels alone.
+    """
     flags = (*FLAGS, *flags)
-    known = hashlib.sha256(" ".join((str(COMPILER), *flags, *link, torch.__version__)).encode())
+    words = (str(COMPILER), *flags, *device, *link, torch.__version__)
+    known = hashlib.sha256(" ".join(words).encode())
     for path in sorted(path for folder in (CSRC, EMULATOR) for path in folder.rglob("*.*")):
         known.update(path.as_posix().encode() + path.read_bytes())
     folder = ROOT / "build" / "emulator" / name / known.hexdigest()[:16]
@@ -76,7 +97,7 @@ def library(
     folder.mkdir(parents=True)
 
     def compiled(source: Path) -> Path:
-        own = flags
+        own = flags if source in (SCHEDULER, BINDING) else (*flags, *device)
         if source == SCHEDULER:  # fibers change within its functions, which that sanitizer notes
             own = tuple(flag for flag in flags if flag != "-fsanitize=thread")
         run(COMPILER, *own, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
@@ -104,8 +125,9 @@ def operators() -> ctypes.CDLL:
     include = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
     path = library(
         "operators",
-        [EMULATOR / "operators.cpp", *sorted((CSRC / "cuda").glob("*.cu"))],
+        [BINDING, *sorted((CSRC / "cuda").glob("*.cu"))],
         *("-DITM_EMULATED", "-fopenmp", *(f"-isystem{folder}" for folder in include)),
+        device=AS_ON_A_DEVICE,
         link=("-shared", f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
     )
     for definition in _define.DEFINITIONS:

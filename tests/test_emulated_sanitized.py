@@ -1,6 +1,7 @@
 """The CUDA kernels once more on the emulator, under gcc's sanitizers."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -8,15 +9,31 @@ from emulated import CSRC, EMULATOR, library, needs_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover")
 
+pytestmark = needs_compiler
 
-@needs_compiler
-def test_no_sanitizer_has_a_word_to_say() -> None:
+
+@pytest.fixture(scope="module")
+def program() -> Path:
     sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
     try:
-        program = library("sanitized", sources, "-O1", *SANITIZERS, link=())
+        return library("sanitized", sources, "-O1", *SANITIZERS, link=())
     except RuntimeError as error:
         if "cannot find" not in str(error):
             raise
         pytest.skip("the compiler has no sanitizers")
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_an_access_off_its_alignment_is_found(program: Path) -> None:
+    done = run(program, "misaligned")
+    assert done.returncode != 0
+    assert "store to misaligned address" in done.stderr
+
+
+def test_no_sanitizer_has_a_word_to_say(program: Path) -> None:
+    done = run(program)
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stdout + done.stderr

@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from emulated import EMULATOR, SCHEDULES, library, needs_compiler
+from emulated import AS_ON_A_DEVICE, CONTRACTED, EMULATOR, SCHEDULES, library, needs_compiler
 
 pytestmark = needs_compiler
 
@@ -14,7 +14,7 @@ VALUES = [3 * i + 1 for i in range(THREADS)]
 
 @pytest.fixture(scope="module")
 def rules() -> ctypes.CDLL:
-    return ctypes.CDLL(str(library("rules", [EMULATOR / "rules.cpp"])))
+    return ctypes.CDLL(str(library("rules", [EMULATOR / "rules.cpp"], device=AS_ON_A_DEVICE)))
 
 
 def run(rules: ctypes.CDLL, name: str, schedule: str) -> tuple[str, list[int]]:
@@ -62,6 +62,10 @@ WRONG = {
     "barrier after a return": "barrier: thread 7 has ended while others wait at rules.cpp:",
     "out of bounds": "shared memory: thread 63 is out of bounds",
     "misaligned": "shared memory: an access is not aligned",
+    "two numbers loaded off their alignment": "an access of 8 bytes is not aligned at rules.cpp:",
+    "four numbers loaded off their alignment": "an access of 16 bytes is not aligned at rules.cpp:",
+    "two numbers stored off their alignment": "an access of 8 bytes is not aligned at rules.cpp:",
+    "four numbers stored off their alignment": "an access of 16 bytes is not aligned at rules.cpp:",
     "larger than asked for": "a window ends beyond what the launch asked for",
     "never written": "reads what nobody has written",
     "copied without a wait": "does not wait for a copy",
@@ -83,3 +87,12 @@ def test_schedules_differ(rules: ctypes.CDLL) -> None:
     assert last[:2] == [THREADS - 1, 0]
     assert len(set(last)) > 3
     assert last == [run(rules, "last of all", schedule)[1][0] for schedule in SCHEDULES]
+
+
+# On a device a product within a sum is not rounded: a kernel that compares the sum with the product
+# that another has stored decides a tie in another way.
+@pytest.mark.skipif(not CONTRACTED, reason="the CPU has no fused multiply-add, or none to ask for")
+def test_products_are_contracted_as_by_nvcc(rules: ctypes.CDLL, schedule: str) -> None:
+    said, found = run(rules, "contracted", schedule)
+    assert not said
+    assert sum(found) > THREADS / 2

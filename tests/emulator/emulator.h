@@ -103,6 +103,7 @@ class Block {
   void close_group();
   void wait_for_copies(int open_groups);
   size_t shared_bytes() const { return shared_bytes_; }
+  [[noreturn]] void stop(const std::string& what);  // the kernel, where it cannot throw
 
  private:
   struct Fibers;

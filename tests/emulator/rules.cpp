@@ -2,7 +2,7 @@
 
 #include <map>
 
-#include "emulator.h"
+#include "cuda/compat.cuh"
 
 using itm::cuda::close_copies;
 using itm::cuda::Shared;
@@ -58,6 +58,17 @@ void misaligned(const int* from, int*) {
     int v[4];
   };
   if (me() == 0) values.write(1, Four{});
+}
+
+// Two or four numbers of global memory at once, from the second on.
+template <int kCount, bool kStore>
+void several(const int* from, int* to) {
+  using Numbers = itm::cuda::Several<int, kCount>;
+  if (me() > 0) return;
+  if (kStore)
+    *reinterpret_cast<Numbers*>(to + 1) = *reinterpret_cast<const Numbers*>(from);
+  else
+    *reinterpret_cast<Numbers*>(to) = *reinterpret_cast<const Numbers*>(from + 1);
 }
 
 void larger_than_asked_for(const int*, int*) { const Shared<int> values(0, kThreads + 1); }
@@ -117,6 +128,15 @@ void shuffle_without_a_lane(const int* from, int* to) {
   to[me()] = me() == 3 ? 0 : __shfl_xor_sync(~0u, from[me()], 1);
 }
 
+// What two kernels find where one compares a sum with the product that the other has stored: they
+// disagree where products are contracted.
+[[gnu::noinline]] float stored(float x) { return x * x; }
+void contracted(const int* from, int* to) {
+  const float x = 1 + static_cast<float>(from[me()]) / 3;
+  const float product = stored(x);
+  to[me()] = x * x - product != 0;
+}
+
 // What comes last wins: legal only if nobody cares.
 void last_of_all(const int*, int* to) { to[0] = me(); }
 
@@ -129,6 +149,10 @@ const std::map<std::string, void (*)(const int*, int*)> kernels = {
     {"barrier after a return", barrier_after_a_return},
     {"out of bounds", out_of_bounds},
     {"misaligned", misaligned},
+    {"two numbers loaded off their alignment", several<2, false>},
+    {"four numbers loaded off their alignment", several<4, false>},
+    {"two numbers stored off their alignment", several<2, true>},
+    {"four numbers stored off their alignment", several<4, true>},
     {"larger than asked for", larger_than_asked_for},
     {"never written", never_written},
     {"copied", copied<true, true>},
@@ -141,6 +165,7 @@ const std::map<std::string, void (*)(const int*, int*)> kernels = {
     {"zero filled", zero_filled},
     {"votes", votes},
     {"shuffle without a lane", shuffle_without_a_lane},
+    {"contracted", contracted},
     {"last of all", last_of_all},
 };
 

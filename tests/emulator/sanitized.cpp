@@ -159,7 +159,7 @@ void check(Type type, std::mt19937& random) {
   check_pairs<T>(type, random);
 }
 
-// -- planted races, which the thread sanitizer must find and only it can --------------------------
+// -- planted faults, which the sanitizers must find and only they can ----------------------------
 
 void blocks_meet(int* to) {
   if (threadIdx.x == 0) to[0] = static_cast<int>(blockIdx.x);
@@ -175,9 +175,14 @@ void threads_meet(int* to) {
   own[threads + thread] = own[(thread + 1) % threads];
 }
 
+// What a device refuses and the host's processor takes.
+void misaligned(int* to) { *reinterpret_cast<Four<int>*>(to + 1) = {}; }
+
 int planted(const std::string& name) {
-  const std::map<std::string, void (*)(int*)> kernels = {
-      {"blocks", blocks_meet}, {"threads", threads_meet<false>}, {"barrier", threads_meet<true>}};
+  const std::map<std::string, void (*)(int*)> kernels = {{"blocks", blocks_meet},
+                                                         {"threads", threads_meet<false>},
+                                                         {"barrier", threads_meet<true>},
+                                                         {"misaligned", misaligned}};
   std::vector<int> to(2 * 2 * 64);
   emulator::launch(kernels.at(name), {2}, {64}, 0, to.data());
   std::printf("clean\n");
@@ -186,7 +191,7 @@ int planted(const std::string& name) {
 
 }  // namespace
 
-// Without an argument all kernels; with "quick" those of fp32, with another word a planted race.
+// Without an argument all kernels; with "quick" those of fp32, with another word a planted fault.
 int main(int count, char** arguments) {
   emulator::settings = {emulator::Order::kRandom, 1};
   const std::string word = count > 1 ? arguments[1] : "";

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "alignment.h"
 #include "emulator.h"
 #include "fibers.h"
 
@@ -60,7 +61,7 @@ struct Block::Fibers {
     block.lanes_[block.running_].state = State::kDone;
     release(&ended);
     leave(all.stacks[block.running_], all.own, true);
-    __builtin_longjmp(all.scheduler.data(), 1);
+    all.back();
   }
 
   void start(int thread) {
@@ -93,7 +94,7 @@ struct Block::Fibers {
     if (!__builtin_setjmp(jumps[thread].data())) back();
     arrive(stacks[thread], &own);
   }
-  [[gnu::noinline]] void back() { __builtin_longjmp(scheduler.data(), 1); }
+  [[gnu::noinline, noreturn]] void back() { __builtin_longjmp(scheduler.data(), 1); }
 };
 
 Block::Block(dim3 threads, size_t shared_bytes)
@@ -166,6 +167,12 @@ void Block::wait(State state, const Place& at) {
   lanes_[thread].state = state;
   lanes_[thread].at = at;
   all.pause(thread);
+}
+
+void Block::stop(const std::string& what) {
+  fibers_->failure = std::make_exception_ptr(Failure(what));
+  leave(fibers_->stacks[running_], fibers_->own, true);
+  fibers_->back();
 }
 
 int Block::barrier(int value, const Place& at) {
