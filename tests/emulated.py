@@ -145,6 +145,17 @@ def launches() -> int:
 
 
 @contextmanager
+def unwritten_memory_shows() -> Iterator[None]:
+    """Let at::empty give NaN and the largest integers: PyTorch does, with the default settings."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
 def as_native(schedule: str = "forward") -> Iterator[None]:
     """Let the emulated operators stand in for the compiled ones on the CPU."""
     order, seed = SCHEDULES[schedule]
@@ -153,5 +164,6 @@ def as_native(schedule: str = "forward") -> Iterator[None]:
         patch.dict(backends.NAMESPACES, native=NAMESPACE),
         patch.dict(backends.NATIVE_KERNELS, cpu=OPERATORS),
         patch.object(backends, "NOT_BUILT", ""),
+        unwritten_memory_shows(),
     ):
         yield

@@ -1,12 +1,14 @@
 """The CUDA operators, from binding to kernel, on the emulator: values, gradients, schedules."""
 
+import ctypes
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler, operators
 from itm_kernels import ops
 
 pytestmark = needs_compiler
@@ -150,3 +152,10 @@ def test_opcheck(metric: str) -> None:
     torch.library.opcheck(operators.similarity_forward, (x, y, metric))
     grad = rows(2, 5, 3, dtype=torch.float32)
     torch.library.opcheck(operators.similarity_backward, (grad, x, y, metric))
+
+
+def test_memory_that_nobody_has_written_shows() -> None:
+    sum_too_far = operators().emulator_sum_too_far
+    sum_too_far.restype = ctypes.c_double
+    assert math.isnan(sum_too_far(5, False))
+    assert sum_too_far(5, True) >= 2.0**63

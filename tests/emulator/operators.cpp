@@ -1,6 +1,8 @@
 // The CUDA operators as they are, on the emulator instead of a device. One translation unit,
 // because reading torch's headers takes most of the time.
 
+#include <ATen/ops/empty.h>
+
 #include "binding/wide.cpp"
 #include "cuda/binding/cross_entropy.cpp"
 #include "cuda/binding/intra_modal.cpp"
@@ -13,3 +15,23 @@
 #include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"
 #include "cuda/binding/unit_rows.cpp"
+#include "emulator.h"
+
+// A fault: sums memory of which `count` numbers have been written and the last has not.
+namespace {
+template <typename Number>
+void sum_too_far(Number* room, int count, double* sum) {
+  for (int i = 0; i < count; ++i) room[i] = 1;
+  for (int i = 0; i <= count; ++i) *sum += static_cast<double>(room[i]);
+}
+}  // namespace
+extern "C" double emulator_sum_too_far(int count, bool of_integers) {
+  double sum = 0;
+  const at::Tensor room = at::empty({count + 1}, of_integers ? at::kLong : at::kFloat);
+  if (of_integers)
+    emulator::launch(sum_too_far<int64_t>, {}, {}, 0, room.mutable_data_ptr<int64_t>(), count,
+                     &sum);
+  else
+    emulator::launch(sum_too_far<float>, {}, {}, 0, room.mutable_data_ptr<float>(), count, &sum);
+  return sum;
+}
