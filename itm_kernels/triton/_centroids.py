@@ -205,21 +205,22 @@ def mean_kernel(
     POWERS: tl.constexpr,
     SHARES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,  # clusters of a program; of means 1
 ):
     """Write centroids: the means of all shares' rows, or those to start from."""
     r, tile = tl.program_id(0), tl.program_id(1)
     d = tile * COLUMNS + tl.arange(0, COLUMNS)
-    one = r + tl.arange(0, 1)
+    one = r * GROUP + tl.arange(0, GROUP)
     DTYPE: tl.constexpr = centroids.dtype.element_ty
     if START:
-        from_row = start + one.to(tl.int64) * start_stride
-        value = tl.load(from_row[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
-        value = value.to(DTYPE)
-        factor = tl.full((1,), 1.0, DTYPE)
+        from_row = start + tl.minimum(one, R - 1).to(tl.int64) * start_stride
+        some = one < R
+        inside = some[:, None] & (d < D)[None, :]
+        value = tl.load(from_row[:, None] + d[None, :], mask=inside, other=0.0).to(DTYPE)
+        factor = tl.full((GROUP,), 1.0, DTYPE)
         if POWERS:
             length = root(squares_of(from_row, 1, D, tl.arange(0, COLUMNS)))
             factor = reciprocal(power_above(length.to(DTYPE), 14))
-        some = one < R
     else:
         total = tl.zeros((SHARES, COLUMNS), tl.float64)
         number = tl.zeros((SHARES,), tl.int32)
