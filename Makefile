@@ -80,9 +80,9 @@ sanitize: $(VENV)/dev
 		tests/test_every_loss.py tests/test_native*.py tests/test_intra_modal_oracles.py
 
 # What runs on compiled kernels, once more with the loops of each lower instruction set that the CPU
-# has. Left out is what they do not change (torch.compile, the CUDA kernels' emulator, whole losses
-# over tiles that are cut before any loop runs) and what starts a process for every set itself.
-ANY_SET := compiled or emulated or one_matrix or five_captions or instruction_sets
+# has. Left out is what they do not change (torch.compile, the CUDA kernels' emulator, a build, whole
+# losses over tiles that are cut before any loop runs) and what starts a process for every set itself.
+ANY_SET := compiled or emulated or one_matrix or five_captions or instruction_sets or without_a_compiler
 capabilities: $(VENV)/dev $(VENV)/built
 	for capability in $$(PYTHONPATH=.:tests $(BIN)/python -c \
 			"from compiled import HERE; print(*HERE[:-1])"); do \
