@@ -71,7 +71,7 @@ _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_ro
 _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
 _CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=512, most_rows=1024)
-_START_ON_CUDA = Range("a warp a problem, two launches", first_rows=512, most_rows=1024)
+_START_ON_CUDA = Range("a block a problem, two launches", first_rows=512, most_rows=1024)
 _ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.

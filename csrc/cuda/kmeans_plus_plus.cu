@@ -9,8 +9,11 @@ void kmeans_plus_plus(Type type, const AnyRows& x, int64_t D, const ScoreParts& 
                       const Drawing& to, void* stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    launch_fold(kmeans_plus_plus_kernel<T>, to.problems, 0, stream, x, D, Scores<Wide<T>>(squares),
-                to);
+    in_launches(to.problems, [&](int64_t first, int64_t count) {
+      launch(kmeans_plus_plus_kernel<T>, count, kFoldThreads,
+             2 * kAnchors * sizeof(Farthest<Wide<T>>), stream, first, x, D,
+             Scores<Wide<T>>(squares), to);
+    });
   });
 }
 

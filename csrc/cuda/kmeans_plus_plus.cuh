@@ -1,6 +1,7 @@
 #pragma once
-// k-means++ of a small batch: a warp draws all start centroids of its problem, from the squared
+// k-means++ of a small batch: a block draws all start centroids of its problem, from the squared
 // distances of all pairs of rows. Those take one launch, and problems, one per anchor, share them.
+// A thread keeps the distances of its own rows in registers, and the block meets once a centroid.
 
 #include "cuda/pairs.cuh"
 
@@ -21,36 +22,75 @@ struct Farthest {
   }
 };
 
+// By the block; a thread has several numbers on their way.
 template <typename T>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__device__ void copy_row(const T* from, int64_t stride, int64_t D, Wide<T>* to) {
+  for (int64_t first = threadIdx.x; first < D; first += kFoldThreads * kAtOnce) {
+    T value[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int64_t d = first + k * kFoldThreads;
+      value[k] = from[(d < D ? d : D - 1) * stride];
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * kFoldThreads < D) to[first + k * kFoldThreads] = widen(value[k]);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     kmeans_plus_plus_kernel(int64_t first_block, AnyRows x, int64_t D, Scores<Wide<T>> squares,
                             Drawing to) {
   using C = Wide<T>;
-  const int64_t problem = (first_block + blockIdx.x) * kAnchors + warp();
-  if (problem >= to.problems) return;
-  const int M = squares.M;
-  const bool* const member = to.member ? to.member + problem * M : nullptr;
-  C* const distance = static_cast<C*>(to.distance) + problem * M;
+  static_assert(kMostRows == kFoldThreads * kAtOnce);
+  const auto shared = Shared<Farthest<C>>::template all<2 * kAnchors>();
+  const int64_t problem = first_block + blockIdx.x;
+  const int M = squares.M, thread = static_cast<int>(threadIdx.x);
   C* centroid = static_cast<C*>(to.centroids) + problem * to.clusters * D;
-  int first = 0, chosen = 0;
-  for (int64_t k = 0; k < to.clusters; ++k, centroid += D) {
-    const float* const draw = to.draws + k * M;
-    const auto found = fold_row<Farthest<C>>(M, [&](Farthest<C>& state, int m) {
-      const bool inside = !member || member[m];
-      C nearest = inside;
-      if (k > 0) {
-        // A lane comes back to its own rows. NaN, once there, stays.
-        const C own = inside ? squares.at(chosen, m) : C(0), before = k > 1 ? distance[m] : own;
-        nearest = own < before || own != own ? own : before;
-        distance[m] = nearest;
-      }
-      state.row.see(nearest / draw[m], m);
-      state.all.sum += nearest;
-    });
-    chosen = k > 0 && !(found.all.sum > 0) ? first : found.row.index;
-    if (k == 0) first = chosen;
-    const T* const row = static_cast<const T*>(x.data) + chosen * x.stride;
-    for (int64_t d = lane(); d < D; d += 32) centroid[d] = widen(row[d * x.column_stride]);
+  const bool* const member = to.member ? to.member + problem * M : nullptr;
+  int row[kAtOnce], first = 0, chosen = 0;
+  bool inside[kAtOnce];
+  C nearest[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    row[k] = within(thread + k * kFoldThreads, M);
+    inside[k] = !member || member[row[k]];
+    nearest[k] = inside[k];
+  }
+  for (int64_t c = 0; c < to.clusters; ++c, centroid += D) {
+    float draw[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) draw[k] = to.draws[c * M + row[k]];
+    if (c > 0) {
+      int at[kAtOnce];
+      C own[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) at[k] = chosen * M + row[k];
+      squares.read(at, own);
+      // A row outside stays at 0; NaN, once there, stays.
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (inside[k] && (c == 1 || own[k] < nearest[k] || own[k] != own[k])) nearest[k] = own[k];
+    }
+    Farthest<C> state;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const C far = nearest[k] / draw[k];
+      if (thread + k * kFoldThreads >= M) continue;
+      state.row.see(far, row[k]);
+      state.all.sum += nearest[k];
+    }
+    join_lanes<16, 1>(state);
+    // Two places in turn: who reads one has met all others since they wrote it.
+    const int place = static_cast<int>(c % 2) * kAnchors;
+    if (lane() == 0) shared.write(place + warp(), state);
+    __syncthreads();
+    state = shared.read(place + lane() % kAnchors);
+    join_lanes<kAnchors / 2, 1>(state);
+    chosen = c > 0 && !(state.all.sum > 0) ? first : state.row.index;
+    if (c == 0) first = chosen;
+    copy_row(static_cast<const T*>(x.data) + chosen * x.stride, x.column_stride, D, centroid);
   }
 }
 

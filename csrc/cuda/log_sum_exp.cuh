@@ -37,27 +37,29 @@ struct ExpSum {
 
 // With ids, pairs that share one are left out.
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                        ExpSums<C*> to, C* kept) {
   const int first = first_anchor(first_block), own = first + warp();
   const C factor = *scale;
-  const auto left_out = [&](int n, int m) { return pairing.image_ids && same_id(pairing, n, m); };
-  const auto column =
-      fold_columns<ExpSum<C>>(scores.N, scores.M, first, [&](ExpSum<C>& state, int n, int m) {
-        const C score = scores.at(n, m);
-        if (kept) kept[n * scores.M + m] = score;
-        if (!left_out(n, m)) state.see(factor * score);
-        if (to.positive && positive_of(pairing.positive, m) == n) to.positive[m] = factor * score;
-      });
+  const bool excluding = pairing.image_ids;
+  const int m = first + lane() % kAnchors;
+  const int positive = to.positive && m < scores.M ? positive_of(pairing.positive, m) : -1;
+  const auto column = fold_columns<ExpSum<C>>(scores, pairing, first,
+                                              [&](ExpSum<C>& state, int n, C score, bool same) {
+                                                if (kept) kept[n * scores.M + m] = score;
+                                                if (!excluding || !same) state.see(factor * score);
+                                                if (positive == n) to.positive[m] = factor * score;
+                                              });
   if (own < scores.M && lane() == 0) {
     to.column[own] = column.log_sum(), to.column_highest[own] = column.base();
     if (to.positive && positive_of(pairing.positive, own) < 0) to.positive[own] = kNan<C>;
   }
   if (own >= scores.N) return;
-  const auto row = fold_row<ExpSum<C>>(scores.M, [&](ExpSum<C>& state, int m) {
-    if (!left_out(own, m)) state.see(factor * scores.at(own, m));
-  });
+  const auto row =
+      fold_row<ExpSum<C>>(scores, pairing, own, [&](ExpSum<C>& state, int, C score, bool same) {
+        if (!excluding || !same) state.see(factor * score);
+      });
   if (lane() == 0) to.row[own] = row.log_sum(), to.row_highest[own] = row.base();
 }
 
@@ -68,12 +70,30 @@ struct OfExpSums {
   ExpSums<const C*> sums;
   Pairing pairing;
 
-  __device__ __forceinline__ C at(int n, int m, C score, C scale) const {
-    if (pairing.image_ids && same_id(pairing, n, m))
-      return pairing.positive && pairing.positive[m] == n ? grad_positive[m] : C(0);
+  // What row n and column m have, of which the row's is the same for all of a warp's columns.
+  struct Place {
+    C grad_row, row_highest, row, grad_column, column_highest, column, grad_positive;
+    int64_t image, text;
+    bool positive;
+  };
+  __device__ __forceinline__ Place read(int n, int m) const {
+    const bool ids = pairing.image_ids, own = ids && pairing.positive;
+    return {grad_row[n],
+            sums.row_highest[n],
+            sums.row[n],
+            grad_column[m],
+            sums.column_highest[m],
+            sums.column[m],
+            own ? grad_positive[m] : C(0),
+            ids ? pairing.image_ids[n] : 0,
+            ids ? pairing.text_ids[m] : 1,
+            own && pairing.positive[m] == n};
+  }
+  __device__ __forceinline__ C at(const Place& at, C score, C scale) const {
+    if (at.image == at.text) return at.positive ? at.grad_positive : C(0);
     const C logit = scale * score;
-    return grad_row[n] * share(logit, sums.row_highest[n], sums.row[n]) +
-           grad_column[m] * share(logit, sums.column_highest[m], sums.column[m]);
+    return at.grad_row * share(logit, at.row_highest, at.row) +
+           at.grad_column * share(logit, at.column_highest, at.column);
   }
   // The difference first: that of two near logits is exact.
   static __device__ __forceinline__ C share(C logit, C highest, C log_sum) {

@@ -7,43 +7,34 @@
 
 namespace itm::cuda {
 
-// Semi-hard negatives are those below a limit.
+// What a fold for the hardest does with a pair; semi-hard negatives are those below a limit.
 template <typename C>
-__device__ __forceinline__ Hardest<C> hardest_of_row(const Scores<C>& scores,
-                                                     const Pairing& pairing, int n, bool below,
-                                                     C limit) {
-  return fold_row<Hardest<C>>(scores.M, [&](Hardest<C>& state, int m) {
-    const C score = scores.at(n, m);
-    if (!same_id(pairing, n, m) && !(below && score >= limit)) state.see(score, m);
-  });
-}
+struct Mine {
+  bool below;
+  C limit;
 
-template <typename C>
-__device__ __forceinline__ Hardest<C> hardest_of_columns(const Scores<C>& scores,
-                                                         const Pairing& pairing, int first,
-                                                         bool below) {
-  const int own = first + lane() % kAnchors;
-  const C limit = below && own < scores.M ? positive_score(scores, pairing, own) : C(0);
-  return fold_columns<Hardest<C>>(scores.N, scores.M, first, [&](Hardest<C>& state, int n, int m) {
-    const C score = scores.at(n, m);
-    if (!same_id(pairing, n, m) && !(below && score >= limit)) state.see(score, n);
-  });
-}
+  __device__ __forceinline__ void operator()(Hardest<C>& state, int at, C score, bool same) const {
+    if (!same && !(below && score >= limit)) state.see(score, at);
+  }
+};
 
 // Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
 // the rows that a hinge names may be finite.
 constexpr int kNanPair = -2;
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     max_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
                          bool semihard, C* loss, int64_t* text_index, int64_t* image_index) {
   const int first = first_anchor(first_block), j = first + warp();
-  const Hardest<C> image = hardest_of_columns(scores, pairing, first, semihard);
+  const int own = first + lane() % kAnchors;
+  const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
+  const auto image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{semihard, limit});
   if (j >= scores.M) return;
+  const C positive = __shfl_sync(~0u, limit, warp());
   const int i = positive_of(pairing.positive, j);
-  const C positive = positive_score(scores, pairing, j);
-  const Hardest<C> text = hardest_of_row(scores, pairing, i < 0 ? 0 : i, semihard, positive);
+  const auto text =
+      fold_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, Mine<C>{semihard, positive});
   if (lane()) return;
   const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
   const C both = a + b + 0 * positive;  // an infinite positive score shows
@@ -54,19 +45,19 @@ __global__ void __launch_bounds__(kFoldThreads, 4)
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     hardest_negatives_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C* positive,
                              C* text_score, int64_t* text_index, C* image_score,
                              int64_t* image_index) {
   const int first = first_anchor(first_block), own = first + warp();
-  const Hardest<C> image = hardest_of_columns(scores, pairing, first, false);
+  const Hardest<C> image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{});
   if (own < scores.M && lane() == 0) {
     positive[own] = positive_score(scores, pairing, own);
     image_score[own] = image.value;
     image_index[own] = image.index;
   }
   if (own >= scores.N) return;
-  const Hardest<C> text = hardest_of_row(scores, pairing, own, false, C(0));
+  const Hardest<C> text = fold_row<Hardest<C>>(scores, pairing, own, Mine<C>{});
   if (lane()) return;
   text_score[own] = text.value;
   text_index[own] = text.index;

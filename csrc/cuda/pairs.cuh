@@ -10,6 +10,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/pairs.h"
+#include "cuda/parts.cuh"
 #include "cuda/warp.cuh"
 
 namespace itm::cuda {
@@ -18,6 +19,9 @@ template <typename C>
 constexpr C kInfinity = std::numeric_limits<C>::infinity();
 template <typename C>
 constexpr C kNan = std::numeric_limits<C>::quiet_NaN();
+
+constexpr int kAtOnce = 4;  // pairs of a lane whose loads are on their way together
+__device__ __forceinline__ int within(int i, int count) { return i < count ? i : count - 1; }
 
 // Small numbers of 32 bits, as all there is fits.
 template <typename C>
@@ -31,12 +35,14 @@ struct Scores {
         N(static_cast<int>(from.N)),
         M(static_cast<int>(from.M)) {}
 
+  template <int kCount>
+  __device__ __forceinline__ void read(const int (&at)[kCount], C (&sum)[kCount]) const {
+    read_parts(data, parts, N * M, at, sum);
+  }
   __device__ __forceinline__ C at(int n, int m) const {
-    const C* from = data + n * M + m;
-    C sum = *from;
-#pragma unroll 4
-    for (int part = 1; part < parts; ++part) sum += from[part * N * M];
-    return sum;
+    C sum[1];
+    read({n * M + m}, sum);
+    return sum[0];
   }
 };
 
@@ -52,6 +58,23 @@ __device__ __forceinline__ C positive_score(const Scores<C>& scores, const Pairi
                                             int j) {
   const int i = positive_of(pairing.positive, j);
   return i < 0 ? kNan<C> : scores.at(i, j);
+}
+
+// Those of columns j, j + kStep, ...: NaN without an image, and some number beyond the last.
+template <int kStep, typename C, int kCount>
+__device__ __forceinline__ void positive_scores(const Scores<C>& scores, const Pairing& pairing,
+                                                int j, C (&to)[kCount]) {
+  int image[kCount], at[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    const int column = within(j + k * kStep, scores.M);
+    image[k] = positive_of(pairing.positive, column);
+    at[k] = (image[k] < 0 ? 0 : image[k]) * scores.M + column;
+  }
+  scores.read(at, to);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    if (image[k] < 0) to[k] = kNan<C>;
 }
 
 template <typename C>
@@ -71,6 +94,8 @@ __device__ __forceinline__ C hinge(C x) {
 }
 
 constexpr int kAnchors = 8, kFoldThreads = 32 * kAnchors;  // a warp for every anchor
+// Of a multiprocessor: a batch is 128 blocks at most, and 128 registers hold what is on its way.
+constexpr int kFoldBlocks = 2;
 
 template <int kFirst, int kLast, typename State>
 __device__ __forceinline__ void join_lanes(State& state) {
@@ -111,24 +136,55 @@ struct Hardest {
   }
 };
 
-// see(state, m) for every column m of a row, by one warp; all lanes return the whole.
-template <typename State, typename See>
-__device__ __forceinline__ State fold_row(int M, See&& see) {
+// see(n, m, score, whether both have one id) for pairs from (n, m) on, by one lane. Those beyond
+// the matrix are read at its edge, and not seen.
+template <int kRowStep, int kColumnStep, typename C, typename See>
+__device__ __forceinline__ void see_pairs(const Scores<C>& scores, const Pairing& pairing, int n,
+                                          int m, See&& see) {
+  int at[kAtOnce];
+  int64_t image[kAtOnce], text[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int row = within(n + k * kRowStep, scores.N);
+    const int column = within(m + k * kColumnStep, scores.M);
+    at[k] = row * scores.M + column;
+    image[k] = pairing.image_ids ? pairing.image_ids[row] : row;
+    text[k] = pairing.image_ids ? pairing.text_ids[column] : column;
+  }
+  C score[kAtOnce];
+  scores.read(at, score);
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int row = n + k * kRowStep, column = m + k * kColumnStep;
+    if (row < scores.N && column < scores.M) see(row, column, score[k], image[k] == text[k]);
+  }
+}
+
+// see(state, m, score, same) for every column m of row n, by one warp; all lanes return the whole.
+template <typename State, typename C, typename See>
+__device__ __forceinline__ State fold_row(const Scores<C>& scores, const Pairing& pairing, int n,
+                                          See&& see) {
   State state;
-  for (int m = lane(); m < M; m += 32) see(state, m);
+  for (int m = lane(); m < scores.M; m += 32 * kAtOnce)
+    see_pairs<0, 32>(scores, pairing, n, m,
+                     [&](int, int column, C score, bool same) { see(state, column, score, same); });
   join_lanes<16, 1>(state);
   return state;
 }
 
-// see(state, n, m) for every row n of columns [first, first + 8), by the block, which meets once;
-// every warp returns the column of its own number.
-template <typename State, typename See>
-__device__ __forceinline__ State fold_columns(int N, int M, int first, See&& see) {
+// see(state, n, score, same) for every row n of columns [first, first + 8), by the block, which
+// meets once; a lane sees column first + lane % 8, and every warp returns that of its own number.
+template <typename State, typename C, typename See>
+__device__ __forceinline__ State fold_columns(const Scores<C>& scores, const Pairing& pairing,
+                                              int first, See&& see) {
+  constexpr int kRows = 4 * kAnchors;
   const auto shared = Shared<State>::template all<kAnchors * kAnchors>();
   const int m = first + lane() % kAnchors;
   State state;
-  if (m < M)
-    for (int n = warp() * 4 + lane() / kAnchors; n < N; n += 4 * kAnchors) see(state, n, m);
+  if (m < scores.M)
+    for (int n = warp() * 4 + lane() / kAnchors; n < scores.N; n += kRows * kAtOnce)
+      see_pairs<kRows, 0>(scores, pairing, n, m,
+                          [&](int row, int, C score, bool same) { see(state, row, score, same); });
   join_lanes<16, kAnchors>(state);
   if (lane() < kAnchors) shared.write(warp() * kAnchors + lane(), state);
   __syncthreads();

@@ -111,8 +111,7 @@ struct Drawing {
   int64_t problems, clusters;
   const bool* member;  // [problems, rows] or null
   const float* draws;  // [clusters, rows]
-  void* distance;      // room for [problems, rows] in fp32 or fp64
-  void* centroids;     // [problems, clusters, D]
+  void* centroids;     // [problems, clusters, D] in fp32 or fp64
 };
 void kmeans_plus_plus(Type type, const AnyRows& x, int64_t D, const ScoreParts& squares,
                       const Drawing& to, void* stream);

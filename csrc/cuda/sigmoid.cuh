@@ -8,9 +8,8 @@ namespace itm::cuda {
 // What a pair is. A pair that only shares an id takes no part.
 enum class Kind { kNegative, kPositive, kNone };
 
-__device__ __forceinline__ Kind kind_of(const Pairing& pairing, int n, int m) {
-  if (!same_id(pairing, n, m)) return Kind::kNegative;
-  return positive_of(pairing.positive, m) == n ? Kind::kPositive : Kind::kNone;
+__device__ __forceinline__ Kind kind_of(bool same, bool positive) {
+  return !same ? Kind::kNegative : positive ? Kind::kPositive : Kind::kNone;
 }
 
 // log(1 + e^x), and its derivative.
@@ -25,16 +24,18 @@ __device__ __forceinline__ C logistic(C x) {
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     sigmoid_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                    const C* bias, C* loss, C* kept) {
   const int first = first_anchor(first_block), own = first + warp();
   const C factor = *scale, offset = *bias;
+  const int m = first + lane() % kAnchors;
+  const int positive = m < scores.M ? positive_of(pairing.positive, m) : -1;
   const auto column =
-      fold_columns<Sum<C>>(scores.N, scores.M, first, [&](Sum<C>& state, int n, int m) {
-        const C score = scores.at(n, m), logit = factor * score + offset;
+      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
+        const C logit = factor * score + offset;
         if (kept) kept[n * scores.M + m] = score;
-        const Kind kind = kind_of(pairing, n, m);
+        const Kind kind = kind_of(same, positive == n);
         if (kind == Kind::kNegative) state.sum += softplus(logit);
         // An infinite positive logit shows.
         if (kind == Kind::kPositive) state.sum += softplus(-logit) + 0 * logit;
@@ -49,11 +50,21 @@ struct OfSigmoids {
   Pairing pairing;
   const C* bias;
 
-  __device__ __forceinline__ C at(int n, int m, C score, C scale) const {
-    const C logit = scale * score + *bias;
-    const Kind kind = kind_of(pairing, n, m);
+  struct Place {
+    C grad, bias;
+    int64_t image, text;
+    bool positive;
+  };
+  __device__ __forceinline__ Place read(int n, int m) const {
+    const bool ids = pairing.image_ids;
+    return {grad[m], *bias, ids ? pairing.image_ids[n] : n, ids ? pairing.text_ids[m] : m,
+            positive_of(pairing.positive, m) == n};
+  }
+  __device__ __forceinline__ C at(const Place& at, C score, C scale) const {
+    const C logit = scale * score + at.bias;
+    const Kind kind = kind_of(at.image == at.text, at.positive);
     if (kind == Kind::kNone) return 0;
-    return kind == Kind::kPositive ? -grad[m] * logistic(-logit) : grad[m] * logistic(logit);
+    return kind == Kind::kPositive ? -at.grad * logistic(-logit) : at.grad * logistic(logit);
   }
 };
 

@@ -2,6 +2,7 @@
 // Matrices of distances. Few pairs are shared out over D as well: every part writes its own sums,
 // which are added in one order, so that the same inputs give the same bits.
 
+#include "cuda/parts.cuh"
 #include "cuda/tile.cuh"
 
 namespace itm::cuda {
@@ -73,9 +74,9 @@ __global__ void add_parts_kernel(const Wide<T>* partial, int64_t parts, int64_t 
                                  bool take_root, int64_t first_block, T* out) {
   const int64_t i = (first_block + blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= size) return;
-  Wide<T> sum = 0;
-  for (int64_t part = 0; part < parts; ++part) sum += partial[part * size + i];
-  narrow(take_root ? root(sum) : sum, out[i]);
+  Wide<T> sum[1];
+  read_parts(partial, parts, size, {i}, sum);
+  narrow(take_root ? root(sum[0]) : sum[0], out[i]);
 }
 
 }  // namespace itm::cuda

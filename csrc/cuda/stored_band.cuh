@@ -10,23 +10,35 @@
 namespace itm::cuda {
 
 template <typename C>
-__global__ void __launch_bounds__(kRowThreads, 4)
+__global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
     stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
   const int N = scores.N, n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
   if (n >= N) return;
   const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
   double sum = 0;
-  for (int from = 0; from < N; from += 32) {
-    const int m = from + lane();
-    const C score = m < N ? scores.at(n, m) : C(0);
-    const C key = band.unit ? 1 - score : score;
-    // "Not outside", so that what is not a number is inside and shows.
-    bool inside = m < N && !(key <= low) && !(key >= high);
-    if (inside && key == key) inside = band.ids ? band.ids[n] != band.ids[m] : n != m;
-    if (inside) sum += band.repel ? high - key : key;
-    if (band.show_infinite && n == m) sum += 0 * key;
-    const unsigned word = __ballot_sync(~0u, inside);
-    if (band.mask && lane() == 0) band.mask[n * band.words + from / 32] = word;
+  const int64_t id = band.ids ? band.ids[n] : n;
+  for (int first = lane(); first - lane() < N; first += 32 * kAtOnce) {
+    int at[kAtOnce];
+    int64_t other[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int m = within(first + 32 * k, N);
+      at[k] = n * N + m, other[k] = band.ids ? band.ids[m] : m;
+    }
+    C score[kAtOnce];
+    scores.read(at, score);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int m = first + 32 * k;
+      const C key = band.unit ? 1 - score[k] : score[k];
+      // "Not outside", so that what is not a number is inside and shows.
+      const bool negative = (id != other[k]) | (key != key);
+      const bool inside = (m < N) & !(key <= low) & !(key >= high) & negative;
+      if (inside) sum += band.repel ? high - key : key;
+      if (band.show_infinite && n == m) sum += 0 * key;
+      const unsigned word = __ballot_sync(~0u, inside);
+      if (band.mask && lane() == 0 && m < N) band.mask[n * band.words + m / 32] = word;
+    }
   }
   sum = warp_sum(sum);
   if (lane() != 0) return;

@@ -8,61 +8,84 @@
 namespace itm::cuda {
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     sum_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin, C* loss,
                          C* kept) {
   const int first = first_anchor(first_block), j = first + warp();
   const int own = first + lane() % kAnchors;
-  const C of_column = own < scores.M ? margin - positive_score(scores, pairing, own) : C(0);
+  const C score_of_own = own < scores.M ? positive_score(scores, pairing, own) : C(0);
+  const C of_column = margin - score_of_own;
   const auto column =
-      fold_columns<Sum<C>>(scores.N, scores.M, first, [&](Sum<C>& state, int n, int m) {
-        const C score = scores.at(n, m);
-        if (kept) kept[n * scores.M + m] = score;
-        if (!same_id(pairing, n, m)) state.sum += hinge(score + of_column);
+      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
+        if (kept) kept[n * scores.M + own] = score;
+        if (!same) state.sum += hinge(score + of_column);
       });
   if (j >= scores.M) return;
-  const C positive = positive_score(scores, pairing, j), offset = margin - positive;
-  const int i = positive_of(pairing.positive, j), n = i < 0 ? 0 : i;
-  const auto row = fold_row<Sum<C>>(scores.M, [&](Sum<C>& state, int m) {
-    if (!same_id(pairing, n, m)) state.sum += hinge(scores.at(n, m) + offset);
-  });
+  const C positive = __shfl_sync(~0u, score_of_own, warp()), offset = margin - positive;
+  const int i = positive_of(pairing.positive, j);
+  const auto row =
+      fold_row<Sum<C>>(scores, pairing, i < 0 ? 0 : i, [&](Sum<C>& state, int, C score, bool same) {
+        if (!same) state.sum += hinge(score + offset);
+      });
   // An infinite positive score shows.
   if (lane() == 0) loss[j] = row.sum + column.sum + 0 * positive;
 }
 
+// Bit k of the result: whether n is the image of column j + 32 k.
+__device__ __forceinline__ unsigned pairs_of_image(const Pairing& pairing, int n, int j, int M) {
+  int image[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) image[k] = positive_of(pairing.positive, within(j + 32 * k, M));
+  unsigned bits = 0;
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) bits |= (j + 32 * k < M && image[k] == n ? 1u : 0u) << k;
+  return bits;
+}
+
 // weights[n][m] of the negatives, and how many hinges are active along every pair's row and column.
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     weigh_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
                         Numbers<C> grad, C* weights, C* in_row, C* in_column) {
   const int first = first_anchor(first_block), n = first + warp();
   const int own = first + lane() % kAnchors;
   const C of_column = own < scores.M ? margin - positive_score(scores, pairing, own) : C(0);
   const auto column =
-      fold_columns<Sum<C>>(scores.N, scores.M, first, [&](Sum<C>& state, int r, int m) {
-        if (!same_id(pairing, r, m) && scores.at(r, m) + of_column > 0) state.sum += 1;
+      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int, C score, bool same) {
+        if (!same && score + of_column > 0) state.sum += 1;
       });
   if (n < scores.M && lane() == 0) in_column[n] = column.sum;
   if (n >= scores.N) return;
   C* to = weights + n * scores.M;
-  for (int m = lane(); m < scores.M; m += 32) {
-    const C offset = margin - positive_score(scores, pairing, m);
-    const bool active = !same_id(pairing, n, m) && scores.at(n, m) + offset > 0;
-    to[m] = active ? grad[m] : C(0);
+  for (int at = lane(); at < scores.M; at += 32 * kAtOnce) {
+    C offset[kAtOnce], share[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) share[k] = grad[within(at + 32 * k, scores.M)];
+    positive_scores<32>(scores, pairing, at, offset);
+    see_pairs<0, 32>(scores, pairing, n, at, [&](int, int m, C score, bool same) {
+      const int k = (m - at) / 32;
+      to[m] = !same && score + (margin - offset[k]) > 0 ? share[k] : C(0);
+    });
   }
+  unsigned own_pairs = 0;
   // Every pair whose image this row is; a lane adds to what it has written itself.
   for (int at = 0; at < scores.M; at += 32) {
-    const int candidate = at + lane();
-    unsigned pairs =
-        __ballot_sync(~0u, candidate < scores.M && positive_of(pairing.positive, candidate) == n);
+    if (at % (32 * kAtOnce) == 0) own_pairs = pairs_of_image(pairing, n, at + lane(), scores.M);
+    unsigned pairs = __ballot_sync(~0u, own_pairs >> at / 32 % kAtOnce & 1);
     for (; pairs; pairs &= pairs - 1) {
       const int j = at + __popc((pairs & -pairs) - 1);
-      const C offset = margin - scores.at(n, j), share = grad[j];
+      const C share = grad[j], offset = margin - scores.at(n, j);
       Sum<C> count;
-      for (int m = lane(); m < scores.M; m += 32) {
-        if (same_id(pairing, n, m) || !(scores.at(n, m) + offset > 0)) continue;
-        to[m] += share;
-        count.sum += 1;
+      for (int first = lane(); first < scores.M; first += 32 * kAtOnce) {
+        C before[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k)
+          before[k] = first + 32 * k < scores.M ? to[first + 32 * k] : C(0);
+        see_pairs<0, 32>(scores, pairing, n, first, [&](int, int m, C score, bool same) {
+          if (same || !(score + offset > 0)) return;
+          to[m] = before[(m - first) / 32] + share;
+          count.sum += 1;
+        });
       }
       join_lanes<16, 1>(count);
       // The loss of a pair whose own score is not finite is NaN: so is its gradient.

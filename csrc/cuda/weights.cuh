@@ -10,19 +10,31 @@ namespace itm::cuda {
 // weights[n][m] = scale times the gradient of logit [n][m]; of_scale[n] and of_bias[n], unless it
 // is null, what row n adds to the gradients of scale and bias. A warp has a row.
 template <typename C, typename OfLogit>
-__global__ void __launch_bounds__(kFoldThreads, 4)
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     weigh_kernel(int64_t first_block, Scores<C> scores, OfLogit of_logit, const C* scale,
                  C* weights, C* of_scale, C* of_bias) {
   const int n = first_anchor(first_block) + warp();
   if (n >= scores.N) return;
   const C factor = *scale;
   C product = 0, sum = 0;
-  for (int m = lane(); m < scores.M; m += 32) {
-    const C score = scores.at(n, m), gradient = of_logit.at(n, m, score, factor);
-    weights[n * scores.M + m] = factor * gradient;
-    if (gradient == 0) continue;  // an excluded pair's score may be infinite
-    product += gradient * score;
-    sum += gradient;
+  for (int first = lane(); first < scores.M; first += 32 * kAtOnce) {
+    int at[kAtOnce];
+    typename OfLogit::Place place[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int m = within(first + 32 * k, scores.M);
+      at[k] = n * scores.M + m, place[k] = of_logit.read(n, m);
+    }
+    C score[kAtOnce];
+    scores.read(at, score);
+#pragma unroll
+    for (int k = 0; k < kAtOnce && first + 32 * k < scores.M; ++k) {
+      const C gradient = of_logit.at(place[k], score[k], factor);
+      weights[at[k]] = factor * gradient;
+      if (gradient == 0) continue;  // an excluded pair's score may be infinite
+      product += gradient * score[k];
+      sum += gradient;
+    }
   }
   for (int lanes = 16; lanes > 0; lanes /= 2) {
     product += __shfl_xor_sync(~0u, product, lanes);

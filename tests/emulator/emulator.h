@@ -166,16 +166,21 @@ inline unsigned __ballot_sync(unsigned mask, int value,
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes,
-                  emulator::Place at = emulator::Place::current()) {
+T __shfl_sync(unsigned mask, T value, int from, emulator::Place at = emulator::Place::current()) {
   static_assert(sizeof(T) <= emulator::kLane);
   auto& block = emulator::Block::current();
   block.exchange(mask, &value, sizeof(T), at);
-  const int from = (block.thread() % emulator::kWarp) ^ lanes;
   if (!(mask >> from & 1))
     throw emulator::Failure("shuffle: reads a lane outside its mask at " + emulator::name(at));
   std::memcpy(&value, block.left_by(from), sizeof(T));
   return value;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes,
+                  emulator::Place at = emulator::Place::current()) {
+  return __shfl_sync(mask, value, emulator::Block::current().thread() % emulator::kWarp ^ lanes,
+                     at);
 }
 
 namespace itm::cuda {

@@ -45,12 +45,12 @@ void check_kmeans_plus_plus(Type type, int64_t M, int64_t K, int64_t D, std::mt1
   std::vector<float> draws(K * M);
   for (float& draw : draws) draw = 1 + static_cast<float>(random() % 1024) / 1024;
   const DistancePlan plan = plan_distances(1, M, M, D);
-  std::vector<C> squares(plan.parts * M * M), distance(2 * M), centroids(2 * K * D);
+  std::vector<C> squares(plan.parts * M * M), centroids(2 * K * D);
   const auto member = std::make_unique<bool[]>(2 * M);
   for (int64_t i = 0; i < 2 * M; ++i) member[i] = i % 5 != 0;
   square_parts(type, matrix(x, M, D), matrix(x, M, D), D, plan, squares.data(), nullptr);
   kmeans_plus_plus(type, {x.data(), M, D, 1}, D, {squares.data(), plan.parts, M, M},
-                   {2, K, member.get(), draws.data(), distance.data(), centroids.data()}, nullptr);
+                   {2, K, member.get(), draws.data(), centroids.data()}, nullptr);
   for (int64_t problem = 0; problem < 2; ++problem) {
     const C* const own = centroids.data() + problem * K * D;
     for (int64_t k = 0; k < K; ++k) {

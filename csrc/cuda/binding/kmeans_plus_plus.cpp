@@ -11,15 +11,12 @@ Tensor start_of(const Tensor& x, const OptionalTensor& member, const Tensor& dra
   const Tensor members = member.has_value() ? member->contiguous() : Tensor();
   const Tensor numbers = draws.to(at::kFloat).contiguous();
   const int64_t B = members.defined() ? members.size(0) : 1, K = draws.size(0);
-  const auto like = squares.parts.options();
-  Tensor centroids = at::empty({B, K, x.size(1)}, like);
-  const Tensor distance = at::empty({B, x.size(0)}, like);
+  Tensor centroids = at::empty({B, K, x.size(1)}, squares.parts.options());
   kmeans_plus_plus(type_of(x), any_rows_of(x), x.size(1), squares.from,
                    {.problems = B,
                     .clusters = K,
                     .member = members.defined() ? members.const_data_ptr<bool>() : nullptr,
                     .draws = numbers.const_data_ptr<float>(),
-                    .distance = distance.mutable_data_ptr(),
                     .centroids = centroids.mutable_data_ptr()},
                    device.stream());
   device.launched();
