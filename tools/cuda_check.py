@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the additions of l1.
+"""What nvcc makes of the CUDA kernels: registers, no spills, the additions of l1, loops that wait.
 
 No GPU is needed. Without nvcc nothing is checked, and that is said; `--required` (or
 ITM_KERNELS_CUDA=1, as for the build) makes it an error.
@@ -15,6 +15,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from tools import waits
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
@@ -151,6 +153,9 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
             for name, instructions in machine_code(run(nvdisasm, "-c", cubin)).items():
                 if strict and re.search(L1_TILE, name):
                     lines.append(f"{'':>26}  sm_{architecture:<4} {check_l1(instructions)}")
+                if strict and re.match(waits.FOLDS, name):
+                    found = waits.check(name, instructions)
+                    lines.append(f"{'':>26}  sm_{architecture:<4} {name}: {found}")
     return lines
 
 
