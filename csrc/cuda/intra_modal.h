@@ -1,6 +1,6 @@
 #pragma once
-// Bounded sums over rows of one type. Each type is compiled in a file of its own: together they take
-// longer than all other files.
+// Bounded sums over rows of one type. Each type is compiled in a file of its own: together they
+// take longer than all other files.
 
 #include "cuda/launch.h"
 
