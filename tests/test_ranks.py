@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from itm_kernels import ops
+from itm_kernels import backends, ops, reference
+from itm_kernels.ops._define import operator
 from itm_kernels.ops.ranks import row_keys
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -27,6 +28,17 @@ def test_ranks_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch, backend: 
     assert all(map(torch.equal, whole, blocks))
     alone = ops.ranks(queries, gallery, query_ids + 50, gallery_ids, backend=backend)
     assert (alone.rank == 10).all() and not alone.ties.any() and not alone.positives.any()
+
+
+def test_counts_of_the_operator_are_those_of_ranks(backend: str) -> None:
+    """A backend that returns ranks at once has this operator all the same."""
+    sides = rows(7, 4), rows(9, 4, seed=1)
+    ids = torch.arange(7) % 3, torch.arange(9) % 3
+    keys = row_keys(sides[1])
+    namespace = backends.resolve("ranks", "ranks", sides[0], backend)
+    forward = reference.ranks if namespace is None else operator(namespace, "ranks_forward")
+    counts = forward(*sides, *ids, keys)
+    assert all(map(torch.equal, counts, ops.ranks(*sides, *ids, backend=backend)[1:]))
 
 
 def test_ties_count_half(backend: str) -> None:

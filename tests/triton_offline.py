@@ -42,7 +42,7 @@ WHOLE = 90
 CORE_ARCHITECTURES = (86, 89, 120)
 CORE_CASES = (("bf16", 4096, 1024), ("fp32", 4096, 1024))
 CORE_OPERATORS = (
-    *("max_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"),
+    *("max_of_hinges", "sum_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"),
     *("rbf_synthesis", "kmeans"),
 )
 # Triton's promise of one source, on AMD: some cases, without the limits of NVIDIA's pipelines.
