@@ -141,21 +141,22 @@ class WeightFeed {
 
  public:
   __device__ __forceinline__ WeightFeed(const Weights& weights, int64_t b, int64_t first_row)
-      : weights_(weights), along_(weights.along_columns()), first_row_(first_row) {
-    at_ = weights.from(b, first_row + row(0), column(0));
+      : weights_(weights), along_(weights.along_columns()), n_(first_row + row(0)), m_(column(0)) {
+    at_ = weights.from(b, n_, m_);
   }
 
-  // Of the chunk from column m on, for all threads the same.
-  __device__ __forceinline__ void fetch(int64_t m, int rows, int columns) {
+  __device__ __forceinline__ void fetch(int rows, int columns) {
     any_ = false;
 #pragma unroll
     for (int i = 0; i < Tile::kMine; ++i) {
       const Pointer at = at_ + i * weights_.step(row(1) - row(0), column(1) - column(0));
       const bool there = row(i) < rows && column(i) < columns;
-      pending_[i] = there ? weights_.value(at, first_row_ + row(i), m + column(i)) : C(0);
-      any_ |= there && weights_.is_set(at, m + column(i));
+      const int64_t n = n_ + row(i) - row(0), m = m_ + column(i) - column(0);
+      pending_[i] = there ? weights_.value(at, n, m) : C(0);
+      any_ |= there && weights_.is_set(at, m);
     }
-    at_ = weights_.advance(at_, m + column(0), Tile::kDepth);
+    at_ = weights_.advance(at_, m_, Tile::kDepth);
+    m_ += Tile::kDepth;
   }
   __device__ __forceinline__ void deposit(const Shared<C>& to, int stage) const {
 #pragma unroll
@@ -178,34 +179,35 @@ class WeightFeed {
 
   const Weights weights_;
   const bool along_;
-  const int64_t first_row_;
+  const int64_t n_;
+  int64_t m_;
   Pointer at_;
   bool any_ = false;
   C pending_[Tile::kMine];
 };
 
-// Where a block's rows and columns begin.
-template <typename Tile>
-struct PullBlock {
-  int64_t b, row, d;
-
-  __device__ __forceinline__ PullBlock(int64_t block, int64_t N, int64_t D) {
-    const int64_t in_row = ceil_div(D, Tile::kColumns), in_column = ceil_div(N, Tile::kRows);
-    d = block % in_row * Tile::kColumns;
-    row = block / in_row % in_column * Tile::kRows;
-    b = block / in_row / in_column;
-  }
-};
+// Bits take more registers than numbers: on sm_120 four too many (16 bytes spill) for two large
+// blocks of a multiprocessor, so there one is alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+template <typename Tile, typename Weights>
+constexpr int kPullBlocks =
+    Weights::kSparse && Tile::kBlocks > 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
+#else
+template <typename Tile, typename Weights>
+constexpr int kPullBlocks = Tile::kBlocks;
+#endif
 
 template <typename Tile, typename Pull, typename Weights>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+__global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
     pull_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y, Weights weights,
                 int64_t D, int64_t first_block,
                 typename Tile::C* out) {  // [batch, N, D]
   using C = typename Tile::C;
   const int64_t N = all_x.count, M = all_y.count;
-  const PullBlock<Tile> place(first_block + block_index(), N, D);
-  const int64_t b = place.b, first_row = place.row, d = place.d;
+  const int64_t in_row = ceil_div(D, Tile::kColumns), block = first_block + blockIdx.x;
+  const int64_t d = block % in_row * Tile::kColumns;
+  const int64_t first_row = block / in_row % ceil_div(N, Tile::kRows) * Tile::kRows;
+  const int64_t b = block / in_row / ceil_div(N, Tile::kRows);
   const Rows<typename Tile::T> x = all_x.of_batch(b);
   const int rows = window(N - first_row, Tile::kRows), columns = window(D - d, Tile::kColumns);
 
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     of_y.fetch(shared, stage + Tile::kWeights, window(M - m, Tile::kDepth), columns);
     close_copies();
     of_y.next_rows();
-    of_weights.fetch(m, rows, window(M - m, Tile::kDepth));
+    of_weights.fetch(rows, window(M - m, Tile::kDepth));
   };
   const auto deposit = [&](int stage) {
     of_y.deposit(shared, stage + Tile::kWeights);
@@ -254,11 +256,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
   if constexpr (Pull::kHidesNan)
     if (nothing != 0) show_nan<Tile>(all_y.of_batch(b), d, columns, here, sum);
-  const PullBlock<Tile> end(first_block + block_index(), N, D);
 #pragma unroll
   for (int r = 0; r < Tile::kOwnRows; ++r)
-    if (end.row + Tile::row(r) < N && end.d + Tile::column() < D)
-      *reinterpret_cast<Four<C>*>(out + (end.b * N + end.row + Tile::row(r)) * D + end.d +
+    if (Tile::row(r) < rows && Tile::column() < columns)
+      *reinterpret_cast<Four<C>*>(out + (b * N + first_row + Tile::row(r)) * D + d +
                                   Tile::column()) = sum[r];
 }
 
