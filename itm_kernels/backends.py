@@ -13,7 +13,7 @@ import pkgutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from itm_kernels import _checks, _devices, _extension
 from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
 from itm_kernels._extension import versions as versions
 from itm_kernels._options import Backend as Backend  # for callers that pass one on
+
+if TYPE_CHECKING:
+    from itm_kernels._availability import Availability
 
 # NOT_BUILT says why the compiled extension is not there.
 _C, NOT_BUILT, _extension_told = _extension.load()
@@ -100,8 +103,8 @@ NATIVE_KERNELS: dict[str, frozenset[str]] = {
 }
 CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_BUILT.get("cuda_architectures", ()))
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
-# operators that share a file with another, beside those named *_total
-_STEM = {"rbf_synthesis_logits": "rbf_synthesis"}
+# operators that share a file with another
+_STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
 NO_TRITON = "triton is not installed"
 HAS_TRITON = find_spec("triton") is not None
 # device -> the backend that is missed most there, and how to get it
@@ -116,19 +119,9 @@ _told = {"cpu"} if _extension_told else set[str]()  # devices of which it was to
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # Triton's own switch
 
 
-class Availability(NamedTuple):
-    """What "auto" picks for one operator on one device, and why not the others."""
-
-    operator: str
-    device: str
-    auto: str  # for large batches
-    ranges: list[str]  # where it picks something else
-    reasons: dict[str, str]  # backend -> why it is not there; empty for those that are
-
-
 def triton_file(operator: str) -> str | None:
     """Return the name of the file that holds an operator's Triton kernels, None without any."""
-    stem = _STEM.get(operator, operator.removesuffix("_total"))
+    stem = _STEM.get(operator, operator)
     return stem if stem in TRITON_FILES else None
 
 
@@ -231,6 +224,20 @@ def resolve(
     )
 
 
+def whole(operator: str, like: Tensor, backend: str, sides: Sides) -> str | None:
+    """Return the namespace of a whole loss as one operator, None where a loss goes by its parts."""
+    device, index = like.device.type, like.device.index
+    if backend == "auto":
+        backend = choose(operator, device, sides, index=index)
+        first = range_of(device, backend, operator).first_rows
+        if first and max(sides) > first:
+            return None
+    if backend == "reference" or torch._C._are_functorch_transforms_active():
+        return None
+    missing = why_not(operator, device, backend, sides, index)
+    return NAMESPACES[backend] if missing is None else None
+
+
 def _tell(operator: str, like: Tensor, sides: Sides) -> None:
     """Say once that a large batch runs in plain PyTorch, and how to get the kernels."""
     device = like.device.type
@@ -250,38 +257,11 @@ def _tell(operator: str, like: Tensor, sides: Sides) -> None:
     )
 
 
-def available() -> list[Availability]:
+def available() -> list["Availability"]:
     """Return, for each operator and device type, what "auto" picks and why not the others."""
-    table = []
-    for operator in OPERATORS:
-        for device in DEVICES:
-            reasons = {name: why_not(operator, device, name) for name in PREFERENCE[device]}
-            table.append(
-                Availability(
-                    operator,
-                    device,
-                    choose(operator, device),
-                    _ranges(operator, device),
-                    {name: reason for name, reason in reasons.items() if reason is not None},
-                )
-            )
-    return table
+    from itm_kernels._availability import table
 
-
-def _ranges(operator: str, device: str) -> list[str]:
-    """Say where "auto" leaves the order of PREFERENCE, for backends that are there."""
-    words = []
-    for (on, backend, name, metric), found in RANGES.items():
-        if (on, name) != (device, operator) or why_not(operator, device, backend) is not None:
-            continue
-        if found.first_rows == MANY:
-            limit = f"{backend} for {metric}" if metric else f"{backend} for any rows"
-        else:
-            limit = f"{backend} up to {found.first_rows:,} rows"
-            if found.most_rows != MANY:
-                limit += f", possible up to {found.most_rows:,}"
-        words.append(f"{limit} ({found.reason})")
-    return words
+    return table()
 
 
 def build_info() -> dict[str, object]:

@@ -38,7 +38,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.parametrize("race", ["blocks", "threads"])
+@pytest.mark.parametrize("race", ["blocks", "threads", "all"])
 def test_a_planted_race_is_found(program: Path, race: str) -> None:
     done = run(program, race)
     assert done.returncode == 66, done.stdout + done.stderr
@@ -46,8 +46,9 @@ def test_a_planted_race_is_found(program: Path, race: str) -> None:
     assert f"{race}_meet" in done.stderr
 
 
-def test_a_barrier_orders_the_threads_of_a_block(program: Path) -> None:
-    done = run(program, "barrier")
+@pytest.mark.parametrize("order", ["barrier", "ticket"])
+def test_threads_are_ordered_by_a_barrier_and_blocks_by_a_ticket(program: Path, order: str) -> None:
+    done = run(program, order)
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stdout + done.stderr
 
 

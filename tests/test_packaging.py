@@ -87,7 +87,8 @@ LAYERS: dict[str, set[str]] = {
     "triton": set(),
     "_extension": {"_warnings"},
     "_devices": set(),
-    "backends": {"_devices", "_extension", "_checks", "_options"},
+    "_availability": {"backends"},
+    "backends": {"_devices", "_extension", "_checks", "_options", "_availability"},
     "_pairs": {"_checks", "_options"},
     "ops": {"backends", "reference", *SHARED},
     "losses": {

@@ -163,6 +163,10 @@ __device__ __forceinline__ int64_t block_index() {
 
 // -- launches --
 
+// Returns once the launches before have written what they write. Every kernel calls it before it
+// reads or writes memory of others.
+__device__ __forceinline__ void wait_for_launch_before() {}
+
 // launch(kernel, blocks, threads, bytes of shared memory, stream, arguments...)
 
 #ifdef __CUDACC__

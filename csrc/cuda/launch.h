@@ -35,6 +35,8 @@ struct DistancePlan {
   int64_t parts, depth;
 };
 DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D);
+// The same for so many tiles of 32 x 32 pairs.
+DistancePlan share_depth(int64_t tiles, int64_t D);
 
 // out [batch, N, M] in the type of the rows; partial [parts, batch, N, M] in fp32 or fp64, if there
 // are several parts.

@@ -48,7 +48,10 @@ void launch_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const 
 
 DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D) {
   if (ceil_div(N, 128) * ceil_div(M, 128) * batch >= kFew) return {false, 1, D};
-  const int64_t tiles = ceil_div(N, 32) * ceil_div(M, 32) * batch;
+  return share_depth(ceil_div(N, 32) * ceil_div(M, 32) * batch, D);
+}
+
+DistancePlan share_depth(int64_t tiles, int64_t D) {
   const int64_t most = ceil_div(D, kLeastDepth), wanted = kEnough / (tiles > 0 ? tiles : 1);
   const int64_t parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
   const int64_t depth = ceil_div(ceil_div(D, parts), 16) * 16;

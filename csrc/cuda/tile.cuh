@@ -113,6 +113,12 @@ struct Product {
   }
 };
 
+// What a comparison shows its chunks to, where nobody looks.
+struct SeeNothing {
+  template <typename Memory>
+  __device__ __forceinline__ void operator()(const Memory&, int) const {}
+};
+
 template <typename T_, int kRows_, int kColumns_, int kThreadRows_, int kThreadColumns_>
 struct Tile {
   using T = T_;
@@ -147,11 +153,12 @@ struct Tile {
 
   // Sums columns [d, end) of rows from first_row and first_column on. After every chunk but the
   // last, stop(left, sum) may end it all, with so many columns left to fetch; threads have to
-  // agree.
-  template <typename Metric, typename Stop>
+  // agree. see(shared, stage) sees every chunk: rows of x from `stage` on, then those of y, kPitch
+  // apart.
+  template <typename Metric, typename Stop, typename See = SeeNothing>
   __device__ __forceinline__ bool compare(const Rows<T>& x, const Rows<T>& y, int64_t first_row,
-                                          int64_t first_column, int64_t d, int64_t end,
-                                          Stop&& stop) {
+                                          int64_t first_column, int64_t d, int64_t end, Stop&& stop,
+                                          See&& see = {}) {
     const auto shared = memory();
     Feed<T, kRows, kDepth, kPitch, kThreads> of_x(x, first_row, d);
     Feed<T, kColumns, kDepth, kPitch, kThreads> of_y(y, first_column, d);
@@ -181,6 +188,7 @@ struct Tile {
       __syncthreads();  // the chunk is there, and nobody reads the other stage any more
       const bool more = left > 0;
       if (more) fetch(kStage - stage);
+      see(shared, stage);
       add<Metric>(shared, stage);
       if (!more) return true;
       deposit(kStage - stage);

@@ -4,6 +4,7 @@
 
 #include "cuda/pairs.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/total.cuh"
 
 namespace itm::cuda {
 
@@ -74,20 +75,6 @@ struct WeightedSide {
   T* out;     // [count, D]
 };
 
-// The gradient of a scalar from what every row adds to it, by one warp; null without one.
-template <typename C>
-struct ScalarSum {
-  const C* parts = nullptr;
-  C* sum = nullptr;
-
-  __device__ __forceinline__ void add(int count) const {
-    if (!parts) return;
-    double total = 0;
-    for (int i = lane(); i < count; i += 32) total += parts[i];
-    for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
-    if (lane() == 0) *sum = static_cast<C>(total);
-  }
-};
 template <typename C>
 struct ScalarSums {
   ScalarSum<C> scale, bias;

@@ -127,6 +127,9 @@ class Block {
   dim3 index_;
 };
 
+// What came before an addition to a place is before all that comes after the next.
+unsigned atomic_add(unsigned* to, unsigned value);
+
 // Runs a kernel over a grid in the order of the settings.
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel);
 
@@ -148,6 +151,9 @@ inline void __syncthreads(emulator::Place at = emulator::Place::current()) {
 inline int __syncthreads_or(int value, emulator::Place at = emulator::Place::current()) {
   return emulator::Block::current().barrier(value, at) > 0;
 }
+
+inline unsigned atomicAdd(unsigned* to, unsigned value) { return emulator::atomic_add(to, value); }
+inline void __threadfence() {}
 
 inline unsigned __ballot_sync(unsigned mask, int value,
                               emulator::Place at = emulator::Place::current()) {

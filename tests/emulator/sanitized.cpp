@@ -12,8 +12,10 @@
 #include "cuda/cross_entropy.h"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
+#include "cuda/products.h"
 #include "cuda/rbf_synthesis.h"
 #include "cuda/stored_band.h"
+#include "cuda/total.cuh"
 #include "cuda/unit_rows.h"
 
 using namespace itm::cuda;
@@ -134,6 +136,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 
 #include "sanitized_anchors.inl"
 #include "sanitized_pairs.inl"
+#include "sanitized_products.inl"
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
@@ -157,6 +160,7 @@ void check(Type type, std::mt19937& random) {
     check_cross_entropy<Wide<T>>(type, 2, 3, 131, random);
   check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
+  check_products<T>(type, random);
 }
 
 // -- planted faults, which the sanitizers must find and only they can ----------------------------
@@ -175,14 +179,24 @@ void threads_meet(int* to) {
   own[threads + thread] = own[(thread + 1) % threads];
 }
 
+// Every block leaves a number, and the last adds them up.
+template <bool kTicket>
+void all_meet(int* to) {
+  const int blocks = static_cast<int>(gridDim.x);
+  if (threadIdx.x == 1) to[1 + blockIdx.x] = static_cast<int>(blockIdx.x);
+  bool last = static_cast<int>(blockIdx.x) + 1 == blocks;
+  if constexpr (kTicket) last = is_last_block(reinterpret_cast<unsigned*>(to), blocks);
+  if (threadIdx.x != 1 || !last) return;
+  for (int i = 0; i < blocks; ++i) to[1 + blocks] += to[1 + i];
+}
+
 // What a device refuses and the host's processor takes.
 void misaligned(int* to) { *reinterpret_cast<Four<int>*>(to + 1) = {}; }
 
 int planted(const std::string& name) {
-  const std::map<std::string, void (*)(int*)> kernels = {{"blocks", blocks_meet},
-                                                         {"threads", threads_meet<false>},
-                                                         {"barrier", threads_meet<true>},
-                                                         {"misaligned", misaligned}};
+  const std::map<std::string, void (*)(int*)> kernels = {
+      {"blocks", blocks_meet},    {"threads", threads_meet<false>}, {"barrier", threads_meet<true>},
+      {"ticket", all_meet<true>}, {"all", all_meet<false>},         {"misaligned", misaligned}};
   std::vector<int> to(2 * 2 * 64);
   emulator::launch(kernels.at(name), {2}, {64}, 0, to.data());
   std::printf("clean\n");

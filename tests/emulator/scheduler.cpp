@@ -307,6 +307,15 @@ void Block::wait_for_copies(int open_groups) {
 
 static int64_t launches = 0;
 
+unsigned atomic_add(unsigned* to, unsigned value) {
+  const Unseen own;
+  acquire(to);
+  const unsigned before = *to;
+  *to = before + value;
+  release(to);
+  return before;
+}
+
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
   ++launches;
   release(&launched);

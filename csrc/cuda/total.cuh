@@ -1,0 +1,38 @@
+#pragma once
+// Numbers of all anchors added up in the launch that makes them: the block that comes last adds
+// them, in one order. Which block that is depends on the device's mood; the sum does not.
+
+#include "cuda/compat.cuh"
+#include "cuda/warp.cuh"
+
+namespace itm::cuda {
+
+// Whether all other blocks of a grid have come here; what they wrote before is then there to read.
+// `ticket` is 0 when the launch begins. All threads of a block come here, once.
+__device__ __forceinline__ bool is_last_block(unsigned* ticket, int64_t blocks) {
+  __threadfence();
+  __syncthreads();  // the block has written all it will
+  const bool last = threadIdx.x == 0 && atomicAdd(ticket, 1u) + 1 == static_cast<unsigned>(blocks);
+  const bool found = __syncthreads_or(last);
+  __threadfence();
+  return found;
+}
+
+// The sum of what every anchor adds to a number, times a factor, by one warp; null without one.
+template <typename C>
+struct ScalarSum {
+  const C* parts = nullptr;
+  C* sum = nullptr;
+  double factor = 1;
+
+  __device__ __forceinline__ void add(int count) const {
+    if (!parts) return;
+    double total = 0;
+#pragma unroll 8
+    for (int i = lane(); i < count; i += 32) total += parts[i];
+    total = warp_sum(total);
+    if (lane() == 0) *sum = static_cast<C>(factor * total);
+  }
+};
+
+}  // namespace itm::cuda
