@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
 from emulated_pairs import (
     HARDEST,
     leaves,
@@ -82,13 +82,20 @@ def test_a_text_without_an_image_is_nan_and_pulls_nothing() -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_a_hub_gathers_every_pair() -> None:
-    # One text is everybody's hardest: its row has all entries but a few, in all warps' lists.
-    x, y = rows(200, 3).abs(), rows(200, 3, seed=1)
-    y[77] = 50.0
+@pytest.mark.parametrize("D", [3, 300])
+def test_a_hub_gathers_every_pair(D: int) -> None:
+    # One text is everybody's hardest, one image every text's: all warps add to both rows.
+    x, y = rows(100, D).abs(), rows(100, D, seed=1).abs()
+    y[77] = x[5] = 50.0
     found, wanted = (max_hinges(x, y, name) for name in ("native", "reference"))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+    found = []
+    for schedule in SCHEDULES:
+        with as_native(schedule):
+            found.append(max_hinges(x.float(), y.float(), "native"))
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_1024_rows_are_taken_and_1025_refused() -> None:

@@ -11,8 +11,8 @@ template <typename T, typename Gradients>
 void launch_gather(const Gradients& gradients, const RowGradients& rows, void* stream) {
   const int64_t targets = rows.image.rows + rows.text.rows;
   in_launches(targets * ceil_div(rows.D, Gather::kColumns), [&](int64_t first, int64_t count) {
-    launch(gather_kernel<T, Gradients>, count, Gather::kThreads, Gather::kSharedBytes, stream,
-           gradients, StridedRows<T>(rows.image), StridedRows<T>(rows.text), rows.D, first,
+    launch(gather_kernel<T, Gradients>, count, Gather::kThreads, Gather::kSharedBytes<Wide<T>>,
+           stream, gradients, StridedRows<T>(rows.image), StridedRows<T>(rows.text), rows.D, first,
            static_cast<T*>(rows.to_image), static_cast<T*>(rows.to_text));
   });
 }

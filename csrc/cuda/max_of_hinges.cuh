@@ -4,6 +4,7 @@
 // nothing is added in an order of chance.
 
 #include "cuda/pairs.cuh"
+#include "cuda/tile.cuh"
 
 namespace itm::cuda {
 
@@ -84,12 +85,13 @@ struct HingeGradients {
     const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
     const int i = positive_of(positive, j);
     const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
+    const C share = grad[j];  // on its way with the others
     const int active = (text >= 0) + (image >= 0);
     if (i >= 0 && kind == 2 && text == kNanPair) return {i, j, kNan<C>};
     if (i < 0 || active == 0) return {};
-    if (kind == 0) return {text < 0 ? -1 : i, text, grad[j]};
-    if (kind == 1) return {image, j, grad[j]};
-    return {i, j, -grad[j] * static_cast<C>(active)};
+    if (kind == 0) return {text < 0 ? -1 : i, text, share};
+    if (kind == 1) return {image, j, share};
+    return {i, j, -share * static_cast<C>(active)};
   }
 };
 
@@ -124,67 +126,83 @@ struct StridedRows {
         column_stride(from.column_stride) {}
 };
 
-// 512 columns of a row by 128 threads: rows are read as they are, so that no stride needs a copy.
+// 256 columns of a row by 8 warps: rows are read as they are, so that no stride needs a copy.
 struct Gather {
-  static constexpr int kThreads = 128, kOwn = 4, kColumns = kThreads * kOwn, kWarps = kThreads / 32;
-  static constexpr int kMost = 3 * kMostRows / kWarps;  // that a warp finds
-  static constexpr size_t kSharedBytes = (kWarps * kMost + kWarps) * sizeof(int);
+  static constexpr int kThreads = 256, kWarps = kThreads / 32, kColumns = 256;
+  static constexpr int kOwn = kColumns / 32;  // columns of a lane
+  static constexpr int kRun = 4;              // gradients that lie in one sector of memory
+  template <typename C>
+  static constexpr int kRows = 16 / sizeof(C);  // that a warp loads at once
+  template <typename C>
+  static constexpr size_t kSharedBytes = kWarps * kColumns * sizeof(C);
 };
 
-// Row n of one side is the sum of rows of the other: a warp searches its quarter of all gradients
-// and lists, in their order, those at row n; then every thread adds up its columns.
+// Row n of one side is the sum of rows of the other. Each warp searches an eighth of all gradients,
+// in runs of four, and adds up the rows of those at row n; then the block adds what its warps have.
+// A text that is the hardest of 128 images is 16 rows for every warp, four of them on their way at
+// once, and their gradients are at hand: a warp waits 5 times. One thread after another through one
+// list, two rows at once, waited 64 times for gradients and 64 times for rows.
 template <typename T, typename Gradients>
-__global__ void __launch_bounds__(Gather::kThreads)
+__global__ void __launch_bounds__(Gather::kThreads, 16 / sizeof(Wide<T>) - 1)
     gather_kernel(Gradients gradients, StridedRows<T> image, StridedRows<T> text, int64_t D,
                   int64_t first_block, T* to_image, T* to_text) {
   using C = Wide<T>;
+  constexpr int kRows = Gather::kRows<C>;
   const auto block = static_cast<unsigned>(first_block + blockIdx.x);
   const auto in_row = static_cast<unsigned>(ceil_div(D, Gather::kColumns));
   const int target = static_cast<int>(block / in_row);
   const bool of_image = target < image.count;
   const int n = of_image ? target : target - image.count;
-  const auto shared = Shared<int>::template all<Gather::kWarps * Gather::kMost + Gather::kWarps>();
-  const int counts = Gather::kWarps * Gather::kMost;
+  const int64_t column = block % in_row * int64_t{Gather::kColumns};
 
-  const int total = gradients.count(), share = static_cast<int>(ceil_div(total, Gather::kWarps));
-  const int end = (warp() + 1) * share < total ? (warp() + 1) * share : total;
-  int found = 0;
-  for (int first = warp() * share; first < end; first += 32) {
-    const int k = first + lane();
-    bool here = false;
-    if (k < end) {
-      const ScoreGradient<C> gradient = gradients.at(k);
-      here = gradient.image >= 0 && (of_image ? gradient.image : gradient.text) == n;
-    }
-    const unsigned all = __ballot_sync(~0u, here);
-    const int before = __popc(all & ((1u << lane()) - 1));
-    if (here) shared.write(warp() * Gather::kMost + found + before, k);
-    found += __popc(all);
-  }
-  if (lane() == 0) shared.write(counts + warp(), found);
-  __syncthreads();
-
-  C sum[Gather::kOwn] = {};
-  const int64_t d = block % in_row * int64_t{Gather::kColumns} + threadIdx.x;
+  const int total = gradients.count(), left = window(D - column, Gather::kColumns) - lane();
   const int64_t stride = of_image ? text.stride : image.stride;
   const int64_t column_stride = of_image ? text.column_stride : image.column_stride;
-  const T* from = (of_image ? text.data : image.data) + d * column_stride;
-  for (int w = 0; w < Gather::kWarps; ++w) {
-    const int count = shared.read(counts + w);
-#pragma unroll 2
-    for (int i = 0; i < count; ++i) {
-      const ScoreGradient<C> gradient = gradients.at(shared.read(w * Gather::kMost + i));
-      const T* row = from + (of_image ? gradient.text : gradient.image) * stride;
+  const T* const from = (of_image ? text.data : image.data) + (column + lane()) * column_stride;
+  const auto read = [&](int first) {
+    const int run = first / Gather::kRun + lane() / Gather::kRun * Gather::kWarps + warp();
+    const int k = run * Gather::kRun + lane() % Gather::kRun;
+    return k < total ? gradients.at(k) : ScoreGradient<C>{};
+  };
+  C sum[Gather::kOwn] = {};
+  ScoreGradient<C> next = read(0);
+  for (int first = 0; first < total; first += Gather::kThreads) {
+    const ScoreGradient<C> own = next;
+    next = read(first + Gather::kThreads);
+    const int other = of_image ? own.text : own.image;
+    const bool here = own.image >= 0 && (of_image ? own.image : own.text) == n;
+    for (unsigned all = __ballot_sync(~0u, here); all;) {
+      C weight[kRows];
+      T value[kRows][Gather::kOwn];  // widened once all are on their way
+      bool found[kRows];
 #pragma unroll
-      for (int e = 0; e < Gather::kOwn; ++e)
-        if (d + e * Gather::kThreads < D)
-          sum[e] += gradient.weight * widen(row[e * Gather::kThreads * column_stride]);
+      for (int i = 0; i < kRows; ++i) {
+        found[i] = all != 0;
+        const int at = found[i] ? __popc((all & -all) - 1) : 0;
+        all &= all - 1;
+        weight[i] = __shfl_sync(~0u, own.weight, at);
+        const T* row = from + __shfl_sync(~0u, other, at) * stride;
+#pragma unroll
+        for (int e = 0; e < Gather::kOwn; ++e)
+          value[i][e] = found[i] && 32 * e < left ? row[32 * e * column_stride] : T{};
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int e = 0; e < Gather::kOwn; ++e)
+          if (found[i]) sum[e] += weight[i] * widen(value[i][e]);
     }
   }
-  T* to = (of_image ? to_image : to_text) + n * D + d;
+  const auto shared = Shared<C>::template all<Gather::kWarps * Gather::kColumns>();
 #pragma unroll
   for (int e = 0; e < Gather::kOwn; ++e)
-    if (d + e * Gather::kThreads < D) narrow(sum[e], to[e * Gather::kThreads]);
+    shared.write(warp() * Gather::kColumns + 32 * e + lane(), sum[e]);
+  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  C whole = 0;
+#pragma unroll
+  for (int w = 0; w < Gather::kWarps; ++w) whole += shared.read(w * Gather::kColumns + thread);
+  if (column + thread < D) narrow(whole, (of_image ? to_image : to_text)[n * D + column + thread]);
 }
 
 }  // namespace itm::cuda
