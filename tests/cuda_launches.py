@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from emulated import NAMESPACE, launches
 
@@ -30,7 +31,9 @@ class Launches(NamedTuple):
     operators: Counter[str]  # of ATen, by name
 
 
-class _Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):
+    """Counts what ATen would launch."""
+
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
@@ -41,15 +44,23 @@ class _Counting(TorchDispatchMode):
         if func.namespace == NAMESPACE:
             with self:  # what the binding calls
                 return func.redispatch(ON_CPU, *args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and name not in NOTHING:
+        name, made = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
+        # What may be a view is a copy where it has memory of its own: `to`, `contiguous`.
+        if name not in NOTHING and not (func.is_view and _shares(made, args)):
             self.found[name] += SEVERAL.get(name, 1)
-        return func(*args, **(kwargs or {}))
+        return made
+
+
+def _shares(made: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether a view's tensors all lie in memory that was given."""
+    given = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
+    tensors = (x for x in tree_leaves(made) if isinstance(x, Tensor))
+    return all(x.untyped_storage()._cdata in given for x in tensors)
 
 
 def of_step(loss: Callable[..., Tensor], *sides: Tensor) -> Launches:
     """Count forward and backward of a loss of some leaves."""
     before = launches()
-    with _Counting() as counting:
+    with Counting() as counting:
         torch.autograd.grad(loss(*sides), sides)
     return Launches(launches() - before, counting.found.total(), counting.found)

@@ -36,6 +36,11 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
 }
 
 
+# Copies among ATen's that a binding or autograd makes: of centroids and of rows in fp64, and, of
+# rows in 16 bits, those in fp32 and gradients back.
+COPIES = {"imc": (0, 6), "info_cmr": (6, 6), "info_cmr per anchor": (6, 6)}
+
+
 @pytest.fixture(autouse=True)
 def emulated() -> Iterator[None]:
     # On a device no loss looks at numbers, which it may do on the CPU.
@@ -51,6 +56,7 @@ def test_a_step_is_so_many_launches(name: str, dtype: torch.dtype) -> None:
     found = of_step(loss, *batch(2, 8, dtype))
     # Noise is drawn in fp32 and rounded to the rows' dtype.
     aten += dtype == torch.bfloat16 and getattr(loss, "num_noise", 0) > 0
+    aten += COPIES.get(name, (0, 0))[dtype == torch.bfloat16]
     assert (found.own, found.aten) == (own, aten), found.operators
 
 
@@ -58,4 +64,5 @@ def test_a_step_is_so_many_launches(name: str, dtype: torch.dtype) -> None:
 def test_a_batch_of_128_launches_no_more_of_atens(name: str) -> None:
     loss, _, aten = STEPS[name]
     found = of_step(loss, *batch(128, 8, torch.float32))
+    aten += COPIES.get(name, (0, 0))[0]
     assert found.aten == aten, found.operators
