@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -142,6 +144,39 @@ def launches() -> int:
     count = operators().emulator_launches
     count.restype = ctypes.c_int64
     return int(count())
+
+
+class Noted(NamedTuple):
+    """A grid that would run."""
+
+    kernel: str
+    blocks: int
+
+
+MOST_BLOCKS = 7  # ITM_MOST_BLOCKS: larger grids go on in launches of their own
+
+
+@contextmanager
+def noting() -> Iterator[list[Noted]]:
+    """Note what would be launched, and run nothing: what operators return is unwritten."""
+    library = operators()
+    library.emulator_noted.restype = ctypes.c_char_p
+    found: list[Noted] = []
+    library.emulator_note(ctypes.c_bool(True))
+    try:
+        yield found
+    finally:
+        library.emulator_note(ctypes.c_bool(False))
+        goes_on = False
+        for line in library.emulator_noted().decode().splitlines():
+            symbol, blocks = line.split()
+            name = re.search(r"cuda\d+(\w+?_kernel)", symbol)
+            grid = Noted(name[1] if name else symbol, int(blocks))
+            if goes_on and found[-1].kernel == grid.kernel:
+                found[-1] = Noted(grid.kernel, found[-1].blocks + grid.blocks)
+            else:
+                found.append(grid)
+            goes_on = grid.blocks == MOST_BLOCKS
 
 
 @contextmanager

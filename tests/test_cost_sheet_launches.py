@@ -11,7 +11,7 @@ from itm_kernels import backends
 if not backends.HAS_TRITON or backends.INTERPRETED:
     pytest.skip("triton needed, not interpreted", allow_module_level=True)
 
-from benchmarks.cost_sheet import sheet
+from benchmarks.cost_sheet import rates, sheet, small_batch
 from benchmarks.cost_sheet.losses import LOSSES
 from benchmarks.cost_sheet.trace import Trace, precision_of, traced
 
@@ -82,3 +82,12 @@ def test_launches_of_a_synthesis_follow_its_parts() -> None:
     # Two sides: a nearest centroid and sums an iteration, and the means of their shares.
     assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 11
     assert sum(name.startswith("_centroids.") for name in fixed[0]) == 2 * 21
+
+
+def test_few_programs_take_as_long_as_their_own_work() -> None:
+    # 3 tiles of 64 x 64 on as many processors: two instructions for every pair of numbers.
+    found = small_batch.of_triton("intra_modal, l1", 128, "fp32")
+    tile = next(count for count in found if count.name == "_triangle.triangle_kernel")
+    clocks = 1e-6 * small_batch.in_graph([tile], 0) * rates.CLOCK
+    assert 64 * 64 * 2 * D / 128 < clocks < 1.1 * 64 * 64 * 2 * D / 128
+    assert len(small_batch.of_triton("max_of_hinges", 128, "bf16")) == 5

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost_sheet import goals, losses, sheet
+from benchmarks.cost_sheet import goals, losses, sheet, small_batch
 from benchmarks.cost_sheet.compare import compare
 from benchmarks.report import table
 
@@ -75,6 +75,8 @@ def main() -> int:
     )
     if options.update and (options.grow or not found):
         sheet.store(sheet.sheet_of(sheet.merged(committed["rows"], rows)), options.file)
+        written = small_batch.markdown(small_batch.rows())
+        small_batch.FILE.write_text(written, encoding="utf-8")
         return 0
     return bool(found)
 

@@ -77,6 +77,7 @@ class Count(NamedTuple):
     hbm: float = 0  # bytes
     l2: float = 0  # bytes
     seconds: float = 0  # of a chain of dependent steps, which nothing makes shorter
+    programs: int = 0  # or blocks, where a model says how many
 
 
 def unique_bytes(operands: Mapping[str, Operand]) -> int:

@@ -31,6 +31,15 @@ MACHINES = (H200, H100)
 L2_BYTES = 50e6
 PROCESSORS = 132
 LAUNCH = 3e-6
+# Of a small batch in a CUDA graph: a kernel that waits for the end of the one before it, the least
+# and the most that were published for it, and one that starts under that end; a load that the L2
+# answers; what a processor gets from the L2 and from its shared memory, and waits for the latter.
+GRAPH_NODE, DEPENDENT_NODE = 1.0e-6, 0.5e-6
+GRAPH_NODES = (0.6e-6, 1.7e-6)
+L2_TRIP, TRIPS = 0.145e-6, 2  # of every launch: what it reads, and what it writes
+CLOCK = 1.98e9
+L2_OF_A_PROCESSOR, SHARED_BYTES = 64.0, 128.0  # a clock
+SHARED_CLOCKS = 30
 # Operands smaller than this are taken to be in the L2 still (estimate: a third of it).
 RESIDENT = L2_BYTES / 3
 
@@ -79,4 +88,24 @@ STATED = (
         "estimate: a queue that the host keeps full, or a CUDA graph; Python's 8-10 us a launch "
         "and ATen's 5 us are not counted",
     ),
+)
+
+OF_SMALL_BATCHES = (
+    (
+        "a kernel node of a CUDA graph",
+        "1 us",
+        "estimate, between .58 us of kernels that do nothing on an RTX 5070 Ti (ahrefs/ocannl, "
+        "issue 488) and 1.7 us on a B300 (a serving project's notes); 1.1 to 1.3 us are what x + y "
+        "of 1,024 numbers took in all (pytorch/pytorch, issue 161104)",
+    ),
+    (
+        "the same with programmatic dependent launch",
+        "0.5 us",
+        "estimate: a node is scheduled and its blocks start under the end of the one before",
+    ),
+    ("a dependent load that the L2 answers", "0.145 us", "budget: 45 of them take 6 to 7 us"),
+    ("every launch", "2 of those", "what it reads, and what it writes: estimate"),
+    ("a processor's clock", "1.98 GHz", "budget"),
+    ("the L2 to one processor", "64 B a clock", "estimate: half of its shared memory's rate"),
+    ("shared memory of a processor", "128 B a clock, after 30 clocks", "data sheet; estimate"),
 )

@@ -1,5 +1,6 @@
 // The emulator's fibers, barriers and checks of shared memory.
 
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -346,7 +347,27 @@ void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::functio
   acquire(&ended);
 }
 
+static bool noting = false;
+static std::string noted;
+
+bool note(const void* kernel, dim3 blocks) {
+  if (!noting) return false;
+  Dl_info found{};
+  dladdr(kernel, &found);
+  noted += found.dli_sname ? found.dli_sname : "?";
+  noted += " " + std::to_string(blocks.x) + "\n";
+  return true;
+}
+
 }  // namespace emulator
+
+// From now on launches are noted instead of run, or run again.
+extern "C" void emulator_note(bool on) {
+  emulator::noting = on;
+  if (on) emulator::noted.clear();
+}
+// Their symbols and blocks, a line each.
+extern "C" const char* emulator_noted() { return emulator::noted.c_str(); }
 
 // How many grids have run.
 extern "C" int64_t emulator_launches() { return emulator::launches; }

@@ -1,0 +1,204 @@
+"""Small batches under a CUDA graph: this package's CUDA kernels against its Triton kernels.
+
+Triton's launches are traced (`trace.py`), forward and backward, those of ATen included; CUDA's are
+those of `small_operators.py`. Where Triton comes within 1.5 times at every size, a CUDA operator is
+not worth its lines.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from unittest.mock import patch
+
+from benchmarks.cost_sheet import rates, trace
+from benchmarks.cost_sheet.counts import Count, Launch
+from benchmarks.cost_sheet.cuda_models import Batch
+from benchmarks.cost_sheet.kernels import waves
+from benchmarks.cost_sheet.predict import terms
+from benchmarks.cost_sheet.sheet import FOLDER
+from benchmarks.cost_sheet.small_operators import OPERATORS, D, step
+from benchmarks.report import table
+from itm_kernels import backends
+
+SIZES, PRECISIONS = (128, 256, 512), ("bf16", "fp32")
+WORTH = 1.5
+FILE = FOLDER / "small-batch.md"
+# What the rule is not for.
+KEPT = {"intra_modal, l1": "stays: it has no form in products, and is there for every size"}
+
+
+def _along(launch: Launch, size: str = "COLUMNS") -> float:
+    """Chunks of D that a program goes through, one after another."""
+    return math.ceil(_columns(launch) / launch.arguments[size])
+
+
+def _columns(launch: Launch) -> int:
+    return int(launch.arguments.get("D") or launch.operands["x"].shape[-1])
+
+
+# Trips of a Triton program beyond those that every launch has, read in the kernels' source: loops
+# that load, and do not multiply tiles, wait once every time [E].
+CHAINS: dict[str, Callable[[Launch], float]] = {
+    "max_of_hinges._hinges_kernel": lambda launch: 1 + 3 * _along(launch, "DEPTH"),
+    "hardest_negatives._winners_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
+    "hardest_negatives._positives_kernel": lambda launch: _along(launch, "DEPTH"),
+    "_entries._order_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
+    "_segments._gradients_kernel": lambda launch: 6,
+    "_segments._chunks_kernel": lambda launch: 1,
+    "unit_rows._forward_kernel": _along,
+    "unit_rows._backward_kernel": _along,
+    "_scaled._scale_kernel": _along,
+    "_scaled._gradient_kernel": _along,
+    "_compare._squares_kernel": lambda launch: _along(launch, "DEPTH"),
+    "_distances._distance_kernel": lambda launch: 3,
+    "cross_entropy._forward_kernel": lambda launch: launch.S,
+    "cross_entropy._backward_kernel": lambda launch: launch.S,
+    "kmeans_plus_plus._draw_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
+    "_compare._pull_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
+}
+
+
+class Times(NamedTuple):
+    """Predicted microseconds of a step in a graph, and its launches."""
+
+    cuda: float
+    overlapped: float  # with programmatic dependent launch
+    triton: float
+    between: tuple[float, float]  # the ratio where a node takes least, and most
+    launches: tuple[int, int]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long Triton takes."""
+        return self.triton / self.cuda
+
+
+def seconds(count: Count, node: float) -> float:
+    """Return the time of a launch in a graph: a node, its first and last trip, and its work."""
+    if not count.triton and count.flop:  # the library's tiles of 64 x 64 for so small a product
+        tiles = math.ceil(count.flop / 2 / count.depth / 64**2)
+        count = count._replace(ceiling=waves(tiles) * rates.CEILINGS[64, 64])
+    work = sum(terms(count._replace(launches=0), rates.H200).values())
+    return count.launches * (node + rates.TRIPS * rates.L2_TRIP) + work
+
+
+def in_graph(counts: Iterable[Count], node: float = rates.GRAPH_NODE) -> float:
+    """Return the microseconds of launches in a graph, one after another."""
+    return 1e6 * sum(seconds(count, node) for count in counts)
+
+
+def of_triton(name: str, N: int, precision: str) -> list[Count]:
+    """Trace the launches of a step with Triton's kernels."""
+    operator = OPERATORS[name]
+    with trace.precision_of(precision) as dtype:
+        inputs = operator.inputs(N, dtype, "meta")
+        watch = trace.Watch()
+        watch.inputs(*inputs)
+        with patch.dict(backends.PREFERENCE, meta=("triton",)), trace.noting(watch), watch:
+            step(operator.run, inputs, "triton")
+    launches = iter(watch.launches)
+    return [alone(each, next(launches)) if each.triton else each for each in watch.counts]
+
+
+def alone(count: Count, launch: Launch) -> Count:
+    """Return what a launch of few programs does: no more processors work, and loops wait."""
+    used = min(launch.programs, rates.PROCESSORS)
+    chain = CHAINS.get(count.name, lambda launch: 0)(launch) * rates.L2_TRIP
+    reads = count.l2 / used / rates.L2_OF_A_PROCESSOR / rates.CLOCK
+    return count._replace(
+        instructions=count.instructions / waves(launch.programs),
+        exponentials=count.exponentials / waves(launch.programs),
+        hbm=0,  # rows are in the L2
+        seconds=max(count.seconds, chain, reads),
+    )
+
+
+def of_cuda(name: str, N: int, precision: str) -> list[Count]:
+    """Return the launches of a step with CUDA's kernels."""
+    return OPERATORS[name].launches(Batch(N, trace.PRECISIONS[precision][0].itemsize))
+
+
+def times(name: str, N: int, precision: str) -> Times:
+    """Predict both."""
+    cuda, triton = of_cuda(name, N, precision), of_triton(name, N, precision)
+    least, most = (in_graph(triton, node) / in_graph(cuda, node) for node in rates.GRAPH_NODES)
+    launches = sum(each.launches for each in cuda), sum(each.launches for each in triton)
+    overlapped = in_graph(cuda, rates.DEPENDENT_NODE)
+    return Times(in_graph(cuda), overlapped, in_graph(triton), (least, most), launches)
+
+
+Row = dict[tuple[str, int], Times]
+
+
+def rows() -> dict[str, Row]:
+    """Predict every operator at every size and precision."""
+    every = [(precision, N) for precision in PRECISIONS for N in SIZES]
+    return {name: {(p, N): times(name, N, p) for p, N in every} for name in OPERATORS}
+
+
+def goes(row: Row) -> bool:
+    """Return whether Triton comes so near at every size that CUDA is not worth its lines."""
+    return all(found.ratio < WORTH for found in row.values())
+
+
+def complaints(found: dict[str, Row]) -> list[str]:
+    """Name the operators whose CUDA kernels are not worth their lines."""
+    return [
+        f"{name}: Triton comes within {WORTH} times of CUDA at every size: its CUDA kernels go"
+        for name, row in found.items()
+        if goes(row) and name not in KEPT
+    ]
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def markdown(found: dict[str, Row]) -> str:
+    """Write the tables."""
+    head = ["operator", "launches"]
+    for N in SIZES:
+        head += [f"N = {N}: CUDA", "overlapping", "Triton", "Triton / CUDA"]
+    parts = [HEAD]
+    for precision in PRECISIONS:
+        lines = []
+        for name, row in found.items():
+            cells = [name, "{} | {}".format(*row[precision, SIZES[0]].launches)]
+            for N in SIZES:
+                one = row[precision, N]
+                least, most = sorted(one.between)
+                numbers = (f"{time:.1f}" for time in (one.cuda, one.overlapped, one.triton))
+                cells += [*numbers, f"{one.ratio:.2f} ({least:.2f} to {most:.2f})"]
+            lines.append([cell.replace("|", "\\|") for cell in cells])
+        parts.append(f"## {precision}\n\n{table(head, lines)}")
+    verdicts = [
+        [name, KEPT.get(name) or ("goes" if goes(row) else "stays"), _up_to(row)]
+        for name, row in found.items()
+    ]
+    head = ["operator", "its CUDA kernels", "rows up to which they take less, both precisions"]
+    parts.append(f"## What follows\n\n{table(head, verdicts)}")
+    stated = table(["rate", "value", "source"], [list(one) for one in rates.OF_SMALL_BATCHES])
+    return "\n".join([*parts, f"## Rates\n\n{stated}"])
+
+
+def _up_to(row: Row) -> str:
+    """Return the largest size up to which CUDA takes less time, in the geometric mean."""
+    first = 0
+    for N in SIZES:
+        if math.prod(row[precision, N].ratio for precision in PRECISIONS) < 1:
+            break
+        first = N
+    return str(first or "none")
+
+
+HEAD = f"""\
+# Predicted, not measured: small batches in a CUDA graph, CUDA's kernels against Triton's
+
+`make cost-sheet UPDATE=1` writes this file. Microseconds of a step, forward and backward, on an
+H200, D = {D}, where the step is replayed as a graph, so that no Python lies between its launches.
+Launches are CUDA's | Triton's at N = {SIZES[0]}, ATen's included. "Overlapping" is CUDA's time with
+programmatic dependent launch. The ratio is at one microsecond a node, and, in brackets, at what was
+published for other machines. CUDA's launches are counted on the emulator, what they wait for and
+compute in their source (`cuda_models.py`).
+
+Where Triton comes within {WORTH} times at every size, an operator's CUDA kernels go.
+"""

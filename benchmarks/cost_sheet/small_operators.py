@@ -1,0 +1,267 @@
+"""Operators of a small batch: how to run them, on what, and what their CUDA kernels launch.
+
+The launches are listed here; tests hold the lists against what the launchers launch, and ATen
+beside them, on the emulator.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.cost_sheet import cuda_models as cuda
+from benchmarks.cost_sheet.counts import Count
+from benchmarks.cost_sheet.cuda_models import CLUSTERS, ITERATIONS, Batch
+from itm_kernels._pairs import Pairs
+
+D = 1024
+
+
+class Operator(NamedTuple):
+    """A row of the table: how to run it, on what, and its CUDA kernels' launches."""
+
+    run: Callable[..., Any]  # inputs, then the backend
+    inputs: Callable[[int, torch.dtype, str], tuple[Tensor, ...]]  # rows, dtype, device
+    launches: Callable[[Batch], list[Count]]
+
+
+def _of(name: str) -> Any:
+    return importlib.import_module(f"itm_kernels.ops.{name}")
+
+
+def step(run: Any, inputs: tuple[Tensor, ...], backend: str) -> None:
+    """Run an operator forward, and backward where it has a gradient."""
+    made = tree_leaves(run(*inputs, backend=backend))
+    outputs = [each for each in made if isinstance(each, Tensor) and each.requires_grad]
+    if outputs:
+        learnt = [each for each in inputs if each.requires_grad]
+        pulls = [torch.empty_like(each) for each in outputs]
+        torch.autograd.grad(outputs, learnt, pulls, allow_unused=True)
+
+
+# -- inputs ----------------------------------------------------------------------------------------
+
+
+def _rows(*shape: int, dtype: torch.dtype, device: str, grad: bool = True) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device, requires_grad=grad)
+
+
+def _sides(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    return tuple(_rows(N, D, dtype=dtype, device=device) for _ in range(2))
+
+
+def _scaled(N: int, dtype: torch.dtype, device: str, scalars: int) -> tuple[Tensor, ...]:
+    numbers = (_rows(dtype=torch.float32, device=device) for _ in range(scalars))
+    return *_sides(N, dtype, device), *numbers
+
+
+def _one(N: int, dtype: torch.dtype, device: str, grad: bool = True) -> tuple[Tensor, ...]:
+    return (_rows(N, D, dtype=dtype, device=device, grad=grad),)
+
+
+def _start(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    centroids = _rows(1, CLUSTERS, D, dtype=dtype, device=device, grad=False)
+    return *_one(N, dtype, device, grad=False), centroids
+
+
+def _clustered(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    return *_sides(N, dtype, device), torch.arange(N, device=device) % CLUSTERS
+
+
+def _sums(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    wide = partial(_rows, dtype=torch.float32, device=device)
+    return wide(N), wide(2, 1, N), wide(2, 1, N, grad=False)
+
+
+# -- operators -------------------------------------------------------------------------------------
+
+_DIAGONAL = Pairs(None, None, None)
+_NAME = "small_batch"
+
+
+def _hardest(image: Tensor, text: Tensor, backend: str) -> Any:
+    return _of("hardest_negatives").run(image, text, _DIAGONAL, backend)
+
+
+def _max_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
+    return _of("max_of_hinges").run(image, text, _DIAGONAL, 0.2, False, _NAME, backend)
+
+
+def _sum_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
+    return _of("sum_of_hinges").run(image, text, _DIAGONAL, 0.2, _NAME, backend)
+
+
+def _log_sum_exp(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Any:
+    raw = backend == "triton"
+    if not raw:
+        image, text = _unit_rows(image, backend), _unit_rows(text, backend)
+    operator = _of("log_sum_exp")
+    return operator.run(image, text, scale, None, None, _NAME, backend, None, raw)
+
+
+def _sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
+    operator = _of("sigmoid")
+    return operator.run(image, text, scale, bias, _DIAGONAL, _NAME, backend, cosine=True)
+
+
+def _intra_modal(x: Tensor, backend: str, metric: str, mode: str = "paper") -> Tensor:
+    bounds = 0.05, 0.5, False
+    return _of("intra_modal").run(x, None, metric, mode, *bounds, _NAME, backend)
+
+
+def _kmeans(x: Tensor, start: Tensor, backend: str) -> Any:
+    options = CLUSTERS, ITERATIONS, start, None
+    return _of("kmeans").run(x, None, *options, _NAME, backend)
+
+
+def _plus_plus(x: Tensor, backend: str) -> Tensor:
+    return _of("kmeans_plus_plus").run(x, None, CLUSTERS, None, _NAME, backend)
+
+
+def _synthesis(
+    anchors: Tensor,
+    members: Tensor,
+    clusters: Tensor,
+    backend: str,
+    weights: str,
+    detach: tuple[bool, ...],
+) -> Any:
+    options = CLUSTERS, 0.3, weights, 1e-4
+    inputs = anchors, members, clusters, None, None, options, *detach, _NAME, backend
+    return (_of("rbf_synthesis").run_logits if detach else _of("rbf_synthesis").run)(*inputs)
+
+
+def _unit_rows(x: Tensor, backend: str) -> Tensor:
+    return _of("unit_rows").run(x, _NAME, backend)
+
+
+def _cross_entropy(positive: Tensor, negatives: Tensor, highest: Tensor, backend: str) -> Tensor:
+    return _of("cross_entropy").run(positive, negatives, highest, 0.5, _NAME, backend)
+
+
+# -- their CUDA kernels' launches ------------------------------------------------------------------
+
+EXPONENTIALS = 200  # clocks of a join of two sums of exponentials [E]
+
+
+def aten(*names: str) -> list[Count]:
+    """Count launches of ATen's over what is small."""
+    return [Count(name, seconds=0.1e-6) for name in names]
+
+
+def _half(batch: Batch, *names: str) -> list[Count]:
+    """Conversions that rows in 16 bits take."""
+    return aten(*names) if batch.size == 2 else []
+
+
+def _hinges(batch: Batch, name: str) -> list[Count]:
+    zeros = aten("zeros", "zeros") if name.startswith("hardest") else []
+    scores = [cuda.distances(batch), cuda.fold(f"{name}_kernel", batch)]
+    return [*scores, *zeros, cuda.gather(batch, 3 * batch.N)]
+
+
+def _sum(batch: Batch) -> list[Count]:
+    forward = [cuda.distances(batch), cuda.fold("sum_of_hinges_kernel", batch)]
+    return [*forward, cuda.weigh_hinges(batch), cuda.weighted(batch, False)]
+
+
+def _contrast(batch: Batch, name: str) -> list[Count]:
+    wide = batch._replace(size=4)
+    pull = [cuda.weigh(batch), cuda.weighted(wide, True)]
+    pull += 2 * [cuda.unit("unit_gradient_kernel", batch)]
+    scores = [cuda.distances(wide), cuda.fold(name, batch, EXPONENTIALS)]
+    return [*2 * [cuda.unit("unit_kernel", batch)], *scores, *pull]
+
+
+def _added(batch: Batch, wide: int = 4) -> list[Count]:
+    return [cuda.add_parts(batch, wide)] if batch.parts[0] > 1 else []
+
+
+def _bounded(batch: Batch, metric: str, unit: bool = False) -> list[Count]:
+    wide = batch._replace(size=4)
+    made = [cuda.unit("unit_kernel", batch)] if unit else _half(batch, "to")
+    if metric == "cosine":
+        band = [cuda.distances(wide), cuda.stored_band(batch, batch.parts[0])]
+        return [*made, *band, *made, cuda.stored_pull(batch), *_half(batch, "to")]
+    made += [cuda.distances(wide, 2), *_added(wide)]
+    return [
+        *made, cuda.stored_band(batch, 1), *made, cuda.stored_pull(batch), *_half(batch, "to")
+    ]  # fmt: skip
+
+
+def _l1(batch: Batch) -> list[Count]:
+    bounds = aten("full", "full", "ones")
+    forward = [cuda.finite(batch), *aten("zeros"), cuda.band(batch), cuda.add_panel(batch)]
+    backward = [cuda.finite(batch), *aten("mul"), cuda.pull(batch), *aten("cat")]
+    return [*bounds, *forward, *backward, *_half(batch, "to")]
+
+
+def _clusters(batch: Batch) -> list[Count]:
+    return [cuda.distances(batch), *_added(batch), *aten("to"), cuda.kmeans(batch)]
+
+
+def _starts(batch: Batch) -> list[Count]:
+    drawn = aten("new_ones", "exponential_")
+    return [*drawn, cuda.distances(batch, 2), cuda.kmeans_plus_plus(batch)]
+
+
+def _synthetic(batch: Batch, kam: bool, logits: bool = False, detach: bool = False) -> list[Count]:
+    made = [cuda.lists(batch)]
+    if kam:
+        wide = batch._replace(size=8)
+        squares = [*aten("to"), cuda.distances(wide, 2, wide=8), *_added(wide, 8)]
+        made = [*squares, *made, cuda.systems(batch)]
+    pulled = [cuda.anchor_gradient(batch, kam, logits, detach)]
+    pulled += aten("zeros_like") if detach else [cuda.member_gradient(batch, kam)]
+    pulled += _half(batch, *(("to",) if detach else ("to", "to")))
+    return [*made, cuda.synthesis(batch, kam, logits), *aten("zeros"), *made, *pulled]
+
+
+def _rows_each_way(batch: Batch) -> list[Count]:
+    return [cuda.unit("unit_kernel", batch), cuda.unit("unit_gradient_kernel", batch)]
+
+
+def _entropies(batch: Batch) -> list[Count]:
+    names = "cross_entropy_kernel", "cross_entropy_gradient_kernel"
+    return [cuda.cross_entropy(name, batch) for name in names]
+
+
+def _of_band(metric: str, mode: str = "paper") -> Operator:
+    unit = metric == "cosine" and mode != "official"
+    launches = _l1 if metric == "l1" else partial(_bounded, metric=metric, unit=unit)
+    return Operator(partial(_intra_modal, metric=metric, mode=mode), _one, launches)
+
+
+def _of_synthesis(weights: str, *detach: bool) -> Operator:
+    launches = partial(_synthetic, kam=weights == "kam", logits=bool(detach), detach=any(detach))
+    return Operator(partial(_synthesis, weights=weights, detach=detach), _clustered, launches)
+
+
+OPERATORS: dict[str, Operator] = {
+    "hardest_negatives": Operator(_hardest, _sides, partial(_hinges, name="hardest_negatives")),
+    "max_of_hinges": Operator(_max_of_hinges, _sides, partial(_hinges, name="max_of_hinges")),
+    "sum_of_hinges": Operator(_sum_of_hinges, _sides, _sum),
+    "log_sum_exp of cosines": Operator(
+        _log_sum_exp, partial(_scaled, scalars=1), partial(_contrast, name="log_sum_exp_kernel")
+    ),
+    "sigmoid of cosines": Operator(
+        _sigmoid, partial(_scaled, scalars=2), partial(_contrast, name="sigmoid_kernel")
+    ),
+    "intra_modal, cosine": _of_band("cosine"),
+    "intra_modal, cosine, official": _of_band("cosine", "official"),
+    "intra_modal, l2": _of_band("l2"),
+    "intra_modal, l1": _of_band("l1"),
+    "kmeans": Operator(_kmeans, _start, _clusters),
+    "kmeans_plus_plus": Operator(_plus_plus, partial(_one, grad=False), _starts),
+    "rbf_synthesis, attention": _of_synthesis("attention"),
+    "rbf_synthesis, kam": _of_synthesis("kam"),
+    "rbf_synthesis_logits, attention": _of_synthesis("attention", False),
+    "rbf_synthesis_logits, kam": _of_synthesis("kam", False),
+    "rbf_synthesis_logits, kam, detached": _of_synthesis("kam", True),
+    "unit_rows": Operator(_unit_rows, _one, _rows_each_way),
+    "cross_entropy": Operator(_cross_entropy, _sums, _entropies),
+}
