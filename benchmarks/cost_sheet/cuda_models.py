@@ -91,14 +91,14 @@ def fold(
 
 
 def gather(batch: Batch, entries: int) -> Count:
-    """A warp reads a quarter of the pairs' gradients, 32 at once; then the rows that are named.
+    """A block reads 256 of the pairs' gradients at once, the next on their way, then named rows.
 
-    A row is named by its own pair twice, and by two others [E].
+    A row is named by its own pair twice, and by two others: hardly a warp has two of them [E].
     """
-    blocks = 2 * batch.N * math.ceil(batch.D / 512)
-    resident = math.ceil(blocks / PROCESSORS)
-    trips = 2 * math.ceil(entries / 128) + 3 * 2 + 1
-    return waiting("gather_kernel", blocks, trips, 60 * resident, 4 * 512.0 * batch.size)
+    blocks = 2 * batch.N * math.ceil(batch.D / 256)
+    resident = math.ceil(blocks / PROCESSORS / 3)
+    trips = resident * (3 + math.ceil(entries / 256))
+    return waiting("gather_kernel", blocks, trips, 150 * resident, 4 * 256.0 * batch.size)
 
 
 def unit(name: str, batch: Batch) -> Count:
