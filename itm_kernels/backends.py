@@ -46,6 +46,8 @@ OPERATORS = (
     "unit_rows",
     "cross_entropy",
 )
+# Whole losses, from embeddings to the reduced number: taken in place of operators of the table.
+WHOLE = ("max_of_hinges_total",)
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = get_args(Backend)  # "auto", "reference" and the namespaces
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
@@ -70,6 +72,7 @@ class Range(NamedTuple):
 # many launches of Triton's, each by way of Python, more in all: precision decides nothing yet.
 _MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=512, most_rows=1024)
 _SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
+_WHOLE_ON_CUDA = Range("a loss in three launches, reduced", first_rows=256, most_rows=1024)
 _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=512)
 _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
@@ -80,6 +83,7 @@ _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
 RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "max_of_hinges", ""): _MAXIMA_ON_CUDA,
+    ("cuda", "native", "max_of_hinges_total", ""): _WHOLE_ON_CUDA,
     ("cuda", "native", "hardest_negatives", ""): _MAXIMA_ON_CUDA,
     ("cuda", "native", "sum_of_hinges", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "log_sum_exp", ""): _SUMS_ON_CUDA,

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+import eager_hinges
 import eager_synthesis
 from itm_kernels import backends, reference
 from itm_kernels.ops import _define
@@ -44,59 +45,6 @@ def differentiate(
 
     with ThreadPoolExecutor(1) as pool:
         return tuple(grad.contiguous().clone() for grad in pool.submit(product).result())
-
-
-def hinge(scores: Tensor, positive: Tensor, margin: float, semihard: bool) -> Tensor:
-    """Return the index of the hardest negative `[rows]`, -1 where its hinge is not active."""
-    allowed = scores.masked_fill(scores >= positive[:, None], -torch.inf) if semihard else scores
-    value, index = allowed.max(1)
-    return torch.where((margin + value - positive > 0) | value.isnan(), index, -1)
-
-
-def max_of_hinges_forward(image, text, positive, image_ids, text_ids, margin, semihard):
-    loss = reference.max_of_hinges(image, text, positive, image_ids, text_ids, margin, semihard)
-    scores = image.double() @ text.double().T
-    if image_ids is None:
-        image_ids = text_ids = positive = torch.arange(len(text))
-    negatives = scores.masked_fill(image_ids[:, None] == text_ids, -torch.inf)
-    s_positive = scores[positive, torch.arange(len(text))]
-    found = (
-        hinge(side, s_positive, margin, semihard) for side in (negatives[positive], negatives.T)
-    )
-    nan = loss.isnan() & (positive >= 0)
-    return loss, *(index.masked_fill(nan, -2) for index in found)
-
-
-def max_of_hinges_backward(grad, image, text, positive, text_index, image_index):
-    j = torch.arange(len(text))
-    i = j if positive is None else positive
-    weights = torch.zeros(len(image), len(text), dtype=torch.float64)
-    for rows, columns, active in (
-        (i, text_index.clamp_min(0), text_index >= 0),
-        (image_index.clamp_min(0), j, image_index >= 0),
-    ):
-        share = grad.double() * active
-        weights.index_put_((rows, columns), share, accumulate=True)
-        weights.index_put_((i, j), -share, accumulate=True)
-    nan = torch.zeros_like(share).masked_fill(text_index == -2, torch.nan)
-    weights.index_put_((i, j), nan, accumulate=True)
-    grad_image, grad_text = weights @ text.double(), weights.T @ image.double()
-    return grad_image.to(image.dtype), grad_text.to(text.dtype)
-
-
-def hardest_negatives_backward(
-    grad_positive, grad_text, grad_image, image, text, positive, text_index, image_index
-):
-    i, j = torch.arange(len(image)), torch.arange(len(text))
-    weights = torch.zeros(len(image), len(text), dtype=torch.float64)
-    for rows, columns, share in (
-        (j if positive is None else positive, j, grad_positive),
-        (i, text_index.clamp_min(0), grad_text * (text_index >= 0)),
-        (image_index.clamp_min(0), j, grad_image * (image_index >= 0)),
-    ):
-        weights.index_put_((rows, columns), share.double(), accumulate=True)
-    grad_image, grad_text = weights @ text.double(), weights.T @ image.double()
-    return grad_image.to(image.dtype), grad_text.to(text.dtype)
 
 
 def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row, keep_mask):
@@ -234,10 +182,7 @@ def unit_rows_backward(grad: Tensor, rows: Tensor, length: Tensor, dtype: torch.
 KERNELS: dict[str, Callable[..., Any]] = {
     "similarity_forward": similarity,
     "similarity_backward": recomputing(similarity, 1, [0, 1]),
-    "hardest_negatives_forward": reference.hardest_negatives,
-    "hardest_negatives_backward": hardest_negatives_backward,
-    "max_of_hinges_forward": max_of_hinges_forward,
-    "max_of_hinges_backward": max_of_hinges_backward,
+    **eager_hinges.KERNELS,
     "sum_of_hinges_forward": keeping(reference.sum_of_hinges),
     "sum_of_hinges_backward": recomputing(reference.sum_of_hinges, 1, [0, 1], saved=1),
     "intra_modal_forward": intra_modal_forward,

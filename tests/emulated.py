@@ -39,6 +39,7 @@ OPERATORS = frozenset(
         "kmeans_plus_plus",
         "log_sum_exp",
         "max_of_hinges",
+        "max_of_hinges_total",
         "rbf_synthesis",
         "rbf_synthesis_logits",
         "sigmoid",

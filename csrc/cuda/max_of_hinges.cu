@@ -21,12 +21,14 @@ void launch_gather(const Gradients& gradients, const RowGradients& rows, void* s
 
 void max_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
                    bool semihard, void* loss, int64_t* text_index, int64_t* image_index,
-                   void* stream) {
+                   const TotalOf& total, void* stream) {
   with_wide_type(type, [&](auto zero) {
     using C = decltype(zero);
-    launch_fold(max_of_hinges_kernel<C>, scores.M, sizeof(Hardest<C>), stream, Scores<C>(scores),
-                pairing, static_cast<C>(margin), semihard, static_cast<C*>(loss), text_index,
-                image_index);
+    const HingeFold<C> fold{
+        Scores<C>(scores), pairing,    static_cast<C>(margin), semihard, static_cast<C*>(loss),
+        text_index,        image_index};
+    launch_fold(max_of_hinges_kernel<C>, scores.M, sizeof(Hardest<C>), stream, fold,
+                FoldTotal<C>(total, ceil_div(scores.M, kAnchors), fold.loss));
   });
 }
 
@@ -41,15 +43,16 @@ void hardest_negatives(Type type, const ScoreParts& scores, const Pairing& pairi
   });
 }
 
-void max_of_hinges_gradient(Type type, const PerRow& grad, const int64_t* positive,
+void max_of_hinges_gradient(Type type, const HingeShares& shares, const int64_t* positive,
                             const int64_t* text_index, const int64_t* image_index,
                             const RowGradients& rows, void* stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    launch_gather<T>(HingeGradients<C>{Numbers<C>(grad), positive, text_index, image_index,
-                                       static_cast<int>(rows.text.rows)},
-                     rows, stream);
+    launch_gather<T>(
+        HingeGradients<C>{Numbers<C>(shares.grad), static_cast<C>(shares.weight), shares.mistakes,
+                          positive, text_index, image_index, static_cast<int>(rows.text.rows)},
+        rows, stream);
   });
 }
 

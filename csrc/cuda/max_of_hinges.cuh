@@ -5,6 +5,7 @@
 
 #include "cuda/pairs.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/total.cuh"
 
 namespace itm::cuda {
 
@@ -24,25 +25,40 @@ struct Mine {
 constexpr int kNanPair = -2;
 
 template <typename C>
+struct HingeFold {
+  Scores<C> scores;
+  Pairing pairing;
+  C margin;
+  bool semihard;
+  C* loss;
+  int64_t *text_index, *image_index;
+
+  // By a block, for the pairs of texts [first, first + 8).
+  __device__ __forceinline__ void run(int first) const {
+    const int own = first + lane() % kAnchors, j = first + warp();
+    const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
+    const auto image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{semihard, limit});
+    if (j >= scores.M) return;
+    const C positive = __shfl_sync(~0u, limit, warp());
+    const int i = positive_of(pairing.positive, j);
+    const auto text =
+        fold_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, Mine<C>{semihard, positive});
+    if (lane()) return;
+    const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
+    const C both = a + b + 0 * positive;  // an infinite positive score shows
+    loss[j] = both;
+    const bool nan = both != both;
+    text_index[j] = nan ? kNanPair : a != 0 ? text.index : -1;
+    image_index[j] = nan ? kNanPair : b != 0 ? image.index : -1;
+  }
+};
+
+template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    max_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
-                         bool semihard, C* loss, int64_t* text_index, int64_t* image_index) {
-  const int first = first_anchor(first_block), j = first + warp();
-  const int own = first + lane() % kAnchors;
-  const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
-  const auto image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{semihard, limit});
-  if (j >= scores.M) return;
-  const C positive = __shfl_sync(~0u, limit, warp());
-  const int i = positive_of(pairing.positive, j);
-  const auto text =
-      fold_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, Mine<C>{semihard, positive});
-  if (lane()) return;
-  const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
-  const C both = a + b + 0 * positive;  // an infinite positive score shows
-  loss[j] = both;
-  const bool nan = both != both;
-  text_index[j] = nan ? kNanPair : a != 0 ? text.index : -1;
-  image_index[j] = nan ? kNanPair : b != 0 ? image.index : -1;
+    max_of_hinges_kernel(int64_t first_block, HingeFold<C> fold, FoldTotal<C> total) {
+  wait_for_launch_before();
+  fold.run(first_anchor(first_block));
+  total.add(fold.scores.M);
 }
 
 template <typename C>
@@ -77,6 +93,8 @@ struct ScoreGradient {
 template <typename C>
 struct HingeGradients {
   Numbers<C> grad;
+  C weight;
+  bool mistakes;
   const int64_t *positive, *text_index, *image_index;
   int M;
 
@@ -85,9 +103,9 @@ struct HingeGradients {
     const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
     const int i = positive_of(positive, j);
     const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
-    const C share = grad[j];  // on its way with the others
+    const C share = weight * grad[j];  // on its way with the others
     const int active = (text >= 0) + (image >= 0);
-    if (i >= 0 && kind == 2 && text == kNanPair) return {i, j, kNan<C>};
+    if (kind == 2 && text == kNanPair && (i >= 0 || mistakes)) return {i < 0 ? 0 : i, j, kNan<C>};
     if (i < 0 || active == 0) return {};
     if (kind == 0) return {text < 0 ? -1 : i, text, share};
     if (kind == 1) return {image, j, share};
@@ -131,8 +149,14 @@ struct Gather {
   static constexpr int kThreads = 256, kWarps = kThreads / 32, kColumns = 256;
   static constexpr int kOwn = kColumns / 32;  // columns of a lane
   static constexpr int kRun = 4;              // gradients that lie in one sector of memory
-  template <typename C>
-  static constexpr int kRows = 16 / sizeof(C);  // that a warp loads at once
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr bool kFew = true;  // registers: what is made of bf16 there takes 128
+#else
+  static constexpr bool kFew = false;
+#endif
+  // That a warp loads at once.
+  template <typename T>
+  static constexpr int kRows = sizeof(T) == 8 || (kFew && std::is_same_v<T, BFloat16>) ? 2 : 4;
   template <typename C>
   static constexpr size_t kSharedBytes = kWarps * kColumns * sizeof(C);
 };
@@ -143,11 +167,12 @@ struct Gather {
 // once, and their gradients are at hand: a warp waits 5 times. One thread after another through one
 // list, two rows at once, waited 64 times for gradients and 64 times for rows.
 template <typename T, typename Gradients>
-__global__ void __launch_bounds__(Gather::kThreads, 16 / sizeof(Wide<T>) - 1)
+__global__ void __launch_bounds__(Gather::kThreads, sizeof(T) == 8 ? 2 : 3)
     gather_kernel(Gradients gradients, StridedRows<T> image, StridedRows<T> text, int64_t D,
                   int64_t first_block, T* to_image, T* to_text) {
   using C = Wide<T>;
-  constexpr int kRows = Gather::kRows<C>;
+  constexpr int kRows = Gather::kRows<T>;
+  wait_for_launch_before();
   const auto block = static_cast<unsigned>(first_block + blockIdx.x);
   const auto in_row = static_cast<unsigned>(ceil_div(D, Gather::kColumns));
   const int target = static_cast<int>(block / in_row);

@@ -30,10 +30,18 @@ struct Pairing {
   const int64_t *positive, *image_ids, *text_ids;  // [M], [N], [M]
 };
 
+// What a fold's last block adds up: all its numbers, in one order, times a weight. The ticket is 0
+// before the launch; without one there is no total.
+struct TotalOf {
+  double weight = 1;
+  unsigned* ticket = nullptr;
+  void* total = nullptr;  // in fp32 or fp64
+};
+
 // max_of_hinges_forward: loss, text_index and image_index [M].
 void max_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
                    bool semihard, void* loss, int64_t* text_index, int64_t* image_index,
-                   void* stream);
+                   const TotalOf& total, void* stream);
 
 // Anchors' hardest negatives: of texts [M], of images [N].
 struct HardestOut {
@@ -53,7 +61,14 @@ struct RowGradients {
   int64_t D;
   void *to_image, *to_text;
 };
-void max_of_hinges_gradient(Type type, const PerRow& grad, const int64_t* positive,
+// The gradient of a pair's loss is grad times a weight. The texts of mistaken pairs, which have no
+// image, get NaN for a gradient, and so does the first image, if there are to be mistakes.
+struct HingeShares {
+  PerRow grad;
+  double weight = 1;
+  bool mistakes = false;
+};
+void max_of_hinges_gradient(Type type, const HingeShares& shares, const int64_t* positive,
                             const int64_t* text_index, const int64_t* image_index,
                             const RowGradients& rows, void* stream);
 void hardest_negatives_gradient(Type type, const PerRow& of_positive, const PerRow& of_text,

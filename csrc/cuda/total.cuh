@@ -3,6 +3,7 @@
 // them, in one order. Which block that is depends on the device's mood; the sum does not.
 
 #include "cuda/compat.cuh"
+#include "cuda/pairs.h"
 #include "cuda/warp.cuh"
 
 namespace itm::cuda {
@@ -27,11 +28,34 @@ struct ScalarSum {
 
   __device__ __forceinline__ void add(int count) const {
     if (!parts) return;
+    constexpr int kTogether = 8;  // whose loads are on their way
     double total = 0;
-#pragma unroll 8
-    for (int i = lane(); i < count; i += 32) total += parts[i];
+    for (int first = lane(); first < count; first += 32 * kTogether) {
+      C part[kTogether];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k)
+        part[k] = first + 32 * k < count ? parts[first + 32 * k] : C(0);
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) total += part[k];
+    }
     total = warp_sum(total);
     if (lane() == 0) *sum = static_cast<C>(factor * total);
+  }
+};
+
+// A fold's numbers in the end, for its last block to add up; without a ticket nothing.
+template <typename C>
+struct FoldTotal {
+  unsigned* ticket;
+  int64_t blocks;  // of all launches of the fold
+  ScalarSum<C> sum;
+
+  FoldTotal(const TotalOf& to, int64_t blocks, const C* parts)
+      : ticket(to.ticket), blocks(blocks), sum{parts, static_cast<C*>(to.total), to.weight} {}
+
+  // All threads of all blocks come here.
+  __device__ __forceinline__ void add(int count) const {
+    if (ticket && is_last_block(ticket, blocks) && warp() == 0) sum.add(count);
   }
 };
 

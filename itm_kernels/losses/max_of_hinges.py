@@ -78,7 +78,13 @@ def max_of_hinges_loss(
     check_options(name, reduction, backend)
     pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
-    values = operator.run(image, text, pairs, float(margin), semihard, name, backend)
+    given = image, text, pairs, float(margin), semihard
+    if absent is None and reduction != "none":
+        weight = 1.0 if reduction == "sum" else 1 / text.shape[0]
+        total = operator.whole(*given, weight, backend)
+        if total is not None:
+            return total
+    values = operator.run(*given, name, backend)
     values = with_mistakes(of_pairs(values, absent), mistaken, image[0, 0], text[:, 0])
     return reduce(values, reduction, absent)
 

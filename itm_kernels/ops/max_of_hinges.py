@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itm_kernels import reference
+from itm_kernels import backends, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
@@ -36,6 +36,32 @@ def _backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
+def _total_fake(
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    margin: float,
+    semihard: bool,
+    weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    M = text.shape[0]
+    return wide_empty(text), index_empty(text, M), index_empty(text, M)
+
+
+def _total_backward_fake(
+    grad: Tensor,
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    text_index: Tensor,
+    image_index: Tensor,
+    weight: float,
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape)
+
+
 # text_index, image_index [M]: the hardest negative of pair j, -1 where its hinge is not active; -2
 # for both where the loss of the pair is NaN: the gradient of its two rows is then NaN as well.
 define(
@@ -49,6 +75,21 @@ define(
     "(Tensor grad, Tensor image, Tensor text, Tensor? positive, Tensor text_index, "
     "Tensor image_index) -> (Tensor, Tensor)",
     _backward_fake,
+)
+# The sum over all pairs, times a weight. NaN where a pair has no image, with gradients that are NaN
+# for its text and the first image.
+define(
+    "max_of_hinges_total_forward",
+    "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
+    "float margin, bool semihard, float weight) "
+    "-> (Tensor total, Tensor text_index, Tensor image_index)",
+    _total_fake,
+)
+define(
+    "max_of_hinges_total_backward",
+    "(Tensor grad, Tensor image, Tensor text, Tensor? positive, Tensor text_index, "
+    "Tensor image_index, float weight) -> (Tensor, Tensor)",
+    _total_backward_fake,
 )
 
 
@@ -82,6 +123,37 @@ class MaxOfHinges(torch.autograd.Function):
         return None, grad_image, grad_text, None, None, None, None, None
 
 
+class MaxOfHingesTotal(torch.autograd.Function):
+    """The same gather, of one number's gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+        margin: float,
+        semihard: bool,
+        weight: float,
+    ) -> Tensor:
+        forward = operator(namespace, "max_of_hinges_total_forward")
+        total, text_index, image_index = forward(
+            image, text, positive, image_ids, text_ids, margin, semihard, weight
+        )
+        ctx.save_for_backward(image, text, positive, text_index, image_index)
+        ctx.options = namespace, weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, weight = ctx.options
+        backward = operator(namespace, "max_of_hinges_total_backward")
+        return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 6
+
+
 @outside_autocast
 def run(
     image: Tensor,  # [N, D]
@@ -98,3 +170,25 @@ def run(
     if namespace is None:
         return reference.max_of_hinges(image, text, *pairs, margin, semihard)
     return MaxOfHinges.apply(namespace, *distinct(image, text, *pairs), margin, semihard)
+
+
+@outside_autocast
+def whole(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    pairs: Pairs,
+    margin: float,
+    semihard: bool,
+    weight: float,
+    backend: str,
+) -> Tensor | None:  # []
+    """Compute the sum over pairs times a weight, None where no backend has it in one operator.
+
+    Loss and gradients are NaN where a pair has no image.
+    """
+    sides = image.shape[0], text.shape[0]
+    namespace = backends.whole("max_of_hinges_total", image, backend, sides)
+    if namespace is None:
+        return None
+    given = distinct(image, text, *pairs)
+    return MaxOfHingesTotal.apply(namespace, *given, margin, semihard, weight)

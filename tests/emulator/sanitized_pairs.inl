@@ -173,9 +173,12 @@ struct PairProblem {
   void max_of_hinges() const {
     std::vector<C> loss(M), grad(M);
     std::vector<int64_t> text_index(M), image_index(M);
+    unsigned ticket = 0;
+    C total = 0;
     itm::cuda::max_of_hinges(type, scores, pairing, 0.25, false, loss.data(), text_index.data(),
-                             image_index.data(), nullptr);
+                             image_index.data(), {0.5, &ticket, &total}, nullptr);
     std::vector<double> of_scores(N * M);
+    double sum = 0;
     for (int64_t j = 0; j < M; ++j) {
       const int64_t i = j % N, text = text_index[j], image = image_index[j];
       grad[j] = C(1 + j % 3);
@@ -185,12 +188,14 @@ struct PairProblem {
       for (int64_t n = 0; n < N; ++n)
         if (n != i) b = std::max(b, 0.25 + score(n, j) - score(i, j));
       expect(loss[j], a + b, "max of hinges");
+      sum += loss[j] / 2;
       if (text >= 0) of_scores[i * M + text] += grad[j];
       if (image >= 0) of_scores[image * M + j] += grad[j];
       of_scores[i * M + j] -= grad[j] * ((text >= 0) + (image >= 0));
     }
     std::vector<T> to_x, to_y;
-    max_of_hinges_gradient(type, {grad.data(), 1}, pairing.positive, text_index.data(),
+    expect(total, sum, "total");
+    max_of_hinges_gradient(type, {{grad.data(), 1}}, pairing.positive, text_index.data(),
                            image_index.data(), rows(to_x, to_y), nullptr);
     expect_gradients(of_scores, to_x, to_y);
   }
