@@ -1,6 +1,7 @@
 #pragma once
 // Sigmoid loss of a small matrix of scores: every pair is a classification of its own.
 
+#include "cuda/logistic.cuh"
 #include "cuda/weights.cuh"
 
 namespace itm::cuda {
@@ -10,17 +11,6 @@ enum class Kind { kNegative, kPositive, kNone };
 
 __device__ __forceinline__ Kind kind_of(bool same, bool positive) {
   return !same ? Kind::kNegative : positive ? Kind::kPositive : Kind::kNone;
-}
-
-// log(1 + e^x), and its derivative.
-template <typename C>
-__device__ __forceinline__ C softplus(C x) {
-  return (x <= 0 ? C(0) : x) + logarithm_of_one_plus(exponential(x > 0 ? -x : x));
-}
-template <typename C>
-__device__ __forceinline__ C logistic(C x) {
-  const C e = exponential(x > 0 ? -x : x);
-  return (x > 0 ? C(1) : e) / (1 + e);
 }
 
 template <typename C>

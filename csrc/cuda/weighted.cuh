@@ -9,14 +9,15 @@
 //   Read read(of_x, source, own, other)
 //   Weighed<C> weigh(of_x, source, own, other, read)
 //                           the weight of row `other` in the gradient of row `own`, of x or of y,
-//                           and the pair's score, if rows are raw
+//                           and, if rows are raw, what the pair adds along row `own`
 //   kSources, Rows<T> rows(of_x, source)
 //                           a side's gradient may add the products with several matrices: source 0
 //                           is the other side, `rows` gives those beyond
 //   kUnit, C inverse(of_x, own), C along(of_x, own)
-//                           rows are raw: 1 / length, 0 for a row without a direction, which
-//                           belongs into the weights of others too; `along` is what a row's
-//                           gradient has along it beside the sum of weight times score
+//                           rows are raw: 1 / length, 0 for a row without a direction. A pair's
+//                           weight has that of the other row in it, and it adds the weight
+//                           without, times the cosine, along its own; `along` is what a row's
+//                           gradient has along it besides
 //   C factor()              what everything is multiplied by
 //   void finish()           what one block more does, if the launch asks for it: scalars
 
@@ -28,7 +29,7 @@ namespace itm::cuda {
 
 template <typename C>
 struct Weighed {
-  C weight, score;
+  C weight, along;
 };
 
 // The plainest Pairs: one source, rows as they are multiplied, no scalars.
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
           found = pairs.weigh(of_x, source, r, k, pending[i]);
         shared.write(stage + (depth + i * depth_step) * Tile::kPitch + row + i * row_step,
                      found.weight);
-        if (Pairs::kUnit) along[i] += found.weight * found.score;
+        if (Pairs::kUnit) along[i] += found.along;
       }
     };
     fetch(0, 0);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cuda/compat.cuh"
+#include "cuda/contrast.h"
 #include "cuda/cross_entropy.h"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
@@ -135,6 +136,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 }
 
 #include "sanitized_anchors.inl"
+#include "sanitized_contrast.inl"
 #include "sanitized_pairs.inl"
 #include "sanitized_products.inl"
 
@@ -161,6 +163,7 @@ void check(Type type, std::mt19937& random) {
   check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
   check_products<T>(type, random);
+  check_contrast<T>(type, random);
 }
 
 // -- planted faults, which the sanitizers must find and only they can ----------------------------
