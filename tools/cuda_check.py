@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, no spills, the additions of l1, loops that wait.
+"""What nvcc makes of the CUDA kernels: registers, no spills, the additions of l1, what waits when.
 
 No GPU is needed. Without nvcc nothing is checked, and that is said; `--required` (or
 ITM_KERNELS_CUDA=1, as for the build) makes it an error.
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tools import waits
+from tools import overlap, waits
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
@@ -151,6 +151,7 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
                 raise RuntimeError(f"{source.name}, sm_{architecture}: {kernel}")
         if nvdisasm:
             for name, instructions in machine_code(run(nvdisasm, "-c", cubin)).items():
+                overlap.check(name, instructions, int(architecture))
                 if strict and re.search(L1_TILE, name):
                     lines.append(f"{'':>26}  sm_{architecture:<4} {check_l1(instructions)}")
                 if strict and re.match(waits.FOLDS, name):

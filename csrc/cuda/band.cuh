@@ -104,6 +104,7 @@ template <typename Tile, typename Metric>
 __global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
     band_kernel(Band<typename Tile::T> band, Panel panel, int64_t first_block,
                 BandResult<typename Tile::C> to) {
+  wait_for_launch_before();
   using C = typename Tile::C;
   using Lines = BandTile<Tile>;
   constexpr int kSide = Tile::kRows, kChunksBetween = 4;
@@ -199,6 +200,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
 template <typename C>
 __global__ void add_panel_kernel(Panel panel, int64_t N, int side, const C* of_rows,
                                  const C* of_columns, int64_t first_block, double* total, C* out) {
+  wait_for_launch_before();
   const int64_t n = (first_block + blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= N) return;
   const int64_t tile = n / side, last = panel.first + panel.count;
@@ -215,6 +217,7 @@ __global__ void add_panel_kernel(Panel panel, int64_t N, int side, const C* of_r
 // finite[n] says whether all of row n is; a warp a row.
 template <typename T>
 __global__ void finite_kernel(Rows<T> x, int64_t D, int64_t first_block, uint8_t* finite) {
+  wait_for_launch_before();
   const int64_t n = (first_block + blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (n >= x.count) return;
   bool all = true;

@@ -10,6 +10,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <map>
+#include <mutex>
+#include <utility>
 #else
 #include "emulator.h"
 #endif
@@ -163,18 +167,48 @@ __device__ __forceinline__ int64_t block_index() {
 
 // -- launches --
 
-// Returns once the launches before have written what they write. Every kernel calls it before it
-// reads or writes memory of others.
-__device__ __forceinline__ void wait_for_launch_before() {}
+// Returns once the launches before have written what they write. Every kernel begins with it. From
+// sm_90 on its blocks come here while those of the launch before still run, as those of the next
+// may from here on: a launch then costs no more than what it waits for.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 // launch(kernel, blocks, threads, bytes of shared memory, stream, arguments...)
 
 #ifdef __CUDACC__
+// Whether the code of a kernel that runs on the current device waits for the launch before: a new
+// device may run what was compiled for one before sm_90, which does not.
+inline bool waits_for_launch_before(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> known;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [at, is_new] = known.try_emplace({device, kernel}, false);
+  cudaFuncAttributes found{};
+  if (is_new && cudaFuncGetAttributes(&found, kernel) == cudaSuccess)
+    at->second = found.ptxVersion >= 90;
+  return at->second;
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t, void* stream,
             Arguments... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<Parameters>(arguments)...);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = waits_for_launch_before(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  // What goes wrong is the last error, which the binding looks at.
+  static_cast<void>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 constexpr int64_t kMostBlocks = 0x7fffffff;
 #else

@@ -47,6 +47,7 @@ struct Terms {
 template <typename C>
 __global__ void __launch_bounds__(kPairThreads)
     cross_entropy_kernel(Softmaxes in, int64_t first_block, C* loss) {
+  wait_for_launch_before();
   const int64_t m = (first_block + blockIdx.x) * kPairThreads + threadIdx.x;
   if (m >= in.M) return;
   const C positive = static_cast<const C*>(in.positive)[m];
@@ -61,6 +62,7 @@ template <typename C>
 __global__ void __launch_bounds__(kPairThreads)
     cross_entropy_gradient_kernel(Softmaxes in, PerRow grad, int64_t first_block, C* of_positive,
                                   C* of_negatives) {
+  wait_for_launch_before();
   const int64_t m = (first_block + blockIdx.x) * kPairThreads + threadIdx.x;
   if (m >= in.M) return;
   const C positive = static_cast<const C*>(in.positive)[m];

@@ -179,6 +179,7 @@ __device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& li
 
 template <typename T>
 __global__ void __launch_bounds__(kClusterThreads, 1) kmeans_kernel(KMeans<T> all, int64_t first) {
+  wait_for_launch_before();
   const KMeans<T> in = all.of_problem(first + blockIdx.x);
   compare(in);
   __syncthreads();

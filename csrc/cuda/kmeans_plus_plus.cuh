@@ -42,6 +42,7 @@ template <typename T>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     kmeans_plus_plus_kernel(int64_t first_block, AnyRows x, int64_t D, Scores<Wide<T>> squares,
                             Drawing to) {
+  wait_for_launch_before();
   using C = Wide<T>;
   static_assert(kMostRows == kFoldThreads * kAtOnce);
   const auto shared = Shared<Farthest<C>>::template all<2 * kAnchors>();

@@ -40,6 +40,7 @@ template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                        ExpSums<C*> to, C* kept) {
+  wait_for_launch_before();
   const int first = first_anchor(first_block), own = first + warp();
   const C factor = *scale;
   const bool excluding = pairing.image_ids;

@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     hardest_negatives_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C* positive,
                              C* text_score, int64_t* text_index, C* image_score,
                              int64_t* image_index) {
+  wait_for_launch_before();
   const int first = first_anchor(first_block), own = first + warp();
   const Hardest<C> image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{});
   if (own < scores.M && lane() == 0) {

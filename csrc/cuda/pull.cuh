@@ -202,6 +202,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
     pull_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y, Weights weights,
                 int64_t D, int64_t first_block,
                 typename Tile::C* out) {  // [batch, N, D]
+  wait_for_launch_before();
   using C = typename Tile::C;
   const int64_t N = all_x.count, M = all_y.count;
   const int64_t in_row = ceil_div(D, Tile::kColumns), block = first_block + blockIdx.x;

@@ -201,6 +201,7 @@ template <typename T>
 __global__ void __launch_bounds__(kClusterThreads, 1)
     synthesis_kernel(Synthesis<T> all, int64_t first, Wide<T>* vectors,  // [N, K, D], or null:
                      Wide<T>* cosines) {                                 // [N, K]
+  wait_for_launch_before();
   const int64_t n = first + blockIdx.x;
   const Synthesis<T> in = all.of_anchor(n);
   weigh(in);
@@ -220,6 +221,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
 // The members of every cluster, for every clustering.
 __global__ void __launch_bounds__(kClusterThreads, 1)
     list_kernel(const int64_t* assignment, int64_t M, int64_t K, int64_t first, Lists lists) {
+  wait_for_launch_before();
   const int64_t p = first + blockIdx.x;
   lists.of_problem(p, M, K).fill(assignment + p * M, M, K);
 }

@@ -124,6 +124,7 @@ __device__ void of_softmax(const Synthesis<T>& in, const Gradient<T>& grad) {
 template <typename T>
 __global__ void __launch_bounds__(kClusterThreads, 1)
     anchor_gradient_kernel(Synthesis<T> all, int64_t first, Gradient<T> of_all) {
+  wait_for_launch_before();
   using C = Wide<T>;
   const int64_t n = first + blockIdx.x;
   const Synthesis<T> in = all.of_anchor(n);
@@ -212,6 +213,7 @@ __device__ Four<double> through_kernel(const Synthesis<T>& in, const double* fac
 template <typename T>
 __global__ void __launch_bounds__(kMemberThreads, 2)
     member_gradient_kernel(Synthesis<T> in, int64_t first, OfMembers<T> to) {
+  wait_for_launch_before();
   using C = Wide<T>;
   const int64_t m = first + blockIdx.x, M = in.x.count;
   if (to.of_kernel) of_kernel_row(in, to, m);

@@ -17,6 +17,7 @@ template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     sigmoid_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                    const C* bias, C* loss, C* kept) {
+  wait_for_launch_before();
   const int first = first_anchor(first_block), own = first + warp();
   const C factor = *scale, offset = *bias;
   const int m = first + lane() % kAnchors;

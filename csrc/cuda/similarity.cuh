@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     distance_kernel(Compared<typename Tile::T> in, bool take_root, int64_t first_block,
                     typename Tile::T* out,        // [batch, N, M], or null: parts are wanted
                     typename Tile::C* partial) {  // [parts, batch, N, M], if there are several
+  wait_for_launch_before();
   Tile tile;
   {
     const DistanceBlock<Tile> here(in, first_block + block_index());
@@ -72,6 +73,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
 template <typename T>
 __global__ void add_parts_kernel(const Wide<T>* partial, int64_t parts, int64_t size,
                                  bool take_root, int64_t first_block, T* out) {
+  wait_for_launch_before();
   const int64_t i = (first_block + blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= size) return;
   Wide<T> sum[1];

@@ -12,6 +12,7 @@ namespace itm::cuda {
 template <typename C>
 __global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
     stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
+  wait_for_launch_before();
   const int N = scores.N, n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
   if (n >= N) return;
   const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
@@ -91,6 +92,7 @@ __device__ __forceinline__ Four<C> pulled(const StoredPull& pull, const Rows<C>&
 template <typename C>
 __global__ void __launch_bounds__(kRowThreads, 4)
     stored_pull_kernel(StoredPull pull, Numbers<C> grad, Rows<C> y, int64_t D, int64_t first) {
+  wait_for_launch_before();
   const int n = static_cast<int>(first + blockIdx.x);
   const auto weights = Shared<C>::template all<kMostRows>();
   fill_weights(pull, grad, n, static_cast<int>(y.count), weights);

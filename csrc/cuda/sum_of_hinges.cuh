@@ -11,6 +11,7 @@ template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     sum_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin, C* loss,
                          C* kept) {
+  wait_for_launch_before();
   const int first = first_anchor(first_block), j = first + warp();
   const int own = first + lane() % kAnchors;
   const C score_of_own = own < scores.M ? positive_score(scores, pairing, own) : C(0);
@@ -47,6 +48,7 @@ template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     weigh_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
                         Numbers<C> grad, C* weights, C* in_row, C* in_column) {
+  wait_for_launch_before();
   const int first = first_anchor(first_block), n = first + warp();
   const int own = first + lane() % kAnchors;
   const C of_column = own < scores.M ? margin - positive_score(scores, pairing, own) : C(0);

@@ -83,6 +83,7 @@ __device__ void invert(const System& a) {
 }
 
 __global__ void __launch_bounds__(kSystemThreads, 2) systems_kernel(Systems all, int64_t first) {
+  wait_for_launch_before();
   const int64_t p = (first + blockIdx.x) / all.K, k = (first + blockIdx.x) % all.K;
   const Lists lists = all.lists.of_problem(p, all.M, all.K);
   const int begin = lists.span[2 * k], size = lists.span[2 * k + 1] - begin;

@@ -58,6 +58,7 @@ struct RowShare {
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
     unit_kernel(AnyRows x, RowShare share, int64_t first_block, Wide<T>* unit, Wide<T>* length) {
+  wait_for_launch_before();
   using C = Wide<T>;
   const auto room = Shared<C>::template all<kRowWarps>();
   const int64_t n = share.row(first_block), end = share.end(n);
@@ -79,6 +80,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
     unit_gradient_kernel(AnyRows grad, RowShare share, int64_t first_block, const Wide<T>* unit,
                          const Wide<T>* length, T* out) {
+  wait_for_launch_before();
   using C = Wide<T>;
   const auto room = Shared<C>::template all<kRowWarps>();
   const int64_t n = share.row(first_block), end = share.end(n);

@@ -13,6 +13,7 @@ template <typename C, typename OfLogit>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     weigh_kernel(int64_t first_block, Scores<C> scores, OfLogit of_logit, const C* scale,
                  C* weights, C* of_scale, C* of_bias) {
+  wait_for_launch_before();
   const int n = first_anchor(first_block) + warp();
   if (n >= scores.N) return;
   const C factor = *scale;
