@@ -65,18 +65,18 @@ class Range(NamedTuple):
     most_rows: int = MANY  # of the larger side, up to which it runs
 
 
-# Counted, not measured: a product of 512 x 512 pairs at D = 1024 is 2 N M D / 67 TFLOP/s = 8 us in
-# fp32, what two or three launches take; beyond, tensor cores win back their own. Forward and
-# backward, maxima are three launches and one product; sums four launches and three products, the
-# same 6 to 8 us at 256 x 256. In bf16 tensor cores would take less for the product alone, but as
-# many launches of Triton's, each by way of Python, more in all: precision decides nothing yet.
-_MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=512, most_rows=1024)
+# Counted, not measured (benchmarks/results/predicted/small-batch.md): a step in a CUDA graph, which
+# has no Python between launches, against Triton's. 32 x 32 pairs at a time wait for shared memory:
+# a product at D = 1024 gets 26 of fp32's 67 TFLOP/s, and takes 2 us at 128 rows, 5 at 256, 20 at
+# 512, where tensor cores take 4 (9 for fp32 rows). Triton's 5 to 19 launches take 1.1 to 6 times as
+# long at 128 rows, .7 to 3 times at 256, .4 to 1.3 times at 512, the most for fp32 rows.
+_MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=256, most_rows=1024)
 _SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
 _WHOLE_ON_CUDA = Range("a loss in three launches, reduced", first_rows=256, most_rows=1024)
-_BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=512)
+_BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=256)
 _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
-_CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=512, most_rows=1024)
+_CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=256, most_rows=1024)
 _START_ON_CUDA = Range("a block a problem, two launches", first_rows=512, most_rows=1024)
 _ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)

@@ -120,7 +120,7 @@ def test_cuda_kernels_run_where_an_image_fits(
 
 
 def test_an_unknown_gpu_falls_to_triton_and_info_says_why() -> None:
-    """Up to 512 rows "auto" would take the CUDA kernel."""
+    """Up to 256 rows "auto" would take the CUDA kernel."""
     with (
         gpus((8, 9), (12, 0)),
         patch.dict(backends.NATIVE_KERNELS, cuda=frozenset({"max_of_hinges"})),

@@ -11,6 +11,7 @@ from benchmarks.cost_sheet.cuda_models import Batch
 from benchmarks.cost_sheet.small_operators import OPERATORS, step
 from cuda_launches import Counting
 from emulated import as_native, needs_compiler, noting
+from itm_kernels import backends
 
 # Blocks that a model counts differently: none, but of launches that go in rounds of anchors, which
 # are fewer on the emulator, so that tests see several.
@@ -102,3 +103,16 @@ def test_the_committed_table_has_every_operator() -> None:
     assert words.startswith(small_batch.HEAD)
     for name in OPERATORS:
         assert words.count(f"| {name} |") == 3, name
+
+
+def test_auto_takes_cuda_up_to_the_rows_of_the_table() -> None:
+    words = small_batch.FILE.read_text(encoding="utf-8").split("## What follows")[1]
+    found: dict[str, int] = {}
+    for name in OPERATORS:
+        (line,) = (line for line in words.splitlines() if line.startswith(f"| {name} |"))
+        rows = line.split("|")[3].strip()
+        operator = name.split(",")[0].removesuffix(" of cosines")
+        found[operator] = max(found.get(operator, 0), 0 if rows == "none" else int(rows))
+    for operator, rows in found.items():
+        first = backends.RANGES["cuda", "native", operator, ""].first_rows
+        assert first in (rows, backends.MANY), operator
