@@ -72,4 +72,14 @@ struct Lists {
   }
 };
 
+constexpr double kSmallest = 1e-8;  // of a length, as torch.nn.functional.cosine_similarity
+
+// What a cosine is divided by; NaN stays. A row of length 0 has no direction: over infinity its
+// cosine and its gradient are 0.
+template <typename C>
+__device__ __forceinline__ C at_least(C length) {
+  if (length == 0) return C(INFINITY);
+  return length < C(kSmallest) ? C(kSmallest) : length;
+}
+
 }  // namespace itm::cuda

@@ -177,12 +177,10 @@ __device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& li
   }
 }
 
+// All iterations, from the scores of the first centroids, which are there for all. D may be 0: then
+// the centroids themselves are not written.
 template <typename T>
-__global__ void __launch_bounds__(kClusterThreads, 1) kmeans_kernel(KMeans<T> all, int64_t first) {
-  wait_for_launch_before();
-  const KMeans<T> in = all.of_problem(first + blockIdx.x);
-  compare(in);
-  __syncthreads();
+__device__ __forceinline__ void iterate(const KMeans<T>& in) {
   bool moved = assign(in, true);
   Lists lists = in.lists, before = in.others;
   for (int64_t i = 0; i < in.iterations; ++i) {
@@ -201,6 +199,15 @@ __global__ void __launch_bounds__(kClusterThreads, 1) kmeans_kernel(KMeans<T> al
     lists = before, before = done;
   }
   if (in.iterations > 0) write_means(in, before, nullptr);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kClusterThreads, 1) kmeans_kernel(KMeans<T> all, int64_t first) {
+  wait_for_launch_before();
+  const KMeans<T> in = all.of_problem(first + blockIdx.x);
+  compare(in);
+  __syncthreads();
+  iterate(in);
 }
 
 }  // namespace itm::cuda

@@ -3,7 +3,6 @@
 #include "cuda/dispatch.cuh"
 #include "cuda/rbf_synthesis.h"
 #include "cuda/rbf_synthesis_gradient.cuh"
-#include "cuda/systems.cuh"
 
 namespace itm::cuda {
 

@@ -4,6 +4,7 @@
 // cosine alone is wanted is written.
 
 #include "cuda/clusters.cuh"
+#include "cuda/systems.cuh"
 
 namespace itm::cuda {
 
@@ -153,16 +154,6 @@ __device__ __forceinline__ Four<Wide<T>> vector(const Synthesis<T>& in, int64_t 
   return sum;
 }
 
-constexpr double kSmallest = 1e-8;  // of a length, as torch.nn.functional.cosine_similarity
-
-// What a cosine is divided by; NaN stays. A row of length 0 has no direction: over infinity its
-// cosine and its gradient are 0.
-template <typename C>
-__device__ __forceinline__ C at_least(C length) {
-  if (length == 0) return C(INFINITY);
-  return length < C(kSmallest) ? C(kSmallest) : length;
-}
-
 // The anchor's length, by every warp for itself.
 template <typename T>
 __device__ Wide<T> length_of_anchor(const Synthesis<T>& in) {
@@ -224,6 +215,26 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   wait_for_launch_before();
   const int64_t p = first + blockIdx.x;
   lists.of_problem(p, M, K).fill(assignment + p * M, M, K);
+}
+
+// Systems of every cluster of every clustering.
+struct Systems {
+  const double* distance;   // [M, M]
+  double *inverse, *sweep;  // [P, M, M], [P, 2, M]
+  int64_t M, K;
+  double scale, ridge;  // 1 / sigma^2
+  Lists lists;
+};
+
+__global__ void __launch_bounds__(kSystemThreads, 2) systems_kernel(Systems all, int64_t first) {
+  wait_for_launch_before();
+  const int64_t p = (first + blockIdx.x) / all.K, k = (first + blockIdx.x) % all.K;
+  const Lists lists = all.lists.of_problem(p, all.M, all.K);
+  const int begin = lists.span[2 * k], size = lists.span[2 * k + 1] - begin;
+  invert_system(
+      Shared<double>::all<SystemInShared::kNumbers>(), lists.order + begin, size, all.M, all.scale,
+      all.ridge, [&](int64_t row, int64_t column) { return all.distance[row * all.M + column]; },
+      all.inverse + (p * all.M + begin) * all.M + begin, all.sweep + 2 * p * all.M + begin);
 }
 
 }  // namespace itm::cuda

@@ -7,14 +7,6 @@
 
 namespace itm::cuda {
 
-struct Systems {
-  const double* distance;   // [M, M]
-  double *inverse, *sweep;  // [P, M, M], [P, 2, M]
-  int64_t M, K;
-  double scale, ridge;  // 1 / sigma^2
-  Lists lists;
-};
-
 // Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
 // leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
 constexpr double kSmallestPivot = 1e-13;
@@ -82,25 +74,23 @@ __device__ void invert(const System& a) {
   if (bad) for_each_entry(a.size, [&](int i, int j) { a.write(i, j, NAN); });
 }
 
-__global__ void __launch_bounds__(kSystemThreads, 2) systems_kernel(Systems all, int64_t first) {
-  wait_for_launch_before();
-  const int64_t p = (first + blockIdx.x) / all.K, k = (first + blockIdx.x) % all.K;
-  const Lists lists = all.lists.of_problem(p, all.M, all.K);
-  const int begin = lists.span[2 * k], size = lists.span[2 * k + 1] - begin;
-  double* to = all.inverse + (p * all.M + begin) * all.M + begin;
+// Writes the inverse of one cluster's system to `to`, rows M apart, in its list's order; of_pair(i,
+// j) is |x_i - x_j|^2 of two rows. The sweep has room for two rows of M numbers.
+template <typename OfPair>
+__device__ __forceinline__ void invert_system(const Shared<double>& shared, const int32_t* order,
+                                              int size, int64_t M, double scale, double ridge,
+                                              OfPair&& of_pair, double* to, double* sweep) {
   const auto entry = [&](int i, int j) {
-    if (i == j) return 1 + all.ridge;
-    const int64_t row = lists.order[begin + i], column = lists.order[begin + j];
-    return exponential(-all.distance[row * all.M + column] * all.scale / 2);
+    if (i == j) return 1 + ridge;
+    return exponential(-of_pair(order[i], order[j]) * scale / 2);
   };
-  const auto shared = Shared<double>::all<SystemInShared::kNumbers>();
   if (size <= kSmallSystem) {
     const SystemInShared system{shared, size};
     for_each_entry(size, [&](int i, int j) { system.write(i, j, entry(i, j)); });
     invert(system);
-    for_each_entry(size, [&](int i, int j) { to[i * all.M + j] = system.read(i, j); });
+    for_each_entry(size, [&](int i, int j) { to[i * M + j] = system.read(i, j); });
   } else {
-    const SystemInGlobal system{to, all.sweep + 2 * p * all.M + begin, all.M, size};
+    const SystemInGlobal system{to, sweep, M, size};
     for_each_entry(size, [&](int i, int j) { system.write(i, j, entry(i, j)); });
     invert(system);
   }
