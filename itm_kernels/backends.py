@@ -47,7 +47,7 @@ OPERATORS = (
     "cross_entropy",
 )
 # Whole losses, from embeddings to the reduced number: taken in place of operators of the table.
-WHOLE = ("max_of_hinges_total",)
+WHOLE = ("info_cmr_total", "max_of_hinges_total")
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = get_args(Backend)  # "auto", "reference" and the namespaces
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
@@ -79,6 +79,7 @@ _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 _CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=256, most_rows=1024)
 _START_ON_CUDA = Range("a block a problem, two launches", first_rows=512, most_rows=1024)
 _ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
+_INFO_CMR_ON_CUDA = Range("eight launches in all", first_rows=256, most_rows=1024)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
 RANGES: dict[tuple[str, str, str, str], Range] = {
@@ -95,6 +96,7 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
     ("cuda", "native", "unit_rows", ""): _ROWS_ON_CUDA,
     ("cuda", "native", "cross_entropy", ""): _ROWS_ON_CUDA,
+    ("cuda", "native", "info_cmr_total", ""): _INFO_CMR_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import eager_hinges
 import eager_synthesis
+import info_cmr_problems
 from itm_kernels import backends, reference
 from itm_kernels.ops import _define
 from itm_kernels.ops.ranks import row_keys
@@ -156,6 +157,31 @@ def sigmoid_total_backward(grad, image, text, of_image, of_text, of_scale, of_bi
     return *of_rows, grad * of_scale, grad * of_bias
 
 
+def info_cmr_total_forward(image, text, learnt, *arguments: Any) -> tuple[Tensor, ...]:
+    *drawn_and_ids, scale = arguments[:7]
+    *options, gradients = arguments[7:]
+    wide = torch.promote_types(image.dtype, torch.float32)
+    scale = torch.tensor(scale) if learnt is None else learnt
+    case = info_cmr_problems.Problem(image, text, scale.to(wide), *drawn_and_ids)
+    total = info_cmr_problems.formula(case, info_cmr_problems.Options(*options)).to(wide)
+    N, M, Z = len(image), len(text), 0 if case.noise is None else len(case.noise)
+    kept = ((N, M + Z), (N + Z, M), (2, N + M)) if gradients else ((0, M + Z), (0, M), (2, 0))
+    return total, *(total.new_zeros(shape) for shape in (*kept, ()))
+
+
+def info_cmr_total_backward(
+    grad, image, text, noise, of_image, of_text, of_rows, of_scale
+) -> tuple[Tensor, ...]:
+    others = [torch.cat([rows, noise]) for rows in (text, image)]
+    along, inverse = (of.split([len(image), len(text)]) for of in of_rows)
+    of_unit = of_image @ others[0], of_text.T @ others[1]
+    of_rows = [
+        grad * inverse[i][:, None] * (of_unit[i] - (along[i] * inverse[i])[:, None] * rows)
+        for i, rows in enumerate((image, text))
+    ]
+    return *of_rows, grad * of_scale
+
+
 def log_sum_exp(*arguments: Any) -> Any:
     *inputs, cosine = arguments
     return of_cosines(reference.log_sum_exp, inputs, cosine)
@@ -193,6 +219,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "sigmoid_backward": recomputing(sigmoid, 1, [0, 1, 2, 3], saved=1),
     "sigmoid_total_forward": sigmoid_total_forward,
     "sigmoid_total_backward": sigmoid_total_backward,
+    "info_cmr_total_forward": info_cmr_total_forward,
+    "info_cmr_total_backward": info_cmr_total_backward,
     "rbf_synthesis_forward": keeping(reference.rbf_synthesis),
     "rbf_synthesis_backward": recomputing(reference.rbf_synthesis, 1, [0, 1], saved=1),
     "rbf_synthesis_logits_forward": keeping(reference.rbf_synthesis_logits),

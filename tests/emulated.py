@@ -34,6 +34,7 @@ OPERATORS = frozenset(
     {
         "cross_entropy",
         "hardest_negatives",
+        "info_cmr_total",
         "intra_modal",
         "kmeans",
         "kmeans_plus_plus",

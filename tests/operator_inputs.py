@@ -96,6 +96,15 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (torch.randn(N, K), none, *synthesis, "kam", 1e-4, False),
             (torch.randn(N, K), scores, *synthesis, "attention", 0.0, True),
         ],
+        "info_cmr_total_forward": [
+            (image, text, scale, torch.randn(2, D), torch.rand(K, N), torch.rand(K, M))
+            + (positive, image_ids, text_ids, 0.0, K, 3, 0.5, "kam", 1e-4, 0.2, True),
+            (*square, *[None] * 7, 3.0, 0, 3, 0.5, "attention", 1e-4, 1.0, False),
+        ],
+        "info_cmr_total_backward": [
+            (scale, image, text, torch.randn(2, D), torch.randn(N, M + 2), torch.randn(N + 2, M))
+            + (torch.rand(2, N + M), bias)
+        ],
         "unit_synthesis_forward": [(*synthesis, "kam", 1e-4, keep) for keep in (False, True)],
         "unit_synthesis_backward": [
             (torch.randn(N, K), torch.rand(N, K) > 0.3, torch.randn(2, N, K))

@@ -29,7 +29,7 @@ struct Scores {
   const C* data;
   int parts, N, M;
 
-  explicit Scores(const ScoreParts& from)
+  explicit __host__ __device__ Scores(const ScoreParts& from)
       : data(static_cast<const C*>(from.data)),
         parts(static_cast<int>(from.parts)),
         N(static_cast<int>(from.N)),

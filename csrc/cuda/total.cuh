@@ -20,9 +20,9 @@ __device__ __forceinline__ bool is_last_block(unsigned* ticket, int64_t blocks) 
 }
 
 // The sum of what every anchor adds to a number, times a factor, by one warp; null without one.
-template <typename C>
+template <typename C, typename Part = C>
 struct ScalarSum {
-  const C* parts = nullptr;
+  const Part* parts = nullptr;
   C* sum = nullptr;
   double factor = 1;
 
@@ -31,10 +31,10 @@ struct ScalarSum {
     constexpr int kTogether = 8;  // whose loads are on their way
     double total = 0;
     for (int first = lane(); first < count; first += 32 * kTogether) {
-      C part[kTogether];
+      Part part[kTogether];
 #pragma unroll
       for (int k = 0; k < kTogether; ++k)
-        part[k] = first + 32 * k < count ? parts[first + 32 * k] : C(0);
+        part[k] = first + 32 * k < count ? parts[first + 32 * k] : Part(0);
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) total += part[k];
     }

@@ -99,6 +99,25 @@ def inverse_of_each_other(
 check_max_scale = number(optional=True, above=0)
 
 
+def number_or_scale(
+    function: str,
+    like: Tensor,
+    logit_scale: float | Tensor | None,
+    temperature: float | Tensor | None,
+    max_scale: float | None,
+    default: float = LOGIT_SCALE,
+) -> float | Tensor:
+    """Check a function's scale or temperature; return the scale, bounded.
+
+    A number stays one: to make it a tensor is a launch. A tensor is `[]`, in the scores' dtype.
+    """
+    check_max_scale(function, "max_scale", max_scale)
+    given = inverse_of_each_other(function, logit_scale, temperature, default)
+    if isinstance(given, Tensor):
+        return bounded(as_scalar(given, like), max_scale)
+    return given if max_scale is None else min(given, max_scale)
+
+
 def scale_of(
     function: str,
     like: Tensor,
@@ -107,10 +126,9 @@ def scale_of(
     max_scale: float | None,
     default: float = LOGIT_SCALE,
 ) -> Tensor:  # []
-    """Check a function's scale or temperature; return the scale, bounded, in the scores' dtype."""
-    check_max_scale(function, "max_scale", max_scale)
-    given = inverse_of_each_other(function, logit_scale, temperature, default)
-    return bounded(as_scalar(given, like), max_scale)
+    """Return the scale of `number_or_scale` as a tensor, in the scores' dtype."""
+    given = number_or_scale(function, like, logit_scale, temperature, max_scale, default)
+    return as_scalar(given, like)
 
 
 def bounded(scale: Tensor, max_scale: float | None) -> Tensor:

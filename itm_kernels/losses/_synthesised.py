@@ -1,15 +1,66 @@
-"""Cosines of a loss's rows with what is synthesised from the other side."""
+"""InfoCMR by its parts: cosines with what is synthesised from the other side, and sums."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from itm_kernels._options import Clustering
-from itm_kernels.losses._contrast import Rows
+from itm_kernels._pairs import Pairs
+from itm_kernels.losses._common import of_pairs
+from itm_kernels.losses._contrast import (
+    Rows,
+    contrast,
+    cross_entropy,
+    ids_of,
+    logs_of_each,
+    logs_of_noise,
+    of_image,
+)
 from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
 from itm_kernels.ops.unit_synthesis import takes_raw
 from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
+
+
+class Negatives(NamedTuple):
+    """What is synthesised and drawn beside the rows of a batch."""
+
+    options: Options  # of no clusters: nothing is synthesised
+    clustering: Clustering
+    detach: bool
+    num_noise: int
+    generator: torch.Generator | None
+    draw: bool  # False: no noise, and a start of k-means that depends on the rows alone
+
+
+def values_by_parts(
+    images: Rows,  # [N, D]
+    texts: Rows,  # [M, D]
+    scale: Tensor,  # []
+    pairs: Pairs,
+    absent: Tensor | None,  # [M] bool: texts that are negatives only
+    beside: Negatives,
+) -> Tensor:  # [M]
+    """Return the loss of every pair, 0 of a text that is in none."""
+    options, clustering, detach, num_noise, generator, draw = beside
+    v_ids, c_ids = ids_of(pairs, images.raw)
+    pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
+    positive, *others = contrast(images, texts, scale, pairs, absent)
+    from_image, from_text = ([negatives] for negatives in others)
+    if options.num_clusters:
+        logits = logits_of(images, texts, options, clustering, detach, generator, draw)
+        from_image.append(
+            of_image(logs_of_each(scale, *logits(images, v_ids, texts, c_ids)), pairs)
+        )
+        from_text.append(logs_of_each(scale, *logits(texts, c_ids, images, v_ids)))
+    if num_noise and draw:
+        of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
+        from_image.append(of_image(of_v, pairs))
+        from_text.append(of_c)
+    function, backend = images.function, images.backend
+    values = cross_entropy(positive, from_image, from_text, 1.0, function, backend)
+    return of_pairs(values, absent)
 
 
 def logits_of(

@@ -23,23 +23,17 @@ from itm_kernels.losses._common import (
     SHARED,
     ScaledLoss,
     check_options,
-    of_pairs,
+    number_or_scale,
     reduce,
-    scale_of,
 )
-from itm_kernels.losses._contrast import (
-    Rows,
-    contrast,
-    cross_entropy,
-    ids_of,
-    logs_of_each,
-    logs_of_noise,
-    of_image,
-)
-from itm_kernels.losses._synthesised import logits_of
+from itm_kernels.losses._contrast import Rows
+from itm_kernels.losses._synthesised import Negatives, values_by_parts
+from itm_kernels.ops.info_cmr import namespace_of
+from itm_kernels.ops.info_cmr import run as whole
+from itm_kernels.ops.log_sum_exp import as_scalar
 from itm_kernels.ops.rbf_synthesis import Options
 from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
-from itm_kernels.synthesis import RIDGE
+from itm_kernels.synthesis import ITERATIONS, RIDGE
 
 
 @options_by_name
@@ -156,26 +150,19 @@ def _info_cmr(
     _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
     _checks.generator(name, generator)
-    scale = scale_of(name, image, *scales)
+    scale = number_or_scale(name, image, *scales)
     pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
-    v_ids, c_ids = ids_of(pairs, image)
-    pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
-    images, texts = Rows(image, name, backend), Rows(text, name, backend)
-    positive, *others = contrast(images, texts, scale, pairs, absent)
-    from_image, from_text = ([negatives] for negatives in others)
-    if num_clusters:
-        options = Options(num_clusters, float(sigma), weights, RIDGE)
-        logits = logits_of(images, texts, options, clustering, detach, generator, draw)
-        from_image.append(
-            of_image(logs_of_each(scale, *logits(images, v_ids, texts, c_ids)), pairs)
-        )
-        from_text.append(logs_of_each(scale, *logits(texts, c_ids, images, v_ids)))
-    if num_noise and draw:
-        of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
-        from_image.append(of_image(of_v, pairs))
-        from_text.append(of_c)
-    values = cross_entropy(positive, from_image, from_text, 1.0, name, backend)
-    return reduce(of_pairs(values, absent), reduction, absent)
+    options = Options(num_clusters, float(sigma), weights, RIDGE)
+    if detach and clustering == "shared" and reduction != "none" and absent is None:
+        namespace = namespace_of(image, text, num_noise, backend)
+        if namespace is not None:
+            weight = 1 / text.shape[0] if reduction == "mean" else 1.0
+            how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
+            return whole(image, text, scale, pairs, *how)
+    beside = Negatives(options, clustering, detach, num_noise, generator, draw)
+    rows = Rows(image, name, backend), Rows(text, name, backend)
+    values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, beside)
+    return reduce(values, reduction, absent)
 
 
 class InfoCMRLoss(ScaledLoss):

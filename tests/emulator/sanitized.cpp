@@ -11,6 +11,7 @@
 #include "cuda/compat.cuh"
 #include "cuda/contrast.h"
 #include "cuda/cross_entropy.h"
+#include "cuda/info_cmr.h"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"
 #include "cuda/products.h"
@@ -137,6 +138,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 
 #include "sanitized_anchors.inl"
 #include "sanitized_contrast.inl"
+#include "sanitized_info_cmr.inl"
 #include "sanitized_pairs.inl"
 #include "sanitized_products.inl"
 
@@ -164,6 +166,8 @@ void check(Type type, std::mt19937& random) {
   check_pairs<T>(type, random);
   check_products<T>(type, random);
   check_contrast<T>(type, random);
+  check_info_cmr<T>(type, 5, 35, 12, 2, 3, random);
+  check_info_cmr<T>(type, 70, 70, 4, 1, 0, random);  // systems beyond shared memory
 }
 
 // -- planted faults, which the sanitizers must find and only they can ----------------------------

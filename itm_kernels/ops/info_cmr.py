@@ -1,0 +1,135 @@
+"""InfoCMR as one operator, from rows as they came to the mean or sum over pairs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels._autocast import outside_autocast
+from itm_kernels._pairs import Pairs
+from itm_kernels.backends import whole
+from itm_kernels.ops._define import define, distinct, operator, wide_empty
+from itm_kernels.ops.rbf_synthesis import Options
+
+
+def _forward_fake(
+    image: Tensor, text: Tensor, learnt: Tensor | None, noise: Tensor | None, *inputs: Any
+) -> tuple[Tensor, ...]:
+    gradients = inputs[-1]
+    N, M, Z = image.shape[0], text.shape[0], 0 if noise is None else noise.shape[0]
+    of_image = wide_empty(image, N if gradients else 0, M + Z)
+    of_text = wide_empty(image, N + Z if gradients else 0, M)
+    of_rows = wide_empty(image, 2, N + M if gradients else 0)
+    return wide_empty(image), of_image, of_text, of_rows, wide_empty(image)
+
+
+def _backward_fake(
+    grad: Tensor, image: Tensor, text: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape), wide_empty(image)
+
+
+# The draws of k-means++ of either side, [K, rows], none: rows far apart. learnt: the scale, where
+# it is no number. weight: of every pair. For the gradient, nothing in them where none is asked for:
+# the weights of other rows, and of noise, in that of a row, and two numbers of every row.
+define(
+    "info_cmr_total_forward",
+    "(Tensor image, Tensor text, Tensor? learnt, Tensor? noise, Tensor? image_draws, "
+    "Tensor? text_draws, Tensor? positive, Tensor? image_ids, Tensor? text_ids, float scale, "
+    "int num_clusters, int iterations, float sigma, str weights, float ridge, float weight, "
+    "bool gradients) "
+    "-> (Tensor total, Tensor of_image, Tensor of_text, Tensor of_rows, Tensor of_scale)",
+    _forward_fake,
+)
+define(
+    "info_cmr_total_backward",
+    "(Tensor grad, Tensor image, Tensor text, Tensor? noise, Tensor of_image, Tensor of_text, "
+    "Tensor of_rows, Tensor of_scale) -> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class _InfoCMRTotal(torch.autograd.Function):
+    """The forward pass leaves the weights of the gradient; the backward pass multiplies rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        learnt: Tensor | None,
+        noise: Tensor | None,
+        *inputs: Any,
+    ) -> Tensor:
+        forward = operator(namespace, "info_cmr_total_forward")
+        total, *kept = forward(image, text, learnt, noise, *inputs, True)
+        ctx.save_for_backward(image, text, noise, *kept)
+        ctx.options = namespace, learnt is not None, len(inputs)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, learnt, others = ctx.options
+        backward = operator(namespace, "info_cmr_total_backward")
+        of_image, of_text, of_scale = backward(grad, *ctx.saved_tensors)
+        return None, of_image, of_text, of_scale if learnt else None, *[None] * (1 + others)
+
+
+def namespace_of(image: Tensor, text: Tensor, num_noise: int, backend: str) -> str | None:
+    """Return the namespace that has the loss as one operator; None: it goes by its parts."""
+    sides = image.shape[0], max(text.shape[0], num_noise)
+    return whole("info_cmr_total", image, backend, sides)
+
+
+@outside_autocast
+def run(
+    image: Tensor,  # [N, D] as they came
+    text: Tensor,  # [M, D]
+    scale: float | Tensor,
+    pairs: Pairs,
+    options: Options,  # of synthesis, whose vectors are constants of one clustering per side
+    iterations: int,  # of k-means
+    num_noise: int,
+    draw: bool,  # False: no noise, and rows far apart as the start of k-means
+    generator: torch.Generator | None,
+    weight: float,  # of every pair
+    namespace: str,
+) -> Tensor:  # []
+    """Compute the loss of checked arguments."""
+    text_draws, image_draws, noise = _draw(
+        image, text, options.num_clusters, num_noise, draw, generator
+    )
+    learnt = scale if isinstance(scale, Tensor) else None
+    number = 0.0 if isinstance(scale, Tensor) else float(scale)
+    inputs = distinct(image, text, learnt, noise, image_draws, text_draws, *pairs)
+    K, *kernel = options
+    settings = number, K, iterations, *kernel, weight
+    floats = image, text, learnt
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
+        return _InfoCMRTotal.apply(namespace, *inputs, *settings)
+    return operator(namespace, "info_cmr_total_forward")(*inputs, *settings, False)[0]
+
+
+def _draw(
+    image: Tensor,
+    text: Tensor,
+    num_clusters: int,
+    num_noise: int,
+    draw: bool,
+    generator: torch.Generator | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Draw for the clusters of texts, of images, and the noise, as the parts of the loss do."""
+    of_rows: list[Tensor | None] = [None, None]
+    if num_clusters and draw:
+        of_rows = [
+            rows.new_empty((num_clusters, rows.shape[0]), dtype=torch.float32).exponential_(
+                generator=generator
+            )
+            for rows in (text, image)
+        ]
+    if not (num_noise and draw):
+        return of_rows[0], of_rows[1], None
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    noise = image.new_empty((num_noise, image.shape[1]), dtype=dtype).normal_(generator=generator)
+    return of_rows[0], of_rows[1], noise.to(image.dtype)
