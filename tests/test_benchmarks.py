@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cluster_model, goals, inputs, report, results, scaling
+from benchmarks import cluster_model, goals, host_time, inputs, report, results, scaling
 from benchmarks.limits import Work
 from benchmarks.race import Contender, Row, Run, summary
 from benchmarks.rivals import UnavailableError, eager, plain
@@ -197,3 +197,14 @@ def test_volumes_of_the_cluster_are_the_counted_ones():
         round(cluster_model.volume(s.name, 8, 4096, 1024) / 1e6) for s in cluster_model.SCHEMES
     ]
     assert found == [252, 352, 738]
+
+
+def test_the_host_time_of_a_step_is_compared_loss_by_loss(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_time, "CALLS", 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr("sys.argv", ["host_time", "--rounds", "1", "--only", "InfoNCELoss"])
+    host_time.main()
+    assert "| InfoNCELoss |" in capsys.readouterr().out
+    assert {"MaxOfHingesLoss", "IMCLoss", "ITOLoss"} <= set(host_time.contests())
