@@ -210,7 +210,9 @@ def resolve(
     transformed = torch._C._are_functorch_transforms_active()
     if backend == "auto":
         backend = "reference" if transformed else choose(operator, device, sides, metric, index)
-        if backend == "reference" and not transformed and not torch.compiler.is_compiling():
+        if backend != "reference":
+            return NAMESPACES[backend]
+        if not transformed and not torch.compiler.is_compiling():
             _tell(operator, like, sides)
     if backend == "reference":
         return None

@@ -31,14 +31,20 @@ def of_pairs(values: Tensor, absent: Tensor | None) -> Tensor:
     return values if absent is None else values.masked_fill(absent, 0)
 
 
-def with_mistakes(values: Tensor, mistaken: Tensor | None, *entries: Tensor) -> Tensor:  # [M]
+def with_mistakes(
+    values: Tensor,  # [M]
+    mistaken: Tensor | None,  # [M] bool
+    first: Tensor,  # [N, D], or scores [N, M]
+    text: Tensor | None = None,  # [M, D]
+) -> Tensor:  # [M]
     """Make the gradient NaN where the loss is, because ids that nobody could read are wrong.
 
-    Entries are numbers of every input, `[M]` or `[]`: through them the gradient gets there.
+    Through an entry of every input for every text: the gradient gets there.
     """
     if mistaken is None:
         return values
     nan = torch.zeros_like(values).masked_fill(mistaken, torch.nan)
+    entries = (first[0],) if text is None else (first[0, 0], text[:, 0])
     for entry in entries:
         values = values + nan * entry
     return values

@@ -78,7 +78,7 @@ def imc_loss(
     check_options(name, "sum", backend)
     pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
-    hinges = with_mistakes(of_pairs(hinges, absent), mistaken, image[0, 0], text[:, 0])
+    hinges = with_mistakes(of_pairs(hinges, absent), mistaken, image, text)
     loss = hinges.sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}

@@ -85,7 +85,7 @@ def max_of_hinges_loss(
         if total is not None:
             return total
     values = operator.run(*given, name, backend)
-    values = with_mistakes(of_pairs(values, absent), mistaken, image[0, 0], text[:, 0])
+    values = with_mistakes(of_pairs(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
 
@@ -168,7 +168,7 @@ class MaxOfHingesLoss(OptionsModule):
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
-        values = with_mistakes(of_pairs(values, absent), mistaken, scores[0])
+        values = with_mistakes(of_pairs(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def sigmoid_loss(
     if total is not None:
         return total if reduction == "sum" else over_pairs(total, text.shape[0], absent)
     values = operator.run(*given, cosine=True)
-    values = with_mistakes(values, mistaken, image[0, 0], text[:, 0])
+    values = with_mistakes(values, mistaken, image, text)
     return reduce(values, reduction, absent)
 
 

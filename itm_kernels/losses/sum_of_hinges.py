@@ -72,7 +72,7 @@ def sum_of_hinges_loss(
     check_options(name, reduction, backend)
     pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
     values = operator.run(image, text, pairs, float(margin), name, backend)
-    values = with_mistakes(of_pairs(values, absent), mistaken, image[0, 0], text[:, 0])
+    values = with_mistakes(of_pairs(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
 
@@ -148,7 +148,7 @@ class SumOfHingesLoss(OptionsModule):
         name = "SumOfHingesLoss.from_scores"
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
-        values = with_mistakes(of_pairs(values, absent), mistaken, scores[0])
+        values = with_mistakes(of_pairs(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:

@@ -8,6 +8,7 @@ is the `autograd.Function` in its own file, one for all backends.
 import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -116,18 +117,32 @@ def _refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
 
 
 def operator(namespace: str, name: str) -> Callable[..., Any]:
-    """Return a namespace's operator."""
-    return getattr(getattr(torch.ops, namespace), name)
+    """Return a namespace's operator.
+
+    A backward pass that is not to be differentiated passes by what would refuse it.
+    """
+    found = getattr(getattr(torch.ops, namespace), name)
+    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if differentiable or not name.endswith("_backward"):
+        return found
+    return partial(_below_autograd, found)
+
+
+def _below_autograd(found: Callable[..., Any], *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return found(*arguments)
 
 
 def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors, a repeated one as a view: Dynamo takes none twice in one Function."""
-    return tuple(
-        tensor.view_as(tensor)
-        if tensor is not None and any(tensor is other for other in tensors[:i])
-        else tensor
-        for i, tensor in enumerate(tensors)
-    )
+    found: list[Tensor | None] = []
+    for i, tensor in enumerate(tensors):
+        for other in tensors[:i]:
+            if tensor is other and tensor is not None:
+                tensor = tensor.view_as(tensor)
+                break
+        found.append(tensor)
+    return tuple(found)
 
 
 # Namespaces whose operators with a `cosine` take raw rows: on tensor cores half precision is exact.
