@@ -11,6 +11,7 @@ from itm_kernels.losses._common import of_pairs
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
 from itm_kernels.ops.log_sum_exp import RelativeSums, takes_raw
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
+from itm_kernels.ops.pair_entropy import run as run_pair_entropy
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
@@ -36,6 +37,11 @@ class Rows:
             whole = self._whole
             self._unit = whole._unit_views()[self._index] if whole else self._scaled()
         return self._unit
+
+    @property
+    def is_view(self) -> bool:
+        """Whether these rows are one of several views."""
+        return self._whole is not None
 
     def unbind(self) -> list["Rows"]:
         """Return views one by one.
@@ -166,9 +172,18 @@ def mean_cross_entropy(
     scale: Tensor,  # []
     pairs: Pairs,
     absent: Tensor | None = None,  # [M] bool: texts that are negatives only
+    weight: float = 0.5,
 ) -> Tensor:  # [M]
-    """Return the mean cross-entropy of both directions, one value per pair."""
+    """Return the cross-entropies of both directions, added, times a weight: one value per pair."""
+    function, backend = image.function, image.backend
+    if pairs.positive is None and image.cosine:
+        # Views are scaled all together: of them the unit rows.
+        views = image.is_view or text.is_view
+        rows = (image.unit, text.unit) if views else (image.raw, text.raw)
+        values = run_pair_entropy(*rows, scale, weight, function, backend, unit=views)
+        if values is not None:
+            return values
     positive, *negatives = contrast(image, text, scale, pairs, absent)
     from_image, from_text = ([logs] for logs in negatives)
-    options = image.function, image.backend
-    return of_pairs(cross_entropy(positive, from_image, from_text, 0.5, *options), absent)
+    values = cross_entropy(positive, from_image, from_text, weight, function, backend)
+    return of_pairs(values, absent)

@@ -16,6 +16,7 @@ from itm_kernels.losses._contrast import (
     ids_of,
     logs_of_each,
     logs_of_noise,
+    mean_cross_entropy,
     of_image,
 )
 from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
@@ -44,6 +45,8 @@ def values_by_parts(
 ) -> Tensor:  # [M]
     """Return the loss of every pair, 0 of a text that is in none."""
     options, clustering, detach, num_noise, generator, draw = beside
+    if not (options.num_clusters or (num_noise and draw)):
+        return mean_cross_entropy(images, texts, scale, pairs, absent, weight=1.0)
     v_ids, c_ids = ids_of(pairs, images.raw)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     positive, *others = contrast(images, texts, scale, pairs, absent)

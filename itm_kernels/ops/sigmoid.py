@@ -19,6 +19,7 @@ from itm_kernels.ops._define import (
     scores_empty,
     wide_empty,
 )
+from itm_kernels.ops.unit_rows import Sides
 from itm_kernels.ops.unit_rows import run as unit_rows
 
 
@@ -135,18 +136,29 @@ class Sigmoid(torch.autograd.Function):
         keep: bool,
         cosine: bool,
     ) -> Tensor:
+        made: tuple[Tensor, ...] = ()
+        if cosine and namespace not in RAW_ROWS:
+            made = Sides.of(namespace, image, text)
+            image, text, cosine = made[2], made[3], False
         inputs = image, text, scale, bias, positive, image_ids, text_ids
         keep = keep and any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
         loss, scores = operator(namespace, "sigmoid_forward")(*inputs, keep, cosine)
-        ctx.save_for_backward(scores, *inputs)
+        ctx.save_for_backward(scores, *inputs, *made)
         ctx.options = namespace, cosine
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, cosine = ctx.options
+        scores, *inputs = ctx.saved_tensors
+        sides, others, made = inputs[:2], inputs[2:7], inputs[7:]
+        if made:
+            sides = Sides.rows(namespace, made)
         backward = operator(namespace, "sigmoid_backward")
-        return None, *backward(grad, *ctx.saved_tensors, cosine), None, None, None, None, None
+        *of_sides, of_scale, of_bias = backward(grad, scores, *sides, *others, cosine)
+        if made:
+            of_sides = Sides.gradients(namespace, of_sides, sides, made)
+        return None, *of_sides, of_scale, of_bias, None, None, None, None, None
 
 
 class SigmoidTotal(torch.autograd.Function):
@@ -197,7 +209,9 @@ def run(
     """
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "sigmoid", image, backend, sides)
-    if cosine and namespace not in RAW_ROWS:
+    # One step of autograd where one backend holds both operators: three take longer than they do.
+    both = namespace is not None and resolve(function, "unit_rows", image, "auto") == namespace
+    if cosine and namespace not in RAW_ROWS and not both:
         image, text = (unit_rows(rows, function, backend) for rows in (image, text))
         cosine = False
     if namespace is None:

@@ -1,5 +1,6 @@
 """Rows scaled to length 1, in one pass over them instead of the six of `normalize`."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,36 @@ class _UnitRows(torch.autograd.Function):
         namespace, dtype = ctx.options
         backward = operator(namespace, "unit_rows_backward")
         return None, backward(grad, *ctx.saved_tensors, dtype)
+
+
+class Sides:
+    """Both sides' unit rows within another operator's step of autograd: raw rows, rows, lengths."""
+
+    @staticmethod
+    def of(namespace: str, *raw: Tensor) -> tuple[Tensor, ...]:
+        """Return what a backward pass saves: the raw rows, the unit rows, their lengths."""
+        rows, lengths = zip(*map(operator(namespace, "unit_rows_forward"), raw), strict=True)
+        return *raw, *rows, *lengths
+
+    @staticmethod
+    def rows(namespace: str, saved: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return unit rows for the other operator's backward pass.
+
+        One that is to be differentiated itself gets them as functions of the raw rows: what it
+        returns then depends on these, and refuses.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return tuple(_UnitRows.apply(namespace, raw) for raw in saved[:2])
+        return tuple(saved[2:4])
+
+    @staticmethod
+    def gradients(
+        namespace: str, pulls: Sequence[Tensor], rows: Sequence[Tensor], saved: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """Return the gradients of the raw rows from those of unit rows."""
+        backward = operator(namespace, "unit_rows_backward")
+        for pull, raw, unit, length in zip(pulls, saved[:2], rows, saved[4:], strict=True):
+            yield backward(pull, unit, length, raw.dtype)
 
 
 @outside_autocast
