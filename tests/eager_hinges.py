@@ -74,6 +74,49 @@ def hardest_negatives_backward(
     return grad_image.to(image.dtype), grad_text.to(text.dtype)
 
 
+BITS = torch.arange(32)
+
+
+def inside(x: Tensor, ids: Tensor | None, lower: float, upper: float) -> Tensor:
+    """Return the pairs in the official band of cosines, and rows whose sums are not finite."""
+    scores = reference.similarity(x, x, "dot")
+    own = torch.arange(len(x)) if ids is None else ids
+    negative = (own[:, None] != own) | scores.isnan()
+    found = ~(scores <= upper) & ~(scores >= 1 - lower) & negative
+    row = reference.intra_modal(x, ids, "cosine", "official", lower, upper, False)
+    return found | torch.diag(~row.isfinite())
+
+
+def imc_total_forward(image, text, positive, image_ids, text_ids, margin, lower, upper, weight):
+    given = image, text, positive, image_ids, text_ids
+    total, *indices = max_of_hinges_total_forward(*given, margin, False, 1.0)
+    masks = []
+    for x, ids in ((image, image_ids), (text, text_ids)):
+        row = reference.intra_modal(x, ids, "cosine", "official", lower, upper, False)
+        total = total + weight * row.mean()
+        bits = torch.nn.functional.pad(inside(x, ids, lower, upper), (0, -len(x) % 32))
+        words = (bits.view(len(x), -1, 32).to(torch.int64) << BITS).sum(2)
+        masks.append(words.to(torch.int32))
+    hardest = reference.hardest_negatives(*given)[2].to(torch.int32)
+    i = torch.arange(len(text)) if positive is None else positive.clamp_min(0)
+    counts = torch.zeros(len(image)).to(total).index_add(0, i, (indices[0] >= 0).to(total))
+    return total, *indices, hardest, counts, *masks
+
+
+def imc_total_backward(
+    grad, image, text, positive, text_index, image_index, hardest, counts, *masks_and_weight
+):
+    *masks, weight = masks_and_weight
+    hinges = max_of_hinges_total_backward(grad, image, text, positive, text_index, image_index, 1.0)
+    found = []
+    for x, hinge_grad, mask in zip((image, text), hinges, masks, strict=True):
+        bits = (mask[:, :, None] >> BITS & 1).flatten(1)[:, : len(x)].to(grad.dtype)
+        nan = 0 / (1 - bits.diag())[:, None]
+        band = 2 * grad * weight / len(x) * (bits @ x.to(grad))
+        found.append((hinge_grad + band + nan).to(x.dtype))
+    return tuple(found)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "hardest_negatives_forward": reference.hardest_negatives,
     "hardest_negatives_backward": hardest_negatives_backward,
@@ -81,4 +124,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "max_of_hinges_backward": max_of_hinges_backward,
     "max_of_hinges_total_forward": max_of_hinges_total_forward,
     "max_of_hinges_total_backward": max_of_hinges_total_backward,
+    "imc_total_forward": imc_total_forward,
+    "imc_total_backward": imc_total_backward,
 }

@@ -34,6 +34,7 @@ OPERATORS = frozenset(
     {
         "cross_entropy",
         "hardest_negatives",
+        "imc_total",
         "info_cmr_total",
         "intra_modal",
         "kmeans",

@@ -20,6 +20,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
     sums = rows, grad, rows.clone(), grad.clone()  # relative, and what they are relative to
+    masks = torch.tensor([[2], [1], [0]]).int(), torch.tensor([[2], [5], [2], [0], [0]]).int()
     no_mask = torch.empty(0, 0, dtype=torch.int32)
     none, scores = torch.empty(0, 0), torch.randn(N, M)
     return {
@@ -44,6 +45,14 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
         ],
         "max_of_hinges_total_backward": [
             (scale, image, text, positive, torch.tensor([1, 0, -1, 2, 3]), text_ids, 0.5)
+        ],
+        "imc_total_forward": [
+            (image, text, positive, image_ids, text_ids, 0.2, 0.05, 0.5, 0.7),
+            (*square, None, None, None, 0.2, 0.05, 0.5, 0.7),
+        ],
+        "imc_total_backward": [
+            (scale, image, text, positive, torch.tensor([1, 0, -1, 2, 3]), text_ids.clone())
+            + (torch.tensor([1, 0, 2]).int(), rows, *masks, 0.7)
         ],
         "sum_of_hinges_forward": [
             (image, text, positive, image_ids, text_ids, 0.2, keep) for keep in (False, True)

@@ -24,6 +24,7 @@ STEPS: tuple[nn.Module, ...] = (
     losses.MaxOfHingesLoss(reduction="none"),
     losses.SumOfHingesLoss(),
     losses.SigmoidLoss(),
+    losses.IMCLoss(),
     losses.IMCLoss(metric="l1"),
     losses.InfoCMRLoss(num_noise=8),
     losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"),

@@ -18,6 +18,10 @@ LOSSES: dict[str, Loss] = {
     "max_of_hinges": losses.MaxOfHingesLoss,
     "mean": partial(losses.MaxOfHingesLoss, reduction="mean"),
     "semihard": partial(losses.MaxOfHingesLoss, mining="semihard", margin=3.0),
+    # Bands of rows of length 1 or so: with many pairs, with all but few, with none.
+    "imc": partial(losses.IMCLoss, lower=0.3, upper=0.1, weight=0.7),
+    "imc-full": partial(losses.IMCLoss, lower=-90.0, upper=-90.0, weight=-2.0),
+    "imc-empty": partial(losses.IMCLoss, lower=-90.0, upper=80.0),
 }
 
 

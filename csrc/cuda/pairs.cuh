@@ -77,6 +77,17 @@ __device__ __forceinline__ void positive_scores(const Scores<C>& scores, const P
     if (image[k] < 0) to[k] = kNan<C>;
 }
 
+// Bit k of the result: whether n is the image of column j + 32 k.
+__device__ __forceinline__ unsigned pairs_of_image(const Pairing& pairing, int n, int j, int M) {
+  int image[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) image[k] = positive_of(pairing.positive, within(j + 32 * k, M));
+  unsigned bits = 0;
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) bits |= (j + 32 * k < M && image[k] == n ? 1u : 0u) << k;
+  return bits;
+}
+
 template <typename C>
 struct Numbers {
   const C* data;

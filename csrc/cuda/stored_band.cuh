@@ -10,38 +10,54 @@
 namespace itm::cuda {
 
 template <typename C>
-__global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
-    stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
-  wait_for_launch_before();
-  const int N = scores.N, n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
-  if (n >= N) return;
-  const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
+struct BandRule {
+  const int64_t* ids;  // or null
+  C low, high;
+  bool unit, repel, show_infinite;  // as StoredBand says
+};
+
+// The sum of row n, by one warp, and the words of its mask, unless they are null.
+template <typename C>
+__device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRule<C>& rule, int n,
+                                           uint32_t* mask) {
+  const int N = scores.N;
   double sum = 0;
-  const int64_t id = band.ids ? band.ids[n] : n;
+  const int64_t id = rule.ids ? rule.ids[n] : n;
   for (int first = lane(); first - lane() < N; first += 32 * kAtOnce) {
     int at[kAtOnce];
     int64_t other[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int m = within(first + 32 * k, N);
-      at[k] = n * N + m, other[k] = band.ids ? band.ids[m] : m;
+      at[k] = n * N + m, other[k] = rule.ids ? rule.ids[m] : m;
     }
     C score[kAtOnce];
     scores.read(at, score);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int m = first + 32 * k;
-      const C key = band.unit ? 1 - score[k] : score[k];
+      const C key = rule.unit ? 1 - score[k] : score[k];
       // "Not outside", so that what is not a number is inside and shows.
       const bool negative = (id != other[k]) | (key != key);
-      const bool inside = (m < N) & !(key <= low) & !(key >= high) & negative;
-      if (inside) sum += band.repel ? high - key : key;
-      if (band.show_infinite && n == m) sum += 0 * key;
+      const bool inside = (m < N) & !(key <= rule.low) & !(key >= rule.high) & negative;
+      if (inside) sum += rule.repel ? rule.high - key : key;
+      if (rule.show_infinite && n == m) sum += 0 * key;
       const unsigned word = __ballot_sync(~0u, inside);
-      if (band.mask && lane() == 0 && m < N) band.mask[n * band.words + m / 32] = word;
+      if (mask && lane() == 0 && m < N) mask[m / 32] = word;
     }
   }
-  sum = warp_sum(sum);
+  return warp_sum(sum);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
+    stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
+  wait_for_launch_before();
+  const int n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
+  if (n >= scores.N) return;
+  const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
+  const BandRule<C> rule{band.ids, low, high, band.unit, band.repel, band.show_infinite};
+  const double sum = sum_band(scores, rule, n, band.mask ? band.mask + n * band.words : nullptr);
   if (lane() != 0) return;
   static_cast<C*>(band.row)[n] = static_cast<C>(sum);
   static_cast<C*>(band.low_of_row)[n] = low;

@@ -32,17 +32,6 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   if (lane() == 0) loss[j] = row.sum + column.sum + 0 * positive;
 }
 
-// Bit k of the result: whether n is the image of column j + 32 k.
-__device__ __forceinline__ unsigned pairs_of_image(const Pairing& pairing, int n, int j, int M) {
-  int image[kAtOnce];
-#pragma unroll
-  for (int k = 0; k < kAtOnce; ++k) image[k] = positive_of(pairing.positive, within(j + 32 * k, M));
-  unsigned bits = 0;
-#pragma unroll
-  for (int k = 0; k < kAtOnce; ++k) bits |= (j + 32 * k < M && image[k] == n ? 1u : 0u) << k;
-  return bits;
-}
-
 // weights[n][m] of the negatives, and how many hinges are active along every pair's row and column.
 template <typename C>
 __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)

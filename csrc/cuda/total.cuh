@@ -28,8 +28,9 @@ struct ScalarSum {
 
   __device__ __forceinline__ void add(int count) const {
     if (!parts) return;
-    constexpr int kTogether = 8;  // whose loads are on their way
+    constexpr int kTogether = 16;  // whose loads are on their way
     double total = 0;
+#pragma unroll 1
     for (int first = lane(); first < count; first += 32 * kTogether) {
       Part part[kTogether];
 #pragma unroll

@@ -18,6 +18,9 @@
 //                           weight has that of the other row in it, and it adds the weight
 //                           without, times the cosine, along its own; `along` is what a row's
 //                           gradient has along it besides
+//   kSparse, bool counts(source, read, weight)
+//                           most weights are 0: where all of 16 x 32 are, nothing is multiplied;
+//                           and of rows that do not count nothing shows, infinite or not
 //   C factor()              what everything is multiplied by
 //   void finish()           what one block more does, if the launch asks for it: scalars
 
@@ -36,7 +39,7 @@ struct Weighed {
 template <typename C>
 struct PairsOf {
   static constexpr int kSources = 1;
-  static constexpr bool kUnit = false;
+  static constexpr bool kUnit = false, kSparse = false;
 
   template <typename T>
   __device__ __forceinline__ Rows<T> rows(bool, int) const {
@@ -122,20 +125,24 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
   Four<C> sum[4] = {};
   C along[Tile::kMine] = {};
 
-#pragma unroll 1
-  for (int source = 0; source < Pairs::kSources; ++source) {
+  const auto rows_of = [&](int source) {
     const Rows<T> further =
         source == 0 ? Rows<T>{} : pairs.template rows<T>(of_x, source);  // than the other side
-    const Rows<T> rows{source ? further.data
-                       : of_x ? y.rows.data
-                              : x.rows.data,
-                       source ? further.count
-                       : of_x ? y.rows.count
-                              : x.rows.count,
-                       source ? further.stride
-                       : of_x ? y.rows.stride
-                              : x.rows.stride,
-                       0};
+    return Rows<T>{source ? further.data
+                   : of_x ? y.rows.data
+                          : x.rows.data,
+                   source ? further.count
+                   : of_x ? y.rows.count
+                          : x.rows.count,
+                   source ? further.stride
+                   : of_x ? y.rows.stride
+                          : x.rows.stride,
+                   0};
+  };
+
+#pragma unroll 1
+  for (int source = 0; source < Pairs::kSources; ++source) {
+    const Rows<T> rows = rows_of(source);
     const int others = static_cast<int>(rows.count);
     if (others == 0) continue;
     if (source) __syncthreads();  // nobody reads the source before
@@ -152,8 +159,10 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
         if (r < own && k < others) pending[i] = pairs.read(of_x, source, r, k);
       }
     };
+    bool weighs = false;  // any of the weights that this thread brought last
     const auto deposit = [&](int at, int stage) {
       feed.deposit(shared, stage + Tile::kWeights);
+      weighs = false;
 #pragma unroll
       for (int i = 0; i < Tile::kMine; ++i) {
         const int r = first + row + i * row_step, k = at + depth + i * depth_step;
@@ -164,6 +173,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
         shared.write(stage + (depth + i * depth_step) * Tile::kPitch + row + i * row_step,
                      found.weight);
         if (Pairs::kUnit) along[i] += found.along;
+        if (Pairs::kSparse) weighs |= found.weight != 0;
       }
     };
     fetch(0, 0);
@@ -171,10 +181,14 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
     for (int at = 0, stage = 0; at < others; at += Tile::kDepth, stage = Tile::kStage - stage) {
       const bool more = at + Tile::kDepth < others;
       wait_for_copies<0>();
-      __syncthreads();
+      bool any = true;
+      if constexpr (Pairs::kSparse)
+        any = __syncthreads_or(weighs);
+      else
+        __syncthreads();
       if (more) fetch(at + Tile::kDepth, Tile::kStage - stage);
 #pragma unroll 4
-      for (int k = 0; k < Tile::kDepth; ++k) {
+      for (int k = 0; k < (any ? Tile::kDepth : 0); ++k) {
         const auto weight = shared.template read<Four<C>>(stage + k * Tile::kPitch + own_row);
         const auto value =
             shared.template read<Four<C>>(stage + Tile::kWeights + k * Tile::kColumns + own_column);
@@ -187,6 +201,38 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
     }
   }
 
+  if constexpr (Pairs::kSparse) {
+    // What is not finite came from a row that counts, or from one that does not times 0: again,
+    // with those alone that count.
+    bool finite = true;
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) finite &= sum[r].v[e] - sum[r].v[e] == 0;
+    if (!finite) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) sum[r] = {};
+#pragma unroll 1
+      for (int source = 0; source < Pairs::kSources; ++source) {
+        const Rows<T> rows = rows_of(source);
+#pragma unroll 1
+        for (int k = 0; k < static_cast<int>(rows.count) && own_column < columns; ++k) {
+          const auto value =
+              *reinterpret_cast<const Four<T>*>(rows.data + k * rows.stride + d + own_column);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const int n = first + own_row + r;
+            if (n >= own) break;
+            const auto read = pairs.read(of_x, source, n, k);
+            const C weight = pairs.weigh(of_x, source, n, k, read).weight;
+            if (!pairs.counts(source, read, weight)) continue;
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sum[r].v[e] += weight * widen(value.v[e]);
+          }
+        }
+      }
+    }
+  }
   T* const out = of_x ? x.out : y.out;
   const C factor = pairs.factor();
   if constexpr (Pairs::kUnit) add_along<Tile>(shared, of_x, along);

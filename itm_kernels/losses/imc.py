@@ -16,6 +16,7 @@ from itm_kernels.losses._common import (
     with_mistakes,
 )
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
+from itm_kernels.ops import imc as operator
 from itm_kernels.ops import intra_modal, max_of_hinges
 
 
@@ -77,6 +78,11 @@ def imc_loss(
     check_constraint(name, metric, lower, upper, weight, mode, thresholds)
     check_options(name, "sum", backend)
     pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    if absent is None and (metric, mode) == ("cosine", "official"):
+        options = float(margin), float(lower), float(upper), float(weight)
+        total = operator.whole(image, text, pairs, *options, backend)
+        if total is not None:
+            return total
     hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
     hinges = with_mistakes(of_pairs(hinges, absent), mistaken, image, text)
     loss = hinges.sum()

@@ -5,6 +5,7 @@
 
 #include "binding/wide.cpp"
 #include "cuda/binding/cross_entropy.cpp"
+#include "cuda/binding/imc.cpp"
 #include "cuda/binding/info_cmr.cpp"
 #include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"

@@ -11,6 +11,7 @@
 #include "cuda/compat.cuh"
 #include "cuda/contrast.h"
 #include "cuda/cross_entropy.h"
+#include "cuda/imc.h"
 #include "cuda/info_cmr.h"
 #include "cuda/launch.h"
 #include "cuda/pairs.h"

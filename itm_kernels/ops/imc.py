@@ -1,0 +1,122 @@
+"""Max of hinges with a band over the cosines of both sides, as one operator for a small batch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import backends
+from itm_kernels._autocast import outside_autocast
+from itm_kernels._pairs import Pairs
+from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
+
+
+def _forward_fake(
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    margin: float,
+    lower: float,
+    upper: float,
+    weight: float,
+) -> tuple[Tensor, ...]:
+    N, M = image.shape[0], text.shape[0]
+    hardest_text = image.new_empty((N,), dtype=torch.int32)
+    masks = (image.new_empty((n, (n + 31) // 32), dtype=torch.int32) for n in (N, M))
+    indices = index_empty(text, M), index_empty(text, M)
+    return wide_empty(text), *indices, hardest_text, wide_empty(image, N), *masks
+
+
+def _backward_fake(
+    grad: Tensor,
+    image: Tensor,
+    text: Tensor,
+    positive: Tensor | None,
+    text_index: Tensor,
+    image_index: Tensor,
+    hardest_text: Tensor,
+    violations: Tensor,
+    image_mask: Tensor,
+    text_mask: Tensor,
+    weight: float,
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape)
+
+
+# total: the sum of all hinges, and weight times the mean over rows of either side's sums of cosines
+# in the official band, upper < S < 1 - lower. text_index, image_index [M] as max_of_hinges_forward
+# has them; hardest_text int32 [N] of every image, and violations [N], how many of its pairs violate
+# the margin by it. Masks int32 [N, ceil(N / 32)], [M, ceil(M / 32)]: the pairs inside, and a row
+# with itself where its sum is not finite. NaN, with gradients that are NaN for its text and the
+# first image, where a pair has no image.
+define(
+    "imc_total_forward",
+    "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
+    "float margin, float lower, float upper, float weight) -> (Tensor total, Tensor text_index, "
+    "Tensor image_index, Tensor hardest_text, Tensor violations, Tensor image_mask, "
+    "Tensor text_mask)",
+    _forward_fake,
+)
+define(
+    "imc_total_backward",
+    "(Tensor grad, Tensor image, Tensor text, Tensor? positive, Tensor text_index, "
+    "Tensor image_index, Tensor hardest_text, Tensor violations, Tensor image_mask, "
+    "Tensor text_mask, float weight) -> (Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class IMCTotal(torch.autograd.Function):
+    """The gradient multiplies rows by counts of hinges and by bits of the band."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+        margin: float,
+        lower: float,
+        upper: float,
+        weight: float,
+    ) -> Tensor:
+        forward = operator(namespace, "imc_total_forward")
+        total, *found = forward(
+            image, text, positive, image_ids, text_ids, margin, lower, upper, weight
+        )
+        ctx.save_for_backward(image, text, positive, *found)
+        ctx.options = namespace, weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, weight = ctx.options
+        backward = operator(namespace, "imc_total_backward")
+        return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 7
+
+
+@outside_autocast
+def whole(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    pairs: Pairs,
+    margin: float,
+    lower: float,
+    upper: float,
+    weight: float,
+    backend: str,
+) -> Tensor | None:  # []
+    """Compute the loss with the official band of cosines, None where no backend has it whole.
+
+    Loss and gradients are NaN where a pair has no image.
+    """
+    namespace = backends.whole("imc_total", image, backend, (image.shape[0], text.shape[0]))
+    if namespace is None:
+        return None
+    given = distinct(image, text, *pairs)
+    return IMCTotal.apply(namespace, *given, margin, lower, upper, weight)
