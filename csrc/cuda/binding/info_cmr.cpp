@@ -1,5 +1,5 @@
-// InfoCMR of a small batch as one operator, on CUDA: seven launches of ours forward, the last of
-// which makes the weights of the gradient, and one backward.
+// InfoCMR of a small batch as one operator, on CUDA: six launches forward, the last of which makes
+// the weights of the gradient, and one backward.
 
 #include "cuda/info_cmr.h"
 
