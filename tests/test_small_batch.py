@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from benchmarks.cost_sheet import cuda_models, small_batch
 from benchmarks.cost_sheet.cuda_models import Batch
-from benchmarks.cost_sheet.small_operators import OPERATORS, step
+from benchmarks.cost_sheet.small_batch import OPERATORS
+from benchmarks.cost_sheet.small_operators import step
 from cuda_launches import Counting
 from emulated import as_native, needs_compiler, noting
-from itm_kernels import backends
+from itm_kernels import _checks, backends
 
 # Blocks that a model counts differently: none, but of launches that go in rounds of anchors, which
 # are fewer on the emulator, so that tests see several.
@@ -33,8 +35,10 @@ def test_cuda_launches_what_the_table_counts(name: str, dtype: torch.dtype, N: i
     operator = OPERATORS[name]
     counts = operator.launches(Batch(N, dtype.itemsize))
     inputs = operator.inputs(N, dtype, "cpu")
-    with as_native(), noting() as grids, Counting() as aten:
-        step(operator.run, inputs, "native")
+    # On a device no loss looks at numbers.
+    with as_native(), patch.object(_checks, "can_read", return_value=False):
+        with noting() as grids, Counting() as aten:
+            step(operator.run, inputs, "native")
     own = [count.name for count in counts if count.triton]
     assert list(once([grid.kernel for grid in grids])) == own
     others = Counter(count.name for count in counts if not count.triton)
@@ -115,4 +119,7 @@ def test_auto_takes_cuda_up_to_the_rows_of_the_table() -> None:
         found[operator] = max(found.get(operator, 0), 0 if rows == "none" else int(rows))
     for operator, rows in found.items():
         first = backends.RANGES["cuda", "native", operator, ""].first_rows
-        assert first in (rows, backends.MANY), operator
+        if operator.endswith("_total"):
+            assert 256 == first <= rows, operator
+        else:
+            assert first in (rows, backends.MANY), operator

@@ -1,8 +1,8 @@
 """Small batches under a CUDA graph: this package's CUDA kernels against its Triton kernels.
 
 Triton's launches are traced (`trace.py`), forward and backward, those of ATen included; CUDA's are
-those of `small_operators.py`. Where Triton comes within 1.5 times at every size, a CUDA operator is
-not worth its lines.
+those of `small_operators.py` and `whole_losses.py`. Where Triton comes within 1.5 times at every
+size, a CUDA operator is not worth its lines.
 """
 
 import math
@@ -16,13 +16,16 @@ from benchmarks.cost_sheet.cuda_models import Batch
 from benchmarks.cost_sheet.kernels import waves
 from benchmarks.cost_sheet.predict import terms
 from benchmarks.cost_sheet.sheet import FOLDER
-from benchmarks.cost_sheet.small_operators import OPERATORS, D, step
+from benchmarks.cost_sheet.small_operators import OPERATORS as PARTS
+from benchmarks.cost_sheet.small_operators import D, step
+from benchmarks.cost_sheet.whole_losses import WHOLE
 from benchmarks.report import table
 from itm_kernels import backends
 
 SIZES, PRECISIONS = (128, 256, 512), ("bf16", "fp32")
 WORTH, EVEN = 1.5, 0.95
 FILE = FOLDER / "small-batch.md"
+OPERATORS = {**PARTS, **WHOLE}
 # What the rule is not for.
 KEPT = {"intra_modal, l1": "stays: it has no form in products, and is there for every size"}
 

@@ -50,13 +50,14 @@ def _rows(*shape: int, dtype: torch.dtype, device: str, grad: bool = True) -> Te
     return torch.zeros(shape, dtype=dtype, device=device, requires_grad=grad)
 
 
-def _sides(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+def sides(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """Return images and texts."""
     return tuple(_rows(N, D, dtype=dtype, device=device) for _ in range(2))
 
 
 def _scaled(N: int, dtype: torch.dtype, device: str, scalars: int) -> tuple[Tensor, ...]:
     numbers = (_rows(dtype=torch.float32, device=device) for _ in range(scalars))
-    return *_sides(N, dtype, device), *numbers
+    return *sides(N, dtype, device), *numbers
 
 
 def _one(N: int, dtype: torch.dtype, device: str, grad: bool = True) -> tuple[Tensor, ...]:
@@ -69,7 +70,7 @@ def _start(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
 
 
 def _clustered(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    return *_sides(N, dtype, device), torch.arange(N, device=device) % CLUSTERS
+    return *sides(N, dtype, device), torch.arange(N, device=device) % CLUSTERS
 
 
 def _sums(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
@@ -242,9 +243,9 @@ def _of_synthesis(weights: str, *detach: bool) -> Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "hardest_negatives": Operator(_hardest, _sides, partial(_hinges, name="hardest_negatives")),
-    "max_of_hinges": Operator(_max_of_hinges, _sides, partial(_hinges, name="max_of_hinges")),
-    "sum_of_hinges": Operator(_sum_of_hinges, _sides, _sum),
+    "hardest_negatives": Operator(_hardest, sides, partial(_hinges, name="hardest_negatives")),
+    "max_of_hinges": Operator(_max_of_hinges, sides, partial(_hinges, name="max_of_hinges")),
+    "sum_of_hinges": Operator(_sum_of_hinges, sides, _sum),
     "log_sum_exp of cosines": Operator(
         _log_sum_exp, partial(_scaled, scalars=1), partial(_contrast, name="log_sum_exp_kernel")
     ),

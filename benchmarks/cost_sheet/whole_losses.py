@@ -1,0 +1,116 @@
+"""Losses of a small batch that are one CUDA operator: what they launch, and models of that.
+
+As in `small_operators.py`, tests hold the lists against what is launched on the emulator.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.cost_sheet import cuda_models as cuda
+from benchmarks.cost_sheet.counts import Count
+from benchmarks.cost_sheet.cuda_models import CLUSTERS, ITERATIONS, JOIN, Batch, waiting
+from benchmarks.cost_sheet.rates import PROCESSORS, SHARED_BYTES, SHARED_CLOCKS
+from benchmarks.cost_sheet.small_operators import EXPONENTIALS, Operator, aten, sides
+from itm_kernels import functional
+
+NOISE = 128
+LAST = 4  # trips of the block that comes last: its ticket, a fence, what the others left [E]
+
+
+def products(batch: Batch, tiles: int, wide: int = 4) -> Count:
+    """Tiles of several pairs of matrices at once, and the squared lengths of their rows."""
+    parts = max(1, min(264 // tiles, math.ceil(batch.D / 64)))
+    depth = math.ceil(math.ceil(batch.D / parts) / 16) * 16
+    blocks = tiles * math.ceil(batch.D / depth)
+    resident = math.ceil(blocks / PROCESSORS)
+    reads = 2 * 8 * 32 * 2 * wide / SHARED_BYTES
+    of_warp = SHARED_CLOCKS + 32 * wide / 4 + 10
+    clocks = depth / 2 * max(resident * reads, of_warp) + depth / 16 * 40
+    return waiting("products_kernel", blocks, 2, clocks, 64.0 * depth * max(wide, batch.size))
+
+
+def tiles_of(*pairs: tuple[int, int]) -> int:
+    """Return how many tiles of 32 x 32 pairs have."""
+    return sum(math.ceil(n / 32) * math.ceil(m / 32) for n, m in pairs)
+
+
+def _weighted(batch: Batch, others: int, finish: bool) -> Count:
+    """The products of a gradient with `others` rows, as `cuda_models.weighted`."""
+    blocks = 2 * math.ceil(batch.N / 16) * math.ceil(batch.D / 64) + finish
+    resident = math.ceil(blocks / PROCESSORS)
+    reads = 2 * 2 * 32 * 16 / SHARED_BYTES
+    clocks = others * max(resident * reads, SHARED_CLOCKS / 4 + 16) + others / 32 * 100
+    return waiting("weighted_kernel", blocks, 5, clocks, others * (64.0 * batch.size + 16 * 4))
+
+
+def _max_of_hinges(batch: Batch) -> list[Count]:
+    scores = products(batch, tiles_of((batch.N, batch.N)))
+    fold = cuda.fold("max_of_hinges_kernel", batch, more=1 + LAST)
+    return [scores, fold, cuda.gather(batch, 3 * batch.N)]
+
+
+def _imc(batch: Batch) -> list[Count]:
+    N = batch.N
+    tiles = tiles_of((N, N), (N, N), (N, N))
+    parts = max(1, 264 // tiles)
+    # Half of the blocks fold a hinge's column and row, the others a row; all of them a band.
+    fold = cuda.fold("imc_kernel", batch, parts=parts, more=3 + 2 * batch.many + LAST)
+    fold = fold._replace(programs=2 * fold.programs)
+    # Every chunk of 16 x 32 weights has some that are not 0, where a tenth of a band's are.
+    pull = _weighted(batch, 2 * N, False)
+    return [products(batch, tiles), fold, pull]
+
+
+def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
+    """All but the last products in fp64, an anchor a block."""
+    N, M = batch.N, batch.N
+    made = [cuda.unit("unit_sources_kernel", batch)._replace(programs=2 * N + noise)]
+    pairs = [(N, M), *([(N, N), (M, M)] if clusters else [])]
+    pairs += [(N, noise), (M, noise)] if noise else []
+    tiles = tiles_of(*pairs)
+    parts = max(1, min(264 // tiles, 16))
+    read = batch.N / 1024 * 4 * math.ceil(parts / 4) + math.ceil(parts / 4)
+    rounds = math.ceil(2 * N / PROCESSORS / 2)
+    draws = aten(*(["exponential_"] * 2 * bool(clusters)), *(["normal_"] * bool(noise)))
+    draws += aten("_to_copy") if noise and batch.size == 2 else []
+    both: list[Count] = []
+    members = math.ceil(M / CLUSTERS / 4)
+    synthesis = 0.0
+    if clusters:
+        near = 2 * math.ceil(N / 32) + CLUSTERS + 20 + math.ceil(CLUSTERS * N / 32 / 16) * members
+        added = math.ceil(N * N / 2048) * math.ceil(parts / 4)
+        clocks = CLUSTERS * (10 * JOIN + 200) + ITERATIONS * near * 40
+        both.append(waiting("cmr_cluster_kernel", 2, added + 3 * CLUSTERS, clocks, 8.0 * N * N))
+        both.append(cuda.systems(batch)._replace(name="cmr_systems_kernel"))
+        synthesis = 8 + 3.0 * members * math.ceil(M / 256)
+    fold = rounds * (3 + 2 * read + synthesis) + LAST
+    clocks = rounds * (8 * EXPONENTIALS + 2000)
+    total = waiting("cmr_total_kernel", 2 * N, fold, clocks, 8.0 * (M + noise) * parts)
+    weigh = waiting("cmr_weigh_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS)
+    pull = _weighted(batch, M + noise, True)
+    return [
+        *draws, *made, products(batch, tiles, 8), *both, total, weigh, pull
+    ]  # fmt: skip
+
+
+def _of(name: str) -> Any:
+    def run(image: Tensor, text: Tensor, backend: str, **options: Any) -> Tensor:
+        return getattr(functional, name)(image, text, backend=backend, **options)
+
+    return run
+
+
+_PLAIN: dict[str, Any] = {"num_clusters": 0, "num_noise": 0}
+WHOLE: dict[str, Operator] = {
+    "max_of_hinges_total": Operator(_of("max_of_hinges_loss"), sides, _max_of_hinges),
+    "imc_total": Operator(_of("imc_loss"), sides, _imc),
+    "info_cmr_total, plain": Operator(
+        partial(_of("info_cmr_loss"), **_PLAIN), sides, partial(_info_cmr, clusters=0, noise=0)
+    ),
+    "info_cmr_total": Operator(
+        _of("info_cmr_loss"), sides, partial(_info_cmr, clusters=CLUSTERS, noise=NOISE)
+    ),
+}
