@@ -47,7 +47,13 @@ OPERATORS = (
     "cross_entropy",
 )
 # Whole losses, from embeddings to the reduced number: taken in place of operators of the table.
-WHOLE = ("imc_total", "info_cmr_total", "max_of_hinges_total")
+WHOLE = (
+    "imc_total",
+    "info_cmr_total",
+    "info_nce_total",
+    "max_of_hinges_total",
+    "sigmoid_total",
+)
 NAMESPACES = {"native": "itm_native", "triton": "itm_triton"}
 CHOICES = get_args(Backend)  # "auto", "reference" and the namespaces
 PREFERENCE = {"cpu": ("native", "triton"), "cuda": ("triton", "native")}  # then reference
@@ -86,6 +92,8 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "max_of_hinges", ""): _MAXIMA_ON_CUDA,
     ("cuda", "native", "max_of_hinges_total", ""): _WHOLE_ON_CUDA,
     ("cuda", "native", "imc_total", ""): _WHOLE_ON_CUDA,
+    ("cuda", "native", "info_nce_total", ""): _WHOLE_ON_CUDA,
+    ("cuda", "native", "sigmoid_total", ""): _WHOLE_ON_CUDA,
     ("cuda", "native", "hardest_negatives", ""): _MAXIMA_ON_CUDA,
     ("cuda", "native", "sum_of_hinges", ""): _SUMS_ON_CUDA,
     ("cuda", "native", "log_sum_exp", ""): _SUMS_ON_CUDA,

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+import eager_contrast
 import eager_hinges
 import eager_synthesis
 import info_cmr_problems
@@ -142,21 +143,6 @@ def sigmoid_forward(*arguments: Any) -> tuple[Tensor, ...]:
     return of_cosines(keeping(reference.sigmoid), [*inputs, keep], cosine)
 
 
-def sigmoid_total_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, gradients = arguments
-    loss, count = sigmoid(*inputs).sum(), None if gradients else 0
-    nan = 0 * loss if loss.isnan() else torch.zeros_like(loss)  # wrong ids show in the gradients
-    pull = torch.ones(len(inputs[1])).to(loss)
-    of_image, of_text, *scalars = differentiate(sigmoid, inputs, [0, 1, 2, 3], [pull])
-    of_rows = [(grad.to(loss.dtype) + nan)[:count] for grad in (of_image, of_text)]
-    return loss, *of_rows, *scalars, torch.ones_like(inputs[2])
-
-
-def sigmoid_total_backward(grad, image, text, of_image, of_text, of_scale, of_bias, unit, cosine):
-    of_rows = (grad * of_image).to(image.dtype), (grad * of_text).to(text.dtype)
-    return *of_rows, grad * of_scale, grad * of_bias
-
-
 def info_cmr_total_forward(image, text, learnt, *arguments: Any) -> tuple[Tensor, ...]:
     *drawn_and_ids, scale = arguments[:7]
     *options, gradients = arguments[7:]
@@ -217,8 +203,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "log_sum_exp_backward": recomputing(log_sum_exp, 3, [0, 1, 2], saved=5),
     "sigmoid_forward": sigmoid_forward,
     "sigmoid_backward": recomputing(sigmoid, 1, [0, 1, 2, 3], saved=1),
-    "sigmoid_total_forward": sigmoid_total_forward,
-    "sigmoid_total_backward": sigmoid_total_backward,
+    **eager_contrast.kernels(differentiate),
     "info_cmr_total_forward": info_cmr_total_forward,
     "info_cmr_total_backward": info_cmr_total_backward,
     "rbf_synthesis_forward": keeping(reference.rbf_synthesis),

@@ -17,6 +17,8 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
     pairs = image_ids, text_ids, positive
     logistic = image, text, scale, bias, positive, image_ids, text_ids
+    ids = image_ids, text_ids
+    whole = image, text, positive, *ids
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
     sums = rows, grad, rows.clone(), grad.clone()  # relative, and what they are relative to
@@ -83,9 +85,22 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (grad, none, *logistic, True),
             (grad, scores, *logistic, False),
         ],
-        "sigmoid_total_forward": [(*logistic, *flags) for flags in ((False, True), (True, False))],
+        "info_nce_total_forward": [
+            (image, text, *number, positive, *ids, 0.5, cosine, not cosine)
+            for number, cosine in (((scale, 0.0), True), ((None, 3.0), False))
+        ],
+        "info_nce_total_backward": [
+            (scale, scores, torch.rand(N + M, 4), bias, *whole[:2], *number, *whole[2:], 0.5, True)
+            for number in ((scale, 0.0), (None, 3.0))
+        ],
+        "sigmoid_total_forward": [
+            (*whole[:2], scale, 0.0, None, -1.0, *whole[2:], 0.5, *flags)
+            for flags in ((False, True, False), (True, False, True))
+        ],
         "sigmoid_total_backward": [
-            (scale, image, text, -image, -text, 2 * scale, bias, 2 * bias, True)
+            (scale, -image, -text, 2 * scale, bias, *kept, 2 * bias)
+            + (*whole[:2], None, 3.0, bias, 0.0, *whole[2:], 1.0, True)
+            for kept in ((scores, torch.rand(N + M, 1)), (none, torch.empty(0, 1)))
         ],
         "unit_rows_forward": [(image,), (torch.randn(2, N, D),)],
         "unit_rows_backward": [

@@ -28,9 +28,9 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 1),
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
     "imc": (losses.IMCLoss(), 3, 1),
-    "sigmoid": (losses.SigmoidLoss(), 8, 5),
-    "info_nce": (losses.InfoNCELoss(), 10, 7),
-    "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 5, 1),
+    "sigmoid": (losses.SigmoidLoss(), 3, 1),
+    "info_nce": (losses.InfoNCELoss(), 3, 1),
+    "info_cmr without extras": (losses.InfoCMRLoss(num_clusters=0, num_noise=0), 3, 1),
     # Synthesis with a kernel associative memory; no more noise and clusters than the emulator's
     # grids hold.
     "info_cmr": (losses.InfoCMRLoss(num_noise=8, num_clusters=3), 7, 4),

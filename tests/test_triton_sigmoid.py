@@ -140,7 +140,7 @@ def test_wrong_ids_show_in_the_loss_and_in_its_gradients(dtype: torch.dtype) -> 
     scale, bias = scalars()
     positive = torch.tensor([0, 1, -1, 2, 3, 5])  # none, and an index that is nobody's: absent
     pairs = Pairs(positive, torch.arange(5), torch.tensor([0, 1, 8, 2, 3, 9]))
-    loss = operator.whole(image, text, scale, bias, pairs, "f", "triton", cosine=True)
+    loss = operator.whole(image, text, scale, bias, pairs, False, "triton", cosine=True)
     assert loss is not None
     assert loss.isnan()
     of_image, of_text, *others = torch.autograd.grad(loss, (image, text, scale, bias))
@@ -176,7 +176,8 @@ def test_memory_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = (torch.empty((N, D), dtype=torch.bfloat16, device="meta") for _ in range(2))
     scale, bias, grad = (torch.empty((), device="meta") for _ in range(3))
     with watched(monkeypatch) as workspace:
-        of = kernels.sigmoid_total_forward(image, text, scale, bias, None, None, None, True, True)
-        kernels.sigmoid_total_backward(grad, image, text, *of[1:], True)
+        given = image, text, scale, 0.0, bias, 0.0, None, None, None, 1.0, True
+        _, *parts = kernels.sigmoid_total_forward(*given, True, False)
+        kernels.sigmoid_total_backward(grad, *parts, *given)
     assert workspace.largest <= 256 << 20
     assert workspace.peak <= 2 * (image.nbytes + text.nbytes) + (700 << 20)

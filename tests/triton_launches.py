@@ -69,13 +69,14 @@ def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
     dots = ((without, False),) if dtype == torch.bfloat16 else ()
     for pairs, cosine in ((without, True), (with_ids, True), *dots):
         arguments = image, text, values(), values(), *pairs
-        _, *parts = kernels.sigmoid_total_forward(*arguments, cosine, True)
-        kernels.sigmoid_total_backward(values(), image, text, *parts, cosine)
+        given = image, text, values(), 0.0, values(), 0.0, *pairs, 1.0, cosine
+        _, *parts = kernels.sigmoid_total_forward(*given, True, False)
+        kernels.sigmoid_total_backward(values(), *parts, *given)
         if pairs is with_ids:
             kernels.sigmoid_forward(*arguments, False, cosine)
             kernels.sigmoid_backward(values(N), values(0, 0), *arguments, cosine)
             if dtype == torch.bfloat16:
-                kernels.sigmoid_total_forward(*arguments, cosine, False)
+                kernels.sigmoid_total_forward(*given, False, False)
 
 
 def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:

@@ -108,7 +108,7 @@ def launches() -> dict[str, Launch]:
             x, y, number(x, 20.0), number(x, -10.0), *none, False, True
         ),
         "sigmoid whole": lambda x, y: sigmoid.sigmoid_total_forward(
-            x, y, number(x, 20.0), number(x, -10.0), *none, True, True
+            x, y, None, 20.0, None, -10.0, *none, 1.0, True, True, False
         ),
         "sigmoid backward": lambda x, y: sigmoid.sigmoid_backward(
             ones(y), no_scores(x), x, y, number(x, 20.0), number(x, -10.0), *none, True

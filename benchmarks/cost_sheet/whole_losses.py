@@ -64,6 +64,14 @@ def _imc(batch: Batch) -> list[Count]:
     return [products(batch, tiles), fold, pull]
 
 
+def _contrast(batch: Batch, kernel: str) -> list[Count]:
+    """A fold of columns, and for a softmax of rows, after the lengths; the weights are made."""
+    scores = products(batch, tiles_of((batch.N, batch.N)))
+    lengths = 2 * math.ceil(batch.N / 256)
+    fold = cuda.fold(kernel, batch, more=1 + lengths + LAST)
+    return [scores, fold, _weighted(batch, batch.N, True)]
+
+
 def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
     """All but the last products in fp64, an anchor a block."""
     N, M = batch.N, batch.N
@@ -103,12 +111,14 @@ def _of(name: str) -> Any:
     return run
 
 
-_PLAIN: dict[str, Any] = {"num_clusters": 0, "num_noise": 0}
 WHOLE: dict[str, Operator] = {
     "max_of_hinges_total": Operator(_of("max_of_hinges_loss"), sides, _max_of_hinges),
     "imc_total": Operator(_of("imc_loss"), sides, _imc),
-    "info_cmr_total, plain": Operator(
-        partial(_of("info_cmr_loss"), **_PLAIN), sides, partial(_info_cmr, clusters=0, noise=0)
+    "info_nce_total": Operator(
+        _of("info_nce_loss"), sides, partial(_contrast, kernel="info_nce_kernel")
+    ),
+    "sigmoid_total": Operator(
+        _of("sigmoid_loss"), sides, partial(_contrast, kernel="sigmoid_total_kernel")
     ),
     "info_cmr_total": Operator(
         _of("info_cmr_loss"), sides, partial(_info_cmr, clusters=CLUSTERS, noise=NOISE)

@@ -29,24 +29,25 @@ struct Cosines {
         x_squares(static_cast<const C*>(from.x_squares)),
         y_squares(static_cast<const C*>(from.y_squares)) {}
 
-  // Writes 1 / length of every row of x, then of y, or 1; they are there for all after this.
+  // Writes 1 / length of every row of x, then of y, or 1; they are there for all after this. A half
+  // of the block has a side, a thread two of its rows at once.
   __device__ __forceinline__ void invert(const Shared<C>& room, int at) const {
-    for (int i = static_cast<int>(threadIdx.x); i < products.N + products.M; i += kFoldThreads)
-      room.write(at + i, inverse(i));
+    constexpr int kHalf = kFoldThreads / 2;
+    const bool of_x = static_cast<int>(threadIdx.x) < kHalf;
+    const C* const squares = of_x ? x_squares : y_squares;
+    const int count = of_x ? products.N : products.M, to = of_x ? at : at + products.N;
+    for (int i = static_cast<int>(threadIdx.x) % kHalf; i < count; i += 2 * kHalf) {
+      C square[2] = {1, 1};
+      if (squares)
+        read_parts(squares, products.parts, count, {within(i, count), within(i + kHalf, count)},
+                   square);
+      room.write(to + i, 1 / divisor(root(square[0])));
+      if (i + kHalf < count) room.write(to + i + kHalf, 1 / divisor(root(square[1])));
+    }
     __syncthreads();
   }
   static __device__ __forceinline__ C over(C product, C inverse_of_x, C inverse_of_y) {
     return product * inverse_of_x * inverse_of_y;
-  }
-
- private:
-  __device__ __forceinline__ C inverse(int i) const {
-    const bool of_x = i < products.N;
-    if (!x_squares) return 1;
-    C square[1];
-    read_parts(of_x ? x_squares : y_squares, products.parts, of_x ? products.N : products.M,
-               {of_x ? i : i - products.N}, square);
-    return 1 / divisor(root(square[0]));
   }
 };
 

@@ -126,8 +126,8 @@ struct InfoNce {
             const C score = cosines.over(product, inverse, shared.read(y + j));
             if (!same) state.see(factor * score, score);
           });
-      see_positives(own, [&](int j, bool mistaken) {
-        const C score = cosines.over(products.at(own, j), inverse, shared.read(y + j));
+      see_positives(own, [&](int j, C product, bool mistaken) {
+        const C score = cosines.over(product, inverse, shared.read(y + j));
         of_row.see(row, mistaken ? kNan<C> : score, factor);
       });
       of_row.add_lanes();
@@ -138,23 +138,34 @@ struct InfoNce {
     of_scales[own] = of_column.of_scale + of_row.of_scale;
   }
 
-  // see(j, whether j is a mistake) by a lane for every text j whose image is n. The first image has
-  // those without one: the gradient is NaN where the loss is.
+  // see(j, product, whether j is a mistake) by a lane for every text j whose image is n. The first
+  // image has those without one: the gradient is NaN where the loss is.
   template <typename See>
   __device__ __forceinline__ void see_positives(int n, See&& see) const {
-    const int M = cosines.products.M;
+    const Scores<C>& products = cosines.products;
+    const int M = products.M;
     if (!pairing.positive) {
-      if (lane() == 0) see(n, false);
+      if (lane() == 0) see(n, products.at(n, n), false);
       return;
     }
     for (int first = lane(); first < M; first += 32 * kAtOnce) {
       int64_t image[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) image[k] = pairing.positive[within(first + 32 * k, M)];
+      int at[kAtOnce];
+      bool own[kAtOnce], any = false;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        at[k] = n * M + within(first + 32 * k, M);
+        own[k] = first + 32 * k < M && (image[k] < 0 ? 0 : image[k]) == n;
+        any |= own[k];
+      }
+      if (!any) continue;
+      C product[kAtOnce];
+      products.read(at, product);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k)
-        if (first + 32 * k < M && (image[k] < 0 ? 0 : image[k]) == n)
-          see(first + 32 * k, image[k] < 0);
+        if (own[k]) see(first + 32 * k, product[k], image[k] < 0);
     }
   }
 

@@ -267,11 +267,11 @@ class SigLipLoss(_OneProcess):
         ):
             rows = self.chunk_size or sides[0]
             return sum_in_blocks(image, text, scale, bias, negative_only, rows) / sides[0]
-        given = image, text, scale, bias, _DIAGONAL, "SigLipLoss", self.backend
-        total = operator.whole(*given)
+        given = image, text, scale, bias, _DIAGONAL
+        total = operator.whole(*given, True, self.backend)
         if total is None:
-            return operator.run(*given, keep=not chunked).mean()
-        return total / sides[0]
+            return operator.run(*given, "SigLipLoss", self.backend, keep=not chunked).mean()
+        return total
 
 
 def _refuse_unequal_rows(function: str, image_features: Tensor, text_features: Tensor) -> None:

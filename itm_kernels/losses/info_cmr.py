@@ -28,6 +28,7 @@ from itm_kernels.losses._common import (
 )
 from itm_kernels.losses._contrast import Rows
 from itm_kernels.losses._synthesised import Negatives, values_by_parts
+from itm_kernels.ops import info_nce
 from itm_kernels.ops.info_cmr import namespace_of
 from itm_kernels.ops.info_cmr import run as whole
 from itm_kernels.ops.log_sum_exp import as_scalar
@@ -152,6 +153,10 @@ def _info_cmr(
     _checks.generator(name, generator)
     scale = number_or_scale(name, image, *scales)
     pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
+        total = info_nce.whole(image, text, scale, pairs, 1.0, reduction == "mean", backend)
+        if total is not None:
+            return total
     options = Options(num_clusters, float(sigma), weights, RIDGE)
     if detach and clustering == "shared" and reduction != "none" and absent is None:
         namespace = namespace_of(image, text, num_noise, backend)

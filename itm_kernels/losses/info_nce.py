@@ -12,10 +12,12 @@ from itm_kernels.losses._common import (
     SHARED,
     ScaledLoss,
     check_options,
+    number_or_scale,
     reduce,
-    scale_of,
 )
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.ops import info_nce as operator
+from itm_kernels.ops.log_sum_exp import as_scalar
 
 
 @options_by_name
@@ -73,9 +75,13 @@ def info_nce_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     check_options(name, reduction, backend)
     pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
-    scale = scale_of(name, image, logit_scale, temperature, max_scale)
+    scale = number_or_scale(name, image, logit_scale, temperature, max_scale)
+    if absent is None and reduction != "none":
+        total = operator.whole(image, text, scale, pairs, 0.5, reduction == "mean", backend)
+        if total is not None:
+            return total
     v, c = Rows(image, name, backend), Rows(text, name, backend)
-    values = mean_cross_entropy(v, c, scale, pairs, absent)
+    values = mean_cross_entropy(v, c, as_scalar(scale, image), pairs, absent)
     return reduce(values, reduction, absent)
 
 

@@ -13,9 +13,9 @@ from itm_kernels.losses._common import (
     SHARED,
     ScaledLoss,
     check_options,
+    number_or_scale,
     over_pairs,
     reduce,
-    scale_of,
     shown,
     with_mistakes,
 )
@@ -85,13 +85,17 @@ def sigmoid_loss(
     if absent is not None and pairs.positive is not None:
         # N, no image's index, is nobody's positive: the operator sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
-    scale = scale_of(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
-    bias = as_scalar(logit_bias, image)
-    given = image, text, scale, bias, pairs, name, backend
-    total = None if reduction == "none" else operator.whole(*given, cosine=True)
-    if total is not None:
-        return total if reduction == "sum" else over_pairs(total, text.shape[0], absent)
-    values = operator.run(*given, cosine=True)
+    scale = number_or_scale(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
+    bias = as_scalar(logit_bias, image) if isinstance(logit_bias, Tensor) else float(logit_bias)
+    if reduction != "none":
+        mean = reduction == "mean"
+        # Pairs of texts that may have no image are counted on the device.
+        at_once = mean and absent is None
+        total = operator.whole(image, text, scale, bias, pairs, at_once, backend, cosine=True)
+        if total is not None:
+            return over_pairs(total, text.shape[0], absent) if mean and not at_once else total
+    scale, bias = as_scalar(scale, image), as_scalar(bias, image)
+    values = operator.run(image, text, scale, bias, pairs, name, backend, cosine=True)
     values = with_mistakes(values, mistaken, image, text)
     return reduce(values, reduction, absent)
 

@@ -3,6 +3,7 @@
 from itm_kernels.ops import cross_entropy as _cross_entropy  # noqa: F401  (defines its operator)
 from itm_kernels.ops import imc as _imc  # noqa: F401
 from itm_kernels.ops import info_cmr as _info_cmr  # noqa: F401
+from itm_kernels.ops import info_nce as _info_nce  # noqa: F401
 from itm_kernels.ops import max_of_hinges as _max_of_hinges  # noqa: F401
 from itm_kernels.ops import sample_negatives as _sample_negatives  # noqa: F401
 from itm_kernels.ops import sigmoid as _sigmoid  # noqa: F401

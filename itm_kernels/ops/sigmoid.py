@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itm_kernels import reference
+from itm_kernels import backends, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._pairs import Pairs
 from itm_kernels.backends import resolve
@@ -55,34 +55,33 @@ def _backward_fake(
 def _total_fake(
     image: Tensor,
     text: Tensor,
-    scale: Tensor,
-    bias: Tensor,
+    scale: Tensor | None,
+    fixed_scale: float,
+    bias: Tensor | None,
+    fixed_bias: float,
     positive: Tensor | None,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
+    weight: float,
     cosine: bool,
     gradients: bool,
+    keep_scores: bool,
 ) -> tuple[Tensor, ...]:
+    sides = image.shape[0], text.shape[0]
     of_rows = (
         wide_empty(rows, rows.shape[0] if gradients else 0, rows.shape[1]) for rows in (image, text)
     )
-    of_scalars = (tensor.new_empty(()) for tensor in (scale, bias, scale))
-    return wide_empty(image), *of_rows, *of_scalars
+    of_scalars = (wide_empty(image) for _ in range(2))
+    inverses = wide_empty(image, sum(sides) if keep_scores else 0, 1)
+    scores = scores_empty(keep_scores, image, text)
+    unit = wide_empty(image) if gradients else wide_empty(image, 0)
+    return wide_empty(image), *of_rows, *of_scalars, scores, inverses, unit
 
 
-def _total_backward_fake(
-    grad: Tensor,
-    image: Tensor,
-    text: Tensor,
-    of_image: Tensor,
-    of_text: Tensor,
-    of_scale: Tensor,
-    of_bias: Tensor,
-    unit: Tensor,
-    cosine: bool,
-) -> tuple[Tensor, ...]:
+def _total_backward_fake(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    image, text = given[7:9]
     of_rows = (rows.new_empty(rows.shape) for rows in (image, text))
-    return *of_rows, *(tensor.new_empty(()) for tensor in (of_scale, of_bias))
+    return *of_rows, wide_empty(image), wide_empty(image)
 
 
 _INPUTS = (
@@ -102,19 +101,30 @@ define(
     f"(Tensor grad, Tensor scores, {_INPUTS}, bool cosine) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
 )
-# The sum over all texts, and what its gradients are made of: those of rows as a backend left them,
-# to be finished in one pass that knows the gradient of the sum; [0, D], and nothing in the others,
-# where no gradients are asked for. NaN, with its gradients, where a text's positive is -1.
+_TOTAL_INPUTS = (
+    "Tensor image, Tensor text, Tensor? scale, float fixed_scale, Tensor? bias, float fixed_bias, "
+    "Tensor? positive, Tensor? image_ids, Tensor? text_ids, float weight, bool cosine"
+)
+_TOTAL_PARTS = (
+    "Tensor of_image, Tensor of_text, Tensor of_scale, Tensor of_bias, Tensor scores, "
+    "Tensor inverses, Tensor unit"
+)
+# The sum over all texts, times a weight, and what its gradients are made of. NaN, with its
+# gradients, where a text's positive is -1. A scale or bias is a tensor, or else the number beside
+# it, which would be a launch to make a tensor of.
+# gradients: of_image, of_text are those of rows as a backend left them, to be finished in one pass
+# that knows the gradient of the total, and unit is what they were multiplied by; else [0, D]
+# and [0].
+# keep_scores: scores [N, M] and 1 / length of all rows, [N + M, 1], for a backend that makes its
+# gradients of those; else [0, 0] and [0, 1].
 define(
     "sigmoid_total_forward",
-    f"({_INPUTS}, bool cosine, bool gradients) -> (Tensor total, Tensor of_image, "
-    "Tensor of_text, Tensor of_scale, Tensor of_bias, Tensor unit)",
+    f"({_TOTAL_INPUTS}, bool gradients, bool keep_scores) -> (Tensor total, {_TOTAL_PARTS})",
     _total_fake,
 )
 define(
     "sigmoid_total_backward",
-    "(Tensor grad, Tensor image, Tensor text, Tensor of_image, Tensor of_text, Tensor of_scale, "
-    "Tensor of_bias, Tensor unit, bool cosine) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {_TOTAL_PARTS}, {_TOTAL_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _total_backward_fake,
 )
 
@@ -162,7 +172,10 @@ class Sigmoid(torch.autograd.Function):
 
 
 class SigmoidTotal(torch.autograd.Function):
-    """The forward pass forms the gradients of the sum; the backward pass multiplies them."""
+    """The forward pass forms the gradients of the sum, or keeps the scores that they are made of.
+
+    The backward pass finishes them, with the gradient of the sum.
+    """
 
     @staticmethod
     def forward(
@@ -170,24 +183,37 @@ class SigmoidTotal(torch.autograd.Function):
         namespace: str,
         image: Tensor,
         text: Tensor,
-        scale: Tensor,
-        bias: Tensor,
+        scale: Tensor | None,
+        fixed_scale: float,
+        bias: Tensor | None,
+        fixed_bias: float,
         positive: Tensor | None,
         image_ids: Tensor | None,
         text_ids: Tensor | None,
+        weight: float,
         cosine: bool,
     ) -> Tensor:
-        inputs = image, text, scale, bias, positive, image_ids, text_ids
-        total, *parts = operator(namespace, "sigmoid_total_forward")(*inputs, cosine, True)
-        ctx.save_for_backward(image, text, *parts)
-        ctx.options = namespace, cosine
+        inputs = image, text, scale, fixed_scale, bias, fixed_bias, positive, image_ids, text_ids
+        wanted = any(ctx.needs_input_grad)
+        at_once = wanted and namespace in GRADIENTS_AT_ONCE
+        total, *parts = operator(namespace, "sigmoid_total_forward")(
+            *inputs, weight, cosine, at_once, wanted and not at_once
+        )
+        ctx.save_for_backward(*parts, image, text, scale, bias, positive, image_ids, text_ids)
+        ctx.options = namespace, fixed_scale, fixed_bias, weight, cosine
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        namespace, cosine = ctx.options
-        backward = operator(namespace, "sigmoid_total_backward")
-        return None, *backward(grad, *ctx.saved_tensors, cosine), None, None, None, None
+        namespace, fixed_scale, fixed_bias, *options = ctx.options
+        *given, scale, bias, positive, image_ids, text_ids = ctx.saved_tensors
+        *of_rows, of_scale, of_bias = operator(namespace, "sigmoid_total_backward")(
+            grad,
+            *(*given, scale, fixed_scale, bias, fixed_bias),
+            *(positive, image_ids, text_ids, *options),
+        )
+        of_numbers = (None if scale is None else of_scale, None, None if bias is None else of_bias)
+        return None, *of_rows, *of_numbers, *(None,) * 6
 
 
 @outside_autocast
@@ -223,24 +249,27 @@ def run(
 def whole(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
-    scale: Tensor,  # []
-    bias: Tensor,  # []
+    scale: float | Tensor,  # []
+    bias: float | Tensor,  # []
     pairs: Pairs,
-    function: str,
+    mean: bool,  # over texts; else the sum
     backend: str,
     cosine: bool = False,
 ) -> Tensor | None:  # []
-    """Compute the sum over all texts, where a backend forms its gradients with it.
+    """Compute the reduced loss, None where no backend has it in one operator.
 
-    None where no backend does that: `run` has the texts' values. The gradients are NaN where the
-    sum is because ids are wrong.
+    `run` has the texts' values. The gradients are NaN where the loss is because ids are wrong.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = resolve(function, "sigmoid", image, backend, sides)
-    if namespace is None or namespace not in GRADIENTS_AT_ONCE:
+    namespace = backends.whole("sigmoid_total", image, backend, sides)
+    if namespace is None:
         return None
-    inputs = distinct(image, text, scale, bias, *pairs)
-    floats = image, text, scale, bias
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats):
-        return SigmoidTotal.apply(namespace, *inputs, cosine)
-    return operator(namespace, "sigmoid_total_forward")(*inputs, cosine, False)[0]
+    learnt, numbers = zip(
+        *((t, 0.0) if isinstance(t, Tensor) else (None, t) for t in (scale, bias)), strict=True
+    )
+    given = distinct(image, text, *learnt, *pairs)
+    scalars = given[2], numbers[0], given[3], numbers[1]
+    inputs = *given[:2], *scalars, *given[4:], 1 / sides[1] if mean else 1.0, cosine
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:4]):
+        return SigmoidTotal.apply(namespace, *inputs)
+    return operator(namespace, "sigmoid_total_forward")(*inputs, False, False)[0]

@@ -267,31 +267,31 @@ def sigmoid_backward(
 def sigmoid_total_forward(
     image: Tensor,
     text: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    cosine: bool,
-    gradients: bool,
+    scale: Tensor | None,
+    fixed_scale: float,
+    bias: Tensor | None,
+    fixed_bias: float,
+    *inputs: Any,
 ) -> tuple[Tensor, ...]:
-    """Return the sum of -log sigmoid over all pairs, and what its gradients are made of."""
+    """Return weight times the sum of -log sigmoid over all pairs, and what its gradients take."""
+    *pairs, weight, cosine, gradients, _ = inputs  # no scores are kept
+    positive, image_ids, text_ids = pairs
+    dtype, none = wide_dtype(image), no_scores(image)
+    scale = image.new_full((), fixed_scale, dtype=dtype) if scale is None else scale
+    bias = image.new_full((), fixed_bias, dtype=dtype) if bias is None else bias
     given = image, text, scale, bias, positive, image_ids, text_ids
-    return _gradients(None, *given, cosine, gradients)
+    total, *parts, unit = _gradients(None, *given, cosine, gradients)
+    unit = unit if gradients else unit.new_empty(0)
+    return total if weight == 1 else total * weight, *parts, none, none.view(0, 1), unit
 
 
 def sigmoid_total_backward(
     grad: Tensor,  # []
-    image: Tensor,
-    text: Tensor,
-    of_image: Tensor,
-    of_text: Tensor,
-    of_scale: Tensor,
-    of_bias: Tensor,
-    unit: Tensor,
-    cosine: bool,
+    *inputs: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of image, text, scale and bias: those of the sum, times its own."""
+    of_image, of_text, of_scale, of_bias, _, _, unit, image, text, *_, weight, cosine = inputs
+    grad = grad if weight == 1 else grad * weight
     return (
         gradient_of_rows(image, of_image, unit, cosine, grad),
         gradient_of_rows(text, of_text, unit, cosine, grad),

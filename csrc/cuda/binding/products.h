@@ -10,13 +10,15 @@
 
 namespace itm::cuda {
 
-// x y^T of pairs of rows in fours [1, N, D].
+// x y^T of pairs of rows in fours [1, N, D], and the squared lengths of the first pair's rows, if
+// they are asked for.
 struct StoredProducts {
-  Tensor parts[kMostProducts], ticket;
+  Tensor parts[kMostProducts], x_squares, y_squares, ticket;
   ScoreParts from[kMostProducts];
 
   StoredProducts(const OnDevice& device,
-                 std::initializer_list<std::pair<const Tensor&, const Tensor&>> pairs) {
+                 std::initializer_list<std::pair<const Tensor&, const Tensor&>> pairs,
+                 bool squares = false) {
     const Tensor& any = pairs.begin()->first;
     const auto like = any.options().dtype(wide_type(any));
     ticket = at::empty({1}, any.options().dtype(at::kInt));
@@ -33,6 +35,12 @@ struct StoredProducts {
       parts[i] = at::empty({all.plan.parts, N, M}, like);
       all.of[i].parts = parts[i].mutable_data_ptr();
       from[i] = {parts[i].const_data_ptr(), all.plan.parts, N, M};
+    }
+    if (squares) {
+      x_squares = at::empty({all.plan.parts, all.of[0].x.rows}, like);
+      y_squares = at::empty({all.plan.parts, all.of[0].y.rows}, like);
+      all.of[0].x_squares = x_squares.mutable_data_ptr();
+      all.of[0].y_squares = y_squares.mutable_data_ptr();
     }
     products(type_of(any), all, device.stream());
     device.launched();

@@ -1,0 +1,132 @@
+"""InfoNCE of a small batch as one operator: from embeddings to the reduced loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels import backends
+from itm_kernels._autocast import outside_autocast
+from itm_kernels._pairs import Pairs
+from itm_kernels.ops._define import define, distinct, operator, scores_empty, wide_empty
+
+
+def _forward_fake(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | None,
+    fixed_scale: float,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    weight: float,
+    cosine: bool,
+    keep_scores: bool,
+) -> tuple[Tensor, ...]:
+    anchors = wide_empty(image, image.shape[0] + text.shape[0], 4)
+    scores = scores_empty(keep_scores, image, text)
+    return wide_empty(image), scores, anchors, wide_empty(image)
+
+
+def _backward_fake(
+    grad: Tensor,
+    scores: Tensor,
+    anchors: Tensor,
+    of_scale: Tensor,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | None,
+    fixed_scale: float,
+    positive: Tensor | None,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    weight: float,
+    cosine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape), wide_empty(image)
+
+
+_INPUTS = (
+    "Tensor image, Tensor text, Tensor? scale, float fixed_scale, Tensor? positive, "
+    "Tensor? image_ids, Tensor? text_ids, float weight, bool cosine"
+)
+# total: weight times the sum over all pairs, the cross-entropies of both directions added; NaN
+# with its gradients where a text's positive is -1.
+# scale: a tensor, or else the number fixed_scale, of which a tensor would be a launch.
+# cosine: scores are cosines of rows as they come; else dot products.
+# scores [N, M], or [0, 0]: for a backward pass.
+# anchors [N + M, 4]: of rows, then columns, the highest logit of negatives, the log of their sum
+# relative to it, the gradient of that log, and 1 / the row's length.
+# of_scale: the gradient of the total.
+define(
+    "info_nce_total_forward",
+    f"({_INPUTS}, bool keep_scores) "
+    "-> (Tensor total, Tensor scores, Tensor anchors, Tensor of_scale)",
+    _forward_fake,
+)
+define(
+    "info_nce_total_backward",
+    f"(Tensor grad, Tensor scores, Tensor anchors, Tensor of_scale, {_INPUTS}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+
+
+class InfoNCETotal(torch.autograd.Function):
+    """The backward pass makes the shares of the softmax from the scores that were kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor | None,
+        fixed_scale: float,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+        weight: float,
+        cosine: bool,
+    ) -> Tensor:
+        inputs = image, text, scale, fixed_scale, positive, image_ids, text_ids, weight, cosine
+        keep = any(ctx.needs_input_grad)
+        total, *parts = operator(namespace, "info_nce_total_forward")(*inputs, keep)
+        ctx.save_for_backward(*parts, image, text, scale, positive, image_ids, text_ids)
+        ctx.options = namespace, fixed_scale, weight, cosine
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        namespace, fixed_scale, weight, cosine = ctx.options
+        *given, scale, positive, image_ids, text_ids = ctx.saved_tensors
+        of_image, of_text, of_scale = operator(namespace, "info_nce_total_backward")(
+            grad, *given, scale, fixed_scale, positive, image_ids, text_ids, weight, cosine
+        )
+        learnt = of_scale if scale is not None else None
+        return None, of_image, of_text, learnt, *(None,) * 6
+
+
+@outside_autocast
+def whole(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    scale: float | Tensor,  # []
+    pairs: Pairs,
+    share: float,  # of each direction in the loss of a pair
+    mean: bool,  # over pairs; else their sum
+    backend: str,
+    cosine: bool = True,  # scores are cosines of rows as they come; else dot products
+) -> Tensor | None:  # []
+    """Compute the reduced loss, None where no backend has it in one operator.
+
+    Loss and gradients are NaN where a pair has no image.
+    """
+    sides = image.shape[0], text.shape[0]
+    namespace = backends.whole("info_nce_total", image, backend, sides)
+    if namespace is None:
+        return None
+    weight = share / sides[1] if mean else share
+    learnt, fixed = (scale, 0.0) if isinstance(scale, Tensor) else (None, scale)
+    given = distinct(image, text, learnt, *pairs)
+    return InfoNCETotal.apply(namespace, *given[:3], fixed, *given[3:], weight, cosine)

@@ -1,0 +1,214 @@
+"""Contrastive losses of a small batch as one CUDA operator, from binding to kernel, emulated."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cuda_launches import of_step
+from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated_pairs import SIZES, ids_of, layouts, leaves, not_finite, rows
+from itm_kernels import _checks, backends, functional, losses
+from itm_kernels._pairs import Pairs
+from itm_kernels.ops import info_nce, sigmoid
+from loss_cases import batch
+
+pytestmark = needs_compiler
+Loss = Callable[..., nn.Module]
+LOSSES: dict[str, Loss] = {
+    "info_nce": losses.InfoNCELoss,
+    "info_nce sum": partial(losses.InfoNCELoss, reduction="sum", logit_scale=5.0),
+    "info_nce learnt": partial(losses.InfoNCELoss, learnable=True),
+    "info_cmr": partial(losses.InfoCMRLoss, num_clusters=0, num_noise=0),
+    "sigmoid": losses.SigmoidLoss,
+    "sigmoid learnt": partial(losses.SigmoidLoss, learnable=True, reduction="sum"),
+}
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    with as_native():
+        yield
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request: pytest.FixtureRequest) -> Loss:
+    return LOSSES[request.param]
+
+
+def outcome(loss: Loss, x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    """Return a loss, times 3, and the gradients of rows and parameters, in fp64."""
+    module = loss(backend=backend).to(torch.promote_types(x.dtype, torch.float32))
+    inputs = [*leaves(x, y), *module.parameters()]
+    value = 3 * module(*inputs[:2], **ids)
+    return [t.detach().double() for t in (value, *torch.autograd.grad(value, inputs))]
+
+
+def by_parts(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> list[Tensor]:
+    with patch.object(backends, "whole", return_value=None):
+        return outcome(loss, x, y, "native", **ids)
+
+
+def assert_is_the_reference(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> None:
+    found = outcome(loss, x, y, "native", **ids)
+    wanted = outcome(loss, x.contiguous(), y.contiguous(), "reference", **ids)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize(("N", "M", "D"), SIZES)
+def test_fp64(loss: Loss, N: int, M: int, D: int) -> None:
+    assert_is_the_reference(loss, rows(N, D), rows(M, D, seed=1), **ids_of(N, M))
+
+
+# Not D = 1, where eager's gradient is 0 exactly: a unit vector cannot turn.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("N", "M", "D"), [size for size in SIZES if size[2] > 1])
+def test_error_is_at_most_twice_eagers(
+    loss: Loss, N: int, M: int, D: int, dtype: torch.dtype
+) -> None:
+    x, y, ids = rows(N, D, dtype), rows(M, D, dtype, seed=1), ids_of(N, M)
+    exact = outcome(loss, x.double(), y.double(), "reference", **ids)
+    eager, found = (outcome(loss, x, y, backend, **ids) for backend in ("reference", "native"))
+    for wanted, theirs, ours in zip(exact, eager, found, strict=True):
+        allowed = 2 * (theirs - wanted).abs().max()
+        allowed += 32 * torch.finfo(torch.float32).eps * max(1, wanted.abs().max())
+        assert (ours - wanted).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("layout", range(5))
+def test_strides(loss: Loss, layout: int) -> None:
+    assert_is_the_reference(loss, *layouts()[layout])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_as_in_the_parts(loss: Loss, value: float) -> None:
+    for side, row in ((0, 0), (1, 9)):
+        x, y = not_finite(value, side, row)
+        wanted = by_parts(loss, x, y)
+        assert not all(t.isfinite().all() for t in wanted)
+        torch.testing.assert_close(outcome(loss, x, y, "native"), wanted, equal_nan=True)
+
+
+def test_excluded_pairs_with_an_infinite_row_are_as_in_the_parts(loss: Loss) -> None:
+    x, y = not_finite(torch.inf, 1, 9)
+    ids = torch.arange(35)
+    ids[[9, 20]] = 50  # a square batch of equal ids keeps its diagonal
+    given = {"image_ids": ids, "text_ids": ids.clone()}
+    wanted = by_parts(loss, x, y, **given)
+    torch.testing.assert_close(outcome(loss, x, y, "native", **given), wanted, equal_nan=True)
+
+
+def test_equal_ids_leave_no_negative(loss: Loss) -> None:
+    ids = torch.full((9,), 7)
+    assert_is_the_reference(loss, rows(9, 5), rows(9, 5, seed=1), image_ids=ids, text_ids=ids)
+
+
+def test_repeated_ids_are_no_negatives(loss: Loss) -> None:
+    ids = torch.arange(33) % 13
+    given = {"image_ids": ids, "text_ids": ids.clone()}
+    assert_is_the_reference(loss, rows(33, 6), rows(33, 6, seed=1), **given)
+
+
+def test_zero_rows_and_ties(loss: Loss) -> None:
+    x, y = rows(20, 6), rows(20, 6, seed=1)
+    x[[3, 8]] = y[3] = 0
+    x[5:8] = y[5:7] = x[4]
+    assert_is_the_reference(loss, x, y)
+    for grads in outcome(loss, x.half(), y.half(), "native")[1:]:
+        assert grads.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 5e3])
+def test_logits_far_apart_and_close(scale: float) -> None:
+    for loss in (losses.InfoNCELoss, partial(losses.SigmoidLoss, logit_bias=-1.0)):
+        scaled = partial(loss, logit_scale=scale, max_scale=None)
+        assert_is_the_reference(scaled, rows(35, 6), rows(35, 6, seed=1))
+
+
+def test_a_text_can_be_a_negative_only(loss: Loss) -> None:
+    ids = {"image_ids": torch.arange(33), "text_ids": torch.arange(70) * 7 % 60}
+    assert_is_the_reference(
+        partial(loss, unmatched="negative"), rows(33, 9), rows(70, 9, seed=1), **ids
+    )
+
+
+def test_every_schedule_gives_the_same_bits(loss: Loss) -> None:
+    x, y, found = rows(35, 70, torch.float32), rows(35, 70, torch.float32, seed=1), []
+    for schedule in SCHEDULES:
+        with as_native(schedule):
+            found.append(outcome(loss, x, y, "native"))
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_scores_may_be_dot_products(cosine: bool) -> None:
+    sides, scale = leaves(rows(9, 5), rows(9, 5, seed=1)), torch.tensor(3.0).double()
+    pairs, given = Pairs(None, None, None), []
+    for run in (
+        partial(info_nce.whole, *sides, scale.requires_grad_(), pairs, 0.5, True),
+        partial(sigmoid.whole, *sides, scale, -1.0, pairs, True),
+    ):
+        value = run("native", cosine)
+        assert value is not None
+        given.append([value, *torch.autograd.grad(value, [*sides, scale])])
+    raw = [torch.nn.functional.normalize(side) if cosine else side for side in sides]
+    logits = scale * raw[0] @ raw[1].T
+    own = torch.arange(9)
+    both = (torch.nn.functional.cross_entropy(z, own) for z in (logits, logits.T))
+    signs = 1 - 2 * torch.eye(9).double()
+    classified = torch.nn.functional.softplus(signs * (logits - 1)).sum() / 9
+    for value, found in zip((sum(both) / 2, classified), given, strict=True):
+        grads = torch.autograd.grad(value, [*sides, scale], retain_graph=True)
+        torch.testing.assert_close(found, [value, *grads])
+
+
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
+def test_wrong_ids_that_nobody_could_read_are_nan(name: str) -> None:
+    x, y = leaves(rows(4, 5), rows(3, 5, seed=1))
+    ids = {"image_ids": torch.arange(4), "text_ids": torch.tensor([0, 9, 3])}
+    with patch.object(_checks, "can_read", return_value=False):
+        value = getattr(functional, f"{name}_loss")(x, y, backend="native", **ids)
+    assert value.isnan()
+    of_x, of_y = torch.autograd.grad(value, (x, y))
+    assert of_x.isnan().all()
+    assert of_y[1].isnan().all()
+
+
+def test_a_learnt_scale_costs_no_launch_of_ours() -> None:
+    counts = {}
+    for learnable in (False, True):
+        module = losses.InfoNCELoss(learnable=learnable)
+        with patch.object(_checks, "can_read", return_value=False):
+            counts[learnable] = of_step(module, *batch(2, 8, torch.float32)).own
+    assert counts == {False: 3, True: 3}
+
+
+def arguments(cosine: bool) -> dict[str, tuple[Any, ...]]:
+    """Return what both operators take but for flags, with a number or a tensor for a scale."""
+    positive = torch.tensor([2, 0, 1, 1, 0])
+    pairs = positive, torch.arange(3), positive.clone(), 0.5, cosine
+    sides, scale = (rows(3, 6), rows(5, 6, seed=1)), torch.tensor(3.0).double()
+    numbers = (scale, 0.0) if cosine else (None, 3.0)
+    return {
+        "info_nce": (*sides, *numbers, *pairs),
+        "sigmoid": (*sides, *numbers, None, -1.0, *pairs),
+    }
+
+
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("cosine", [True, False])
+def test_opcheck(name: str, cosine: bool) -> None:
+    operators, given = getattr(torch.ops, NAMESPACE), arguments(cosine)[name]
+    forward, backward = (
+        getattr(operators, f"{name}_total_{way}") for way in ("forward", "backward")
+    )
+    for keep in (False, True):
+        flags = (keep,) if name == "info_nce" else (False, keep)
+        torch.library.opcheck(forward, (*given, *flags))
+    total, *parts = forward(*given, *flags)
+    torch.library.opcheck(backward, (total, *parts, *given))
