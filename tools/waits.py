@@ -10,7 +10,7 @@ from typing import NamedTuple
 # Kernels whose loops fold scores, or parts of numbers.
 FOLDS = (
     r"(max_of_hinges|hardest_negatives|log_sum_exp|sigmoid|sum_of_hinges|weigh|weigh_hinges"
-    r"|stored_band|kmeans_plus_plus|add_parts|imc)_kernel"
+    r"|stored_band|kmeans_plus_plus|add_parts|imc|info_nce|sigmoid_total)_kernel"
 )
 
 
