@@ -126,12 +126,16 @@ def test_stored_scores_and_blocks_agree(N: int) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-# Unit rows, scores, sums and mask; unit rows, gradient. Of D = 64 a distance is one part.
-@pytest.mark.parametrize(("metric", "count"), [("cosine", 3 + 2), ("l2", 2 + 2)])
-def test_launches_are_few(metric: str, count: int) -> None:
+# Unit rows, scores, sums and mask; unit rows, products, the step through lengths. Of D = 64 a
+# distance is one part.
+@pytest.mark.parametrize(
+    ("metric", "mode", "count"),
+    [("cosine", "paper", 3 + 3), ("cosine", "official", 2 + 1), ("l2", "paper", 2 + 2)],
+)
+def test_launches_are_few(metric: str, mode: str, count: int) -> None:
     x = rows(7, 64, torch.float32)
     before = launches()
-    outcome(x, options(x, metric, "paper"), "native")
+    outcome(x, options(x, metric, mode), "native")
     assert launches() - before == count
 
 

@@ -14,13 +14,17 @@ void stored_band(Type type, const StoredBand& band, void* stream) {
   });
 }
 
-void stored_pull(Type type, const StoredPull& pull, int64_t D, void* stream) {
-  with_wide_type(type, [&](auto zero) {
-    using C = decltype(zero);
-    in_launches(pull.y.rows, [&](int64_t first, int64_t count) {
-      launch(stored_pull_kernel<C>, count, kRowThreads, kMostRows * sizeof(C), stream, pull,
-             Numbers<C>(pull.grad), rows_of<C>(pull.y), D, first);
+void stored_pull(Type type, const StoredPull& pull, int64_t columns, void* stream) {
+  const Matrix nothing{pull.y.data, 0, pull.y.stride, 0};
+  const WeightedRows to{pull.y, nothing, columns, pull.out, nullptr};
+  if (pull.distance)
+    return with_wide_type(type, [&](auto zero) {
+      using C = decltype(zero);
+      launch_weighted_pairs<C>(BandPairs<C, true>(pull), to, stream, false);
     });
+  with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    launch_weighted_pairs<T>(BandPairs<Wide<T>, false>(pull), to, stream, false);
   });
 }
 

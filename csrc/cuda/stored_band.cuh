@@ -1,11 +1,11 @@
 #pragma once
 // Bounded sums from stored scores, and their gradient: a warp a row of scores, whose votes are the
-// words of its mask; a block a row of the gradient, whose weights are in shared memory.
+// words of its mask; products of rows, whose weights are its bits.
 
 #include "cuda/pairs.cuh"
 #include "cuda/stored_band.h"
-#include "cuda/tile.cuh"
 #include "cuda/unit_rows.cuh"
+#include "cuda/weighted.cuh"
 
 namespace itm::cuda {
 
@@ -65,74 +65,57 @@ __global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
   static_cast<C*>(band.norm)[n] = 1;
 }
 
-// The weights of row n, which are there for all after this.
-template <typename C>
-__device__ void fill_weights(const StoredPull& pull, const Numbers<C>& grad, int n, int N,
-                             const Shared<C>& weights) {
-  const C* distance = static_cast<const C*>(pull.distance);
-  for (int m = static_cast<int>(threadIdx.x); m < N; m += kRowThreads) {
-    C weight = static_cast<C>(pull.sign) * (grad[n] + grad[m]);
-    if (distance) {
-      const C own = distance[static_cast<int64_t>(n) * N + m];
-      weight = own == 0 ? C(0) : weight / own;
-    }
-    weights.write(m, weight);
-  }
-  __syncthreads();
-}
+// The gradient of a band: the rows of x by the bits of their mask, or differences of rows.
+template <typename C, bool kOverDistances>
+struct BandPairs : PairsOf<C> {
+  static constexpr int kSources = 2;  // there are no rows of another side
+  static constexpr bool kSparse = true, kDifferences = kOverDistances;
 
-// The sum over pairs inside of their weights times y[m], or own - y[m], of columns [d, d + 4). Of a
-// row outside nothing shows, not even that it is infinite; of one inside, even under weight 0.
-template <typename C>
-__device__ __forceinline__ Four<C> pulled(const StoredPull& pull, const Rows<C>& y, int n,
-                                          int64_t d, const Four<C>& own, const Shared<C>& weights) {
-  const int N = static_cast<int>(y.count);
-  Four<C> sum = {};
-  for (int from = 0; from < N; from += 32) {
-    const uint32_t word = pull.mask[n * pull.words + from / 32];
-    if (word == 0) continue;
-#pragma unroll 4
-    for (int bit = 0; bit < window(N - from, 32); ++bit) {
-      const bool inside = word >> bit & 1;
-      const C weight = inside ? weights.read(from + bit) : C(0);
-      Four<C> other = {};
-      if (inside) other = *reinterpret_cast<const Four<C>*>(y.data + (from + bit) * y.stride + d);
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        sum.v[e] += weight * (pull.distance && inside ? own.v[e] - other.v[e] : other.v[e]);
-    }
-  }
-  return sum;
-}
+  const uint32_t* mask;
+  int words;
+  Numbers<C> grad;
+  C sign;
+  const C *distance, *shown;
+  Matrix rows_of_x;
 
-template <typename C>
-__global__ void __launch_bounds__(kRowThreads, 4)
-    stored_pull_kernel(StoredPull pull, Numbers<C> grad, Rows<C> y, int64_t D, int64_t first) {
-  wait_for_launch_before();
-  const int n = static_cast<int>(first + blockIdx.x);
-  const auto weights = Shared<C>::template all<kMostRows>();
-  fill_weights(pull, grad, n, static_cast<int>(y.count), weights);
-  C* const out = static_cast<C*>(pull.out) + n * D;
-  const C* const here = y.data + n * y.stride;
-  C along = 0;
-  for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads) {
-    const auto own = *reinterpret_cast<const Four<C>*>(here + d);
-    Four<C> sum = pulled(pull, y, n, d, own, weights);
-    // Read here: kept over the loops, it is one register too many on sm_100.
-    const C shown = pull.shown ? 0 * static_cast<const C*>(pull.shown)[n] : C(0);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) sum.v[e] += shown, along += sum.v[e] * own.v[e];
-    *reinterpret_cast<Four<C>*>(out + d) = sum;
+  explicit BandPairs(const StoredPull& from)
+      : mask(from.mask),
+        words(static_cast<int>(from.words)),
+        grad(from.grad),
+        sign(static_cast<C>(from.sign)),
+        distance(static_cast<const C*>(from.distance)),
+        shown(static_cast<const C*>(from.shown)),
+        rows_of_x(from.y) {}
+
+  struct Read {
+    bool inside = false;
+    C own = 0, other = 0, distance = 1;
+  };
+  __device__ __forceinline__ Read read(bool, int, int own, int other) const {
+    const uint32_t word = mask[own * words + other / 32];
+    Read found{(word >> other % 32 & 1) != 0, grad[own], grad[other], C(1)};
+    if constexpr (kOverDistances)
+      found.distance = distance[own * static_cast<int>(rows_of_x.rows) + other];
+    return found;
   }
-  if (!pull.length) return;
-  // Along itself a unit vector does not move.
-  __syncthreads();
-  along = sum_of_warps(weights, along, kRowWarps);
-  const C length = static_cast<const C*>(pull.length)[n];
-  if (length <= C(kSmallestLength)) along = 0;
-  for (int64_t d = 4 * threadIdx.x; d < D; d += 4 * kRowThreads)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) out[d + e] = (out[d + e] - along * here[d + e]) / divisor(length);
-}
+  __device__ __forceinline__ Weighed<C> weigh(bool, int, int own, int other,
+                                              const Read& read) const {
+    C weight = read.inside ? sign * (read.own + read.other) : C(0);
+    if constexpr (kOverDistances) {
+      if (read.inside) weight = read.distance == 0 ? C(0) : weight / read.distance;
+    } else if (shown && own == other && own < static_cast<int>(rows_of_x.rows)) {
+      weight += 0 * shown[own];
+    }
+    return {weight, C(0)};
+  }
+  static __device__ __forceinline__ bool counts(int, const Read& read, C weight) {
+    return read.inside || weight != 0;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ Rows<T> rows(bool, int) const {
+    return {static_cast<const T*>(rows_of_x.data), rows_of_x.rows, rows_of_x.stride, 0};
+  }
+};
 
 }  // namespace itm::cuda

@@ -20,17 +20,17 @@ struct StoredBand {
 void stored_band(Type type, const StoredBand& band, void* stream);
 
 // out[n] = the sum over pairs inside of sign (grad[n] + grad[m]) times y[m]; with distances [N, N],
-// times (y[n] - y[m]) / distance, 0 at 0; with lengths [N], the gradient of rows whose unit rows y
-// are. Where shown [N], sums of rows, is not finite, out is NaN. y and out [N, D] in fours.
+// times (y[n] - y[m]) / distance, 0 at 0. Where shown [N], sums of rows, is not finite, out is NaN.
+// y in fours, out [N, columns] in its type; with distances both are in fp32 or fp64.
 struct StoredPull {
   const uint32_t* mask;
   int64_t words;
   PerRow grad;
   double sign;
   Matrix y;
-  const void *distance, *length, *shown;  // or null
+  const void *distance, *shown;  // or null
   void* out;
 };
-void stored_pull(Type type, const StoredPull& pull, int64_t D, void* stream);
+void stored_pull(Type type, const StoredPull& pull, int64_t columns, void* stream);
 
 }  // namespace itm::cuda

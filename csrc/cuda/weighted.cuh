@@ -18,6 +18,7 @@
 //                           weight has that of the other row in it, and it adds the weight
 //                           without, times the cosine, along its own; `along` is what a row's
 //                           gradient has along it besides
+//   kDifferences            the weight is multiplied by row `own` less row `other`
 //   kSparse, bool counts(source, read, weight)
 //                           most weights are 0: where all of 16 x 32 are, nothing is multiplied;
 //                           and of rows that do not count nothing shows, infinite or not
@@ -39,7 +40,7 @@ struct Weighed {
 template <typename C>
 struct PairsOf {
   static constexpr int kSources = 1;
-  static constexpr bool kUnit = false, kSparse = false;
+  static constexpr bool kUnit = false, kSparse = false, kDifferences = false;
 
   template <typename T>
   __device__ __forceinline__ Rows<T> rows(bool, int) const {
@@ -97,7 +98,8 @@ __device__ __forceinline__ void add_along(const Shared<typename Tile::C>& shared
 }
 
 template <typename T, typename Pairs>
-__global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kBlocks)
+__global__ void __launch_bounds__(WeightedTile<T>::kThreads,
+                                  Pairs::kDifferences ? 4 : WeightedTile<T>::kBlocks)
     weighted_kernel(Pairs pairs, WeightedSide<T> x, WeightedSide<T> y, int64_t D,
                     int64_t first_block) {
   using Tile = WeightedTile<T>;
@@ -138,6 +140,22 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
                    : of_x ? y.rows.stride
                           : x.rows.stride,
                    0};
+  };
+
+  Four<C> mine[4] = {};  // this thread's part of its rows
+  if constexpr (Pairs::kDifferences) {
+    const Rows<T> rows = of_x ? x.rows : y.rows;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const T* from = rows.data + (first + own_row + r) * rows.stride + d + own_column;
+      if (first + own_row + r >= own || own_column >= columns) break;
+      const auto four = *reinterpret_cast<const Four<T>*>(from);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) mine[r].v[e] = widen(four.v[e]);
+    }
+  }
+  const auto factor_of = [&](int r, int e, C value) {
+    return Pairs::kDifferences ? mine[r].v[e] - value : value;
   };
 
 #pragma unroll 1
@@ -195,7 +213,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
 #pragma unroll
         for (int r = 0; r < 4; ++r)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) sum[r].v[e] += weight.v[r] * value.v[e];
+          for (int e = 0; e < 4; ++e) sum[r].v[e] += weight.v[r] * factor_of(r, e, value.v[e]);
       }
       if (more) deposit(at + Tile::kDepth, Tile::kStage - stage);
     }
@@ -227,7 +245,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads, WeightedTile<T>::kB
             const C weight = pairs.weigh(of_x, source, n, k, read).weight;
             if (!pairs.counts(source, read, weight)) continue;
 #pragma unroll
-            for (int e = 0; e < 4; ++e) sum[r].v[e] += weight * widen(value.v[e]);
+            for (int e = 0; e < 4; ++e) sum[r].v[e] += weight * factor_of(r, e, widen(value.v[e]));
           }
         }
       }

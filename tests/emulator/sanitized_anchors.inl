@@ -226,29 +226,43 @@ void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
                mask.data(),
                words},
               nullptr);
+  // Twice over differences of rows, as if all distances were 2, and over rows: of them, the step
+  // through their lengths.
   const C one = 1;
-  std::vector<C> out(N * D);
-  stored_pull(type,
-              {mask.data(),
-               words,
-               {&one, 0},
-               -1,
-               matrix(unit, N, D),
-               nullptr,
-               length.data(),
-               row.data(),
-               out.data()},
-              D, nullptr);
+  const Type wide = type == Type::kDouble ? Type::kDouble : Type::kFloat;
+  std::vector<C> of_unit(N * D), out(N * D), differences(N * D), distance(N * N, 2);
+  StoredPull pull{.mask = mask.data(),
+                  .words = words,
+                  .grad = {&one, 0},
+                  .sign = -1,
+                  .y = matrix(unit, N, D),
+                  .distance = distance.data(),
+                  .shown = nullptr,
+                  .out = differences.data()};
+  stored_pull(wide, pull, D, nullptr);
+  pull.distance = nullptr, pull.shown = row.data(), pull.out = of_unit.data();
+  stored_pull(wide, pull, D, nullptr);
+  unit_rows_gradient(wide, {of_unit.data(), N, D, 1}, D, unit.data(), length.data(), out.data(),
+                     nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double sum = 0, along = 0;
+    std::vector<double> rows(D), gaps(D);
     for (int64_t m = 0; m < N; ++m) {
       const double key = C(1) - scores[n * N + m];
       const bool inside = key > C(0.5) && key < C(1.2) && n != m;
       if (inside) sum += key;
       expect(mask[n * words + m / 32] >> m % 32 & 1, inside, "bit");
+      for (int64_t d = 0; d < D && inside; ++d) {
+        rows[d] -= 2 * unit[m * D + d];
+        gaps[d] -= unit[n * D + d] - unit[m * D + d];
+      }
     }
     expect(row[n], sum, "band");
-    for (int64_t d = 0; d < D; ++d) along += out[n * D + d] * unit[n * D + d];
+    for (int64_t d = 0; d < D; ++d) {
+      expect(of_unit[n * D + d], rows[d], "rows of a band");
+      expect(differences[n * D + d], gaps[d], "differences of a band");
+      along += out[n * D + d] * unit[n * D + d];
+    }
     expect(along, 0, "gradient along its row");
   }
 }

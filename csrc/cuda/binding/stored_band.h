@@ -1,6 +1,7 @@
 #pragma once
-// Bounded sums of a small batch, for intra_modal: three launches forward and two backward for
-// cosines, as many for l2 and one more where a distance is added up in parts.
+// Bounded sums of a small batch, for intra_modal: three launches forward and three backward for
+// cosines, one of them for products of unit rows; two each for l2, and one more where a distance is
+// added up in parts.
 
 #include <ATen/ops/empty_like.h>
 
@@ -62,29 +63,40 @@ inline void sum_stored(const OnDevice& device, const Tensor& x, const OptionalTe
   device.launched();
 }
 
-// Their gradient [N, D], from the mask.
+// Their gradient [N, D], from the mask, in the type of x or wider.
 inline Tensor pull_stored(const OnDevice& device, const Tensor& x, const Tensor& grad,
                           const Tensor& row, const Tensor& mask, bool product, bool unit,
                           bool repel) {
-  const StoredRows in(device, x, unit);
-  Tensor distance;
-  if (!product) distance = distances_of(device, Metric::kL2, in.rows, in.rows);
-  const Tensor out = at::empty_like(in.rows, at::MemoryFormat::Contiguous);
+  Tensor rows, distance;
+  std::optional<StoredRows> units;
+  if (unit)
+    rows = units.emplace(device, x, true).rows;
+  else
+    rows = in_fours((product ? x : wide(x)).unsqueeze(0));
+  if (!product) distance = distances_of(device, Metric::kL2, rows, rows);
+  // Of unit rows with the zeros beyond D, as the step through their lengths takes them.
+  const int64_t columns = unit ? rows.size(2) : x.size(1);
+  const Tensor out = at::empty({x.size(0), columns}, rows.options());
   const RowNumbers numbers(grad, x);
-  stored_pull(type_of(in.rows),
-              {.mask = reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>()),
-               .words = mask.size(1),
+  const Tensor bits = mask.contiguous(), sums = row.contiguous();
+  stored_pull(type_of(rows),
+              {.mask = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>()),
+               .words = bits.size(1),
                .grad = numbers.at(),
                .sign = repel != unit ? -1.0 : 1.0,  // a cosine's key falls as its product rises
-               .y = matrix_of(in.rows),
+               .y = matrix_of(rows),
                .distance = distance.defined() ? distance.const_data_ptr() : nullptr,
-               .length = unit ? in.length.const_data_ptr() : nullptr,
                // An infinite row is outside every band: its sum shows it.
-               .shown = product && !unit ? row.const_data_ptr() : nullptr,
+               .shown = product && !unit ? sums.const_data_ptr() : nullptr,
                .out = out.mutable_data_ptr()},
-              in.rows.size(2), device.stream());
+              columns, device.stream());
   device.launched();
-  return out[0].narrow(1, 0, x.size(1)).contiguous();
+  if (!unit) return out;
+  const Tensor of_x = at::empty(out.sizes(), x.options());
+  unit_rows_gradient(type_of(x), any_rows_of(out), columns, rows.const_data_ptr(),
+                     units->length.const_data_ptr(), of_x.mutable_data_ptr(), device.stream());
+  device.launched();
+  return of_x.narrow(1, 0, x.size(1)).contiguous();
 }
 
 }  // namespace itm::cuda
