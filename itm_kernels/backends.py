@@ -119,7 +119,8 @@ NATIVE_KERNELS: dict[str, frozenset[str]] = {
 CUDA_ARCHITECTURES: tuple[str, ...] = tuple(_BUILT.get("cuda_architectures", ()))
 TRITON_FILES = frozenset(module.name for module in pkgutil.iter_modules([_TRITON_FOLDER]))
 # operators that share a file with another
-_STEM = {"rbf_synthesis_logits": "rbf_synthesis", "sigmoid_total": "sigmoid"}
+_STEM = {f"{stem}_total": stem for stem in ("ranks", "sigmoid")}
+_STEM["rbf_synthesis_logits"] = "rbf_synthesis"
 NO_TRITON = "triton is not installed"
 HAS_TRITON = find_spec("triton") is not None
 # device -> the backend that is missed most there, and how to get it
