@@ -21,7 +21,7 @@ _BLOCK = 256 if INTERPRETED else 16
 
 
 class Order(NamedTuple):
-    """Where the rows are by id, and the candidates of every query, by place."""
+    """Rows sorted by id: which row has a place, and the candidates of every query."""
 
     query: Tensor  # [Q] the query at a place
     candidate: Tensor  # [G]
@@ -30,7 +30,7 @@ class Order(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What tiles of scores add up to, by query."""
+    """Counts of every query, which tiles of scores add to."""
 
     best: Tensor  # [Q] highest key << 32 | candidate; the key alone for fp64
     above: Tensor  # [Q] int64
@@ -49,6 +49,18 @@ def _start(best, above, ties, positives, negatives, q, number, mask):
     tl.store(negatives + q, number.to(tl.int64), mask=mask)
     # The key of none in the high half too.
     tl.store(best + q, tl.full(q.shape, no_key(tl.int64), tl.int64), mask=mask)
+
+
+@triton.jit
+def _places(ids, r, own, count, CHUNK: tl.constexpr):
+    """Return how many of some ids come before those at r: smaller ones, and equal ones above."""
+    place = tl.zeros((r.shape[0],), tl.int32)
+    for chunk in range(0, count, CHUNK):
+        c = chunk + tl.arange(0, CHUNK)
+        other = tl.load(ids + c, mask=c < count, other=0)[None, :]
+        before = (other < own) | ((other == own) & (c[None, :] < r[:, None]))
+        place += tl.sum((before & (c < count)[None, :]).to(tl.int32), 1)
+    return place
 
 
 @triton.jit
@@ -71,16 +83,11 @@ def _order_kernel(
 ):
     """Sort by counting: a row's place is the number of those before it."""
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = tl.zeros((BLOCK,), tl.int32)
     if tl.program_id(1) == 0:
         own = tl.load(x_ids + r, mask=r < Q, other=0)[:, None]
         below = tl.zeros((BLOCK,), tl.int32)
         equal = tl.zeros((BLOCK,), tl.int32)
-        for chunk in range(0, Q, CHUNK):
-            c = chunk + tl.arange(0, CHUNK)
-            ids = tl.load(x_ids + c, mask=c < Q, other=0)[None, :]
-            before = (ids < own) | ((ids == own) & (c[None, :] < r[:, None]))
-            place += tl.sum((before & (c < Q)[None, :]).to(tl.int32), 1)
+        place = _places(x_ids, r, own, Q, CHUNK)
         for chunk in range(0, G, CHUNK):
             c = chunk + tl.arange(0, CHUNK)
             ids = tl.load(y_ids + c, mask=c < G, other=0)[None, :]
@@ -93,11 +100,7 @@ def _order_kernel(
         _start(best, above, ties, positives, negatives, r, G - equal, r < Q)
     else:
         own = tl.load(y_ids + r, mask=r < G, other=0)[:, None]
-        for chunk in range(0, G, CHUNK):
-            c = chunk + tl.arange(0, CHUNK)
-            ids = tl.load(y_ids + c, mask=c < G, other=0)[None, :]
-            before = (ids < own) | ((ids == own) & (c[None, :] < r[:, None]))
-            place += tl.sum((before & (c < G)[None, :]).to(tl.int32), 1)
+        place = _places(y_ids, r, own, G, CHUNK)
         tl.store(candidate + place, r, mask=r < G)
 
 
