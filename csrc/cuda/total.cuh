@@ -1,6 +1,6 @@
 #pragma once
 // Numbers of all anchors added up in the launch that makes them: the block that comes last adds
-// them, in one order. Which block that is depends on the device's mood; the sum does not.
+// them, in one order. Which block is last varies from run to run; the sum does not.
 
 #include "cuda/compat.cuh"
 #include "cuda/pairs.h"

@@ -134,10 +134,10 @@ struct CmrProblem {
   void expect_gradient() {
     std::vector<C> of_image(N * (M + Z)), of_text((N + Z) * M), along(N + M), inverse(N + M);
     std::vector<T> to_image(N * D), to_text(M * D);
-    cmr_weigh(type, cmr,
-              {length.data() + N + M, of_image.data(), of_text.data(), along.data(),
-               inverse.data()},
-              nullptr);
+    cmr_weigh(
+        type, cmr,
+        {length.data() + N + M, of_image.data(), of_text.data(), along.data(), inverse.data()},
+        nullptr);
     const C grad = 3;
     C to_scale = 0;
     cmr_gradient(type,
