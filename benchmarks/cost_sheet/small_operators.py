@@ -187,10 +187,11 @@ def _bounded(batch: Batch, metric: str, unit: bool = False) -> list[Count]:
     made = [cuda.unit("unit_kernel", batch)] if unit else _half(batch, "to")
     if metric == "cosine":
         band = [cuda.distances(wide), cuda.stored_band(batch, batch.parts[0])]
-        return [*made, *band, *made, cuda.stored_pull(batch), *_half(batch, "to")]
+        through = [cuda.unit("unit_gradient_kernel", batch)] if unit else []
+        return [*made, *band, *(made if unit else []), cuda.stored_pull(batch), *through]
     made += [cuda.distances(wide, 2), *_added(wide)]
     return [
-        *made, cuda.stored_band(batch, 1), *made, cuda.stored_pull(batch), *_half(batch, "to")
+        *made, cuda.stored_band(batch, 1), *made, cuda.stored_pull(wide), *_half(batch, "to")
     ]  # fmt: skip
 
 
