@@ -25,23 +25,14 @@ const std::vector<std::string> cpu_operators = {
     "log_sum_exp",      "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
     "sample_negatives", "sigmoid",           "similarity",  "sum_of_hinges", "unit_rows"};
 #ifdef ITM_WITH_CUDA
-const std::vector<std::string> cuda_operators = {"cross_entropy",
-                                                 "hardest_negatives",
-                                                 "imc_total",
-                                                 "info_cmr_total",
-                                                 "info_nce_total",
-                                                 "intra_modal",
-                                                 "kmeans",
-                                                 "kmeans_plus_plus",
-                                                 "log_sum_exp",
-                                                 "max_of_hinges",
-                                                 "max_of_hinges_total",
-                                                 "rbf_synthesis",
-                                                 "rbf_synthesis_logits",
-                                                 "sigmoid",
-                                                 "sigmoid_total",
-                                                 "similarity",
-                                                 "sum_of_hinges",
+const std::vector<std::string> cuda_operators = {"hardest_negatives", "imc_total",
+                                                 "info_cmr_total",    "info_nce_total",
+                                                 "intra_modal",       "kmeans",
+                                                 "kmeans_plus_plus",  "log_sum_exp",
+                                                 "max_of_hinges",     "max_of_hinges_total",
+                                                 "rbf_synthesis",     "rbf_synthesis_logits",
+                                                 "sigmoid",           "sigmoid_total",
+                                                 "similarity",        "sum_of_hinges",
                                                  "unit_rows"};
 #else
 const std::vector<std::string> cuda_operators = {};

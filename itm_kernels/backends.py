@@ -104,7 +104,6 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
     ("cuda", "native", "unit_rows", ""): _ROWS_ON_CUDA,
-    ("cuda", "native", "cross_entropy", ""): _ROWS_ON_CUDA,
     ("cuda", "native", "info_cmr_total", ""): _INFO_CMR_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,

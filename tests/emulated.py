@@ -32,7 +32,6 @@ CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
 OPERATORS = frozenset(
     {
-        "cross_entropy",
         "hardest_negatives",
         "imc_total",
         "info_cmr_total",

@@ -178,11 +178,6 @@ def pull(batch: Batch) -> Count:
     return waiting("pull_kernel", blocks, 3, clocks, batch.N * 64.0 * batch.size)
 
 
-def cross_entropy(name: str, batch: Batch) -> Count:
-    """A thread a pair; two sides of one sum each."""
-    return waiting(name, math.ceil(batch.N / 128), 4, 600)
-
-
 def kmeans(batch: Batch) -> Count:
     """One block. What it reads again and again lies in the L1, while it fits: the products."""
     groups = math.ceil(batch.N / 32)

@@ -54,8 +54,6 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "_scaled._gradient_kernel": _along,
     "_compare._squares_kernel": lambda launch: _along(launch, "DEPTH"),
     "_distances._distance_kernel": lambda launch: 3,
-    "cross_entropy._forward_kernel": lambda launch: launch.S,
-    "cross_entropy._backward_kernel": lambda launch: launch.S,
     "kmeans_plus_plus._draw_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
     "_compare._pull_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
 }

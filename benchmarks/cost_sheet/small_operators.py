@@ -73,11 +73,6 @@ def _clustered(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     return *sides(N, dtype, device), torch.arange(N, device=device) % CLUSTERS
 
 
-def _sums(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    wide = partial(_rows, dtype=torch.float32, device=device)
-    return wide(N), wide(2, 1, N), wide(2, 1, N, grad=False)
-
-
 # -- operators -------------------------------------------------------------------------------------
 
 _DIAGONAL = Pairs(None, None, None)
@@ -138,10 +133,6 @@ def _synthesis(
 
 def _unit_rows(x: Tensor, backend: str) -> Tensor:
     return _of("unit_rows").run(x, _NAME, backend)
-
-
-def _cross_entropy(positive: Tensor, negatives: Tensor, highest: Tensor, backend: str) -> Tensor:
-    return _of("cross_entropy").run(positive, negatives, highest, 0.5, _NAME, backend)
 
 
 # -- their CUDA kernels' launches ------------------------------------------------------------------
@@ -227,11 +218,6 @@ def _rows_each_way(batch: Batch) -> list[Count]:
     return [cuda.unit("unit_kernel", batch), cuda.unit("unit_gradient_kernel", batch)]
 
 
-def _entropies(batch: Batch) -> list[Count]:
-    names = "cross_entropy_kernel", "cross_entropy_gradient_kernel"
-    return [cuda.cross_entropy(name, batch) for name in names]
-
-
 def _of_band(metric: str, mode: str = "paper") -> Operator:
     unit = metric == "cosine" and mode != "official"
     launches = _l1 if metric == "l1" else partial(_bounded, metric=metric, unit=unit)
@@ -265,5 +251,4 @@ OPERATORS: dict[str, Operator] = {
     "rbf_synthesis_logits, kam": _of_synthesis("kam", False),
     "rbf_synthesis_logits, kam, detached": _of_synthesis("kam", True),
     "unit_rows": Operator(_unit_rows, _one, _rows_each_way),
-    "cross_entropy": Operator(_cross_entropy, _sums, _entropies),
 }

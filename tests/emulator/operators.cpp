@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 
 #include "binding/wide.cpp"
-#include "cuda/binding/cross_entropy.cpp"
 #include "cuda/binding/imc.cpp"
 #include "cuda/binding/info_cmr.cpp"
 #include "cuda/binding/info_nce.cpp"

@@ -10,7 +10,6 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/contrast.h"
-#include "cuda/cross_entropy.h"
 #include "cuda/imc.h"
 #include "cuda/info_cmr.h"
 #include "cuda/launch.h"
@@ -161,8 +160,6 @@ void check(Type type, std::mt19937& random) {
   check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
   check_unit_rows<T>(type, 37, 12, random);
   check_unit_rows<T>(type, 5, 333, random);
-  if (type == Type::kFloat || type == Type::kDouble)
-    check_cross_entropy<Wide<T>>(type, 2, 3, 131, random);
   check_stored_band<T>(type, 37, 12, random);
   check_pairs<T>(type, random);
   check_products<T>(type, random);

@@ -170,31 +170,6 @@ void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
   }
 }
 
-// Cross-entropies against their formula.
-template <typename C>
-void check_cross_entropy(Type type, int64_t S, int64_t K, int64_t M, std::mt19937& random) {
-  const auto positive = numbers<C>(M, random), negatives = numbers<C>(S * K * M, random);
-  const auto bases = numbers<C>(S * K * M, random);
-  std::vector<C> loss(M), of_positive(M), of_negatives(S * K * M);
-  const Softmaxes in{positive.data(), negatives.data(), bases.data(), S, K, M, 0.5};
-  const C one = 1;
-  cross_entropy(type, in, loss.data(), nullptr);
-  cross_entropy_gradient(type, in, {&one, 0}, of_positive.data(), of_negatives.data(), nullptr);
-  for (int64_t m = 0; m < M; ++m) {
-    double sum = 0, slope = of_positive[m];
-    for (int64_t s = 0; s < S; ++s) {
-      double terms = 1;
-      for (int64_t k = s * K; k < (s + 1) * K; ++k) {
-        terms += std::exp(negatives[k * M + m] + bases[k * M + m] - positive[m]);
-        slope += of_negatives[k * M + m];
-      }
-      sum += std::log(terms) / 2;
-    }
-    expect(loss[m], sum, "cross-entropy");
-    expect(slope, 0, "gradient of all logits");
-  }
-}
-
 // A band over cosines of unit rows, and its gradient, all of whose gradients are 1.
 template <typename T>
 void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
