@@ -32,8 +32,7 @@ const std::vector<std::string> cuda_operators = {"hardest_negatives", "imc_total
                                                  "max_of_hinges",     "max_of_hinges_total",
                                                  "rbf_synthesis",     "rbf_synthesis_logits",
                                                  "sigmoid",           "sigmoid_total",
-                                                 "similarity",        "sum_of_hinges",
-                                                 "unit_rows"};
+                                                 "similarity",        "sum_of_hinges"};
 #else
 const std::vector<std::string> cuda_operators = {};
 #endif

@@ -84,7 +84,6 @@ _SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
 # All of a problem's rows pass through one block: one large problem would leave the others idle.
 _CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=256, most_rows=1024)
 _START_ON_CUDA = Range("a block a problem, two launches", first_rows=512, most_rows=1024)
-_ROWS_ON_CUDA = Range("one launch each way, no Python between them", first_rows=MANY)
 _INFO_CMR_ON_CUDA = Range("seven launches in all", first_rows=256, most_rows=1024)
 _L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
 # (device, backend, operator, metric); "" for all metrics, or none. What is not here runs anywhere.
@@ -103,7 +102,6 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "rbf_synthesis", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "rbf_synthesis_logits", ""): _SYNTHESIS_ON_CUDA,
     ("cuda", "native", "intra_modal", ""): _BOUNDS_ON_CUDA,
-    ("cuda", "native", "unit_rows", ""): _ROWS_ON_CUDA,
     ("cuda", "native", "info_cmr_total", ""): _INFO_CMR_ON_CUDA,
     ("cuda", "native", "similarity", "l1"): _L1_ON_CUDA,
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,

@@ -48,7 +48,6 @@ OPERATORS = frozenset(
         "sigmoid_total",
         "similarity",
         "sum_of_hinges",
-        "unit_rows",
     }
 )
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.

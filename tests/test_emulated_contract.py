@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def test_the_operators_of_these_losses_are_emulated(backend: str) -> None:
     operators = "sum_of_hinges", "max_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"
-    for operator in (*operators, "unit_rows", "info_cmr_total"):
+    for operator in (*operators, "info_cmr_total"):
         assert operator in OPERATORS
         assert backends.choose(operator, "cpu", (1, 1)) == "native"
 

@@ -23,7 +23,8 @@ from loss_cases import batch
 
 pytestmark = needs_compiler
 
-# Our own launches, and ATen's.
+# Our own launches, and ATen's. Unit rows and cross-entropies by themselves are Triton's, one
+# launch each way, which the emulator has not: PyTorch's formulas stand in for them.
 STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 1),
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),
@@ -34,13 +35,13 @@ STEPS: dict[str, tuple[nn.Module, int, int]] = {
     # Synthesis with a kernel associative memory; no more noise and clusters than the emulator's
     # grids hold.
     "info_cmr": (losses.InfoCMRLoss(num_noise=8, num_clusters=3), 7, 4),
-    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 51, 38),
+    "info_cmr per anchor": (losses.InfoCMRLoss(num_noise=8, clustering="per_anchor"), 44, 187),
 }
 
 
 # Copies among ATen's that a binding or autograd makes: of centroids and of rows in fp64, and, of
 # rows in 16 bits, those in fp32 and gradients back.
-COPIES = {"info_cmr per anchor": (6, 6)}
+COPIES = {"info_cmr per anchor": (6, 11)}
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,8 @@ def main() -> int:
     rows = {case.key: sheet.row_of(case) for case in chosen}
     report(rows, committed)
     found = complaints(rows, committed) if committed["rows"] else []
+    small = small_batch.rows()
+    found += small_batch.complaints(small)
     print(
         f"{len(rows)} rows in {time.time() - start:.0f} s, {len(found)} complaints",
         *found,
@@ -75,8 +77,7 @@ def main() -> int:
     )
     if options.update and (options.grow or not found):
         sheet.store(sheet.sheet_of(sheet.merged(committed["rows"], rows)), options.file)
-        written = small_batch.markdown(small_batch.rows())
-        small_batch.FILE.write_text(written, encoding="utf-8")
+        small_batch.FILE.write_text(small_batch.markdown(small), encoding="utf-8")
         return 0
     return bool(found)
 

@@ -48,8 +48,6 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "_entries._order_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
     "_segments._gradients_kernel": lambda launch: 6,
     "_segments._chunks_kernel": lambda launch: 1,
-    "unit_rows._forward_kernel": _along,
-    "unit_rows._backward_kernel": _along,
     "_scaled._scale_kernel": _along,
     "_scaled._gradient_kernel": _along,
     "_compare._squares_kernel": lambda launch: _along(launch, "DEPTH"),

@@ -92,16 +92,11 @@ def _sum_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
 
 
 def _log_sum_exp(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Any:
-    raw = backend == "triton"
-    if not raw:
-        image, text = _unit_rows(image, backend), _unit_rows(text, backend)
-    operator = _of("log_sum_exp")
-    return operator.run(image, text, scale, None, None, _NAME, backend, None, raw)
+    return _of("log_sum_exp").run(image, text, scale, None, None, _NAME, backend)
 
 
 def _sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
-    operator = _of("sigmoid")
-    return operator.run(image, text, scale, bias, _DIAGONAL, _NAME, backend, cosine=True)
+    return _of("sigmoid").run(image, text, scale, bias, _DIAGONAL, _NAME, backend)
 
 
 def _intra_modal(x: Tensor, backend: str, metric: str, mode: str = "paper") -> Tensor:
@@ -131,10 +126,6 @@ def _synthesis(
     return (_of("rbf_synthesis").run_logits if detach else _of("rbf_synthesis").run)(*inputs)
 
 
-def _unit_rows(x: Tensor, backend: str) -> Tensor:
-    return _of("unit_rows").run(x, _NAME, backend)
-
-
 # -- their CUDA kernels' launches ------------------------------------------------------------------
 
 EXPONENTIALS = 200  # clocks of a join of two sums of exponentials [E]
@@ -162,11 +153,8 @@ def _sum(batch: Batch) -> list[Count]:
 
 
 def _contrast(batch: Batch, name: str) -> list[Count]:
-    wide = batch._replace(size=4)
-    pull = [cuda.weigh(batch), cuda.weighted(wide, True)]
-    pull += 2 * [cuda.unit("unit_gradient_kernel", batch)]
-    scores = [cuda.distances(wide), cuda.fold(name, batch, EXPONENTIALS)]
-    return [*2 * [cuda.unit("unit_kernel", batch)], *scores, *pull]
+    scores = [cuda.distances(batch), cuda.fold(name, batch, EXPONENTIALS)]
+    return [*scores, cuda.weigh(batch), cuda.weighted(batch, True)]
 
 
 def _added(batch: Batch, wide: int = 4) -> list[Count]:
@@ -214,10 +202,6 @@ def _synthetic(batch: Batch, kam: bool, logits: bool = False, detach: bool = Fal
     return [*made, cuda.synthesis(batch, kam, logits), *aten("zeros"), *made, *pulled]
 
 
-def _rows_each_way(batch: Batch) -> list[Count]:
-    return [cuda.unit("unit_kernel", batch), cuda.unit("unit_gradient_kernel", batch)]
-
-
 def _of_band(metric: str, mode: str = "paper") -> Operator:
     unit = metric == "cosine" and mode != "official"
     launches = _l1 if metric == "l1" else partial(_bounded, metric=metric, unit=unit)
@@ -233,10 +217,10 @@ OPERATORS: dict[str, Operator] = {
     "hardest_negatives": Operator(_hardest, sides, partial(_hinges, name="hardest_negatives")),
     "max_of_hinges": Operator(_max_of_hinges, sides, partial(_hinges, name="max_of_hinges")),
     "sum_of_hinges": Operator(_sum_of_hinges, sides, _sum),
-    "log_sum_exp of cosines": Operator(
+    "log_sum_exp": Operator(
         _log_sum_exp, partial(_scaled, scalars=1), partial(_contrast, name="log_sum_exp_kernel")
     ),
-    "sigmoid of cosines": Operator(
+    "sigmoid": Operator(
         _sigmoid, partial(_scaled, scalars=2), partial(_contrast, name="sigmoid_kernel")
     ),
     "intra_modal, cosine": _of_band("cosine"),
@@ -250,5 +234,4 @@ OPERATORS: dict[str, Operator] = {
     "rbf_synthesis_logits, attention": _of_synthesis("attention", False),
     "rbf_synthesis_logits, kam": _of_synthesis("kam", False),
     "rbf_synthesis_logits, kam, detached": _of_synthesis("kam", True),
-    "unit_rows": Operator(_unit_rows, _one, _rows_each_way),
 }

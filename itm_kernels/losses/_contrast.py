@@ -176,9 +176,10 @@ def mean_cross_entropy(
 ) -> Tensor:  # [M]
     """Return the cross-entropies of both directions, added, times a weight: one value per pair."""
     function, backend = image.function, image.backend
-    if pairs.positive is None and image.cosine:
-        # Views are scaled all together: of them the unit rows.
-        views = image.is_view or text.is_view
+    views = image.is_view or text.is_view
+    # Views are scaled all together: of them the unit rows, unless a backend asks for none.
+    raw = views and takes_raw(image.raw, text.raw, function, backend)
+    if pairs.positive is None and image.cosine and not raw:
         rows = (image.unit, text.unit) if views else (image.raw, text.raw)
         values = run_pair_entropy(*rows, scale, weight, function, backend, unit=views)
         if values is not None:

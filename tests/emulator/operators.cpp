@@ -17,7 +17,6 @@
 #include "cuda/binding/sigmoid_total.cpp"
 #include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"
-#include "cuda/binding/unit_rows.cpp"
 #include "emulator.h"
 
 // A fault: sums memory of which `count` numbers have been written and the last has not.
