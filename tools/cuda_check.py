@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, _get_cuda_arch_flags
+
 from tools import overlap, waits
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +25,8 @@ FOLDER = ROOT / "csrc" / "cuda"
 # What a wheel is compiled for; setup.py reads the same file.
 SHIPPED = (FOLDER / "architectures.txt").read_text().split()
 OLDEST = "7.5"  # compiles for those who ask for it: not tuned, it may spill
-# ptxas, which knows registers, fails on any spill; a warning of the compiler's is an error too.
-FLAGS = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings", "-cubin")
+# As setup.py compiles, with what torch adds to it.
+FLAGS = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", *COMMON_NVCC_FLAGS)
 MOST_SHARED = 48 << 10  # what a block has without asking for more
 # The tile that l1 distances of many rows in fp32 are made by: 64 pairs a thread.
 L1_TILE = r"(distance|band)_kernel<.*Tile<float, 128, 128, 16, 16>, .*Magnitude"
@@ -140,7 +142,9 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
         cubin = Path(folder) / "kernels.cubin"
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         strict = "" if architecture == OLDEST.replace(".", "") else ",-warn-spills,-Werror"
-        kernels = report(run(nvcc, *FLAGS, "-Xptxas", f"-v{strict}", code, "-o", cubin, source))
+        # ptxas, which knows registers, fails on any spill; a compiler's warning is an error too.
+        flags = (*FLAGS, "-Werror", "all-warnings", "-cubin", "-Xptxas", f"-v{strict}", code)
+        kernels = report(run(nvcc, *flags, "-o", cubin, source))
         lines = []
         for kernel in sorted(kernels):
             lines.append(
@@ -162,13 +166,11 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
 
 def check_images(nvcc: str, cuobjdump: str, architectures: list[str]) -> str:
     """Compile a file as setup.py does; raise unless it holds every image and the newest's PTX."""
-    from torch.utils.cpp_extension import _get_cuda_arch_flags
-
     os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(architectures) + "+PTX"
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "images.o"
-        flags = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", *_get_cuda_arch_flags())
-        run(nvcc, *flags, "-c", "-o", built, FOLDER / "kmeans_plus_plus.cu")
+        flags = (*FLAGS, *_get_cuda_arch_flags(), "-c")
+        run(nvcc, *flags, "-o", built, FOLDER / "kmeans_plus_plus.cu")
         images = set(re.findall(r"\.(sm_\w+)\.cubin", run(cuobjdump, "--list-elf", built)))
         ptx = set(re.findall(r"\.(sm_\w+)\.ptx", run(cuobjdump, "--list-ptx", built)))
     names = [f"sm_{a.replace('.', '')}" for a in architectures]
