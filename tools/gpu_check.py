@@ -8,6 +8,7 @@ come; the same command again goes on where it stopped. summary.md is the page to
     build      the extension for this GPU alone, in place, without network
     core       every operator and loss against fp64 at one size
     bench      ours against plain PyTorch, every row of the goal table
+    replay     small batches, plain and in a CUDA graph: CUDA's operators, Triton's and eager's
     contract   same bits twice, NaN shows, CUDA graphs, torch.compile, peak memory
     values     the other sizes and precisions against fp64, at most twice plain PyTorch's error
     rivals     ours against torch.compile and the packages that are installed
@@ -38,8 +39,8 @@ from tools.journal import ROOT, Check, Setting, Worker
 
 # Most valuable first.
 STEPS = (
-    *("facts", "build", "core", "bench", "gluon", "contract", "values", "rivals", "tune"),
-    *("suite", "sanitize"),
+    *("facts", "build", "core", "bench", "replay", "gluon", "contract", "values", "rivals"),
+    *("tune", "suite", "sanitize"),
 )
 # Compiling a kernel takes seconds of one core and launching it none of the GPU.
 PROCESSES = {"core": 8, "values": 8, "contract": 6}

@@ -23,6 +23,7 @@ USES = {
     "values": _RULE,
     "semantics": ("tests/semantics.py", *_RULE),
     "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
+    "replay": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "contract": _RULE,
     "gluon": _RULE,
