@@ -120,9 +120,10 @@ def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
     ran: dict[str, str] = {}
     choose = backends.choose
 
-    def spy(operator: str, device: str, sides: tuple[int, int], *rest: Any) -> str:
-        ran[operator] = choose(operator, device, (N, N), *rest)  # few rows may run elsewhere
-        return choose(operator, device, sides, *rest)
+    def spy(operator: str, device: str, sides: tuple[int, int], *rest: Any, **options: Any) -> str:
+        if operator not in backends.WHOLE:  # those are for few rows, which may run elsewhere
+            ran[operator] = choose(operator, device, (N, N), *rest, **options)
+        return choose(operator, device, sides, *rest, **options)
 
     with patch.object(backends, "choose", spy):
         passes(case, [side[:64].detach().requires_grad_() for side in sides])

@@ -9,8 +9,8 @@ end within a rounding of 0. Three more batches are drawn, and the largest errors
 held to the rule, but for fp32 batches whose error is no more than the jump at a kink so near.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
@@ -120,9 +120,15 @@ def results(
     return [t.detach().double() for t in (*found, *grads)]
 
 
-def preferring(device: str, backend: str) -> Any:
-    """Let "auto" take one backend wherever it has a kernel, as a context."""
-    return patch.dict(backends.PREFERENCE, {device: (backend,)})
+@contextmanager
+def preferring(device: str, backend: str) -> Iterator[None]:
+    """Let "auto" take one backend wherever it has a kernel, for as many rows as it takes."""
+    anywhere = {key: found._replace(first_rows=0) for key, found in backends.RANGES.items()}
+    with (
+        patch.dict(backends.PREFERENCE, {device: (backend,)}),
+        patch.dict(backends.RANGES, anywhere),
+    ):
+        yield
 
 
 def jumps(operation: Operation, rows: list[Tensor], ids: dict[str, Tensor]) -> list[float]:
@@ -164,8 +170,8 @@ def compare(
     ran: dict[str, str] = {}
     choose = backends.choose
 
-    def spy(operator: str, *arguments: Any) -> str:
-        return ran.setdefault(operator, choose(operator, *arguments))
+    def spy(operator: str, *arguments: Any, **options: Any) -> str:
+        return ran.setdefault(operator, choose(operator, *arguments, **options))
 
     def of_batch(number: int) -> list[Errors]:
         rows, of_ids = batch(N, D, dtype, setting.device, ids, number)
