@@ -173,7 +173,11 @@ def markdown(found: dict[str, Row]) -> str:
         [name, KEPT.get(name) or ("goes" if goes(row) else "stays"), _up_to(row)]
         for name, row in found.items()
     ]
-    head = ["operator", "its CUDA kernels", "rows up to which they take no more"]
+    head = [
+        "operator",
+        "its CUDA kernels",
+        "rows up to which they take no more (mean of both precisions)",
+    ]
     parts.append(f"## What follows\n\n{table(head, verdicts)}")
     stated = table(["rate", "value", "source"], [list(one) for one in rates.OF_SMALL_BATCHES])
     return "\n".join([*parts, f"## Rates\n\n{stated}"])
