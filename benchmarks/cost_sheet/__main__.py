@@ -68,7 +68,7 @@ def main() -> int:
     rows = {case.key: sheet.row_of(case) for case in chosen}
     report(rows, committed)
     found = complaints(rows, committed) if committed["rows"] else []
-    small = small_batch.rows()
+    small = {} if options.only else small_batch.rows()
     found += small_batch.complaints(small)
     print(
         f"{len(rows)} rows in {time.time() - start:.0f} s, {len(found)} complaints",
@@ -77,7 +77,8 @@ def main() -> int:
     )
     if options.update and (options.grow or not found):
         sheet.store(sheet.sheet_of(sheet.merged(committed["rows"], rows)), options.file)
-        small_batch.FILE.write_text(small_batch.markdown(small), encoding="utf-8")
+        if small:
+            small_batch.FILE.write_text(small_batch.markdown(small), encoding="utf-8")
         return 0
     return bool(found)
 

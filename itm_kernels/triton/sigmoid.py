@@ -276,19 +276,17 @@ def sigmoid_total_forward(
     """Return weight times the sum of -log sigmoid over all pairs, and what its gradients take."""
     *pairs, weight, cosine, gradients, _ = inputs  # no scores are kept
     positive, image_ids, text_ids = pairs
-    dtype, none = wide_dtype(image), no_scores(image)
+    dtype = wide_dtype(image)
     scale = image.new_full((), fixed_scale, dtype=dtype) if scale is None else scale
     bias = image.new_full((), fixed_bias, dtype=dtype) if bias is None else bias
     given = image, text, scale, bias, positive, image_ids, text_ids
     total, *parts, unit = _gradients(None, *given, cosine, gradients)
     unit = unit if gradients else unit.new_empty(0)
-    return total if weight == 1 else total * weight, *parts, none, none.view(0, 1), unit
+    none = no_scores(image), image.new_empty((0, 1), dtype=dtype)  # outputs may not share memory
+    return total if weight == 1 else total * weight, *parts, *none, unit
 
 
-def sigmoid_total_backward(
-    grad: Tensor,  # []
-    *inputs: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sigmoid_total_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of image, text, scale and bias: those of the sum, times its own."""
     of_image, of_text, of_scale, of_bias, _, _, unit, image, text, *_, weight, cosine = inputs
     grad = grad if weight == 1 else grad * weight
