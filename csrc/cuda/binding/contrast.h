@@ -1,6 +1,6 @@
 #pragma once
-// What contrastive losses as one operator need from ATen: cosines in parts, a scale that is a
-// number or a tensor, what a fold leaves, and the gradients of rows.
+// Tensors of the whole-loss contrastive operators: cosines in parts, a scale that is a number or a
+// tensor, the results of a fold, and the gradients of rows.
 
 #include "cuda/binding/products.h"
 #include "cuda/contrast.h"
@@ -36,7 +36,7 @@ struct StoredCosines {
   }
 };
 
-// Of an operator's forward pass; `width` numbers are left of every row.
+// Results of a forward pass; it stores `width` numbers for every row.
 struct ContrastResult {
   Tensor total, of_scale, of_bias, scores, anchors, of_anchors;
   ContrastOut to;
@@ -60,13 +60,13 @@ struct ContrastResult {
   }
 };
 
-// What a forward pass has left, as it left it: without gaps, aligned to 16 bytes.
+// Results of a forward pass, contiguous and aligned to 16 bytes, as kernels read them.
 inline Tensor as_left(const Tensor& numbers) {
   const Tensor whole = numbers.contiguous();
   return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 ? whole.clone() : whole;
 }
 
-// Of its backward pass.
+// Operands and results of a backward pass.
 struct ContrastRows {
   const Tensor grad, scores, anchors, x, y;  // x and y in fours
   Tensor to_x, to_y, to_scale, to_bias;

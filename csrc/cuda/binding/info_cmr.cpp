@@ -3,8 +3,7 @@
 
 #include "cuda/info_cmr.h"
 
-#include "cuda/binding/pairs.h"
-#include "cuda/products.h"
+#include "cuda/binding/contrast.h"
 
 namespace itm::cuda {
 namespace {
@@ -106,8 +105,7 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
               " of noise; the CUDA kernels of InfoCMR take up to ", kMostRows);
   const PairIds ids(positive, image_ids, text_ids);
   const OptionalTensor of_images = draws_of(image_draws), of_texts = draws_of(text_draws);
-  const OptionalTensor factor =
-      learnt.has_value() ? OptionalTensor(learnt->to(wide_type(image))) : learnt;
+  const GivenTensor factor(learnt, scale, image);
   const auto wide = image.options().dtype(wide_type(image));
   Tensor total = at::empty({}, wide), of_scale = at::empty({}, wide);
   Tensor of_image = at::empty({gradients ? N : 0, M + Z}, wide);
@@ -130,7 +128,7 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
   if (of_images.has_value()) cmr.image.draws = of_images->const_data_ptr<float>();
   if (of_texts.has_value()) cmr.text.draws = of_texts->const_data_ptr<float>();
   cmr.sigma = sigma, cmr.ridge = ridge, cmr.weight = weight;
-  cmr.scale = {factor.has_value() ? factor->const_data_ptr() : nullptr, scale};
+  cmr.scale = factor.at();
   cmr.total = total.mutable_data_ptr(), cmr.scale_grad = of_scale.mutable_data_ptr();
 
   const Type type = type_of(image);

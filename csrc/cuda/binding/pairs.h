@@ -9,6 +9,11 @@
 
 namespace itm::cuda {
 
+inline void check_rows(int64_t N, int64_t M) {
+  TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
+              " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
+}
+
 // x y^T, or what `launch` makes of every pair, where it is small enough to be stored.
 struct StoredScores {
   Tensor parts;  // [parts, N, M] in fp32 or fp64
@@ -17,8 +22,7 @@ struct StoredScores {
   StoredScores(const OnDevice& device, const Tensor& left, const Tensor& right,
                decltype(score_parts)* launch = score_parts) {
     const int64_t N = left.size(0), M = right.size(0);
-    TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
-                " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
+    check_rows(N, M);
     const Tensor x = in_fours(left.unsqueeze(0)), y = in_fours(right.unsqueeze(0));
     const DistancePlan plan = plan_distances(1, N, M, x.size(2));
     parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));

@@ -24,9 +24,7 @@ struct StoredProducts {
     ticket = at::empty({1}, any.options().dtype(at::kInt));
     Products all{.of = {}, .count = 0, .D = any.size(2), .plan = {}, .ticket = counter()};
     for (const auto& [x, y] : pairs) {
-      TORCH_CHECK(x.size(1) <= kMostRows && y.size(1) <= kMostRows, "itm_kernels: ", x.size(1),
-                  " x ", y.size(1), " rows; CUDA kernels that store scores take up to ", kMostRows,
-                  " of either side");
+      check_rows(x.size(1), y.size(1));
       all.of[all.count++] = {.x = matrix_of(x), .y = matrix_of(y)};
     }
     all.plan = plan_products(all);
