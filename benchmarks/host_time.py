@@ -1,4 +1,4 @@
-"""What a step costs where its arithmetic costs nothing: two pairs, on the CPU's operators.
+"""Host time of a training step: two pairs, whose arithmetic takes no time, with CPU operators.
 
 `python -m benchmarks.host_time` prints, for every loss, the process time of a forward and a
 backward pass next to eager PyTorch's, medians of interleaved rounds. What is above eager's is

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itm_kernels import _pairs, functional, ops
 from itm_kernels.ops import _sigmoid as ops_of_sigmoid
+
+Loss = Callable[..., nn.Module]
 
 # One pair; less than a block; one more than a block of columns or a tile; D in one and several
 # parts; five texts an image, in no order.
@@ -120,3 +122,20 @@ def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
 
 HARDEST = max_hinges, semihard, hardest
 SUMS = sum_hinges, exp_sums, sigmoids
+
+
+# -- whole losses as one operator ---------------------------------------------------------------
+
+
+def outcome(loss: Loss, x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
+    """Return a loss, times 3, and the gradients of rows and parameters, in fp64."""
+    module = loss(backend=backend).to(torch.promote_types(x.dtype, torch.float32))
+    inputs = [*leaves(x, y), *module.parameters()]
+    value = 3 * module(*inputs[:2], **ids)
+    return [t.detach().double() for t in (value, *torch.autograd.grad(value, inputs))]
+
+
+def assert_is_the_reference(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> None:
+    found = outcome(loss, x, y, "native", **ids)
+    wanted = outcome(loss, x.contiguous(), y.contiguous(), "reference", **ids)
+    torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -1,24 +1,33 @@
 """Contrastive losses of a small batch as one CUDA operator, from binding to kernel, emulated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuda_launches import of_step
 from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
-from emulated_pairs import SIZES, ids_of, layouts, leaves, not_finite, rows
+from emulated_pairs import (
+    SIZES,
+    Loss,
+    assert_is_the_reference,
+    ids_of,
+    layouts,
+    leaves,
+    not_finite,
+    outcome,
+    rows,
+)
 from itm_kernels import _checks, backends, functional, losses
 from itm_kernels._pairs import Pairs
 from itm_kernels.ops import info_nce, sigmoid
 from loss_cases import batch
 
 pytestmark = needs_compiler
-Loss = Callable[..., nn.Module]
 LOSSES: dict[str, Loss] = {
     "info_nce": losses.InfoNCELoss,
     "info_nce sum": partial(losses.InfoNCELoss, reduction="sum", logit_scale=5.0),
@@ -40,23 +49,9 @@ def loss(request: pytest.FixtureRequest) -> Loss:
     return LOSSES[request.param]
 
 
-def outcome(loss: Loss, x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
-    """Return a loss, times 3, and the gradients of rows and parameters, in fp64."""
-    module = loss(backend=backend).to(torch.promote_types(x.dtype, torch.float32))
-    inputs = [*leaves(x, y), *module.parameters()]
-    value = 3 * module(*inputs[:2], **ids)
-    return [t.detach().double() for t in (value, *torch.autograd.grad(value, inputs))]
-
-
 def by_parts(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> list[Tensor]:
     with patch.object(backends, "whole", return_value=None):
         return outcome(loss, x, y, "native", **ids)
-
-
-def assert_is_the_reference(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> None:
-    found = outcome(loss, x, y, "native", **ids)
-    wanted = outcome(loss, x.contiguous(), y.contiguous(), "reference", **ids)
-    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)

@@ -1,19 +1,26 @@
 """Whole losses as one CUDA operator, from binding to kernel, on the emulator: sums and means."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
-from emulated_pairs import SIZES, ids_of, layouts, leaves, not_finite, rows
+from emulated_pairs import (
+    SIZES,
+    Loss,
+    assert_is_the_reference,
+    ids_of,
+    layouts,
+    not_finite,
+    outcome,
+    rows,
+)
 from itm_kernels import backends, losses
 
 pytestmark = needs_compiler
-Loss = Callable[..., nn.Module]
 LOSSES: dict[str, Loss] = {
     "max_of_hinges": losses.MaxOfHingesLoss,
     "mean": partial(losses.MaxOfHingesLoss, reduction="mean"),
@@ -34,19 +41,6 @@ def emulated() -> Iterator[None]:
 @pytest.fixture(params=LOSSES)
 def loss(request: pytest.FixtureRequest) -> Loss:
     return LOSSES[request.param]
-
-
-def outcome(loss: Loss, x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
-    """Return a loss, times 3, and both gradients in fp64."""
-    sides = leaves(x, y)
-    value = 3 * loss(backend=backend)(*sides, **ids)
-    return [t.detach().double() for t in (value, *torch.autograd.grad(value, sides))]
-
-
-def assert_is_the_reference(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> None:
-    found = outcome(loss, x, y, "native", **ids)
-    wanted = outcome(loss, x.contiguous(), y.contiguous(), "reference", **ids)
-    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)

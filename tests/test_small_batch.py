@@ -110,7 +110,7 @@ def test_the_committed_table_has_every_operator() -> None:
 
 
 def test_auto_takes_cuda_up_to_the_rows_of_the_table() -> None:
-    words = small_batch.FILE.read_text(encoding="utf-8").split("## What follows")[1]
+    words = small_batch.FILE.read_text(encoding="utf-8").split("## Decisions")[1]
     found: dict[str, int] = {}
     for name in OPERATORS:
         (line,) = (line for line in words.splitlines() if line.startswith(f"| {name} |"))

@@ -31,9 +31,10 @@ MACHINES = (H200, H100)
 L2_BYTES = 50e6
 PROCESSORS = 132
 LAUNCH = 3e-6
-# Of a small batch in a CUDA graph: a kernel that waits for the end of the one before it, the least
-# and the most that were published for it, and one that starts under that end; a load that the L2
-# answers; what a processor gets from the L2 and from its shared memory, and waits for the latter.
+# Rates of small batches in a CUDA graph: a kernel node that waits for the one before it, the lowest
+# and the highest published value, and a node with programmatic dependent launch; the latency of a
+# load from the L2; the bandwidth of a multiprocessor from the L2 and from shared memory, and the
+# latency of shared memory.
 GRAPH_NODE, DEPENDENT_NODE = 1.0e-6, 0.5e-6
 GRAPH_NODES = (0.6e-6, 1.7e-6)
 L2_TRIP, TRIPS = 0.145e-6, 2  # of every launch: what it reads, and what it writes

@@ -26,7 +26,7 @@ SIZES, PRECISIONS = (128, 256, 512), ("bf16", "fp32")
 WORTH, EVEN = 1.5, 0.95
 FILE = FOLDER / "small-batch.md"
 OPERATORS = {**PARTS, **WHOLE}
-# What the rule is not for.
+# Operators that the rule does not apply to.
 KEPT = {"intra_modal, l1": "stays: it has no form in products, and is there for every size"}
 
 
@@ -178,7 +178,7 @@ def markdown(found: dict[str, Row]) -> str:
         "its CUDA kernels",
         "rows up to which they take no more (mean of both precisions)",
     ]
-    parts.append(f"## What follows\n\n{table(head, verdicts)}")
+    parts.append(f"## Decisions\n\n{table(head, verdicts)}")
     stated = table(["rate", "value", "source"], [list(one) for one in rates.OF_SMALL_BATCHES])
     return "\n".join([*parts, f"## Rates\n\n{stated}"])
 
