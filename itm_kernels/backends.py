@@ -242,15 +242,16 @@ def resolve(
 def whole(operator: str, like: Tensor, backend: str, sides: Sides) -> str | None:
     """Return the namespace of a whole loss as one operator, None where a loss goes by its parts."""
     device, index = like.device.type, like.device.index
+    if torch._C._are_functorch_transforms_active():
+        return None
     if backend == "auto":
         backend = choose(operator, device, sides, index=index)
         first = range_of(device, backend, operator).first_rows
         if first and max(sides) > first:
             return None
-    if backend == "reference" or torch._C._are_functorch_transforms_active():
+    elif backend != "reference" and why_not(operator, device, backend, sides, index) is not None:
         return None
-    missing = why_not(operator, device, backend, sides, index)
-    return NAMESPACES[backend] if missing is None else None
+    return NAMESPACES.get(backend)
 
 
 def _tell(operator: str, like: Tensor, sides: Sides) -> None:
