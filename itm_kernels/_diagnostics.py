@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
-from itm_kernels.losses._common import OptionsModule, ScaledLoss
+from itm_kernels.losses._module import OptionsModule, ScaledLoss
 from itm_kernels.ops.hardest_negatives import run as hardest_negatives
 from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.reference.intra_modal import in_band
@@ -63,7 +63,7 @@ def diagnostics(
         )
     image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
     unmatched = getattr(loss, "unmatched", "error")
-    pairs, absent, _ = _pairs.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _positives.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
     found: dict[str, Tensor | float] = {}
     if not isinstance(loss, IntraModalConstraint):
         sides = image, text
@@ -91,7 +91,7 @@ def _numbers(found: dict[str, Tensor | float], like: Tensor) -> dict[str, float]
 
 
 def _scores(
-    image: Tensor, text: Tensor, pairs: _pairs.Pairs, absent: Tensor | None, margin: float
+    image: Tensor, text: Tensor, pairs: _positives.Pairs, absent: Tensor | None, margin: float
 ) -> dict[str, Tensor | float]:
     s, text_score, _, image_score, _ = hardest_negatives(image, text, pairs, "auto")
     if pairs.positive is not None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Checked, Strategy, number_or_tensor, word
 from itm_kernels.ops.sample_negatives import run, run_from_scores
@@ -81,7 +81,7 @@ class HardNegativeSampler(Checked):
         name = "HardNegativeSampler"
         image, text = _checks.embeddings(name, image=image, text=text)
         _checks.generator(name, generator)
-        pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+        pairs = _positives.resolve(name, image, text, image_ids, text_ids)
         text_index, image_index = run(
             image,
             text,
@@ -135,7 +135,7 @@ class HardNegativeSampler(Checked):
                 f"{name}: text_to_image must be [{M}, {N}] on {image_to_text.device}, one row per "
                 f"text, got {_checks.describe(text_to_image)}"
             )
-        pairs = _pairs.resolve(name, image_to_text, text_to_image, image_ids, text_ids)
+        pairs = _positives.resolve(name, image_to_text, text_to_image, image_ids, text_ids)
         text_index, image_index = run_from_scores(
             image_to_text,
             text_to_image,

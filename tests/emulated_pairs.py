@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itm_kernels import _pairs, functional, ops
+from itm_kernels import _positives, functional, ops
 from itm_kernels.ops import _sigmoid as ops_of_sigmoid
 
 Loss = Callable[..., nn.Module]
@@ -115,7 +115,7 @@ def exp_sums(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
 def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
     like = torch.promote_types(x.dtype, torch.float32)
     x, y, *scalars = leaves(x, y, torch.tensor(3.0, dtype=like), torch.tensor(-2.0, dtype=like))
-    pairs = _pairs.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
+    pairs = _positives.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
     loss = ops_of_sigmoid.run(x, y, *scalars, pairs, "sigmoid", backend)
     return gradients([loss], x, y, *scalars)
 

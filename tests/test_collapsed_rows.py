@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from itm_kernels import functional
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
 
 N, D = 40, 33

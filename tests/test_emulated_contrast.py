@@ -23,7 +23,7 @@ from emulated_pairs import (
     rows,
 )
 from itm_kernels import _checks, backends, functional, losses
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.ops import info_nce, sigmoid
 from loss_cases import batch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compiled import needs_extension
 from itm_kernels import functional, ops, reference
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.ops.sigmoid import run as sigmoid
 
 LONG = 1 << 17

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpreted import INTERPRETED, needs_interpreter
 from itm_kernels import functional
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.ops import _sigmoid as operator
 
 EPS = torch.finfo(torch.float32).eps

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.cost_sheet import cuda_models as cuda
 from benchmarks.cost_sheet.counts import Count
 from benchmarks.cost_sheet.cuda_models import CLUSTERS, ITERATIONS, Batch
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 
 D = 1024
 

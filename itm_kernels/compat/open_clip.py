@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from itm_kernels import _checks
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.compat._sigmoid_blocks import sum_in_blocks

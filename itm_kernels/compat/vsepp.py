@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.ops import max_of_hinges, sum_of_hinges
 from itm_kernels.reference._rows import wide

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from itm_kernels._pairs import Pairs
-from itm_kernels.losses._common import of_pairs
+from itm_kernels._positives import Pairs
+from itm_kernels.losses._module import of_pairs
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
 from itm_kernels.ops.log_sum_exp import RelativeSums, takes_raw
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp

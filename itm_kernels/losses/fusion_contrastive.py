@@ -8,8 +8,8 @@ from torch import Tensor
 
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
-from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 from itm_kernels.losses._contrast import Logs, Rows, cross_entropy, sums
+from itm_kernels.losses._module import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 from itm_kernels.losses.multi_view_alignment import check_views
 
 

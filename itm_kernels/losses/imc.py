@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
-from itm_kernels.losses._common import (
+from itm_kernels.losses._module import (
     SHARED,
     OptionsModule,
     check_options,
@@ -77,7 +77,7 @@ def imc_loss(
     _checks.number(name, "margin", margin)
     check_constraint(name, metric, lower, upper, weight, mode, thresholds)
     check_options(name, "sum", backend)
-    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is None and (metric, mode) == ("cosine", "official"):
         options = float(margin), float(lower), float(upper), float(weight)
         total = operator.whole(image, text, pairs, *options, backend)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import (
     Backend,
@@ -18,7 +18,9 @@ from itm_kernels._options import (
     number,
     word,
 )
-from itm_kernels.losses._common import (
+from itm_kernels.losses._contrast import Rows
+from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
+from itm_kernels.losses._module import (
     MAX_SCALE,
     SHARED,
     ScaledLoss,
@@ -26,8 +28,6 @@ from itm_kernels.losses._common import (
     number_or_scale,
     reduce,
 )
-from itm_kernels.losses._contrast import Rows
-from itm_kernels.losses._synthesised import Negatives, values_by_parts
 from itm_kernels.ops import info_nce
 from itm_kernels.ops.info_cmr import namespace_of
 from itm_kernels.ops.info_cmr import run as whole
@@ -152,7 +152,7 @@ def _info_cmr(
     check_options(name, reduction, backend)
     _checks.generator(name, generator)
     scale = number_or_scale(name, image, *scales)
-    pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
         total = info_nce.whole(image, text, scale, pairs, 1.0, reduction == "mean", backend)
         if total is not None:

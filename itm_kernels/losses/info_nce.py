@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
-from itm_kernels.losses._common import (
+from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._module import (
     MAX_SCALE,
     SHARED,
     ScaledLoss,
@@ -15,7 +16,6 @@ from itm_kernels.losses._common import (
     number_or_scale,
     reduce,
 )
-from itm_kernels.losses._contrast import Rows, mean_cross_entropy
 from itm_kernels.ops import info_nce as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 
@@ -74,7 +74,7 @@ def info_nce_loss(
     name = "info_nce_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
     check_options(name, reduction, backend)
-    pairs, absent, _ = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     scale = number_or_scale(name, image, logit_scale, temperature, max_scale)
     if absent is None and reduction != "none":
         total = operator.whole(image, text, scale, pairs, 0.5, reduction == "mean", backend)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
-from itm_kernels.losses._common import SHARED, OptionsModule
-from itm_kernels.losses._match import matching, of_pairs
+from itm_kernels.losses._matching import matching, of_pairs
+from itm_kernels.losses._module import SHARED, OptionsModule
 from itm_kernels.mining import HardNegatives, HardNegativeSampler
 
 
@@ -219,7 +219,7 @@ class ITMLoss(OptionsModule):
                 f"got {_checks.describe(match)}; for ids or labels use image_ids= and text_ids="
             )
         image, text = _checks.embeddings(name, image=image, text=text)
-        pairs = _pairs.resolve(name, image, text, image_ids, text_ids)
+        pairs = _positives.resolve(name, image, text, image_ids, text_ids)
         if negatives is None:
             negatives = self.sampler(
                 image, text, image_ids=image_ids, text_ids=text_ids, generator=generator

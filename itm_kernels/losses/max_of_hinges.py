@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs, reference
+from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, word
-from itm_kernels.losses._common import (
+from itm_kernels.losses._module import (
     SHARED,
     OptionsModule,
     check_options,
@@ -15,7 +15,7 @@ from itm_kernels.losses._common import (
     reduce,
     with_mistakes,
 )
-from itm_kernels.losses._scores import pairs_of_scores
+from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
 
 
@@ -76,7 +76,7 @@ def max_of_hinges_loss(
     _checks.number(name, "margin", margin)
     _checks.option(name, "mining", mining, get_args(Mining))
     check_options(name, reduction, backend)
-    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
     given = image, text, pairs, float(margin), semihard
     if absent is None and reduction != "none":

@@ -8,9 +8,9 @@ from torch import Tensor
 from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
-from itm_kernels._pairs import Pairs
-from itm_kernels.losses._common import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
+from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._module import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
 
 
 def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
-from itm_kernels.losses._common import (
+from itm_kernels.losses._module import (
     MAX_SCALE,
     SHARED,
     ScaledLoss,
@@ -81,7 +81,7 @@ def sigmoid_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.scalar(name, "logit_bias", logit_bias)
     check_options(name, reduction, backend)
-    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is not None and pairs.positive is not None:
         # N, no image's index, is nobody's positive: the operator sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs, reference
+from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched, number, word
-from itm_kernels.losses._common import (
+from itm_kernels.losses._module import (
     SHARED,
     OptionsModule,
     check_options,
@@ -15,7 +15,7 @@ from itm_kernels.losses._common import (
     reduce,
     with_mistakes,
 )
-from itm_kernels.losses._scores import pairs_of_scores
+from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
 
@@ -70,7 +70,7 @@ def sum_of_hinges_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     _checks.number(name, "margin", margin)
     check_options(name, reduction, backend)
-    pairs, absent, mistaken = _pairs.match(name, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     values = operator.run(image, text, pairs, float(margin), name, backend)
     values = with_mistakes(of_pairs(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)

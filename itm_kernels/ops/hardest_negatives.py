@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs, reference
+from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
@@ -98,7 +98,7 @@ class _HardestNegatives(torch.autograd.Function):
 
 
 @outside_autocast
-def run(image: Tensor, text: Tensor, pairs: _pairs.Pairs, backend: str) -> HardestNegatives:
+def run(image: Tensor, text: Tensor, pairs: _positives.Pairs, backend: str) -> HardestNegatives:
     """Compute `hardest_negatives` of checked arguments."""
     sides = image.shape[0], text.shape[0]
     namespace = resolve("hardest_negatives", "hardest_negatives", image, backend, sides)
@@ -143,5 +143,5 @@ def hardest_negatives(
     tensor([1, 2, 0])
     """
     image, text = _checks.embeddings("hardest_negatives", image=image, text=text)
-    pairs = _pairs.resolve("hardest_negatives", image, text, image_ids, text_ids)
+    pairs = _positives.resolve("hardest_negatives", image, text, image_ids, text_ids)
     return run(image, text, pairs, backend)

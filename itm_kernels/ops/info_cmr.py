@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.backends import whole
 from itm_kernels.ops._define import define, distinct, operator, wide_empty
 from itm_kernels.ops.rbf_synthesis import Options

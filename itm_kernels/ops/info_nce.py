@@ -7,7 +7,7 @@ from torch import Tensor
 
 from itm_kernels import backends
 from itm_kernels._autocast import outside_autocast
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.ops._define import define, distinct, operator, scores_empty, wide_empty
 
 

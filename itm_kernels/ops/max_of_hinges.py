@@ -7,7 +7,7 @@ from torch import Tensor
 
 from itm_kernels import backends, reference
 from itm_kernels._autocast import outside_autocast
-from itm_kernels._pairs import Pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
 

@@ -8,7 +8,7 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.ops.ranks import row_keys
 from itm_kernels.reference._rows import wide
-from itm_kernels.retrieval._rows import METRICS, finite, partners, scored
+from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
 
 _FUNCTION = "mean_average_precision"
 _SCORES_AT_ONCE = 1 << 20  # about ten tensors of so many numbers are there at a time

@@ -9,7 +9,7 @@ from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._warnings import warn
 from itm_kernels.ops.ranks import Ranks, row_keys, run
-from itm_kernels.retrieval._rows import METRICS, finite, partners, scored
+from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
 
 _FUNCTION = "evaluate"

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from itm_kernels import _checks, _pairs
+from itm_kernels import _checks, _positives
 
 
 def pairs_of_scores(
@@ -11,7 +11,7 @@ def pairs_of_scores(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     unmatched: str,
-) -> _pairs.Matched:
+) -> _positives.Matched:
     """Check a score matrix [N, M] and find its pairs.
 
     Raises:
@@ -24,4 +24,4 @@ def pairs_of_scores(
             f"{function}: scores {list(scores.shape)} is not square; "
             "pass image_ids and text_ids for unequal batches"
         )
-    return _pairs.match(function, scores, scores.T, image_ids, text_ids, unmatched)
+    return _positives.match(function, scores, scores.T, image_ids, text_ids, unmatched)

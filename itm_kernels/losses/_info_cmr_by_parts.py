@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels._options import Clustering
-from itm_kernels._pairs import Pairs
-from itm_kernels.losses._common import of_pairs
+from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import (
     Rows,
     contrast,
@@ -19,6 +18,7 @@ from itm_kernels.losses._contrast import (
     mean_cross_entropy,
     of_image,
 )
+from itm_kernels.losses._module import of_pairs
 from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
 from itm_kernels.ops.unit_synthesis import takes_raw
 from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
