@@ -74,7 +74,7 @@ def test_build_info() -> None:
 
 # What each part of the package may import of it. A part that is not here is one of "the parts
 # around": it may import anything but another part around, and only what AROUND names of those.
-SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_pairs", "_warnings"}
+SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_positives", "_warnings"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "_arguments": set(),
@@ -89,7 +89,7 @@ LAYERS: dict[str, set[str]] = {
     "_devices": set(),
     "_availability": {"backends"},
     "backends": {"_devices", "_extension", "_checks", "_options", "_availability"},
-    "_pairs": {"_checks", "_options"},
+    "_positives": {"_checks", "_options"},
     "ops": {"backends", "reference", *SHARED},
     "losses": {
         *("ops", "reference", "backends", "mining", "synthesis"),
