@@ -100,7 +100,6 @@ OPTIONS: list[tuple[Callable[..., Any], dict[str, Any], type, str]] = [
         ValueError,
         "margin must be finite, got nan",
     ),
-    (losses.SumOfHingesLoss, {"mining": "hardest"}, ValueError, "mining must be one of 'all'"),
     (
         losses.MaxOfHingesLoss,
         {"mining": "all"},
@@ -200,3 +199,8 @@ def test_options_of_modules(
 ) -> None:
     with pytest.raises(error, match=f"^{build.__name__}: {message}"):
         build(**options)
+
+
+def test_sum_of_hinges_has_no_mining_option() -> None:
+    with pytest.raises(TypeError, match="SumOfHingesLoss.* unexpected keyword argument 'mining'$"):
+        losses.SumOfHingesLoss(mining="all")  # type: ignore[call-arg]

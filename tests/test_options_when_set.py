@@ -159,6 +159,15 @@ def test_older_modules_without_the_option_still_run() -> None:
     assert criterion.from_scores(image @ text.T).isfinite()
 
 
+def test_older_modules_with_the_removed_option_still_run() -> None:
+    """A pickle of `SumOfHingesLoss` from an earlier version holds `mining="all"`."""
+    criterion = losses.SumOfHingesLoss()
+    criterion.__dict__["mining"] = "all"
+    image, text = batch()
+    twin = pickle.loads(pickle.dumps(criterion))
+    assert torch.equal(twin(image, text), losses.SumOfHingesLoss()(image, text))
+
+
 PUBLIC = [type(build()) for build in BUILD.values()]
 
 

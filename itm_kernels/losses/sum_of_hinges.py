@@ -1,12 +1,12 @@
 """Sum of hinges (VSE, paper 3 eq. 1)."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
-from itm_kernels._options import Backend, Reduction, Unmatched, number, word
+from itm_kernels._options import Backend, Reduction, Unmatched, number
 from itm_kernels.losses._module import (
     SHARED,
     OptionsModule,
@@ -84,7 +84,6 @@ class SumOfHingesLoss(OptionsModule):
 
     Args:
         margin: by how much a positive has to outscore a negative, in units of the score.
-        mining: `"all"`; the name is there for symmetry with `MaxOfHingesLoss`.
         unmatched: what happens to a text without an image: `"error"` raises ValueError,
             `"negative"` makes it a negative of every image that forms no pair.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
@@ -100,9 +99,8 @@ class SumOfHingesLoss(OptionsModule):
     >>> loss.backward()
     """
 
-    checks = {"margin": number(), "mining": word(Literal["all"]), **SHARED}
+    checks = {"margin": number(), **SHARED}
     margin: float
-    mining: Literal["all"] = "all"
     unmatched: Unmatched = "error"
     reduction: Reduction
     backend: Backend
@@ -111,13 +109,11 @@ class SumOfHingesLoss(OptionsModule):
         self,
         margin: float = 0.2,
         *,
-        mining: Literal["all"] = "all",
         unmatched: Unmatched = "error",
         reduction: Reduction = "sum",
         backend: Backend = "auto",
     ) -> None:
         super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
-        self.mining = mining
 
     @options_by_name
     def forward(
