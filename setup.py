@@ -171,7 +171,7 @@ def without_cuda(error: Exception) -> Extension:
 
 def module(with_cuda: bool) -> Extension:
     """Return the extension's sources and flags."""
-    sources = ["csrc/module.cpp", *glob("csrc/binding/*.cpp"), *glob("csrc/cpu/*.cpp")]
+    sources = ["csrc/module.cpp", *glob("csrc/binding/*.cpp"), *glob("csrc/cpu/simd/*.cpp")]
     # No -march=native: a wheel has to run on other processors than the one that built it.
     # With a sanitizer, half the time of compiling is -O3.
     flags = ["-std=c++20", "-O1" if SANITIZED else "-O3", "-fopenmp"]
@@ -222,7 +222,7 @@ def precompile(compiler: Any, module: Extension, folder: str) -> None:
     from torch.utils import cpp_extension
 
     with open("csrc/binding/common.h") as file:
-        outer = re.findall(r"^#include <.*\n", file.read().partition('"cpu/kernels.h"')[0], re.M)
+        outer = re.findall(r"^#include <.*\n", file.read().partition('"cpu/simd/loop_table.h"')[0], re.M)
     lines = [*outer, "#include <ATen/Dispatch.h>\n", "#include <torch/library.h>\n"]
     flags = module.extra_compile_args
     flags = flags["cxx"] if isinstance(flags, dict) else flags

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/simd/loop_table.h"
 
 namespace {
 

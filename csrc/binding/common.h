@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/simd/loop_table.h"
 
 #if defined(__SANITIZE_THREAD__)
 #include <thread>

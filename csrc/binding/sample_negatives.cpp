@@ -1,5 +1,5 @@
 // One mined negative per anchor, in both directions: noise is drawn where a tile of scores needs it
-// (cpu/philox.h says which), and the largest sum along each side is the draw. The hardest negatives
+// (cpu/simd/philox.h says which), and the largest sum along each side is the draw. The hardest negatives
 // are those of max of hinges.
 
 #include <ATen/Dispatch.h>

@@ -28,18 +28,18 @@ struct Vector<double> {
   typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
 };
 
-#include "cpu/band.inl"
-#include "cpu/difference.inl"
-#include "cpu/digits.inl"  // after difference.inl: vectors
-#include "cpu/exponential.inl"
-#include "cpu/gumbel.inl"
-#include "cpu/hardest.inl"
-#include "cpu/hinge_sum.inl"
-#include "cpu/row_sum.inl"
-#include "cpu/screen.inl"
-#include "cpu/signs.inl"
-#include "cpu/softmax.inl"
-#include "cpu/unit.inl"
+#include "cpu/simd/accumulation.inl"
+#include "cpu/simd/band_sum.inl"
+#include "cpu/simd/distances.inl"
+#include "cpu/simd/exponential.inl"
+#include "cpu/simd/gumbel.inl"
+#include "cpu/simd/hinge_sum.inl"
+#include "cpu/simd/l1_gradient.inl"
+#include "cpu/simd/row_reductions.inl"
+#include "cpu/simd/screening.inl"
+#include "cpu/simd/softmax.inl"
+#include "cpu/simd/tile_maximum.inl"
+#include "cpu/simd/unit_rows.inl"
 
 template <typename T>
 constexpr Loops<T> loops_of() {

@@ -1,6 +1,6 @@
 // The loops for AVX2. The pragma replaces -march: it leaves what stands above it alone. Without it
 // nothing is compiled for AVX2, and these loops are never chosen.
-#include "cpu/kernels.h"
+#include "cpu/simd/loop_table.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // The CPU and its operating system are asked for every feature that the pragma names.
@@ -14,7 +14,7 @@ static bool runs_here() { return false; }
 namespace itm::cpu {
 namespace isa_avx2 {
 constexpr int64_t kVectorBytes = 32;
-#include "cpu/table.inl"
+#include "cpu/simd/loop_table.inl"
 }  // namespace isa_avx2
 constinit const Kernels kernels_avx2 = isa_avx2::table("AVX2", ::runs_here);
 }  // namespace itm::cpu

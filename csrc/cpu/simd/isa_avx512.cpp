@@ -1,6 +1,6 @@
 // The loops for AVX512. The pragma replaces -march: it leaves what stands above it alone. Without
 // it nothing is compiled for AVX512, and these loops are never chosen.
-#include "cpu/kernels.h"
+#include "cpu/simd/loop_table.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // The CPU and its operating system are asked for every feature that the pragma names.
@@ -18,7 +18,7 @@ static bool runs_here() { return false; }
 namespace itm::cpu {
 namespace isa_avx512 {
 constexpr int64_t kVectorBytes = 64;
-#include "cpu/table.inl"
+#include "cpu/simd/loop_table.inl"
 }  // namespace isa_avx512
 constinit const Kernels kernels_avx512 = isa_avx512::table("AVX512", ::runs_here);
 }  // namespace itm::cpu

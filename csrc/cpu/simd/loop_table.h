@@ -11,7 +11,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/philox.h"
+#include "cpu/simd/philox.h"
 
 namespace itm::cpu {
 
