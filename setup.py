@@ -171,7 +171,8 @@ def without_cuda(error: Exception) -> Extension:
 
 def module(with_cuda: bool) -> Extension:
     """Return the extension's sources and flags."""
-    sources = ["csrc/module.cpp", *glob("csrc/binding/*.cpp"), *glob("csrc/cpu/simd/*.cpp")]
+    folders = ("csrc", "csrc/aten", "csrc/cpu", "csrc/cpu/simd")
+    sources = [path for folder in folders for path in glob(f"{folder}/*.cpp")]
     # No -march=native: a wheel has to run on other processors than the one that built it.
     # With a sanitizer, half the time of compiling is -O3.
     flags = ["-std=c++20", "-O1" if SANITIZED else "-O3", "-fopenmp"]
@@ -202,26 +203,26 @@ def module(with_cuda: bool) -> Extension:
 
 
 def together(sources: list[str], units: int = 3) -> list[str]:
-    """Return files that include some of the binding's: 7 s of each were for torch's headers."""
-    binding = [source for source in sources if source.startswith("csrc/binding/")]
+    """Return files that include several of the CPU backend's, which read torch's headers for 7 s."""
+    merged = [source for source in sources if re.match(r"csrc/(aten|cpu)/\w+\.cpp", source)]
     os.makedirs("build/together", exist_ok=True)
-    files = [f"build/together/binding_{number}.cpp" for number in range(units)]
+    files = [f"build/together/cpu_{number}.cpp" for number in range(units)]
     for number, file in enumerate(files):
         with open(file, "w") as unit:
-            unit.writelines(f'#include "{name[5:]}"\n' for name in binding[number::units])
-    return [source for source in sources if source not in binding] + files
+            unit.writelines(f'#include "{name[5:]}"\n' for name in merged[number::units])
+    return [source for source in sources if source not in merged] + files
 
 
 def precompile(compiler: Any, module: Extension, folder: str) -> None:
     """Precompile what nearly every file includes; a compiler that cannot goes on without.
 
-    It is what common.h includes, which every file of the binding does, and two headers more: a
-    file that forgets any other is still an error.
+    It is what score_tiles.h includes, which every file of the CPU backend does, and two headers
+    more: a file that forgets any other is still an error.
     """
     import torch
     from torch.utils import cpp_extension
 
-    with open("csrc/binding/common.h") as file:
+    with open("csrc/cpu/score_tiles.h") as file:
         outer = re.findall(r"^#include <.*\n", file.read().partition('"cpu/simd/loop_table.h"')[0], re.M)
     lines = [*outer, "#include <ATen/Dispatch.h>\n", "#include <torch/library.h>\n"]
     flags = module.extra_compile_args

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "binding/common.h"
-#include "binding/hardest.h"
+#include "cpu/hardest_negatives.h"
+#include "cpu/score_tiles.h"
 
 namespace py = pybind11;
 

@@ -3,7 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "binding/wide.cpp"
+#include "aten/wide.cpp"
 #include "cuda/binding/imc.cpp"
 #include "cuda/binding/info_cmr.cpp"
 #include "cuda/binding/info_nce.cpp"

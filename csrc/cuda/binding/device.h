@@ -9,7 +9,7 @@
 
 #include <string_view>
 
-#include "binding/batches.h"
+#include "aten/batches.h"
 #include "cuda/launch.h"
 
 #ifdef ITM_EMULATED

@@ -1,7 +1,7 @@
 // Row and column log-sum-exp of a small batch, on CUDA: four launches, two each way, for rows that
 // need no copy. The scale stays on the device.
 
-#include "binding/cosine.h"
+#include "aten/refuse_cosine.h"
 #include "cuda/binding/weights.h"
 
 namespace itm::cuda {

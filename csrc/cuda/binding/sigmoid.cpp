@@ -1,7 +1,7 @@
 // Sigmoid loss of a small batch, on CUDA: four launches, two each way, for rows that need no copy.
 // Scale and bias stay on the device.
 
-#include "binding/cosine.h"
+#include "aten/refuse_cosine.h"
 #include "cuda/binding/weights.h"
 
 namespace itm::cuda {

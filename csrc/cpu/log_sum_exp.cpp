@@ -6,9 +6,9 @@
 
 #include <cmath>
 
-#include "binding/cosine.h"
-#include "binding/hardest.h"
-#include "binding/rows.h"
+#include "aten/refuse_cosine.h"
+#include "cpu/distances.h"
+#include "cpu/hardest_negatives.h"
 
 namespace itm {
 namespace {

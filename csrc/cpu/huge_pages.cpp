@@ -5,7 +5,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -2,12 +2,12 @@
 // that all clusters together cost what one over all members does.
 //
 // Backward, with vector v = V^T khat, V = x (attention) or A^-1 x (kam), g = dL/dv:
-//   dL/dkhat = V g and dL/dV += khat g^T, which goes on through A (rbf_synthesis_kernel.cpp); from
+//   dL/dkhat = V g and dL/dV += khat g^T, which goes on through A (kam_gram.cpp); from
 //   khat = softmax(s), dL/ds = khat (dL/dkhat - khat . dL/dkhat) goes through
 //   s = (q x - |x|^2 / 2) / sigma^2 to q and x.
 // With one clustering per anchor, kam has v = x^T c, c = A^-1 khat, since A is the anchor's own.
 
-#include "binding/rbf_synthesis.h"
+#include "cpu/rbf_synthesis.h"
 
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

@@ -4,8 +4,8 @@
 #include <ATen/ops/arange.h>
 #include <torch/library.h>
 
-#include "binding/common.h"
-#include "binding/pairs.h"
+#include "cpu/same_id.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <string_view>
 
-#include "binding/pairs.h"
-#include "binding/rows.h"
+#include "cpu/distances.h"
+#include "cpu/same_id.h"
 
 namespace itm {
 

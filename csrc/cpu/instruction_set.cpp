@@ -1,6 +1,6 @@
-#include "binding/common.h"
-
 #include <ATen/Version.h>
+
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

@@ -4,7 +4,7 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/matmul.h>
 
-#include "binding/rows.h"
+#include "cpu/distances.h"
 
 namespace itm {
 

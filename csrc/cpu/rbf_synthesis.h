@@ -12,8 +12,8 @@
 #include <cmath>
 #include <string_view>
 
-#include "binding/common.h"
-#include "binding/pairs.h"
+#include "cpu/same_id.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

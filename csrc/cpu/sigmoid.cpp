@@ -5,10 +5,10 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
-#include "binding/common.h"
-#include "binding/cosine.h"
-#include "binding/pairs.h"
-#include "binding/rows.h"
+#include "aten/refuse_cosine.h"
+#include "cpu/distances.h"
+#include "cpu/same_id.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <string_view>
 
-#include "binding/batches.h"
+#include "aten/batches.h"
 
 namespace itm {
 namespace {

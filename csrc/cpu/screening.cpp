@@ -19,7 +19,7 @@
 #include <atomic>
 #include <cmath>
 
-#include "binding/hardest.h"
+#include "cpu/hardest_negatives.h"
 
 namespace itm {
 namespace {

@@ -5,7 +5,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include "binding/rbf_synthesis.h"
+#include "cpu/rbf_synthesis.h"
 
 namespace itm {
 namespace {

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <utility>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

@@ -8,7 +8,7 @@
 
 #include <numeric>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

@@ -1,6 +1,6 @@
 // One mined negative per anchor, in both directions: noise is drawn where a tile of scores needs it
-// (cpu/simd/philox.h says which), and the largest sum along each side is the draw. The hardest negatives
-// are those of max of hinges.
+// (cpu/simd/philox.h says which), and the largest sum along each side is the draw. The hardest
+// negatives are those of max of hinges.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
@@ -8,7 +8,7 @@
 
 #include <string_view>
 
-#include "binding/hardest.h"
+#include "cpu/hardest_negatives.h"
 
 namespace itm {
 namespace {

@@ -6,7 +6,7 @@
 #include <functional>
 #include <limits>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

@@ -11,8 +11,8 @@
 #include <atomic>
 #include <limits>
 
-#include "binding/common.h"
-#include "binding/pairs.h"
+#include "cpu/same_id.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

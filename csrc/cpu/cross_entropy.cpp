@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

@@ -10,7 +10,7 @@
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
 
-#include "binding/rbf_synthesis.h"
+#include "cpu/rbf_synthesis.h"
 
 namespace itm {
 namespace {

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <tuple>
 
-#include "binding/hardest.h"
+#include "cpu/hardest_negatives.h"
 
 namespace itm {
 namespace {

@@ -1,4 +1,4 @@
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "binding/intra_modal.h"
+#include "cpu/intra_modal.h"
 
 namespace itm {
 namespace {

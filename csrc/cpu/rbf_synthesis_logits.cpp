@@ -14,7 +14,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "binding/rbf_synthesis.h"
+#include "cpu/rbf_synthesis.h"
 
 namespace itm {
 namespace {

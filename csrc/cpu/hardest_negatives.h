@@ -1,8 +1,8 @@
 #pragma once
 // The hardest negative of every row and column, and every column's positive score.
 
-#include "binding/maxima.h"
-#include "binding/pairs.h"
+#include "cpu/running_maximum.h"
+#include "cpu/same_id.h"
 
 namespace itm {
 

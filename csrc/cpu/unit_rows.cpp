@@ -4,7 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "binding/common.h"
+#include "cpu/score_tiles.h"
 
 namespace itm {
 namespace {

@@ -2,7 +2,7 @@
 // for both its rows, so the tiles on and above the diagonal say it all. What the backward pass
 // needs is one bit per pair.
 
-#include "binding/intra_modal.h"
+#include "cpu/intra_modal.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
