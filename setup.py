@@ -203,7 +203,7 @@ def module(with_cuda: bool) -> Extension:
 
 
 def together(sources: list[str], units: int = 3) -> list[str]:
-    """Return files that include several of the CPU backend's, which read torch's headers for 7 s."""
+    """Return files that include several of the CPU backend's: torch's headers take 7 s a file."""
     merged = [source for source in sources if re.match(r"csrc/(aten|cpu)/\w+\.cpp", source)]
     os.makedirs("build/together", exist_ok=True)
     files = [f"build/together/cpu_{number}.cpp" for number in range(units)]
@@ -223,7 +223,7 @@ def precompile(compiler: Any, module: Extension, folder: str) -> None:
     from torch.utils import cpp_extension
 
     with open("csrc/cpu/score_tiles.h") as file:
-        outer = re.findall(r"^#include <.*\n", file.read().partition('"cpu/simd/loop_table.h"')[0], re.M)
+        outer = re.findall(r"^#include <.*\n", file.read().partition('#include "')[0], re.M)
     lines = [*outer, "#include <ATen/Dispatch.h>\n", "#include <torch/library.h>\n"]
     flags = module.extra_compile_args
     flags = flags["cxx"] if isinstance(flags, dict) else flags

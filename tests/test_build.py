@@ -132,7 +132,7 @@ def reached(path: Path) -> str:
     [("torch/library.h", r"\bTORCH_LIBRARY"), ("ATen/Dispatch.h", r"\bAT_DISPATCH")],
 )
 def test_no_file_leaves_an_include_to_what_is_precompiled(header: str, uses: str) -> None:
-    """The others that are precompiled are score_tiles.h's, which every file of the backend includes."""
+    """The others that are precompiled are score_tiles.h's, which every file includes."""
     files = list(ROOT.glob("csrc/cpu/*.cpp"))
     shared = (ROOT / "csrc/cpu/score_tiles.h").read_text()
     assert files

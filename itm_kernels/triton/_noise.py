@@ -1,7 +1,7 @@
 """Noise without a state: what is drawn for a pair of rows is the same in every backend.
 
-The layout stands in csrc/cpu/simd/philox.h: a counter of Philox4x32-10 is (column / 2, row, stream), its
-four words are two columns of direction 0 and two of direction 1, and the key is the seed's.
+csrc/cpu/simd/philox.h defines the layout: a counter of Philox4x32-10 is (column / 2, row, stream),
+its four words are two columns of direction 0 and two of direction 1, and the key is the seed's.
 """
 
 import triton

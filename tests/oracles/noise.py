@@ -1,4 +1,4 @@
-"""Philox4x32-10 from the paper, and the noise that csrc/cpu/simd/philox.h promises for a pair of rows.
+"""Philox4x32-10 from the paper, and the noise of a pair that cpu/simd/philox.h promises.
 
 Salmon, Moraes, Dror and Shaw: Parallel random numbers: as easy as 1, 2, 3. SC 2011, section 3.3.
 """
