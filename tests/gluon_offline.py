@@ -21,7 +21,7 @@ import torch
 import triton
 
 from itm_kernels.triton import gluon
-from itm_kernels.triton._launch import operands
+from itm_kernels.triton._operands import operands
 from triton_binary import SHARED, TOOLS
 from triton_compile import COMPILE, Job, StandIn, planning
 
@@ -60,12 +60,12 @@ def hardest(dtype: torch.dtype, ids: bool) -> None:
 
 
 def log_sum_exp(dtype: torch.dtype, ids: bool) -> None:
-    from itm_kernels.triton import _scaled
+    from itm_kernels.triton import _scaled_operands
     from itm_kernels.triton.gluon.log_sum_exp import log_sums
 
     x, scale = torch.empty((N, D), dtype=dtype, device="meta"), torch.empty((), device="meta")
     some = torch.empty(N, dtype=torch.int64, device="meta") if ids else None
-    log_sums(_scaled.operands(x, x, cosine=ids), scale, some, some, some)
+    log_sums(_scaled_operands.operands(x, x, cosine=ids), scale, some, some, some)
 
 
 LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {

@@ -111,10 +111,10 @@ def test_fp32_follows_the_setting(fp32: str) -> None:
 
 @needs_interpreter
 def test_parts_carry_every_bit_of_fp32() -> None:
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _operands
 
     x = torch.randn(7, 40) * torch.logspace(-20, 20, 7)[:, None]
-    parts = _launch.operands(x, x).x.double()
+    parts = _operands.operands(x, x).x.double()
     assert parts.shape == (3, 7, 128)
     assert torch.equal(parts.sum(0)[:, :40], x.double())
     assert torch.equal(parts[..., 40:], torch.zeros(3, 7, 88, dtype=torch.float64))

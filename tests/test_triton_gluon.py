@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 
 from gluon_interpreter import Interpreter, Kernel
 from itm_kernels.triton import _hardest, gluon
-from itm_kernels.triton._launch import Operands, Tile
+from itm_kernels.triton._operands import Operands, Tile
 from itm_kernels.triton.gluon import hardest, log_sum_exp
 from tools import gluon as check
 from tools import values

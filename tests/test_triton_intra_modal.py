@@ -13,8 +13,8 @@ from itm_kernels.reference import similarity
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from itm_kernels.triton import _pair_weights, intra_modal  # noqa: E402
-from itm_kernels.triton._triangle import triangle  # noqa: E402
+from itm_kernels.triton import _score_gradients, intra_modal  # noqa: E402
+from itm_kernels.triton._upper_triangle import triangle  # noqa: E402
 
 pytestmark = needs_interpreter
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
@@ -176,7 +176,7 @@ def test_blocks_of_rows_give_what_one_does(
     low, high = band(x, metric)
     options = {"metric": metric, "mode": "paper", "lower": low, "upper": high}
     whole = results(x, "triton", **options)
-    monkeypatch.setattr(_pair_weights, "_MOST_ROWS", 128)
+    monkeypatch.setattr(_score_gradients, "_MOST_ROWS", 128)
     for found, wanted in zip(results(x, "triton", **options), whole, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -207,7 +207,7 @@ def test_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     count(intra_modal, "triangle_kernel")
     count(intra_modal, "finish_kernel")
-    count(_pair_weights, "_unit_kernel")
-    count(_pair_weights, "_weights_kernel")
+    count(_score_gradients, "_unit_kernel")
+    count(_score_gradients, "_weights_kernel")
     results(rows(70, 37), "triton", metric="cosine", mode="paper", lower=0.5, upper=0.9)
     assert counted == ["triangle_kernel", "finish_kernel", "_unit_kernel", "_weights_kernel"]

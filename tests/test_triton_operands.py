@@ -11,7 +11,7 @@ pytestmark = needs_interpreter
 
 
 def tf32_rows(x: Tensor) -> Tensor:
-    from itm_kernels.triton._launch import tf32_rows
+    from itm_kernels.triton._operands import tf32_rows
 
     return tf32_rows(x)[0, :, : x.shape[1]]
 
@@ -51,12 +51,12 @@ def test_tf32_keeps_what_is_not_finite_and_makes_nothing_infinite() -> None:
 
 
 def test_a_gpu_multiplies_rounded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _operands
 
     x = torch.randn(3, 40)
-    assert torch.equal(_launch.prepare(x, "tf32")[0], x)  # the interpreter multiplies in fp32
-    monkeypatch.setattr(_launch, "INTERPRETED", False)
-    found = _launch.prepare(x, "tf32")[0]
+    assert torch.equal(_operands.prepare(x, "tf32")[0], x)  # the interpreter multiplies in fp32
+    monkeypatch.setattr(_operands, "INTERPRETED", False)
+    found = _operands.prepare(x, "tf32")[0]
     assert torch.equal(found[:, :40], nearest(x))
     assert not found[:, 40:].any()
 
@@ -84,19 +84,19 @@ def test_rounding_keeps_the_error_rule_and_cutting_breaks_it(D: int) -> None:
 def test_a_view_that_begins_anywhere_is_laid_out_for_vector_loads(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _operands
 
-    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    monkeypatch.setattr(_operands, "INTERPRETED", False)
     whole = torch.randn(5, 81).to(dtype)
     for kind in ("half", "ieee"):
         for first, last in ((1, 81), (1, 17), (0, 80), (0, 81)):
             view = whole[:, first:last]
             meta = torch.empty(whole.shape, dtype=dtype, device="meta")[:, first:last]
-            found, planned = _launch.prepare(view, kind), _launch.prepare(meta, kind)
+            found, planned = _operands.prepare(view, kind), _operands.prepare(meta, kind)
             assert torch.equal(found[0, :, : last - first], view)
             assert not found[0, :, last - first :].any()
             assert found.data_ptr() % 16 == 0
             assert (planned.shape, planned.stride()) == (found.shape, found.stride())
     aligned = torch.randn(6, 80).to(dtype)
     for rows in (aligned, aligned[1:], aligned[:, 16:], aligned[::2]):
-        assert _launch.prepare(rows, "half").data_ptr() == rows.data_ptr()  # nothing is copied
+        assert _operands.prepare(rows, "half").data_ptr() == rows.data_ptr()  # nothing is copied

@@ -10,9 +10,9 @@ from itm_kernels.reference._rows import unit_rows, wide
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from itm_kernels.triton import _products, _scaled, _weights  # noqa: E402
+from itm_kernels.triton import _blocked_products, _products, _scaled_operands  # noqa: E402
 from itm_kernels.triton._products import store_parts  # noqa: E402
-from itm_kernels.triton._tiles import place, scaled, score_tile  # noqa: E402
+from itm_kernels.triton._score_tiles import place, scaled, score_tile  # noqa: E402
 
 pytestmark = needs_interpreter
 EPS = torch.finfo(torch.float32).eps
@@ -53,7 +53,7 @@ def sides(N: int, M: int, D: int, dtype: torch.dtype) -> list[Tensor]:
 
 def gradients(x: Tensor, y: Tensor, weights: Tensor, cosine: bool) -> list[Tensor]:
     """Return the gradients of the sum of weights times scores, as an operator forms them."""
-    both = _scaled.operands(x, y, cosine)
+    both = _scaled_operands.operands(x, y, cosine)
     unit = _products.unit_of(x, both, torch.ones(()), weights)
 
     def fill(first: int, block: Tensor) -> None:
@@ -62,9 +62,10 @@ def gradients(x: Tensor, y: Tensor, weights: Tensor, cosine: bool) -> list[Tenso
             value = value * both.x_factor[first : first + block.shape[1], None] * both.y_factor
         write(value if unit is None else value * unit, block)
 
-    found = _weights.products_in_parts(x, both, fill)
+    found = _blocked_products.products_in_parts(x, both, fill)
     return [
-        _scaled.gradient_of_rows(*side, unit, cosine) for side in zip((x, y), found, strict=True)
+        _scaled_operands.gradient_of_rows(*side, unit, cosine)
+        for side in zip((x, y), found, strict=True)
     ]
 
 
@@ -120,7 +121,7 @@ def test_error_of_scores_is_at_most_twice_eagers(
     size: tuple[int, int, int], dtype: torch.dtype, cosine: bool
 ) -> None:
     x, y = sides(*size, dtype)
-    both = _scaled.operands(x, y, cosine)
+    both = _scaled_operands.operands(x, y, cosine)
     found = wide(x).new_empty(size[:2])
     scores_kernel[both.tile.programs(*size[:2])](
         **both.arguments(), scores=found, N=size[0], M=size[1]

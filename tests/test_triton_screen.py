@@ -17,17 +17,17 @@ pytestmark = needs_interpreter
 @pytest.fixture
 def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """Screen whatever the size, and keep what is known of images and texts."""
-    from itm_kernels.triton import _screen
+    from itm_kernels.triton import _screening
 
     kept: list = []
 
-    class Kept(_screen._Side):
+    class Kept(_screening._Side):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
             kept.append(self)
 
-    monkeypatch.setattr(_screen, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_screen, "_Side", Kept)
+    monkeypatch.setattr(_screening, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_screening, "_Side", Kept)
     yield kept
 
 
@@ -100,12 +100,12 @@ def test_collapsed_rows_tie_and_the_lowest_wins(sides: list) -> None:
 def test_what_is_not_finite_shows_as_without_a_screen(
     sides: list, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from itm_kernels.triton import _screen
+    from itm_kernels.triton import _screening
 
     image, text = rows(70, 40, 1), rows(70, 40, 2)
     text[66, 3] = image[5, 0] = value
     ours = found(image, text)
-    monkeypatch.setattr(_screen, "LEAST_ROWS", 1000)
+    monkeypatch.setattr(_screening, "LEAST_ROWS", 1000)
     assert len(sides) == 2
     plain = found(image, text)
     for one, other in zip(ours, plain, strict=True):

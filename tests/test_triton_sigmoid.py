@@ -18,7 +18,7 @@ if INTERPRETED:
     import triton
     import triton.language as tl
 
-    from itm_kernels.triton._logits import _log_of_one_plus
+    from itm_kernels.triton._logistic import _log_of_one_plus
 
     @triton.jit
     def _logarithms(x, out, BLOCK: tl.constexpr):
@@ -61,16 +61,16 @@ def assert_rule(sides: list[Tensor], **options: Any) -> None:
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Count the blocks of weights that are multiplied."""
-    from itm_kernels.triton import _weights
+    from itm_kernels.triton import _blocked_products
 
     blocks: list[int] = []
-    add_product = _weights.add_product
+    add_product = _blocked_products.add_product
 
     def counted(total: Tensor | None, weights: Tensor, *rest: Any, **options: Any) -> Tensor:
         blocks.append(weights.shape[1])
         return add_product(total, weights, *rest, **options)
 
-    monkeypatch.setattr(_weights, "add_product", counted)
+    monkeypatch.setattr(_blocked_products, "add_product", counted)
     yield blocks
 
 
@@ -111,11 +111,11 @@ def test_a_value_alone_has_the_same_bits_and_no_weights(ids: bool, products: lis
 
 @needs_interpreter
 def test_blocks_of_rows_are_one_loss(products: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    from itm_kernels.triton import _weights
+    from itm_kernels.triton import _blocked_products
 
     sides = rows(150, 150, 20)
     whole = results(sides, torch.float32, "triton")
-    monkeypatch.setattr(_weights, "_MOST_ROWS", 64)
+    monkeypatch.setattr(_blocked_products, "_MOST_ROWS", 64)
     products.clear()
     found = results(sides, torch.float32, "triton")
     assert products[::2] == [64, 64, 22]

@@ -11,7 +11,7 @@ pytestmark = needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("M, D", [(1, 1), (200, 70)])
 def test_parts_of_fp16_are_as_exact_as_those_of_bf16(M: int, D: int, dtype: torch.dtype) -> None:
-    from itm_kernels.triton import _clusters, _scaled, _sums
+    from itm_kernels.triton import _clusters, _scaled_operands, _sums
 
     generator = torch.Generator().manual_seed(0)
     lengths = torch.logspace(-4, 4, M)[torch.randperm(M, generator=generator)]
@@ -25,7 +25,7 @@ def test_parts_of_fp16_are_as_exact_as_those_of_bf16(M: int, D: int, dtype: torc
         [weights[:, own == k].double() @ rows[own == k].double() for k in (0, 1)], 1
     )
     kind = "parts" if dtype == torch.float32 else "half"
-    scaled = _sums.scaled_factor(*_scaled.scaled_rows(rows, kind, False, fine=True), rows)
+    scaled = _sums.scaled_factor(*_scaled_operands.scaled_rows(rows, kind, False, fine=True), rows)
     before = _sums.factor_of(rows)
     assert scaled.terms == 2
     assert scaled.rows.shape[0] == (2 if dtype == torch.float32 else 1)

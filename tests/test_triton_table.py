@@ -16,10 +16,10 @@ BYTES = {"half": 2, "tf32": 4, "ieee": 4, "fp64": 8}
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Name], None]:
-    from itm_kernels.triton import _launch, _table
+    from itm_kernels.triton import _operands, _tile_table
 
     def stand_in(architecture: Name) -> None:
-        for module in (_launch, _table):
+        for module in (_operands, _tile_table):
             monkeypatch.setattr(module, "architecture", lambda: architecture)
 
     return stand_in
@@ -31,7 +31,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Name], None]:
 def test_every_tile_fits_the_shared_memory(
     kind: str, epilogue: str, architecture: int, on: Callable[[Name], None]
 ) -> None:
-    from itm_kernels.triton._table import tile_of
+    from itm_kernels.triton._tile_table import tile_of
 
     on(architecture)
     for N in (1, 1 << 10, 1 << 11, 1 << 15):
@@ -43,7 +43,7 @@ def test_every_tile_fits_the_shared_memory(
 
 
 def test_an_epilogue_that_keeps_more_takes_fewer_columns(on: Callable[[Name], None]) -> None:
-    from itm_kernels.triton._table import tile_of
+    from itm_kernels.triton._tile_table import tile_of
 
     for architecture in SHARED:
         on(architecture)
@@ -59,7 +59,7 @@ def test_an_epilogue_that_keeps_more_takes_fewer_columns(on: Callable[[Name], No
 def test_fp32_is_split_where_tensor_cores_are_six_times_as_fast(
     on: Callable[[Name], None],
 ) -> None:
-    from itm_kernels.triton._launch import kind_of
+    from itm_kernels.triton._operands import kind_of
 
     x = torch.empty(2, 64)
     for architecture in (80, 90, 100, "gfx942"):
@@ -72,8 +72,8 @@ def test_fp32_is_split_where_tensor_cores_are_six_times_as_fast(
 
 
 def test_a_candidate_of_tune_is_taken_whatever_the_epilogue() -> None:
-    from itm_kernels.triton._launch import operands
-    from itm_kernels.triton._table import Tile
+    from itm_kernels.triton._operands import operands
+    from itm_kernels.triton._tile_table import Tile
     from tools.precompile import tiled
 
     tile = Tile(128, 256, 64, 16, 3)

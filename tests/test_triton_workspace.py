@@ -67,12 +67,12 @@ def watched(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterator
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    from itm_kernels.triton import _launch, _table
+    from itm_kernels.triton import _operands, _tile_table
 
     for kernel in (InterpretedFunction, JITFunction):
         monkeypatch.setattr(kernel, "run", lambda *args, **options: None)
-    monkeypatch.setattr(_launch, "INTERPRETED", False)
-    for module in (_launch, _table):
+    monkeypatch.setattr(_operands, "INTERPRETED", False)
+    for module in (_operands, _tile_table):
         monkeypatch.setattr(module, "architecture", lambda: architecture)
     with Workspace() as workspace:
         yield workspace
@@ -111,16 +111,16 @@ def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_blocks_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the weights of a block of rows outlived it."""
-    from itm_kernels.triton import _pulls
+    from itm_kernels.triton import _hinge_gradients
 
     kept = []
-    weights_empty = _pulls.weights_empty
+    weights_empty = _hinge_gradients.weights_empty
 
     def kept_empty(*arguments: object) -> Tensor:
         kept.append(weights_empty(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr(_pulls, "weights_empty", kept_empty)
+    monkeypatch.setattr(_hinge_gradients, "weights_empty", kept_empty)
     with watched(monkeypatch) as workspace:
         launch("sum_of_hinges")
     assert workspace.largest <= LARGEST

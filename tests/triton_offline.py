@@ -83,13 +83,13 @@ def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
 ) -> tuple[list[Job], set[Any]]:
     """Return what the launchers of some operators compile, and the lines of the table they take."""
-    from itm_kernels.triton import _clusters, _factors, _gram, _synthesis_backward, _table
+    from itm_kernels.triton import _clusters, _factors, _gram, _synthesis_backward, _tile_table
 
     jobs: dict[str, Job] = {}
-    asked: set[_table.Row] = set()
-    line_of = _table.line_of
+    asked: set[_tile_table.Row] = set()
+    line_of = _tile_table.line_of
 
-    def noted(*arguments: object) -> _table.Row:
+    def noted(*arguments: object) -> _tile_table.Row:
         asked.add(line := line_of(*arguments))
         return line
 
@@ -103,7 +103,7 @@ def planned(
             try:
                 with (
                     planning(case, architecture) as found,
-                    patch.object(_table, "line_of", noted),
+                    patch.object(_tile_table, "line_of", noted),
                     patch.object(_factors, "spans_of", spans),
                     patch.object(_synthesis_backward, "spans_of", spans),
                     patch.object(_gram, "spans_of", spans),
@@ -120,7 +120,7 @@ def unused(taken: dict[int | str, set[Any]]) -> list[str]:
 
     A line for any architecture may be one that others hide on most.
     """
-    from itm_kernels.triton._table import TABLE
+    from itm_kernels.triton._tile_table import TABLE
 
     everywhere = set[Any]().union(*taken.values())
     return [

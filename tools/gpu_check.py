@@ -12,7 +12,7 @@ come; the same command again goes on where it stopped. summary.md is the page to
     contract   same bits twice, NaN shows, CUDA graphs, torch.compile, peak memory
     values     the other sizes and precisions against fp64, at most twice plain PyTorch's error
     rivals     ours against torch.compile and the packages that are installed
-    tune       tiles of the Triton kernels against the choice of _table.TABLE
+    tune       tiles of the Triton kernels against the choice of _tile_table.TABLE
     suite      the test suite on this device
     sanitize   compute-sanitizer on small cases
 

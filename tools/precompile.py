@@ -25,14 +25,14 @@ N, D = 4096, 1024  # other sizes that are measured compile the same
 @contextmanager
 def tiled(kind: str, tile: Any) -> Iterator[None]:
     """Let kernels of a kind of operand take a tile, whatever the table has for their epilogue."""
-    from itm_kernels.triton import _launch
+    from itm_kernels.triton import _operands
 
-    look_up = _launch.tile_of
+    look_up = _operands.tile_of
 
     def fixed(asked: str, *shape: Any) -> Any:
         return tile if asked == kind else look_up(asked, *shape)
 
-    with patch.object(_launch, "tile_of", fixed):
+    with patch.object(_operands, "tile_of", fixed):
         yield
 
 
@@ -50,7 +50,7 @@ def precompile(setting: Setting) -> dict[str, Any]:
 
 def planned(architecture: int, names: Sequence[str] = ()) -> list[Any]:
     """Return the jobs of all candidates of some launchers, or all."""
-    from itm_kernels.triton._table import Tile
+    from itm_kernels.triton._tile_table import Tile
     from tools import tune
     from triton_compile import planning
 

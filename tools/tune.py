@@ -1,4 +1,4 @@
-"""Tiles of the kernels that make scores, measured against the choice of `_table.TABLE`.
+"""Tiles of the kernels that make scores, measured against the choice of `_tile_table.TABLE`.
 
 The table is edited by hand: what is printed is each candidate's time over that of the table's tile,
 and whether its values agree. Results may not depend on a machine's mood, so nothing tunes itself.
@@ -59,7 +59,7 @@ def launches() -> dict[str, Launch]:
         similarity,
         sum_of_hinges,
     )
-    from itm_kernels.triton._weights import no_scores
+    from itm_kernels.triton._blocked_products import no_scores
 
     none = (None, None, None)
 
@@ -143,14 +143,14 @@ def tensors(result: Any) -> Sequence[Tensor]:
 
 def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, Any]:
     """Time every candidate, best first, beside the table's tile."""
-    from itm_kernels.triton import _launch, _table
+    from itm_kernels.triton import _operands, _tile_table
 
     _, matmul, kind = PRECISIONS[precision]
     launch, device = launches()[name], setting.device
     rounds = 1 if setting.tiny else ROUNDS
     run = partial(launch, *inputs.paired(size, device))
     chosen: list[Any] = []
-    look_up = _launch.tile_of
+    look_up = _operands.tile_of
 
     def noted(asked: str, *shape: Any) -> Any:
         tile = look_up(asked, *shape)
@@ -162,11 +162,11 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
     torch.set_float32_matmul_precision(matmul)
     times: dict[str, float | str] = {}
     try:
-        with patch.object(_launch, "tile_of", noted):
+        with patch.object(_operands, "tile_of", noted):
             wanted = run()
             table = milliseconds(run, device, rounds)
         for numbers in (TINY if setting.tiny else TILES)[kind]:
-            tile = _table.Tile(*numbers)
+            tile = _tile_table.Tile(*numbers)
             with tiled(kind, tile):
                 times[spelled(tile)] = candidate(run, wanted, device, rounds)
     finally:

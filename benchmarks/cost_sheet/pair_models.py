@@ -21,14 +21,14 @@ def _hardest(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions)
 
 
-@model("_screen._screen_kernel")
+@model("_screening._screen_kernel")
 def _screen(launch: Launch) -> Count:
     # Beside the best and its index a second, on both sides.
     instructions = 21 + 2 * launch.HAS_IDS + 2 * launch.FACTORS
     return scores(launch, launch.N, launch.M, instructions)
 
 
-@model("_settle.settle_kernel")
+@model("_rescoring.settle_kernel")
 def _settle(launch: Launch) -> Count:
     # The tiles' bests are read twice. The bests of two tiles could be an anchor's maximum [E].
     left = [each.bytes for name, each in launch.operands.items() if _is_left(name)]
@@ -41,7 +41,7 @@ def _is_left(name: str) -> bool:
     return name.endswith(("_key", "_index", "_second")) and "found" not in name
 
 
-@model("_settle.listed_kernel", "_settle.listed_best_kernel")
+@model("_rescoring.listed_kernel", "_rescoring.listed_best_kernel")
 def _listed(launch: Launch) -> Count:
     # No anchor is listed: programs look at a number and return, .3 us each on a processor [E].
     return Count(launch.kernel, True, seconds=launch.programs / PROCESSORS * 0.3e-6)
@@ -110,7 +110,7 @@ def _sigmoid_weights(launch: Launch) -> Count:
     return scores(launch, launch.R, launch.M, instructions, 1 + launch.WEIGHTS)
 
 
-@model("_logits.sums_kernel")
+@model("_logistic.sums_kernel")
 def _sums_of_tiles(launch: Launch) -> Count:
     return chained(launch, launch.tiles)
 
@@ -121,7 +121,7 @@ def _unit(launch: Launch) -> Count:
     return chained(launch, sum(vectors))
 
 
-@model("_pair_weights._unit_kernel")
+@model("_score_gradients._unit_kernel")
 def _unit_of_pairs(launch: Launch) -> Count:
     return chained(launch, launch.N)
 
@@ -155,13 +155,13 @@ def _of_raw(launch: Launch) -> dict[str, Any]:
     return {"x": launch.raw_x, "y": launch.raw_y, "PARTS": 1}
 
 
-@model("intra_modal._triangle_kernel", "_triangle.triangle_kernel")
+@model("intra_modal._triangle_kernel", "_upper_triangle.triangle_kernel")
 def _triangle(launch: Launch) -> Count:
     tiles = math.ceil(launch.N / launch.ROWS)
     return metric_of(launch, launch.N, launch.N, 14, (tiles + 1) / (2 * tiles))
 
 
-@model("_pair_weights._weights_kernel")
+@model("_score_gradients._weights_kernel")
 def _pair_weights(launch: Launch) -> Count:
     pairs = launch.R * launch.M
     stored = launch.operands["weights"].bytes
@@ -183,7 +183,7 @@ def _pair_weights(launch: Launch) -> Count:
     )  # fmt: skip
 
 
-@model("_distances._distance_kernel")
+@model("_distance_gradients._distance_kernel")
 def _distance(launch: Launch) -> Count:
     # No pair is set apart: of `near` nothing is read.
     names = ("x", "product", "out", "apart", "sums")
@@ -191,12 +191,12 @@ def _distance(launch: Launch) -> Count:
     return Count(launch.kernel, True, hbm=size, l2=size)
 
 
-@model("_compare._matrix_kernel")
+@model("_metrics._matrix_kernel")
 def _matrix(launch: Launch) -> Count:
     return metric_of(launch, launch.N, launch.M, 4, 1.0)
 
 
-@model("_compare._pull_kernel")
+@model("_metrics._pull_kernel")
 def _pull(launch: Launch) -> Count:
     work = float(launch.programs) * launch.ROWS * launch.DEPTH * launch.M
     reads = launch.programs * launch.M * (launch.DEPTH + launch.ROWS) * 4.0
@@ -243,7 +243,7 @@ def _rank_counts(launch: Launch) -> Count:
     return scores(launch, launch.Q, launch.G, 24)
 
 
-@model("_pairs._positives_kernel")
+@model("_positives._positives_kernel")
 def _pair_positives(launch: Launch) -> Count:
     return scores(launch, launch.M, launch.COLUMNS, 3)
 

@@ -64,8 +64,8 @@ def _row_keys(launch: Launch) -> Count:
 
 @model(
     "ranks._ranks_kernel",
-    "_launch._split_kernel",
-    "_compare._squares_kernel",
+    "_operands._split_kernel",
+    "_metrics._squares_kernel",
     "unit_rows._forward_kernel",
     "unit_rows._backward_kernel",
     "log_sum_exp._finish_kernel",
@@ -74,15 +74,15 @@ def _row_keys(launch: Launch) -> Count:
     "max_of_hinges._entries_kernel",
     "hardest_negatives._entries_kernel",
     "_entries._by_target_kernel",
-    "_triangle.finish_kernel",
-    "_pulls._pairs_kernel",
-    "_screen._lengths_kernel",
+    "_upper_triangle.finish_kernel",
+    "_hinge_gradients._pairs_kernel",
+    "_screening._lengths_kernel",
     "_cosines._cosine_kernel",
     "_cosine_weights._gradient_kernel",
     "_cosine_weights._weights_kernel",
     "sum_of_hinges._totals_kernel",
-    "_scaled._gradient_kernel",
-    "_scaled._scale_kernel",
+    "_scaled_operands._gradient_kernel",
+    "_scaled_operands._scale_kernel",
     "sample_negatives._winners_kernel",
 )
 def _passes(launch: Launch) -> Count:

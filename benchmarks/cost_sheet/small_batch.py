@@ -48,12 +48,12 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "_entries._order_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
     "_segments._gradients_kernel": lambda launch: 6,
     "_segments._chunks_kernel": lambda launch: 1,
-    "_scaled._scale_kernel": _along,
-    "_scaled._gradient_kernel": _along,
-    "_compare._squares_kernel": lambda launch: _along(launch, "DEPTH"),
-    "_distances._distance_kernel": lambda launch: 3,
+    "_scaled_operands._scale_kernel": _along,
+    "_scaled_operands._gradient_kernel": _along,
+    "_metrics._squares_kernel": lambda launch: _along(launch, "DEPTH"),
+    "_distance_gradients._distance_kernel": lambda launch: 3,
     "kmeans_plus_plus._draw_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
-    "_compare._pull_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
+    "_metrics._pull_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
 }
 
 

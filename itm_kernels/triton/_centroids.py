@@ -7,9 +7,9 @@ chains are short, and a second launch adds the shares up. A single share leaves 
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._launch import INTERPRETED, to_tf32
-from itm_kernels.triton._lengths import power_above, reciprocal, root, squares_of
-from itm_kernels.triton._tiles import wide_type
+from itm_kernels.triton._norms import power_above, reciprocal, root, squares_of
+from itm_kernels.triton._operands import INTERPRETED, to_tf32
+from itm_kernels.triton._score_tiles import wide_type
 
 # The interpreter multiplies bf16 wrongly.
 _PART = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled
+from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._cosine_weights import finish, weigh
-from itm_kernels.triton._launch import kind_and_parts, stored_dtype, wide_dtype
-from itm_kernels.triton._lengths import divisor, root, squares_of
+from itm_kernels.triton._norms import divisor, root, squares_of
+from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
 from itm_kernels.triton._sums import cosine_parts
 from itm_kernels.triton._synthesis_blocks import Synthesis
@@ -157,7 +157,7 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     if one.kam and one.clusters.per_anchor:
         like = like.double()  # weights of thousands that cancel
     kind, _ = kind_and_parts(like, cancelling=one.kam)
-    rows, factor = _scaled.scaled_rows(like, kind, False)
+    rows, factor = _scaled_operands.scaled_rows(like, kind, False)
     ones = torch.ones(1, dtype=torch.float32, device=grad.device)
     laid_out = one.both._replace(y=rows, x_factor=ones, y_factor=factor)
     in_parts = like.dtype != torch.float64

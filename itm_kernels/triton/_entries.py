@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, wide_dtype
+from itm_kernels.triton._operands import INTERPRETED, wide_dtype
 
 # Entries of a side that are sorted by comparing all with all, in one launch instead of the ten of
 # a sort: at this many it is 10^8 comparisons, and takes as long as those.

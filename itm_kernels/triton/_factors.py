@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import spans_of, tiles_before
-from itm_kernels.triton._launch import INTERPRETED, rows_of, wide_dtype
+from itm_kernels.triton._operands import INTERPRETED, rows_of, wide_dtype
 from itm_kernels.triton._parts import BLOCK, Part
-from itm_kernels.triton._tiles import number
+from itm_kernels.triton._score_tiles import number
 
 DEPTH = 64 if INTERPRETED else 16  # of a product's operands
 _MOST_PANELS = 16

@@ -12,8 +12,8 @@ from torch import Tensor
 from itm_kernels.triton._clusters import spans_of
 from itm_kernels.triton._factors import DEPTH, factor_of_cluster, kernel_block, row_of_blocks
 from itm_kernels.triton._parts import BLOCK
+from itm_kernels.triton._score_tiles import number
 from itm_kernels.triton._systems import Systems
-from itm_kernels.triton._tiles import number
 
 _COLUMNS = 64
 

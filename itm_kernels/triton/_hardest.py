@@ -10,12 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled, gluon
-from itm_kernels.triton._best import Best, leave_best
-from itm_kernels.triton._launch import Operands, kind_of, operands
-from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
-from itm_kernels.triton._screen import screened, screens
-from itm_kernels.triton._tiles import (
+from itm_kernels.triton import _scaled_operands, gluon
+from itm_kernels.triton._operands import Operands, kind_of, operands
+from itm_kernels.triton._positives import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._score_tiles import (
     no_key,
     ordered_key,
     place,
@@ -24,6 +22,8 @@ from itm_kernels.triton._tiles import (
     scaled,
     score_tile,
 )
+from itm_kernels.triton._screening import screened, screens
+from itm_kernels.triton._tile_maxima import Best, leave_best
 
 
 @triton.jit
@@ -107,12 +107,12 @@ def hardest(
     # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
     # beside 128 x 128 keys are 14 spills on sm_100.
     pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
-    both = _scaled.operands(pairs, text, cosine=False, shape=(1, 1))
+    both = _scaled_operands.operands(pairs, text, cosine=False, shape=(1, 1))
     bound = positive_scores(both)
     if positive is None:
         return _run(both, None, None, bound, True, True)
     best_text, _ = _run(both, pair_ids, text_ids, bound, True, False)
-    images = _scaled.operands(image, text, cosine=False, shape=(1, 1))
+    images = _scaled_operands.operands(image, text, cosine=False, shape=(1, 1))
     _, best_image = _run(images, image_ids, text_ids, bound, False, True)
     return best_text, best_image
 

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, Operands, kind_of, to_tf32
-from itm_kernels.triton._lengths import power_above
+from itm_kernels.triton._norms import power_above
+from itm_kernels.triton._operands import INTERPRETED, Operands, kind_of, to_tf32
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # (parts of weights, parts of rows) -> which parts are multiplied, low to high.
@@ -49,7 +49,7 @@ def weights_empty(
     fine: bool = False,
     kind: str = "",
 ) -> Tensor:  # [parts, R, M]
-    """Return weights of rows `_scaled.operands` of x for a kernel to write, by `store_parts`.
+    """Return weights of rows `_scaled_operands` of x for a kernel to write, by `store_parts`.
 
     Rows lie a multiple of 16 numbers apart, as the library's tensor-core kernels want them; parts
     and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by
@@ -66,7 +66,7 @@ def weights_empty(
 
 def unit_of(
     x: Tensor,  # [N, D]
-    both: Operands,  # `_scaled.operands` of x and y
+    both: Operands,  # `_scaled_operands.operands` of x and y
     scale: Tensor,  # []
     *bounds: Tensor,  # up to three; no weight is larger than their largest elements together
 ) -> Tensor | None:  # []

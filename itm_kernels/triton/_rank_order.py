@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED
-from itm_kernels.triton._tiles import no_key
+from itm_kernels.triton._operands import INTERPRETED
+from itm_kernels.triton._score_tiles import no_key
 
 # Ids of a side that are sorted by comparing all with all, in one launch instead of the twenty of
 # two sorts: at this many it is 2 x 10^8 comparisons of 64 bits, and takes as long as those.

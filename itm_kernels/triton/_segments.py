@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._entries import Entries, by_target, in_order
-from itm_kernels.triton._launch import INTERPRETED, rows_of, stored_dtype
-from itm_kernels.triton._table import architecture
-from itm_kernels.triton._tiles import wide_type
+from itm_kernels.triton._operands import INTERPRETED, rows_of, stored_dtype
+from itm_kernels.triton._score_tiles import wide_type
+from itm_kernels.triton._tile_table import architecture
 
 _ENTRIES = 8  # of a target, read at once
 _CHUNK = 128  # entries that are summed apart where one target has them all

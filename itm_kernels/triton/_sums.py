@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, grid_of
-from itm_kernels.triton._launch import (
+from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
     Tile,
@@ -25,7 +25,7 @@ from itm_kernels.triton._launch import (
     wide_dtype,
 )
 from itm_kernels.triton._products import unit_of
-from itm_kernels.triton._tiles import wide_type
+from itm_kernels.triton._score_tiles import wide_type
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
@@ -68,7 +68,7 @@ def factor_of(x: Tensor, cancelling: bool = False) -> Factor:
 
 
 def scaled_factor(rows: Tensor, factor: Tensor, like: Tensor) -> Factor:
-    """Prepare rows that `_scaled` has laid out, for weights of at most 1, as those of a softmax.
+    """Prepare rows laid out by `_scaled_operands` for weights of at most 1, as a softmax has.
 
     Rows are one or two parts of fp16, and weights two: half as many products as of bf16 parts.
     Weights lose what is below 2^-39 of the longest row.

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._tiles import log_of_one_plus, number
+from itm_kernels.triton._score_tiles import log_of_one_plus, number
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """Bounded sums over the pairs of one modality.
 
 Where the bounds are the same for all rows the matrix is symmetric: tiles of the upper triangle are
-computed alone (`_triangle`). Official distances are divided by their row's norm and bounded by
-ranks, which need whole rows: a block of rows at a time. The gradient is that of a weight per pair,
-a block of rows at a time, by products (`_pair_weights`).
+computed alone (`_upper_triangle`). Official distances are divided by their row's norm and bounded
+by ranks, which need whole rows: a block of rows at a time. The gradient is that of a weight per
+pair, a block of rows at a time, by products (`_score_gradients`).
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ import torch
 import triton
 from torch import Tensor
 
-from itm_kernels.triton._compare import Comparison, comparison, matrix_of, pull
-from itm_kernels.triton._distances import empty_gradient, gradient_of_distances
-from itm_kernels.triton._launch import rows_of, wide_dtype
-from itm_kernels.triton._pair_weights import blocks, unit_of, write_weights
+from itm_kernels.triton._distance_gradients import empty_gradient, gradient_of_distances
+from itm_kernels.triton._metrics import Comparison, comparison, matrix_of, pull
+from itm_kernels.triton._operands import rows_of, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
-from itm_kernels.triton._scaled import gradient_of_rows
-from itm_kernels.triton._triangle import finish_kernel, triangle_kernel
+from itm_kernels.triton._scaled_operands import gradient_of_rows
+from itm_kernels.triton._score_gradients import blocks, unit_of, write_weights
+from itm_kernels.triton._upper_triangle import finish_kernel, triangle_kernel
 
 
 def intra_modal_forward(

@@ -1,8 +1,8 @@
 """k-means: a launch finds every row's nearest centroid, a second one moves the centroids.
 
 Rows in half precision are fp16 with a power of two each, exact, and centroids two parts of fp16:
-two products; rows of fp32 are two parts as well: three products (`_scaled`). A tile is as wide as
-there are centroids, so that rows are read once.
+two products; rows of fp32 are two parts as well: three products (`_scaled_operands`). A tile is as
+wide as there are centroids, so that rows are read once.
 
 With one set of members per anchor there are as many problems as anchors, and a tile holds the
 centroids of several.
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._centroids import mean_kernel, sums_kernel
-from itm_kernels.triton._launch import (
+from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
     kind_of,
@@ -26,9 +26,9 @@ from itm_kernels.triton._launch import (
     tile_and_precision,
     wide_dtype,
 )
-from itm_kernels.triton._scaled import scaled_rows
-from itm_kernels.triton._table import Tile, tile_of
-from itm_kernels.triton._tiles import highest, no_key, ordered_key, scaled, score_tile
+from itm_kernels.triton._scaled_operands import scaled_rows
+from itm_kernels.triton._score_tiles import highest, no_key, ordered_key, scaled, score_tile
+from itm_kernels.triton._tile_table import Tile, tile_of
 
 _MOST_COLUMNS = 64  # of several problems
 _PROGRAMS = 264  # two for every processor of an H100

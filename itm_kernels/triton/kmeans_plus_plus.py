@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import rows_of, wide_dtype
-from itm_kernels.triton._tiles import difference_tile, highest, no_key, ordered_key, wide_type
+from itm_kernels.triton._operands import rows_of, wide_dtype
+from itm_kernels.triton._score_tiles import difference_tile, highest, no_key, ordered_key, wide_type
 
 # Of a program: so many rows, and differences of them with the rows of its problems at once.
 _ROWS = 64

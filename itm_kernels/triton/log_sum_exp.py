@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled, gluon
-from itm_kernels.triton._launch import Operands, wide_dtype
-from itm_kernels.triton._pairs import id_arguments
+from itm_kernels.triton import _scaled_operands, gluon
+from itm_kernels.triton._blocked_products import no_scores, products_in_parts
+from itm_kernels.triton._log_sums import log_sums, of_tiles
+from itm_kernels.triton._operands import Operands, wide_dtype
+from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import unit_of
-from itm_kernels.triton._shares import below, common_base, disjoint, leave_weights
-from itm_kernels.triton._softmax import log_sums, of_tiles
-from itm_kernels.triton._table import architecture
-from itm_kernels.triton._tiles import place, same_id, scaled, score_tile
-from itm_kernels.triton._weights import no_scores, products_in_parts
+from itm_kernels.triton._score_tiles import place, same_id, scaled, score_tile
+from itm_kernels.triton._softmax_weights import below, common_base, disjoint, leave_weights
+from itm_kernels.triton._tile_table import architecture
 
 
 @triton.jit(do_not_specialize=["N", "M"])
@@ -117,7 +117,7 @@ def log_sum_exp_forward(
 
     Sums are relative to the highest logits, which come behind the positives' logits.
     """
-    both = _scaled.operands(x, y, cosine, fine=True, epilogue="sums")
+    both = _scaled_operands.operands(x, y, cosine, fine=True, epilogue="sums")
     if gluon.takes("log_sum_exp", both):
         from itm_kernels.triton.gluon.log_sum_exp import log_sums
 
@@ -260,7 +260,7 @@ def log_sum_exp_backward(
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = _scaled.operands(x, y, cosine, fine=True, epilogue="pieces")
+    both = _scaled_operands.operands(x, y, cosine, fine=True, epilogue="pieces")
     given = {
         **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
         **{"grad_positive": grad_positive.contiguous()},
@@ -286,7 +286,7 @@ def log_sum_exp_backward(
 
     pulls = products_in_parts(x, both, fill, fine=True)
     grad_x, grad_y = (
-        _scaled.gradient_of_rows(side, pull, unit, cosine, fine=True)
+        _scaled_operands.gradient_of_rows(side, pull, unit, cosine, fine=True)
         for side, pull in zip((x, y), pulls, strict=True)
     )
     grad_scale = torch.cat(slopes).sum(dtype=torch.float64)

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._best import best_of_tiles
 from itm_kernels.triton._entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
-from itm_kernels.triton._launch import rows_of, wide_dtype
+from itm_kernels.triton._operands import rows_of, wide_dtype
+from itm_kernels.triton._score_tiles import hinge, number, paired_scores, wide_type
 from itm_kernels.triton._segments import send
-from itm_kernels.triton._tiles import hinge, number, paired_scores, wide_type
+from itm_kernels.triton._tile_maxima import best_of_tiles
 
 # Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
 # the rows that a hinge names may be finite.

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, operands
+from itm_kernels.triton._operands import Operands, operands
 from itm_kernels.triton._rank_order import Order, by_id
-from itm_kernels.triton._tiles import (
+from itm_kernels.triton._score_tiles import (
     key_of_nan,
     no_key,
     ordered_key,

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itm_kernels.triton._blocked_products import no_scores
 from itm_kernels.triton._cosines import cosines, gradient_of_anchors
-from itm_kernels.triton._launch import wide_dtype
+from itm_kernels.triton._operands import wide_dtype
 from itm_kernels.triton._sums import vectors_of
 from itm_kernels.triton._synthesis_backward import Backward
 from itm_kernels.triton._synthesis_blocks import Synthesis
-from itm_kernels.triton._weights import no_scores
 
 _SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
 

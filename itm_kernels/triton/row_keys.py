@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import INTERPRETED, rows_of
+from itm_kernels.triton._operands import INTERPRETED, rows_of
 
 
 @triton.jit

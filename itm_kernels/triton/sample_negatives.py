@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._best import Best, best_of_tiles, leave_best
 from itm_kernels.triton._hardest import best_empty, hardest
-from itm_kernels.triton._launch import operands
 from itm_kernels.triton._noise import gumbel_of_columns, words_of_pairs
-from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._tiles import no_key, number, ordered_key, place, same_id, score_tile
+from itm_kernels.triton._operands import operands
+from itm_kernels.triton._positives import id_arguments
+from itm_kernels.triton._score_tiles import no_key, number, ordered_key, place, same_id, score_tile
+from itm_kernels.triton._tile_maxima import Best, best_of_tiles, leave_best
 
 
 @triton.jit

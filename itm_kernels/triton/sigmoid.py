@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, wide_dtype
-from itm_kernels.triton._logits import (
+from itm_kernels.triton._blocked_products import no_scores, products_in_parts
+from itm_kernels.triton._logistic import (
     is_special,
     logistic,
     logits,
@@ -25,11 +25,11 @@ from itm_kernels.triton._logits import (
     sums_kernel,
     turned,
 )
-from itm_kernels.triton._pairs import id_arguments
+from itm_kernels.triton._operands import Operands, wide_dtype
+from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import store_parts, unit_of
-from itm_kernels.triton._scaled import gradient_of_rows, operands
-from itm_kernels.triton._tiles import place, score_tile
-from itm_kernels.triton._weights import no_scores, products_in_parts
+from itm_kernels.triton._scaled_operands import gradient_of_rows, operands
+from itm_kernels.triton._score_tiles import place, score_tile
 
 
 @triton.jit

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itm_kernels.triton import _scaled
-from itm_kernels.triton._compare import comparison, matrices, pull
-from itm_kernels.triton._distances import gradient_of_distances
-from itm_kernels.triton._launch import kind_of, rows_of, wide_dtype
-from itm_kernels.triton._pair_weights import unit_of, write_weights
-from itm_kernels.triton._weights import products_in_parts
+from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._blocked_products import products_in_parts
+from itm_kernels.triton._distance_gradients import gradient_of_distances
+from itm_kernels.triton._metrics import comparison, matrices, pull
+from itm_kernels.triton._operands import kind_of, rows_of, wide_dtype
+from itm_kernels.triton._score_gradients import unit_of, write_weights
 
 _SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
 
@@ -87,7 +87,7 @@ def _of_one_matrix(
         to_x = _of_distances(grad, flat_x, flat_y, metric, largest)
         to_y = _of_distances(grad.mT, flat_y, flat_x, metric, largest)
     elif metric == "cosine" and kind_of(x) == "half":
-        both = _scaled.operands(flat_x, flat_y, True)
+        both = _scaled_operands.operands(flat_x, flat_y, True)
         # Rows of fp16 are scaled by powers of two, to lengths of 2^13 and more: so are factors.
         unit = torch.full((), 2.0**26 if x.dtype == torch.float16 else 1.0, device=x.device)
         factors = {"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": True}
@@ -98,7 +98,7 @@ def _of_one_matrix(
 
         pulls = products_in_parts(flat_x, both, fill)
         to_x, to_y = (
-            _scaled.gradient_of_rows(side, pull, unit, True)
+            _scaled_operands.gradient_of_rows(side, pull, unit, True)
             for side, pull in zip((flat_x, flat_y), pulls, strict=True)
         )
     else:

@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands
-from itm_kernels.triton._pairs import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._blocked_products import no_scores, rows_at_once, sums_of_blocks
+from itm_kernels.triton._hinge_gradients import Pull, is_uniform, pull_of
+from itm_kernels.triton._operands import Operands
+from itm_kernels.triton._positives import id_arguments, positive_scores, rows_of_pairs
 from itm_kernels.triton._products import row_parts, store_parts
-from itm_kernels.triton._pulls import Pull, is_uniform, pull_of
-from itm_kernels.triton._scaled import operands
+from itm_kernels.triton._scaled_operands import operands
+from itm_kernels.triton._score_tiles import hinge, place, same_id, scaled, score_tile
 from itm_kernels.triton._segments import add_rows
-from itm_kernels.triton._tiles import hinge, place, same_id, scaled, score_tile
-from itm_kernels.triton._weights import no_scores, rows_at_once, sums_of_blocks
 
 
 @triton.jit

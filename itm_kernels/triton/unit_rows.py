@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import row_blocks, stored_dtype, wide_dtype
-from itm_kernels.triton._lengths import SMALLEST, over_length, root, squares_of
-from itm_kernels.triton._tiles import wide_type
+from itm_kernels.triton._norms import SMALLEST, over_length, root, squares_of
+from itm_kernels.triton._operands import row_blocks, stored_dtype, wide_dtype
+from itm_kernels.triton._score_tiles import wide_type
 
 
 @triton.jit

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from itm_kernels.triton._cosine_weights import finish, weigh
 from itm_kernels.triton._cosines import alpha_of, cosine_of
-from itm_kernels.triton._launch import kind_of, stored_dtype, wide_dtype
-from itm_kernels.triton._lengths import SMALLEST
+from itm_kernels.triton._norms import SMALLEST
+from itm_kernels.triton._operands import kind_of, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, unit_of
-from itm_kernels.triton._scaled import scaled_rows
+from itm_kernels.triton._scaled_operands import scaled_rows
 from itm_kernels.triton._sums import cosine_parts, scaled_factor
 from itm_kernels.triton._synthesis_blocks import Synthesis
 

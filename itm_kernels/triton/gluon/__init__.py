@@ -10,8 +10,8 @@ import importlib
 import triton
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands
-from itm_kernels.triton._table import architecture
+from itm_kernels.triton._operands import Operands
+from itm_kernels.triton._tile_table import architecture
 
 # Kernels, with the first version of Triton that compiles them.
 KERNELS = {"hardest": (3, 6), "log_sum_exp": (3, 7)}

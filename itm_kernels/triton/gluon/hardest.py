@@ -13,11 +13,11 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from itm_kernels.triton._best import Best
 from itm_kernels.triton._hardest import best_empty
-from itm_kernels.triton._launch import Operands
-from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton.gluon._launch import arguments, grid
+from itm_kernels.triton._operands import Operands
+from itm_kernels.triton._positives import id_arguments
+from itm_kernels.triton._tile_maxima import Best
+from itm_kernels.triton.gluon._descriptors import arguments, grid
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
     CONSUMER_REGISTERS,

@@ -13,9 +13,21 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from itm_kernels.triton._launch import Operands
-from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton.gluon._launch import arguments, grid
+from itm_kernels.triton._operands import Operands
+from itm_kernels.triton._positives import id_arguments
+from itm_kernels.triton.gluon._descriptors import arguments, grid
+from itm_kernels.triton.gluon._exponentials import (
+    INF,
+    NOBODY,
+    OUTSIDE,
+    SPREAD,
+    exp,
+    finite_or,
+    leave_sums,
+    logarithm,
+    prepared,
+    shift_of,
+)
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
     CONSUMER_REGISTERS,
@@ -30,18 +42,6 @@ from itm_kernels.triton.gluon._pipeline import (
     products_of,
     ring_of,
     tiles_of,
-)
-from itm_kernels.triton.gluon._sums import (
-    INF,
-    NOBODY,
-    OUTSIDE,
-    SPREAD,
-    exp,
-    finite_or,
-    leave_sums,
-    logarithm,
-    prepared,
-    shift_of,
 )
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._tiles import highest, no_key
+from itm_kernels.triton._score_tiles import highest, no_key
 
 
 class Best(NamedTuple):

@@ -23,17 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _launch
-from itm_kernels.triton._launch import (
-    PADDED,
-    Operands,
-    kind_of,
-    prepare,
-    row_blocks,
-    stored_dtype,
-    wide_dtype,
-)
-from itm_kernels.triton._lengths import (
+from itm_kernels.triton import _operands
+from itm_kernels.triton._norms import (
     SMALLEST,
     divisor,
     over_length,
@@ -42,22 +33,31 @@ from itm_kernels.triton._lengths import (
     root,
     squares_of,
 )
+from itm_kernels.triton._operands import (
+    PADDED,
+    Operands,
+    kind_of,
+    prepare,
+    row_blocks,
+    stored_dtype,
+    wide_dtype,
+)
 
 
 def operands(x: Tensor, y: Tensor, cosine: bool, fine: bool = False, **options: Any) -> Operands:
-    """Prepare rows as `_launch.operands`, with factors that `_tiles.scaled` multiplies scores by.
+    """Prepare rows as `_operands.operands`, with the factors of scores of `_score_tiles.scaled`.
 
     Args:
         x: `[N, D]`.
         y: `[M, D]`.
         cosine: the scores are cosines; a row of zeros has cosines of 0. Otherwise dot products.
         fine: see above.
-        options: of `_launch.operands`.
+        options: of `_operands.operands`.
     """
     kind = kind_of(x)
     rows = [scaled_rows(x, kind, cosine, fine)]
     rows.append(rows[0] if y is x else scaled_rows(y, kind, cosine, fine))
-    tile, precision = _launch.tile_and_precision(kind, x, y, **options)
+    tile, precision = _operands.tile_and_precision(kind, x, y, **options)
     return Operands(rows[0][0], rows[1][0], kind, precision, tile, rows[0][1], rows[1][1])
 
 

@@ -1,14 +1,13 @@
 """Which candidate of a screen is the hardest negative: fp32 decides, or three products do.
 
-A screen (`_screen`) leaves for every tile and anchor the best score, its index and the second; a
+A screen (`_screening`) leaves for every tile and anchor the best score, its index and the second; a
 score is off by no more than what the lengths of rows say.
 """
 
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._best import best_of_tiles
-from itm_kernels.triton._tiles import (
+from itm_kernels.triton._score_tiles import (
     highest,
     no_key,
     ordered_key,
@@ -17,6 +16,7 @@ from itm_kernels.triton._tiles import (
     same_id,
     score_tile,
 )
+from itm_kernels.triton._tile_maxima import best_of_tiles
 
 _NO_TILE = tl.constexpr(2**31 - 1)
 

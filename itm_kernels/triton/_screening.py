@@ -1,6 +1,6 @@
 """The hardest negative in fp32 from one product in half precision: it screens, fp32 decides.
 
-With x = h + l, h its fp16 rows (`_scaled`), a score differs from h . h' by at most
+With x = h + l, h its fp16 rows (`_scaled_operands`), a score differs from h . h' by at most
     |l| (|h'| + |l'|) + |h| |l'|     what rounding lost,
     + 1.5 D 2^-22 |h| |h'|           sums in fp32, of the tensor cores and of what decides.
 A tile leaves an anchor's best candidate and the key of its second. Of the tiles whose best could
@@ -17,13 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled
-from itm_kernels.triton._best import leave_best
-from itm_kernels.triton._launch import INTERPRETED, Operands, rows_of
-from itm_kernels.triton._pairs import id_arguments
-from itm_kernels.triton._settle import listed_best_kernel, listed_kernel, settle_kernel
-from itm_kernels.triton._table import architecture
-from itm_kernels.triton._tiles import (
+from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._operands import INTERPRETED, Operands, rows_of
+from itm_kernels.triton._positives import id_arguments
+from itm_kernels.triton._rescoring import listed_best_kernel, listed_kernel, settle_kernel
+from itm_kernels.triton._score_tiles import (
     no_key,
     ordered_key,
     place,
@@ -31,6 +29,8 @@ from itm_kernels.triton._tiles import (
     scaled,
     score_tile,
 )
+from itm_kernels.triton._tile_maxima import leave_best
+from itm_kernels.triton._tile_table import architecture
 
 # From so many rows on the products that are saved outweigh seven launches.
 LEAST_ROWS = 2048
@@ -169,7 +169,7 @@ def screened(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # key and index [1, N], [1, M]
     """Find the hardest row of y of every row of x, and the other way round, as fp32 would."""
     # A best, its index and a second of both axes: 259 spills in tiles of 128 x 256 on sm_90.
-    both = _scaled.operands(x, y, cosine=False)
+    both = _scaled_operands.operands(x, y, cosine=False)
     (N, M), tile, D = both.shape, both.tile, x.shape[1]
     assert both.x_factor is not None
     assert both.y_factor is not None

@@ -7,8 +7,8 @@ a word left of the diagonal's are not written: they stand in row m.
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._compare import compared_tile
-from itm_kernels.triton._tiles import number, same_id
+from itm_kernels.triton._metrics import compared_tile
+from itm_kernels.triton._score_tiles import number, same_id
 
 
 @triton.jit

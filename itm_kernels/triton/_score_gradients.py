@@ -3,7 +3,7 @@
 The gradient of a sum of similarities is W y, that of distances (sum_m w) x - W y, with the weights
 as they were rounded, so that their rounding cancels like the rows do. Where a pair's distance is
 far below its rows' lengths fp32 would cancel too: such a pair's weight is set apart, for direct
-differences (`_distances`).
+differences (`_distance_gradients`).
 """
 
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from itm_kernels.triton._launch import Operands
+from itm_kernels.triton._operands import Operands
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
     DEPTH,

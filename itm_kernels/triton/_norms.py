@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._tiles import wide_type
+from itm_kernels.triton._score_tiles import wide_type
 
 # As torch.nn.functional.normalize has it: length of a row that a shorter one is divided by.
 SMALLEST = tl.constexpr(1e-12)

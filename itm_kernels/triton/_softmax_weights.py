@@ -10,8 +10,8 @@ until 32 columns are left, and their weights are stored before the next columns'
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._log_sums import SPREAD, finite_or
 from itm_kernels.triton._products import store_parts, whole_groups
-from itm_kernels.triton._softmax import SPREAD, finite_or
 
 _PIECE = tl.constexpr(32)  # columns at a time; 64 of 128 x 256 scores are up to 99 spills on sm_90
 

@@ -8,7 +8,7 @@ log(1 + e) is a polynomial and the logistic function a quotient.
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._tiles import log_of_one_plus, same_id
+from itm_kernels.triton._score_tiles import log_of_one_plus, same_id
 
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 

@@ -2,7 +2,7 @@
 
 A kernel knows its rows by number and clamps a number beyond the last instead of masking the load:
 such a row repeats the last one and is discarded by whoever uses the tile. Precision is carried by
-the operands (`_launch.operands`): fp64 stays fp64, everything else is accumulated in fp32.
+the operands (`_operands.operands`): fp64 stays fp64, everything else is accumulated in fp32.
 """
 
 import triton
@@ -105,7 +105,7 @@ def score_tile(
 
 @triton.jit
 def scaled(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
-    """Return scores `[R, C]` times the factors of `_scaled.operands`, if there are any.
+    """Return scores `[R, C]` times the factors of `_scaled_operands.operands`, if there are any.
 
     One factor is applied after the other. Dot products of fp32 and fp16 rows overflow on the way
     if a row of x is longer than 2^114, cosines of raw rows if one is longer than 1.8e19: such a row

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._table import INTERPRETED as INTERPRETED
-from itm_kernels.triton._table import SMALL, architecture
-from itm_kernels.triton._table import Tile as Tile
-from itm_kernels.triton._table import tile_of as tile_of
+from itm_kernels.triton._tile_table import INTERPRETED as INTERPRETED
+from itm_kernels.triton._tile_table import SMALL, architecture
+from itm_kernels.triton._tile_table import Tile as Tile
+from itm_kernels.triton._tile_table import tile_of as tile_of
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -44,14 +44,15 @@ def stored_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Operands(NamedTuple):
-    """Two matrices as `_tiles.score_tile` takes them."""
+    """Two matrices as `_score_tiles.score_tile` takes them."""
 
     x: Tensor  # [parts, N, D]
     y: Tensor  # [parts, M, D]
     kind: str
     precision: str
     tile: Tile
-    x_factor: Tensor | None = None  # [N] of scores, [0] for none (`_scaled`); None: kernel has none
+    # [N] factors of scores (`_scaled_operands`), [0] for none; None: the kernel has no factors.
+    x_factor: Tensor | None = None
     y_factor: Tensor | None = None  # [M]
 
     @property
@@ -95,7 +96,7 @@ def operands(
     1024, 6e-6 at D = 33) are for scores that only choose a row.
 
     A shape, when given, is that of the scores that a tile is chosen for; the epilogue, what the
-    kernel does with it (`_table.Row`).
+    kernel does with it (`_tile_table.Row`).
     """
     kind = kind_of(x)
     tile, precision = tile_and_precision(kind, x, y, shape, epilogue)

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, wide_dtype
-from itm_kernels.triton._tiles import number, scaled, score_tile
+from itm_kernels.triton._operands import Operands, wide_dtype
+from itm_kernels.triton._score_tiles import number, scaled, score_tile
 
 
 def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _positives_kernel(
 
 
 def positive_scores(
-    pairs: Operands,  # of `_scaled`
+    pairs: Operands,  # of `_scaled_operands`
     positive: Tensor | None = None,  # [M]; a negative one has no score
     margin: float | None = None,
 ) -> Tensor:  # [M]

@@ -30,7 +30,7 @@ class Tile(NamedTuple):
     stages: int
 
     def programs(self, N: int, M: int) -> tuple[int]:
-        """Return the grid of a kernel that finds its tile with `_tiles.place`."""
+        """Return the grid of a kernel that finds its tile with `_score_tiles.place`."""
         return (triton.cdiv(N, self.rows) * triton.cdiv(M, self.columns),)
 
     def options(self) -> dict[str, Any]:
@@ -48,9 +48,9 @@ class Row(NamedTuple):
     kind: str  # of operand: "half" (and parts), "tf32", "ieee", "fp64"; "difference", "pull", "sum"
     # What a kernel does with the scores: "reduction" (rows and columns, where they lie), "weights"
     # (exponentials, and a weight to store), "narrow" (more values per score than those), "masks"
-    # (and those of ids), "pieces" (those and weights, 32 columns at a time: `_shares`), "sums"
-    # (exponentials of rows and columns), "nearest" (a row's best alone); "means" (of a sum: of
-    # clusters' rows); "": any.
+    # (and those of ids), "pieces" (those and weights, 32 columns at a time: `_softmax_weights`),
+    # "sums" (exponentials of rows and columns), "nearest" (a row's best alone); "means" (of a sum:
+    # of clusters' rows); "": any.
     epilogue: str
     least_log2: int  # of the smaller number of rows
     tile: Tile

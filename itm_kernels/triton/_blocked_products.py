@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, wide_dtype
+from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
 
 _MOST_ROWS = 4096
@@ -50,13 +50,13 @@ def products_of_weights(
 
 def products_in_parts(
     x: Tensor,  # [N, D] as it came
-    both: Operands,  # `_scaled.operands` of x and y
+    both: Operands,  # `_scaled_operands.operands` of x and y
     fill: Callable[[int, Tensor], None],  # first row, weights [parts, R, M] for `store_parts`
     fine: bool = False,
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
     """Return W y and W^T x for rows as they are laid out, on tensor cores wherever they go there.
 
-    Neither is a gradient yet: `_scaled.gradient_of_rows`.
+    Neither is a gradient yet: `_scaled_operands.gradient_of_rows`.
     """
     rows = row_parts(both, x.shape[1])
     # Of bf16 twice the rows of fp32's bytes: 4096 at N = 32,768, D = 1024, so that the product of a

@@ -1,6 +1,6 @@
 """Gradients of squared and Euclidean distances: the library's product, and direct differences.
 
-The last step of (sum_m w) x - W y (`_pair_weights`) adds the pairs that are set apart, tile by
+The last step of (sum_m w) x - W y (`_score_gradients`) adds the pairs that are set apart, tile by
 tile: a tile without any costs a look at its flag.
 """
 
@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _pair_weights
-from itm_kernels.triton._compare import Comparison, matrix_of
-from itm_kernels.triton._launch import stored_dtype, tile_of
-from itm_kernels.triton._pair_weights import blocks, write_weights
+from itm_kernels.triton import _score_gradients
+from itm_kernels.triton._metrics import Comparison, matrix_of
+from itm_kernels.triton._operands import stored_dtype, tile_of
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
+from itm_kernels.triton._score_gradients import blocks, write_weights
 
 
 @triton.jit
@@ -79,7 +79,10 @@ class Apart:
     """Room for what a block's weights leave out of the product."""
 
     def __init__(self, R: int, M: int, like: Tensor) -> None:
-        rows, columns = triton.cdiv(R, _pair_weights.ROWS), triton.cdiv(M, _pair_weights.COLUMNS)
+        rows, columns = (
+            triton.cdiv(R, _score_gradients.ROWS),
+            triton.cdiv(M, _score_gradients.COLUMNS),
+        )
         self.sums = torch.empty((columns, R), dtype=like.dtype, device=like.device)
         self.apart = torch.empty((rows, columns), dtype=torch.int32, device=like.device)
 
@@ -96,11 +99,11 @@ class Apart:
         """Write a block's gradient."""
         (R, M), D = near.shape, x.shape[1]
         tile = tile_of("pull", R, M, D)
-        _distance_kernel[(triton.cdiv(R, _pair_weights.ROWS), triton.cdiv(D, tile.depth))](
+        _distance_kernel[(triton.cdiv(R, _score_gradients.ROWS), triton.cdiv(D, tile.depth))](
             x, y, near, self.apart, self.sums, product, factor, unit, out,
             x.stride(0), y.stride(0), R, M, D, FACTORS=factor.shape[0] > 0,
-            TILE=_pair_weights.COLUMNS, FLAGS=64,
-            **{**tile.options(), "ROWS": _pair_weights.ROWS},
+            TILE=_score_gradients.COLUMNS, FLAGS=64,
+            **{**tile.options(), "ROWS": _score_gradients.ROWS},
         )  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def gradient_of_distances(
     y: Tensor,  # [M, D]
     found: Comparison,
     unit: Tensor,  # []
-    known: dict[str, Any],  # of pairs, for `_pair_weights.write_weights`
+    known: dict[str, Any],  # of pairs, for `_score_gradients.write_weights`
 ) -> Tensor:  # [N, D]
     """Return the gradient of x of weighted Euclidean or squared distances."""
     (N, D), M, both = x.shape, y.shape[0], found.both

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _scaled
-from itm_kernels.triton._launch import (
+from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._operands import (
     Operands,
     Tile,
     rows_of,
@@ -20,8 +20,7 @@ from itm_kernels.triton._launch import (
     tile_of,
     wide_dtype,
 )
-from itm_kernels.triton._table import architecture
-from itm_kernels.triton._tiles import (
+from itm_kernels.triton._score_tiles import (
     difference_tile,
     paired_scores,
     place,
@@ -29,6 +28,7 @@ from itm_kernels.triton._tiles import (
     score_tile,
     wide_type,
 )
+from itm_kernels.triton._tile_table import architecture
 
 
 @triton.jit
@@ -138,7 +138,7 @@ def comparison(
     else:
         # Small tiles where a tile may be computed twice: a difference is wide in registers.
         tall = shape if metric in ("dot", "cosine") else (1, 1)
-        both = _scaled.operands(x, y, metric == "cosine", shape=tall)
+        both = _scaled_operands.operands(x, y, metric == "cosine", shape=tall)
         product, tile = both.arguments(), both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._launch import Operands, row_blocks, rows_of, stored_dtype
+from itm_kernels.triton._operands import Operands, row_blocks, rows_of, stored_dtype
 from itm_kernels.triton._products import unit_of, weights_empty
 
 
@@ -167,7 +167,7 @@ def is_uniform(grad: Tensor) -> bool:
 def pull_of(
     grad: Tensor,  # [M]
     image: Tensor,  # [N, D]
-    both: Operands,  # `_scaled.operands` of image and text
+    both: Operands,  # `_scaled_operands.operands` of image and text
 ) -> Pull:
     """Return how gradients of pairs stand in weights."""
     uniform = is_uniform(grad)
