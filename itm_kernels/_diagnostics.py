@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
-from itm_kernels.losses._module import OptionsModule, ScaledLoss
+from itm_kernels.losses._logit_scale import ScaledLoss
+from itm_kernels.losses._module import OptionsModule
 from itm_kernels.ops.hardest_negatives import run as hardest_negatives
 from itm_kernels.ops.unit_rows import run as unit_rows
 from itm_kernels.reference.intra_modal import in_band

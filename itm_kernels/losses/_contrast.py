@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels._positives import Pairs
-from itm_kernels.losses._module import of_pairs
+from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.ops.cross_entropy import run as run_cross_entropy
 from itm_kernels.ops.log_sum_exp import RelativeSums, takes_raw
 from itm_kernels.ops.log_sum_exp import run as log_sum_exp
@@ -161,7 +161,7 @@ def contrast(
     own = ids[1] if pairs.positive is None else pairs.positive  # a diagonal's numbers are its rows
     found = sums(image, text, scale, *ids, own)
     # A text without an image has NaN here: 0 in its place keeps NaN out of every gradient.
-    positive = of_pairs(found.positive, absent)
+    positive = zero_absent(found.positive, absent)
     from_image = of_image(Logs(found.row, found.row_highest), pairs)
     return Contrast(positive, from_image, Logs(found.column, found.column_highest))
 
@@ -187,4 +187,4 @@ def mean_cross_entropy(
     positive, *negatives = contrast(image, text, scale, pairs, absent)
     from_image, from_text = ([logs] for logs in negatives)
     values = cross_entropy(positive, from_image, from_text, weight, function, backend)
-    return of_pairs(values, absent)
+    return zero_absent(values, absent)

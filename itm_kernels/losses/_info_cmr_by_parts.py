@@ -18,7 +18,7 @@ from itm_kernels.losses._contrast import (
     mean_cross_entropy,
     of_image,
 )
-from itm_kernels.losses._module import of_pairs
+from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
 from itm_kernels.ops.unit_synthesis import takes_raw
 from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
@@ -63,7 +63,7 @@ def values_by_parts(
         from_text.append(of_c)
     function, backend = images.function, images.backend
     values = cross_entropy(positive, from_image, from_text, 1.0, function, backend)
-    return of_pairs(values, absent)
+    return zero_absent(values, absent)
 
 
 def logits_of(

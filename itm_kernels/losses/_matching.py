@@ -9,7 +9,7 @@ from itm_kernels.reference._rows import wide
 _IGNORED = -100
 
 
-def matching(
+def cross_entropy_of_labels(
     logits: Tensor,  # [P], [P, 1] or [P, 2]
     labels: Tensor,  # [P] int64; NaN for one that is neither 0 nor 1
     exists: Tensor,  # [P] bool
@@ -30,7 +30,7 @@ def matching(
     return values.sum() if reduction == "sum" else values.sum() / exists.sum().clamp_min(1)
 
 
-def of_pairs(
+def cross_entropy_of_pairs(
     logits: Tensor,  # [P], [P, 1] or [P, 2]; the first `matches` of them match
     found: Tensor,  # [P] bool; those that match all exist
     matches: int,

@@ -9,7 +9,8 @@ from torch import Tensor
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels.losses._contrast import Logs, Rows, cross_entropy, sums
-from itm_kernels.losses._module import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
+from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses.multi_view_alignment import check_views
 
 
@@ -56,7 +57,7 @@ def fusion_contrastive_loss(
     if fused.shape[0] < 2:
         raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
     check_options(name, "mean", backend)
-    scale = scale_of(name, fused, logit_scale, temperature, max_scale)
+    scale = scale_as_tensor(name, fused, logit_scale, temperature, max_scale)
     views = Rows(fused, name, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
     # Equal ids on the diagonal alone: a vector is no negative of itself.

@@ -7,14 +7,8 @@ from torch import Tensor
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
-from itm_kernels.losses._module import (
-    SHARED,
-    OptionsModule,
-    check_options,
-    of_pairs,
-    reduce,
-    with_mistakes,
-)
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
 from itm_kernels.ops import imc as operator
 from itm_kernels.ops import intra_modal, max_of_hinges
@@ -84,7 +78,7 @@ def imc_loss(
         if total is not None:
             return total
     hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
-    hinges = with_mistakes(of_pairs(hinges, absent), mistaken, image, text)
+    hinges = nan_where_mistaken(zero_absent(hinges, absent), mistaken, image, text)
     loss = hinges.sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}

@@ -20,14 +20,9 @@ from itm_kernels._options import (
 )
 from itm_kernels.losses._contrast import Rows
 from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
-from itm_kernels.losses._module import (
-    MAX_SCALE,
-    SHARED,
-    ScaledLoss,
-    check_options,
-    number_or_scale,
-    reduce,
-)
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
+from itm_kernels.losses._module import SHARED, check_options
+from itm_kernels.losses._reduction import reduce
 from itm_kernels.ops import info_nce
 from itm_kernels.ops.info_cmr import namespace_of
 from itm_kernels.ops.info_cmr import run as whole
@@ -128,7 +123,8 @@ def info_cmr_loss(
 def _info_cmr(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
-    scales: tuple[float | Tensor | None, float | Tensor | None, float | None],  # as `scale_of`
+    # logit_scale, temperature and max_scale
+    scales: tuple[float | Tensor | None, float | Tensor | None, float | None],
     draw: bool,  # False: no noise, and a start of k-means that depends on the rows alone
     *,
     num_clusters: int,
@@ -151,7 +147,7 @@ def _info_cmr(
     _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
     _checks.generator(name, generator)
-    scale = number_or_scale(name, image, *scales)
+    scale = checked_scale(name, image, *scales)
     pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
         total = info_nce.whole(image, text, scale, pairs, 1.0, reduction == "mean", backend)

@@ -8,14 +8,9 @@ from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
-from itm_kernels.losses._module import (
-    MAX_SCALE,
-    SHARED,
-    ScaledLoss,
-    check_options,
-    number_or_scale,
-    reduce,
-)
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
+from itm_kernels.losses._module import SHARED, check_options
+from itm_kernels.losses._reduction import reduce
 from itm_kernels.ops import info_nce as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 
@@ -75,7 +70,7 @@ def info_nce_loss(
     image, text = _checks.embeddings(name, image=image, text=text)
     check_options(name, reduction, backend)
     pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
-    scale = number_or_scale(name, image, logit_scale, temperature, max_scale)
+    scale = checked_scale(name, image, logit_scale, temperature, max_scale)
     if absent is None and reduction != "none":
         total = operator.whole(image, text, scale, pairs, 0.5, reduction == "mean", backend)
         if total is not None:

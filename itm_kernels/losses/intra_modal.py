@@ -9,7 +9,8 @@ from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
 from itm_kernels._warnings import warn
-from itm_kernels.losses._module import SHARED, OptionsModule, check_options, reduce
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._reduction import reduce
 from itm_kernels.ops import intra_modal as operator
 
 BAND = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
-from itm_kernels.losses._matching import matching, of_pairs
+from itm_kernels.losses._matching import cross_entropy_of_labels, cross_entropy_of_pairs
 from itm_kernels.losses._module import SHARED, OptionsModule
 from itm_kernels.mining import HardNegatives, HardNegativeSampler
 
@@ -64,7 +64,9 @@ def itm_loss(
     if exists is None:
         exists = torch.ones(rows, dtype=torch.bool, device=logits.device)
     labels = labels.to(logits.device, torch.int64)
-    return matching(logits, labels, exists.to(logits.device), reduction, label_smoothing)
+    return cross_entropy_of_labels(
+        logits, labels, exists.to(logits.device), reduction, label_smoothing
+    )
 
 
 _SHAPES = "[P], [P, 1] or [P, 2]"
@@ -251,11 +253,15 @@ class ITMLoss(OptionsModule):
                 f"{image.device}; move them with .to({str(image.device)!r})"
             )
         if pairs.positive is None:
-            return of_pairs(logits, found, text.shape[0], self.reduction, self.label_smoothing)
+            return cross_entropy_of_pairs(
+                logits, found, text.shape[0], self.reduction, self.label_smoothing
+            )
         positive = torch.arange(found.shape[0], device=image.device) < text.shape[0]
         # A text without exactly one image is a mistake that only NaN can show at this point.
         labels = positive.long().masked_fill(positive & ~found, -1)
-        return matching(logits, labels, found | positive, self.reduction, self.label_smoothing)
+        return cross_entropy_of_labels(
+            logits, labels, found | positive, self.reduction, self.label_smoothing
+        )
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, number
-from itm_kernels.losses._module import MAX_SCALE, SHARED, ScaledLoss
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss
+from itm_kernels.losses._module import SHARED
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
 from itm_kernels.losses.multi_view_alignment import multi_view_alignment_loss
 

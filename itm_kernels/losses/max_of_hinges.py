@@ -7,14 +7,8 @@ from torch import Tensor
 from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, word
-from itm_kernels.losses._module import (
-    SHARED,
-    OptionsModule,
-    check_options,
-    of_pairs,
-    reduce,
-    with_mistakes,
-)
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops import max_of_hinges as operator
 
@@ -85,7 +79,7 @@ def max_of_hinges_loss(
         if total is not None:
             return total
     values = operator.run(*given, name, backend)
-    values = with_mistakes(of_pairs(values, absent), mistaken, image, text)
+    values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
 
@@ -168,7 +162,7 @@ class MaxOfHingesLoss(OptionsModule):
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
-        values = with_mistakes(of_pairs(values, absent), mistaken, scores)
+        values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
-from itm_kernels.losses._module import MAX_SCALE, SHARED, ScaledLoss, check_options, scale_of
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
+from itm_kernels.losses._module import SHARED, check_options
 
 
 def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +70,7 @@ def multi_view_alignment_loss(
     name = "multi_view_alignment_loss"
     images, texts = check_views(name, images=images, texts=texts)
     check_options(name, "mean", backend)
-    scale = scale_of(name, images, logit_scale, temperature, max_scale)
+    scale = scale_as_tensor(name, images, logit_scale, temperature, max_scale)
     v, c = (Rows(views, name, backend).unbind() for views in (images, texts))
     diagonal = Pairs(None, None, None)
     losses = [mean_cross_entropy(image, text, scale, diagonal) for image in v for text in c]

@@ -8,17 +8,9 @@ from torch import Tensor, nn
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
-from itm_kernels.losses._module import (
-    MAX_SCALE,
-    SHARED,
-    ScaledLoss,
-    check_options,
-    number_or_scale,
-    over_pairs,
-    reduce,
-    shown,
-    with_mistakes,
-)
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale, shown
+from itm_kernels.losses._module import SHARED, check_options
+from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, reduce
 from itm_kernels.ops import sigmoid as operator
 from itm_kernels.ops.log_sum_exp import as_scalar
 
@@ -85,7 +77,7 @@ def sigmoid_loss(
     if absent is not None and pairs.positive is not None:
         # N, no image's index, is nobody's positive: the operator sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
-    scale = number_or_scale(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
+    scale = checked_scale(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image) if isinstance(logit_bias, Tensor) else float(logit_bias)
     if reduction != "none":
         mean = reduction == "mean"
@@ -93,10 +85,10 @@ def sigmoid_loss(
         at_once = mean and absent is None
         total = operator.whole(image, text, scale, bias, pairs, at_once, backend, cosine=True)
         if total is not None:
-            return over_pairs(total, text.shape[0], absent) if mean and not at_once else total
+            return mean_over_pairs(total, text.shape[0], absent) if mean and not at_once else total
     scale, bias = as_scalar(scale, image), as_scalar(bias, image)
     values = operator.run(image, text, scale, bias, pairs, name, backend, cosine=True)
-    values = with_mistakes(values, mistaken, image, text)
+    values = nan_where_mistaken(values, mistaken, image, text)
     return reduce(values, reduction, absent)
 
 

@@ -7,14 +7,8 @@ from torch import Tensor
 from itm_kernels import _checks, _positives, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched, number
-from itm_kernels.losses._module import (
-    SHARED,
-    OptionsModule,
-    check_options,
-    of_pairs,
-    reduce,
-    with_mistakes,
-)
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops import sum_of_hinges as operator
 
@@ -72,7 +66,7 @@ def sum_of_hinges_loss(
     check_options(name, reduction, backend)
     pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     values = operator.run(image, text, pairs, float(margin), name, backend)
-    values = with_mistakes(of_pairs(values, absent), mistaken, image, text)
+    values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
 
@@ -144,7 +138,7 @@ class SumOfHingesLoss(OptionsModule):
         name = "SumOfHingesLoss.from_scores"
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
-        values = with_mistakes(of_pairs(values, absent), mistaken, scores)
+        values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:

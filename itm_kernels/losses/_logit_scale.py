@@ -1,0 +1,220 @@
+"""The logit scale of the contrastive losses: fixed, given to a call, or learnt."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from itm_kernels import _checks
+from itm_kernels._options import Backend, Checked, flag, number
+from itm_kernels.losses._module import OptionsModule
+from itm_kernels.ops.log_sum_exp import as_scalar
+
+LOGIT_SCALE = 20.0  # 1 / .05, the default of every loss
+MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
+
+
+def inverse_of_each_other(
+    function: str, logit_scale: Any, temperature: Any, default: float | None = None
+) -> Any:
+    """Check a scale or a temperature, one of both; return the scale."""
+    if temperature is None:
+        logit_scale = default if logit_scale is None else logit_scale
+        _checks.scalar(function, "logit_scale", logit_scale, above=0)
+        return logit_scale
+    if logit_scale is not None:
+        raise ValueError(
+            f"{function}: logit_scale and temperature are both given; "
+            "pass one, each is the inverse of the other"
+        )
+    _checks.scalar(function, "temperature", temperature, above=0)
+    return temperature.reciprocal() if isinstance(temperature, Tensor) else 1 / temperature
+
+
+check_max_scale = number(optional=True, above=0)
+
+
+def checked_scale(
+    function: str,
+    like: Tensor,
+    logit_scale: float | Tensor | None,
+    temperature: float | Tensor | None,
+    max_scale: float | None,
+    default: float = LOGIT_SCALE,
+) -> float | Tensor:
+    """Check a function's scale or temperature; return the scale, bounded.
+
+    A number stays one: to make it a tensor is a launch. A tensor is `[]`, in the scores' dtype.
+    """
+    check_max_scale(function, "max_scale", max_scale)
+    given = inverse_of_each_other(function, logit_scale, temperature, default)
+    if isinstance(given, Tensor):
+        return bounded(as_scalar(given, like), max_scale)
+    return given if max_scale is None else min(given, max_scale)
+
+
+def scale_as_tensor(
+    function: str,
+    like: Tensor,
+    logit_scale: float | Tensor | None,
+    temperature: float | Tensor | None,
+    max_scale: float | None,
+    default: float = LOGIT_SCALE,
+) -> Tensor:  # []
+    """Return the scale of `checked_scale` as a tensor, in the scores' dtype."""
+    given = checked_scale(function, like, logit_scale, temperature, max_scale, default)
+    return as_scalar(given, like)
+
+
+def bounded(scale: Tensor, max_scale: float | None) -> Tensor:
+    """Bound a scale from above; beyond the bound it has no gradient."""
+    return scale if max_scale is None else scale.clamp(max=max_scale)
+
+
+def shown(value: float | Tensor) -> str:
+    """Return a number as a Module's repr shows it; a tensor without a value is "?"."""
+    if isinstance(value, Tensor):
+        fake = value.is_meta or type(value) not in (Tensor, nn.Parameter)
+        return "?" if fake else f"{value.item():g}"
+    return f"{value:g}"
+
+
+class LogitScale(Checked, nn.Module):
+    """A positive scale of logits, fixed or learnt as its logarithm (as CLIP does).
+
+    Args:
+        owner: whose scale it is, for messages.
+        value: the scale that training starts from, or the fixed one.
+        learnable: learn the logarithm, the parameter `log`.
+        max_scale: upper bound of a learnt scale; the parameter is put back to it when a training
+            step uses it. None: no bound.
+    """
+
+    checks = {"max_scale": check_max_scale}
+    max_scale: float | None
+
+    def __init__(
+        self, owner: str, value: float, learnable: bool, max_scale: float | None = MAX_SCALE
+    ) -> None:
+        super().__init__()
+        self.owner = owner
+        self.log = nn.Parameter(torch.empty(())) if learnable else None
+        self.max_scale = check_max_scale(owner, "max_scale", max_scale)
+        self.assign(value)
+
+    def assign(self, value: float, temperature: float | None = None) -> None:
+        """Set the scale, of which a temperature may be the origin."""
+        _checks.number(self.owner, "logit_scale", value, above=0)
+        learnt, most = self.log is not None, self.max_scale
+        if learnt and most is not None and value > most:
+            raise ValueError(
+                f"{self.owner}: a learnt logit_scale is bounded by max_scale = {most:g}, "
+                f"got {float(value):g}; pass max_scale=None or a larger one"
+            )
+        self._value = float(value)
+        self.temperature = 1 / self._value if temperature is None else float(temperature)
+        if self.log is not None:
+            with torch.no_grad():
+                self.log.fill_(math.log(self._value))
+
+    @property
+    def value(self) -> float:
+        """The fixed scale, or the one that a learnt scale was last set to."""
+        return self._value
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self.assign(value)
+
+    def forward(self) -> float | Tensor:
+        """Return the scale, as a tensor with gradient when it is learnt."""
+        if self.log is None:
+            return self._value
+        if self.max_scale is None:
+            return self.log.exp()
+        highest = math.log(self.max_scale)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            # The parameter itself, as CLIP does: a step, or its momentum, may pass the bound, and
+            # beyond it a scale without a gradient would stay for good.
+            with torch.no_grad():
+                self.log.clamp_(max=highest)
+            return self.log.exp()
+        return self.log.clamp(max=highest).exp()
+
+    def extra_repr(self) -> str:
+        """Show the value in use, learnt or fixed, and the bound of a learnt one."""
+        if self.log is None:
+            return f"{self._value:g}, learnable=False"
+        with torch.no_grad():  # looking at a scale leaves it where it is
+            value = shown(self())
+        return f"{value}, learnable=True, max_scale={self.max_scale}"
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class ScaledLoss(OptionsModule):
+    """A loss with a logit scale, fixed or learnt; its inverse is the temperature.
+
+    `logit_scale`, `temperature` and `max_scale` may be set between steps; a learnt scale goes on
+    from what it is set to.
+    """
+
+    fixed = ("learnable",)
+    logit_scale: LogitScale
+    learnable: bool
+    backend: Backend
+
+    def __init__(
+        self,
+        logit_scale: float | None,
+        temperature: float | None,
+        learnable: bool,
+        max_scale: float | None,
+        default: float = LOGIT_SCALE,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        owner = type(self).__name__
+        if temperature is not None:
+            _checks.number(owner, "temperature", temperature, above=0)
+        value = inverse_of_each_other(owner, logit_scale, temperature, default)
+        self.learnable = flag(owner, "learnable", learnable)
+        self.logit_scale = LogitScale(owner, value, learnable, max_scale)
+        if temperature is not None:
+            self.temperature = temperature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a number as logit_scale goes into the scale that is there."""
+        if name == "logit_scale" and not isinstance(value, nn.Module):
+            self.logit_scale.assign(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """1 / the scale in use."""
+        scale = self.logit_scale()
+        return scale.reciprocal() if isinstance(scale, Tensor) else self.logit_scale.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        _checks.number(type(self).__name__, "temperature", value, above=0)
+        self.logit_scale.assign(1 / value, value)
+
+    @property
+    def max_scale(self) -> float | None:
+        """Upper bound of a learnt scale."""
+        return self.logit_scale.max_scale
+
+    @max_scale.setter
+    def max_scale(self, value: float | None) -> None:
+        self.logit_scale.max_scale = check_max_scale(type(self).__name__, "max_scale", value)
+
+    def scale(self, given: float | Tensor | None = None) -> float | Tensor:
+        """Return the scale given to a call, a tensor bounded as a learnt one is, or the own."""
+        if given is None:
+            return self.logit_scale()
+        _checks.scalar(type(self).__name__, "logit_scale", given, above=0)
+        return bounded(given, self.max_scale) if isinstance(given, Tensor) else given

@@ -1,0 +1,44 @@
+"""Reduction of one value per text to the sum or to the mean over pairs."""
+
+import torch
+from torch import Tensor
+
+
+def zero_absent(values: Tensor, absent: Tensor | None) -> Tensor:
+    """Give texts that are negatives only the value 0, without gradient: they form no pair."""
+    return values if absent is None else values.masked_fill(absent, 0)
+
+
+def nan_where_mistaken(
+    values: Tensor,  # [M]
+    mistaken: Tensor | None,  # [M] bool
+    first: Tensor,  # [N, D], or scores [N, M]
+    text: Tensor | None = None,  # [M, D]
+) -> Tensor:  # [M]
+    """Make the gradient NaN where the loss is, because ids that nobody could read are wrong.
+
+    Through an entry of every input for every text: the gradient gets there.
+    """
+    if mistaken is None:
+        return values
+    nan = torch.zeros_like(values).masked_fill(mistaken, torch.nan)
+    entries = (first[0],) if text is None else (first[0, 0], text[:, 0])
+    for entry in entries:
+        values = values + nan * entry
+    return values
+
+
+def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tensor:
+    """Reduce one value per text to the sum, the mean over pairs, or leave it."""
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if absent is None:
+        return values.mean()
+    return mean_over_pairs(values.sum(), values.shape[0], absent)
+
+
+def mean_over_pairs(total: Tensor, texts: int, absent: Tensor | None) -> Tensor:
+    """Return a sum over texts divided by the number of pairs."""
+    return total / (texts if absent is None else absent.logical_not().sum().clamp_min(1))
