@@ -183,7 +183,9 @@ def module(with_cuda: bool) -> Extension:
 
         make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     if with_cuda:
-        sources += glob("csrc/cuda/*.cu") + glob("csrc/cuda/binding/*.cpp")
+        # A binding is <op>_binding.cpp: <op>.cpp and <op>.cu would both compile to <op>.o.
+        sources += glob("csrc/cuda/**/*.cu", recursive=True)
+        sources += glob("csrc/cuda/**/*_binding.cpp", recursive=True)
         images = cpp_extension._get_cuda_arch_flags()
         flags += ["-DITM_WITH_CUDA", f"-DITM_CUDA_ARCHITECTURES={architectures(images)}"]
         nvcc = ["-std=c++20", "-O3", "--threads=2", *images, *["-lineinfo"] * LINE_INFO]

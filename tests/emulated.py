@@ -130,7 +130,7 @@ def operators() -> ctypes.CDLL:
     include = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
     path = library(
         "operators",
-        [BINDING, *sorted((CSRC / "cuda").glob("*.cu"))],
+        [BINDING, *sorted((CSRC / "cuda").rglob("*.cu"))],
         *("-DITM_EMULATED", "-fopenmp", *(f"-isystem{folder}" for folder in include)),
         device=AS_ON_A_DEVICE,
         link=("-shared", f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),

@@ -25,7 +25,7 @@ def bodies(source: str) -> dict[str, str]:
 
 
 def test_every_kernel_begins_with_the_wait() -> None:
-    sources = [path for path in CUDA.glob("*.*") if path.suffix in (".cu", ".cuh", ".inl")]
+    sources = [path for path in CUDA.rglob("*.*") if path.suffix in (".cu", ".cuh", ".inl")]
     found = {
         name: first
         for path in sources

@@ -170,7 +170,7 @@ def check_images(nvcc: str, cuobjdump: str, architectures: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "images.o"
         flags = (*FLAGS, *_get_cuda_arch_flags(), "-c")
-        run(nvcc, *flags, "-o", built, FOLDER / "kmeans_plus_plus.cu")
+        run(nvcc, *flags, "-o", built, FOLDER / "small_batch" / "kmeans_plus_plus.cu")
         images = set(re.findall(r"\.(sm_\w+)\.cubin", run(cuobjdump, "--list-elf", built)))
         ptx = set(re.findall(r"\.(sm_\w+)\.ptx", run(cuobjdump, "--list-ptx", built)))
     names = [f"sm_{a.replace('.', '')}" for a in architectures]
@@ -192,7 +192,7 @@ def check_binding(nvcc: str) -> str:
         missing.parent.mkdir(parents=True)
         missing.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
         unit = Path(folder) / "binding.cpp"
-        sources = sorted((FOLDER / "binding").glob("*.cpp"))
+        sources = sorted(FOLDER.rglob("*_binding.cpp"))
         unit.write_text("".join(f'#include "{source}"\n' for source in sources))
         found = [headers, headers / "torch/csrc/api/include", f"{top[1].strip()}/include", folder]
         include = [f"-isystem{path}" for path in found]
@@ -217,7 +217,7 @@ def main() -> None:
     print(f"architectures: {', '.join(architectures)} of {', '.join(SHIPPED)}; {OLDEST} may spill")
     cases = [
         (source, a.replace(".", ""))
-        for source in sorted(FOLDER.glob("*.cu"))
+        for source in sorted(FOLDER.rglob("*.cu"))
         for a in (*architectures, OLDEST)
         if f"compute_{a.replace('.', '')}" in known
     ]

@@ -2,7 +2,7 @@
 // What k-means and synthesis share: a block belongs to one problem, and its warps take clusters, or
 // rows. Lists of members per cluster, in one order, make sums the same at every run.
 
-#include "cuda/tile.cuh"
+#include "cuda/distances/tile.cuh"
 #include "cuda/warp.cuh"
 
 namespace itm::cuda {

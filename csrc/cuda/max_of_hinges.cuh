@@ -3,8 +3,8 @@
 // pass in which every row of a gradient looks for the pairs that name it. Nothing is scattered, so
 // nothing is added in an order of chance.
 
+#include "cuda/distances/tile.cuh"
 #include "cuda/pairs.cuh"
-#include "cuda/tile.cuh"
 #include "cuda/total.cuh"
 
 namespace itm::cuda {

@@ -10,7 +10,7 @@
 
 #include "cuda/compat.cuh"
 #include "cuda/pairs.h"
-#include "cuda/parts.cuh"
+#include "cuda/partial_sums.cuh"
 #include "cuda/warp.cuh"
 
 namespace itm::cuda {

@@ -4,8 +4,8 @@
 // each adds up the squares of one of 64 rows.
 
 #include "cuda/compat.cuh"
+#include "cuda/distances/tile.cuh"
 #include "cuda/products.h"
-#include "cuda/tile.cuh"
 
 namespace itm::cuda {
 

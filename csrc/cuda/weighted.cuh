@@ -25,8 +25,8 @@
 //   C factor()              what everything is multiplied by
 //   void finish()           what one block more does, if the launch asks for it: scalars
 
+#include "cuda/distances/tile.cuh"
 #include "cuda/pairs.cuh"
-#include "cuda/tile.cuh"
 #include "cuda/unit_rows.cuh"
 
 namespace itm::cuda {

@@ -7,7 +7,6 @@
 #include "cuda/binding/imc.cpp"
 #include "cuda/binding/info_cmr.cpp"
 #include "cuda/binding/info_nce.cpp"
-#include "cuda/binding/intra_modal.cpp"
 #include "cuda/binding/kmeans.cpp"
 #include "cuda/binding/kmeans_plus_plus.cpp"
 #include "cuda/binding/log_sum_exp.cpp"
@@ -15,8 +14,9 @@
 #include "cuda/binding/rbf_synthesis.cpp"
 #include "cuda/binding/sigmoid.cpp"
 #include "cuda/binding/sigmoid_total.cpp"
-#include "cuda/binding/similarity.cpp"
 #include "cuda/binding/sum_of_hinges.cpp"
+#include "cuda/distances/intra_modal_binding.cpp"
+#include "cuda/distances/similarity_binding.cpp"
 #include "emulator.h"
 
 // A fault: sums memory of which `count` numbers have been written and the last has not.

@@ -4,7 +4,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "cuda/binding/device.h"
+#include "cuda/device.h"
 #include "cuda/pairs.h"
 
 namespace itm::cuda {

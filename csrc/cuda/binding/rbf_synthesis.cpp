@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "cuda/binding/device.h"
+#include "cuda/device.h"
 
 namespace itm::cuda {
 namespace {

@@ -13,8 +13,8 @@
 
 #include <cmath>
 
-#include "cuda/binding/device.h"
 #include "cuda/binding/stored_band.h"
+#include "cuda/device.h"
 
 namespace itm::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // Launches the kernels of bounded sums for one type of rows.
 
-#include "cuda/band.cuh"
 #include "cuda/dispatch.cuh"
-#include "cuda/intra_modal.h"
+#include "cuda/distances/intra_modal.cuh"
+#include "cuda/distances/intra_modal.h"
 
 namespace itm::cuda {
 

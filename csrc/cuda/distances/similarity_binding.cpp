@@ -3,7 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "cuda/binding/device.h"
+#include "cuda/device.h"
 
 namespace itm::cuda {
 

@@ -2,8 +2,8 @@
 // Matrices of distances. Few pairs are shared out over D as well: every part writes its own sums,
 // which are added in one order, so that the same inputs give the same bits.
 
-#include "cuda/parts.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/distances/tile.cuh"
+#include "cuda/partial_sums.cuh"
 
 namespace itm::cuda {
 

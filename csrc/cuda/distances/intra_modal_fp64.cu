@@ -1,6 +1,6 @@
 // Bounded sums of rows in fp64.
 
-#include "cuda/intra_modal.inl"
+#include "cuda/distances/intra_modal.inl"
 
 namespace itm::cuda {
 template void band_of<double>(const BandOptions&, const Matrix&, int64_t, int64_t, const BandPanel&,

@@ -1,8 +1,8 @@
 // Launches the distance kernels.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/distances/similarity.cuh"
 #include "cuda/pairs.h"
-#include "cuda/similarity.cuh"
 
 namespace itm::cuda {
 

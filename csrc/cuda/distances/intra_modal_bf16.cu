@@ -1,6 +1,6 @@
 // Bounded sums of rows in bf16.
 
-#include "cuda/intra_modal.inl"
+#include "cuda/distances/intra_modal.inl"
 
 namespace itm::cuda {
 template void band_of<BFloat16>(const BandOptions&, const Matrix&, int64_t, int64_t,

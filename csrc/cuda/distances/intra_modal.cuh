@@ -7,7 +7,7 @@
 // is below the upper bound, no column of D that follows can bring one back, and the tile ends. Only
 // what is not a number could, so tiles with rows that are not finite go on to the end.
 
-#include "cuda/tile.cuh"
+#include "cuda/distances/tile.cuh"
 
 namespace itm::cuda {
 

@@ -6,7 +6,7 @@
 // by in shared memory, 16 at a time, with their weights. Every block adds in the order of y: the
 // same inputs give the same bits, and no memory grows with N M D.
 
-#include "cuda/tile.cuh"
+#include "cuda/distances/tile.cuh"
 
 namespace itm::cuda {
 

@@ -1,7 +1,7 @@
 // Launches the kernels that send the gradient of distances to their rows.
 
 #include "cuda/dispatch.cuh"
-#include "cuda/pull.cuh"
+#include "cuda/distances/distance_gradient.cuh"
 
 namespace itm::cuda {
 
