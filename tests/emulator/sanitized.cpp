@@ -9,16 +9,16 @@
 #include <string>
 
 #include "cuda/compat.cuh"
-#include "cuda/contrast.h"
-#include "cuda/imc.h"
-#include "cuda/info_cmr.h"
 #include "cuda/launch.h"
-#include "cuda/pairs.h"
-#include "cuda/products.h"
-#include "cuda/rbf_synthesis.h"
-#include "cuda/stored_band.h"
-#include "cuda/total.cuh"
-#include "cuda/unit_rows.h"
+#include "cuda/small_batch/contrastive.h"
+#include "cuda/small_batch/dot_products.h"
+#include "cuda/small_batch/grid_sum.cuh"
+#include "cuda/small_batch/imc.h"
+#include "cuda/small_batch/info_cmr.h"
+#include "cuda/small_batch/rbf_synthesis.h"
+#include "cuda/small_batch/small_batch.h"
+#include "cuda/small_batch/stored_band.h"
+#include "cuda/small_batch/unit_rows.h"
 
 using namespace itm::cuda;
 

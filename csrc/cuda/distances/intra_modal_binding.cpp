@@ -13,8 +13,8 @@
 
 #include <cmath>
 
-#include "cuda/binding/stored_band.h"
 #include "cuda/device.h"
+#include "cuda/small_batch/stored_band_binding.h"
 
 namespace itm::cuda {
 namespace {

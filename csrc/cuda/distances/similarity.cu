@@ -2,7 +2,7 @@
 
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/similarity.cuh"
-#include "cuda/pairs.h"
+#include "cuda/small_batch/small_batch.h"
 
 namespace itm::cuda {
 

@@ -1,0 +1,73 @@
+#pragma once
+// Cosines of raw rows: products in parts, over the lengths of both rows, whose squares are in parts
+// as well. A block adds up the squares of all rows once: 128 pairs wait for that one time.
+
+#include "cuda/small_batch/contrastive.h"
+#include "cuda/small_batch/grid_sum.cuh"
+#include "cuda/small_batch/score_reductions.cuh"
+#include "cuda/small_batch/unit_rows.cuh"
+
+namespace itm::cuda {
+
+template <typename C>
+struct GivenNumber {
+  const C* data;
+  C value;
+
+  explicit GivenNumber(const Given& from)
+      : data(static_cast<const C*>(from.data)), value(static_cast<C>(from.value)) {}
+  __device__ __forceinline__ C get() const { return data ? *data : value; }
+};
+
+template <typename C>
+struct Cosines {
+  Scores<C> products;
+  const C *x_squares, *y_squares;
+
+  explicit Cosines(const CosineParts& from)
+      : products(from.products),
+        x_squares(static_cast<const C*>(from.x_squares)),
+        y_squares(static_cast<const C*>(from.y_squares)) {}
+
+  // Writes 1 / length of every row of x, then of y, or 1; they are there for all after this. A half
+  // of the block has a side, a thread two of its rows at once.
+  __device__ __forceinline__ void invert(const Shared<C>& room, int at) const {
+    constexpr int kHalf = kFoldThreads / 2;
+    const bool of_x = static_cast<int>(threadIdx.x) < kHalf;
+    const C* const squares = of_x ? x_squares : y_squares;
+    const int count = of_x ? products.N : products.M, to = of_x ? at : at + products.N;
+    for (int i = static_cast<int>(threadIdx.x) % kHalf; i < count; i += 2 * kHalf) {
+      C square[2] = {1, 1};
+      if (squares)
+        read_parts(squares, products.parts, count, {within(i, count), within(i + kHalf, count)},
+                   square);
+      room.write(to + i, 1 / divisor(root(square[0])));
+      if (i + kHalf < count) room.write(to + i + kHalf, 1 / divisor(root(square[1])));
+    }
+    __syncthreads();
+  }
+  static __device__ __forceinline__ C over(C product, C inverse_of_x, C inverse_of_y) {
+    return product * inverse_of_x * inverse_of_y;
+  }
+};
+
+// A block's memory: the states of 8 columns that eight warps hand on, then lengths. Both are one
+// memory on the emulator, and two on a device, where the first is fold_columns' own.
+template <typename C, typename State>
+struct FoldMemory {
+  static constexpr int kStates = kAnchors * kAnchors * static_cast<int>(sizeof(State) / sizeof(C));
+  static constexpr int kNumbers = kStates + 2 * static_cast<int>(kMostRows);
+  static_assert(sizeof(State) % sizeof(C) == 0);
+};
+
+// Starts a kernel that folds so many rows and columns.
+template <typename C, typename State, typename Fold>
+void launch_cosine_fold(void (*kernel)(int64_t, Fold), int64_t anchors, void* stream,
+                        const Fold& fold) {
+  in_launches(ceil_div(anchors, kAnchors), [&](int64_t first, int64_t count) {
+    launch(kernel, count, kFoldThreads, FoldMemory<C, State>::kNumbers * sizeof(C), stream, first,
+           fold);
+  });
+}
+
+}  // namespace itm::cuda

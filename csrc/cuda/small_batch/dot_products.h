@@ -1,0 +1,31 @@
+#pragma once
+// Products of rows of several pairs of matrices, and squared lengths of rows, in one launch: what a
+// loss of a small batch reads of its embeddings.
+
+#include "cuda/small_batch/small_batch.h"
+
+namespace itm::cuda {
+
+// x y^T in parts [parts, x.rows, y.rows], and the squared lengths of the rows of either side in
+// parts [parts, rows], or null. All in fp32, or fp64 for fp64.
+struct ProductOf {
+  Matrix x, y;
+  void *parts = nullptr, *x_squares = nullptr, *y_squares = nullptr;
+};
+
+constexpr int kMostProducts = 6;
+
+struct Products {
+  ProductOf of[kMostProducts];
+  int count;
+  int64_t D;                   // of all matrices, in fours
+  DistancePlan plan;           // as plan_products says
+  unsigned* ticket = nullptr;  // set to 0, for the total of a later launch
+};
+
+// How D is shared out, so that the tiles of all pairs keep a GPU busy.
+DistancePlan plan_products(const Products& products);
+
+void products(Type type, const Products& products, void* stream);
+
+}  // namespace itm::cuda

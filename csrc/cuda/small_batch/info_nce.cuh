@@ -1,0 +1,231 @@
+#pragma once
+// The cross-entropies of pairs among all texts of their row and all images of their column, with
+// their total, and the gradient of the rows.
+//
+// Rows and columns are alike: an anchor has its negatives' sum and one or more positives, and each
+// of those adds log(1 + sum / e^logit), a loss with all of its digits. An anchor's part of the loss
+// and of the scale's gradient is known as soon as its scores are folded.
+
+#include "cuda/small_batch/cosines.cuh"
+#include "cuda/small_batch/logistic.cuh"
+#include "cuda/small_batch/row_gradient.cuh"
+
+namespace itm::cuda {
+
+// The highest logit, the sum of e^(logit - highest), and that of its products with the scores. NaN
+// stays in the sums.
+template <typename C>
+struct ExpMoments {
+  C highest = -kInfinity<C>, sum = 0, product = 0;
+
+  __device__ __forceinline__ void see(C logit, C score) {
+    if (logit != -kInfinity<C>) join({logit, C(1), score});
+  }
+  __device__ __forceinline__ void join(const ExpMoments& other) {
+    const C most = highest > other.highest ? highest : other.highest;
+    // NaN reaches the sum through its factor, whichever is the maximum.
+    const C own = factor(highest, most), others = factor(other.highest, most);
+    sum = sum * own + other.sum * others;
+    product = product * own + other.product * others;
+    highest = most;
+  }
+  __device__ __forceinline__ ExpMoments of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes),
+            __shfl_xor_sync(~0u, product, lanes)};
+  }
+  // The highest logit, 0 where it is not finite; the logarithm of the sum relative to it; the mean
+  // score.
+  __device__ __forceinline__ C base() const { return highest - highest == 0 ? highest : C(0); }
+  __device__ __forceinline__ C log_sum() const {
+    return highest - base() + (sum == 0 ? C(0) : logarithm(sum));
+  }
+  __device__ __forceinline__ C mean() const { return sum == 0 ? C(0) : product / sum; }
+
+ private:
+  // An infinite maximum is no difference from itself.
+  static __device__ __forceinline__ C factor(C from, C most) {
+    return from == most ? C(1) : exponential(from - most);
+  }
+};
+
+// What a row or a column is to the gradient: the sum of its negatives, how strongly its pairs push
+// them away, and 1 / its length.
+template <typename C>
+struct alignas(4 * sizeof(C) < 16 ? 4 * sizeof(C) : 16) Anchor {
+  C highest, log_sum, push, inverse;
+
+  // How far its negatives outweigh a positive, as a logit.
+  __device__ __forceinline__ C over(C positive) const { return log_sum + (highest - positive); }
+  // A negative's share in their sum. The difference first: that of two near logits is exact.
+  __device__ __forceinline__ C share(C logit) const {
+    return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
+  }
+};
+
+// What the positives of an anchor add up to.
+template <typename C>
+struct OfPositives {
+  C loss = 0, push = 0, of_scale = 0;
+
+  __device__ __forceinline__ void see(const ExpMoments<C>& negatives, C score, C scale) {
+    const C logit = scale * score;
+    const C over = negatives.log_sum() + (negatives.base() - logit), share = logistic(over);
+    loss += softplus(over) + 0 * logit;  // an infinite positive shows
+    push += share;
+    of_scale += share * (negatives.mean() - score);
+  }
+  __device__ __forceinline__ void add_lanes() {
+    loss = warp_sum(loss), push = warp_sum(push), of_scale = warp_sum(of_scale);
+  }
+};
+
+template <typename C>
+struct InfoNce {
+  Cosines<C> cosines;
+  Pairing pairing;
+  GivenNumber<C> scale;
+  C weight;
+  C* scores;              // [N, M] or null
+  Anchor<C>* anchors;     // [N + M]
+  C *losses, *of_scales;  // [max(N, M)], without the weight
+  ScalarSum<C> loss, scale_gradient;
+  unsigned* ticket;
+  int64_t blocks;
+
+  // By a block, for rows and columns [first, first + 8).
+  __device__ __forceinline__ void run(int first) const {
+    using State = ExpMoments<C>;
+    using Memory = FoldMemory<C, State>;
+    const auto shared = Shared<C>::template all<Memory::kNumbers>();
+    const Scores<C>& products = cosines.products;
+    const int N = products.N, M = products.M, own = first + warp(), x = Memory::kStates, y = x + N;
+    const C factor = scale.get();
+    cosines.invert(shared, x);
+    const int m = first + lane() % kAnchors;
+    const C inverse_of_m = shared.read(y + within(m, M));
+    const auto column = fold_columns<State>(
+        products, pairing, first, [&](State& state, int n, C product, bool same) {
+          const C score = cosines.over(product, shared.read(x + n), inverse_of_m);
+          if (scores) scores[n * M + m] = score;
+          if (!same) state.see(factor * score, score);
+        });
+    OfPositives<C> of_column;
+    if (own < M) {
+      const int i = positive_of(pairing.positive, own), n = i < 0 ? 0 : i;
+      const C inverse = shared.read(y + own);
+      const C score = cosines.over(products.at(n, own), shared.read(x + n), inverse);
+      of_column.see(column, i < 0 ? kNan<C> : score, factor);
+      if (lane() == 0)
+        anchors[N + own] = {column.base(), column.log_sum(), weight * of_column.push, inverse};
+    }
+    OfPositives<C> of_row;
+    if (own < N) {
+      const C inverse = shared.read(x + own);
+      const auto row =
+          fold_row<State>(products, pairing, own, [&](State& state, int j, C product, bool same) {
+            const C score = cosines.over(product, inverse, shared.read(y + j));
+            if (!same) state.see(factor * score, score);
+          });
+      see_positives(own, [&](int j, C product, bool mistaken) {
+        const C score = cosines.over(product, inverse, shared.read(y + j));
+        of_row.see(row, mistaken ? kNan<C> : score, factor);
+      });
+      of_row.add_lanes();
+      if (lane() == 0) anchors[own] = {row.base(), row.log_sum(), weight * of_row.push, inverse};
+    }
+    if (lane() || (own >= N && own >= M)) return;
+    losses[own] = of_column.loss + of_row.loss;
+    of_scales[own] = of_column.of_scale + of_row.of_scale;
+  }
+
+  // see(j, product, whether j is a mistake) by a lane for every text j whose image is n. The first
+  // image has those without one: the gradient is NaN where the loss is.
+  template <typename See>
+  __device__ __forceinline__ void see_positives(int n, See&& see) const {
+    const Scores<C>& products = cosines.products;
+    const int M = products.M;
+    if (!pairing.positive) {
+      if (lane() == 0) see(n, products.at(n, n), false);
+      return;
+    }
+    for (int first = lane(); first < M; first += 32 * kAtOnce) {
+      int64_t image[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) image[k] = pairing.positive[within(first + 32 * k, M)];
+      int at[kAtOnce];
+      bool own[kAtOnce], any = false;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        at[k] = n * M + within(first + 32 * k, M);
+        own[k] = first + 32 * k < M && (image[k] < 0 ? 0 : image[k]) == n;
+        any |= own[k];
+      }
+      if (!any) continue;
+      C product[kAtOnce];
+      products.read(at, product);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (own[k]) see(first + 32 * k, product[k], image[k] < 0);
+    }
+  }
+
+  __device__ __forceinline__ void add() const {
+    if (!is_last_block(ticket, blocks)) return;
+    const int count =
+        cosines.products.N > cosines.products.M ? cosines.products.N : cosines.products.M;
+    if (warp() == 0) loss.add(count);
+    if (warp() == 1) scale_gradient.add(count);
+  }
+};
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+    info_nce_kernel(int64_t first_block, InfoNce<C> fold) {
+  wait_for_launch_before();
+  fold.run(first_anchor(first_block));
+  fold.add();
+}
+
+// A negative's share in its row and its column, or how strongly a positive is pulled.
+template <typename C>
+struct InfoNcePairs : PairsOf<C> {
+  static constexpr bool kUnit = true;
+  Pairing pairing;
+  GivenNumber<C> scale;
+  C weight;
+  int N, M;
+  bool cosine;
+  const C *grad, *of_scale, *scores;
+  const Anchor<C>* anchors;
+  C* to_scale;
+
+  struct Read {
+    C score;
+    Anchor<C> other;
+  };
+  __device__ __forceinline__ Read read(bool of_x, int, int own, int other) const {
+    const int n = of_x ? own : other, m = of_x ? other : own;
+    return {scores[n * M + m], anchors[of_x ? N + other : other]};
+  }
+  __device__ __forceinline__ Weighed<C> weigh(bool of_x, int, int own, int other,
+                                              const Read& read) const {
+    const int n = of_x ? own : other, m = of_x ? other : own;
+    const Anchor<C> mine = anchors[of_x ? own : N + own];
+    const C logit = scale.get() * read.score;
+    C found = 0;
+    if (!same_id(pairing, n, m))
+      found = mine.push * mine.share(logit) + read.other.push * read.other.share(logit);
+    else if (positive_of(pairing.positive, m) == n)
+      found = -weight * (logistic(mine.over(logit)) + logistic(read.other.over(logit)));
+    return {found * read.other.inverse, cosine ? found * read.score : C(0)};
+  }
+  __device__ __forceinline__ C inverse(bool of_x, int own) const {
+    return anchors[of_x ? own : N + own].inverse;
+  }
+  __device__ __forceinline__ C factor() const { return *grad * scale.get(); }
+  __device__ __forceinline__ void finish() const {
+    if (threadIdx.x == 0) *to_scale = *grad * *of_scale;
+  }
+};
+
+}  // namespace itm::cuda

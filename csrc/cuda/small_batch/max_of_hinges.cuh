@@ -1,0 +1,234 @@
+#pragma once
+// Max of hinges and hardest negatives of a small batch: maxima over stored scores, and a backward
+// pass in which every row of a gradient looks for the pairs that name it. Nothing is scattered, so
+// nothing is added in an order of chance.
+
+#include "cuda/distances/tile.cuh"
+#include "cuda/small_batch/grid_sum.cuh"
+#include "cuda/small_batch/score_reductions.cuh"
+
+namespace itm::cuda {
+
+// What a fold for the hardest does with a pair; semi-hard negatives are those below a limit.
+template <typename C>
+struct Mine {
+  bool below;
+  C limit;
+
+  __device__ __forceinline__ void operator()(Hardest<C>& state, int at, C score, bool same) const {
+    if (!same && !(below && score >= limit)) state.see(score, at);
+  }
+};
+
+// Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
+// the rows that a hinge names may be finite.
+constexpr int kNanPair = -2;
+
+template <typename C>
+struct HingeFold {
+  Scores<C> scores;
+  Pairing pairing;
+  C margin;
+  bool semihard;
+  C* loss;
+  int64_t *text_index, *image_index;
+
+  // By a block, for the pairs of texts [first, first + 8).
+  __device__ __forceinline__ void run(int first) const {
+    const int own = first + lane() % kAnchors, j = first + warp();
+    const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
+    const auto image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{semihard, limit});
+    if (j >= scores.M) return;
+    const C positive = __shfl_sync(~0u, limit, warp());
+    const int i = positive_of(pairing.positive, j);
+    const auto text =
+        fold_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, Mine<C>{semihard, positive});
+    if (lane()) return;
+    const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
+    const C both = a + b + 0 * positive;  // an infinite positive score shows
+    loss[j] = both;
+    const bool nan = both != both;
+    text_index[j] = nan ? kNanPair : a != 0 ? text.index : -1;
+    image_index[j] = nan ? kNanPair : b != 0 ? image.index : -1;
+  }
+};
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+    max_of_hinges_kernel(int64_t first_block, HingeFold<C> fold, FoldTotal<C> total) {
+  wait_for_launch_before();
+  fold.run(first_anchor(first_block));
+  total.add(fold.scores.M);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+    hardest_negatives_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C* positive,
+                             C* text_score, int64_t* text_index, C* image_score,
+                             int64_t* image_index) {
+  wait_for_launch_before();
+  const int first = first_anchor(first_block), own = first + warp();
+  const Hardest<C> image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{});
+  if (own < scores.M && lane() == 0) {
+    positive[own] = positive_score(scores, pairing, own);
+    image_score[own] = image.value;
+    image_index[own] = image.index;
+  }
+  if (own >= scores.N) return;
+  const Hardest<C> text = fold_row<Hardest<C>>(scores, pairing, own, Mine<C>{});
+  if (lane()) return;
+  text_score[own] = text.value;
+  text_index[own] = text.index;
+}
+
+// -- backward --
+
+// A score's gradient; without an image there is none.
+template <typename C>
+struct ScoreGradient {
+  int image = -1, text = -1;
+  C weight = 0;
+};
+
+// Every pair has its two hardest negatives, and pulls on its own score once for each.
+template <typename C>
+struct HingeGradients {
+  Numbers<C> grad;
+  C weight;
+  bool mistakes;
+  const int64_t *positive, *text_index, *image_index;
+  int M;
+
+  __device__ __forceinline__ int count() const { return 3 * M; }
+  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+    const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
+    const int i = positive_of(positive, j);
+    const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
+    const C share = weight * grad[j];  // on its way with the others
+    const int active = (text >= 0) + (image >= 0);
+    if (kind == 2 && text == kNanPair && (i >= 0 || mistakes)) return {i < 0 ? 0 : i, j, kNan<C>};
+    if (i < 0 || active == 0) return {};
+    if (kind == 0) return {text < 0 ? -1 : i, text, share};
+    if (kind == 1) return {image, j, share};
+    return {i, j, -share * static_cast<C>(active)};
+  }
+};
+
+template <typename C>
+struct HardestGradients {
+  Numbers<C> of_positive, of_text, of_image;
+  const int64_t *positive, *text_index, *image_index;
+  int N, M;
+
+  __device__ __forceinline__ int count() const { return N + 2 * M; }
+  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+    if (k < N) {
+      const int text = static_cast<int>(text_index[k]);
+      return {text < 0 ? -1 : k, text, of_text[k]};
+    }
+    const int j = k - N < M ? k - N : k - N - M;
+    if (k - N < M) return {static_cast<int>(image_index[j]), j, of_image[j]};
+    return {positive_of(positive, j), j, of_positive[j]};
+  }
+};
+
+template <typename T>
+struct StridedRows {
+  const T* data;
+  int count;
+  int64_t stride, column_stride;
+
+  explicit StridedRows(const AnyRows& from)
+      : data(static_cast<const T*>(from.data)),
+        count(static_cast<int>(from.rows)),
+        stride(from.stride),
+        column_stride(from.column_stride) {}
+};
+
+// 256 columns of a row by 8 warps: rows are read as they are, so that no stride needs a copy.
+struct Gather {
+  static constexpr int kThreads = 256, kWarps = kThreads / 32, kColumns = 256;
+  static constexpr int kOwn = kColumns / 32;  // columns of a lane
+  static constexpr int kRun = 4;              // gradients that lie in one sector of memory
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr bool kFew = true;  // registers: what is made of bf16 there takes 128
+#else
+  static constexpr bool kFew = false;
+#endif
+  // That a warp loads at once.
+  template <typename T>
+  static constexpr int kRows = sizeof(T) == 8 || (kFew && std::is_same_v<T, BFloat16>) ? 2 : 4;
+  template <typename C>
+  static constexpr size_t kSharedBytes = kWarps * kColumns * sizeof(C);
+};
+
+// Row n of one side is the sum of rows of the other. Each warp searches an eighth of all gradients,
+// in runs of four, and adds up the rows of those at row n; then the block adds what its warps have.
+// A text that is the hardest of 128 images is 16 rows for every warp, four of them on their way at
+// once, and their gradients are at hand: a warp waits 5 times. One thread after another through one
+// list, two rows at once, waited 64 times for gradients and 64 times for rows.
+template <typename T, typename Gradients>
+__global__ void __launch_bounds__(Gather::kThreads, sizeof(T) == 8 ? 2 : 3)
+    gather_kernel(Gradients gradients, StridedRows<T> image, StridedRows<T> text, int64_t D,
+                  int64_t first_block, T* to_image, T* to_text) {
+  using C = Wide<T>;
+  constexpr int kRows = Gather::kRows<T>;
+  wait_for_launch_before();
+  const auto block = static_cast<unsigned>(first_block + blockIdx.x);
+  const auto in_row = static_cast<unsigned>(ceil_div(D, Gather::kColumns));
+  const int target = static_cast<int>(block / in_row);
+  const bool of_image = target < image.count;
+  const int n = of_image ? target : target - image.count;
+  const int64_t column = block % in_row * int64_t{Gather::kColumns};
+
+  const int total = gradients.count(), left = window(D - column, Gather::kColumns) - lane();
+  const int64_t stride = of_image ? text.stride : image.stride;
+  const int64_t column_stride = of_image ? text.column_stride : image.column_stride;
+  const T* const from = (of_image ? text.data : image.data) + (column + lane()) * column_stride;
+  const auto read = [&](int first) {
+    const int run = first / Gather::kRun + lane() / Gather::kRun * Gather::kWarps + warp();
+    const int k = run * Gather::kRun + lane() % Gather::kRun;
+    return k < total ? gradients.at(k) : ScoreGradient<C>{};
+  };
+  C sum[Gather::kOwn] = {};
+  ScoreGradient<C> next = read(0);
+  for (int first = 0; first < total; first += Gather::kThreads) {
+    const ScoreGradient<C> own = next;
+    next = read(first + Gather::kThreads);
+    const int other = of_image ? own.text : own.image;
+    const bool here = own.image >= 0 && (of_image ? own.image : own.text) == n;
+    for (unsigned all = __ballot_sync(~0u, here); all;) {
+      C weight[kRows];
+      T value[kRows][Gather::kOwn];  // widened once all are on their way
+      bool found[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        found[i] = all != 0;
+        const int at = found[i] ? __popc((all & -all) - 1) : 0;
+        all &= all - 1;
+        weight[i] = __shfl_sync(~0u, own.weight, at);
+        const T* row = from + __shfl_sync(~0u, other, at) * stride;
+#pragma unroll
+        for (int e = 0; e < Gather::kOwn; ++e)
+          value[i][e] = found[i] && 32 * e < left ? row[32 * e * column_stride] : T{};
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int e = 0; e < Gather::kOwn; ++e)
+          if (found[i]) sum[e] += weight[i] * widen(value[i][e]);
+    }
+  }
+  const auto shared = Shared<C>::template all<Gather::kWarps * Gather::kColumns>();
+#pragma unroll
+  for (int e = 0; e < Gather::kOwn; ++e)
+    shared.write(warp() * Gather::kColumns + 32 * e + lane(), sum[e]);
+  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  C whole = 0;
+#pragma unroll
+  for (int w = 0; w < Gather::kWarps; ++w) whole += shared.read(w * Gather::kColumns + thread);
+  if (column + thread < D) narrow(whole, (of_image ? to_image : to_text)[n * D + column + thread]);
+}
+
+}  // namespace itm::cuda

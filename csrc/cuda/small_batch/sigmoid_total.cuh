@@ -1,0 +1,129 @@
+#pragma once
+// The sigmoid loss of raw rows as one operator: what every text adds to it, and to the gradients of
+// scale and bias, is known once its scores are folded.
+
+#include "cuda/small_batch/cosines.cuh"
+#include "cuda/small_batch/sigmoid.cuh"
+
+namespace itm::cuda {
+
+template <typename C>
+struct SigmoidSums {
+  C loss = 0, of_scale = 0, of_bias = 0;
+
+  __device__ __forceinline__ void join(const SigmoidSums& other) {
+    loss += other.loss, of_scale += other.of_scale, of_bias += other.of_bias;
+  }
+  __device__ __forceinline__ SigmoidSums of_lane(int lanes) const {
+    return {__shfl_xor_sync(~0u, loss, lanes), __shfl_xor_sync(~0u, of_scale, lanes),
+            __shfl_xor_sync(~0u, of_bias, lanes)};
+  }
+};
+
+// The gradient of a pair's logit.
+template <typename C>
+__device__ __forceinline__ C sigmoid_slope(Kind kind, C logit) {
+  if (kind == Kind::kNone) return 0;
+  return kind == Kind::kPositive ? -logistic(-logit) : logistic(logit);
+}
+
+template <typename C>
+struct SigmoidTotal {
+  Cosines<C> cosines;
+  Pairing pairing;
+  GivenNumber<C> scale, bias;
+  C* scores;                          // [N, M] or null
+  C* inverses;                        // [N + M]
+  C *losses, *of_scales, *of_biases;  // [M]
+  ScalarSum<C> loss, scale_gradient, bias_gradient;
+  unsigned* ticket;
+  int64_t blocks;
+
+  // By a block, for columns [first, first + 8).
+  __device__ __forceinline__ void run(int first) const {
+    using State = SigmoidSums<C>;
+    using Memory = FoldMemory<C, State>;
+    const auto shared = Shared<C>::template all<Memory::kNumbers>();
+    const Scores<C>& products = cosines.products;
+    const int N = products.N, M = products.M, own = first + warp(), x = Memory::kStates;
+    const C factor = scale.get(), offset = bias.get();
+    cosines.invert(shared, x);
+    if (first == 0)
+      for (int i = static_cast<int>(threadIdx.x); i < N + M; i += kFoldThreads)
+        inverses[i] = shared.read(x + i);
+    const int m = first + lane() % kAnchors;
+    const C inverse = shared.read(x + N + within(m, M));
+    const int positive = m < M ? positive_of(pairing.positive, m) : -1;
+    const auto column = fold_columns<State>(
+        products, pairing, first, [&](State& state, int n, C product, bool same) {
+          const C score = cosines.over(product, shared.read(x + n), inverse);
+          if (scores) scores[n * M + m] = score;
+          const Kind kind = kind_of(same, positive == n);
+          if (kind == Kind::kNone) return;
+          const C logit = factor * score + offset, slope = sigmoid_slope(kind, logit);
+          // An infinite positive logit shows.
+          state.loss += kind == Kind::kPositive ? softplus(-logit) + 0 * logit : softplus(logit);
+          state.of_scale += slope * score, state.of_bias += slope;
+        });
+    if (own >= M || lane()) return;
+    const C mistake = positive_of(pairing.positive, own) < 0 ? kNan<C> : C(0);
+    losses[own] = column.loss + mistake;
+    of_scales[own] = column.of_scale + mistake, of_biases[own] = column.of_bias + mistake;
+  }
+
+  __device__ __forceinline__ void add() const {
+    if (!is_last_block(ticket, blocks)) return;
+    if (warp() == 0) loss.add(cosines.products.M);
+    if (warp() == 1) scale_gradient.add(cosines.products.M);
+    if (warp() == 2) bias_gradient.add(cosines.products.M);
+  }
+};
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+    sigmoid_total_kernel(int64_t first_block, SigmoidTotal<C> fold) {
+  wait_for_launch_before();
+  fold.run(first_anchor(first_block));
+  fold.add();
+}
+
+template <typename C>
+struct SigmoidPairs : PairsOf<C> {
+  static constexpr bool kUnit = true;
+  Pairing pairing;
+  GivenNumber<C> scale, bias;
+  C weight;
+  int N, M;
+  bool cosine;
+  const C *grad, *of_scale, *of_bias, *scores, *inverses;
+  C *to_scale, *to_bias;
+
+  struct Read {
+    C score, inverse;
+  };
+  __device__ __forceinline__ Read read(bool of_x, int, int own, int other) const {
+    const int n = of_x ? own : other, m = of_x ? other : own;
+    return {scores[n * M + m], inverses[of_x ? N + other : other]};
+  }
+  __device__ __forceinline__ Weighed<C> weigh(bool of_x, int, int own, int other,
+                                              const Read& read) const {
+    const int n = of_x ? own : other, m = of_x ? other : own;
+    const int positive = positive_of(pairing.positive, m);
+    const C logit = scale.get() * read.score + bias.get();
+    // Without an image by mistake: the gradient is NaN where the loss is.
+    const C found = positive < 0
+                        ? kNan<C>
+                        : sigmoid_slope(kind_of(same_id(pairing, n, m), positive == n), logit);
+    return {found * read.inverse, cosine ? found * read.score : C(0)};
+  }
+  __device__ __forceinline__ C inverse(bool of_x, int own) const {
+    return inverses[of_x ? own : N + own];
+  }
+  __device__ __forceinline__ C factor() const { return weight * *grad * scale.get(); }
+  __device__ __forceinline__ void finish() const {
+    if (threadIdx.x == 0) *to_scale = *grad * *of_scale;
+    if (threadIdx.x == 1) *to_bias = *grad * *of_bias;
+  }
+};
+
+}  // namespace itm::cuda

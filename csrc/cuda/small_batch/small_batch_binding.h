@@ -1,0 +1,68 @@
+#pragma once
+// What the operators over all pairs of a small batch need from ATen: scores in parts, ids, and
+// numbers per row as they come from autograd.
+
+#include <ATen/ops/empty.h>
+
+#include "cuda/device.h"
+#include "cuda/small_batch/small_batch.h"
+
+namespace itm::cuda {
+
+inline void check_rows(int64_t N, int64_t M) {
+  TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
+              " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
+}
+
+// x y^T, or what `launch` makes of every pair, where it is small enough to be stored.
+struct StoredScores {
+  Tensor parts;  // [parts, N, M] in fp32 or fp64
+  ScoreParts from;
+
+  StoredScores(const OnDevice& device, const Tensor& left, const Tensor& right,
+               decltype(score_parts)* launch = score_parts) {
+    const int64_t N = left.size(0), M = right.size(0);
+    check_rows(N, M);
+    const Tensor x = in_fours(left.unsqueeze(0)), y = in_fours(right.unsqueeze(0));
+    const DistancePlan plan = plan_distances(1, N, M, x.size(2));
+    parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));
+    launch(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan, parts.mutable_data_ptr(),
+           device.stream());
+    device.launched();
+    from = {parts.const_data_ptr(), plan.parts, N, M};
+  }
+
+  // All parts in one, [N, M].
+  Tensor added(const OnDevice& device, Type type) const {
+    if (from.parts == 1) return parts.select(0, 0);
+    Tensor out = at::empty({from.N, from.M}, parts.options());
+    add_parts(type, from, out.mutable_data_ptr(), device.stream());
+    device.launched();
+    return out;
+  }
+};
+
+// Ids and positives without gaps, and their places.
+struct PairIds {
+  const OptionalTensor positive, image, text;
+
+  PairIds(const OptionalTensor& positive_of, const OptionalTensor& image_ids,
+          const OptionalTensor& text_ids)
+      : positive(whole(positive_of)), image(whole(image_ids)), text(whole(text_ids)) {}
+
+  Pairing at() const { return {ids_or_null(positive), ids_or_null(image), ids_or_null(text)}; }
+
+  static OptionalTensor whole(const OptionalTensor& ids) {
+    return ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;
+  }
+};
+
+// A gradient [N] in the precision that x is computed in, as it lies: expanded ones are not copied.
+struct RowNumbers {
+  const Tensor numbers;
+
+  RowNumbers(const Tensor& grad, const Tensor& x) : numbers(grad.to(wide_type(x))) {}
+  PerRow at() const { return {numbers.const_data_ptr(), numbers.stride(0)}; }
+};
+
+}  // namespace itm::cuda

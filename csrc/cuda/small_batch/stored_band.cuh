@@ -1,0 +1,121 @@
+#pragma once
+// Bounded sums from stored scores, and their gradient: a warp a row of scores, whose votes are the
+// words of its mask; products of rows, whose weights are its bits.
+
+#include "cuda/small_batch/row_gradient.cuh"
+#include "cuda/small_batch/score_reductions.cuh"
+#include "cuda/small_batch/stored_band.h"
+#include "cuda/small_batch/unit_rows.cuh"
+
+namespace itm::cuda {
+
+template <typename C>
+struct BandRule {
+  const int64_t* ids;  // or null
+  C low, high;
+  bool unit, repel, show_infinite;  // as StoredBand says
+};
+
+// The sum of row n, by one warp, and the words of its mask, unless they are null.
+template <typename C>
+__device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRule<C>& rule, int n,
+                                           uint32_t* mask) {
+  const int N = scores.N;
+  double sum = 0;
+  const int64_t id = rule.ids ? rule.ids[n] : n;
+  for (int first = lane(); first - lane() < N; first += 32 * kAtOnce) {
+    int at[kAtOnce];
+    int64_t other[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int m = within(first + 32 * k, N);
+      at[k] = n * N + m, other[k] = rule.ids ? rule.ids[m] : m;
+    }
+    C score[kAtOnce];
+    scores.read(at, score);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int m = first + 32 * k;
+      const C key = rule.unit ? 1 - score[k] : score[k];
+      // "Not outside", so that what is not a number is inside and shows.
+      const bool negative = (id != other[k]) | (key != key);
+      const bool inside = (m < N) & !(key <= rule.low) & !(key >= rule.high) & negative;
+      if (inside) sum += rule.repel ? rule.high - key : key;
+      if (rule.show_infinite && n == m) sum += 0 * key;
+      const unsigned word = __ballot_sync(~0u, inside);
+      if (mask && lane() == 0 && m < N) mask[m / 32] = word;
+    }
+  }
+  return warp_sum(sum);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
+    stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
+  wait_for_launch_before();
+  const int n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
+  if (n >= scores.N) return;
+  const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
+  const BandRule<C> rule{band.ids, low, high, band.unit, band.repel, band.show_infinite};
+  const double sum = sum_band(scores, rule, n, band.mask ? band.mask + n * band.words : nullptr);
+  if (lane() != 0) return;
+  static_cast<C*>(band.row)[n] = static_cast<C>(sum);
+  static_cast<C*>(band.low_of_row)[n] = low;
+  static_cast<C*>(band.high_of_row)[n] = high;
+  static_cast<C*>(band.norm)[n] = 1;
+}
+
+// The gradient of a band: the rows of x by the bits of their mask, or differences of rows.
+template <typename C, bool kOverDistances>
+struct BandPairs : PairsOf<C> {
+  static constexpr int kSources = 2;  // there are no rows of another side
+  static constexpr bool kSparse = true, kDifferences = kOverDistances;
+
+  const uint32_t* mask;
+  int words;
+  Numbers<C> grad;
+  C sign;
+  const C *distance, *shown;
+  Matrix rows_of_x;
+
+  explicit BandPairs(const StoredPull& from)
+      : mask(from.mask),
+        words(static_cast<int>(from.words)),
+        grad(from.grad),
+        sign(static_cast<C>(from.sign)),
+        distance(static_cast<const C*>(from.distance)),
+        shown(static_cast<const C*>(from.shown)),
+        rows_of_x(from.y) {}
+
+  struct Read {
+    bool inside = false;
+    C own = 0, other = 0, distance = 1;
+  };
+  __device__ __forceinline__ Read read(bool, int, int own, int other) const {
+    const uint32_t word = mask[own * words + other / 32];
+    Read found{(word >> other % 32 & 1) != 0, grad[own], grad[other], C(1)};
+    if constexpr (kOverDistances)
+      found.distance = distance[own * static_cast<int>(rows_of_x.rows) + other];
+    return found;
+  }
+  __device__ __forceinline__ Weighed<C> weigh(bool, int, int own, int other,
+                                              const Read& read) const {
+    C weight = read.inside ? sign * (read.own + read.other) : C(0);
+    if constexpr (kOverDistances) {
+      if (read.inside) weight = read.distance == 0 ? C(0) : weight / read.distance;
+    } else if (shown && own == other && own < static_cast<int>(rows_of_x.rows)) {
+      weight += 0 * shown[own];
+    }
+    return {weight, C(0)};
+  }
+  static __device__ __forceinline__ bool counts(int, const Read& read, C weight) {
+    return read.inside || weight != 0;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ Rows<T> rows(bool, int) const {
+    return {static_cast<const T*>(rows_of_x.data), rows_of_x.rows, rows_of_x.stride, 0};
+  }
+};
+
+}  // namespace itm::cuda

@@ -1,0 +1,104 @@
+#pragma once
+// Rows scaled to length 1, as torch.nn.functional.normalize scales them, and the gradient behind:
+// one sum over a row, then one pass that writes it. D decides how many warps share a row, so that
+// 128 rows of D = 1024 keep 128 processors busy, and its bits do not depend on its neighbours.
+
+#include "cuda/compat.cuh"
+#include "cuda/small_batch/unit_rows.h"
+#include "cuda/warp.cuh"
+
+namespace itm::cuda {
+
+constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
+constexpr double kSmallestLength = 1e-12;  // as torch.nn.functional.normalize
+
+// NaN stays. A row of length 0 has no direction: over infinity its unit row and gradient are 0.
+template <typename C>
+__device__ __forceinline__ C divisor(C length) {
+  if (length == 0) return C(INFINITY);
+  return length < C(kSmallestLength) ? C(kSmallestLength) : length;
+}
+
+// The sum of what a group of so many neighbouring warps has, in one order; all of them get it.
+template <typename C>
+__device__ C sum_of_warps(const Shared<C>& room, C value, int warps) {
+  value = warp_sum(value);
+  if (warps == 1) return value;
+  if (lane() == 0) room.write(warp(), value);
+  __syncthreads();
+  const int first = warp() / warps * warps;
+  C sum = 0;
+  for (int w = first; w < first + warps; ++w) sum += room.read(w);
+  return sum;
+}
+
+// How the rows of [rows, D] are shared out over the warps of all blocks.
+struct RowShare {
+  int64_t rows, D;
+  int warps;  // of a row: 1, 2, 4 or 8
+
+  // Four numbers a thread: a warp that has a row of D = 1024 alone waits eight times as often.
+  RowShare(int64_t rows, int64_t D)
+      : rows(rows),
+        D(D),
+        warps(D <= 128   ? 1
+              : D <= 256 ? 2
+              : D <= 512 ? 4
+                         : kRowWarps) {}
+
+  int64_t blocks() const { return ceil_div(rows * warps, kRowWarps); }
+  __device__ __forceinline__ int64_t row(int64_t first_block) const {
+    return (first_block + blockIdx.x) * (kRowWarps / warps) + warp() / warps;
+  }
+  __device__ __forceinline__ int start() const { return warp() % warps * 32 + lane(); }
+  __device__ __forceinline__ int step() const { return 32 * warps; }
+  __device__ __forceinline__ int64_t end(int64_t row) const { return row < rows ? D : 0; }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    unit_kernel(AnyRows x, RowShare share, int64_t first_block, Wide<T>* unit, Wide<T>* length) {
+  wait_for_launch_before();
+  using C = Wide<T>;
+  const auto room = Shared<C>::template all<kRowWarps>();
+  const int64_t n = share.row(first_block), end = share.end(n);
+  const T* const from = static_cast<const T*>(x.data) + n * x.stride;
+  C square = 0;
+#pragma unroll 4
+  for (int64_t d = share.start(); d < end; d += share.step()) {
+    const C value = widen(from[d * x.column_stride]);
+    square += value * value;
+  }
+  const C own = root(sum_of_warps(room, square, share.warps));
+  if (n < share.rows && share.start() == 0) length[n] = own;
+#pragma unroll 4
+  for (int64_t d = share.start(); d < end; d += share.step())
+    unit[n * share.D + d] = widen(from[d * x.column_stride]) / divisor(own);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    unit_gradient_kernel(AnyRows grad, RowShare share, int64_t first_block, const Wide<T>* unit,
+                         const Wide<T>* length, T* out) {
+  wait_for_launch_before();
+  using C = Wide<T>;
+  const auto room = Shared<C>::template all<kRowWarps>();
+  const int64_t n = share.row(first_block), end = share.end(n);
+  const C* const from = static_cast<const C*>(grad.data) + n * grad.stride;
+  C along = 0;
+#pragma unroll 4
+  for (int64_t d = share.start(); d < end; d += share.step())
+    along += from[d * grad.column_stride] * unit[n * share.D + d];
+  along = sum_of_warps(room, along, share.warps);
+  if (n >= share.rows) return;
+  // Along itself a unit vector does not move; a row below the smallest length is none.
+  const C own = length[n];
+  if (!(own > C(kSmallestLength))) along = 0;
+#pragma unroll 4
+  for (int64_t d = share.start(); d < end; d += share.step()) {
+    const C across = from[d * grad.column_stride] - along * unit[n * share.D + d];
+    narrow(across / divisor(own), out[n * share.D + d]);
+  }
+}
+
+}  // namespace itm::cuda
