@@ -6,7 +6,8 @@ ITM_KERNELS_BUILD ?= 1
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/*.cpp tests/emulator/*))
+FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) \
+	$(wildcard tests/support/*.cpp tests/support/emulator/*))
 
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
@@ -76,15 +77,16 @@ sanitize: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -k "auto or native or tiles" tests/test_ops.py tests/test_ranks.py \
-		tests/test_every_loss.py tests/test_native*.py tests/test_intra_modal_oracles.py
+		$(BIN)/python -m pytest -k "auto or native or tiles" tests/contract/test_ops.py \
+		tests/contract/test_every_loss.py tests/backends/cpu tests/ops/test_native*.py \
+		tests/ops/test_ranks.py tests/ops/test_intra_modal_oracles.py
 
 # What runs on compiled kernels, once more with the loops of each lower instruction set that the CPU
 # has. Left out is what they do not change (torch.compile, the CUDA kernels' emulator, a build, whole
 # losses over tiles that are cut before any loop runs) and what starts a process for every set itself.
 ANY_SET := compiled or emulated or one_matrix or five_captions or instruction_sets or without_a_compiler
 capabilities: $(VENV)/dev $(VENV)/built
-	for capability in $$(PYTHONPATH=.:tests $(BIN)/python -c \
+	for capability in $$(PYTHONPATH=.:tests/support $(BIN)/python -c \
 			"from compiled import HERE; print(*HERE[:-1])"); do \
 		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest \
 			-k "(auto or native) and not ($(ANY_SET))" || exit 1; \
@@ -93,7 +95,7 @@ capabilities: $(VENV)/dev $(VENV)/built
 # The loops on CPUs that are not here, where Debian's qemu-user is; with g++-aarch64-linux-gnu also of
 # another architecture. AVX-512 and AMX are beyond qemu.
 emulate-cpus: $(VENV)/dev $(VENV)/built
-	PYTHONPATH=.:tests $(BIN)/python -W error tests/emulate_cpus.py
+	PYTHONPATH=.:tests/support $(BIN)/python -W error tests/support/emulate_cpus.py
 
 # The parallel loops on four threads under the thread sanitizer, then the CUDA kernels of every dtype
 # (`make test` runs those of fp32). Its shadow memory wants addresses that are not shuffled.
@@ -104,8 +106,8 @@ races: $(VENV)/dev
 	cd $(RACED) && CC=gcc CXX=g++ CFLAGS="-fsanitize=thread -g1" LDFLAGS="-fsanitize=thread" \
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
-		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/race.py
-	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/test_emulated_races.py
+		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/support/race.py
+	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/backends/cuda/test_emulated_races.py
 
 # Triton is 1 GB: it has an environment of its own, which leaves the other tests to run without it.
 # TRITON_VERSION=3.6.0 takes another version, in another environment.
@@ -125,7 +127,7 @@ GRANTED = $(findstring jobserver,$(MAKEFLAGS))
 # to be compared with.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
 	-k triton $(TRITON_WARNS)
-KERNEL_TESTS := $(filter-out tests/test_triton_binary.py,$(wildcard tests/test_triton*.py))
+KERNEL_TESTS := $(wildcard tests/backends/triton/test_*.py tests/ops/test_triton*.py)
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
@@ -137,27 +139,27 @@ environment:
 	$(MAKE) -j1 $(VENV)/bench $(VENV)/cuda $(VENV)/built
 
 triton-contract: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) tests/test_every_loss.py tests/test_ops.py tests/test_ranks.py \
-		tests/test_edge_cases.py
+	$(INTERPRETED) tests/contract/test_every_loss.py tests/contract/test_ops.py \
+		tests/contract/test_edge_cases.py tests/ops/test_ranks.py
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) $(KERNEL_TESTS) tests/test_every_loss_compiled.py
+	$(INTERPRETED) $(KERNEL_TESTS) tests/contract/test_every_loss_compiled.py
 
 # Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all
 # that the cases launch; without it every tile, operand and constant once. What passed is kept in
 # build/triton-offline: a second run compiles what has changed.
 test-triton-compile: $(TRITON)/ready
-	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_triton_binary.py
-	PYTHONPATH=. $(TRITON)/bin/python tests/triton_offline.py $(if $(ALL),,--few) \
+	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_triton_binary.py
+	PYTHONPATH=. $(TRITON)/bin/python tests/support/triton_offline.py $(if $(ALL),,--few) \
 		--processes $(if $(GRANTED),1,2)
-	PYTHONPATH=. $(TRITON)/bin/python tests/gluon_offline.py
+	PYTHONPATH=. $(TRITON)/bin/python tests/support/gluon_offline.py
 
 # What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
 # an environment of its own. ONLY="sigmoid info_nce" runs some; a second run goes on.
 SEMANTICS := .venv-semantics
 SEMANTICS_PYTHON ?= python3.12
 test-triton-semantics: $(SEMANTICS)/ready
-	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(SEMANTICS)/bin/python tests/semantics.py $(ONLY)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(SEMANTICS)/bin/python tests/support/semantics.py $(ONLY)
 
 $(SEMANTICS)/ready: requirements-semantics.txt
 	@$(SEMANTICS_PYTHON) -c "import sys; sys.exit((3, 12) > sys.version_info[:2])" || { \
@@ -172,8 +174,8 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 # rows beside it.
 .PHONY: cost-sheet
 cost-sheet: $(TRITON)/ready
-	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/test_cost_sheet_launches.py
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(TRITON)/bin/python -m benchmarks.cost_sheet \
+	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_cost_sheet_launches.py
+	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(TRITON)/bin/python -m benchmarks.cost_sheet \
 		$(if $(ONLY),--only "$(ONLY)") $(if $(ALL),--all) $(if $(UPDATE),--update) \
 		$(if $(filter grow,$(UPDATE)),--grow) $(if $(MEASURED),--compare $(MEASURED))
 

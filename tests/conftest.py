@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hold a run to what it is there for: `tests/complete.py`."""
+    """Hold a run to what it is there for: `tests/support/complete.py`."""
     if config.getoption("--complete"):
         config.pluginmanager.register(Complete())
 

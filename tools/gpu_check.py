@@ -119,7 +119,7 @@ def device_is_broken(device: str) -> bool:
 def work(step: str, setting: Setting, run: str) -> int:
     """Be the process of a step."""
     os.setpgid(0, 0)  # what a check starts is ended with it
-    sys.path.insert(0, str(ROOT / "tests"))  # loss_cases
+    sys.path.insert(0, str(ROOT / "tests" / "support"))  # loss_cases
     worker = Worker(step, setting, run)
     whole = worker.work(checks_of(step, setting), lambda: device_is_broken(setting.device))
     return 0 if whole else REPLACE
@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         setting = Setting(options.device, options.tiny, options.out, deadline)
         return work(options.steps[0], setting, options.worker)
     if options.plan:
-        sys.path.insert(0, str(ROOT / "tests"))
+        sys.path.insert(0, str(ROOT / "tests" / "support"))
         setting = Setting(options.device, options.tiny, options.out, 0.0)
         passed = 0.0
         for step, seconds in plan(options.steps, setting).items():

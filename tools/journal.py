@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/loss_cases.py")
+SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/support/loss_cases.py")
 # What else a step's results hold for, beside its own file.
 _RULE = ("tools/values.py", "tools/rule.py")
 USES = {
     "core": _RULE,
     "values": _RULE,
-    "semantics": ("tests/semantics.py", *_RULE),
+    "semantics": ("tests/support/semantics.py", *_RULE),
     "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "replay": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
     "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),

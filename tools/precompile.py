@@ -95,5 +95,5 @@ def main(architecture: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))  # triton_compile
+    sys.path.insert(0, str(ROOT / "tests" / "support"))  # triton_compile
     main(int(sys.argv[1]), os.cpu_count() or 1)

@@ -52,7 +52,8 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
 
 def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the cases in a process of their own."""
-    path = os.pathsep.join(filter(None, ("tests", os.environ.get("PYTHONPATH"))))  # loss_cases
+    # loss_cases
+    path = os.pathsep.join(filter(None, ("tests/support", os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         command,
         cwd=ROOT,

@@ -14,15 +14,15 @@ MINUTES = 8
 # Operators in eager PyTorch, which these compare with, have CPU kernels only.
 WITHOUT_STAND_IN = "not schema and not fake_gives and not in_blocks"
 FILES = {
-    "test_every_loss.py": "not second_derivative",
-    "test_ops.py": WITHOUT_STAND_IN,
-    "test_ranks.py": WITHOUT_STAND_IN,
-    "test_every_loss_compiled.py": "",
-    "test_cuda_graphs.py": "",
+    "contract/test_every_loss.py": "not second_derivative",
+    "contract/test_ops.py": WITHOUT_STAND_IN,
+    "ops/test_ranks.py": WITHOUT_STAND_IN,
+    "contract/test_every_loss_compiled.py": "",
+    "contract/test_cuda_graphs.py": "",
 }
 OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
 EVERY = 20.0  # seconds
-TINY = {"test_ops.py": "ties"}
+TINY = {"contract/test_ops.py": "ties"}
 
 
 def suite(file: str, chosen: str, setting: Setting) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #pragma once
-// What a GPU and the emulator of tests/emulator do differently, so that kernels need not know: how
-// to launch, shared memory, asynchronous copies, numbers of 16 bits. All PTX of the project is
-// here.
+// What a GPU and the emulator (tests/support/emulator) do differently, so that kernels need not
+// know: how to launch, shared memory, asynchronous copies, numbers of 16 bits. All PTX of the
+// project is here.
 
 #include <cmath>
 #include <cstdint>

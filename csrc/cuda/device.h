@@ -1,7 +1,7 @@
 #pragma once
 // What the CUDA operators need from ATen. With ITM_EMULATED the same files make operators that run
-// the same kernels on the host: tests/emulator has no device, no stream, and a namespace of its
-// own.
+// the same kernels on the host: tests/support/emulator has no device, no stream, and a namespace
+// of its own.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>

@@ -5,7 +5,7 @@ import torch
 
 from interpreted import needs_interpreter
 from loss_cases import gradients
-from test_unmatched import EVERY, NEGATIVE, rows
+from tests.contract.test_unmatched import EVERY, NEGATIVE, rows
 
 
 @needs_interpreter

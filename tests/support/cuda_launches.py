@@ -1,8 +1,8 @@
 """How many kernels a step would launch on CUDA: our own, and ATen's.
 
-Operators run on tests/emulator, which counts what our launchers start. A dispatch mode sees every
-ATen operator, those that our bindings call among them: views and memory without contents launch
-nothing, some operators are several kernels on CUDA, the others are one.
+Operators run on tests/support/emulator, which counts what our launchers start. A dispatch mode
+sees every ATen operator, including those that our bindings call: views and uninitialised memory
+launch nothing, some operators are several kernels on CUDA, the others are one.
 """
 
 from collections import Counter

@@ -7,7 +7,7 @@ import pytest
 
 from tools import overlap
 
-CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
+CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 FIRST = ["LDC R1, c[0x0][0x28]", "ACQBULK", "S2R R0, SR_TID.X", "PREEXIT", "LDG.E R4, [R2]", "EXIT"]
 
 

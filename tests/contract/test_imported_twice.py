@@ -11,7 +11,7 @@ import pytest
 from itm_kernels import backends
 from itm_kernels.ops import _define
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # A notebook forgets the package, imports it again and goes on; an editor reloads its
 # modules one by one. torch.compile comes after the purge only: Dynamo keeps the modules of any
@@ -65,7 +65,7 @@ print("the same")
 
 def test_importing_twice_gives_the_same_numbers() -> None:
     command = [sys.executable, "-c", AGAIN]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     done = subprocess.run(
         command,
         capture_output=True,

@@ -7,17 +7,17 @@ import pytest
 from emulated import OPERATORS, as_native, needs_compiler
 from itm_kernels import backends
 from loss_cases import BY_NAME, Case
-from test_collapsed_rows import (  # noqa: F401
+from tests.contract.test_collapsed_rows import (  # noqa: F401
     test_collapsed_rows_err_no_more_than_the_originals,
     test_gradients_of_collapsed_rows,
 )
-from test_edge_cases import (  # noqa: F401
+from tests.contract.test_edge_cases import (  # noqa: F401
     test_a_score_that_overflows_is_a_negative_as_any_other,
     test_a_zero_row_has_no_cosine_and_no_gradient,
     test_an_infinite_row_shows_in_its_gradient_without_a_mask,
     test_equal_scores_go_to_the_lowest_index,
 )
-from test_every_loss import (  # noqa: F401
+from tests.contract.test_every_loss import (  # noqa: F401
     test_a_zero_row_has_no_direction,
     test_autocast_changes_nothing,
     test_collapsed_embeddings_are_finite,
@@ -30,7 +30,7 @@ from test_every_loss import (  # noqa: F401
     test_strides_do_not_matter,
     test_where_the_loss_is_nan_its_gradient_is,
 )
-from test_ops import (  # noqa: F401
+from tests.contract.test_ops import (  # noqa: F401
     test_hardest_negatives_are_differentiable_scores,
     test_log_sum_exp_leaves_out_pairs_that_share_an_id,
     test_ties_go_to_the_lowest_index_with_the_whole_gradient,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
-from test_native_kmeans_plus_plus import (  # noqa: F401
+from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
     Start,
     draws_of,
     rows,

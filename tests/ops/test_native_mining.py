@@ -219,8 +219,8 @@ def test_rows_and_directions_are_independent() -> None:
 
 
 EVERYTHING = """
-from test_native_kmeans import cluster
-from test_native_mining import *
+from tests.ops.test_native_kmeans import cluster
+from tests.ops.test_native_mining import *
 torch.set_num_threads({threads})
 x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
               for k, shape in enumerate([(300, 37), (2100, 37), (1, 9, 37)]))

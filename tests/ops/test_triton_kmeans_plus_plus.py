@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interpreted import needs_interpreter
-from test_native_kmeans_plus_plus import (  # noqa: F401
+from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
     Start,
     draws_of,
     rows,

@@ -1,6 +1,6 @@
 """Gluon kernels, compiled for sm_90 as their launchers would launch them, and their machine code.
 
-`python tests/gluon_offline.py` prints registers, stack, shared memory, tensor-core and TMA
+`python tests/support/gluon_offline.py` prints registers, stack, shared memory, tensor-core and TMA
 instructions of every kernel, and the instructions of its epilogue per score. It fails for a kernel
 with a stack, one that does not fit the shared memory, one without HGMMA or UTMALDG, or one whose
 products the assembler waits for one by one.

@@ -1,6 +1,6 @@
 """Every Triton kernel, compiled as its launcher would launch it, for GPUs that are not here.
 
-`python tests/triton_offline.py [operator ...]` runs the real launchers on meta tensors
+`python tests/support/triton_offline.py [operator ...]` runs the real launchers on meta tensors
 (`triton_launches.py`), compiles what they would launch (`triton_compile.py`) and reads from the
 binaries what it uses (`triton_binary.py`): registers, spills, shared memory, tensor-core
 instructions, asynchronous copies. TRITON_INTERPRET must not be set.
@@ -23,7 +23,7 @@ from triton_binary import AMD, SHARED
 from triton_compile import Job, planning, uses, without_repeats
 from triton_launches import LAUNCHES
 
-FOUND = Path(__file__).parent.parent / "build" / "triton-offline"
+FOUND = Path(__file__).parents[2] / "build" / "triton-offline"
 
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.

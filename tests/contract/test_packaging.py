@@ -195,7 +195,7 @@ def test_tensors_on_the_cpu_import_no_triton() -> None:
         "        gradients(case.loss(*rows, backend), *rows)\n"
         "print(len(CASES), 'triton' in sys.modules)"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     result = run(sys.executable, "-c", script, env={"TRITON_INTERPRET": "0", "PYTHONPATH": path})
     assert result.stdout.strip() == f"{len(CASES)} False", result.stdout + result.stderr
 

@@ -11,7 +11,7 @@ import compare_losses
 import itm_kernels
 from benchmarks import report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "examples" / "results" / "flickr8k.json"
 

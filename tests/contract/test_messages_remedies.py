@@ -10,7 +10,7 @@ import torch
 
 from itm_kernels import functional as F
 from itm_kernels import losses, mining, ops, synthesis
-from test_messages_short import CALLS, TENSORS, required
+from tests.contract.test_messages_short import CALLS, TENSORS, required
 
 X, Y, IDS = torch.randn(4, 3), torch.randn(4, 3), torch.arange(4)
 

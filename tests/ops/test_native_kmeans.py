@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compiled import needs_extension
 from itm_kernels import reference
-from test_native_mining import HALVES, SIZES, rows, whole
+from tests.ops.test_native_mining import HALVES, SIZES, rows, whole
 
 pytestmark = needs_extension
 

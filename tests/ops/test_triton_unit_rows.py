@@ -8,7 +8,7 @@ import torch
 
 from interpreted import needs_interpreter
 from itm_kernels import backends
-from test_native_unit_rows import (  # noqa: F401
+from tests.ops.test_native_unit_rows import (  # noqa: F401
     Rows,
     by_kernel,
     by_torch,

@@ -71,7 +71,7 @@ def drawn(results: Any) -> Tensor:
     return torch.cat([t.flatten().double() for t in results])
 
 
-# What takes two tensors of embeddings without being a case of tests/loss_cases.py.
+# What takes two tensors of embeddings without being a case of tests/support/loss_cases.py.
 PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multi_view": lambda x, y: F.multi_view_alignment_loss(x[None], y[None]),
     "views": lambda x, y: losses.MultiViewAlignmentLoss()(x[None], y[None]),

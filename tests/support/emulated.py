@@ -1,4 +1,4 @@
-"""CUDA kernels on the CPU: what runs on tests/emulator, built by the host's compiler.
+"""CUDA kernels on the CPU: what runs on tests/support/emulator, built by the host's compiler.
 
 The operators are the shipped ones, from binding to kernel; they live in a namespace of their own,
 `itm_emulated`, with the CPU's dispatch key.
@@ -25,8 +25,8 @@ import torch
 from itm_kernels import backends
 from itm_kernels.ops import _define
 
-ROOT = Path(__file__).parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
+ROOT = Path(__file__).parents[2]
+EMULATOR = ROOT / "tests" / "support" / "emulator"
 SCHEDULER, BINDING = EMULATOR / "scheduler.cpp", EMULATOR / "operators.cpp"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"

@@ -15,10 +15,13 @@ import tempfile
 from pathlib import Path
 
 from loss_cases import CASES
-from test_native import REPORT
+from tests.backends.cpu.test_native import REPORT
 
-ROOT = Path(__file__).parents[1]
-UNITS = [*sorted((ROOT / "csrc" / "cpu" / "simd").glob("isa_*.cpp")), ROOT / "tests" / "loops.cpp"]
+ROOT = Path(__file__).parents[2]
+UNITS = [
+    *sorted((ROOT / "csrc" / "cpu" / "simd").glob("isa_*.cpp")),
+    ROOT / "tests/support/loops.cpp",
+]
 # CPUs of qemu, and the highest set that they have.
 CPUS = {"max": "AVX2", "Nehalem": "DEFAULT"}
 CHOSEN = "from itm_kernels import _C\nprint(_C.instruction_set(), *_C.instruction_sets())\n"
