@@ -8,8 +8,8 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
 from itm_kernels.losses._logit_scale import ScaledLoss
 from itm_kernels.losses._module import OptionsModule
-from itm_kernels.ops.hardest_negatives import run as hardest_negatives
-from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
+from itm_kernels.ops._unit_rows import fused_unit_rows
 from itm_kernels.reference.intra_modal import in_band
 
 _FUNCTION = "diagnostics"
@@ -69,7 +69,10 @@ def diagnostics(
     if not isinstance(loss, IntraModalConstraint):
         sides = image, text
         if isinstance(loss, ScaledLoss):
-            sides = unit_rows(image, _FUNCTION, "auto"), unit_rows(text, _FUNCTION, "auto")
+            sides = (
+                fused_unit_rows(image, _FUNCTION, "auto"),
+                fused_unit_rows(text, _FUNCTION, "auto"),
+            )
         found.update(_scores(*sides, pairs, absent, getattr(loss, "margin", 0.0)))
     if isinstance(loss, IMCLoss | IntraModalConstraint):
         for name, rows, ids in (
@@ -94,7 +97,7 @@ def _numbers(found: dict[str, Tensor | float], like: Tensor) -> dict[str, float]
 def _scores(
     image: Tensor, text: Tensor, pairs: _positives.Pairs, absent: Tensor | None, margin: float
 ) -> dict[str, Tensor | float]:
-    s, text_score, _, image_score, _ = hardest_negatives(image, text, pairs, "auto")
+    s, text_score, _, image_score, _ = fused_hardest_negatives(image, text, pairs, "auto")
     if pairs.positive is not None:
         text_score = text_score[pairs.positive.clamp_min(0)]
     exists = torch.ones_like(s, dtype=torch.bool) if absent is None else ~absent

@@ -47,7 +47,7 @@ OPERATORS = (
     "cross_entropy",
 )
 # Whole losses, from embeddings to the reduced number: taken in place of operators of the table.
-WHOLE = (
+TOTALS = (
     "imc_total",
     "info_cmr_total",
     "info_nce_total",
@@ -239,7 +239,7 @@ def resolve(
     )
 
 
-def whole(operator: str, like: Tensor, backend: str, sides: Sides) -> str | None:
+def resolve_total(operator: str, like: Tensor, backend: str, sides: Sides) -> str | None:
     """Return the namespace of a whole loss as one operator, None where a loss goes by its parts."""
     device, index = like.device.type, like.device.index
     if torch._C._are_functorch_transforms_active():

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Checked, Strategy, number_or_tensor, word
-from itm_kernels.ops.sample_negatives import run, run_from_scores
+from itm_kernels.ops._sample_negatives import fused_sample_negatives, sample_negatives_from_scores
 
 _temperature = number_or_tensor(above=0)
 
@@ -82,7 +82,7 @@ class HardNegativeSampler(Checked):
         image, text = _checks.embeddings(name, image=image, text=text)
         _checks.generator(name, generator)
         pairs = _positives.resolve(name, image, text, image_ids, text_ids)
-        text_index, image_index = run(
+        text_index, image_index = fused_sample_negatives(
             image,
             text,
             pairs.image_ids,
@@ -136,7 +136,7 @@ class HardNegativeSampler(Checked):
                 f"text, got {_checks.describe(text_to_image)}"
             )
         pairs = _positives.resolve(name, image_to_text, text_to_image, image_ids, text_ids)
-        text_index, image_index = run_from_scores(
+        text_index, image_index = sample_negatives_from_scores(
             image_to_text,
             text_to_image,
             pairs.image_ids,

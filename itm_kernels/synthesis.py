@@ -18,10 +18,14 @@ from itm_kernels._options import (
     word,
 )
 from itm_kernels.ops import Synthesis, SynthesisLogits
-from itm_kernels.ops.kmeans import run as kmeans
-from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
-from itm_kernels.ops.unit_rows import run as unit_rows
-from itm_kernels.ops.unit_synthesis import run as run_unit_logits
+from itm_kernels.ops._kmeans import fused_kmeans
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisOptions,
+    fused_rbf_synthesis,
+    fused_rbf_synthesis_logits,
+)
+from itm_kernels.ops._unit_rows import fused_unit_rows
+from itm_kernels.ops._unit_synthesis import fused_unit_synthesis
 
 ITERATIONS, RIDGE = 10, 1e-4
 
@@ -31,7 +35,7 @@ def logits_of_unit_rows(
     anchor_ids: Tensor,  # [N]
     members: Tensor,  # [M, D] of length 1
     member_ids: Tensor,  # [M]
-    options: Options,
+    options: SynthesisOptions,
     clustering: Clustering,
     detach: bool,
     generator: torch.Generator | None,
@@ -47,7 +51,7 @@ def logits_of_unit_rows(
     sides = anchors, anchor_ids, members, member_ids
     K = options.num_clusters
     inputs = _clustered(*sides, K, clustering, iterations, generator, function, backend, draw)
-    return run_logits(*inputs, options, detach, function, backend)
+    return fused_rbf_synthesis_logits(*inputs, options, detach, function, backend)
 
 
 def logits_of_rows(
@@ -55,7 +59,7 @@ def logits_of_rows(
     anchor_ids: Tensor,  # [N]
     members: Tensor,  # [M, D]
     member_ids: Tensor,  # [M]
-    options: Options,
+    options: SynthesisOptions,
     generator: torch.Generator | None,
     function: str,
     backend: str,
@@ -63,14 +67,15 @@ def logits_of_rows(
 ) -> SynthesisLogits:
     """Return the cosines of `logits_of_unit_rows` with constant vectors of one clustering.
 
-    For backends that take rows as they came (`unit_synthesis.takes_raw`): no unit rows are kept.
+    For backends that normalise rows themselves (`_unit_synthesis.normalises_rows`): no unit rows
+    are kept.
     """
-    x = unit_rows(members.detach(), function, backend)
+    x = fused_unit_rows(members.detach(), function, backend)
     how = options.num_clusters, ITERATIONS, None, generator, function, backend, draw
-    assignment, _ = kmeans(x, None, *how)
+    assignment, _ = fused_kmeans(x, None, *how)
     del x
     inputs = anchors, members, assignment[0], anchor_ids, member_ids
-    return run_unit_logits(*inputs, options, function, backend)
+    return fused_unit_synthesis(*inputs, options, function, backend)
 
 
 def _clustered(
@@ -88,7 +93,7 @@ def _clustered(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cluster the members; return what synthesis takes."""
     own = anchor_ids[:, None] != member_ids if clustering == "per_anchor" else None
-    assignment, _ = kmeans(
+    assignment, _ = fused_kmeans(
         x.detach(), own, num_clusters, iterations, None, generator, function, backend, draw
     )
     return q, x, assignment[0] if own is None else assignment, anchor_ids, member_ids
@@ -99,7 +104,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
 
     The members that do not share an anchor's id are clustered; each cluster yields one vector,
     :math:`\bar q_k = \sum_{n \in k} w_n \hat k_n` (see `ops.rbf_synthesis`). Has no parameters.
-    Options are attributes, which may be set between calls and are checked then.
+    SynthesisOptions are attributes, which may be set between calls and are checked then.
 
     Args:
         num_clusters: K >= 1; more than there are members is allowed, the surplus is invalid.
@@ -166,9 +171,11 @@ class HardNegativeSynthesis(Checked, nn.Module):
         self.backend = backend
 
     @property
-    def options(self) -> Options:
+    def options(self) -> SynthesisOptions:
         """Return what the operator takes."""
-        return Options(self.num_clusters, float(self.sigma), self.weights, float(self.ridge))
+        return SynthesisOptions(
+            self.num_clusters, float(self.sigma), self.weights, float(self.ridge)
+        )
 
     @options_by_name
     def forward(
@@ -187,7 +194,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
             sides = self._sides(name, anchors, members, anchor_ids, member_ids)
             how = self.num_clusters, self.clustering, self.iterations, generator
             inputs = _clustered(*sides, *how, name, self.backend)
-            return run(*inputs, self.options, name, self.backend)
+            return fused_rbf_synthesis(*inputs, self.options, name, self.backend)
 
     @options_by_name
     def logits(
@@ -228,8 +235,8 @@ class HardNegativeSynthesis(Checked, nn.Module):
                     f"{list(members.shape)} differ in rows; pass anchor_ids and member_ids"
                 )
             anchor_ids = member_ids = torch.arange(anchors.shape[0], device=anchors.device)
-        q = unit_rows(anchors, function, self.backend)
-        return q, anchor_ids, unit_rows(members, function, self.backend), member_ids
+        q = fused_unit_rows(anchors, function, self.backend)
+        return q, anchor_ids, fused_unit_rows(members, function, self.backend), member_ids
 
     def extra_repr(self) -> str:
         """Show the options."""

@@ -121,7 +121,7 @@ def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
     choose = backends.choose
 
     def spy(operator: str, device: str, sides: tuple[int, int], *rest: Any, **options: Any) -> str:
-        if operator not in backends.WHOLE:  # those are for few rows, which may run elsewhere
+        if operator not in backends.TOTALS:  # those are for few rows, which may run elsewhere
             ran[operator] = choose(operator, device, (N, N), *rest, **options)
         return choose(operator, device, sides, *rest, **options)
 

@@ -4,7 +4,6 @@ The launches are listed here; tests hold the lists against what the launchers la
 beside them, on the emulator.
 """
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +16,19 @@ from benchmarks.cost_sheet import cuda_models as cuda
 from benchmarks.cost_sheet.counts import Count
 from benchmarks.cost_sheet.cuda_models import CLUSTERS, ITERATIONS, Batch
 from itm_kernels._positives import Pairs
+from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
+from itm_kernels.ops._intra_modal import fused_intra_modal
+from itm_kernels.ops._kmeans import fused_kmeans
+from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
+from itm_kernels.ops._log_sum_exp import fused_log_sum_exp
+from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisOptions,
+    fused_rbf_synthesis,
+    fused_rbf_synthesis_logits,
+)
+from itm_kernels.ops._sigmoid import fused_sigmoid
+from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 
 D = 1024
 
@@ -27,10 +39,6 @@ class Operator(NamedTuple):
     run: Callable[..., Any]  # inputs, then the backend
     inputs: Callable[[int, torch.dtype, str], tuple[Tensor, ...]]  # rows, dtype, device
     launches: Callable[[Batch], list[Count]]
-
-
-def _of(name: str) -> Any:
-    return importlib.import_module(f"itm_kernels.ops.{name}")
 
 
 def step(run: Any, inputs: tuple[Tensor, ...], backend: str) -> None:
@@ -80,37 +88,37 @@ _NAME = "small_batch"
 
 
 def _hardest(image: Tensor, text: Tensor, backend: str) -> Any:
-    return _of("hardest_negatives").run(image, text, _DIAGONAL, backend)
+    return fused_hardest_negatives(image, text, _DIAGONAL, backend)
 
 
 def _max_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
-    return _of("max_of_hinges").run(image, text, _DIAGONAL, 0.2, False, _NAME, backend)
+    return fused_max_of_hinges(image, text, _DIAGONAL, 0.2, False, _NAME, backend)
 
 
 def _sum_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
-    return _of("sum_of_hinges").run(image, text, _DIAGONAL, 0.2, _NAME, backend)
+    return fused_sum_of_hinges(image, text, _DIAGONAL, 0.2, _NAME, backend)
 
 
 def _log_sum_exp(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Any:
-    return _of("log_sum_exp").run(image, text, scale, None, None, _NAME, backend)
+    return fused_log_sum_exp(image, text, scale, None, None, _NAME, backend)
 
 
 def _sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
-    return _of("sigmoid").run(image, text, scale, bias, _DIAGONAL, _NAME, backend)
+    return fused_sigmoid(image, text, scale, bias, _DIAGONAL, _NAME, backend)
 
 
 def _intra_modal(x: Tensor, backend: str, metric: str, mode: str = "paper") -> Tensor:
     bounds = 0.05, 0.5, False
-    return _of("intra_modal").run(x, None, metric, mode, *bounds, _NAME, backend)
+    return fused_intra_modal(x, None, metric, mode, *bounds, _NAME, backend)
 
 
 def _kmeans(x: Tensor, start: Tensor, backend: str) -> Any:
     options = CLUSTERS, ITERATIONS, start, None
-    return _of("kmeans").run(x, None, *options, _NAME, backend)
+    return fused_kmeans(x, None, *options, _NAME, backend)
 
 
 def _plus_plus(x: Tensor, backend: str) -> Tensor:
-    return _of("kmeans_plus_plus").run(x, None, CLUSTERS, None, _NAME, backend)
+    return fused_kmeans_plus_plus(x, None, CLUSTERS, None, _NAME, backend)
 
 
 def _synthesis(
@@ -119,11 +127,13 @@ def _synthesis(
     clusters: Tensor,
     backend: str,
     weights: str,
-    detach: tuple[bool, ...],
+    detach: bool | None,  # None: the vectors
 ) -> Any:
-    options = CLUSTERS, 0.3, weights, 1e-4
-    inputs = anchors, members, clusters, None, None, options, *detach, _NAME, backend
-    return (_of("rbf_synthesis").run_logits if detach else _of("rbf_synthesis").run)(*inputs)
+    options = SynthesisOptions(CLUSTERS, 0.3, weights, 1e-4)
+    inputs = anchors, members, clusters, None, None, options
+    if detach is None:
+        return fused_rbf_synthesis(*inputs, _NAME, backend)
+    return fused_rbf_synthesis_logits(*inputs, detach, _NAME, backend)
 
 
 # -- their CUDA kernels' launches ------------------------------------------------------------------
@@ -208,8 +218,9 @@ def _of_band(metric: str, mode: str = "paper") -> Operator:
     return Operator(partial(_intra_modal, metric=metric, mode=mode), _one, launches)
 
 
-def _of_synthesis(weights: str, *detach: bool) -> Operator:
-    launches = partial(_synthetic, kam=weights == "kam", logits=bool(detach), detach=any(detach))
+def _of_synthesis(weights: str, detach: bool | None = None) -> Operator:
+    logits = detach is not None
+    launches = partial(_synthetic, kam=weights == "kam", logits=logits, detach=bool(detach))
     return Operator(partial(_synthesis, weights=weights, detach=detach), _clustered, launches)
 
 

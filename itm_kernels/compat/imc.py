@@ -6,7 +6,7 @@ from torch import Tensor
 
 from itm_kernels import _checks
 from itm_kernels.compat._drop_in import DropIn
-from itm_kernels.ops import intra_modal
+from itm_kernels.ops._intra_modal import fused_intra_modal
 
 _NAME = "IntraLoss"
 _METRICS = {"cosine": "cosine", "msd": "sqeuclidean", "l1": "l1", "l2": "l2"}
@@ -88,7 +88,7 @@ class IntraLoss(DropIn):
             _checks.number(_NAME, "down", self.down, least=0)
         metric = _METRICS[self.measure]
         bounds = "official", self.down, self.up, False
-        loss = intra_modal.run(mx, None, metric, *bounds, _NAME, self.backend).mean()
+        loss = fused_intra_modal(mx, None, metric, *bounds, _NAME, self.backend).mean()
         if self.measure == "cosine":
             # The original takes 1 from the diagonal instead of leaving it out: rows longer than 1
             # may bring |x|^2 - 1 into the band.

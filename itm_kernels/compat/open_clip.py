@@ -17,8 +17,8 @@ from itm_kernels.backends import resolve
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.compat._sigmoid_blocks import sum_in_blocks
 from itm_kernels.losses._contrast import Rows, mean_cross_entropy
-from itm_kernels.ops import sigmoid as operator
-from itm_kernels.ops.log_sum_exp import as_scalar
+from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
 _DIAGONAL = Pairs(None, None, None)
 _EXCHANGES = ("bidir", "shift", "reduce", "gather")
@@ -268,9 +268,9 @@ class SigLipLoss(_OneProcess):
             rows = self.chunk_size or sides[0]
             return sum_in_blocks(image, text, scale, bias, negative_only, rows) / sides[0]
         given = image, text, scale, bias, _DIAGONAL
-        total = operator.whole(*given, True, self.backend)
+        total = fused_sigmoid_total(*given, True, self.backend)
         if total is None:
-            return operator.run(*given, "SigLipLoss", self.backend, keep=not chunked).mean()
+            return fused_sigmoid(*given, "SigLipLoss", self.backend, keep=not chunked).mean()
         return total
 
 

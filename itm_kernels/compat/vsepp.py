@@ -13,7 +13,8 @@ from torch import Tensor
 from itm_kernels import _checks, reference
 from itm_kernels._positives import Pairs
 from itm_kernels.compat._drop_in import DropIn
-from itm_kernels.ops import max_of_hinges, sum_of_hinges
+from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
+from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 from itm_kernels.reference._rows import wide
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -160,8 +161,8 @@ class ContrastiveLoss(DropIn):
             return self._of_scores(order_sim(im, s))
         inputs = im, s, _DIAGONAL, float(self.margin)
         if self.max_violation:
-            return max_of_hinges.run(*inputs, False, _NAME, self.backend).sum()
-        return sum_of_hinges.run(*inputs, _NAME, self.backend).sum()
+            return fused_max_of_hinges(*inputs, False, _NAME, self.backend).sum()
+        return fused_sum_of_hinges(*inputs, _NAME, self.backend).sum()
 
     def _of_scores(self, scores: Tensor) -> Tensor:
         _checks.floating(_NAME, "scores", scores, "[N, N]")

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from itm_kernels._positives import Pairs
 from itm_kernels.losses._reduction import zero_absent
-from itm_kernels.ops.cross_entropy import run as run_cross_entropy
-from itm_kernels.ops.log_sum_exp import RelativeSums, takes_raw
-from itm_kernels.ops.log_sum_exp import run as log_sum_exp
-from itm_kernels.ops.pair_entropy import run as run_pair_entropy
-from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.ops._cross_entropy import fused_cross_entropy
+from itm_kernels.ops._log_sum_exp import RelativeSums, fused_log_sum_exp, normalises_rows
+from itm_kernels.ops._pair_entropy import fused_pair_entropy
+from itm_kernels.ops._unit_rows import fused_unit_rows
 
 
 class Rows:
@@ -60,7 +59,7 @@ class Rows:
         return self._units
 
     def _scaled(self) -> Tensor:
-        return unit_rows(self.raw, self.function, self.backend)
+        return fused_unit_rows(self.raw, self.function, self.backend)
 
 
 class Logs(NamedTuple):
@@ -115,7 +114,7 @@ def cross_entropy(
         torch.cat([one[None] if one.dim() == 1 else one.T for one in of_all]).unflatten(0, (2, -1))
         for of_all in zip(*from_image, *from_text, strict=True)
     )
-    return run_cross_entropy(positive, negatives, highest, weight, function, backend)
+    return fused_cross_entropy(positive, negatives, highest, weight, function, backend)
 
 
 def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,9 +143,9 @@ def sums(
 ) -> RelativeSums:
     """Compute `log_sum_exp` of rows, whose cosines are formed of raw rows where a backend can."""
     options = scale, x_ids, y_ids, x.function, x.backend, positive
-    if not x.cosine or takes_raw(x.raw, y.raw, x.function, x.backend):
-        return log_sum_exp(x.raw, y.raw, *options, x.cosine)
-    return log_sum_exp(x.unit, y.unit, *options)
+    if not x.cosine or normalises_rows(x.raw, y.raw, x.function, x.backend):
+        return fused_log_sum_exp(x.raw, y.raw, *options, x.cosine)
+    return fused_log_sum_exp(x.unit, y.unit, *options)
 
 
 def contrast(
@@ -178,10 +177,10 @@ def mean_cross_entropy(
     function, backend = image.function, image.backend
     views = image.is_view or text.is_view
     # Views are scaled all together: of them the unit rows, unless a backend asks for none.
-    raw = views and takes_raw(image.raw, text.raw, function, backend)
+    raw = views and normalises_rows(image.raw, text.raw, function, backend)
     if pairs.positive is None and image.cosine and not raw:
         rows = (image.unit, text.unit) if views else (image.raw, text.raw)
-        values = run_pair_entropy(*rows, scale, weight, function, backend, unit=views)
+        values = fused_pair_entropy(*rows, scale, weight, function, backend, unit=views)
         if values is not None:
             return values
     positive, *negatives = contrast(image, text, scale, pairs, absent)

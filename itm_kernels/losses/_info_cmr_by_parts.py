@@ -19,15 +19,15 @@ from itm_kernels.losses._contrast import (
     of_image,
 )
 from itm_kernels.losses._reduction import zero_absent
-from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
-from itm_kernels.ops.unit_synthesis import takes_raw
+from itm_kernels.ops._rbf_synthesis import SynthesisLogits, SynthesisOptions
+from itm_kernels.ops._unit_synthesis import normalises_rows
 from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
 
 
 class Negatives(NamedTuple):
     """What is synthesised and drawn beside the rows of a batch."""
 
-    options: Options  # of no clusters: nothing is synthesised
+    options: SynthesisOptions  # of no clusters: nothing is synthesised
     clustering: Clustering
     detach: bool
     num_noise: int
@@ -69,7 +69,7 @@ def values_by_parts(
 def logits_of(
     images: Rows,
     texts: Rows,
-    options: Options,
+    options: SynthesisOptions,
     clustering: Clustering,
     detach: bool,
     generator: torch.Generator | None,
@@ -78,7 +78,7 @@ def logits_of(
     """Return what forms the cosines of anchors with what is synthesised from the other side."""
     function, backend = images.function, images.backend
     plain = detach and clustering == "shared"
-    if plain and takes_raw(images.raw, texts.raw, function, backend):
+    if plain and normalises_rows(images.raw, texts.raw, function, backend):
 
         def of_raw(a: Rows, a_ids: Tensor, m: Rows, m_ids: Tensor) -> SynthesisLogits:
             sides = a.raw, a_ids, m.raw, m_ids

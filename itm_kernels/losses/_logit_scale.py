@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from itm_kernels import _checks
 from itm_kernels._options import Backend, Checked, flag, number
 from itm_kernels.losses._module import OptionsModule
-from itm_kernels.ops.log_sum_exp import as_scalar
+from itm_kernels.ops._log_sum_exp import as_scalar
 
 LOGIT_SCALE = 20.0  # 1 / .05, the default of every loss
 MAX_SCALE = 100.0  # CLIP's bound of a learnt scale

@@ -10,8 +10,9 @@ from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, n
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
-from itm_kernels.ops import imc as operator
-from itm_kernels.ops import intra_modal, max_of_hinges
+from itm_kernels.ops._imc import fused_imc_total
+from itm_kernels.ops._intra_modal import fused_intra_modal
+from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 
 
 @options_by_name
@@ -74,17 +75,17 @@ def imc_loss(
     pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is None and (metric, mode) == ("cosine", "official"):
         options = float(margin), float(lower), float(upper), float(weight)
-        total = operator.whole(image, text, pairs, *options, backend)
+        total = fused_imc_total(image, text, pairs, *options, backend)
         if total is not None:
             return total
-    hinges = max_of_hinges.run(image, text, pairs, float(margin), False, name, backend)
+    hinges = fused_max_of_hinges(image, text, pairs, float(margin), False, name, backend)
     hinges = nan_where_mistaken(zero_absent(hinges, absent), mistaken, image, text)
     loss = hinges.sum()
     band = metric, mode, lower, upper, thresholds == "per_row", name, backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
     for side, rows, ids in sides:
-        values = intra_modal.run(rows, ids, *band)
+        values = fused_intra_modal(rows, ids, *band)
         tell_empty_band(name, side, values, weight, **bounds)
         loss = loss + float(weight) * reduce(values, own_reduction(mode))
     return loss

@@ -23,12 +23,10 @@ from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses._reduction import reduce
-from itm_kernels.ops import info_nce
-from itm_kernels.ops.info_cmr import namespace_of
-from itm_kernels.ops.info_cmr import run as whole
-from itm_kernels.ops.log_sum_exp import as_scalar
-from itm_kernels.ops.rbf_synthesis import Options
-from itm_kernels.ops.rbf_synthesis import check_options as check_synthesis
+from itm_kernels.ops._info_cmr import fused_info_cmr_total, info_cmr_total_namespace
+from itm_kernels.ops._info_nce import fused_info_nce_total
+from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.ops._rbf_synthesis import SynthesisOptions, check_synthesis_options
 from itm_kernels.synthesis import ITERATIONS, RIDGE
 
 
@@ -142,7 +140,7 @@ def _info_cmr(
 ) -> Tensor:
     name = "info_cmr_loss"
     image, text = _checks.embeddings(name, image=image, text=text)
-    check_synthesis(name, num_clusters, sigma, weights, ridge=RIDGE, least=0)
+    check_synthesis_options(name, num_clusters, sigma, weights, ridge=RIDGE, least=0)
     _checks.option(name, "clustering", clustering, get_args(Clustering))
     _checks.integer(name, "num_noise", num_noise, least=0)
     check_options(name, reduction, backend)
@@ -150,16 +148,16 @@ def _info_cmr(
     scale = checked_scale(name, image, *scales)
     pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
-        total = info_nce.whole(image, text, scale, pairs, 1.0, reduction == "mean", backend)
+        total = fused_info_nce_total(image, text, scale, pairs, 1.0, reduction == "mean", backend)
         if total is not None:
             return total
-    options = Options(num_clusters, float(sigma), weights, RIDGE)
+    options = SynthesisOptions(num_clusters, float(sigma), weights, RIDGE)
     if detach and clustering == "shared" and reduction != "none" and absent is None:
-        namespace = namespace_of(image, text, num_noise, backend)
+        namespace = info_cmr_total_namespace(image, text, num_noise, backend)
         if namespace is not None:
             weight = 1 / text.shape[0] if reduction == "mean" else 1.0
             how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
-            return whole(image, text, scale, pairs, *how)
+            return fused_info_cmr_total(image, text, scale, pairs, *how)
     beside = Negatives(options, clustering, detach, num_noise, generator, draw)
     rows = Rows(image, name, backend), Rows(text, name, backend)
     values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, beside)

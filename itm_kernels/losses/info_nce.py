@@ -11,8 +11,8 @@ from itm_kernels.losses._contrast import Rows, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses._reduction import reduce
-from itm_kernels.ops import info_nce as operator
-from itm_kernels.ops.log_sum_exp import as_scalar
+from itm_kernels.ops._info_nce import fused_info_nce_total
+from itm_kernels.ops._log_sum_exp import as_scalar
 
 
 @options_by_name
@@ -72,7 +72,7 @@ def info_nce_loss(
     pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     scale = checked_scale(name, image, logit_scale, temperature, max_scale)
     if absent is None and reduction != "none":
-        total = operator.whole(image, text, scale, pairs, 0.5, reduction == "mean", backend)
+        total = fused_info_nce_total(image, text, scale, pairs, 0.5, reduction == "mean", backend)
         if total is not None:
             return total
     v, c = Rows(image, name, backend), Rows(text, name, backend)

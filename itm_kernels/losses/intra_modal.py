@@ -11,7 +11,7 @@ from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, n
 from itm_kernels._warnings import warn
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import reduce
-from itm_kernels.ops import intra_modal as operator
+from itm_kernels.ops._intra_modal import fused_intra_modal
 
 BAND = {
     "metric": word(Metric),
@@ -116,7 +116,7 @@ def intra_modal_constraint(
     check_options(name, reduction, backend)
     if ids is not None:
         _checks.identifiers(name, "ids", ids, embeddings.shape[0], embeddings)
-    values = operator.run(
+    values = fused_intra_modal(
         embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", name, backend
     )
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}

@@ -10,7 +10,7 @@ from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, 
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
-from itm_kernels.ops import max_of_hinges as operator
+from itm_kernels.ops._max_of_hinges import fused_max_of_hinges, fused_max_of_hinges_total
 
 
 @options_by_name
@@ -75,10 +75,10 @@ def max_of_hinges_loss(
     given = image, text, pairs, float(margin), semihard
     if absent is None and reduction != "none":
         weight = 1.0 if reduction == "sum" else 1 / text.shape[0]
-        total = operator.whole(*given, weight, backend)
+        total = fused_max_of_hinges_total(*given, weight, backend)
         if total is not None:
             return total
-    values = operator.run(*given, name, backend)
+    values = fused_max_of_hinges(*given, name, backend)
     values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 

@@ -11,8 +11,8 @@ from itm_kernels._options import Backend, Reduction, Unmatched
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale, shown
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, reduce
-from itm_kernels.ops import sigmoid as operator
-from itm_kernels.ops.log_sum_exp import as_scalar
+from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
 LOGIT_SCALE = 10.0  # SigLIP's start
 
@@ -83,11 +83,11 @@ def sigmoid_loss(
         mean = reduction == "mean"
         # Pairs of texts that may have no image are counted on the device.
         at_once = mean and absent is None
-        total = operator.whole(image, text, scale, bias, pairs, at_once, backend, cosine=True)
+        total = fused_sigmoid_total(image, text, scale, bias, pairs, at_once, backend, cosine=True)
         if total is not None:
             return mean_over_pairs(total, text.shape[0], absent) if mean and not at_once else total
     scale, bias = as_scalar(scale, image), as_scalar(bias, image)
-    values = operator.run(image, text, scale, bias, pairs, name, backend, cosine=True)
+    values = fused_sigmoid(image, text, scale, bias, pairs, name, backend, cosine=True)
     values = nan_where_mistaken(values, mistaken, image, text)
     return reduce(values, reduction, absent)
 

@@ -10,7 +10,7 @@ from itm_kernels._options import Backend, Reduction, Unmatched, number
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
-from itm_kernels.ops import sum_of_hinges as operator
+from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 
 
 @options_by_name
@@ -65,7 +65,7 @@ def sum_of_hinges_loss(
     _checks.number(name, "margin", margin)
     check_options(name, reduction, backend)
     pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
-    values = operator.run(image, text, pairs, float(margin), name, backend)
+    values = fused_sum_of_hinges(image, text, pairs, float(margin), name, backend)
     values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 

@@ -1,32 +1,35 @@
 """The fused operators, differentiable, each behind `backend="auto"`."""
 
-from itm_kernels.ops import cross_entropy as _cross_entropy  # noqa: F401  (defines its operator)
-from itm_kernels.ops import imc as _imc  # noqa: F401
-from itm_kernels.ops import info_cmr as _info_cmr  # noqa: F401
-from itm_kernels.ops import info_nce as _info_nce  # noqa: F401
-from itm_kernels.ops import max_of_hinges as _max_of_hinges  # noqa: F401
-from itm_kernels.ops import sample_negatives as _sample_negatives  # noqa: F401
-from itm_kernels.ops import sigmoid as _sigmoid  # noqa: F401
-from itm_kernels.ops import sum_of_hinges as _sum_of_hinges  # noqa: F401
-from itm_kernels.ops import unit_rows as _unit_rows  # noqa: F401
-from itm_kernels.ops import unit_synthesis as _unit_synthesis  # noqa: F401
-from itm_kernels.ops.hardest_negatives import HardestNegatives, hardest_negatives
-from itm_kernels.ops.intra_modal import intra_modal_sum
-from itm_kernels.ops.kmeans import KMeans, kmeans
-from itm_kernels.ops.log_sum_exp import LogSumExp, log_sum_exp
-from itm_kernels.ops.ranks import ranks
-from itm_kernels.ops.rbf_synthesis import (
+from itm_kernels.ops import (  # noqa: F401  (importing a module defines its operators)
+    _cross_entropy,
+    _imc,
+    _info_cmr,
+    _info_nce,
+    _max_of_hinges,
+    _sample_negatives,
+    _sigmoid,
+    _sum_of_hinges,
+    _unit_rows,
+    _unit_synthesis,
+)
+from itm_kernels.ops._hardest_negatives import HardestNegatives, hardest_negatives
+from itm_kernels.ops._intra_modal import intra_modal_sum
+from itm_kernels.ops._kmeans import KMeans, kmeans
+from itm_kernels.ops._log_sum_exp import LogSumExp, log_sum_exp
+from itm_kernels.ops._ranks import Ranks, ranks
+from itm_kernels.ops._rbf_synthesis import (
     Synthesis,
     SynthesisLogits,
     rbf_synthesis,
     rbf_synthesis_logits,
 )
-from itm_kernels.ops.similarity import similarity
+from itm_kernels.ops._similarity import similarity
 
 __all__ = [
     "HardestNegatives",
     "KMeans",
     "LogSumExp",
+    "Ranks",
     "Synthesis",
     "SynthesisLogits",
     "hardest_negatives",

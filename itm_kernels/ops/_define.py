@@ -116,7 +116,7 @@ def _refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-def operator(namespace: str, name: str) -> Callable[..., Any]:
+def torch_op(namespace: str, name: str) -> Callable[..., Any]:
     """Return a namespace's operator.
 
     A backward pass that is not to be differentiated passes by what would refuse it.

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._warnings import warn
-from itm_kernels.ops.ranks import Ranks, row_keys, run
+from itm_kernels.ops._ranks import Ranks, fused_ranks, row_keys
 from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
 
@@ -197,6 +197,6 @@ def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
 def _both_ways(image: Side, text: Side) -> tuple[Ranks, Ranks]:
     def ranks(query: Side, gallery: Side) -> Ranks:
         ids = query[1], gallery[1]
-        return run(query[0], gallery[0], *ids, gallery[2], _FUNCTION, "auto")
+        return fused_ranks(query[0], gallery[0], *ids, gallery[2], _FUNCTION, "auto")
 
     return ranks(image, text), ranks(text, image)

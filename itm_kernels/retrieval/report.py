@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from itm_kernels.ops.ranks import Ranks
+from itm_kernels.ops._ranks import Ranks
 
 _ORDERS_AT_ONCE = 1 << 20
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}

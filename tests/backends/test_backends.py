@@ -88,7 +88,7 @@ def test_ranges_name_what_exists() -> None:
     for device, backend, operator, _ in backends.RANGES:
         assert device in backends.DEVICES
         assert backend in backends.NAMESPACES
-        assert operator in (*backends.OPERATORS, *backends.WHOLE)
+        assert operator in (*backends.OPERATORS, *backends.TOTALS)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_operators_of_the_table_are_those_defined() -> None:
     # Sums of the sigmoid loss with their gradients go where its values go, cosines of rows as they
     # came where those of unit rows go, and ranks of counts, like keys of rows, where counts go.
     parts = {"sigmoid_total", "unit_synthesis", "ranks_total", "row_keys"}
-    assert defined - parts - set(backends.WHOLE) == set(backends.OPERATORS)
+    assert defined - parts - set(backends.TOTALS) == set(backends.OPERATORS)

@@ -15,7 +15,7 @@ from torch import Tensor
 from compiled import needs_extension
 from itm_kernels import functional, ops, reference
 from itm_kernels._positives import Pairs
-from itm_kernels.ops.sigmoid import run as sigmoid
+from itm_kernels.ops._sigmoid import fused_sigmoid
 
 LONG = 1 << 17
 EPS = torch.finfo(torch.float32).eps
@@ -38,7 +38,7 @@ def pairs(x: Tensor, y: Tensor) -> Pairs:
 Operation = Callable[[Tensor, Tensor, str], Any]
 OPERATIONS: dict[str, Operation] = {
     "log_sum_exp": lambda x, y, b: ops.log_sum_exp(x, y, 3.0, backend=b),
-    "sigmoid": lambda x, y, b: sigmoid(
+    "sigmoid": lambda x, y, b: fused_sigmoid(
         x, y, torch.tensor(3.0).to(x), torch.tensor(-1.0).to(x), pairs(x, y), "test", b
     ),
     "hardest_negatives": lambda x, y, b: ops.hardest_negatives(x, y, backend=b, **ids(x, y))[1::2],

@@ -67,7 +67,7 @@ def test_build_info() -> None:
     assert info["cuda"] is bool(info["operators"]["cuda"]) is bool(info["cuda_architectures"])
     assert set(info["operators"]) == set(backends.DEVICES)
     for operators in info["operators"].values():
-        assert set(operators) <= {*backends.OPERATORS, *backends.WHOLE}
+        assert set(operators) <= {*backends.OPERATORS, *backends.TOTALS}
 
 
 # -- imports ---------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from emulated_pairs import (
 )
 from itm_kernels import _checks, backends, functional, losses
 from itm_kernels._positives import Pairs
-from itm_kernels.ops import info_nce, sigmoid
+from itm_kernels.ops._info_nce import fused_info_nce_total
+from itm_kernels.ops._sigmoid import fused_sigmoid_total
 from loss_cases import batch
 
 pytestmark = needs_compiler
@@ -50,7 +51,7 @@ def loss(request: pytest.FixtureRequest) -> Loss:
 
 
 def by_parts(loss: Loss, x: Tensor, y: Tensor, **ids: Tensor) -> list[Tensor]:
-    with patch.object(backends, "whole", return_value=None):
+    with patch.object(backends, "resolve_total", return_value=None):
         return outcome(loss, x, y, "native", **ids)
 
 
@@ -145,8 +146,8 @@ def test_scores_may_be_dot_products(cosine: bool) -> None:
     sides, scale = leaves(rows(9, 5), rows(9, 5, seed=1)), torch.tensor(3.0).double()
     pairs, given = Pairs(None, None, None), []
     for run in (
-        partial(info_nce.whole, *sides, scale.requires_grad_(), pairs, 0.5, True),
-        partial(sigmoid.whole, *sides, scale, -1.0, pairs, True),
+        partial(fused_info_nce_total, *sides, scale.requires_grad_(), pairs, 0.5, True),
+        partial(fused_sigmoid_total, *sides, scale, -1.0, pairs, True),
     ):
         value = run("native", cosine)
         assert value is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
 from info_cmr_problems import Options, Problem, formula, near_duplicates, problem
 from itm_kernels import _checks, backends, functional, losses
-from itm_kernels.ops import info_cmr
+from itm_kernels.ops import _info_cmr
 from loss_cases import batch
 
 pytestmark = needs_compiler
@@ -25,7 +25,7 @@ def emulated() -> Iterator[None]:
 
 def operator(case: Problem, options: Options) -> Tensor:
     image, text, scale, *rest = case
-    return info_cmr._InfoCMRTotal.apply(NAMESPACE, image, text, scale, *rest, 0.0, *options)
+    return _info_cmr._InfoCMRTotal.apply(NAMESPACE, image, text, scale, *rest, 0.0, *options)
 
 
 def results(function: Any, case: Problem, options: Options) -> list[Tensor]:
@@ -240,7 +240,7 @@ def test_other_options_go_by_parts(options: dict[str, Any]) -> None:
         raise AssertionError("one operator has run")
 
     sides = [t.detach() for t in batch(6, 8)]
-    with patch.object(info_cmr, "operator", refuse):
+    with patch.object(_info_cmr, "torch_op", refuse):
         functional.info_cmr_loss(*sides, **{"num_clusters": 2, "num_noise": 2, **options})
 
 

@@ -45,11 +45,11 @@ def test_by_default_eval_draws_as_training_does() -> None:
 
 def test_a_start_without_draws_takes_rows_far_apart() -> None:
     """The first row, the row farthest from it, and then the row farthest from both."""
-    from itm_kernels.ops.kmeans_plus_plus import run
+    from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
 
     x = torch.tensor([[0.0], [1.0], [10.0], [4.0], [-1.0]])
     for backend in ("reference", "auto"):
-        start = run(x, None, 3, None, "kmeans", backend, False)
+        start = fused_kmeans_plus_plus(x, None, 3, None, "kmeans", backend, False)
         assert start[0, :, 0].tolist() == [0.0, 10.0, 4.0]
 
 

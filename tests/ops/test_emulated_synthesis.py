@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
-from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisOptions,
+    fused_rbf_synthesis,
+    fused_rbf_synthesis_logits,
+)
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
@@ -148,10 +152,16 @@ def test_gradient_is_the_derivative(weights, layout, logits) -> None:
 
     def value(q: Tensor, x: Tensor) -> Tensor:
         ids = case.ids["anchor_ids"], case.ids["member_ids"]
-        inputs = q, x, case.assignment, *ids, Options(case.num_clusters, 0.7, weights, 1e-2)
+        inputs = (
+            q,
+            x,
+            case.assignment,
+            *ids,
+            SynthesisOptions(case.num_clusters, 0.7, weights, 1e-2),
+        )
         if logits:
-            return run_logits(*inputs, False, "test", "native").cosine
-        return run(*inputs, "test", "native").vectors
+            return fused_rbf_synthesis_logits(*inputs, False, "test", "native").cosine
+        return fused_rbf_synthesis(*inputs, "test", "native").vectors
 
     inputs = case.anchors.requires_grad_(), case.members.requires_grad_()
     assert torch.autograd.gradcheck(value, inputs, fast_mode=True)

@@ -1,7 +1,6 @@
 """The compiled synthesis against the formula in fp64: layouts, odd sizes, precisions, blocks."""
 
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 
 import pytest
 import torch
@@ -9,8 +8,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
-from itm_kernels.ops import _define
-from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
+from itm_kernels.ops import _define, _rbf_synthesis
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisOptions,
+    fused_rbf_synthesis,
+    fused_rbf_synthesis_logits,
+)
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
@@ -119,8 +122,12 @@ def test_kept_scores_are_those_that_are_computed_again(
 def test_a_backward_pass_leaves_kept_scores_as_they_were(weights, layout, logits) -> None:
     case = problem(33, 20, 9, 3, layout)
     q, x = case.anchors.requires_grad_(), case.members.requires_grad_()
-    inputs = q, x, case.assignment, *case.ids.values(), Options(3, 0.5, weights, 1e-4)
-    found = run_logits(*inputs, False, "test", "native") if logits else run(*inputs, "", "native")
+    inputs = q, x, case.assignment, *case.ids.values(), SynthesisOptions(3, 0.5, weights, 1e-4)
+    found = (
+        fused_rbf_synthesis_logits(*inputs, False, "test", "native")
+        if logits
+        else fused_rbf_synthesis(*inputs, "", "native")
+    )
     total = found[0].square().sum()
     first, second = (torch.autograd.grad(total, (q, x), retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -146,14 +153,15 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> No
         kept.append(_define.keeps_scores(namespace, x, y))
         return kept[-1]
 
-    operator = import_module("itm_kernels.ops.rbf_synthesis")  # a name may be the function's
-    monkeypatch.setattr(operator, "keeps_scores", record)
+    monkeypatch.setattr(_rbf_synthesis, "keeps_scores", record)
     case = problem(5, 7, 9, 2).to(torch.float32)
     for size in (4 * 5 * 7, 4 * 5 * 7 - 1):
         monkeypatch.setattr(_define, "KEPT_BYTES", size)
         results(case, "native", "kam", logits=False)
     assert kept == [True, False]
-    run(*case[:3], None, None, Options(2, 0.5, "kam", 1e-4), "test", "native")
+    fused_rbf_synthesis(
+        *case[:3], None, None, SynthesisOptions(2, 0.5, "kam", 1e-4), "test", "native"
+    )
     assert len(kept) == 2  # not asked
     for D in (1, 2):  # inputs of 10 and 20 numbers, 25 scores: cosines do without
         results(problem(5, 5, D, 2), "native", "kam", logits=True)
@@ -169,10 +177,16 @@ def test_gradient_is_the_derivative(weights, layout, logits, M) -> None:
 
     def value(q: Tensor, x: Tensor) -> Tensor:
         ids = case.ids["anchor_ids"], case.ids["member_ids"]
-        inputs = q, x, case.assignment, *ids, Options(case.num_clusters, 0.7, weights, 1e-2)
+        inputs = (
+            q,
+            x,
+            case.assignment,
+            *ids,
+            SynthesisOptions(case.num_clusters, 0.7, weights, 1e-2),
+        )
         if logits:
-            return run_logits(*inputs, False, "test", "native").cosine
-        return run(*inputs, "test", "native").vectors
+            return fused_rbf_synthesis_logits(*inputs, False, "test", "native").cosine
+        return fused_rbf_synthesis(*inputs, "test", "native").vectors
 
     inputs = case.anchors.requires_grad_(), case.members.requires_grad_()
     assert torch.autograd.gradcheck(value, inputs)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from compiled import needs_extension
 from itm_kernels import functional
-from itm_kernels.ops.unit_rows import run
+from itm_kernels.ops._unit_rows import fused_unit_rows
 
 pytestmark = needs_extension
 Rows = Callable[[Tensor], Tensor]
@@ -25,7 +25,7 @@ def unit() -> Rows:
 
 
 def by_kernel(x: Tensor) -> Tensor:
-    return run(x, "test", "auto")
+    return fused_unit_rows(x, "test", "auto")
 
 
 def by_torch(x: Tensor) -> Tensor:

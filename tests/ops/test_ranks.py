@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import backends, ops, reference
-from itm_kernels.ops._define import operator
-from itm_kernels.ops.ranks import row_keys
+from itm_kernels.ops._define import torch_op
+from itm_kernels.ops._ranks import row_keys
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -36,7 +36,7 @@ def test_counts_of_the_operator_are_those_of_ranks(backend: str) -> None:
     ids = torch.arange(7) % 3, torch.arange(9) % 3
     keys = row_keys(sides[1])
     namespace = backends.resolve("ranks", "ranks", sides[0], backend)
-    forward = reference.ranks if namespace is None else operator(namespace, "ranks_forward")
+    forward = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     counts = forward(*sides, *ids, keys)
     assert all(map(torch.equal, counts, ops.ranks(*sides, *ids, backend=backend)[1:]))
 

@@ -5,7 +5,7 @@ import torch
 
 from interpreted import needs_interpreter
 from itm_kernels import functional
-from itm_kernels.ops.log_sum_exp import log_sum_exp
+from itm_kernels.ops._log_sum_exp import log_sum_exp
 
 pytestmark = needs_interpreter
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compiled import needs_extension
 from itm_kernels import backends, ops, reference
-from itm_kernels.ops.ranks import Ranks, row_keys
+from itm_kernels.ops._ranks import Ranks, row_keys
 from oracles import noise
 
 triton = pytest.importorskip("triton")

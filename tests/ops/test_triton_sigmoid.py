@@ -10,7 +10,7 @@ from torch import Tensor
 from interpreted import INTERPRETED, needs_interpreter
 from itm_kernels import functional
 from itm_kernels._positives import Pairs
-from itm_kernels.ops import _sigmoid as operator
+from itm_kernels.ops._sigmoid import fused_sigmoid_total
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -140,7 +140,7 @@ def test_wrong_ids_show_in_the_loss_and_in_its_gradients(dtype: torch.dtype) -> 
     scale, bias = scalars()
     positive = torch.tensor([0, 1, -1, 2, 3, 5])  # none, and an index that is nobody's: absent
     pairs = Pairs(positive, torch.arange(5), torch.tensor([0, 1, 8, 2, 3, 9]))
-    loss = operator.whole(image, text, scale, bias, pairs, False, "triton", cosine=True)
+    loss = fused_sigmoid_total(image, text, scale, bias, pairs, False, "triton", cosine=True)
     assert loss is not None
     assert loss.isnan()
     of_image, of_text, *others = torch.autograd.grad(loss, (image, text, scale, bias))

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import backends, reference
-from itm_kernels.ops.rbf_synthesis import Options
-from itm_kernels.ops.unit_synthesis import run, takes_raw
+from itm_kernels.ops._rbf_synthesis import SynthesisOptions
+from itm_kernels.ops._unit_synthesis import fused_unit_synthesis, normalises_rows
 from synthesis_problems import Problem, near_duplicates, problem
 
 pytestmark = pytest.mark.skipif(
@@ -19,9 +19,11 @@ EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6, torch.flo
 def cosines(case: Problem, backend: str, weights: str, sigma: float = 0.5) -> list[Tensor]:
     """Return cosines, where they exist, and the gradient of the anchors."""
     q, ids = case.anchors.detach().requires_grad_(), tuple(case.ids.values())
-    options = Options(case.num_clusters, sigma, weights, 1e-4)
+    options = SynthesisOptions(case.num_clusters, sigma, weights, 1e-4)
     if backend == "triton":
-        found = run(q, case.members, case.assignment, *ids, options, "test", backend)
+        found = fused_unit_synthesis(
+            q, case.members, case.assignment, *ids, options, "test", backend
+        )
     else:
         units = reference.unit_rows(q), reference.unit_rows(case.members)
         found = reference.rbf_synthesis_logits(*units, case.assignment, *ids, *options, True)
@@ -102,5 +104,5 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert [t.numel() for t in few[2:]] == [0, 0, 0]
     assert torch.equal(few[0], many[0])
     torch.library.opcheck(forward, (*inputs, True))
-    assert takes_raw(case.anchors, case.members, "test", "triton")
-    assert not takes_raw(case.anchors, case.members, "test", "reference")
+    assert normalises_rows(case.anchors, case.members, "test", "triton")
+    assert not normalises_rows(case.anchors, case.members, "test", "reference")

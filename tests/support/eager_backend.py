@@ -21,8 +21,7 @@ import eager_synthesis
 import info_cmr_problems
 from itm_kernels import backends, reference
 from itm_kernels.ops import _define
-from itm_kernels.ops.ranks import row_keys
-from itm_kernels.ops.ranks import run as run_ranks
+from itm_kernels.ops._ranks import fused_ranks, row_keys
 
 NAMESPACE = "itm_eager"
 
@@ -222,7 +221,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
     "ranks_forward": reference.ranks,
-    "ranks_total": partial(run_ranks, function="ranks", backend="reference"),
+    "ranks_total": partial(fused_ranks, function="ranks", backend="reference"),
     "row_keys": partial(row_keys, backend="reference"),
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _positives, functional, ops
-from itm_kernels.ops import _sigmoid as ops_of_sigmoid
+from itm_kernels.ops._sigmoid import fused_sigmoid
 
 Loss = Callable[..., nn.Module]
 
@@ -116,7 +116,7 @@ def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
     like = torch.promote_types(x.dtype, torch.float32)
     x, y, *scalars = leaves(x, y, torch.tensor(3.0, dtype=like), torch.tensor(-2.0, dtype=like))
     pairs = _positives.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
-    loss = ops_of_sigmoid.run(x, y, *scalars, pairs, "sigmoid", backend)
+    loss = fused_sigmoid(x, y, *scalars, pairs, "sigmoid", backend)
     return gradients([loss], x, y, *scalars)
 
 

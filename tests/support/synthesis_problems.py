@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from itm_kernels.ops.rbf_synthesis import Options, run, run_logits
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisOptions,
+    fused_rbf_synthesis,
+    fused_rbf_synthesis_logits,
+)
 
 WEIGHTS = ("kam", "attention")
 LAYOUTS = ("shared", "per_anchor")
@@ -67,11 +71,11 @@ def results(
     """Return vectors or cosines, what is valid, and the gradients of anchors and members."""
     q, x = (t.detach().requires_grad_() for t in (case.anchors, case.members))
     ids = case.ids.get("anchor_ids"), case.ids.get("member_ids")
-    inputs = q, x, case.assignment, *ids, Options(case.num_clusters, sigma, weights, ridge)
+    inputs = q, x, case.assignment, *ids, SynthesisOptions(case.num_clusters, sigma, weights, ridge)
     if logits:
-        found, valid = run_logits(*inputs, detach, "test", backend)
+        found, valid = fused_rbf_synthesis_logits(*inputs, detach, "test", backend)
     else:
-        found, valid = run(*inputs, "test", backend)
+        found, valid = fused_rbf_synthesis(*inputs, "test", backend)
     grad = (case.grad[..., 0] if logits else case.grad).to(found.dtype)
     grads = torch.autograd.grad(found, (q, x), grad, allow_unused=True, materialize_grads=True)
     return [found.detach(), valid, *grads]

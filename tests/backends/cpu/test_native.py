@@ -113,7 +113,7 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(
     keeps_scores = _define.keeps_scores
     for file in ("log_sum_exp", "pair_entropy", "sigmoid", "sum_of_hinges"):
         # `ops.log_sum_exp` is a function.
-        monkeypatch.setattr(import_module(f"itm_kernels.ops.{file}"), "keeps_scores", record)
+        monkeypatch.setattr(import_module(f"itm_kernels.ops._{file}"), "keeps_scores", record)
     loss = getattr(functional, f"{name}_loss")
     image, text = batch(40, 9, torch.float32)
     for size in (4 * 40 * 40, 4 * 40 * 40 - 1):

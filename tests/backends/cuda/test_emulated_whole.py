@@ -72,7 +72,7 @@ def test_what_is_not_finite_shows_as_in_the_parts(loss: Loss, value: float) -> N
     for side, row in ((0, 0), (1, 9)):
         x, y = not_finite(value, side, row)
         found = outcome(loss, x, y, "native")
-        with patch.object(backends, "whole", return_value=None):
+        with patch.object(backends, "resolve_total", return_value=None):
             wanted = outcome(loss, x, y, "native")
         assert not all(t.isfinite().all() for t in wanted)
         torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import backends
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._positives import Pairs
-from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
 
 def _forward_fake(
@@ -85,7 +85,7 @@ class IMCTotal(torch.autograd.Function):
         upper: float,
         weight: float,
     ) -> Tensor:
-        forward = operator(namespace, "imc_total_forward")
+        forward = torch_op(namespace, "imc_total_forward")
         total, *found = forward(
             image, text, positive, image_ids, text_ids, margin, lower, upper, weight
         )
@@ -96,12 +96,12 @@ class IMCTotal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, weight = ctx.options
-        backward = operator(namespace, "imc_total_backward")
+        backward = torch_op(namespace, "imc_total_backward")
         return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 7
 
 
 @outside_autocast
-def whole(
+def fused_imc_total(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     pairs: Pairs,
@@ -115,7 +115,7 @@ def whole(
 
     Loss and gradients are NaN where a pair has no image.
     """
-    namespace = backends.whole("imc_total", image, backend, (image.shape[0], text.shape[0]))
+    namespace = backends.resolve_total("imc_total", image, backend, (image.shape[0], text.shape[0]))
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)

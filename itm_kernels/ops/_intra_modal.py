@@ -10,7 +10,7 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend, Metric
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, torch_op, wide_empty
 
 METRICS = get_args(Metric)
 
@@ -82,7 +82,7 @@ class IntraModal(torch.autograd.Function):
         upper: float,
         per_row: bool,
     ) -> Tensor:
-        forward = operator(namespace, "intra_modal_forward")
+        forward = torch_op(namespace, "intra_modal_forward")
         N, D = x.shape
         bounded = mode != "official" or metric == "cosine"
         # No larger than x in fp32: memory stays O(N D).
@@ -95,13 +95,13 @@ class IntraModal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, metric, mode = ctx.options
-        backward = operator(namespace, "intra_modal_backward")
+        backward = torch_op(namespace, "intra_modal_backward")
         grad_x = backward(grad, *ctx.saved_tensors, metric, mode)
         return None, grad_x, None, None, None, None, None, None
 
 
 @outside_autocast
-def run(
+def fused_intra_modal(
     x: Tensor,  # [N, D]
     ids: Tensor | None,
     metric: str,
@@ -166,4 +166,4 @@ def intra_modal_sum(
     _checks.option(name, "metric", metric, METRICS)
     if ids is not None:
         _checks.identifiers(name, "ids", ids, x.shape[0], x)
-    return run(x, ids, metric, "paper", lower, upper, False, name, backend)
+    return fused_intra_modal(x, ids, metric, "paper", lower, upper, False, name, backend)

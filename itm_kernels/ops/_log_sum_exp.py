@@ -15,8 +15,8 @@ from itm_kernels.ops._define import (
     define,
     distinct,
     keeps_scores,
-    operator,
     scores_empty,
+    torch_op,
     wide_empty,
 )
 
@@ -115,7 +115,7 @@ class _LogSumExp(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = x, y, scale, x_ids, y_ids, positive
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, x, y)
-        *sums, scores = operator(namespace, "log_sum_exp_forward")(*inputs, cosine, keep)
+        *sums, scores = torch_op(namespace, "log_sum_exp_forward")(*inputs, cosine, keep)
         row, column, of_positive, row_highest, column_highest = sums
         ctx.mark_non_differentiable(row_highest, column_highest)
         ctx.set_materialize_grads(False)  # zeros for outputs without gradient are launches
@@ -126,7 +126,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         namespace, cosine = ctx.options
-        backward = operator(namespace, "log_sum_exp_backward")
+        backward = torch_op(namespace, "log_sum_exp_backward")
         row, column, of_positive, _, _ = grads
         saved = ctx.saved_tensors
         pulls = [
@@ -140,7 +140,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 @outside_autocast
-def run(
+def fused_log_sum_exp(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
     scale: Tensor,  # []
@@ -149,7 +149,7 @@ def run(
     function: str,
     backend: str,
     positive: Tensor | None = None,  # [M] rows of x that share the ids, -1 for none
-    cosine: bool = False,  # scores are cosines of rows as they came: `takes_raw`
+    cosine: bool = False,  # scores are cosines of rows as they came: `normalises_rows`
 ) -> RelativeSums:
     """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
     namespace = _resolve(x, y, function, backend)
@@ -159,7 +159,7 @@ def run(
     return RelativeSums(*_LogSumExp.apply(namespace, *inputs, cosine))
 
 
-def takes_raw(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
+def normalises_rows(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
     """Return whether the backend that would run forms cosines of rows as they came."""
     return _resolve(x, y, function, backend) in RAW_ROWS
 
@@ -215,5 +215,5 @@ def log_sum_exp(
     x, y = _checks.embeddings("log_sum_exp", x=x, y=y)
     _checks.scalar("log_sum_exp", "scale", scale)
     ids = _checks.id_pair("log_sum_exp", ("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
-    found = run(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)
+    found = fused_log_sum_exp(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)
     return LogSumExp(found.row + found.row_highest, found.column + found.column_highest)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import RAW_ROWS, distinct, keeps_scores, operator
-from itm_kernels.ops.unit_rows import Sides
+from itm_kernels.ops._define import RAW_ROWS, distinct, keeps_scores, torch_op
+from itm_kernels.ops._unit_rows import Sides
 
 
 class _PairEntropy(torch.autograd.Function):
@@ -34,7 +34,7 @@ class _PairEntropy(torch.autograd.Function):
         own = torch.arange(image.shape[0], device=image.device)
         inputs = image, text, scale, own, own, own, False
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
-        found = operator(namespace, "log_sum_exp_forward")(*inputs, keep)
+        found = torch_op(namespace, "log_sum_exp_forward")(*inputs, keep)
         row, column, positive, row_highest, column_highest, scores = found
         sums = row, column, row_highest, column_highest, scores
         negatives = torch.stack((row, column)).unsqueeze(1)
@@ -42,7 +42,7 @@ class _PairEntropy(torch.autograd.Function):
         entropy = positive, negatives, highest
         ctx.save_for_backward(*entropy, *sums, image, text, scale, own, *made)
         ctx.options = namespace, weight
-        return operator(namespace, "cross_entropy_forward")(*entropy, weight)
+        return torch_op(namespace, "cross_entropy_forward")(*entropy, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -51,9 +51,9 @@ class _PairEntropy(torch.autograd.Function):
         sides, (scale, own), made = saved[:2], saved[2:4], saved[4:]
         if made:
             sides = Sides.rows(namespace, made)
-        of_positive, of_sums = operator(namespace, "cross_entropy_backward")(grad, *entropy, weight)
+        of_positive, of_sums = torch_op(namespace, "cross_entropy_backward")(grad, *entropy, weight)
         pulls = of_sums[0, 0], of_sums[1, 0], of_positive
-        *of_sides, of_scale = operator(namespace, "log_sum_exp_backward")(
+        *of_sides, of_scale = torch_op(namespace, "log_sum_exp_backward")(
             *pulls, *sums, *sides, scale, own, own, own, False
         )
         if made:
@@ -62,7 +62,7 @@ class _PairEntropy(torch.autograd.Function):
 
 
 @outside_autocast
-def run(
+def fused_pair_entropy(
     image: Tensor,  # [N, D]
     text: Tensor,  # [N, D]
     scale: Tensor,  # []

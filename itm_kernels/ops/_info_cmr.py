@@ -7,9 +7,9 @@ from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._positives import Pairs
-from itm_kernels.backends import whole
-from itm_kernels.ops._define import define, distinct, operator, wide_empty
-from itm_kernels.ops.rbf_synthesis import Options
+from itm_kernels.backends import resolve_total
+from itm_kernels.ops._define import define, distinct, torch_op, wide_empty
+from itm_kernels.ops._rbf_synthesis import SynthesisOptions
 
 
 def _forward_fake(
@@ -62,7 +62,7 @@ class _InfoCMRTotal(torch.autograd.Function):
         noise: Tensor | None,
         *inputs: Any,
     ) -> Tensor:
-        forward = operator(namespace, "info_cmr_total_forward")
+        forward = torch_op(namespace, "info_cmr_total_forward")
         total, *kept = forward(image, text, learnt, noise, *inputs, True)
         ctx.save_for_backward(image, text, noise, *kept)
         ctx.options = namespace, learnt is not None, len(inputs)
@@ -71,24 +71,26 @@ class _InfoCMRTotal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, learnt, others = ctx.options
-        backward = operator(namespace, "info_cmr_total_backward")
+        backward = torch_op(namespace, "info_cmr_total_backward")
         of_image, of_text, of_scale = backward(grad, *ctx.saved_tensors)
         return None, of_image, of_text, of_scale if learnt else None, *[None] * (1 + others)
 
 
-def namespace_of(image: Tensor, text: Tensor, num_noise: int, backend: str) -> str | None:
+def info_cmr_total_namespace(
+    image: Tensor, text: Tensor, num_noise: int, backend: str
+) -> str | None:
     """Return the namespace that has the loss as one operator; None: it goes by its parts."""
     sides = image.shape[0], max(text.shape[0], num_noise)
-    return whole("info_cmr_total", image, backend, sides)
+    return resolve_total("info_cmr_total", image, backend, sides)
 
 
 @outside_autocast
-def run(
+def fused_info_cmr_total(
     image: Tensor,  # [N, D] as they came
     text: Tensor,  # [M, D]
     scale: float | Tensor,
     pairs: Pairs,
-    options: Options,  # of synthesis, whose vectors are constants of one clustering per side
+    options: SynthesisOptions,  # the vectors are constants of one clustering per side
     iterations: int,  # of k-means
     num_noise: int,
     draw: bool,  # False: no noise, and rows far apart as the start of k-means
@@ -108,7 +110,7 @@ def run(
     floats = image, text, learnt
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
         return _InfoCMRTotal.apply(namespace, *inputs, *settings)
-    return operator(namespace, "info_cmr_total_forward")(*inputs, *settings, False)[0]
+    return torch_op(namespace, "info_cmr_total_forward")(*inputs, *settings, False)[0]
 
 
 def _draw(

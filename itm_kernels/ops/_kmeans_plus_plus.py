@@ -5,7 +5,7 @@ from torch import Tensor
 
 from itm_kernels import reference
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, torch_op, wide_empty
 
 
 def _fake(x: Tensor, member: Tensor | None, draws: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def _fake(x: Tensor, member: Tensor | None, draws: Tensor) -> Tensor:
 define("kmeans_plus_plus", "(Tensor x, Tensor? member, Tensor draws) -> Tensor centroids", _fake)
 
 
-def run(
+def fused_kmeans_plus_plus(
     x: Tensor,  # [M, D]
     member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
     num_clusters: int,
@@ -38,4 +38,4 @@ def run(
     namespace = resolve(function, "kmeans_plus_plus", x, chosen, sides)
     if namespace is None:
         return reference.kmeans_plus_plus(x, member, draws)
-    return operator(namespace, "kmeans_plus_plus")(x, member, draws)
+    return torch_op(namespace, "kmeans_plus_plus")(x, member, draws)

@@ -10,7 +10,7 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels.backends import NAMESPACES, resolve
-from itm_kernels.ops._define import define, index_empty, operator
+from itm_kernels.ops._define import define, index_empty, torch_op
 
 # Elements: 512 KiB of int64 stay in a CPU's cache; elsewhere a block is five launches, and 64 MiB.
 _KEYS_AT_ONCE = {"cpu": 1 << 16}
@@ -69,7 +69,7 @@ def row_keys(x: Tensor, function: str = "ranks", backend: str = "auto") -> Tenso
     """
     namespace = resolve(function, "ranks", x, backend)
     if namespace in _AT_ONCE:
-        return operator(namespace, "row_keys")(x)
+        return torch_op(namespace, "row_keys")(x)
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
     rows = max(1, _KEYS_AT_ONCE.get(x.device.type, _KEYS_AT_ONCE_ELSEWHERE) // x.shape[1])
     keys = []
@@ -91,7 +91,7 @@ def _mixed(numbers: Tensor) -> Tensor:
 
 @outside_autocast
 @torch.no_grad()
-def run(
+def fused_ranks(
     queries: Tensor,  # [Q, D]
     gallery: Tensor,  # [G, D]
     query_ids: Tensor,  # [Q]
@@ -104,8 +104,8 @@ def run(
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve(function, "ranks", queries, backend)
     if namespace in _AT_ONCE:
-        return Ranks(*operator(namespace, "ranks_total")(*inputs))
-    implementation = reference.ranks if namespace is None else operator(namespace, "ranks_forward")
+        return Ranks(*torch_op(namespace, "ranks_total")(*inputs))
+    implementation = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)
     # Without a finite score among its positives, a query ranks behind all of its negatives.
     ordered = gallery_ids.sort().values
@@ -162,4 +162,4 @@ def ranks(
     _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device
     ids = query_ids.to(device).long(), gallery_ids.to(device).long()
-    return run(queries, gallery, *ids, row_keys(gallery, backend=backend), "ranks", backend)
+    return fused_ranks(queries, gallery, *ids, row_keys(gallery, backend=backend), "ranks", backend)

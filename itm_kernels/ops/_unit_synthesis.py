@@ -10,8 +10,8 @@ from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import RAW_ROWS, define, distinct, operator, wide_empty
-from itm_kernels.ops.rbf_synthesis import Options, SynthesisLogits
+from itm_kernels.ops._define import RAW_ROWS, define, distinct, torch_op, wide_empty
+from itm_kernels.ops._rbf_synthesis import SynthesisLogits, SynthesisOptions
 
 
 def _forward_fake(
@@ -76,7 +76,7 @@ class _UnitSynthesis(torch.autograd.Function):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         inputs = anchors, members, assignment, anchor_ids, member_ids
-        forward = operator(namespace, "unit_synthesis_forward")
+        forward = torch_op(namespace, "unit_synthesis_forward")
         cosine, valid, *kept = forward(*inputs, *options, ctx.needs_input_grad[1])
         ctx.mark_non_differentiable(valid)
         ctx.save_for_backward(valid, *kept, *inputs)
@@ -86,29 +86,29 @@ class _UnitSynthesis(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         namespace, options = ctx.options
-        backward = operator(namespace, "unit_synthesis_backward")
+        backward = torch_op(namespace, "unit_synthesis_backward")
         of_anchors = backward(grads[0], *ctx.saved_tensors, *options)
         return None, of_anchors, *[None] * (4 + len(options))
 
 
-def takes_raw(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
+def normalises_rows(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
     """Return whether the backend that would run takes rows as they came."""
     sides = anchors.shape[0], members.shape[0]
     return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in RAW_ROWS
 
 
 @outside_autocast
-def run(
+def fused_unit_synthesis(
     anchors: Tensor,  # [N, D] as they came
     members: Tensor,  # [M, D], without gradient
     assignment: Tensor,  # [M]
     anchor_ids: Tensor,  # [N]
     member_ids: Tensor,  # [M]
-    options: Options,
+    options: SynthesisOptions,
     function: str,
     backend: str,
 ) -> SynthesisLogits:
-    """Compute cosines where `takes_raw`, on behalf of a public function."""
+    """Compute cosines where `normalises_rows`, on behalf of a public function."""
     sides = anchors.shape[0], members.shape[0]
     namespace = resolve(function, "rbf_synthesis_logits", anchors, backend, sides)
     assert namespace is not None

@@ -10,8 +10,8 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels.backends import CHOICES, resolve
-from itm_kernels.ops._define import define, index_empty, operator, wide_empty
-from itm_kernels.ops.kmeans_plus_plus import run as kmeans_plus_plus
+from itm_kernels.ops._define import define, index_empty, torch_op, wide_empty
+from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
 
 
 class KMeans(NamedTuple):
@@ -37,7 +37,7 @@ define(
 
 @outside_autocast
 @torch.no_grad()
-def run(
+def fused_kmeans(
     x: Tensor,  # [M, D]
     member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
     num_clusters: int,
@@ -50,12 +50,12 @@ def run(
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Cluster checked arguments, on behalf of a public function."""
     if init is None:
-        init = kmeans_plus_plus(x, member, num_clusters, generator, function, backend, draw)
+        init = fused_kmeans_plus_plus(x, member, num_clusters, generator, function, backend, draw)
     sides = init.shape[0], x.shape[0]  # problems, and rows of each
     namespace = resolve(function, "kmeans", x, backend, sides)
     if namespace is None:
         return reference.kmeans(x, member, init, iterations)
-    return operator(namespace, "kmeans")(x, member, init, iterations)
+    return torch_op(namespace, "kmeans")(x, member, init, iterations)
 
 
 @options_by_name
@@ -105,5 +105,5 @@ def kmeans(
                 f"kmeans: init {list(init.shape)} must hold num_clusters = {num_clusters} rows"
             )
         init = init[None]
-    found = run(x, None, num_clusters, iterations, init, generator, "kmeans", backend)
+    found = fused_kmeans(x, None, num_clusters, iterations, init, generator, "kmeans", backend)
     return KMeans(found[0][0], found[1][0])

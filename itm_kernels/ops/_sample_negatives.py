@@ -6,7 +6,7 @@ from torch import Tensor
 from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, index_empty, operator
+from itm_kernels.ops._define import define, index_empty, torch_op
 from itm_kernels.reference._rows import wide
 
 
@@ -33,7 +33,7 @@ define(
 
 @outside_autocast
 @torch.no_grad()
-def run(
+def fused_sample_negatives(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     image_ids: Tensor | None,
@@ -51,12 +51,12 @@ def run(
     if namespace is None:
         return reference.sample_negatives(*inputs, generator)
     seed = torch.randint(2**63 - 1, (2,), generator=generator, device=image.device)
-    return operator(namespace, "sample_negatives")(*inputs, seed)
+    return torch_op(namespace, "sample_negatives")(*inputs, seed)
 
 
 @outside_autocast
 @torch.no_grad()
-def run_from_scores(
+def sample_negatives_from_scores(
     image_to_text: Tensor,  # [N, M]
     text_to_image: Tensor,  # [M, N]
     image_ids: Tensor | None,

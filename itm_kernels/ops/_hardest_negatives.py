@@ -10,7 +10,7 @@ from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
 
 class HardestNegatives(NamedTuple):
@@ -80,7 +80,7 @@ class _HardestNegatives(torch.autograd.Function):
         image_ids: Tensor | None,
         text_ids: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        forward = operator(namespace, "hardest_negatives_forward")
+        forward = torch_op(namespace, "hardest_negatives_forward")
         found = HardestNegatives(*forward(image, text, positive, image_ids, text_ids))
         ctx.mark_non_differentiable(found.text_index, found.image_index)
         ctx.save_for_backward(image, text, positive, found.text_index, found.image_index)
@@ -90,7 +90,7 @@ class _HardestNegatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_positive, grad_text_score, _, grad_image_score, _ = grads
-        backward = operator(ctx.namespace, "hardest_negatives_backward")
+        backward = torch_op(ctx.namespace, "hardest_negatives_backward")
         grad_image, grad_text = backward(
             grad_positive, grad_text_score, grad_image_score, *ctx.saved_tensors
         )
@@ -98,7 +98,9 @@ class _HardestNegatives(torch.autograd.Function):
 
 
 @outside_autocast
-def run(image: Tensor, text: Tensor, pairs: _positives.Pairs, backend: str) -> HardestNegatives:
+def fused_hardest_negatives(
+    image: Tensor, text: Tensor, pairs: _positives.Pairs, backend: str
+) -> HardestNegatives:
     """Compute `hardest_negatives` of checked arguments."""
     sides = image.shape[0], text.shape[0]
     namespace = resolve("hardest_negatives", "hardest_negatives", image, backend, sides)
@@ -144,4 +146,4 @@ def hardest_negatives(
     """
     image, text = _checks.embeddings("hardest_negatives", image=image, text=text)
     pairs = _positives.resolve("hardest_negatives", image, text, image_ids, text_ids)
-    return run(image, text, pairs, backend)
+    return fused_hardest_negatives(image, text, pairs, backend)

@@ -14,8 +14,8 @@ from itm_kernels.ops._define import (
     define,
     distinct,
     keeps_scores,
-    operator,
     scores_empty,
+    torch_op,
     wide_empty,
 )
 
@@ -34,7 +34,7 @@ class SynthesisLogits(NamedTuple):
     valid: Tensor  # [N, K] bool
 
 
-class Options(NamedTuple):
+class SynthesisOptions(NamedTuple):
     """What a synthesis depends on besides its tensors."""
 
     num_clusters: int
@@ -120,7 +120,7 @@ class RbfSynthesis(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         inputs = anchors, members, assignment, anchor_ids, member_ids
         keep = any(ctx.needs_input_grad) and _keeps_scores(namespace, name, anchors, members)
-        output, valid, scores = operator(namespace, f"{name}_forward")(*inputs, *options, keep)
+        output, valid, scores = torch_op(namespace, f"{name}_forward")(*inputs, *options, keep)
         ctx.mark_non_differentiable(valid)
         ctx.save_for_backward(scores, *inputs)
         ctx.options = namespace, name, options
@@ -129,19 +129,19 @@ class RbfSynthesis(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         namespace, name, options = ctx.options
-        backward = operator(namespace, f"{name}_backward")
+        backward = torch_op(namespace, f"{name}_backward")
         grad_anchors, grad_members = backward(grads[0], *ctx.saved_tensors, *options)
         return None, None, grad_anchors, grad_members, *[None] * (3 + len(options))
 
 
 @outside_autocast
-def run(
+def fused_rbf_synthesis(
     anchors: Tensor,  # [N, D]
     members: Tensor,  # [M, D]
     assignment: Tensor,  # [M] or [N, M]
     anchor_ids: Tensor | None,  # [N] int64, on the anchors' device
     member_ids: Tensor | None,  # [M]
-    options: Options,
+    options: SynthesisOptions,
     function: str,
     backend: str,
 ) -> Synthesis:
@@ -155,13 +155,13 @@ def run(
 
 
 @outside_autocast
-def run_logits(
+def fused_rbf_synthesis_logits(
     anchors: Tensor,  # [N, D]
     members: Tensor,  # [M, D]
     assignment: Tensor,  # [M] or [N, M]
     anchor_ids: Tensor | None,  # [N] int64, on the anchors' device
     member_ids: Tensor | None,  # [M]
-    options: Options,
+    options: SynthesisOptions,
     detach: bool,
     function: str,
     backend: str,
@@ -178,7 +178,7 @@ def run_logits(
     )
 
 
-def check_options(
+def check_synthesis_options(
     function: str, num_clusters: object, sigma: object, weights: object, ridge: object, least: int
 ) -> None:
     """Check the options that every synthesis shares."""
@@ -195,11 +195,11 @@ def _checked(
     assignment: Tensor,
     anchor_ids: Tensor | None,
     member_ids: Tensor | None,
-    options: Options,
+    options: SynthesisOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check everything; return the tensors on the anchors' device."""
     anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
-    check_options(function, *options, least=1)
+    check_synthesis_options(function, *options, least=1)
     _checks.is_tensor(function, "assignment", assignment)
     N, M = anchors.shape[0], members.shape[0]
     if assignment.dtype not in _checks.INTEGER or assignment.shape not in ((M,), (N, M)):
@@ -263,10 +263,10 @@ def rbf_synthesis(
     >>> rbf_synthesis(q, x, torch.tensor([0, 0]), 1, 0.5, weights="attention").vectors
     tensor([[[0.7687, 0.6157]]])
     """
-    options = Options(num_clusters, sigma, weights, ridge)
+    options = SynthesisOptions(num_clusters, sigma, weights, ridge)
     name = "rbf_synthesis"
     inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
-    return run(*inputs, options, name, backend)
+    return fused_rbf_synthesis(*inputs, options, name, backend)
 
 
 @options_by_name
@@ -293,7 +293,7 @@ def rbf_synthesis_logits(
     >>> rbf_synthesis_logits(q, x, torch.tensor([0, 0]), 1, 0.5, ridge=0.0).cosine
     tensor([[0.8774]])
     """
-    options = Options(num_clusters, sigma, weights, ridge)
+    options = SynthesisOptions(num_clusters, sigma, weights, ridge)
     name = "rbf_synthesis_logits"
     inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
-    return run_logits(*inputs, options, False, name, backend)
+    return fused_rbf_synthesis_logits(*inputs, options, False, name, backend)

@@ -13,8 +13,8 @@ from itm_kernels.ops._define import (
     define,
     distinct,
     keeps_scores,
-    operator,
     scores_empty,
+    torch_op,
     wide_empty,
 )
 
@@ -76,7 +76,7 @@ class SumOfHinges(torch.autograd.Function):
     ) -> Tensor:
         inputs = image, text, positive, image_ids, text_ids
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
-        loss, scores = operator(namespace, "sum_of_hinges_forward")(*inputs, margin, keep)
+        loss, scores = torch_op(namespace, "sum_of_hinges_forward")(*inputs, margin, keep)
         ctx.save_for_backward(scores, *inputs)
         ctx.options = namespace, margin
         return loss
@@ -84,12 +84,12 @@ class SumOfHinges(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, margin = ctx.options
-        backward = operator(namespace, "sum_of_hinges_backward")
+        backward = torch_op(namespace, "sum_of_hinges_backward")
         return None, *backward(grad, *ctx.saved_tensors, margin), None, None, None, None
 
 
 @outside_autocast
-def run(
+def fused_sum_of_hinges(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     pairs: Pairs,

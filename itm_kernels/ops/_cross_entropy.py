@@ -11,7 +11,7 @@ from torch import Tensor
 from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator
+from itm_kernels.ops._define import define, torch_op
 
 
 def _forward_fake(positive: Tensor, negatives: Tensor, highest: Tensor, weight: float) -> Tensor:
@@ -43,17 +43,17 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(positive, negatives, highest)
         ctx.options = namespace, weight
-        return operator(namespace, "cross_entropy_forward")(positive, negatives, highest, weight)
+        return torch_op(namespace, "cross_entropy_forward")(positive, negatives, highest, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, weight = ctx.options
-        backward = operator(namespace, "cross_entropy_backward")
+        backward = torch_op(namespace, "cross_entropy_backward")
         return None, *backward(grad, *ctx.saved_tensors, weight), None, None
 
 
 @outside_autocast
-def run(
+def fused_cross_entropy(
     positive: Tensor,  # [M] logits, in fp32 or fp64
     negatives: Tensor,  # [S, K, M] logs of K sums over negatives, on each of S sides
     highest: Tensor,  # [S, K, M] what they are relative to, without gradient

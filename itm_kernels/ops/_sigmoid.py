@@ -15,12 +15,11 @@ from itm_kernels.ops._define import (
     define,
     distinct,
     keeps_scores,
-    operator,
     scores_empty,
+    torch_op,
     wide_empty,
 )
-from itm_kernels.ops.unit_rows import Sides
-from itm_kernels.ops.unit_rows import run as unit_rows
+from itm_kernels.ops._unit_rows import Sides, fused_unit_rows
 
 
 def _forward_fake(
@@ -152,7 +151,7 @@ class Sigmoid(torch.autograd.Function):
             image, text, cosine = made[2], made[3], False
         inputs = image, text, scale, bias, positive, image_ids, text_ids
         keep = keep and any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
-        loss, scores = operator(namespace, "sigmoid_forward")(*inputs, keep, cosine)
+        loss, scores = torch_op(namespace, "sigmoid_forward")(*inputs, keep, cosine)
         ctx.save_for_backward(scores, *inputs, *made)
         ctx.options = namespace, cosine
         return loss
@@ -164,7 +163,7 @@ class Sigmoid(torch.autograd.Function):
         sides, others, made = inputs[:2], inputs[2:7], inputs[7:]
         if made:
             sides = Sides.rows(namespace, made)
-        backward = operator(namespace, "sigmoid_backward")
+        backward = torch_op(namespace, "sigmoid_backward")
         *of_sides, of_scale, of_bias = backward(grad, scores, *sides, *others, cosine)
         if made:
             of_sides = Sides.gradients(namespace, of_sides, sides, made)
@@ -196,7 +195,7 @@ class SigmoidTotal(torch.autograd.Function):
         inputs = image, text, scale, fixed_scale, bias, fixed_bias, positive, image_ids, text_ids
         wanted = any(ctx.needs_input_grad)
         at_once = wanted and namespace in GRADIENTS_AT_ONCE
-        total, *parts = operator(namespace, "sigmoid_total_forward")(
+        total, *parts = torch_op(namespace, "sigmoid_total_forward")(
             *inputs, weight, cosine, at_once, wanted and not at_once
         )
         ctx.save_for_backward(*parts, image, text, scale, bias, positive, image_ids, text_ids)
@@ -207,7 +206,7 @@ class SigmoidTotal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, fixed_scale, fixed_bias, *options = ctx.options
         *given, scale, bias, positive, image_ids, text_ids = ctx.saved_tensors
-        *of_rows, of_scale, of_bias = operator(namespace, "sigmoid_total_backward")(
+        *of_rows, of_scale, of_bias = torch_op(namespace, "sigmoid_total_backward")(
             grad,
             *(*given, scale, fixed_scale, bias, fixed_bias),
             *(positive, image_ids, text_ids, *options),
@@ -217,7 +216,7 @@ class SigmoidTotal(torch.autograd.Function):
 
 
 @outside_autocast
-def run(
+def fused_sigmoid(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     scale: Tensor,  # []
@@ -238,7 +237,7 @@ def run(
     # One step of autograd where one backend holds both operators: three take longer than they do.
     both = namespace is not None and resolve(function, "unit_rows", image, "auto") == namespace
     if cosine and namespace not in RAW_ROWS and not both:
-        image, text = (unit_rows(rows, function, backend) for rows in (image, text))
+        image, text = (fused_unit_rows(rows, function, backend) for rows in (image, text))
         cosine = False
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)
@@ -246,7 +245,7 @@ def run(
 
 
 @outside_autocast
-def whole(
+def fused_sigmoid_total(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     scale: float | Tensor,  # []
@@ -258,10 +257,10 @@ def whole(
 ) -> Tensor | None:  # []
     """Compute the reduced loss, None where no backend has it in one operator.
 
-    `run` has the texts' values. The gradients are NaN where the loss is because ids are wrong.
+    `fused_sigmoid` returns one value per text. A NaN loss from wrong ids has NaN gradients.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = backends.whole("sigmoid_total", image, backend, sides)
+    namespace = backends.resolve_total("sigmoid_total", image, backend, sides)
     if namespace is None:
         return None
     learnt, numbers = zip(
@@ -272,4 +271,4 @@ def whole(
     inputs = *given[:2], *scalars, *given[4:], 1 / sides[1] if mean else 1.0, cosine
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:4]):
         return SigmoidTotal.apply(namespace, *inputs)
-    return operator(namespace, "sigmoid_total_forward")(*inputs, False, False)[0]
+    return torch_op(namespace, "sigmoid_total_forward")(*inputs, False, False)[0]

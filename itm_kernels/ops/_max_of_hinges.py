@@ -9,7 +9,7 @@ from itm_kernels import backends, reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, index_empty, operator, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
 
 def _forward_fake(
@@ -108,7 +108,7 @@ class MaxOfHinges(torch.autograd.Function):
         margin: float,
         semihard: bool,
     ) -> Tensor:
-        forward = operator(namespace, "max_of_hinges_forward")
+        forward = torch_op(namespace, "max_of_hinges_forward")
         loss, text_index, image_index = forward(
             image, text, positive, image_ids, text_ids, margin, semihard
         )
@@ -118,7 +118,7 @@ class MaxOfHinges(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        backward = operator(ctx.namespace, "max_of_hinges_backward")
+        backward = torch_op(ctx.namespace, "max_of_hinges_backward")
         grad_image, grad_text = backward(grad, *ctx.saved_tensors)
         return None, grad_image, grad_text, None, None, None, None, None
 
@@ -139,7 +139,7 @@ class MaxOfHingesTotal(torch.autograd.Function):
         semihard: bool,
         weight: float,
     ) -> Tensor:
-        forward = operator(namespace, "max_of_hinges_total_forward")
+        forward = torch_op(namespace, "max_of_hinges_total_forward")
         total, text_index, image_index = forward(
             image, text, positive, image_ids, text_ids, margin, semihard, weight
         )
@@ -150,12 +150,12 @@ class MaxOfHingesTotal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, weight = ctx.options
-        backward = operator(namespace, "max_of_hinges_total_backward")
+        backward = torch_op(namespace, "max_of_hinges_total_backward")
         return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 6
 
 
 @outside_autocast
-def run(
+def fused_max_of_hinges(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     pairs: Pairs,
@@ -173,7 +173,7 @@ def run(
 
 
 @outside_autocast
-def whole(
+def fused_max_of_hinges_total(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     pairs: Pairs,
@@ -187,7 +187,7 @@ def whole(
     Loss and gradients are NaN where a pair has no image.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = backends.whole("max_of_hinges_total", image, backend, sides)
+    namespace = backends.resolve_total("max_of_hinges_total", image, backend, sides)
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)

@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels import backends
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._positives import Pairs
-from itm_kernels.ops._define import define, distinct, operator, scores_empty, wide_empty
+from itm_kernels.ops._define import define, distinct, scores_empty, torch_op, wide_empty
 
 
 def _forward_fake(
@@ -91,7 +91,7 @@ class InfoNCETotal(torch.autograd.Function):
     ) -> Tensor:
         inputs = image, text, scale, fixed_scale, positive, image_ids, text_ids, weight, cosine
         keep = any(ctx.needs_input_grad)
-        total, *parts = operator(namespace, "info_nce_total_forward")(*inputs, keep)
+        total, *parts = torch_op(namespace, "info_nce_total_forward")(*inputs, keep)
         ctx.save_for_backward(*parts, image, text, scale, positive, image_ids, text_ids)
         ctx.options = namespace, fixed_scale, weight, cosine
         return total
@@ -100,7 +100,7 @@ class InfoNCETotal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, fixed_scale, weight, cosine = ctx.options
         *given, scale, positive, image_ids, text_ids = ctx.saved_tensors
-        of_image, of_text, of_scale = operator(namespace, "info_nce_total_backward")(
+        of_image, of_text, of_scale = torch_op(namespace, "info_nce_total_backward")(
             grad, *given, scale, fixed_scale, positive, image_ids, text_ids, weight, cosine
         )
         learnt = of_scale if scale is not None else None
@@ -108,7 +108,7 @@ class InfoNCETotal(torch.autograd.Function):
 
 
 @outside_autocast
-def whole(
+def fused_info_nce_total(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
     scale: float | Tensor,  # []
@@ -123,7 +123,7 @@ def whole(
     Loss and gradients are NaN where a pair has no image.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = backends.whole("info_nce_total", image, backend, sides)
+    namespace = backends.resolve_total("info_nce_total", image, backend, sides)
     if namespace is None:
         return None
     weight = share / sides[1] if mean else share

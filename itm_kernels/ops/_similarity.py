@@ -11,7 +11,7 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels._describe import shape
 from itm_kernels._options import Backend, Comparison
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, distinct, operator
+from itm_kernels.ops._define import define, distinct, torch_op
 
 METRICS = get_args(Comparison)
 
@@ -40,17 +40,17 @@ class Similarity(torch.autograd.Function):
     def forward(ctx: Any, namespace: str, x: Tensor, y: Tensor, metric: str) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.options = namespace, metric
-        return operator(namespace, "similarity_forward")(x, y, metric)
+        return torch_op(namespace, "similarity_forward")(x, y, metric)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, metric = ctx.options
-        backward = operator(namespace, "similarity_backward")
+        backward = torch_op(namespace, "similarity_backward")
         return None, *backward(grad, *ctx.saved_tensors, metric), None
 
 
 @outside_autocast
-def run(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
+def fused_similarity(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     """Compute `similarity` of checked arguments."""
     namespace = resolve("similarity", "similarity", x, backend, metric=metric)
     if namespace is None:
@@ -99,4 +99,4 @@ def similarity(
             f"similarity: batch dimensions of x {shape(x.shape)} and y {shape(y.shape)} "
             "do not broadcast; make them equal, or 1"
         ) from None
-    return run(x, y, metric, backend)
+    return fused_similarity(x, y, metric, backend)

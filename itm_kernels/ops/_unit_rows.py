@@ -9,7 +9,7 @@ from torch import Tensor
 from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, operator, wide_empty
+from itm_kernels.ops._define import define, torch_op, wide_empty
 
 
 def _forward_fake(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, namespace: str, x: Tensor) -> Tensor:
-        rows, length = operator(namespace, "unit_rows_forward")(x)
+        rows, length = torch_op(namespace, "unit_rows_forward")(x)
         ctx.save_for_backward(rows, length)
         ctx.options = namespace, x.dtype
         return rows
@@ -42,7 +42,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         namespace, dtype = ctx.options
-        backward = operator(namespace, "unit_rows_backward")
+        backward = torch_op(namespace, "unit_rows_backward")
         return None, backward(grad, *ctx.saved_tensors, dtype)
 
 
@@ -52,7 +52,7 @@ class Sides:
     @staticmethod
     def of(namespace: str, *raw: Tensor) -> tuple[Tensor, ...]:
         """Return what a backward pass saves: the raw rows, the unit rows, their lengths."""
-        rows, lengths = zip(*map(operator(namespace, "unit_rows_forward"), raw), strict=True)
+        rows, lengths = zip(*map(torch_op(namespace, "unit_rows_forward"), raw), strict=True)
         return *raw, *rows, *lengths
 
     @staticmethod
@@ -71,13 +71,13 @@ class Sides:
         namespace: str, pulls: Sequence[Tensor], rows: Sequence[Tensor], saved: Sequence[Tensor]
     ) -> Iterator[Tensor]:
         """Return the gradients of the raw rows from those of unit rows."""
-        backward = operator(namespace, "unit_rows_backward")
+        backward = torch_op(namespace, "unit_rows_backward")
         for pull, raw, unit, length in zip(pulls, saved[:2], rows, saved[4:], strict=True):
             yield backward(pull, unit, length, raw.dtype)
 
 
 @outside_autocast
-def run(x: Tensor, function: str, backend: str) -> Tensor:
+def fused_unit_rows(x: Tensor, function: str, backend: str) -> Tensor:
     """Scale every row `[..., D]` to length 1, in fp32 or better.
 
     A zero row has no direction: it stays zero, and so is its gradient.
