@@ -10,7 +10,7 @@ from itm_kernels.losses._logit_scale import ScaledLoss
 from itm_kernels.losses._module import OptionsModule
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.ops._unit_rows import fused_unit_rows
-from itm_kernels.reference.intra_modal import in_band
+from itm_kernels.reference._intra_modal import in_band
 
 _FUNCTION = "diagnostics"
 

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from itm_kernels._autocast import outside_autocast
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 
 @outside_autocast

@@ -15,7 +15,7 @@ from itm_kernels._positives import Pairs
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 _IGNORED = -100
 

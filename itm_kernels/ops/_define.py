@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.backends import INTERPRETED, NAMESPACES, REMEDIES, triton_file
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 
 class Definition(NamedTuple):

@@ -7,7 +7,7 @@ from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, torch_op
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 
 def _fake(

@@ -3,22 +3,22 @@
 Inputs are taken as checked. fp16 and bf16 are computed in fp32.
 """
 
-from itm_kernels.reference._rows import unit_rows
-from itm_kernels.reference.cross_entropy import cross_entropy
-from itm_kernels.reference.hardest_negatives import hardest_negatives
-from itm_kernels.reference.intra_modal import intra_modal
-from itm_kernels.reference.kmeans import kmeans, kmeans_plus_plus
-from itm_kernels.reference.log_sum_exp import log_sum_exp
-from itm_kernels.reference.max_of_hinges import max_of_hinges, max_of_hinges_from_scores
-from itm_kernels.reference.ranks import ranks
-from itm_kernels.reference.rbf_synthesis import rbf_synthesis, rbf_synthesis_logits
-from itm_kernels.reference.sample_negatives import (
+from itm_kernels.reference._cross_entropy import cross_entropy
+from itm_kernels.reference._hardest_negatives import hardest_negatives
+from itm_kernels.reference._intra_modal import intra_modal
+from itm_kernels.reference._kmeans import kmeans, kmeans_plus_plus
+from itm_kernels.reference._log_sum_exp import log_sum_exp
+from itm_kernels.reference._max_of_hinges import max_of_hinges, max_of_hinges_from_scores
+from itm_kernels.reference._ranks import ranks
+from itm_kernels.reference._rbf_synthesis import rbf_synthesis, rbf_synthesis_logits
+from itm_kernels.reference._sample_negatives import (
     sample_negatives,
     sample_negatives_from_scores,
 )
-from itm_kernels.reference.sigmoid import sigmoid
-from itm_kernels.reference.similarity import similarity
-from itm_kernels.reference.sum_of_hinges import sum_of_hinges, sum_of_hinges_from_scores
+from itm_kernels.reference._sigmoid import sigmoid
+from itm_kernels.reference._similarity import similarity
+from itm_kernels.reference._sum_of_hinges import sum_of_hinges, sum_of_hinges_from_scores
+from itm_kernels.reference._unit_rows import unit_rows
 
 __all__ = [
     "cross_entropy",

@@ -7,7 +7,7 @@ from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels.ops._ranks import row_keys
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
 
 _FUNCTION = "mean_average_precision"

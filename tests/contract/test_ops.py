@@ -1,14 +1,26 @@
 """Operators: schemas and fakes against real kernels, and the public functions over them."""
 
+from types import FunctionType, ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 
 import eager_backend
-from itm_kernels import ops
+from itm_kernels import ops, reference
 from itm_kernels.ops import _define
 from loss_cases import is_the_derivative
 from operator_inputs import sample_inputs
+
+
+@pytest.mark.parametrize("part", [ops, reference], ids=["ops", "reference"])
+def test_public_names_are_functions_and_result_types(part: ModuleType) -> None:
+    names = [name for name in vars(part) if not name.startswith("_")]
+    assert sorted(names) == sorted(part.__all__)
+    for name in names:
+        value = getattr(part, name)
+        result = isinstance(value, type) and issubclass(value, tuple) and hasattr(value, "_fields")
+        assert isinstance(value, FunctionType) or (part is ops and result), name
 
 
 @pytest.mark.parametrize("name", [definition.name for definition in _define.DEFINITIONS])

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from interpreted import beyond_finite, needs_interpreter
-from itm_kernels.reference._rows import unit_rows, wide
+from itm_kernels.reference._precision import wide
+from itm_kernels.reference._unit_rows import unit_rows
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402

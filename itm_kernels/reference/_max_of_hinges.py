@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import (
+from itm_kernels.reference._positives import (
     positive_scores,
     rows_of_pairs,
     same_id,
     show_not_finite,
     with_gradient_of_nan,
 )
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 
 def max_of_hinges_from_scores(

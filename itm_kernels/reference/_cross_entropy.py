@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import show_not_finite
+from itm_kernels.reference._positives import show_not_finite
 
 
 def cross_entropy(

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._rows import unit_rows, wide
+from itm_kernels.reference._precision import wide
+from itm_kernels.reference._unit_rows import unit_rows
 
 
 def similarity(

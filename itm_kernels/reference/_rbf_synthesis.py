@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 
 def rbf_synthesis(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._precision import wide
 
 _BY_DIFFERENCES = "donot_use_mm_for_euclid_dist"
 

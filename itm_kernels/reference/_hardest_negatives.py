@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from itm_kernels.reference._pairs import hardest, positive_scores, same_id
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._positives import hardest, positive_scores, same_id
+from itm_kernels.reference._precision import wide
 
 
 def hardest_negatives(

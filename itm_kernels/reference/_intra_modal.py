@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import same_id, show_not_finite, with_gradient_of_nan
-from itm_kernels.reference._rows import wide
-from itm_kernels.reference.similarity import similarity
+from itm_kernels.reference._positives import same_id, show_not_finite, with_gradient_of_nan
+from itm_kernels.reference._precision import wide
+from itm_kernels.reference._similarity import similarity
 
 
 def intra_modal(

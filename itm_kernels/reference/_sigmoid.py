@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from itm_kernels.reference._pairs import is_positive, positive_scores, same_id, show_not_finite
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._positives import is_positive, positive_scores, same_id, show_not_finite
+from itm_kernels.reference._precision import wide
 
 
 def sigmoid(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._pairs import hardest, same_id
-from itm_kernels.reference._rows import wide
+from itm_kernels.reference._positives import hardest, same_id
+from itm_kernels.reference._precision import wide
 
 
 def sample_negatives(

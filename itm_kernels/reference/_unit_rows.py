@@ -1,12 +1,9 @@
-"""What is done to single rows and single pairs, for every reference formula."""
+"""Rows scaled to Euclidean length 1."""
 
 import torch
 from torch import Tensor
 
-
-def wide(x: Tensor) -> Tensor:
-    """Return fp16 and bf16 as fp32, other precisions unchanged."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+from itm_kernels.reference._precision import wide
 
 
 def unit_rows(x: Tensor) -> Tensor:
