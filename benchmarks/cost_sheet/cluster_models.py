@@ -30,28 +30,28 @@ def summed(launch: Launch, rows: float, M: int, D: int) -> Count:
     )
 
 
-@model("_sums._sums_kernel")
-def _sums(launch: Launch) -> Count:
+@model("_member_sums._sums_kernel")
+def _member_sums(launch: Launch) -> Count:
     rows = launch.R * (launch.K if launch.PER_ANCHOR else 1)
     return summed(launch, rows, launch.M, launch.D)
 
 
-@model("_synthesis.members_gradient_kernel")
+@model("_synthesis_kernels.members_gradient_kernel")
 def _members_gradient(launch: Launch) -> Count:
     return summed(launch, launch.P, launch.M, launch.D)
 
 
-@model("_synthesis.weights_gradient_kernel")
+@model("_synthesis_kernels.weights_gradient_kernel")
 def _weights_gradient(launch: Launch) -> Count:
     return scores(launch, launch.P, launch.M, 6)
 
 
-@model("_synthesis.softmax_kernel")
+@model("_synthesis_kernels.softmax_kernel")
 def _softmax(launch: Launch) -> Count:
     return passes(launch, 30, 2)._replace(hbm=2.0 * unique_bytes(launch.operands))
 
 
-@model("_synthesis.softmax_gradient_kernel")
+@model("_synthesis_kernels.softmax_gradient_kernel")
 def _softmax_gradient(launch: Launch) -> Count:
     return passes(launch, 15)._replace(hbm=1.7 * unique_bytes(launch.operands))
 
@@ -161,7 +161,7 @@ def _solved(launch: Launch, flop: float, programs: float, moved: float = 0) -> C
     )  # fmt: skip
 
 
-@model("_factors._panel_kernel")
+@model("_cholesky._panel_kernel")
 def _panel_blocks(launch: Launch) -> Count:
     clusters, blocks, before, width = _panel(launch)
     tiles = clusters * sum(blocks - before - j for j in range(width))
@@ -174,7 +174,7 @@ def _lower(blocks: float, width: int, block: int) -> float:
     return 2.0 * block**3 * blocks * sum(j + 1 for j in range(width))
 
 
-@model("_factors._diagonal_kernel")
+@model("_cholesky._diagonal_kernel")
 def _diagonal(launch: Launch) -> Count:
     clusters, _, _, width = _panel(launch)
     flop = clusters * _lower(width, width, launch.BLOCK) / 2
@@ -182,7 +182,7 @@ def _diagonal(launch: Launch) -> Count:
     return count._replace(seconds=count.seconds + width * launch.BLOCK * _PIVOT)
 
 
-@model("_factors._below_kernel")
+@model("_cholesky._below_kernel")
 def _below(launch: Launch) -> Count:
     clusters, blocks, before, width = _panel(launch)
     rows = clusters * max(0, blocks - before - width)
@@ -190,7 +190,7 @@ def _below(launch: Launch) -> Count:
     return _solved(launch, flop, rows, 16.0 * rows * width * launch.BLOCK**2)
 
 
-@model("_systems._substitute_kernel")
+@model("_kam_solve._substitute_kernel")
 def _substitute(launch: Launch) -> Count:
     (clusters, _), size = _clusters(launch), launch.M / launch.K
     flop = clusters * size**2 * launch.C  # half of the square, two operations each
@@ -198,7 +198,7 @@ def _substitute(launch: Launch) -> Count:
     return _solved(launch, flop, share * launch.programs, 4.0 * clusters * size**2)
 
 
-@model("_gram._blocks_kernel")
+@model("_gram_gradient._blocks_kernel")
 def _gram_blocks(launch: Launch) -> Count:
     clusters, each = _clusters(launch)
     tiles = clusters * each * (each + 1) / 2
@@ -209,7 +209,7 @@ def _gram_blocks(launch: Launch) -> Count:
     return _solved(launch, flop, tiles, moved)._replace(l2=rows)
 
 
-@model("_gram._members_kernel")
+@model("_gram_gradient._members_kernel")
 def _gram_members(launch: Launch) -> Count:
     clusters, each = _clusters(launch)
     columns = math.ceil(launch.D / launch.COLUMNS)
@@ -227,15 +227,15 @@ def _sort(launch: Launch) -> Count:
     return Count(launch.kernel, True, l2=launch.programs * launch.M * 8.0, seconds=chain)
 
 
-@model("_cosine_weights._weights_kernel")
-def _cosine_weights(launch: Launch) -> Count:
+@model("_anchor_gradient._weights_kernel")
+def _anchor_gradient(launch: Launch) -> Count:
     return passes(launch, 10 + rounding(launch))
 
 
 @model(
     "_clusters._spans_kernel",
-    "_cosines._cosine_kernel",
-    "_cosine_weights._gradient_kernel",
+    "_synthesis_logits._cosine_kernel",
+    "_anchor_gradient._gradient_kernel",
     "_centroids.mean_kernel",
 )
 def _pass(launch: Launch) -> Count:

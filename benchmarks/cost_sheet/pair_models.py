@@ -217,8 +217,8 @@ def _rank_positives(launch: Launch) -> Count:
     return scores(launch, launch.Q, 2 * launch.COLUMNS, 14)
 
 
-@model("_rank_order._order_kernel")
-def _rank_order(launch: Launch) -> Count:
+@model("_id_order._order_kernel")
+def _id_order(launch: Launch) -> Count:
     # Queries are compared with both sides, candidates with their own; a compare of 64 bits is two.
     Q, G = launch.Q, launch.G
     compared = 8.0 * Q * Q + 8.0 * Q * G + 8.0 * G * G
@@ -228,7 +228,7 @@ def _rank_order(launch: Launch) -> Count:
     )
 
 
-@model("_rank_order._spans_kernel")
+@model("_id_order._spans_kernel")
 def _rank_spans(launch: Launch) -> Count:
     # Two searches, each a chain of loads from the L2.
     steps = 2.0 * launch.STEPS
@@ -248,6 +248,6 @@ def _pair_positives(launch: Launch) -> Count:
     return scores(launch, launch.M, launch.COLUMNS, 3)
 
 
-@model("_synthesis.logits_kernel")
+@model("_synthesis_kernels.logits_kernel")
 def _logits(launch: Launch) -> Count:
     return scores(launch, launch.R, launch.M, 4)

@@ -23,7 +23,7 @@ def _positives(launch: Launch) -> Count:
     return gathered(launch, 2 * launch.M, 0, launch.D, launch.image.dtype)
 
 
-@model("_segments._gradients_kernel")
+@model("_segment_sum._gradients_kernel")
 def _segment_sums(launch: Launch) -> Count:
     targets = launch.N + (0 if launch.ONLY_IMAGES else launch.M)
     own = 0 if launch.ONLY_IMAGES else 2 * targets
@@ -33,14 +33,14 @@ def _segment_sums(launch: Launch) -> Count:
     return found._replace(hbm=found.hbm + base + 12.0 * (entries + own))
 
 
-@model("_segments._chunks_kernel")
+@model("_segment_sum._chunks_kernel")
 def _segment_chunks(launch: Launch) -> Count:
     # No row is mined by so many that a chunk of its entries is summed apart.
     size = launch.ordered.bytes
     return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
 
 
-@model("_entries._order_kernel")
+@model("_coo_entries._order_kernel")
 def _order(launch: Launch) -> Count:
     compared = launch.programs * launch.BLOCK * launch.E / 2
     return Count(
@@ -73,13 +73,13 @@ def _row_keys(launch: Launch) -> Count:
     "cross_entropy._backward_kernel",
     "max_of_hinges._entries_kernel",
     "hardest_negatives._entries_kernel",
-    "_entries._by_target_kernel",
+    "_coo_entries._by_target_kernel",
     "_upper_triangle.finish_kernel",
     "_hinge_gradients._pairs_kernel",
     "_screening._lengths_kernel",
-    "_cosines._cosine_kernel",
-    "_cosine_weights._gradient_kernel",
-    "_cosine_weights._weights_kernel",
+    "_synthesis_logits._cosine_kernel",
+    "_anchor_gradient._gradient_kernel",
+    "_anchor_gradient._weights_kernel",
     "sum_of_hinges._totals_kernel",
     "_scaled_operands._gradient_kernel",
     "_scaled_operands._scale_kernel",

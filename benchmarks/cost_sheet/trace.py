@@ -143,12 +143,12 @@ def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
         name = f"{self.fn.__module__.removeprefix('itm_kernels.triton.')}.{self.__name__}"
         watch.launch(Launch(name, tuple(size), described))
 
-    from itm_kernels.triton import _parts
+    from itm_kernels.triton import _cluster_batches
 
     triton.runtime.driver.set_active(StandIn(architecture))
     with (
         patch.object(JITFunction, "run", run),
-        patch.object(_parts, "starts_on_host", cluster_models.equal_starts),
+        patch.object(_cluster_batches, "starts_on_host", cluster_models.equal_starts),
     ):
         yield
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from itm_kernels.triton._blocked_products import rows_at_once
 from itm_kernels.triton._clusters import Spans, spans_of
-from itm_kernels.triton._gram import add_gradient_of_members
+from itm_kernels.triton._gram_gradient import add_gradient_of_members
+from itm_kernels.triton._member_sums import Factor
 from itm_kernels.triton._operands import Operands, kind_and_parts, prepare, tile_of, wide_dtype
 from itm_kernels.triton._products import add_product
-from itm_kernels.triton._sums import Factor
-from itm_kernels.triton._synthesis import (
+from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments, solved
+from itm_kernels.triton._synthesis_kernels import (
     members_gradient_kernel,
     softmax_gradient_kernel,
     weights_gradient_kernel,
 )
-from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments, solved
 
 # Beyond so many bytes in fp32, rows of half precision are widened a quarter at a time, and blocks
 # beside an associative memory are half as long: at N = 32,768, D = 1024, bf16, workspace is 675 MB

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import rows_at_once
+from itm_kernels.triton._cluster_batches import factor_size
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
+from itm_kernels.triton._kam_solve import Memory, Systems, systems
+from itm_kernels.triton._member_sums import Factor, factor_of, scaled_factor
 from itm_kernels.triton._metrics import squares
 from itm_kernels.triton._operands import INTERPRETED, kind_and_parts, rows_of, wide_dtype
-from itm_kernels.triton._parts import factor_size
 from itm_kernels.triton._scaled_operands import operands, scaled_rows, unit_rows
-from itm_kernels.triton._sums import Factor, factor_of, scaled_factor
-from itm_kernels.triton._synthesis import logits_kernel, softmax_kernel
-from itm_kernels.triton._systems import Memory, Systems, systems
+from itm_kernels.triton._synthesis_kernels import logits_kernel, softmax_kernel
 
 # Numbers in the factors of anchors with clusters of their own that exist at a time: 128 MiB.
 _FACTORS = 1 << 24

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._entries import entries_empty, set_entry, set_own
+from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
 from itm_kernels.triton._operands import rows_of, wide_dtype
 from itm_kernels.triton._score_tiles import paired_scores
-from itm_kernels.triton._segments import send
+from itm_kernels.triton._segment_sum import send
 from itm_kernels.triton._tile_maxima import Best, best_of_tiles
 
 

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._entries import entries_empty, set_entry, set_own
+from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
 from itm_kernels.triton._operands import rows_of, wide_dtype
 from itm_kernels.triton._score_tiles import hinge, number, paired_scores, wide_type
-from itm_kernels.triton._segments import send
+from itm_kernels.triton._segment_sum import send
 from itm_kernels.triton._tile_maxima import best_of_tiles
 
 # Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though

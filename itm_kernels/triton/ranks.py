@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._id_order import Order, by_id
 from itm_kernels.triton._operands import Operands, operands
-from itm_kernels.triton._rank_order import Order, by_id
 from itm_kernels.triton._score_tiles import (
     key_of_nan,
     no_key,

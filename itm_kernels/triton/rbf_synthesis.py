@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import no_scores
-from itm_kernels.triton._cosines import cosines, gradient_of_anchors
+from itm_kernels.triton._member_sums import vectors_of
 from itm_kernels.triton._operands import wide_dtype
-from itm_kernels.triton._sums import vectors_of
 from itm_kernels.triton._synthesis_backward import Backward
 from itm_kernels.triton._synthesis_blocks import Synthesis
+from itm_kernels.triton._synthesis_logits import cosines, gradient_of_anchors
 
 _SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._gumbel import gumbel_of_columns, words_of_pairs
 from itm_kernels.triton._hardest import best_empty, hardest
-from itm_kernels.triton._noise import gumbel_of_columns, words_of_pairs
 from itm_kernels.triton._operands import operands
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._score_tiles import no_key, number, ordered_key, place, same_id, score_tile

@@ -21,7 +21,7 @@ from itm_kernels.triton._positives import id_arguments, positive_scores, rows_of
 from itm_kernels.triton._products import row_parts, store_parts
 from itm_kernels.triton._scaled_operands import operands
 from itm_kernels.triton._score_tiles import hinge, place, same_id, scaled, score_tile
-from itm_kernels.triton._segments import add_rows
+from itm_kernels.triton._segment_sum import add_rows
 
 
 @triton.jit

@@ -4,20 +4,20 @@ What a loss needs of `rbf_synthesis_logits`: rows are scaled to length 1 on the 
 half precision are multiplied as they came, and no unit rows are kept. The forward pass hands over
 what the gradient of the anchors is made of: the vectors' products and squares `[N, K]`, and the
 rows that they are sums of, W, which are solved for once. Backward forms no vector again: scores,
-their softmax, and a product of weights alpha khat with W (`_cosines`).
+their softmax, and a product of weights alpha khat with W (`_synthesis_logits`).
 """
 
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._cosine_weights import finish, weigh
-from itm_kernels.triton._cosines import alpha_of, cosine_of
+from itm_kernels.triton._anchor_gradient import finish, weigh
+from itm_kernels.triton._member_sums import cosine_parts, scaled_factor
 from itm_kernels.triton._norms import SMALLEST
 from itm_kernels.triton._operands import kind_of, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, unit_of
 from itm_kernels.triton._scaled_operands import scaled_rows
-from itm_kernels.triton._sums import cosine_parts, scaled_factor
 from itm_kernels.triton._synthesis_blocks import Synthesis
+from itm_kernels.triton._synthesis_logits import alpha_of, cosine_of
 
 _PADDED = 16  # rows as the library multiplies them; the operator's fake kernel knows it
 

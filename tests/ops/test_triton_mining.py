@@ -12,7 +12,7 @@ from oracles import noise
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-gumbel = pytest.importorskip("itm_kernels.triton._noise").gumbel
+gumbel = pytest.importorskip("itm_kernels.triton._gumbel").gumbel
 pytestmark = pytest.mark.skipif(not backends.INTERPRETED, reason="TRITON_INTERPRET=1 needed")
 
 HALVES = (torch.float16, torch.bfloat16, torch.float32)
@@ -190,7 +190,7 @@ def test_ranks_over_many_tiles(
 ) -> None:
     # Few programs take several tiles each. Ids are sorted by counting, and by the library.
     monkeypatch.setattr("itm_kernels.triton.ranks._PROGRAMS", programs)
-    monkeypatch.setattr("itm_kernels.triton._rank_order._FEW", 8192 if programs > 4 else 1)
+    monkeypatch.setattr("itm_kernels.triton._id_order._FEW", 8192 if programs > 4 else 1)
     # Positives everywhere, in many tiles, in few, or mostly nowhere; ids far apart and negative.
     labels = 10**12 * (ids(Q, groups, 1) - 50), 10**12 * (ids(G, groups, 2) - 50)
     check_ranks(rows(Q, 5), rows(G, 5, seed=1), *labels)
@@ -256,12 +256,12 @@ def test_ranks_and_keys_of_the_triton_namespace_take_no_gradient() -> None:
 @pytest.mark.parametrize("few", [8192, 1])
 @pytest.mark.parametrize(("Q", "G"), [(1, 1), (2, 300), (300, 2), (700, 700)])
 def test_order_of_ids(Q: int, G: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from itm_kernels.triton import _rank_order
+    from itm_kernels.triton import _id_order
 
-    monkeypatch.setattr(_rank_order, "_FEW", few)
+    monkeypatch.setattr(_id_order, "_FEW", few)
     x_ids, y_ids = 2**62 - ids(Q, 50, 1), 2**62 - ids(G, 50, 2)
     x_ids[0] = y_ids[-1] = -(2**63)
-    order, counts = _rank_order.by_id(x_ids, y_ids)
+    order, counts = _id_order.by_id(x_ids, y_ids)
     assert torch.equal(order.query.long(), x_ids.argsort(stable=True))
     assert torch.equal(order.candidate.long(), y_ids.argsort(stable=True))
     own, gallery = x_ids.sort().values, y_ids.sort().values

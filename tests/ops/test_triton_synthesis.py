@@ -60,12 +60,12 @@ def test_fp32_follows_the_setting() -> None:
 @pytest.mark.parametrize("logits", [False, True])
 def test_sums_of_a_memory_have_more_bits_than_tf32(logits, monkeypatch) -> None:
     """They cancel: a kernel gets two parts, whose products err less than 2^-14 of the largest."""
-    from itm_kernels.triton import _sums
+    from itm_kernels.triton import _member_sums
 
     case, terms = problem(5, 33, 96, 3).to(torch.float32), []
-    count = _sums.kind_and_parts
+    count = _member_sums.kind_and_parts
     monkeypatch.setattr(
-        _sums, "kind_and_parts", lambda *given: terms.append(count(*given)) or terms[-1]
+        _member_sums, "kind_and_parts", lambda *given: terms.append(count(*given)) or terms[-1]
     )
     exact = results(case.to(torch.float64), "reference", "kam", logits)
     torch.set_float32_matmul_precision("high")
@@ -168,9 +168,9 @@ def test_nan_rows_show_in_what_depends_on_them(weights) -> None:
 @pytest.mark.parametrize("panels", [1, 3])
 def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
     """Clusters of a row, a block, one row more, two and one more; an empty one; rows in none."""
-    from itm_kernels.triton import _clusters, _factors, _systems
+    from itm_kernels.triton import _cholesky, _clusters, _kam_solve
 
-    monkeypatch.setattr(_factors, "_PANEL", 6 // panels)
+    monkeypatch.setattr(_cholesky, "_PANEL", 6 // panels)
     sizes = torch.tensor([1, 64, 0, 65, 130, 10])
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(270, 33, generator=generator, dtype=torch.float64) / 6
@@ -180,10 +180,10 @@ def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
     right = torch.randn(2, 270, 3, generator=generator, dtype=torch.float64)
     bad = order[1, 66]  # in a cluster of the second problem alone
     x[bad] = x[order[1, 67]]
-    problems = _systems.systems(x, starts, order, 0.5, 0.0)
+    problems = _kam_solve.systems(x, starts, order, 0.5, 0.0)
     found = torch.zeros_like(right)
     problems.solve(right, found)
-    alone = _systems.Memory(x[order[0]], starts[:1], 0.5, 0.0, False)
+    alone = _kam_solve.Memory(x[order[0]], starts[:1], 0.5, 0.0, False)
     sorted_right = right[0, order[0]]
     torch.testing.assert_close(alone.solve(sorted_right, torch.float64), found[0, order[0]])
     for b, k in product(range(2), range(5)):

@@ -83,7 +83,13 @@ def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
 ) -> tuple[list[Job], set[Any]]:
     """Return what the launchers of some operators compile, and the lines of the table they take."""
-    from itm_kernels.triton import _clusters, _factors, _gram, _synthesis_backward, _tile_table
+    from itm_kernels.triton import (
+        _cholesky,
+        _clusters,
+        _gram_gradient,
+        _synthesis_backward,
+        _tile_table,
+    )
 
     jobs: dict[str, Job] = {}
     asked: set[_tile_table.Row] = set()
@@ -104,9 +110,9 @@ def planned(
                 with (
                     planning(case, architecture) as found,
                     patch.object(_tile_table, "line_of", noted),
-                    patch.object(_factors, "spans_of", spans),
+                    patch.object(_cholesky, "spans_of", spans),
                     patch.object(_synthesis_backward, "spans_of", spans),
-                    patch.object(_gram, "spans_of", spans),
+                    patch.object(_gram_gradient, "spans_of", spans),
                 ):
                     LAUNCHES[operator](N, D, dtype)
             finally:

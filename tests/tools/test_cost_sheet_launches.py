@@ -68,7 +68,7 @@ def test_a_kernel_is_noted_and_not_launched() -> None:
 
 def test_launches_of_a_synthesis_follow_its_parts() -> None:
     """But for the softmax and the product of every block of anchors."""
-    parts = ("_factors", "_systems", "_clusters._spans_kernel", "clamp")
+    parts = ("_cholesky", "_kam_solve", "_clusters._spans_kernel", "clamp")
     files = ("_clusters._sort_kernel", "kmeans.", "_centroids.", "kmeans_plus_plus")
     found, fixed = [], []
     for rows in (16384, 24576, 32768):

@@ -16,15 +16,15 @@ CHAIN, EPS = 128, torch.finfo(torch.float32).eps
 
 
 def test_a_row_that_everyone_mined() -> None:
-    from itm_kernels.triton import _segments
+    from itm_kernels.triton import _segment_sum
     from tests.backends.triton.test_triton_segments import entries_of
 
     image, text = torch.zeros(1, 1), torch.full((CHAIN, 1), 0.979)
     key = torch.zeros(CHAIN, dtype=torch.int64)
     for chunk in (CHAIN, CHAIN // 4):  # chunks of their own, added up as another chain
         entries = entries_of(key, torch.ones(CHAIN), 1, CHAIN, CHAIN)
-        with patch.object(_segments, "_ENTRIES", 1), patch.object(_segments, "_CHUNK", chunk):
-            found, _ = _segments.send(entries, image, text)
+        with patch.object(_segment_sum, "_ENTRIES", 1), patch.object(_segment_sum, "_CHUNK", chunk):
+            found, _ = _segment_sum.send(entries, image, text)
         torch.testing.assert_close(found.double(), CHAIN * text[:1].double(), rtol=EPS, atol=0)
 
 
@@ -45,7 +45,7 @@ def test_log_sum_exp_of_many_tiles() -> None:
 
 
 def test_softmax_over_many_members() -> None:
-    from itm_kernels.triton._synthesis import softmax_kernel
+    from itm_kernels.triton._synthesis_kernels import softmax_kernel
 
     logits = torch.full((1, 16 * CHAIN), -0.469)
     logits[0, 0] = 0

@@ -14,7 +14,7 @@ EPS = torch.finfo(torch.float32).eps
 
 def entries_of(key: Tensor, weight: Tensor, N: int, M: int, to_images: int):  # noqa: ANN201
     """Return entries whose sources are their own numbers, and nothing at a fixed place."""
-    from itm_kernels.triton._entries import Entries
+    from itm_kernels.triton._coo_entries import Entries
 
     own, span = torch.full((N + M, 2), -1), torch.zeros(2, N + M, dtype=torch.int64)
     source = torch.arange(len(key))
@@ -27,10 +27,10 @@ def test_one_row_mined_by_all_is_summed_with_the_others(
     few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole chunks of entries for one target, others on both sides of them; none for most."""
-    from itm_kernels.triton import _entries, _segments
+    from itm_kernels.triton import _coo_entries, _segment_sum
 
     if not few:
-        monkeypatch.setattr(_entries, "_FEW", 0)
+        monkeypatch.setattr(_coo_entries, "_FEW", 0)
     N, M, sides = 5, 700, [700, 5]
     to_image = torch.tensor([3] * 600 + [-1] * 50 + [0] * 3 + [4] * 47)
     to_text = torch.tensor([699, 2, 2, -1, 2])
@@ -40,7 +40,7 @@ def test_one_row_mined_by_all_is_summed_with_the_others(
     none = N + M
     keys = torch.where(to_image < 0, none, to_image), torch.where(to_text < 0, none, N + to_text)
     entries = entries_of(torch.cat(keys), torch.cat(weights), N, M, 700)
-    found = _segments.send(entries, image, text)
+    found = _segment_sum.send(entries, image, text)
     for grad, target, weight, rows in zip(
         found, (to_image, to_text), weights, (text, image), strict=True
     ):
@@ -53,7 +53,7 @@ def test_one_row_mined_by_all_is_summed_with_the_others(
 
 @pytest.mark.parametrize(("E", "F", "N", "M"), [(1, 1, 1, 1), (3, 9, 700, 2), (300, 260, 5, 130)])
 def test_few_entries_are_counted_into_the_order_of_a_sort(E: int, F: int, N: int, M: int) -> None:
-    from itm_kernels.triton import _entries
+    from itm_kernels.triton import _coo_entries
 
     generator = torch.Generator().manual_seed(E)
     keys = (
@@ -63,7 +63,7 @@ def test_few_entries_are_counted_into_the_order_of_a_sort(E: int, F: int, N: int
     none = keys[0] == N
     key = torch.cat([torch.where(none, N + M, keys[0]), keys[1]])
     entries = entries_of(key, torch.ones(E + F), N, M, E)
-    ordered, order, known = _entries.in_order(entries, N, M)
+    ordered, order, known = _coo_entries.in_order(entries, N, M)
     assert known
     for begin, end in ((0, E), (E, E + F)):
         wanted = key[begin:end].sort(stable=True)
@@ -83,10 +83,10 @@ def test_gradient_of_a_text_that_is_hardest_for_all(
     N: int, with_ids: bool, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every image's hardest text, and every text's hardest image; the same bits every time."""
-    from itm_kernels.triton import _entries
+    from itm_kernels.triton import _coo_entries
 
     if not few:
-        monkeypatch.setattr(_entries, "_FEW", 0)
+        monkeypatch.setattr(_coo_entries, "_FEW", 0)
     generator = torch.Generator().manual_seed(N)
     M = 2 * N if with_ids else N
     rows = [1 + 0.3 * torch.randn(size, 7, generator=generator) for size in (N, M)]

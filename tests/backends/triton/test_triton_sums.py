@@ -11,7 +11,7 @@ pytestmark = needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("M, D", [(1, 1), (200, 70)])
 def test_parts_of_fp16_are_as_exact_as_those_of_bf16(M: int, D: int, dtype: torch.dtype) -> None:
-    from itm_kernels.triton import _clusters, _scaled_operands, _sums
+    from itm_kernels.triton import _clusters, _member_sums, _scaled_operands
 
     generator = torch.Generator().manual_seed(0)
     lengths = torch.logspace(-4, 4, M)[torch.randperm(M, generator=generator)]
@@ -25,13 +25,15 @@ def test_parts_of_fp16_are_as_exact_as_those_of_bf16(M: int, D: int, dtype: torc
         [weights[:, own == k].double() @ rows[own == k].double() for k in (0, 1)], 1
     )
     kind = "parts" if dtype == torch.float32 else "half"
-    scaled = _sums.scaled_factor(*_scaled_operands.scaled_rows(rows, kind, False, fine=True), rows)
-    before = _sums.factor_of(rows)
+    scaled = _member_sums.scaled_factor(
+        *_scaled_operands.scaled_rows(rows, kind, False, fine=True), rows
+    )
+    before = _member_sums.factor_of(rows)
     assert scaled.terms == 2
     assert scaled.rows.shape[0] == (2 if dtype == torch.float32 else 1)
     errors = []
     for factor in (scaled, before):
         found, valid = torch.empty(9, 2, D), torch.ones(9, 2, dtype=torch.bool)
-        _sums.vectors_of(clusters, weights, factor, valid, found)
+        _member_sums.vectors_of(clusters, weights, factor, valid, found)
         errors.append((found - wanted).abs().max() / wanted.abs().max())
     assert errors[0] <= 2 * errors[1] + 1e-7

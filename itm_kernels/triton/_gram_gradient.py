@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._cholesky import DEPTH, factor_of_cluster, kernel_block, row_of_blocks
+from itm_kernels.triton._cluster_batches import BLOCK
 from itm_kernels.triton._clusters import spans_of
-from itm_kernels.triton._factors import DEPTH, factor_of_cluster, kernel_block, row_of_blocks
-from itm_kernels.triton._parts import BLOCK
+from itm_kernels.triton._kam_solve import Systems
 from itm_kernels.triton._score_tiles import number
-from itm_kernels.triton._systems import Systems
 
 _COLUMNS = 64
 

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._member_sums import anchor_and_cluster
 from itm_kernels.triton._norms import power_above
 from itm_kernels.triton._operands import row_blocks
 from itm_kernels.triton._products import precision_of, store_parts
-from itm_kernels.triton._sums import anchor_and_cluster
 from itm_kernels.triton._synthesis_blocks import Block, list_arguments
 
 

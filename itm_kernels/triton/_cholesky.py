@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._cluster_batches import BLOCK, Part
 from itm_kernels.triton._clusters import spans_of, tiles_before
 from itm_kernels.triton._operands import INTERPRETED, rows_of, wide_dtype
-from itm_kernels.triton._parts import BLOCK, Part
 from itm_kernels.triton._score_tiles import number
 
 DEPTH = 64 if INTERPRETED else 16  # of a product's operands

@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
-from itm_kernels.triton._cosine_weights import finish, weigh
+from itm_kernels.triton._anchor_gradient import finish, weigh
+from itm_kernels.triton._member_sums import cosine_parts
 from itm_kernels.triton._norms import divisor, root, squares_of
 from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
-from itm_kernels.triton._sums import cosine_parts
 from itm_kernels.triton._synthesis_blocks import Synthesis
 
 _ROWS, _CLUSTERS = 16, 16

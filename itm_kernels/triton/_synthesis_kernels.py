@@ -7,8 +7,8 @@ Everything else of N x M is made and used up in a tile.
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._member_sums import anchor_and_cluster, split_dot
 from itm_kernels.triton._score_tiles import number, place, scaled, score_tile, wide_type
-from itm_kernels.triton._sums import anchor_and_cluster, split_dot
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """The kernel associative memory: systems (K + ridge I) C = R of all clusters side by side.
 
-A program takes some right-hand sides of a cluster through its factor (`_factors`), block by block:
+A program takes some right-hand sides of a cluster through its factor (`_cholesky`), block by block:
 launches depend neither on the clusters' sizes nor on the number of right-hand sides, unless the
 factors are too large to exist all at once (`Memory`).
 """
@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton import _parts
-from itm_kernels.triton._factors import DEPTH, factor_of_cluster, factorised, row_of_blocks
-from itm_kernels.triton._parts import BLOCK, Part, whole
+from itm_kernels.triton import _cluster_batches
+from itm_kernels.triton._cholesky import DEPTH, factor_of_cluster, factorised, row_of_blocks
+from itm_kernels.triton._cluster_batches import BLOCK, Part, whole
 
 _COLUMNS = 64  # right-hand sides of a program
 _PROGRAMS = 128  # below that, programs of a part take half as many right-hand sides
@@ -181,7 +181,7 @@ class Memory:
         keep: bool,  # there is a second round over the parts: keep factors that all exist at once
     ) -> None:
         self.given = rows, starts, sigma, ridge
-        self.parts = _parts.parts_of(starts, rows.shape[0], rows.shape[1], keep)
+        self.parts = _cluster_batches.parts_of(starts, rows.shape[0], rows.shape[1], keep)
         self._keep = keep and self.parts == [whole(rows.shape[0], starts.shape[1] - 1)]
         self._kept: Systems | None = None
 

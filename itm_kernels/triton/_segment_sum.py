@@ -1,8 +1,8 @@
 """Gradients that are sums of few rows each, with the same bits every time.
 
-A row of one side receives terms weight * row of the other side (`_entries`). Entries are sorted by
-target and one program owns a target; atomics would add in any order. Where everyone mined one row,
-chunks of its entries are summed apart, so that no program adds up more than N / 128 rows.
+A row of one side receives terms weight * row of the other side (`_coo_entries`). Entries are sorted
+by target and one program owns a target; atomics would add in any order. Where everyone mined one
+row, chunks of its entries are summed apart, so that no program adds up more than N / 128 rows.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._entries import Entries, by_target, in_order
+from itm_kernels.triton._coo_entries import Entries, by_target, in_order
 from itm_kernels.triton._operands import INTERPRETED, rows_of, stored_dtype
 from itm_kernels.triton._score_tiles import wide_type
 from itm_kernels.triton._tile_table import architecture
