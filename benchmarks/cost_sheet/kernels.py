@@ -30,7 +30,11 @@ def model(*kernels: str) -> Callable[[Model], Model]:
 
 def count_of(launch: Launch) -> Count:
     """Return what a launch does."""
-    for models in ("score_models", "streaming_models", "cluster_models"):  # which register themselves
+    for models in (
+        "score_models",
+        "streaming_models",
+        "cluster_models",
+    ):  # which register themselves
         import_module(f"benchmarks.cost_sheet.{models}")
     if launch.kernel not in MODELS:
         raise LookupError(

@@ -217,7 +217,7 @@ def _rank_positives(launch: Launch) -> Count:
     return scores(launch, launch.Q, 2 * launch.COLUMNS, 14)
 
 
-@model("_id_order._order_kernel")
+@model("_id_order._sort_kernel")
 def _id_order(launch: Launch) -> Count:
     # Queries are compared with both sides, candidates with their own; a compare of 64 bits is two.
     Q, G = launch.Q, launch.G
@@ -228,7 +228,7 @@ def _id_order(launch: Launch) -> Count:
     )
 
 
-@model("_id_order._spans_kernel")
+@model("_id_order._search_kernel")
 def _rank_spans(launch: Launch) -> Count:
     # Two searches, each a chain of loads from the L2.
     steps = 2.0 * launch.STEPS

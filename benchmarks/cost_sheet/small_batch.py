@@ -45,7 +45,7 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "max_of_hinges._hinges_kernel": lambda launch: 1 + 3 * _along(launch, "DEPTH"),
     "hardest_negatives._winners_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
     "hardest_negatives._positives_kernel": lambda launch: _along(launch, "DEPTH"),
-    "_coo_entries._order_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
+    "_coo_entries._sort_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
     "_segment_sum._gradients_kernel": lambda launch: 6,
     "_segment_sum._chunks_kernel": lambda launch: 1,
     "_scaled_operands._scale_kernel": _along,

@@ -40,7 +40,7 @@ def _segment_chunks(launch: Launch) -> Count:
     return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
 
 
-@model("_coo_entries._order_kernel")
+@model("_coo_entries._sort_kernel")
 def _order(launch: Launch) -> Count:
     compared = launch.programs * launch.BLOCK * launch.E / 2
     return Count(
@@ -83,7 +83,7 @@ def _row_keys(launch: Launch) -> Count:
     "sum_of_hinges._totals_kernel",
     "_scaled_operands._gradient_kernel",
     "_scaled_operands._scale_kernel",
-    "sample_negatives._winners_kernel",
+    "sample_negatives._select_kernel",
 )
 def _passes(launch: Launch) -> Count:
     return passes(launch)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._cluster_batches import BLOCK, Part
+from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch
 from itm_kernels.triton._clusters import spans_of, tiles_before
 from itm_kernels.triton._operands import INTERPRETED, rows_of, wide_dtype
 from itm_kernels.triton._score_tiles import number
@@ -54,7 +54,7 @@ def factor_of_cluster(
 
 
 @triton.jit
-def row_of_blocks(factor, i, BLOCK: tl.constexpr):
+def block_row(factor, i, BLOCK: tl.constexpr):
     """Return pointers `[BLOCK, 1]` to the rows of a row of blocks."""
     i = tl.cast(i, tl.int64)
     row = tl.arange(0, BLOCK)[:, None] * ((i + 1) * BLOCK)
@@ -75,7 +75,7 @@ def _products(rows_i, rows_j, first, last, BLOCK: tl.constexpr, DEPTH: tl.conste
 @triton.jit
 def _rest(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """Return block i, j less what the blocks of its row from `first` on explain."""
-    rows_i, rows_j = row_of_blocks(factor, i, BLOCK), row_of_blocks(factor, j, BLOCK)
+    rows_i, rows_j = block_row(factor, i, BLOCK), block_row(factor, j, BLOCK)
     total = _products(rows_i, rows_j, first * BLOCK, j * BLOCK, BLOCK, DEPTH)
     return tl.load(rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]) - total
 
@@ -83,7 +83,7 @@ def _rest(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
 @triton.jit
 def _lower_block(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """Replace block i, j of a panel that begins with block `first` by the factor's."""
-    rows_i, rows_j = row_of_blocks(factor, i, BLOCK), row_of_blocks(factor, j, BLOCK)
+    rows_i, rows_j = block_row(factor, i, BLOCK), block_row(factor, j, BLOCK)
     to = rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]
     # By way of memory: operands of 64 x 64 numbers in registers are 1,000 spills without DMMA.
     tl.store(to, _rest(factor, i, j, first, BLOCK, DEPTH))
@@ -95,7 +95,7 @@ def _lower_block(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
 
 
 @triton.jit
-def kernel_block(
+def rbf_block(
     rows,  # [M, D]
     row_stride,
     of_m,  # [BLOCK] rows, int64
@@ -181,11 +181,11 @@ def _panel_kernel(
         if HAS_ORDER:
             members = order + problem.to(tl.int64) * M
             of_m, of_n = tl.load(members + of_m), tl.load(members + of_n)
-        value = kernel_block(rows, row_stride, of_m, of_n, D, scale, BLOCK, DEPTH)
+        value = rbf_block(rows, row_stride, of_m, of_n, D, scale, BLOCK, DEPTH)
         value = tl.where((m < end)[:, None] & (n < end)[None, :], value, 0.0)
         diagonal = 1 + tl.where(m < end, number(ridge, tl.float64), 0.0)
         value = tl.where(m[:, None] == n[None, :], diagonal[:, None], value)
-        rows_i, rows_j = row_of_blocks(own, i, BLOCK), row_of_blocks(own, j, BLOCK)
+        rows_i, rows_j = block_row(own, i, BLOCK), block_row(own, j, BLOCK)
         value -= _products(rows_i, rows_j, 0, step * width * BLOCK, BLOCK, DEPTH)
         tl.store(rows_i + j * BLOCK + at[None, :], value)
 
@@ -215,7 +215,7 @@ def _diagonal_kernel(
     for j in range(first, last):
         inverse = _rest(own, j, j, first, BLOCK, DEPTH)
         inverse = _inverse_factor(inverse, tl.minimum(end - begin - j * BLOCK, BLOCK), BLOCK)
-        tl.store(row_of_blocks(own, j, BLOCK) + j * BLOCK + to, inverse)
+        tl.store(block_row(own, j, BLOCK) + j * BLOCK + to, inverse)
         tl.debug_barrier()  # other threads read it
         for i in range(j + 1, last):
             _lower_block(own, i, j, first, BLOCK, DEPTH)
@@ -250,13 +250,13 @@ def _below_kernel(
             _lower_block(own, i, j, step * width, BLOCK, DEPTH)
 
 
-def factorised(
+def cholesky_factors(
     rows: Tensor,  # [M, D]
-    starts: Tensor,  # [B, K + 1]; clusters outside the part are empty
+    starts: Tensor,  # [B, K + 1]; clusters outside the batch are empty
     order: Tensor | None,  # [B, M] row of every column; None: as they come
     sigma: float,
     ridge: float,
-    part: Part,
+    batch: ClusterBatch,
 ) -> Tensor:  # [B, size] fp64
     """Factorise K + ridge I of every cluster `[start, next start)` of rows in that order.
 
@@ -265,11 +265,11 @@ def factorised(
     (M, D), (B, K) = rows.shape, (starts.shape[0], starts.shape[1] - 1)
     # From rows of bf16 and fp16 the compiler makes no operands of fp64 (3.7.1, sm_90).
     rows = rows_of(rows.to(wide_dtype(rows)))
-    factor = torch.empty((B, part.size), dtype=torch.float64, device=rows.device)
-    spans = spans_of(starts, part.end - part.begin, BLOCK)
-    T, blocks = spans.first.shape[1], triton.cdiv(part.largest, BLOCK)
-    # Panels of a part, which is of large clusters, are as narrow as they get: they are a chain.
-    panel = _PANEL if part.largest == M else 1
+    factor = torch.empty((B, batch.size), dtype=torch.float64, device=rows.device)
+    spans = spans_of(starts, batch.end - batch.begin, BLOCK)
+    T, blocks = spans.first.shape[1], triton.cdiv(batch.largest, BLOCK)
+    # Panels of a batch, which is of large clusters, are as narrow as they get: they are a chain.
+    panel = _PANEL if batch.largest == M else 1
     steps = min(_MOST_PANELS, triton.cdiv(blocks, panel))
     shared: dict[str, Any] = {
         "K": K,
@@ -280,7 +280,7 @@ def factorised(
     shared |= {
         "factor": factor,
         "starts": starts,
-        "blocks_at_most": part.size // BLOCK**2,
+        "blocks_at_most": batch.size // BLOCK**2,
         "steps": steps,
         "num_warps": 8,
     }

@@ -70,7 +70,7 @@ def set_own(own_source, own_weight, target, which, sent, share, mask):
 
 
 @triton.jit
-def _order_kernel(
+def _sort_kernel(
     key,  # [E]
     ordered,  # [E] keys in order
     order,  # [E] numbers of their entries
@@ -108,14 +108,14 @@ def _order_kernel(
     tl.store(end + low + at - 1, begin + start, mask=(at > 0) & (at <= targets))
 
 
-def in_order(entries: Entries, N: int, M: int) -> tuple[Tensor, Tensor, bool]:
+def sort_by_target(entries: Entries, N: int, M: int) -> tuple[Tensor, Tensor, bool]:
     """Return sorted targets, their entries, and whether the spans of targets are known."""
     E, to_images = entries.key.shape[0], entries.to_images
     most = max(to_images, E - to_images)
     if most > _FEW:
         return *entries.key.sort(stable=True), False
     order, ordered = torch.empty((2, E), dtype=entries.key.dtype, device=entries.key.device)
-    _order_kernel[(triton.cdiv(max(most, N + 1, M + 1), _BLOCK), 2)](
+    _sort_kernel[(triton.cdiv(max(most, N + 1, M + 1), _BLOCK), 2)](
         entries.key, ordered, order, entries.first, entries.end, E, to_images, N, M,
         BLOCK=_BLOCK, CHUNK=256,
     )  # fmt: skip

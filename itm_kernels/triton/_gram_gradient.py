@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._cholesky import DEPTH, factor_of_cluster, kernel_block, row_of_blocks
+from itm_kernels.triton._cholesky import DEPTH, block_row, factor_of_cluster, rbf_block
 from itm_kernels.triton._cluster_batches import BLOCK
 from itm_kernels.triton._clusters import spans_of
-from itm_kernels.triton._kam_solve import Systems
+from itm_kernels.triton._kam_solve import ClusterSystems
 from itm_kernels.triton._score_tiles import number
 
 _COLUMNS = 64
@@ -70,14 +70,14 @@ def _blocks_kernel(
         at = tl.arange(0, BLOCK)
         m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
         of_m, of_n = tl.minimum(m, end - 1).to(tl.int64), tl.minimum(n, end - 1).to(tl.int64)
-        value = kernel_block(x, D, of_m, of_n, D, scale, BLOCK, DEPTH)
+        value = rbf_block(x, D, of_m, of_n, D, scale, BLOCK, DEPTH)
         total = tl.zeros((BLOCK, BLOCK), tl.float64)
         h_m, h_n = of_m - base, of_n - base
         total = _both_products(of_memory, memory, h_m, of_n, D, total, BLOCK, DEPTH)
         total = _both_products(memory, of_memory, of_m, h_n, D, total, BLOCK, DEPTH)
         value *= -total
         inside = (m < end)[:, None] & (n < end)[None, :] & (m[:, None] != n[None, :])
-        to = row_of_blocks(own, i, BLOCK) + j * BLOCK + at[None, :]
+        to = block_row(own, i, BLOCK) + j * BLOCK + at[None, :]
         tl.store(to, tl.where(inside, value, 0.0))
 
 
@@ -110,7 +110,7 @@ def _members_kernel(
         at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         there = column < D
-        rows = row_of_blocks(own, i, BLOCK)
+        rows = block_row(own, i, BLOCK)
         total = tl.zeros((BLOCK, COLUMNS), tl.float64)
         weight = tl.zeros((BLOCK,), tl.float64)
         of_cluster = x + tl.cast(begin, tl.int64) * D
@@ -142,16 +142,16 @@ def _members_kernel(
 
 
 def add_gradient_of_members(
-    systems: Systems,  # whose factors are overwritten
+    systems: ClusterSystems,  # whose factors are overwritten
     x: Tensor,  # [M, D]
     memory: Tensor,  # [M, D] W
-    of_memory: Tensor,  # [m, D] H of the systems' part, fp64
+    of_memory: Tensor,  # [m, D] H of the systems' batch, fp64
     sigma: float,
     out: Tensor,  # [M, D] to add to
 ) -> None:
     """Add what members get by way of K."""
-    part, starts = systems.part, systems.starts
-    spans = spans_of(starts, part.end - part.begin, BLOCK)
+    batch, starts = systems.batch, systems.starts
+    spans = spans_of(starts, batch.end - batch.begin, BLOCK)
     T, D, K = spans.first.shape[1], x.shape[1], starts.shape[1] - 1
     shared = {
         "blocks": systems.factor,
@@ -159,7 +159,7 @@ def add_gradient_of_members(
         "span_cluster": spans.cluster,
         "span_first": spans.first,
         "span_end": spans.end,
-        "blocks_at_most": part.size // BLOCK**2,
+        "blocks_at_most": batch.size // BLOCK**2,
         "K": K,
         "D": D,
         "CLUSTERS": triton.next_power_of_2(K),
@@ -167,8 +167,8 @@ def add_gradient_of_members(
         "DEPTH": DEPTH,
         "num_warps": 8,
     }
-    _blocks_kernel[(T, triton.cdiv(part.largest, BLOCK))](
-        x=x, memory=memory, of_memory=of_memory, base=part.begin, scale=1 / (2 * sigma**2),
+    _blocks_kernel[(T, triton.cdiv(batch.largest, BLOCK))](
+        x=x, memory=memory, of_memory=of_memory, base=batch.begin, scale=1 / (2 * sigma**2),
         **shared,
     )  # fmt: skip
     _members_kernel[(T, triton.cdiv(D, _COLUMNS))](

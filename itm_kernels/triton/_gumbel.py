@@ -15,7 +15,7 @@ def _halves(word):
 
 
 @triton.jit
-def words_of_pairs(
+def philox_words(
     seed,  # [2] int64
     n,  # [R] rows
     m,  # [C / 2] even columns

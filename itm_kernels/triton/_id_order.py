@@ -64,7 +64,7 @@ def _places(ids, r, own, count, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _order_kernel(
+def _sort_kernel(
     x_ids,  # [Q]
     y_ids,  # [G]
     query,
@@ -119,7 +119,7 @@ def _search(ids, G, value, RIGHT: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _spans_kernel(
+def _search_kernel(
     x_ids,  # [Q] ascending
     y_ids,  # [G] ascending
     query,
@@ -147,20 +147,20 @@ def _spans_kernel(
     _start(best, above, ties, positives, negatives, q, G - (beyond - below), mask)
 
 
-def by_id(x_ids: Tensor, y_ids: Tensor) -> tuple[Order, Counts]:
+def order_by_id(x_ids: Tensor, y_ids: Tensor) -> tuple[Order, Counts]:
     """Return the order of queries and candidates, and counts of 0 with the lowest best key."""
     Q, G, device = len(x_ids), len(y_ids), x_ids.device
     first, end = (torch.empty(Q, dtype=torch.int32, device=device) for _ in range(2))
     counts = Counts(*(torch.empty(Q, dtype=torch.int64, device=device) for _ in range(5)))
     if max(Q, G) > _FEW:
         (x_ids, query), (y_ids, candidate) = (ids.sort(stable=True) for ids in (x_ids, y_ids))
-        _spans_kernel[(triton.cdiv(Q, 128),)](
+        _search_kernel[(triton.cdiv(Q, 128),)](
             x_ids, y_ids, query, first, end, *counts, Q, G,
             BLOCK=128, STEPS=G.bit_length(), num_warps=4,
         )  # fmt: skip
         return Order(query, candidate, first, end), counts
     query, candidate = (torch.empty(n, dtype=torch.int32, device=device) for n in (Q, G))
-    _order_kernel[(triton.cdiv(max(Q, G), _BLOCK), 2)](
+    _sort_kernel[(triton.cdiv(max(Q, G), _BLOCK), 2)](
         x_ids.contiguous(), y_ids.contiguous(), query, candidate, first, end, *counts, Q, G,
         BLOCK=_BLOCK, CHUNK=256, num_warps=4,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 A program takes some right-hand sides of a cluster through its factor (`_cholesky`), block by block:
 launches depend neither on the clusters' sizes nor on the number of right-hand sides, unless the
-factors are too large to exist all at once (`Memory`).
+factors are too large to exist all at once (`AssociativeMemory`).
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _cluster_batches
-from itm_kernels.triton._cholesky import DEPTH, factor_of_cluster, factorised, row_of_blocks
-from itm_kernels.triton._cluster_batches import BLOCK, Part, whole
+from itm_kernels.triton._cholesky import DEPTH, block_row, cholesky_factors, factor_of_cluster
+from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch, single_batch
 
 _COLUMNS = 64  # right-hand sides of a program
-_PROGRAMS = 128  # below that, programs of a part take half as many right-hand sides
+_PROGRAMS = 128  # below that, programs of a batch take half as many right-hand sides
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _explained(
 ):
     """Return rows of block i of the factor, or up of its transpose, times what is known."""
     depth = tl.arange(0, DEPTH)
-    rows = row_of_blocks(factor, i, BLOCK)
+    rows = block_row(factor, i, BLOCK)
     total = tl.zeros((BLOCK, COLUMNS), tl.float64)
     for begin in range(first, last, DEPTH):
         if UP:
@@ -120,35 +120,35 @@ def _substitute_kernel(
             tl.store(at, rest.to(out.dtype.element_ty), mask=inside)
 
 
-class Systems(NamedTuple):
+class ClusterSystems(NamedTuple):
     """Factors of K + ridge I: of some clusters of one clustering, or of every anchor's."""
 
     factor: Tensor  # [B, size] fp64
     starts: Tensor  # [B, K + 1]
     order: Tensor | None  # [B, M] row of every column; None: as they come
-    part: Part
+    batch: ClusterBatch
 
     def solve(
         self,
         right: Tensor,  # [B, M, C], elements of a row side by side
         out: Tensor | None,  # [B, M, C] to write where a row is in one of the clusters
-    ) -> Tensor:  # [B, m, C] fp64, of the part's rows
+    ) -> Tensor:  # [B, m, C] fp64, of the batch's rows
         """Return the solutions of all clusters; without `out`, 0 in rows that are in none.
 
         With an order they are in the order of columns here, and of rows in `out`.
         """
         B, M, C = right.shape
-        K, part = self.starts.shape[1] - 1, self.part
+        K, batch = self.starts.shape[1] - 1, self.batch
         make = torch.zeros if out is None else torch.empty
-        work = make((B, part.end - part.begin, C), dtype=torch.float64, device=right.device)
+        work = make((B, batch.end - batch.begin, C), dtype=torch.float64, device=right.device)
         columns = min(_COLUMNS, max(16, triton.next_power_of_2(C)))
-        if part.clusters < K and part.clusters * triton.cdiv(C, columns) < _PROGRAMS:
+        if batch.clusters < K and batch.clusters * triton.cdiv(C, columns) < _PROGRAMS:
             columns = min(columns, _COLUMNS // 2)
         for up in (False, True):
             _substitute_kernel[(B * K, triton.cdiv(C, columns))](
                 self.factor, self.starts, self.starts if self.order is None else self.order,
                 right, work, work if out is None else out, self.factor.shape[1] // BLOCK**2,
-                part.begin, K, M, C, right.stride(0), right.stride(1),
+                batch.begin, K, M, C, right.stride(0), right.stride(1),
                 CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH, COLUMNS=columns,
                 HAS_ORDER=self.order is not None, UP=up, HAS_OUT=out is not None, num_warps=8,
                 num_stages=3 if columns == _COLUMNS else 2,
@@ -156,20 +156,21 @@ class Systems(NamedTuple):
         return work
 
 
-def systems(
+def factorize(
     rows: Tensor,  # [M, D]
     starts: Tensor,  # [B, K + 1]
     order: Tensor | None,  # [B, M]
     sigma: float,
     ridge: float,
-    part: Part | None = None,  # None: all clusters
-) -> Systems:
+    batch: ClusterBatch | None = None,  # None: all clusters
+) -> ClusterSystems:
     """Return the systems of every cluster `[start, next start)` of rows in that order."""
-    part = part or whole(rows.shape[0], starts.shape[1] - 1)
-    return Systems(factorised(rows, starts, order, sigma, ridge, part), starts, order, part)
+    batch = batch or single_batch(rows.shape[0], starts.shape[1] - 1)
+    factor = cholesky_factors(rows, starts, order, sigma, ridge, batch)
+    return ClusterSystems(factor, starts, order, batch)
 
 
-class Memory:
+class AssociativeMemory:
     """K + ridge I of one clustering of sorted rows, to be solved for any right-hand sides."""
 
     def __init__(
@@ -178,15 +179,15 @@ class Memory:
         starts: Tensor,  # [1, K + 1]
         sigma: float,
         ridge: float,
-        keep: bool,  # there is a second round over the parts: keep factors that all exist at once
+        keep: bool,  # there is a second round over the batches: keep factors that all exist at once
     ) -> None:
         self.given = rows, starts, sigma, ridge
-        self.parts = _cluster_batches.parts_of(starts, rows.shape[0], rows.shape[1], keep)
-        self._keep = keep and self.parts == [whole(rows.shape[0], starts.shape[1] - 1)]
-        self._kept: Systems | None = None
+        self.batches = _cluster_batches.batches_of(starts, rows.shape[0], rows.shape[1], keep)
+        self._keep = keep and self.batches == [single_batch(rows.shape[0], starts.shape[1] - 1)]
+        self._kept: ClusterSystems | None = None
 
-    def systems(self, last: Tensor | None = None) -> Iterator[Systems]:
-        """Yield the systems of all clusters in parts, each of which is gone before the next.
+    def factorized(self, last: Tensor | None = None) -> Iterator[ClusterSystems]:
+        """Yield the systems of all clusters in batches, each of which is gone before the next.
 
         The last time, factors may be overwritten, and rows are handed in: in fp32 or better.
         """
@@ -195,11 +196,11 @@ class Memory:
             self.given = (last, starts, sigma, ridge)
             rows = last
         M = rows.shape[0]
-        for part in self.parts:
+        for batch in self.batches:
             found, self._kept = self._kept, None
             if found is None:
-                own = starts if part.largest == M else starts.clamp(part.begin, part.end)
-                found = systems(rows, own, None, sigma, ridge, part)
+                own = starts if batch.largest == M else starts.clamp(batch.begin, batch.end)
+                found = factorize(rows, own, None, sigma, ridge, batch)
             if self._keep and last is None:
                 self._kept = found
             yield found
@@ -208,7 +209,7 @@ class Memory:
     def solve(self, right: Tensor, dtype: torch.dtype) -> Tensor:  # [M, C] -> [M, C]
         """Return the solutions of all clusters; 0 in rows that are in none."""
         out = torch.zeros(right.shape, dtype=dtype, device=right.device)
-        for one in self.systems():
+        for one in self.factorized():
             one.solve(right[None], out[None])
             del one
         return out

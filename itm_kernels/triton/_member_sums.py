@@ -30,7 +30,7 @@ from itm_kernels.triton._score_tiles import wide_type
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
-class Factor(NamedTuple):
+class RowOperand(NamedTuple):
     """Rows that are multiplied with weights in fp32."""
 
     rows: Tensor  # [parts, M, D]
@@ -56,7 +56,7 @@ class Factor(NamedTuple):
         }
 
 
-def factor_of(x: Tensor, cancelling: bool = False) -> Factor:
+def row_operand(x: Tensor, cancelling: bool = False) -> RowOperand:
     """Prepare rows: bf16 is exact as it is, and a weight is three such numbers."""
     if x.dtype == torch.float16:
         x = x.float()  # its smallest numbers are below those of a weight's parts
@@ -64,10 +64,10 @@ def factor_of(x: Tensor, cancelling: bool = False) -> Factor:
     terms = parts if kind in ("half", "parts") else 0
     tile = tile_of("sum" if terms or kind == "tf32" else kind, 1, 1, x.shape[1])
     tile = tile._replace(warps=8)  # weights of a mask in 4 warps are 10 to 146 spills
-    return Factor(prepare(x, kind, parts), terms, "tf32" if kind == "tf32" else "ieee", tile)
+    return RowOperand(prepare(x, kind, parts), terms, "tf32" if kind == "tf32" else "ieee", tile)
 
 
-def scaled_factor(rows: Tensor, factor: Tensor, like: Tensor) -> Factor:
+def scaled_row_operand(rows: Tensor, factor: Tensor, like: Tensor) -> RowOperand:
     """Prepare rows laid out by `_scaled_operands` for weights of at most 1, as a softmax has.
 
     Rows are one or two parts of fp16, and weights two: half as many products as of bf16 parts.
@@ -82,10 +82,10 @@ def scaled_factor(rows: Tensor, factor: Tensor, like: Tensor) -> Factor:
     tile = tile_of("sum", 1, 1, like.shape[1])
     both = Operands(rows, rows, "parts", "ieee", tile, one, factor)
     unit = unit_of(rows[0], both, one[0], one)
-    return Factor(rows, 2, "ieee", tile._replace(warps=8), factor, unit)
+    return RowOperand(rows, 2, "ieee", tile._replace(warps=8), factor, unit)
 
 
-def _wide_tile(members: Factor, clusters: Clusters, R: int) -> Factor:
+def _wide_tile(members: RowOperand, clusters: Clusters, R: int) -> RowOperand:
     """Take a large tile for many rows without masks, whose sums are not stored.
 
     A mask beside it, of rows or of D, is 18 spills on sm_90, pointers to store at are 22.
@@ -210,10 +210,10 @@ def _sums_kernel(
         tl.store(out + at, tl.sum(total * total, 1), mask=some)
 
 
-def vectors_of(
+def store_vectors(
     clusters: Clusters,
     weights: Tensor,  # [R, M]
-    members: Factor,
+    members: RowOperand,
     valid: Tensor,  # [R, K]
     out: Tensor,  # [R, K, D] to write
 ) -> None:
@@ -227,10 +227,10 @@ def vectors_of(
     )  # fmt: skip
 
 
-def cosine_parts(
+def cosine_terms(
     clusters: Clusters,
     weights: Tensor,  # [R, M]
-    members: Factor,
+    members: RowOperand,
     valid: Tensor,  # [R, K]
     anchors: Tensor,  # [R, D], elements side by side
 ) -> Tensor:  # [2, tiles of D, R, K]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._coo_entries import Entries, by_target, in_order
+from itm_kernels.triton._coo_entries import Entries, by_target, sort_by_target
 from itm_kernels.triton._operands import INTERPRETED, rows_of, stored_dtype
 from itm_kernels.triton._score_tiles import wide_type
 from itm_kernels.triton._tile_table import architecture
@@ -185,7 +185,7 @@ def _gradients_kernel(
         )  # fmt: skip
 
 
-def send(
+def segment_sum(
     entries: Entries,
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
@@ -204,7 +204,7 @@ def send(
     warps = max(1, min(8 if architecture() == 100 else 4, depth // 128))
     options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": warps}
     partial, chunk = entries.weight, 0
-    ordered, order, known = in_order(entries, N, M)
+    ordered, order, known = sort_by_target(entries, N, M)
     if not known or E > 2 * _CHUNK:
         chunk, chunks = _CHUNK, triton.cdiv(E, _CHUNK)
         partial = entries.weight.new_empty((E // chunk, D))
@@ -231,4 +231,4 @@ def add_rows(
     like: Tensor,  # [N, D]
 ) -> Tensor:  # [N, D] in the dtype of like
     """Return base plus, for every target, the sum of its rows in order."""
-    return send(by_target(target, rows, base.shape[0]), like, rows, base)[0]
+    return segment_sum(by_target(target, rows, base.shape[0]), like, rows, base)[0]

@@ -14,10 +14,10 @@ from torch import Tensor
 from itm_kernels.triton._blocked_products import rows_at_once
 from itm_kernels.triton._clusters import Spans, spans_of
 from itm_kernels.triton._gram_gradient import add_gradient_of_members
-from itm_kernels.triton._member_sums import Factor
+from itm_kernels.triton._member_sums import RowOperand
 from itm_kernels.triton._operands import Operands, kind_and_parts, prepare, tile_of, wide_dtype
 from itm_kernels.triton._products import add_product
-from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments, solved
+from itm_kernels.triton._synthesis_blocks import Block, Synthesis, list_arguments, solve_weights
 from itm_kernels.triton._synthesis_kernels import (
     members_gradient_kernel,
     softmax_gradient_kernel,
@@ -87,7 +87,7 @@ class Backward:
         of_khat = out.zero_()
         self._through_vectors(block, both, of_khat, D)
         if block.own is not None:
-            of_khat = solved(block.own, of_khat)
+            of_khat = solve_weights(block.own, of_khat)
             self._to_kernel(block, of_khat)
             out.zero_()
         # In place: a program reads its cluster's columns of its rows before it writes them.
@@ -113,7 +113,7 @@ class Backward:
         weights_gradient_kernel[(T * triton.cdiv(P, self.tile.rows),)](
             **both.arguments(), **tiles(of_scores), **shared, out=of_weights, T=T
         )
-        factor = Factor(both.x, self.terms, both.precision, self.sum_tile)
+        factor = RowOperand(both.x, self.terms, both.precision, self.sum_tile)
         members_gradient_kernel[(of_sums.first.shape[1], triton.cdiv(D, self.sum_tile.columns))](
             **factor.arguments(), **tiles(of_sums), **shared, weights=block.weights, out=self.rows,
             D=D,
@@ -175,9 +175,9 @@ class Backward:
                 del part, self.prepared
             x = self.x.to(self.dtype)
             del self.x, one.x, one.both, one.q  # rows of half precision
-            for systems in one.memory.systems(x):
+            for systems in one.memory.factorized(x):
                 (solution,) = systems.solve(self.rows[None], None)
-                rows[systems.part.begin : systems.part.end] += solution
+                rows[systems.batch.begin : systems.batch.end] += solution
                 add_gradient_of_members(systems, x, one.rows, solution, one.sigma, rows)
                 del systems, solution
         elif one.kam:

@@ -10,8 +10,8 @@ from torch import Tensor
 from itm_kernels.triton._blocked_products import rows_at_once
 from itm_kernels.triton._cluster_batches import factor_size
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
-from itm_kernels.triton._kam_solve import Memory, Systems, systems
-from itm_kernels.triton._member_sums import Factor, factor_of, scaled_factor
+from itm_kernels.triton._kam_solve import AssociativeMemory, ClusterSystems, factorize
+from itm_kernels.triton._member_sums import RowOperand, row_operand, scaled_row_operand
 from itm_kernels.triton._metrics import squares
 from itm_kernels.triton._operands import INTERPRETED, kind_and_parts, rows_of, wide_dtype
 from itm_kernels.triton._scaled_operands import operands, scaled_rows, unit_rows
@@ -23,7 +23,7 @@ _FACTORS = 1 << 24
 _ROWS, _COLUMNS = (64, 128) if INTERPRETED else (4, 128)
 
 
-def solved(systems: Systems, weights: Tensor) -> Tensor:  # [R, M], [R, M]
+def solve_weights(systems: ClusterSystems, weights: Tensor) -> Tensor:  # [R, M], [R, M]
     """Solve for every anchor's weights, in fp64: thousands that cancel."""
     out = torch.zeros((*weights.shape, 1), dtype=torch.float64, device=weights.device)
     systems.solve(weights[..., None], out)
@@ -39,7 +39,7 @@ class Block(NamedTuple):
     khat: Tensor  # [R, M]
     weights: Tensor  # [R, M] of `Synthesis.rows` in the vectors
     valid: Tensor  # [R, K]
-    own: Systems | None  # of anchors with clusters of their own
+    own: ClusterSystems | None  # of anchors with clusters of their own
 
 
 def list_arguments(clusters: Clusters, anchors: int) -> dict[str, Any]:
@@ -85,15 +85,15 @@ class Synthesis:
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
         self.for_gradients = keep_memory
-        self.memory: Memory | None = None
+        self.memory: AssociativeMemory | None = None
         self.rows = unit  # [M, D] whose sums the vectors are
         if self.kam and order is not None:
-            memory = Memory(unit, self.clusters.starts, sigma, ridge, keep_memory)
+            memory = AssociativeMemory(unit, self.clusters.starts, sigma, ridge, keep_memory)
             self.rows = memory.solve(unit, wide)
             self.memory = memory if keep_memory else None
 
     @cached_property
-    def members(self) -> Factor:
+    def members(self) -> RowOperand:
         """The rows whose sums the vectors are, prepared for products with weights.
 
         Those of the memory are large: in tf32 the vectors erred three times as much as eager's.
@@ -103,8 +103,8 @@ class Synthesis:
         # gradient of vectors multiplies the same bf16 parts (`_synthesis_backward`).
         bounded = not (self.kam and self.clusters.per_anchor)
         if kind in ("half", "parts") and bounded and not self.for_gradients:
-            return scaled_factor(*scaled_rows(self.rows, kind, False, fine=True), self.rows)
-        return factor_of(self.rows, cancelling=self.kam)
+            return scaled_row_operand(*scaled_rows(self.rows, kind, False, fine=True), self.rows)
+        return row_operand(self.rows, cancelling=self.kam)
 
     # -- blocks ------------------------------------------------------------------------------------
 
@@ -143,8 +143,8 @@ class Synthesis:
         q, own, weights = self.q[first : first + R], None, logits
         if self.kam and clusters.per_anchor:
             order, starts, _ = sorted_by_cluster(clusters.assignment, K)
-            own = systems(self.x, starts, order, self.sigma, self.ridge)
-            weights = solved(own, weights)
+            own = factorize(self.x, starts, order, self.sigma, self.ridge)
+            weights = solve_weights(own, weights)
         return Block(first, q, clusters, logits, weights, valid, own)
 
     def kernel_rows(self, first: int, last: int) -> Tensor:  # [R, M] fp64

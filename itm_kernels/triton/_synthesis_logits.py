@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._anchor_gradient import finish, weigh
-from itm_kernels.triton._member_sums import cosine_parts
+from itm_kernels.triton._member_sums import cosine_terms
 from itm_kernels.triton._norms import divisor, root, squares_of
 from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
@@ -144,7 +144,7 @@ def cosines(one: Synthesis) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
     cosine = torch.empty((N, K), dtype=wide_dtype(one.q), device=one.q.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
     for block in one.blocks(one.at_once(), valid):
-        parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
+        parts = cosine_terms(block.clusters, block.weights, one.members, block.valid, block.q)
         cosine_of(parts, block.q, valid, cosine, block.first)
     return cosine, valid
 
@@ -168,7 +168,7 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     grad = grad.contiguous()
     for block in one.blocks(one.at_once(), valid):
         R, own = block.q.shape[0], slice(block.first, block.first + block.q.shape[0])
-        parts = cosine_parts(block.clusters, block.weights, one.members, block.valid, block.q)
+        parts = cosine_terms(block.clusters, block.weights, one.members, block.valid, block.q)
         alpha = alpha_of(parts, block.q, valid, grad, largest, along, block.first)
         weights = weights_empty(R, M, like, kind=kind)
         if block.clusters.per_anchor:

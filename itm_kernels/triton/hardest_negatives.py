@@ -9,7 +9,7 @@ from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
 from itm_kernels.triton._operands import rows_of, wide_dtype
 from itm_kernels.triton._score_tiles import paired_scores
-from itm_kernels.triton._segment_sum import send
+from itm_kernels.triton._segment_sum import segment_sum
 from itm_kernels.triton._tile_maxima import Best, best_of_tiles
 
 
@@ -170,4 +170,4 @@ def hardest_negatives_backward(
            zip(("positive", "text", "image"), grads, strict=True)},
         N=N, M=M, ROWS=128, HAS_POSITIVE=positive is not None,
     )  # fmt: skip
-    return send(entries, image, text)
+    return segment_sum(entries, image, text)

@@ -12,7 +12,7 @@ from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
 from itm_kernels.triton._operands import rows_of, wide_dtype
 from itm_kernels.triton._score_tiles import hinge, number, paired_scores, wide_type
-from itm_kernels.triton._segment_sum import send
+from itm_kernels.triton._segment_sum import segment_sum
 from itm_kernels.triton._tile_maxima import best_of_tiles
 
 # Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
@@ -173,4 +173,4 @@ def max_of_hinges_backward(
         text_index.contiguous(), image_index.contiguous(), **entries.arguments(),
         grad_stride=grad.stride(0), N=N, M=M, PAIRS=128, HAS_POSITIVE=positive is not None,
     )  # fmt: skip
-    return send(entries, image, text)
+    return segment_sum(entries, image, text)

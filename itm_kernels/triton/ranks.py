@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._id_order import Order, by_id
+from itm_kernels.triton._id_order import Order, order_by_id
 from itm_kernels.triton._operands import Operands, operands
 from itm_kernels.triton._score_tiles import (
     key_of_nan,
@@ -178,7 +178,7 @@ def ranks_total(
     """Return ranks, how many negatives are above the best positive, and what ties with it."""
     both = operands(queries, gallery)
     ids = {"x_ids": query_ids.contiguous(), "y_ids": gallery_ids.contiguous()}
-    order, counts = by_id(**ids)
+    order, counts = order_by_id(**ids)
     sizes: dict[str, Any] = {"Q": len(queries), "G": len(gallery), "WIDE": both.kind == "fp64"}
     best = _best_positives(both, order, counts.best, ids, sizes)
     _, above, ties, positives, negatives = counts

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import no_scores
-from itm_kernels.triton._member_sums import vectors_of
+from itm_kernels.triton._member_sums import store_vectors
 from itm_kernels.triton._operands import wide_dtype
 from itm_kernels.triton._synthesis_backward import Backward
 from itm_kernels.triton._synthesis_blocks import Synthesis
@@ -37,7 +37,7 @@ def rbf_synthesis_forward(
     valid = torch.empty(shape[:2], dtype=torch.bool, device=anchors.device)
     for block in one.blocks(one.at_once(), valid):
         own = vectors[block.first : block.first + block.q.shape[0]]
-        vectors_of(block.clusters, block.weights, one.members, block.valid, own)
+        store_vectors(block.clusters, block.weights, one.members, block.valid, own)
     return vectors, valid, no_scores(anchors)
 
 
@@ -119,7 +119,7 @@ def rbf_synthesis_logits_backward(
         block = one.block(first, weights.shape[0])
         rows = slice(first, first + weights.shape[0])
         vectors = torch.empty((weights.shape[0], K, D), dtype=backward.dtype, device=grad.device)
-        vectors_of(block.clusters, block.weights, found, block.valid, vectors)
+        store_vectors(block.clusters, block.weights, found, block.valid, vectors)
         own = grad[rows].masked_fill(~block.valid, 0)
         of_anchors, of_vectors = _through_cosine(own, block.q, vectors)
         backward.scores(block, of_vectors, weights)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._gumbel import gumbel_of_columns, words_of_pairs
+from itm_kernels.triton._gumbel import gumbel_of_columns, philox_words
 from itm_kernels.triton._hardest import best_empty, hardest
 from itm_kernels.triton._operands import operands
 from itm_kernels.triton._positives import id_arguments
@@ -58,7 +58,7 @@ def _draw_kernel(
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
     even = column_tile * COLUMNS + 2 * tl.arange(0, COLUMNS // 2)
-    a, b, c, d = words_of_pairs(seed, n, even)
+    a, b, c, d = philox_words(seed, n, even)
     keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(a, b)))
     leave_best(keys, columns[None, :], row_key, row_index, column_tile, N, n, 1)
     keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(c, d)))
@@ -66,7 +66,7 @@ def _draw_kernel(
 
 
 @triton.jit
-def _winners_kernel(
+def _select_kernel(
     row_key,
     row_index,
     column_key,
@@ -114,7 +114,7 @@ def sample_negatives(
     N, M = image.shape[0], text.shape[0]
     text_index = torch.empty(N, dtype=torch.int64, device=image.device)
     image_index = torch.empty(M, dtype=torch.int64, device=image.device)
-    _winners_kernel[(triton.cdiv(max(N, M), 16), 2)](
+    _select_kernel[(triton.cdiv(max(N, M), 16), 2)](
         *best_text, *best_image, text_index, image_index, N, M,
         best_text.key.shape[0], best_image.key.shape[0], ANCHORS=16, TILES=16,
     )  # fmt: skip

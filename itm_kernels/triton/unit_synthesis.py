@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.triton._anchor_gradient import finish, weigh
-from itm_kernels.triton._member_sums import cosine_parts, scaled_factor
+from itm_kernels.triton._member_sums import cosine_terms, scaled_row_operand
 from itm_kernels.triton._norms import SMALLEST
 from itm_kernels.triton._operands import kind_of, stored_dtype, wide_dtype
 from itm_kernels.triton._products import add_product, unit_of
@@ -57,10 +57,10 @@ def unit_synthesis_forward(
     sums = cosine.new_empty((2, N if gradients else 0, K))
     kept = _laid_out(one.rows) if gradients else _nothing(one.rows)
     shared = gradients and kind_of(one.rows) == "parts"
-    parts_of_rows = scaled_factor(*kept, one.rows) if shared else one.members
+    parts_of_rows = scaled_row_operand(*kept, one.rows) if shared else one.members
     del one.rows
     for block in one.blocks(one.at_once(), valid):
-        parts = cosine_parts(block.clusters, block.weights, parts_of_rows, block.valid, block.q)
+        parts = cosine_terms(block.clusters, block.weights, parts_of_rows, block.valid, block.q)
         keep = sums if gradients else None
         cosine_of(parts, block.q, valid, cosine, block.first, keep, SMALLEST.value)
         del block

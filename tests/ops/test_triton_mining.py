@@ -261,7 +261,7 @@ def test_order_of_ids(Q: int, G: int, few: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_id_order, "_FEW", few)
     x_ids, y_ids = 2**62 - ids(Q, 50, 1), 2**62 - ids(G, 50, 2)
     x_ids[0] = y_ids[-1] = -(2**63)
-    order, counts = _id_order.by_id(x_ids, y_ids)
+    order, counts = _id_order.order_by_id(x_ids, y_ids)
     assert torch.equal(order.query.long(), x_ids.argsort(stable=True))
     assert torch.equal(order.candidate.long(), y_ids.argsort(stable=True))
     own, gallery = x_ids.sort().values, y_ids.sort().values

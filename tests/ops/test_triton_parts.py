@@ -35,16 +35,16 @@ def test_clusters_whose_sizes_are_read_are_solved_alike(sizes, monkeypatch) -> N
         for columns in (33, 5)
     )
     starts = torch.tensor([[0, *sizes]], dtype=torch.int32).cumsum(1, dtype=torch.int32)
-    wanted = _kam_solve.Memory(x, starts, 0.5, 1e-4, False).solve(right, torch.float64)
+    wanted = _kam_solve.AssociativeMemory(x, starts, 0.5, 1e-4, False).solve(right, torch.float64)
     assert (wanted[starts[0, -1] :] == 0).all()
-    monkeypatch.setattr(_cluster_batches, "UNASKED", 0)
+    monkeypatch.setattr(_cluster_batches, "SYNC_FREE_BYTES", 0)
     own = sum(size > 0 for size in sizes)
     # A part of every cluster, of the first three (9 blocks and 51 rows) and the others, and of all.
     for workspace, parts in ((0, own), (32000, 2), (1 << 30, 1)):
         monkeypatch.setattr(_cluster_batches, "SMALL_WORKSPACE", workspace)
-        memory = _kam_solve.Memory(x, starts, 0.5, 1e-4, True)
-        assert len(memory.parts) == min(own, parts)
-        assert sum(part.size for part in memory.parts) <= _cluster_batches.factor_size(72, 5)
+        memory = _kam_solve.AssociativeMemory(x, starts, 0.5, 1e-4, True)
+        assert len(memory.batches) == min(own, parts)
+        assert sum(part.size for part in memory.batches) <= _cluster_batches.factor_size(72, 5)
         torch.testing.assert_close(memory.solve(right, torch.float64), wanted)
 
 
@@ -52,15 +52,15 @@ def test_factors_are_kept_where_all_exist_at_once(monkeypatch) -> None:
     from itm_kernels.triton import _cluster_batches, _kam_solve
 
     made = []
-    factorised = _kam_solve.factorised
+    factorised = _kam_solve.cholesky_factors
     monkeypatch.setattr(
-        _kam_solve, "factorised", lambda *given: made.append(1) or factorised(*given)
+        _kam_solve, "cholesky_factors", lambda *given: made.append(1) or factorised(*given)
     )
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     starts = torch.tensor([[0, 12, 20]], dtype=torch.int32)
     for unasked, wanted in ((1 << 30, 1), (0, 2)):
-        monkeypatch.setattr(_cluster_batches, "UNASKED", unasked)
-        memory = _kam_solve.Memory(x, starts, 0.5, 1e-4, True)
+        monkeypatch.setattr(_cluster_batches, "SYNC_FREE_BYTES", unasked)
+        memory = _kam_solve.AssociativeMemory(x, starts, 0.5, 1e-4, True)
         first, second = memory.solve(x, torch.float64), memory.solve(x, torch.float64)
         assert first.equal(second)
         assert len(made) == wanted
@@ -73,7 +73,7 @@ def test_a_synthesis_in_parts_is_that_of_the_whole(form, monkeypatch) -> None:
 
     case = problem(3, 50, 17, 3)
     wanted = results(case, "triton", "kam", *form)
-    monkeypatch.setattr(_cluster_batches, "UNASKED", 0)
+    monkeypatch.setattr(_cluster_batches, "SYNC_FREE_BYTES", 0)
     monkeypatch.setattr(_cluster_batches, "WORKSPACE", 0)
     monkeypatch.setattr(_cluster_batches, "SMALL_WORKSPACE", 0)
     same(results(case, "triton", "kam", *form), wanted)
@@ -96,10 +96,10 @@ def test_clusters_are_not_read_where_they_cannot_be(monkeypatch) -> None:
     assert _cluster_batches.starts_on_host(starts.to("meta"), 7) is None
     asked = []
     monkeypatch.setattr(_cluster_batches, "starts_on_host", lambda *given: asked.append(given))
-    _cluster_batches.parts_of(starts, 11520, 1)
+    _cluster_batches.batches_of(starts, 11520, 1)
     assert not asked
-    assert _cluster_batches.parts_of(starts, 11521, 1) == [
-        _cluster_batches.whole(11521, 2)
+    assert _cluster_batches.batches_of(starts, 11521, 1) == [
+        _cluster_batches.single_batch(11521, 2)
     ]  # as in a CUDA graph
     assert len(asked) == 1
 
@@ -109,10 +109,10 @@ def test_parts_of_equal_clusters_fit_the_workspace(monkeypatch) -> None:
     from itm_kernels.triton import _cluster_batches
 
     monkeypatch.setattr(_cluster_batches, "BLOCK", 64)
-    parts = _cluster_batches.divided(list(range(0, 32769, 4096)), 1024)
+    parts = _cluster_batches.split_into_batches(list(range(0, 32769, 4096)), 1024)
     assert [part.clusters for part in parts] == [3, 3, 2]
-    small = _cluster_batches.divided(list(range(0, 32769, 4096)), 1024, small=True)
+    small = _cluster_batches.split_into_batches(list(range(0, 32769, 4096)), 1024, small=True)
     assert [part.clusters for part in small] == [2, 2, 2, 2]
     assert 8 * parts[0].size == 204_472_320
-    (one,) = _cluster_batches.divided([0, 32768], 1024)
+    (one,) = _cluster_batches.split_into_batches([0, 32768], 1024)
     assert 8 * one.size == 4_303_355_904

@@ -180,10 +180,10 @@ def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
     right = torch.randn(2, 270, 3, generator=generator, dtype=torch.float64)
     bad = order[1, 66]  # in a cluster of the second problem alone
     x[bad] = x[order[1, 67]]
-    problems = _kam_solve.systems(x, starts, order, 0.5, 0.0)
+    problems = _kam_solve.factorize(x, starts, order, 0.5, 0.0)
     found = torch.zeros_like(right)
     problems.solve(right, found)
-    alone = _kam_solve.Memory(x[order[0]], starts[:1], 0.5, 0.0, False)
+    alone = _kam_solve.AssociativeMemory(x[order[0]], starts[:1], 0.5, 0.0, False)
     sorted_right = right[0, order[0]]
     torch.testing.assert_close(alone.solve(sorted_right, torch.float64), found[0, order[0]])
     for b, k in product(range(2), range(5)):

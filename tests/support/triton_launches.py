@@ -158,8 +158,8 @@ def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
         unit_synthesis.unit_synthesis_backward(values(N, 4), *kept, *inputs)
     if dtype == torch.float32 and N <= 4096:  # a part of the clusters, as the host knows them
         M, starts = 200, torch.empty((1, 5), dtype=torch.int32, device="meta")
-        part = _cluster_batches.Part(0, M, _cluster_batches.factor_size(M, 4), M, 1)
-        found = _kam_solve.systems(rows(M, D, dtype), starts, None, 0.5, 1e-4, part)
+        part = _cluster_batches.ClusterBatch(0, M, _cluster_batches.factor_size(M, 4), M, 1)
+        found = _kam_solve.factorize(rows(M, D, dtype), starts, None, 0.5, 1e-4, part)
         found.solve(rows(M, D, dtype)[None], rows(M, D, dtype)[None])
 
 

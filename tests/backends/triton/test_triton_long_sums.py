@@ -24,7 +24,7 @@ def test_a_row_that_everyone_mined() -> None:
     for chunk in (CHAIN, CHAIN // 4):  # chunks of their own, added up as another chain
         entries = entries_of(key, torch.ones(CHAIN), 1, CHAIN, CHAIN)
         with patch.object(_segment_sum, "_ENTRIES", 1), patch.object(_segment_sum, "_CHUNK", chunk):
-            found, _ = _segment_sum.send(entries, image, text)
+            found, _ = _segment_sum.segment_sum(entries, image, text)
         torch.testing.assert_close(found.double(), CHAIN * text[:1].double(), rtol=EPS, atol=0)
 
 

@@ -40,7 +40,7 @@ def test_one_row_mined_by_all_is_summed_with_the_others(
     none = N + M
     keys = torch.where(to_image < 0, none, to_image), torch.where(to_text < 0, none, N + to_text)
     entries = entries_of(torch.cat(keys), torch.cat(weights), N, M, 700)
-    found = _segment_sum.send(entries, image, text)
+    found = _segment_sum.segment_sum(entries, image, text)
     for grad, target, weight, rows in zip(
         found, (to_image, to_text), weights, (text, image), strict=True
     ):
@@ -63,7 +63,7 @@ def test_few_entries_are_counted_into_the_order_of_a_sort(E: int, F: int, N: int
     none = keys[0] == N
     key = torch.cat([torch.where(none, N + M, keys[0]), keys[1]])
     entries = entries_of(key, torch.ones(E + F), N, M, E)
-    ordered, order, known = _coo_entries.in_order(entries, N, M)
+    ordered, order, known = _coo_entries.sort_by_target(entries, N, M)
     assert known
     for begin, end in ((0, E), (E, E + F)):
         wanted = key[begin:end].sort(stable=True)

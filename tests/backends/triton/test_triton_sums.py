@@ -25,15 +25,15 @@ def test_parts_of_fp16_are_as_exact_as_those_of_bf16(M: int, D: int, dtype: torc
         [weights[:, own == k].double() @ rows[own == k].double() for k in (0, 1)], 1
     )
     kind = "parts" if dtype == torch.float32 else "half"
-    scaled = _member_sums.scaled_factor(
+    scaled = _member_sums.scaled_row_operand(
         *_scaled_operands.scaled_rows(rows, kind, False, fine=True), rows
     )
-    before = _member_sums.factor_of(rows)
+    before = _member_sums.row_operand(rows)
     assert scaled.terms == 2
     assert scaled.rows.shape[0] == (2 if dtype == torch.float32 else 1)
     errors = []
     for factor in (scaled, before):
         found, valid = torch.empty(9, 2, D), torch.ones(9, 2, dtype=torch.bool)
-        _member_sums.vectors_of(clusters, weights, factor, valid, found)
+        _member_sums.store_vectors(clusters, weights, factor, valid, found)
         errors.append((found - wanted).abs().max() / wanted.abs().max())
     assert errors[0] <= 2 * errors[1] + 1e-7
