@@ -35,7 +35,7 @@ class HardNegativeSampler(Checked):
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
 
     Source: Li et al., ALBEF, 2021, section 3.2.

@@ -119,7 +119,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
 
     Memory: kam weights are solved for exactly, with n^2 / 2 numbers of fp64 per cluster of n
@@ -180,7 +180,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
     @options_by_name
     def forward(
         self,
-        anchors: Tensor,  # [N, D], normalised inside
+        anchors: Tensor,  # [N, D], normalised internally
         members: Tensor,  # [M, D]; M = N without ids, anchor n then ignores member n
         *,
         anchor_ids: Tensor | None = None,  # [N]

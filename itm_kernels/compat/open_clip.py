@@ -16,7 +16,7 @@ from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.compat._sigmoid_blocks import sum_in_blocks
-from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.ops._log_sum_exp import as_scalar
 from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
@@ -135,7 +135,8 @@ class ClipLoss(_OneProcess):
         else:
             image, text, scale, bias = _checked("ClipLoss", *inputs)
             _refuse_unequal_rows("ClipLoss", image, text)
-            v, c = (Rows(side, "ClipLoss", self.backend, cosine=False) for side in (image, text))
+            how = "ClipLoss", self.backend, False  # dot products
+            v, c = Embeddings(image, *how), Embeddings(text, *how)
             values = mean_cross_entropy(v, c, scale, _DIAGONAL)
             # A bias of all logits cancels: its gradient is 0, but not missing, and an infinite one
             # makes the loss and every gradient NaN.

@@ -1,4 +1,4 @@
-"""The softmax over a batch that the contrastive losses share, in both directions."""
+"""Softmax cross-entropy over a batch in both directions, shared by the contrastive losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,24 +14,24 @@ from itm_kernels.ops._pair_entropy import fused_pair_entropy
 from itm_kernels.ops._unit_rows import fused_unit_rows
 
 
-class Rows:
-    """Embeddings as they came, and scaled to length 1 once something asks for that.
+class Embeddings:
+    """Raw embeddings, and their rows of norm 1, which are computed at first use.
 
-    Views `[V, N, D]` are scaled in one pass over all of them. Scores are cosines, or with cosine
-    False dot products of the rows as they are.
+    All views `[V, N, D]` are normalised in one pass. Scores are cosines, or dot products of the raw
+    rows with cosine False.
     """
 
     def __init__(self, raw: Tensor, function: str, backend: str, cosine: bool = True) -> None:
         self.raw = raw
         self.function, self.backend, self.cosine = function, backend, cosine
-        self._whole: Rows | None = None  # whose view this is
+        self._whole: Embeddings | None = None  # the tensor of views that this view belongs to
         self._index = 0
         self._unit: Tensor | None = None
-        self._units: Sequence[Tensor] | None = None  # of views
+        self._units: Sequence[Tensor] | None = None  # unit rows of every view
 
     @property
     def unit(self) -> Tensor:
-        """Rows of length 1, in fp32 or better."""
+        """The rows divided by their norm, in fp32 or better."""
         if self._unit is None:
             whole = self._whole
             self._unit = whole._unit_views()[self._index] if whole else self._scaled()
@@ -42,13 +42,13 @@ class Rows:
         """Whether these rows are one of several views."""
         return self._whole is not None
 
-    def unbind(self) -> list["Rows"]:
-        """Return views one by one.
+    def unbind(self) -> list["Embeddings"]:
+        """Return the views as separate objects.
 
-        They are taken apart once: every view picked by its index would have a gradient of all
-        views' size.
+        The tensor is unbound once: indexing it per view would give every view a gradient of the
+        size of all views.
         """
-        views = [Rows(view, self.function, self.backend) for view in self.raw.unbind()]
+        views = [Embeddings(view, self.function, self.backend) for view in self.raw.unbind()]
         for i, view in enumerate(views):
             view._whole, view._index = self, i
         return views
@@ -62,54 +62,54 @@ class Rows:
         return fused_unit_rows(self.raw, self.function, self.backend)
 
 
-class Logs(NamedTuple):
-    """Logs of sums over negatives, in two numbers: their sum has lost the digits of a loss."""
+class LogSums(NamedTuple):
+    """Logs of sums over negatives, each as two addends: their sum would round off the loss."""
 
     relative: Tensor  # [M] or [M, K]
     highest: Tensor  # of the same shape, without gradient
 
 
-def logs_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> Logs:  # [N, K]
-    """Return the logit of every synthetic vector: sums of one negative each, or of none."""
+def logs_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> LogSums:  # [N, K]
+    """Return the logit of every synthetic vector as the log-sum of one negative, or of none."""
     logits = torch.where(valid, scale * cosine, -torch.inf)
-    return Logs(logits, torch.zeros_like(logits))
+    return LogSums(logits, torch.zeros_like(logits))
 
 
 def logs_of_noise(
-    sides: Sequence[Rows],
-    number: int,  # of vectors N(0, I)
+    sides: Sequence[Embeddings],
+    number: int,  # of noise vectors drawn from N(0, I)
     generator: torch.Generator | None,
     scale: Tensor,  # []
-) -> list[Logs]:
-    """Return the log of the sum over the same noise vectors for every row of each side."""
+) -> list[LogSums]:
+    """Return, for every row of each side, the log of its sum over the same noise vectors."""
     raw, function, backend = sides[0].raw, sides[0].function, sides[0].backend
     wide = torch.promote_types(raw.dtype, torch.float32)
     noise = torch.empty(number, raw.shape[1], dtype=wide, device=raw.device)
-    g = Rows(noise.normal_(generator=generator).to(raw.dtype), function, backend)
-    found = [sums(side, g, scale, None, None) for side in sides]
-    return [Logs(each.row, each.row_highest) for each in found]
+    g = Embeddings(noise.normal_(generator=generator).to(raw.dtype), function, backend)
+    found = [log_sums(side, g, scale, None, None) for side in sides]
+    return [LogSums(each.row, each.row_highest) for each in found]
 
 
 class Contrast(NamedTuple):
-    """Per pair: the logit of the positive, and the log of the negatives' sum on both sides.
+    """Per pair, the logit of the positive and the logs of both sums over negatives.
 
-    The positive is an entry of the scores that were summed: equal rows have equal logits.
+    The positive is read from the scores that are summed, so equal rows have equal logits.
     """
 
     positive: Tensor  # [M]
-    from_image: Logs  # [M] of the sum over texts with another id
-    from_text: Logs  # [M] of the sum over images with another id
+    from_image: LogSums  # [M], of the sum over texts with another id
+    from_text: LogSums  # [M], of the sum over images with another id
 
 
 def cross_entropy(
     positive: Tensor,  # [M]
-    from_image: Sequence[Logs],  # of sums over negatives of the image
-    from_text: Sequence[Logs],  # as many of the text
+    from_image: Sequence[LogSums],  # of sums over negatives of the image
+    from_text: Sequence[LogSums],  # of sums over negatives of the text, of the same number
     weight: float,
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
-    """Return -log softmax of the positive, the two directions added, times a weight."""
+    """Return weight times -log softmax of the positive, summed over both directions."""
     negatives, highest = (
         torch.cat([one[None] if one.dim() == 1 else one.T for one in of_all]).unflatten(0, (2, -1))
         for of_all in zip(*from_image, *from_text, strict=True)
@@ -118,30 +118,30 @@ def cross_entropy(
 
 
 def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids of both sides; the pairs of a diagonal are numbered."""
+    """Return the ids of both sides; without ids, row indices serve as ids."""
     if pairs.image_ids is None or pairs.text_ids is None:
         own = torch.arange(image.shape[0], device=image.device)
         return own, own
     return pairs.image_ids, pairs.text_ids
 
 
-def of_image(logs: Logs, pairs: Pairs) -> Logs:
-    """Take, for every pair `[M, ...]`, what belongs to its image from `[N, ...]`."""
+def of_image(logs: LogSums, pairs: Pairs) -> LogSums:
+    """Gather the values `[N, ...]` of every pair's image into `[M, ...]`."""
     if pairs.positive is None:
         return logs
     rows = pairs.positive.clamp_min(0)
-    return Logs(*(values[rows] for values in logs))
+    return LogSums(*(values[rows] for values in logs))
 
 
-def sums(
-    x: Rows,  # [N, D]
-    y: Rows,  # [M, D]
+def log_sums(
+    x: Embeddings,  # [N, D]
+    y: Embeddings,  # [M, D]
     scale: Tensor,  # []
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     positive: Tensor | None = None,  # [M]
 ) -> RelativeSums:
-    """Compute `log_sum_exp` of rows, whose cosines are formed of raw rows where a backend can."""
+    """Compute `log_sum_exp`, from raw rows where the backend computes cosines of raw rows."""
     options = scale, x_ids, y_ids, x.function, x.backend, positive
     if not x.cosine or normalises_rows(x.raw, y.raw, x.function, x.backend):
         return fused_log_sum_exp(x.raw, y.raw, *options, x.cosine)
@@ -149,34 +149,34 @@ def sums(
 
 
 def contrast(
-    image: Rows,  # [N, D]
-    text: Rows,  # [M, D]
+    image: Embeddings,  # [N, D]
+    text: Embeddings,  # [M, D]
     scale: Tensor,  # []
     pairs: Pairs,
-    absent: Tensor | None = None,  # [M] bool: texts that are negatives only
+    absent: Tensor | None = None,  # [M] bool: texts that are only negatives
 ) -> Contrast:
-    """Compute the logit of every positive and both sums over negatives."""
+    """Compute the logit of every positive and the logs of both sums over negatives."""
     ids = ids_of(pairs, image.raw)
-    own = ids[1] if pairs.positive is None else pairs.positive  # a diagonal's numbers are its rows
-    found = sums(image, text, scale, *ids, own)
-    # A text without an image has NaN here: 0 in its place keeps NaN out of every gradient.
+    own = ids[1] if pairs.positive is None else pairs.positive  # row indices on a diagonal
+    found = log_sums(image, text, scale, *ids, own)
+    # The value of a text without an image is NaN; 0 instead keeps NaN out of the gradients.
     positive = zero_absent(found.positive, absent)
-    from_image = of_image(Logs(found.row, found.row_highest), pairs)
-    return Contrast(positive, from_image, Logs(found.column, found.column_highest))
+    from_image = of_image(LogSums(found.row, found.row_highest), pairs)
+    return Contrast(positive, from_image, LogSums(found.column, found.column_highest))
 
 
 def mean_cross_entropy(
-    image: Rows,  # [N, D]
-    text: Rows,  # [M, D]
+    image: Embeddings,  # [N, D]
+    text: Embeddings,  # [M, D]
     scale: Tensor,  # []
     pairs: Pairs,
-    absent: Tensor | None = None,  # [M] bool: texts that are negatives only
+    absent: Tensor | None = None,  # [M] bool: texts that are only negatives
     weight: float = 0.5,
 ) -> Tensor:  # [M]
-    """Return the cross-entropies of both directions, added, times a weight: one value per pair."""
+    """Return weight times the sum of both directions' cross-entropies, one value per pair."""
     function, backend = image.function, image.backend
     views = image.is_view or text.is_view
-    # Views are scaled all together: of them the unit rows, unless a backend asks for none.
+    # Views use the unit rows of all views together, unless the backend computes from raw rows.
     raw = views and normalises_rows(image.raw, text.raw, function, backend)
     if pairs.positive is None and image.cosine and not raw:
         rows = (image.unit, text.unit) if views else (image.raw, text.raw)

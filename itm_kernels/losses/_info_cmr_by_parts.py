@@ -1,4 +1,4 @@
-"""InfoCMR by its parts: cosines with what is synthesised from the other side, and sums."""
+"""InfoCMR composed of operators: batch sums, synthetic negatives and noise."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from itm_kernels._options import Clustering
 from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import (
-    Rows,
+    Embeddings,
     contrast,
     cross_entropy,
     ids_of,
@@ -25,25 +25,25 @@ from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
 
 
 class Negatives(NamedTuple):
-    """What is synthesised and drawn beside the rows of a batch."""
+    """The negatives besides the batch: synthetic vectors and noise."""
 
-    options: SynthesisOptions  # of no clusters: nothing is synthesised
+    options: SynthesisOptions  # with num_clusters 0, nothing is synthesised
     clustering: Clustering
     detach: bool
     num_noise: int
     generator: torch.Generator | None
-    draw: bool  # False: no noise, and a start of k-means that depends on the rows alone
+    draw: bool  # False: no noise, and a k-means start that depends only on the rows
 
 
 def values_by_parts(
-    images: Rows,  # [N, D]
-    texts: Rows,  # [M, D]
+    images: Embeddings,  # [N, D]
+    texts: Embeddings,  # [M, D]
     scale: Tensor,  # []
     pairs: Pairs,
-    absent: Tensor | None,  # [M] bool: texts that are negatives only
+    absent: Tensor | None,  # [M] bool: texts that are only negatives
     beside: Negatives,
 ) -> Tensor:  # [M]
-    """Return the loss of every pair, 0 of a text that is in none."""
+    """Return the loss of every pair, and 0 for texts without one."""
     options, clustering, detach, num_noise, generator, draw = beside
     if not (options.num_clusters or (num_noise and draw)):
         return mean_cross_entropy(images, texts, scale, pairs, absent, weight=1.0)
@@ -67,26 +67,26 @@ def values_by_parts(
 
 
 def logits_of(
-    images: Rows,
-    texts: Rows,
+    images: Embeddings,
+    texts: Embeddings,
     options: SynthesisOptions,
     clustering: Clustering,
     detach: bool,
     generator: torch.Generator | None,
     draw: bool,
-) -> Callable[[Rows, Tensor, Rows, Tensor], SynthesisLogits]:
-    """Return what forms the cosines of anchors with what is synthesised from the other side."""
+) -> Callable[[Embeddings, Tensor, Embeddings, Tensor], SynthesisLogits]:
+    """Return a function for the cosines of anchors with vectors synthesised from members."""
     function, backend = images.function, images.backend
     plain = detach and clustering == "shared"
     if plain and normalises_rows(images.raw, texts.raw, function, backend):
 
-        def of_raw(a: Rows, a_ids: Tensor, m: Rows, m_ids: Tensor) -> SynthesisLogits:
+        def of_raw(a: Embeddings, a_ids: Tensor, m: Embeddings, m_ids: Tensor) -> SynthesisLogits:
             sides = a.raw, a_ids, m.raw, m_ids
             return logits_of_rows(*sides, options, generator, function, backend, draw)
 
         return of_raw
 
-    def of_unit(a: Rows, a_ids: Tensor, m: Rows, m_ids: Tensor) -> SynthesisLogits:
+    def of_unit(a: Embeddings, a_ids: Tensor, m: Embeddings, m_ids: Tensor) -> SynthesisLogits:
         how = options, clustering, detach, generator, function, backend
         return logits_of_unit_rows(a.unit, a_ids, m.unit, m_ids, *how, draw=draw)
 

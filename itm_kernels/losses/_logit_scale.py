@@ -18,7 +18,7 @@ MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
 def inverse_of_each_other(
     function: str, logit_scale: Any, temperature: Any, default: float | None = None
 ) -> Any:
-    """Check a scale or a temperature, one of both; return the scale."""
+    """Check that a scale or a temperature is given, not both; return the scale."""
     if temperature is None:
         logit_scale = default if logit_scale is None else logit_scale
         _checks.scalar(function, "logit_scale", logit_scale, above=0)
@@ -45,7 +45,8 @@ def checked_scale(
 ) -> float | Tensor:
     """Check a function's scale or temperature; return the scale, bounded.
 
-    A number stays one: to make it a tensor is a launch. A tensor is `[]`, in the scores' dtype.
+    A number stays a number, because a tensor of it costs a launch. A tensor becomes `[]`, in the
+    dtype of the scores.
     """
     check_max_scale(function, "max_scale", max_scale)
     given = inverse_of_each_other(function, logit_scale, temperature, default)
@@ -62,18 +63,18 @@ def scale_as_tensor(
     max_scale: float | None,
     default: float = LOGIT_SCALE,
 ) -> Tensor:  # []
-    """Return the scale of `checked_scale` as a tensor, in the scores' dtype."""
+    """Return the scale of `checked_scale` as a tensor in the dtype of the scores."""
     given = checked_scale(function, like, logit_scale, temperature, max_scale, default)
     return as_scalar(given, like)
 
 
 def bounded(scale: Tensor, max_scale: float | None) -> Tensor:
-    """Bound a scale from above; beyond the bound it has no gradient."""
+    """Clamp a scale to its upper bound; a clamped scale has no gradient."""
     return scale if max_scale is None else scale.clamp(max=max_scale)
 
 
 def shown(value: float | Tensor) -> str:
-    """Return a number as a Module's repr shows it; a tensor without a value is "?"."""
+    """Return a number as the repr of a Module shows it; "?" for a tensor without a value."""
     if isinstance(value, Tensor):
         fake = value.is_meta or type(value) not in (Tensor, nn.Parameter)
         return "?" if fake else f"{value.item():g}"
@@ -81,13 +82,13 @@ def shown(value: float | Tensor) -> str:
 
 
 class LogitScale(Checked, nn.Module):
-    """A positive scale of logits, fixed or learnt as its logarithm (as CLIP does).
+    """A positive scale of logits, fixed or learnt; as in CLIP, the parameter is its logarithm.
 
     Args:
-        owner: whose scale it is, for messages.
-        value: the scale that training starts from, or the fixed one.
+        owner: name of the loss, for messages.
+        value: the initial value of a learnt scale, or the fixed scale.
         learnable: learn the logarithm, the parameter `log`.
-        max_scale: upper bound of a learnt scale; the parameter is put back to it when a training
+        max_scale: upper bound of a learnt scale; the parameter is clamped to it when a training
             step uses it. None: no bound.
     """
 
@@ -104,7 +105,7 @@ class LogitScale(Checked, nn.Module):
         self.assign(value)
 
     def assign(self, value: float, temperature: float | None = None) -> None:
-        """Set the scale, of which a temperature may be the origin."""
+        """Set the scale; a temperature it was computed from is stored as given."""
         _checks.number(self.owner, "logit_scale", value, above=0)
         learnt, most = self.log is not None, self.max_scale
         if learnt and most is not None and value > most:
@@ -120,7 +121,7 @@ class LogitScale(Checked, nn.Module):
 
     @property
     def value(self) -> float:
-        """The fixed scale, or the one that a learnt scale was last set to."""
+        """The fixed scale, or the value that a learnt scale was last set to."""
         return self._value
 
     @value.setter
@@ -128,25 +129,25 @@ class LogitScale(Checked, nn.Module):
         self.assign(value)
 
     def forward(self) -> float | Tensor:
-        """Return the scale, as a tensor with gradient when it is learnt."""
+        """Return the scale; a learnt one is a tensor with gradient."""
         if self.log is None:
             return self._value
         if self.max_scale is None:
             return self.log.exp()
         highest = math.log(self.max_scale)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            # The parameter itself, as CLIP does: a step, or its momentum, may pass the bound, and
-            # beyond it a scale without a gradient would stay for good.
+            # The parameter itself is clamped, as in CLIP: an optimiser step, or its momentum, may
+            # exceed the bound, and a clamped value without gradient would stay there for good.
             with torch.no_grad():
                 self.log.clamp_(max=highest)
             return self.log.exp()
         return self.log.clamp(max=highest).exp()
 
     def extra_repr(self) -> str:
-        """Show the value in use, learnt or fixed, and the bound of a learnt one."""
+        """Show the current value and the bound of a learnt scale."""
         if self.log is None:
             return f"{self._value:g}, learnable=False"
-        with torch.no_grad():  # looking at a scale leaves it where it is
+        with torch.no_grad():  # a repr must not clamp the parameter
             value = shown(self())
         return f"{value}, learnable=True, max_scale={self.max_scale}"
 
@@ -157,8 +158,8 @@ class LogitScale(Checked, nn.Module):
 class ScaledLoss(OptionsModule):
     """A loss with a logit scale, fixed or learnt; its inverse is the temperature.
 
-    `logit_scale`, `temperature` and `max_scale` may be set between steps; a learnt scale goes on
-    from what it is set to.
+    `logit_scale`, `temperature` and `max_scale` may be set between steps; training of a learnt
+    scale continues from the new value.
     """
 
     fixed = ("learnable",)
@@ -186,7 +187,7 @@ class ScaledLoss(OptionsModule):
             self.temperature = temperature
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a number as logit_scale goes into the scale that is there."""
+        """Set an attribute; a number assigned to logit_scale sets the existing scale."""
         if name == "logit_scale" and not isinstance(value, nn.Module):
             self.logit_scale.assign(value)
         else:
@@ -194,7 +195,7 @@ class ScaledLoss(OptionsModule):
 
     @property
     def temperature(self) -> float | Tensor:
-        """1 / the scale in use."""
+        """1 / the current scale."""
         scale = self.logit_scale()
         return scale.reciprocal() if isinstance(scale, Tensor) else self.logit_scale.temperature
 
@@ -213,7 +214,10 @@ class ScaledLoss(OptionsModule):
         self.logit_scale.max_scale = check_max_scale(type(self).__name__, "max_scale", value)
 
     def scale(self, given: float | Tensor | None = None) -> float | Tensor:
-        """Return the scale given to a call, a tensor bounded as a learnt one is, or the own."""
+        """Return the scale passed to a call, or else the Module's own.
+
+        A tensor is clamped to `max_scale`, like a learnt scale.
+        """
         if given is None:
             return self.logit_scale()
         _checks.scalar(type(self).__name__, "logit_scale", given, above=0)

@@ -1,4 +1,4 @@
-"""Cross-entropy of match and mismatch."""
+"""Cross-entropy of match and mismatch for the image-text matching loss."""
 
 import torch
 from torch import Tensor
@@ -11,18 +11,18 @@ _IGNORED = -100
 
 def cross_entropy_of_labels(
     logits: Tensor,  # [P], [P, 1] or [P, 2]
-    labels: Tensor,  # [P] int64; NaN for one that is neither 0 nor 1
+    labels: Tensor,  # [P] int64, 0 or 1
     exists: Tensor,  # [P] bool
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    """Return the cross-entropy of pairs that exist, for labels that may be wrong."""
+    """Return the cross-entropy over the pairs that exist; an invalid label gives NaN."""
     logits = _two_columns(logits)
-    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
+    # Masked before the softmax: 0 times the gradient of a NaN or Inf would be NaN.
     absent, known = ~exists, labels.clamp(0, 1)
     logits = logits.masked_fill(absent[:, None], 0)
     values = cross_entropy(logits, known, reduction="none", label_smoothing=label_smoothing)
-    # A factor, not a fill: the gradient must be NaN where the loss is.
+    # A factor instead of masked_fill: the gradient must be NaN wherever the loss is.
     factor = torch.ones_like(values).masked_fill((known != labels) & exists, torch.nan)
     values = (values * factor).masked_fill(absent, 0)
     if reduction == "none":
@@ -32,17 +32,17 @@ def cross_entropy_of_labels(
 
 def cross_entropy_of_pairs(
     logits: Tensor,  # [P], [P, 1] or [P, 2]; the first `matches` of them match
-    found: Tensor,  # [P] bool; those that match all exist
+    found: Tensor,  # [P] bool, pairs that exist; the matching ones all do
     matches: int,
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    """Return the same for labels that need no check, in half as many operations."""
+    """Return the same cross-entropy for valid labels, in half as many operations."""
     logits, absent = _two_columns(logits), ~found
     labels = torch.zeros(found.shape[0], dtype=torch.int64, device=found.device)
     labels[:matches] = 1
     labels = labels.masked_fill(absent, _IGNORED)
-    # Before the softmax: the gradient of a NaN or Inf times 0 would be NaN.
+    # Masked before the softmax: 0 times the gradient of a NaN or Inf would be NaN.
     logits = logits.masked_fill(absent[:, None], 0)
     return cross_entropy(
         logits,

@@ -16,13 +16,13 @@ SHARED = {
 
 
 def check_options(function: str, reduction: object, backend: object) -> None:
-    """Check the options that every loss takes."""
+    """Check the options that every loss has."""
     _checks.option(function, "reduction", reduction, get_args(Reduction))
     _checks.option(function, "backend", backend, get_args(Backend))
 
 
 class OptionsModule(Checked, nn.Module):
-    """A Module that is a loss function with its options held as attributes."""
+    """A Module that calls a loss function with its own attributes as options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

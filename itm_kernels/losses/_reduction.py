@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def zero_absent(values: Tensor, absent: Tensor | None) -> Tensor:
-    """Give texts that are negatives only the value 0, without gradient: they form no pair."""
+    """Set the values of texts that are only negatives to 0, without gradient."""
     return values if absent is None else values.masked_fill(absent, 0)
 
 
@@ -15,9 +15,9 @@ def nan_where_mistaken(
     first: Tensor,  # [N, D], or scores [N, M]
     text: Tensor | None = None,  # [M, D]
 ) -> Tensor:  # [M]
-    """Make the gradient NaN where the loss is, because ids that nobody could read are wrong.
+    """Make the gradient NaN where the loss is NaN because ids that could not be read are wrong.
 
-    Through an entry of every input for every text: the gradient gets there.
+    NaN times one entry of every input is added for every such text, so the gradient reaches it.
     """
     if mistaken is None:
         return values
@@ -29,7 +29,7 @@ def nan_where_mistaken(
 
 
 def reduce(values: Tensor, reduction: str, absent: Tensor | None = None) -> Tensor:
-    """Reduce one value per text to the sum, the mean over pairs, or leave it."""
+    """Reduce one value per text to the sum or to the mean over pairs; "none" returns the values."""
     if reduction == "none":
         return values
     if reduction == "sum":

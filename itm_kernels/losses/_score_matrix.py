@@ -1,4 +1,4 @@
-"""The hinge losses of models that compute a score matrix themselves (SCAN, SGRAF)."""
+"""Checks for hinge losses of a score matrix that the model computes itself (SCAN, SGRAF)."""
 
 from torch import Tensor
 
@@ -12,11 +12,11 @@ def pairs_of_scores(
     text_ids: Tensor | None,
     unmatched: str,
 ) -> _positives.Matched:
-    """Check a score matrix [N, M] and find its pairs.
+    """Check a score matrix [N, M] and find the positive of every text.
 
     Raises:
-        TypeError: scores are no floating-point tensor.
-        ValueError: scores are no matrix, or not square without ids.
+        TypeError: scores is not a floating-point tensor.
+        ValueError: scores is not a matrix, or not square without ids.
     """
     _checks.floating(function, "scores", scores, "[N, M]")
     if image_ids is None and text_ids is None and scores.shape[0] != scores.shape[1]:

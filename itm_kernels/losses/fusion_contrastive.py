@@ -1,4 +1,4 @@
-"""Fusion loss: NT-Xent between the fused vectors of two views (paper 2)."""
+"""Fusion loss of ITO: NT-Xent between the fused vectors of two views."""
 
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
-from itm_kernels.losses._contrast import Logs, Rows, cross_entropy, sums
+from itm_kernels.losses._contrast import Embeddings, LogSums, cross_entropy, log_sums
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses.multi_view_alignment import check_views
@@ -23,30 +23,31 @@ def fusion_contrastive_loss(
     max_scale: float | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Recognise a sample's other view among the fused vectors of both views (NT-Xent).
+    r"""Compute NT-Xent: identify a sample's other view among the fused vectors of both views.
 
     .. math:: \ell_n = -\gamma f_n \cdot f'_n + \log \Big( \sum_m e^{\gamma f_n \cdot f'_m}
               + \sum_{m \ne n} e^{\gamma f_n \cdot f_m} \Big)
 
-    averaged with the exchanged term, over samples, and over all pairs of views.
+    averaged over both directions (f and f' exchanged), over samples, and over all pairs of views.
 
     Args:
-        fused: `[V, N, D]` fused image-text vectors, V >= 2 views, normalised inside.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
-            20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
+        fused: `[V, N, D]` fused image-text vectors, V >= 2 views, normalised internally.
+        logit_scale: 1 / temperature, > 0: a number, or a differentiable tensor of one element;
+            default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs.
 
     Raises:
-        TypeError: fused is no floating-point tensor.
+        TypeError: fused is not a floating-point tensor.
         ValueError: shapes or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
-    Source: ITO, 2026, training-time fusion; Chen et al., SimCLR, 2020, eq. 1.
+    Source: ITO: Images and Texts as One via Synergizing Multiple Alignment and Training-Time
+    Fusion, 2026; Chen et al., SimCLR, 2020, eq. 1.
 
     >>> import torch
     >>> fusion_contrastive_loss(torch.eye(2).expand(2, 2, 2), logit_scale=2.0)
@@ -58,16 +59,16 @@ def fusion_contrastive_loss(
         raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
     check_options(name, "mean", backend)
     scale = scale_as_tensor(name, fused, logit_scale, temperature, max_scale)
-    views = Rows(fused, name, backend).unbind()
+    views = Embeddings(fused, name, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
-    # Equal ids on the diagonal alone: a vector is no negative of itself.
-    among = [sums(f, f, scale, own, own) for f in views]
-    within = [Logs(found.row, found.row_highest) for found in among]
+    # Only the diagonal shares an id: a vector is not a negative of itself.
+    among = [log_sums(f, f, scale, own, own) for f in views]
+    within = [LogSums(found.row, found.row_highest) for found in among]
     losses = []
     for a, b in combinations(range(len(views)), 2):
-        across = sums(views[a], views[b], scale, own, own, own)
-        to_b = [Logs(across.row, across.row_highest), within[a]]
-        to_a = [Logs(across.column, across.column_highest), within[b]]
+        across = log_sums(views[a], views[b], scale, own, own, own)
+        to_b = [LogSums(across.row, across.row_highest), within[a]]
+        to_a = [LogSums(across.column, across.column_highest), within[b]]
         losses.append(cross_entropy(across.positive, to_b, to_a, 0.5, name, backend))
     return torch.stack(losses).mean()
 
@@ -75,17 +76,17 @@ def fusion_contrastive_loss(
 class FusionContrastiveLoss(ScaledLoss):
     """Fusion loss as a Module; `functional.fusion_contrastive_loss` has the formula.
 
-    Rows are normalised inside; the result is the mean over pairs of views and samples. Options are
-    attributes, which may be set between steps and are checked then.
+    Rows are normalised internally; the result is the mean over pairs of views and samples. Options
+    are attributes: they may be changed between steps, and are checked when they are set.
 
     Args:
-        logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        logit_scale: 1 / temperature, > 0; default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Pass `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
-            tensor given to a call is bounded too, without gradient beyond; a number is used as it
-            is. None: no bound.
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
+            tensor passed to a call is clamped too, without gradient beyond the bound; a number is
+            used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
@@ -117,7 +118,7 @@ class FusionContrastiveLoss(ScaledLoss):
         *,
         logit_scale: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch of views; a scale given here replaces the Module's own."""
+        """Return the loss of a batch of views; a scale passed here replaces the Module's own."""
         return fusion_contrastive_loss(fused, logit_scale=self.scale(logit_scale), **self.options)
 
     if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Max of hinges with the intra-modal constraint of both modalities (paper 3 eq. 3)."""
+"""IMC loss: max of hinges plus the intra-modal constraint of both modalities."""
 
 from typing import TYPE_CHECKING
 
@@ -32,33 +32,33 @@ def imc_loss(
     unmatched: Unmatched = "error",
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Add the intra-modal constraint of images and of texts to the max of hinges.
+    r"""Compute the max of hinges plus the intra-modal constraints of images and of texts.
 
     .. math:: L = L_{MH}(image, text) + IMC(image) + IMC(text)
 
     Args:
-        image: `[N, D]` embeddings, normalised by the encoder for the official cosine.
+        image: `[N, D]` embeddings; the official cosine expects rows normalised by the encoder.
         text: `[M, D]` embeddings; M = N without ids.
         margin: margin of the hinges, in units of the score.
-        metric: see `intra_modal_constraint`, as for all options down to thresholds.
+        metric: as in `intra_modal_constraint`, like all options down to thresholds.
         lower: lower bound of the band; the official band of cosines is upper < cosine < 1 - lower.
         upper: upper bound of the band.
         weight: factor of both constraints.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: `"row0"` or `"per_row"`.
-        image_ids: `[N]` integers. Pairs that share an id are never negatives, in any term.
+        image_ids: `[N]` integers. Rows that share an id are never negatives, in any term.
         text_ids: `[M]` integers, each the id of exactly one image.
         unmatched: `"error"`, or `"negative"`: a text without an image is a negative of every image
-            in the hinges and forms no pair; the constraint of texts sees it like any other.
+            in the hinges and forms no pair; the constraint of texts includes it like any other.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
         The loss: the sum of hinges over pairs plus both constraints.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Chen et al., Intra-modal constraint loss, 2022, eq. 3.
 
@@ -92,26 +92,26 @@ def imc_loss(
 
 
 class IMCLoss(OptionsModule):
-    """Max of hinges with the intra-modal constraint, as a Module; `functional.imc_loss` explains.
+    """Max of hinges plus intra-modal constraints; `functional.imc_loss` has the formula.
 
-    Rows are not normalised inside; the result is the sum over pairs plus both constraints. The
-    default bounds are the authors'. They select cosines between .5 and .95: between unrelated rows
-    of hundreds of dimensions there are none, and the constraint is 0 until the embeddings are alike
-    (a warning says so once; `itm_kernels.diagnostics` gives the share of pairs in the band).
-    Options are attributes, which may be set between steps and are checked then. Bounds that do not
-    fit together are an error of the next call.
+    Rows are not normalised; the result is the sum over pairs plus both constraints. The default
+    bounds are the authors'. They select cosines between .5 and .95. Unrelated rows of hundreds of
+    dimensions have no such cosines, so the constraint is 0 until the embeddings become similar (a
+    warning is issued once; `itm_kernels.diagnostics` returns the share of pairs in the band).
+    Options are attributes: they may be changed between steps, and are checked when they are set.
+    Bounds that contradict each other raise ValueError at the next call.
 
     Args:
         margin: margin of the hinges, in units of the score.
         metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
-        lower: lower bound of the band: a distance (1 - cosine: the official band of cosines is
-            upper < cosine < 1 - lower), or a fraction of the batch for official distances.
-        upper: upper bound of the band, likewise.
-        weight: factor of the constraint.
+        lower: lower bound of the band: a distance (1 - cosine; the official band of cosines is
+            upper < cosine < 1 - lower), or for official distances a fraction of the batch.
+        upper: upper bound of the band, in the same unit.
+        weight: factor of both constraints.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: `"row0"` or `"per_row"`, for official distances.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:

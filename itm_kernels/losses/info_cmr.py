@@ -1,4 +1,4 @@
-"""InfoCMR: InfoNCE with synthetic hard negatives and noise (paper 1 eqs 6-7)."""
+"""InfoCMR: InfoNCE with synthetic hard negatives and noise."""
 
 from typing import TYPE_CHECKING, get_args
 
@@ -18,7 +18,7 @@ from itm_kernels._options import (
     number,
     word,
 )
-from itm_kernels.losses._contrast import Rows
+from itm_kernels.losses._contrast import Embeddings
 from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options
@@ -56,42 +56,44 @@ def info_cmr_loss(
     .. math:: \ell_i = -s_+ / t + \log \Big( \sum_j e^{s_{ij} / t}
               + \sum_k e^{\cos(v_i, \bar c_i^k) / t} + \sum_z e^{\cos(v_i, g_z) / t} \Big)
 
-    plus the same with the roles exchanged; the two directions are added. All scores are cosines.
+    plus the same term with the roles of the modalities exchanged. All scores are cosines.
     Without synthesis and noise this is twice `info_nce_loss` at logit scale 1 / t.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
+        image: `[N, D]` embeddings, normalised internally; a zero row stays zero and has no
+            gradient.
         text: `[M, D]` embeddings; M = N without ids.
-        temperature: t > 0: a number, or a tensor of one element (differentiable); .05 without a
-            logit_scale.
-        logit_scale: the inverse of temperature; pass one of the two.
+        temperature: t > 0: a number, or a differentiable tensor of one element; default
+            .05.
+        logit_scale: 1 / temperature; pass at most one of the two.
         max_scale: upper bound of 1 / t, beyond which it has no gradient; None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
-        weights: `"kam"` (whose memory `synthesis.HardNegativeSynthesis` states) or `"attention"`.
+        weights: `"kam"` (for its memory, see `synthesis.HardNegativeSynthesis`) or `"attention"`.
         clustering: `"shared"` or `"per_anchor"`.
-        num_noise: noise vectors :math:`g_z \sim N(0, I)`, drawn afresh at every call, shared by
+        num_noise: number of noise vectors :math:`g_z \sim N(0, I)`, drawn at every call, shared by
             the batch and both directions, without gradient; 0: none.
-        detach: stop gradients into the synthetic vectors.
-        image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
+        detach: stop the gradient through the synthetic vectors.
+        image_ids: `[N]` integers. Negatives that share the anchor's id are excluded from the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
-        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
-            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
-            is over the pairs that exist.
+        unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
+            or a distractor set) is a negative of every image and forms no pair. Its value is 0, and
+            the mean is over the pairs that exist.
         generator: source of the k-means and noise draws, on the embeddings' device.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
-    Source: ITContrast, eqs 6-7. "1 + |C|" printed before the sum is read as its upper limit: the
-    positive is in the denominator.
+    Source: Wu et al., ITContrast: Contrastive Learning with Hard Negative Synthesis for Image-Text
+    Matching, 2023, eqs 6-7. "1 + |C|", printed before the sum, is read as its upper limit: the
+    denominator includes the positive.
 
     >>> import torch
     >>> text = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -123,7 +125,7 @@ def _info_cmr(
     text: Tensor,  # [M, D]
     # logit_scale, temperature and max_scale
     scales: tuple[float | Tensor | None, float | Tensor | None, float | None],
-    draw: bool,  # False: no noise, and a start of k-means that depends on the rows alone
+    draw: bool,  # False: no noise, and a k-means start that depends only on the rows
     *,
     num_clusters: int,
     sigma: float,
@@ -159,7 +161,7 @@ def _info_cmr(
             how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
             return fused_info_cmr_total(image, text, scale, pairs, *how)
     beside = Negatives(options, clustering, detach, num_noise, generator, draw)
-    rows = Rows(image, name, backend), Rows(text, name, backend)
+    rows = Embeddings(image, name, backend), Embeddings(text, name, backend)
     values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, beside)
     return reduce(values, reduction, absent)
 
@@ -167,26 +169,26 @@ def _info_cmr(
 class InfoCMRLoss(ScaledLoss):
     """InfoCMR as a Module, with a fixed or learnable temperature; `functional.info_cmr_loss`.
 
-    Rows are normalised inside. Options are attributes, which may be set between steps and are
-    checked then.
+    Rows are normalised internally. Options are attributes: they may be changed between
+    steps, and are checked when they are set.
 
     Args:
-        temperature: t > 0; .05 without a logit_scale.
-        logit_scale: the inverse of temperature; pass one of the two.
-        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        temperature: t > 0; default .05.
+        logit_scale: 1 / temperature; pass at most one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Pass `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
             fixed scale is used as it is. None: no bound.
         num_clusters: synthetic negatives per anchor (`synthesis.HardNegativeSynthesis`); 0: none.
         sigma: width of the synthesis kernel on unit vectors, > 0.
-        weights: `"kam"` (whose memory `synthesis.HardNegativeSynthesis` states) or `"attention"`.
+        weights: `"kam"` (for its memory, see `synthesis.HardNegativeSynthesis`) or `"attention"`.
         clustering: `"shared"` or `"per_anchor"`.
-        num_noise: noise vectors, drawn afresh at every call; 0: none.
-        detach: stop gradients into the synthetic vectors.
-        draws_in_eval: False: after `eval()` nothing is drawn, so that a validation loss depends on
-            the embeddings alone: there is no noise, and k-means starts from rows far apart.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        num_noise: number of noise vectors, drawn at every call; 0: none.
+        detach: stop the gradient through the synthetic vectors.
+        draws_in_eval: if False, nothing is drawn after `eval()`, so that a validation loss depends
+            only on the embeddings: there is no noise, and k-means starts from rows far apart.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 

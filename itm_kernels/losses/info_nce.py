@@ -1,4 +1,4 @@
-"""InfoNCE: the symmetric cross-entropy of CLIP."""
+"""InfoNCE, the symmetric cross-entropy of CLIP."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from itm_kernels import _checks, _positives
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
-from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses._reduction import reduce
@@ -37,27 +37,28 @@ def info_nce_loss(
     for every pair (i, j), with cosines s and logit scale :math:`\gamma`.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
+        image: `[N, D]` embeddings, normalised internally; a zero row stays zero and has no
+            gradient.
         text: `[M, D]` embeddings; M = N without ids.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
-            20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
-        image_ids: `[N]` integers. Pairs that share an id without being positive leave the sums.
+        logit_scale: 1 / temperature, > 0: a number, or a differentiable tensor of one element;
+            default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
+        image_ids: `[N]` integers. Negatives that share the anchor's id are excluded from the sums.
         text_ids: `[M]` integers, each the id of exactly one image.
-        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
-            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
-            is over the pairs that exist.
+        unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
+            or a distractor set) is a negative of every image and forms no pair. Its value is 0, and
+            the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Radford et al., CLIP, 2021.
 
@@ -75,7 +76,7 @@ def info_nce_loss(
         total = fused_info_nce_total(image, text, scale, pairs, 0.5, reduction == "mean", backend)
         if total is not None:
             return total
-    v, c = Rows(image, name, backend), Rows(text, name, backend)
+    v, c = Embeddings(image, name, backend), Embeddings(text, name, backend)
     values = mean_cross_entropy(v, c, as_scalar(scale, image), pairs, absent)
     return reduce(values, reduction, absent)
 
@@ -83,19 +84,19 @@ def info_nce_loss(
 class InfoNCELoss(ScaledLoss):
     """InfoNCE as a Module, with a fixed or learnable logit scale; `functional.info_nce_loss`.
 
-    Rows are normalised inside. Options are attributes, which may be set between steps and are
-    checked then.
+    Rows are normalised internally. Options are attributes: they may be changed between
+    steps, and are checked when they are set.
 
     Args:
-        logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        logit_scale: 1 / temperature, > 0; default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Pass `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
-            tensor given to a call is bounded too, without gradient beyond; a number is used as it
-            is. None: no bound.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
+            tensor passed to a call is clamped too, without gradient beyond the bound; a number is
+            used as it is. None: no bound.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -145,7 +146,7 @@ class InfoNCELoss(ScaledLoss):
         text_ids: Tensor | None = None,
         logit_scale: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch; a logit scale given here replaces the Module's own."""
+        """Return the loss of a batch; a logit scale passed here replaces the Module's own."""
         return info_nce_loss(
             image,
             text,

@@ -1,4 +1,4 @@
-"""Intra-modal constraint, one modality (paper 3 eqs 4-8)."""
+"""Intra-modal constraint of one modality."""
 
 from typing import TYPE_CHECKING, get_args
 
@@ -32,13 +32,13 @@ def check_constraint(
     mode: object,
     thresholds: object,
 ) -> None:
-    """Check the options of a constraint, on behalf of a public function."""
+    """Check the options of a constraint."""
     _checks.option(function, "metric", metric, get_args(Metric))
     _checks.option(function, "mode", mode, get_args(Mode))
     _checks.option(function, "thresholds", thresholds, get_args(Thresholds))
     _checks.number(function, "weight", weight)
     if mode == "official":
-        # Distances are bounded by ranks, fractions of the batch.
+        # The bounds of distances are ranks, as fractions of the batch.
         least = 0 if metric != "cosine" else float("-inf")
         _checks.number(function, "lower", lower, least=least)
         _checks.number(function, "upper", upper, least=least)
@@ -61,48 +61,48 @@ def intra_modal_constraint(
     reduction: Reduction | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Sum the pairs of one modality that lie inside a band.
+    r"""Sum the scores or distances of the pairs of one modality that lie inside a band.
 
-    Paper and code differ, and neither does what the text says; so there are three modes, each over
-    ordered pairs n != m with strict bounds:
+    The paper's formula, its text and its code differ, hence three modes. Each sums over ordered
+    pairs n != m with strict bounds:
 
     - `"official"`, the authors' code. Cosine: :math:`S = x x^T` of rows that the encoder has
-      normalised; weight / N times the sum of S where upper < S < 1 - lower, which pushes apart;
-      exact duplicates (S = 1) fall outside. Distances: each row of D is divided by its Euclidean
-      norm across the batch; the bounds are the values at ranks round(lower N) and round(upper N)
-      of row 0, sorted ascending (a rank of N or more is no bound).
+      normalised; weight / N times the sum of S where upper < S < 1 - lower, which pushes the pairs
+      apart; exact duplicates (S = 1) are outside. Distances: each row of D is divided by its
+      Euclidean norm across the batch; the bounds are the values at ranks round(lower N) and
+      round(upper N) of row 0, sorted ascending (a rank of N or more means no bound).
     - `"paper"`, eq. 4: weight times the sum of :math:`\delta` where lower < delta < upper.
       Minimising it pulls the banded pairs together. With unit vectors of D = 1024, l1 distances
       are near 36: the printed bounds select nothing.
-    - `"repel"`, what the text describes: weight / N times the sum of :math:`[upper - \delta]_+`
+    - `"repel"`, the paper's text: weight / N times the sum of :math:`[upper - \delta]_+`
       where :math:`\delta` > lower.
 
     Args:
         embeddings: `[N, D]`, one modality.
         metric: `"cosine"` (delta = 1 - cos), `"l1"` (sum, not mean), `"l2"`, or `"sqeuclidean"`
             (the paper's MSD).
-        lower: lower bound, a distance or for official distances a fraction of the batch; the
+        lower: lower bound: a distance, or for official distances a fraction of the batch. The
             official band of cosines is upper < cosine < 1 - lower, as in the authors' code.
-        upper: upper bound, likewise; above lower in the modes "paper" and "repel".
+        upper: upper bound, in the same unit; above lower in the modes "paper" and "repel".
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
-        thresholds: official distances only: `"row0"`, which depends on the sample that comes
-            first, or `"per_row"`, each row's own ranks (ours, order-independent).
-        ids: `[N]` integers; rows that share an id are no pair (ranks and norms still see them).
-        reduction: `None` is the mode's own, "sum" for "paper" and "mean" (1 / N) for the others;
-            `"none"` gives one value per row, `[N]`.
+        thresholds: official distances only: `"row0"`, which depends on the first sample of the
+            batch, or `"per_row"`, each row's own ranks (our addition, independent of the order).
+        ids: `[N]` integers; rows that share an id are not a pair (ranks and norms include them).
+        reduction: `None` selects the mode's own, "sum" for "paper" and "mean" (1 / N) for the
+            others; `"none"` returns one value per row, `[N]`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
         The constraint, in fp32 for fp16 and bf16 inputs. The bounds carry no gradient.
 
     Raises:
-        TypeError: embeddings are no floating-point tensor, or ids are no integers.
+        TypeError: embeddings is not a floating-point tensor, or ids are not integers.
         ValueError: shapes or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
-    Source: Chen et al., Intra-modal constraint loss, 2022, eqs 4-8 (eq. 8 prints the root inside
-    the sum, which would be l1 again), and its code.
+    Source: Chen et al., Intra-modal constraint loss, 2022, eqs 4-8, and its code. Eq. 8 prints
+    the root inside the sum, which would be l1 again.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
@@ -124,15 +124,15 @@ def intra_modal_constraint(
     return reduce(float(weight) * values, reduction)
 
 
-_told: set[str] = set()  # functions and rows whose empty band was told
+_told: set[str] = set()  # functions and arguments whose empty band has been warned of
 
 
 def tell_empty_band(
     function: str, name: str, values: Tensor, weight: float, **options: object
 ) -> None:
-    """Warn, once in a process, that a constraint is 0 because its band is empty.
+    """Warn once per process that a constraint is 0 because its band is empty.
 
-    Values are looked at where that waits for no device and breaks no graph.
+    Values are only read where that needs no device synchronisation and breaks no graph.
     """
     told = f"{function}: {name}"
     if not _checks.can_read(values) or torch._C._are_functorch_transforms_active():
@@ -143,7 +143,7 @@ def tell_empty_band(
     shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
     warn(
         f"{function}: the band of the constraint selects no pair of {name} in this batch "
-        f"({shown}), so it is 0 and has no gradient. Early in training that may pass; if not, "
+        f"({shown}), so it is 0 and has no gradient. This may pass early in training; if not, "
         "choose other bounds, with the shares that itm_kernels.diagnostics returns. This warning "
         "appears once",
         EmptyBandWarning,
@@ -155,27 +155,27 @@ class EmptyBandWarning(UserWarning):
 
 
 def own_reduction(mode: Mode) -> Reduction:
-    """Return how a mode reduces its rows in its source."""
+    """Return the reduction over rows that a mode's source uses."""
     return "sum" if mode == "paper" else "mean"
 
 
 class IntraModalConstraint(OptionsModule):
     """Intra-modal constraint as a Module; `functional.intra_modal_constraint` has the formulas.
 
-    Rows are not normalised inside, except that the modes "paper" and "repel" take cosines of any
-    rows. Options are attributes, which may be set between steps and are checked then. Bounds that
+    Rows are not normalised, but the modes "paper" and "repel" compute true cosines of any rows.
+    Options are attributes, which may be set between steps and are checked then. Bounds that
     do not fit together are an error of the next call.
 
     Args:
         metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
-        lower: lower bound of the band: a distance (1 - cosine: the official band of cosines is
-            upper < cosine < 1 - lower), or a fraction of the batch for official distances.
-        upper: upper bound of the band, likewise.
+        lower: lower bound of the band: a distance (1 - cosine; the official band of cosines is
+            upper < cosine < 1 - lower), or for official distances a fraction of the batch.
+        upper: upper bound of the band, in the same unit.
         weight: factor of the constraint.
         mode: `"official"`, `"paper"` or `"repel"`.
         thresholds: `"row0"` or `"per_row"`, for official distances.
-        reduction: None is the mode's own, "sum" for "paper" and "mean" for the others; `"none"`
-            gives one value per row, `[N]`.
+        reduction: None selects the mode's own, "sum" for "paper" and "mean" for the others;
+            `"none"` returns one value per row, `[N]`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:

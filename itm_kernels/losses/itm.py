@@ -1,4 +1,4 @@
-"""Image-text matching with mined hard negatives (ALBEF, BLIP)."""
+"""Image-text matching loss with mined hard negatives (ALBEF, BLIP)."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
@@ -23,23 +23,25 @@ def itm_loss(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Classify fused pairs as match or mismatch.
+    """Compute the cross-entropy of fused pairs as match or mismatch.
 
     Args:
         logits: `[P]` or `[P, 1]`, the logit of a match, or `[P, 2]`, of mismatch and match.
-        labels: `[P]` integers or bool, 1 = match, 0 = mismatch. Other values are an error for
-            labels on the CPU, and NaN where reading them would wait for a device or break a graph.
-        exists: `[P]` bool; rows marked False take no part, whatever their logits and labels hold
-            (zero in `"none"`).
+        labels: `[P]` integers or bool, 1 = match, 0 = mismatch. Other values raise ValueError for
+            labels on the CPU, and give NaN where reading them would need a device synchronisation
+            or break a graph.
+        exists: `[P]` bool; rows marked False are ignored, whatever their logits and labels hold
+            (value 0 in `"none"`).
         reduction: `"none"` (one value per row, `[P]`), `"sum"`, or `"mean"` over rows that exist;
             0 if none does.
-        label_smoothing: share of the label's weight that is spread evenly, in [0, 1).
+        label_smoothing: share of the probability mass spread over both classes, in [0, 1).
 
     Returns:
         The cross-entropy, in fp32 for fp16 and bf16 logits.
 
     Raises:
-        TypeError: logits are no floating-point tensor, labels no integers, or exists no tensor.
+        TypeError: logits is not a floating-point tensor, labels are not integers, or exists is
+            not a tensor.
         ValueError: shapes, labels or options do not fit.
 
     Source: Li et al., ALBEF, 2021, eq. 4.
@@ -73,7 +75,7 @@ _SHAPES = "[P], [P, 1] or [P, 2]"
 
 
 def _fits(shape: torch.Size) -> bool:
-    """Return whether logits of pairs may have this shape."""
+    """Return whether a shape is one of `_SHAPES`."""
     return len(shape) in (1, 2) and shape[0] > 0 and (len(shape) == 1 or shape[1] in (1, 2))
 
 
@@ -91,7 +93,7 @@ def _check_exists(function: str, exists: object, logits: Tensor) -> None:
 
 
 def _refuse_labels(function: str, labels: Tensor, exists: Tensor | None) -> None:
-    """Refuse labels other than 0 and 1 where their values can be read."""
+    """Raise ValueError for labels other than 0 and 1, where their values can be read."""
     if not _checks.can_read(labels) or not (exists is None or _checks.can_read(exists)):
         return
     bad = _neither(labels) if exists is None else _neither(labels) & exists
@@ -139,15 +141,15 @@ def _checked_negatives(
 
 
 class ITMLoss(OptionsModule):
-    """Image-text matching: mines negatives, has the caller fuse the pairs, classifies them.
+    """Image-text matching loss: mine negatives, let the caller fuse the pairs, classify them.
 
-    The sampler scores rows as they are; `functional.itm_loss` has the formula. Options are
-    attributes, which may be set between steps and are checked then.
+    The sampler scores rows without normalising them; `functional.itm_loss` has the formula. Options
+    are attributes: they may be changed between steps, and are checked when they are set.
 
     Args:
         sampler: draws one negative per anchor; default `mining.HardNegativeSampler()`.
         reduction: `"mean"` over rows that exist, `"sum"`, or `"none"` (one value per row).
-        label_smoothing: share of the label's weight that is spread evenly, in [0, 1).
+        label_smoothing: share of the probability mass spread over both classes, in [0, 1).
 
     Raises:
         TypeError: an option has the wrong type.
@@ -186,7 +188,7 @@ class ITMLoss(OptionsModule):
     @options_by_name
     def forward(
         self,
-        image: Tensor,  # [N, D], what the sampler scores
+        image: Tensor,  # [N, D], scored by the sampler
         text: Tensor,  # [M, D]
         match: Callable[[Tensor, Tensor], Tensor],
         *,
@@ -200,19 +202,18 @@ class ITMLoss(OptionsModule):
         Args:
             image: `[N, D]` embeddings, scored by dot product to mine negatives, without gradient.
             text: `[M, D]` embeddings; M = N without ids.
-            match: called once as `match(image_index, text_index)` with `[P]` row numbers; returns
-                the logits of the fused pairs, `[P]`, `[P, 1]` or `[P, 2]`, through which
-                gradients flow.
+            match: called once as `match(image_index, text_index)` with `[P]` row indices; returns
+                the differentiable logits of the fused pairs, `[P]`, `[P, 1]` or `[P, 2]`.
             image_ids: `[N]` integers. Pairs that share an id are never negatives.
             text_ids: `[M]` integers, each the id of exactly one image.
-            negatives: what the sampler would draw, if it is drawn already: by
-                `HardNegativeSampler.from_scores` from a momentum encoder's scores, as ALBEF does,
-                or with a learnt temperature. Image and text are then read for their shapes alone.
+            negatives: negatives drawn beforehand, used instead of the sampler: for example by
+                `HardNegativeSampler.from_scores` from a momentum encoder's scores, as in ALBEF, or
+                with a learnt temperature. Only the shapes of image and text are then used.
             generator: source of the sampler's draws.
 
-        An anchor without a negative adds no row to the loss. A batch of one pair has no negatives;
-        with ids, whose values a graph may not depend on, the slot of a missing negative holds a
-        pair of index 0 that the loss leaves out.
+        An anchor without a negative adds no row to the loss. A batch of one pair has no negatives.
+        With ids, whose values must not shape a graph, a missing negative is replaced by a pair of
+        index 0, which the loss ignores.
         """
         name = "ITMLoss"
         if not callable(match):
@@ -257,7 +258,7 @@ class ITMLoss(OptionsModule):
                 logits, found, text.shape[0], self.reduction, self.label_smoothing
             )
         positive = torch.arange(found.shape[0], device=image.device) < text.shape[0]
-        # A text without exactly one image is a mistake that only NaN can show at this point.
+        # A text without exactly one image is a mistake; here only NaN can report it.
         labels = positive.long().masked_fill(positive & ~found, -1)
         return cross_entropy_of_labels(
             logits, labels, found | positive, self.reduction, self.label_smoothing

@@ -1,4 +1,4 @@
-"""Images and texts as one: multiple alignment plus training-time fusion (paper 2)."""
+"""ITO loss: multiple alignment plus training-time fusion."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,20 @@ from itm_kernels.losses.multi_view_alignment import multi_view_alignment_loss
 
 
 class ITOLoss(ScaledLoss):
-    r"""Multiple alignment plus the fusion loss, with one logit scale for both.
+    r"""Sum of the multiple-alignment loss and the fusion loss, with one logit scale for both.
 
     .. math:: L = L_{align}(images, texts) + w L_{fusion}(fused)
 
-    Rows are normalised inside; both parts are means. Options are attributes, which may be set
-    between steps and are checked then.
+    Rows are normalised internally; both parts are means. Options are attributes: they may be
+    changed between steps, and are checked when they are set.
 
     Args:
-        logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        fusion_weight: w >= 0; the fusion loss's share.
-        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        logit_scale: 1 / temperature, > 0; default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        fusion_weight: w >= 0, factor of the fusion loss.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Pass `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
             fixed scale is used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -34,7 +34,8 @@ class ITOLoss(ScaledLoss):
         TypeError: an option has the wrong type.
         ValueError: an option is out of range.
 
-    Source: ITO, 2026.
+    Source: ITO: Images and Texts as One via Synergizing Multiple Alignment and Training-Time
+    Fusion, 2026.
 
     >>> import torch
     >>> images = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])

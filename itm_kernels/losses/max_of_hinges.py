@@ -1,4 +1,4 @@
-"""Max of hinges (VSE++, paper 3 eq. 2)."""
+"""Max of hinges, the triplet loss of VSE++ with the hardest negatives."""
 
 from typing import TYPE_CHECKING, get_args
 
@@ -26,39 +26,39 @@ def max_of_hinges_loss(
     reduction: Reduction = "sum",
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Sum each anchor's violation of a margin by its hardest negative, in both directions.
+    r"""Sum the margin violation of each anchor's hardest negative, in both directions.
 
     .. math:: \ell_j = \max_t [\alpha + s_{it} - s_{ij}]_+ + \max_k [\alpha + s_{kj} - s_{ij}]_+
 
     for every pair (i, j) of an image and its text, over the texts t and images k with another id.
-    Ties of scores, as they are computed, go to the lowest index, which takes the whole gradient
-    (`ops.hardest_negatives`); at a hinge of exactly 0 the gradient is 0.
+    Among negatives whose computed scores tie, the lowest index is chosen and receives the whole
+    gradient (`ops.hardest_negatives`); a hinge of exactly 0 has gradient 0.
 
     Args:
         image: `[N, D]` embeddings, one per image; not normalised here. s is their dot product.
         text: `[M, D]` embeddings, one per text; M = N without ids.
         margin: :math:`\alpha`, in units of the score.
-        mining: `"hardest"`, or `"semihard"`: the hardest among negatives that score below the
+        mining: `"hardest"`, or `"semihard"`: the hardest of the negatives that score below the
             positive; an anchor without one contributes 0.
         image_ids: `[N]` integers. Pairs that share an id are never negatives.
         text_ids: `[M]` integers, each the id of exactly one image; five captions per image give
-            M = 5 N. With equal ids in a square batch the diagonal stays the positive.
-        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
-            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
-            is over the pairs that exist.
+            M = 5 N. If both sides hold the same ids in the same order, the diagonal is positive.
+        unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
+            or a distractor set) is a negative of every image and forms no pair. Its value is 0, and
+            the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Faghri et al., VSE++, 2018, eq. 6; Chen et al., Intra-modal constraint loss, 2022, eq.
-    2, whose single max over all pairs is read as one max per anchor, as in the code of both.
+    2, whose single max over all pairs is read as one max per anchor, as in both papers' code.
 
     >>> import torch
     >>> scores = torch.tensor([[0.8, 0.7, 0.65], [0.3, 0.6, 0.55], [0.75, 0.2, 0.5]])
@@ -86,15 +86,15 @@ def max_of_hinges_loss(
 class MaxOfHingesLoss(OptionsModule):
     """Max of hinges as a Module; `functional.max_of_hinges_loss` has the formula.
 
-    Rows are not normalised inside. Options are attributes, which may be set between steps
-    (`criterion.margin = 0.3`) and are checked then.
+    Rows are not normalised. Options are attributes: they may be changed between
+    steps (`criterion.margin = 0.3`), and are checked when they are set.
 
     Args:
-        margin: by how much a positive has to outscore a negative, in units of the score.
-        mining: `"hardest"`, or `"semihard"`: the hardest among negatives that score below the
+        margin: by how much a positive must outscore a negative, in units of the score.
+        mining: `"hardest"`, or `"semihard"`: the hardest of the negatives that score below the
             positive.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -154,9 +154,10 @@ class MaxOfHingesLoss(OptionsModule):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that have no embeddings to multiply.
+        """Return the loss of a score matrix, for models that compute scores without embeddings.
 
-        This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
+        Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
+        exists already.
         """
         name = "MaxOfHingesLoss.from_scores"
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)

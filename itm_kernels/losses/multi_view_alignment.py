@@ -1,4 +1,4 @@
-"""Multiple alignment: InfoNCE over all pairs of an image view and a text view (paper 2)."""
+"""Multiple alignment of ITO: InfoNCE over all pairs of an image view and a text view."""
 
 from typing import TYPE_CHECKING
 
@@ -9,13 +9,13 @@ from itm_kernels import _checks
 from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels._positives import Pairs
-from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
 from itm_kernels.losses._module import SHARED, check_options
 
 
 def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
-    """Check tensors of views [V, N, D] of the same N samples; return them, of one dtype."""
+    """Check tensors of views [V, N, D] of the same N samples; return them in one dtype."""
     (first_name, first), *others = views.items()
     for name, tensor in views.items():
         _checks.is_tensor(function, name, tensor)
@@ -43,23 +43,24 @@ def multi_view_alignment_loss(
     """Average the symmetric CLIP loss over all pairs of an image view and a text view.
 
     Args:
-        images: `[V, N, D]` embeddings of V views of N images, normalised inside.
+        images: `[V, N, D]` embeddings of V views of N images, normalised internally.
         texts: `[U, N, D]` embeddings of U texts of each image.
-        logit_scale: 1 / temperature, > 0: a number, or a tensor of one element (differentiable);
-            20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
+        logit_scale: 1 / temperature, > 0: a number, or a differentiable tensor of one element;
+            default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The mean over V x U pairs of views and N samples.
+        The mean over V x U pairs of views and N samples, in fp32 for fp16 and bf16 inputs.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or dtypes differ.
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
         ValueError: shapes, devices or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
-    Source: ITO, 2026, multimodal multiple alignment.
+    Source: ITO: Images and Texts as One via Synergizing Multiple Alignment and Training-Time
+    Fusion, 2026, multimodal multiple alignment.
 
     >>> import torch
     >>> images = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [0.0, 1.0]]])
@@ -71,7 +72,7 @@ def multi_view_alignment_loss(
     images, texts = check_views(name, images=images, texts=texts)
     check_options(name, "mean", backend)
     scale = scale_as_tensor(name, images, logit_scale, temperature, max_scale)
-    v, c = (Rows(views, name, backend).unbind() for views in (images, texts))
+    v, c = (Embeddings(views, name, backend).unbind() for views in (images, texts))
     diagonal = Pairs(None, None, None)
     losses = [mean_cross_entropy(image, text, scale, diagonal) for image in v for text in c]
     return torch.stack(losses).mean()
@@ -80,17 +81,17 @@ def multi_view_alignment_loss(
 class MultiViewAlignmentLoss(ScaledLoss):
     """Multiple alignment as a Module; `functional.multi_view_alignment_loss` has the formula.
 
-    Rows are normalised inside; the result is the mean over pairs of views and samples. Options are
-    attributes, which may be set between steps and are checked then.
+    Rows are normalised internally; the result is the mean over pairs of views and samples. Options
+    are attributes: they may be changed between steps, and are checked when they are set.
 
     Args:
-        logit_scale: 1 / temperature, > 0; 20 without a temperature.
-        temperature: the inverse of logit_scale; pass one of the two.
-        learnable: learn the scale, as the parameter `logit_scale.log`. Hand `parameters()` to the
+        logit_scale: 1 / temperature, > 0; default 20.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`. Pass `parameters()` to the
             optimiser, without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
-            tensor given to a call is bounded too, without gradient beyond; a number is used as it
-            is. None: no bound.
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
+            tensor passed to a call is clamped too, without gradient beyond the bound; a number is
+            used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
@@ -123,7 +124,7 @@ class MultiViewAlignmentLoss(ScaledLoss):
         *,
         logit_scale: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch of views; a scale given here replaces the Module's own."""
+        """Return the loss of a batch of views; a scale passed here replaces the Module's own."""
         return multi_view_alignment_loss(
             images, texts, logit_scale=self.scale(logit_scale), **self.options
         )

@@ -1,4 +1,4 @@
-"""Sigmoid loss (SigLIP)."""
+"""Sigmoid loss of SigLIP."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, r
 from itm_kernels.ops._log_sum_exp import as_scalar
 from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
-LOGIT_SCALE = 10.0  # SigLIP's start
+LOGIT_SCALE = 10.0  # initial value in SigLIP
 
 
 @options_by_name
@@ -32,36 +32,37 @@ def sigmoid_loss(
     reduction: Reduction = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Classify every pair of the batch as match or mismatch, each on its own.
+    r"""Classify every pair of the batch independently as match or mismatch.
 
     .. math:: \ell_j = \sum_i \log(1 + e^{-z_{ij} (\gamma s_{ij} + b)})
 
     for every text j, with cosines s and z = 1 for its positive image, -1 for the others.
 
     Args:
-        image: `[N, D]` embeddings, normalised inside; a row of zeros stays so, without gradient.
+        image: `[N, D]` embeddings, normalised internally; a zero row stays zero and has no
+            gradient.
         text: `[M, D]` embeddings; M = N without ids.
-        logit_scale: :math:`\gamma` > 0: a number, or a tensor of one element (differentiable);
-            10 without a temperature.
+        logit_scale: :math:`\gamma` > 0: a number, or a differentiable tensor of one element;
+            default 10.
         logit_bias: b, a number or a tensor of one element (differentiable).
-        temperature: the inverse of the scale, instead of it.
-        max_scale: upper bound of the scale, beyond which it has no gradient; None: no bound.
-        image_ids: `[N]` integers. Pairs that share an id without being positive take no part.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
+        image_ids: `[N]` integers. Pairs that share an id without being positive are excluded.
         text_ids: `[M]` integers, each the id of exactly one image.
-        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
-            a distractor) is a negative of every image and no image's positive: its value is its sum
-            over all images, and the mean divides by the number of texts with an image.
+        unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
+            or a distractor set) is a negative of every image. Its value is its sum over all images,
+            and the mean divides by the number of texts with an image.
         reduction: `"none"` (one value per text, `[M]`), `"sum"`, or `"mean"`: the sum over all
-            pairs of a text and an image divided by the number of positives, as SigLIP.
+            pairs of a text and an image divided by the number of positives, as in SigLIP.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Zhai et al., Sigmoid loss for language image pre-training, 2023.
 
@@ -75,13 +76,13 @@ def sigmoid_loss(
     check_options(name, reduction, backend)
     pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
     if absent is not None and pairs.positive is not None:
-        # N, no image's index, is nobody's positive: the operator sums over all images.
+        # N is out of range: such a text has no positive, and its value sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
     scale = checked_scale(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image) if isinstance(logit_bias, Tensor) else float(logit_bias)
     if reduction != "none":
         mean = reduction == "mean"
-        # Pairs of texts that may have no image are counted on the device.
+        # With unmatched texts, the number of pairs is counted on the device.
         at_once = mean and absent is None
         total = fused_sigmoid_total(image, text, scale, bias, pairs, at_once, backend, cosine=True)
         if total is not None:
@@ -93,23 +94,22 @@ def sigmoid_loss(
 
 
 class SigmoidLoss(ScaledLoss):
-    """Sigmoid loss as a Module, with fixed or learnable scale and bias; `functional.sigmoid_loss`.
+    """Sigmoid loss as a Module; `functional.sigmoid_loss` has the formula.
 
-    Rows are normalised inside. Options are attributes, which may be set between steps and are
-    checked then.
+    Rows are normalised internally; scale and bias are fixed or learnt. Options are attributes: they
+    may be changed between steps, and are checked when they are set.
 
     Args:
-        logit_scale: 1 / temperature, > 0; 10 without a temperature.
+        logit_scale: 1 / temperature, > 0; default 10.
         logit_bias: added to the scaled cosine.
-        temperature: the inverse of logit_scale; pass one of the two.
-        learnable: learn the scale, as the parameter `logit_scale.log`,
-            and the bias, as `logit_bias`. Hand `parameters()` to the optimiser,
-            without weight decay.
-        max_scale: upper bound of a learnt scale, as CLIP's 100: the parameter is put back to it. A
-            tensor given to a call is bounded too, without gradient beyond; a number is used as it
-            is. None: no bound.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        temperature: 1 / logit_scale; pass at most one of the two.
+        learnable: learn the scale, as the parameter `logit_scale.log`, and the bias, as
+            `logit_bias`. Pass `parameters()` to the optimiser, without weight decay.
+        max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
+            tensor passed to a call is clamped too, without gradient beyond the bound; a number is
+            used as it is. None: no bound.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         reduction: `"mean"`, the sum over all pairs of a text and an image divided by the number of
             positives; `"sum"`; or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
@@ -155,7 +155,7 @@ class SigmoidLoss(ScaledLoss):
         self.logit_bias = nn.Parameter(torch.tensor(bias)) if learnable else bias
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a number as logit_bias goes into the parameter that is there."""
+        """Set an attribute; a number assigned to a learnt logit_bias fills the parameter."""
         if name == "logit_bias" and not isinstance(value, nn.Parameter):
             _checks.number("SigmoidLoss", name, value)
             value = float(value)
@@ -176,7 +176,7 @@ class SigmoidLoss(ScaledLoss):
         logit_scale: float | Tensor | None = None,
         logit_bias: float | Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch; a scale or bias given here replaces the Module's own."""
+        """Return the loss of a batch; a scale or bias passed here replaces the Module's own."""
         return sigmoid_loss(
             image,
             text,

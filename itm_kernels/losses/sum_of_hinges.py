@@ -1,4 +1,4 @@
-"""Sum of hinges (VSE, paper 3 eq. 1)."""
+"""Sum of hinges, the triplet loss of VSE over all negatives."""
 
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ def sum_of_hinges_loss(
     reduction: Reduction = "sum",
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Sum the violations of a margin over all negatives, in both directions.
+    r"""Sum the margin violations of all negatives, in both directions.
 
     .. math:: \ell_j = \sum_t [\alpha + s_{it} - s_{ij}]_+ + \sum_k [\alpha + s_{kj} - s_{ij}]_+
 
@@ -37,23 +37,23 @@ def sum_of_hinges_loss(
         margin: :math:`\alpha`, in units of the score.
         image_ids: `[N]` integers. Pairs that share an id are never negatives.
         text_ids: `[M]` integers, each the id of exactly one image; five captions per image give
-            M = 5 N. With equal ids in a square batch the diagonal stays the positive.
-        unmatched: `"error"`, or `"negative"`: a text without an image (another device's, a queue's,
-            a distractor) is a negative of every image and forms no pair: it counts 0, and the mean
-            is over the pairs that exist.
+            M = 5 N. If both sides hold the same ids in the same order, the diagonal is positive.
+        unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
+            or a distractor set) is a negative of every image and forms no pair. Its value is 0, and
+            the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row shows in the loss.
+        The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Chen et al., Intra-modal constraint loss, 2022, eq. 1, with l read as a similarity (the
-    text calls it a distance); Faghri et al., VSE++, 2018, eq. 5.
+    paper calls it a distance); Faghri et al., VSE++, 2018, eq. 5.
 
     >>> import torch
     >>> scores = torch.tensor([[0.8, 0.7, 0.65], [0.3, 0.6, 0.55], [0.75, 0.2, 0.5]])
@@ -73,13 +73,13 @@ def sum_of_hinges_loss(
 class SumOfHingesLoss(OptionsModule):
     """Sum of hinges as a Module; `functional.sum_of_hinges_loss` has the formula.
 
-    Rows are not normalised inside. Options are attributes, which may be set between steps
-    (`criterion.margin = 0.3`) and are checked then.
+    Rows are not normalised. Options are attributes: they may be changed between
+    steps (`criterion.margin = 0.3`), and are checked when they are set.
 
     Args:
-        margin: by how much a positive has to outscore a negative, in units of the score.
-        unmatched: what happens to a text without an image: `"error"` raises ValueError,
-            `"negative"` makes it a negative of every image that forms no pair.
+        margin: by how much a positive must outscore a negative, in units of the score.
+        unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
+            text a negative of every image, without a pair of its own.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -131,9 +131,10 @@ class SumOfHingesLoss(OptionsModule):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that have no embeddings to multiply.
+        """Return the loss of a score matrix, for models that compute scores without embeddings.
 
-        This is plain PyTorch on every backend: the matrix, which kernels avoid, is already there.
+        Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
+        exists already.
         """
         name = "SumOfHingesLoss.from_scores"
         pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from itm_kernels import functional
 from itm_kernels._positives import Pairs
-from itm_kernels.losses._contrast import Rows, mean_cross_entropy
+from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 
 N, D = 40, 33
 EPS = torch.finfo(torch.float32).eps
@@ -46,7 +46,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     ),
     "logits of 3,000": (  # open_clip's ClipLoss, which takes features as they come
         lambda x, y, b: mean_cross_entropy(
-            *(Rows(side, "test", b, cosine=False) for side in (x, y)),
+            *(Embeddings(side, "test", b, cosine=False) for side in (x, y)),
             torch.tensor(100.0).to(x),
             Pairs(None, None, None),
         ),
