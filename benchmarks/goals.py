@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, tables
 
 # Rows as the results name them. D = 1024, fp32, forward and backward.
 GOALS = {
@@ -34,9 +34,9 @@ def table(everything: dict[str, dict[str, Any]]) -> str:
                 continue
             found = row["contenders"]["eager"]["both"]["ratio"]
             goal = goals[chosen]
-            cells = [chosen, key, report.ratio(row["contenders"]["eager"], "both", brief=False)]
+            cells = [chosen, key, tables.ratio(row["contenders"]["eager"], "both", brief=False)]
             lines.append([*cells, f"{goal:g}", "yes" if found["median"] >= goal else "no"])
-    return report.table(["instructions", "row", "times eager", "goal", "holds"], lines)
+    return tables.table(["instructions", "row", "times eager", "goal", "holds"], lines)
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.report import table
 from benchmarks.rivals import eager
+from benchmarks.tables import table
 from itm_kernels import losses
 
 N, D = 2, 8

@@ -1,6 +1,6 @@
-"""Tables from the JSON files: one page per machine, and the README's section.
+"""Pages from the JSON files: one per machine, and the generated parts of README.md and docs/.
 
-Every figure that is printed comes from a file in `results/`; a test holds the README to them.
+Every printed figure comes from a file in `results/`; a test compares the documents with the files.
 """
 
 import argparse
@@ -10,38 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cluster_model
+from benchmarks.tables import (
+    NAMES,
+    OURS,
+    error_table,
+    large_table,
+    mode_of,
+    speed_table,
+    study_table,
+)
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- performance: begin -->\n", "<!-- performance: end -->\n"
-NAMES = {
-    "eager": "PyTorch eager",
-    "compile": "torch.compile",
-    "reference": "our plain PyTorch",
-    "metric_learning": "pytorch-metric-learning",
-    "open_clip": "open_clip",
-    "keops": "pykeops",
-    "scikit_learn": "scikit-learn",
-    "faiss": "faiss",
-    "inf_cl": "Inf-CL",
-    "memeff": "memeff",
-    "siglip_kernel": "siglip-kernel",
-}
-NOISE = 0.97  # a rival this close to ours, or within the quartiles, is as fast, not faster
+README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+# The machine and the losses of the README's figure and first lines.
+QUOTED = "cpu-amd-epyc-2core"
+OVERVIEW = {"max_of_hinges": "Max of hinges", "info_nce": "InfoNCE"}
+BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
+NOISE = 0.97  # a contender this close to ours, or within the quartiles, is as fast, not faster
 
-# Why a rival is faster: the first expression that matches "key backend rival". Empty: not known.
+# Why a contender is faster: the first expression that matches "key backend contender".
 REASONS = (
-    (r"bfloat16", "ours computes bf16 in fp32 (its error is in the table), the rival in bf16"),
+    (r"bfloat16", f"{OURS} computes bf16 in fp32 (its error is in the table), the other in bf16"),
     (
         r"^(?:info_nce|info_cmr without extras|sigmoid|ito loss).* native ",
-        "the same three products, which are most of the time of both; torch.compile fuses what "
-        "stands around them",
+        "the same three products take most of the time of both; torch.compile fuses the "
+        "operations around them",
     ),
     (
         r"^kmeans/.* native ",
-        "assigning rows and adding them up are two passes over the rows, scikit-learn makes one",
+        f"{OURS} passes over the rows twice, to assign them and to sum them; scikit-learn once",
     ),
-    (r" reference ", "no kernel yet: `auto` runs plain PyTorch"),
+    (r" reference ", "there is no kernel yet: `auto` runs plain PyTorch"),
 )
 
 
@@ -53,72 +54,8 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     }
 
 
-def mode_of(row: dict[str, Any]) -> str:
-    """Return the mode that a table shows: forward and backward where there is a backward."""
-    return "both" if "both" in row["contenders"]["ours"] else "forward"
-
-
-def milliseconds(times: dict[str, float]) -> str:
-    """Return a median with its quartiles."""
-    return f"{1e3 * times['median']:.3g} ({1e3 * times['low']:.3g} to {1e3 * times['high']:.3g})"
-
-
-def ratio(contender: dict[str, Any], mode: str, brief: bool) -> str:
-    """Return how many times longer a rival takes than ours, or why it does not."""
-    if mode not in contender:
-        return str(contender["status"])
-    found = contender[mode]["ratio"]
-    if brief:
-        return f"{found['median']:.2f}"
-    if contender["rounds"] == 1:
-        return f"{found['median']:.2f} (one run)"
-    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-
-
-def size(memory: float | None) -> str:
-    """Return bytes for people."""
-    return "" if memory is None else f"{memory / 2**20:,.1f} MiB"
-
-
-def rival_cells(row: dict[str, Any], mode: str, brief: bool) -> list[str]:
-    """Return the cells of eager, torch.compile and the packages of one row."""
-    contenders = row["contenders"]
-    names = [name for name in NAMES if name in contenders]
-    cell = {name: ratio(contenders[name], mode, brief) for name in names}
-    cells = [cell.pop("eager", ""), cell.pop("compile", "")]
-    packages = [f"{NAMES[name]} {text}" for name, text in cell.items()]
-    return [*cells, "; ".join(packages)]
-
-
-def described(row: dict[str, Any]) -> list[str]:
-    """Return the cells that say what a row is."""
-    sizes = f"{row['N']:,} x {row['D']:,}"
-    return [" ".join(filter(None, (row["operator"], row["case"]))), sizes]
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def speed_table(rows: dict[str, dict[str, Any]], dtype: str, brief: bool = False) -> str:
-    """Return the table of one precision: ours in milliseconds, rivals as multiples of it."""
-    lines = []
-    for row in rows.values():
-        if row["dtype"] != dtype:
-            continue
-        mode = mode_of(row)
-        ours = row["contenders"]["ours"][mode]
-        cells = [*described(row), milliseconds(ours), *rival_cells(row, mode, brief)]
-        lines.append([*cells, f"{ours['percent_of_limit']:.0f} % of {row['limit']['kind']}"])
-    head = ["operator or loss", "N x D", "ours, ms (quartiles)", "PyTorch eager, times longer"]
-    head += ["torch.compile, times longer", "packages, times longer", "of the machine's limit"]
-    return table(head, lines)
-
-
 def not_fastest(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a sentence for every row in which a rival beats ours beyond the noise."""
+    """Return a sentence for every row in which a contender beats ours beyond the noise."""
     sentences = []
     for key, row in rows.items():
         mode = mode_of(row)
@@ -135,63 +72,8 @@ def not_fastest(rows: dict[str, dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def error_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Return errors against fp64 and peak memory of ours and its rivals."""
-    lines = []
-    for row in rows.values():
-        for name, contender in row["contenders"].items():
-            if "error" not in contender:
-                continue
-            cells = [*described(row), row["dtype"], NAMES.get(name, name)]
-            cells += [f"{contender['error']:.1e}", f"{contender['gradient_error']:.1e}"]
-            lines.append([*cells, size(contender["peak_memory"])])
-    head = ["operator or loss", "N x D", "precision", "contender", "error of the value"]
-    return table([*head, "error of the gradient", "peak memory"], lines)
-
-
-def study_table(section: dict[str, Any]) -> str:
-    """Return the last point and the exponents of every curve."""
-    lines = []
-    for name, record in section.items():
-        for contender, curve in record.items():
-            if contender == "D":
-                continue
-            reached = [p for p in curve["points"] if "seconds" in p]
-            last = reached[-1] if reached else None
-            stopped = curve["points"][-1].get("status", "") if curve["points"] else ""
-            beyond = f"{curve['points'][-1]['N']:,}: {stopped}" if stopped else ""
-            exponents = [curve["time_exponent"], curve["memory_exponent"]]
-            cells = [name, NAMES.get(contender, contender), str(record["D"])]
-            cells += (
-                [f"{last['N']:,}", f"{last['seconds']:.3g} s", size(last["peak_memory"])]
-                if (last)
-                else ["", "", ""]
-            )
-            cells += ["" if value is None else f"{value:.2f}" for value in exponents]
-            lines.append([*cells, beyond])
-    head = ["loss", "contender", "D", "largest N", "time", "peak memory", "time exponent"]
-    return table([*head, "memory exponent", "beyond"], lines)
-
-
-def large_table(section: dict[str, Any]) -> str:
-    """Return the run beyond 2^31 pairs."""
-    lines = [
-        [
-            name,
-            f"{r['N']:,} x {r['D']}",
-            f"{r['forward']:.1f}",
-            f"{r['backward']:.1f}",
-            size(r["peak_memory"]),
-            f"{100 * max(r['rows_off'].values()):.1f} % of {r['sampled_rows']}",
-        ]
-        for name, r in section.items()
-    ]
-    head = ["loss", "N x D", "forward, s", "backward, s", "peak memory"]
-    return table([*head, "sampled rows that differ from fp64"], lines)
-
-
 def machine_sentence(content: dict[str, Any]) -> str:
-    """Return what was measured on, with what."""
+    """Return the processor, the instruction set, the commit and the versions of a measurement."""
     machine = content["machine"]
     on = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     packages = ", ".join(f"{k} {v or 'not installed'}" for k, v in content["versions"].items())
@@ -201,15 +83,20 @@ def machine_sentence(content: dict[str, Any]) -> str:
 
 
 def page(name: str, content: dict[str, Any]) -> str:
-    """Return everything that one machine measured."""
+    """Return the page of one machine, with everything that was measured there."""
     rows = content["rows"]
     limits = ", ".join(f"{key} {rate:.3g}" for key, rate in content["limits"].items())
     parts = [f"# {name}\n", machine_sentence(content) + "\n", f"Limits: {limits}.\n"]
-    parts += ["Forward plus backward where there is a gradient, medians of interleaved rounds.\n"]
+    parts += [
+        "Times are of forward plus backward where there is a gradient, medians of interleaved "
+        f"rounds. A ratio is a contender's time divided by that of {OURS}: above 1, {OURS} is "
+        "faster.\n"
+    ]
     for dtype in ("float32", "bfloat16"):
         parts += [f"## Speed, {dtype}\n", speed_table(rows, dtype)]
     lost = not_fastest(rows)
-    parts += ["## Where ours is not fastest\n", "\n".join(lost or ["Nowhere in this run."]) + "\n"]
+    parts += [f"## Where {OURS} is not the fastest\n"]
+    parts += ["\n".join(lost or ["No row of this run."]) + "\n"]
     titles = {
         "memory": "Memory of a large batch, without holes of the C heap",
         "scaling": "Time and memory over N",
@@ -223,37 +110,70 @@ def page(name: str, content: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def readme_section(everything: dict[str, dict[str, Any]]) -> str:
-    """Return what stands between the README's markers."""
+def performance_section(everything: dict[str, dict[str, Any]]) -> str:
+    """Return the generated part of docs/performance.md: the speed table of every machine."""
     if not everything:
         return "No measurement is committed yet.\n"
     parts = []
     for name, content in everything.items():
         lost = len(not_fastest(content["rows"]))
-        folder = "benchmarks/results"
-        parts += [
-            f"On {machine_sentence(content)}\n",
-            speed_table(content["rows"], "float32", True),
-        ]
+        folder = "../benchmarks/results"
+        parts += [f"### {name}\n", f"{machine_sentence(content)}\n"]
+        parts += [speed_table(content["rows"], "float32", True)]
         more = "memory and errors against fp64"
         if content.get("scaling"):
             more = "bf16, memory, errors against fp64, scaling"
         if lost:
-            more += f", and the {lost} comparisons that ours does not win, with reasons"
-        where = f"[`{folder}/{name}.md`]({folder}/{name}.md)"
-        parts += [
-            f"{where} has the quartiles, {more}.\n",
-        ]
+            more += f", and the {lost} comparisons that {OURS} does not win, with reasons"
+        parts += [f"[{name}.md]({folder}/{name}.md) has the quartiles, {more}.\n"]
         if content.get("scaling"):
-            parts += [f"![time and memory over N]({folder}/{name}-scaling.png)\n"]
+            parts += [f"![Time and memory of every loss over N]({folder}/{name}-scaling.png)\n"]
     return "\n".join(parts)
 
 
-def with_section(readme: str, section: str) -> str:
-    """Return the README with its performance section replaced."""
-    before, rest = readme.split(BEGIN)
+def _saving(loss: str, title: str, content: dict[str, Any]) -> str:
+    """Return one line on the time and memory of a loss at the large batch of the memory study."""
+    record = content["memory"][loss]
+    ours, eager = (record[name]["points"][-1] for name in ("ours", "eager"))
+    speed, saved = (eager[field] / ours[field] for field in ("seconds", "peak_memory"))
+    return (
+        f"- {title}, {ours['N']:,} pairs, D = {record['D']}: **{speed:.2g} times as fast in "
+        f"1/{saved:.0f} of the memory** ({ours['seconds']:.2g} s and "
+        f"{ours['peak_memory'] / 2**20:.0f} MiB; eager {eager['seconds']:.3g} s and "
+        f"{eager['peak_memory'] / 2**30:.1f} GiB)."
+    )
+
+
+def headline(content: dict[str, Any]) -> str:
+    """Return the README's three figures: two losses at a large batch, all losses at a small one."""
+    small = [row for row in content["rows"].values() if row["N"] == 128]
+    eager = [row["contenders"].get("eager") for row in small if row["dtype"] == "float32"]
+    ratios = [found["both"]["ratio"]["median"] for found in eager if found]
+    large = [_saving(loss, title, content) for loss, title in OVERVIEW.items()]
+    last = (
+        f"- Batches of 128, D = {small[0]['D']:,}: **{min(ratios):.2f} to {max(ratios):.2f} times "
+        "as fast**, depending on the loss.\n"
+    )
+    return "\n".join((*large, last))
+
+
+def with_section(document: str, section: str) -> str:
+    """Return a document with the text between its markers replaced."""
+    before, rest = document.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
+
+
+def documents(everything: dict[str, dict[str, Any]]) -> dict[Path, str]:
+    """Return the README and docs/performance.md with the figures of the committed results."""
+    sections = {
+        README: headline(everything[QUOTED]),
+        PERFORMANCE: performance_section(everything),
+    }
+    return {
+        path: with_section(path.read_text(encoding="utf-8"), section)
+        for path, section in sections.items()
+    }
 
 
 def pages(everything: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -263,7 +183,7 @@ def pages(everything: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write every page, and the README's section if these are the committed results."""
+    """Write every page; for the committed results also the README and docs/performance.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     folder = parser.parse_args().results
@@ -272,8 +192,8 @@ def main() -> None:
     for name, text in pages(everything).items():
         (folder / name).write_text(text, encoding="utf-8")
     if folder == RESULTS:
-        readme = README.read_text(encoding="utf-8")
-        README.write_text(with_section(readme, readme_section(everything)), encoding="utf-8")
+        for path, text in documents(everything).items():
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def commit() -> str:
         done = subprocess.run(["git", *words], cwd=FOLDER.parent.parent, **OUTPUT)
         return str(done.stdout).strip()
 
+    documents = ":!README.md", ":!docs/performance.md"
     try:
-        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", *documents)
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except OSError:
         return ""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import page, table
+from benchmarks.report import page
+from benchmarks.tables import table
 from tools.journal import Journal
 
 SHOWN = 60  # failures

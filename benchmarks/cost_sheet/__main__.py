@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.cost_sheet import goals, losses, sheet, small_batch
 from benchmarks.cost_sheet.compare import compare
-from benchmarks.report import table
+from benchmarks.tables import table
 
 
 def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[str]:

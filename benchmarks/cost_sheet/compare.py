@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import table
+from benchmarks.tables import table
 
 # Rows of `tools/rows.py` and the benchmarks, operator and case, by the sheet's names.
 NAMES = {

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from benchmarks.cost_sheet import goals, loops, losses, rates, rivals, trace
 from benchmarks.cost_sheet.counts import Count
 from benchmarks.cost_sheet.predict import predict
-from benchmarks.report import table
 from benchmarks.results import rounded
+from benchmarks.tables import table
 
 FOLDER = Path(__file__).parent.parent / "results" / "predicted"
 FILE = FOLDER / "cost-sheet.json"

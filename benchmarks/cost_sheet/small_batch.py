@@ -19,7 +19,7 @@ from benchmarks.cost_sheet.sheet import FOLDER
 from benchmarks.cost_sheet.small_operators import OPERATORS as PARTS
 from benchmarks.cost_sheet.small_operators import D, step
 from benchmarks.cost_sheet.whole_losses import WHOLE
-from benchmarks.report import table
+from benchmarks.tables import table
 from itm_kernels import backends
 
 SIZES, PRECISIONS = (128, 256, 512), ("bf16", "fp32")

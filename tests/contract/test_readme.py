@@ -16,12 +16,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "examples" / "results" / "flickr8k.json"
 
 
-def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "criterion" in block
-    ]
-    exec(compile(example, "README.md", "exec"), {})
-    assert "R-sum" in capsys.readouterr().out
+def test_the_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "R-sum" in printed
+    assert "LogitScale(14.2857, learnable=True, max_scale=100.0)" in printed
 
 
 def test_every_name_in_the_table_of_losses_exists() -> None:
@@ -49,8 +50,16 @@ def test_table_of_real_data_is_the_measured_one() -> None:
 
 def test_figures_of_speed_are_the_measured_ones() -> None:
     everything = report.load()
-    assert report.with_section(README, report.readme_section(everything)) == README
+    for document, text in report.documents(everything).items():
+        assert text == document.read_text(encoding="utf-8"), f"{document.name}: run report"
     for name, page in report.pages(everything).items():
         assert page == (report.RESULTS / name).read_text(encoding="utf-8"), f"{name}: run report"
+    performance = report.PERFORMANCE.read_text(encoding="utf-8")
     for name in everything:
-        assert f"benchmarks/results/{name}.md" in README
+        assert f"benchmarks/results/{name}.md" in performance
+
+
+def test_the_figure_has_a_curve_of_every_loss_it_names() -> None:
+    everything = report.load()
+    assert f"benchmarks/results/{report.QUOTED}-overview.png" in README
+    assert report.OVERVIEW.keys() <= everything[report.QUOTED]["scaling"].keys()

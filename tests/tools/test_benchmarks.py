@@ -115,7 +115,7 @@ def test_the_page_shows_every_contender(tmp_path):
     assert "2.00 (2.00 to 2.00) |" in page
     assert "pykeops out of memory" in page
     assert "inf-cl not installed" in page
-    section = report.readme_section({"name": content})
+    section = report.performance_section({"name": content})
     readme = f"before\n{report.BEGIN}old\n{report.END}after"
     assert section in report.with_section(readme, section)
     assert "old" not in report.with_section(readme, section)
