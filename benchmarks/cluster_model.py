@@ -27,7 +27,7 @@ class Scheme(NamedTuple):
     memory: str
 
 
-# The ring forms and recomputes each score once (performance.md: 8 N^2 D against 20 N^2 D); gather
+# The ring forms and recomputes each score once (8 N^2 D against 20 N^2 D); gather
 # keeps its rows of the score matrix and computes both directions.
 SCHEMES = (
     Scheme("ring", 4, True, "O(B D)"),

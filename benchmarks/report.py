@@ -23,7 +23,7 @@ from benchmarks.tables import (
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
-PERFORMANCE = ROOT / "docs" / "performance.md"
+PERFORMANCE = ROOT / "docs/performance.md"
 # The machine and the losses of the README's figure and first lines.
 QUOTED = "cpu-amd-epyc-2core"
 OVERVIEW = {"max_of_hinges": "Max of hinges", "info_nce": "InfoNCE"}
