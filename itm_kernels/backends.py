@@ -4,8 +4,8 @@ A backend is an operator namespace, a device is a dispatch key. What each backen
 when the package is imported (a build's list, a folder's files), so choosing is a table look-up
 that `torch.compile` can trace.
 
-Some Triton operators have second kernels in Gluon, for sm_90: `triton.gluon.takes` chooses those,
-from operands that are known when a kernel is launched.
+Some Triton operators have second kernels in Gluon, for sm_90: `triton.gluon.is_selected` chooses
+those, from operands that are known when a kernel is launched.
 """
 
 import os

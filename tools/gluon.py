@@ -38,12 +38,12 @@ def taken(kernel: str) -> Iterator[Counter[str]]:
 
     counted: Counter[str] = Counter()
 
-    def takes(name: str, both: Any) -> bool:
-        found = name == kernel and gluon.can_take(name, both)
+    def selected(name: str, both: Any) -> bool:
+        found = name == kernel and gluon.supports(name, both)
         counted[name] += found
         return found
 
-    with patch.object(gluon, "takes", takes):
+    with patch.object(gluon, "is_selected", selected):
         yield counted
 
 

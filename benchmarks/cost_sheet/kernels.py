@@ -15,7 +15,7 @@ from benchmarks.cost_sheet.rates import L2_BYTES, PROCESSORS, RESIDENT, ceiling_
 Model = Callable[[Launch], Count]
 MODELS: dict[str, Model] = {}
 PRODUCTS_OF_PARTS = {1: 1, 2: 3, 3: 6}
-GROUP = 8  # row tiles that `_score_tiles.place` visits together
+GROUP = 8  # row tiles that `_score_tiles.program_tile` visits together
 
 
 def model(*kernels: str) -> Callable[[Model], Model]:

@@ -28,7 +28,7 @@ def _screen(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions)
 
 
-@model("_rescoring.settle_kernel")
+@model("_rescoring.rescore_kernel")
 def _settle(launch: Launch) -> Count:
     # The tiles' bests are read twice. The bests of two tiles could be an anchor's maximum [E].
     left = [each.bytes for name, each in launch.operands.items() if _is_left(name)]
@@ -41,7 +41,7 @@ def _is_left(name: str) -> bool:
     return name.endswith(("_key", "_index", "_second")) and "found" not in name
 
 
-@model("_rescoring.listed_kernel", "_rescoring.listed_best_kernel")
+@model("_rescoring.undecided_tiles_kernel", "_rescoring.undecided_maxima_kernel")
 def _listed(launch: Launch) -> Count:
     # No anchor is listed: programs look at a number and return, .3 us each on a processor [E].
     return Count(launch.kernel, True, seconds=launch.programs / PROCESSORS * 0.3e-6)
@@ -84,7 +84,7 @@ def _log_sum_exp_forward(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions, shared_exponentials(launch))
 
 
-@model("log_sum_exp._weights_kernel")
+@model("log_sum_exp._softmax_weights_kernel")
 def _log_sum_exp_weights(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 1)
     factors = 4 * launch.arguments.get("FACTORS", False)
@@ -101,7 +101,7 @@ def _sigmoid_forward(launch: Launch) -> Count:
     return scores(launch, launch.N, launch.M, instructions, special)
 
 
-@model("sigmoid._weights_kernel")
+@model("sigmoid._sigmoid_weights_kernel")
 def _sigmoid_weights(launch: Launch) -> Count:
     if "WHOLE" not in launch.arguments:
         return scores(launch, launch.R, launch.M, 20, 2)
@@ -110,18 +110,18 @@ def _sigmoid_weights(launch: Launch) -> Count:
     return scores(launch, launch.R, launch.M, instructions, 1 + launch.WEIGHTS)
 
 
-@model("_logistic.sums_kernel")
+@model("_logistic.sigmoid_totals_kernel")
 def _sums_of_tiles(launch: Launch) -> Count:
     return chained(launch, launch.tiles)
 
 
-@model("_products._unit_kernel")
+@model("_products._weight_scale_kernel")
 def _unit(launch: Launch) -> Count:
     vectors = (each.elements for each in launch.operands.values())
     return chained(launch, sum(vectors))
 
 
-@model("_score_gradients._unit_kernel")
+@model("_score_gradients._gradient_scale_kernel")
 def _unit_of_pairs(launch: Launch) -> Count:
     return chained(launch, launch.N)
 
@@ -132,7 +132,7 @@ def chained(launch: Launch, elements: float) -> Count:
     return passes(launch)._replace(seconds=chain)
 
 
-@model("sum_of_hinges._tiles_kernel")
+@model("sum_of_hinges._hinges_kernel")
 def _sum_of_hinges(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 0)
     if stored and not launch.UNIFORM:
@@ -155,13 +155,13 @@ def _of_raw(launch: Launch) -> dict[str, Any]:
     return {"x": launch.raw_x, "y": launch.raw_y, "PARTS": 1}
 
 
-@model("intra_modal._triangle_kernel", "_upper_triangle.triangle_kernel")
+@model("intra_modal._triangle_kernel", "_upper_triangle.band_sums_kernel")
 def _triangle(launch: Launch) -> Count:
     tiles = math.ceil(launch.N / launch.ROWS)
     return metric_of(launch, launch.N, launch.N, 14, (tiles + 1) / (2 * tiles))
 
 
-@model("_score_gradients._weights_kernel")
+@model("_score_gradients._score_gradients_kernel")
 def _pair_weights(launch: Launch) -> Count:
     pairs = launch.R * launch.M
     stored = launch.operands["weights"].bytes
@@ -183,7 +183,7 @@ def _pair_weights(launch: Launch) -> Count:
     )  # fmt: skip
 
 
-@model("_distance_gradients._distance_kernel")
+@model("_distance_gradients._distance_gradients_kernel")
 def _distance(launch: Launch) -> Count:
     # No pair is set apart: of `near` nothing is read.
     names = ("x", "product", "out", "apart", "sums")
@@ -196,7 +196,7 @@ def _matrix(launch: Launch) -> Count:
     return metric_of(launch, launch.N, launch.M, 4, 1.0)
 
 
-@model("_metrics._pull_kernel")
+@model("_metrics._weighted_differences_kernel")
 def _pull(launch: Launch) -> Count:
     work = float(launch.programs) * launch.ROWS * launch.DEPTH * launch.M
     reads = launch.programs * launch.M * (launch.DEPTH + launch.ROWS) * 4.0

@@ -50,10 +50,10 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "_segment_sum._chunks_kernel": lambda launch: 1,
     "_scaled_operands._scale_kernel": _along,
     "_scaled_operands._gradient_kernel": _along,
-    "_metrics._squares_kernel": lambda launch: _along(launch, "DEPTH"),
-    "_distance_gradients._distance_kernel": lambda launch: 3,
+    "_metrics._squared_norms_kernel": lambda launch: _along(launch, "DEPTH"),
+    "_distance_gradients._distance_gradients_kernel": lambda launch: 3,
     "kmeans_plus_plus._draw_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
-    "_metrics._pull_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
+    "_metrics._weighted_differences_kernel": lambda launch: math.ceil(launch.M / launch.COLUMNS),
 }
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._member_sums import anchor_and_cluster
-from itm_kernels.triton._norms import power_above
+from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import row_blocks
 from itm_kernels.triton._products import precision_of, store_parts
 from itm_kernels.triton._synthesis_blocks import Block, list_arguments
@@ -20,7 +20,7 @@ from itm_kernels.triton._synthesis_blocks import Block, list_arguments
 @triton.jit
 def _below_one(largest):
     """Return the power of two that brings numbers up to an fp32 one below 1."""
-    return power_above(largest, 3) * 0.125  # of infinity it is a number
+    return power_of_two_scale(largest, 3) * 0.125  # of infinity it is a number
 
 
 @triton.jit(do_not_specialize=["P", "tiles", "M"])

@@ -26,7 +26,7 @@ def no_scores(x: Tensor) -> Tensor:  # [0, 0]
     return torch.empty((0, 0), dtype=wide_dtype(x), device=x.device)
 
 
-def rows_at_once(x: Tensor, y: Tensor, per_row: int) -> int:
+def rows_per_block(x: Tensor, y: Tensor, per_row: int) -> int:
     """Return for how many rows so many numbers each are no more than the inputs, or 128 rows."""
     inputs = (x.shape[0] + y.shape[0]) * x.shape[1]
     return min(_MOST_ROWS, max(1, inputs // per_row // 128) * 128)
@@ -45,12 +45,12 @@ def products_of_weights(
     def empty(R: int, M: int) -> Tensor:
         return x.new_empty((1, R, M), dtype=dtype)
 
-    return sums_of_blocks(*rows, empty, lambda first, weights: fill(first, weights[0]), at_once)
+    return blocked_products(*rows, empty, lambda first, weights: fill(first, weights[0]), at_once)
 
 
 def products_in_parts(
     x: Tensor,  # [N, D] as it came
-    both: Operands,  # `_scaled_operands.operands` of x and y
+    both: Operands,  # `_scaled_operands.scaled_operands` of x and y
     fill: Callable[[int, Tensor], None],  # first row, weights [parts, R, M] for `store_parts`
     fine: bool = False,
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
@@ -63,11 +63,11 @@ def products_in_parts(
     # block with y has 128 tiles of 128 x 256 for 132 processors.
     row = weights_empty(0, both.shape[1], x, fine=fine)
     numbers = row.shape[0] * row.shape[2] * row.element_size() // 4
-    at_once = rows_at_once(rows[0][0], rows[1][0], max(1, numbers))
-    return sums_of_blocks(*rows, lambda R, M: weights_empty(R, M, x, fine=fine), fill, at_once)
+    at_once = rows_per_block(rows[0][0], rows[1][0], max(1, numbers))
+    return blocked_products(*rows, lambda R, M: weights_empty(R, M, x, fine=fine), fill, at_once)
 
 
-def sums_of_blocks(
+def blocked_products(
     x: Tensor,  # [parts, N, D]
     y: Tensor,  # [parts, M, D]
     empty: Callable[[int, int], Tensor],
@@ -77,7 +77,7 @@ def sums_of_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Return W y and W^T x block by block; a block is gone before there is the next."""
     (_, N, D), M = x.shape, y.shape[1]
-    at_once = at_once or rows_at_once(x[0], y[0], M)
+    at_once = at_once or rows_per_block(x[0], y[0], M)
     of_x = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
     for first in range(0, N, at_once):
         R = min(at_once, N - first)

@@ -7,7 +7,7 @@ chains are short, and a second launch adds the shares up. A single share leaves 
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._norms import power_above, reciprocal, root, squares_of
+from itm_kernels.triton._norms import power_of_two_scale, reciprocal, square_root, squared_norms
 from itm_kernels.triton._operands import INTERPRETED, to_tf32
 from itm_kernels.triton._score_tiles import wide_type
 
@@ -219,8 +219,8 @@ def mean_kernel(
         value = tl.load(from_row[:, None] + d[None, :], mask=inside, other=0.0).to(DTYPE)
         factor = tl.full((GROUP,), 1.0, DTYPE)
         if POWERS:
-            length = root(squares_of(from_row, 1, D, tl.arange(0, COLUMNS)))
-            factor = reciprocal(power_above(length.to(DTYPE), 14))
+            length = square_root(squared_norms(from_row, 1, D, tl.arange(0, COLUMNS)))
+            factor = reciprocal(power_of_two_scale(length.to(DTYPE), 14))
     else:
         total = tl.zeros((SHARES, COLUMNS), tl.float64)
         number = tl.zeros((SHARES,), tl.int32)

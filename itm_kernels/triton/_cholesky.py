@@ -19,8 +19,8 @@ from torch import Tensor
 
 from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch
 from itm_kernels.triton._clusters import spans_of, tiles_before
-from itm_kernels.triton._operands import INTERPRETED, rows_of, wide_dtype
-from itm_kernels.triton._score_tiles import number
+from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, wide_dtype
+from itm_kernels.triton._score_tiles import float_argument
 
 DEPTH = 64 if INTERPRETED else 16  # of a product's operands
 _MOST_PANELS = 16
@@ -119,7 +119,7 @@ def rbf_block(
         square_n += tl.sum(right * right, 1)
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64)
     distance = square_m[:, None] + square_n[None, :] - 2 * total
-    return tl.exp(-tl.where(distance < 0, 0.0, distance) * number(scale, tl.float64))
+    return tl.exp(-tl.where(distance < 0, 0.0, distance) * float_argument(scale, tl.float64))
 
 
 @triton.jit
@@ -183,7 +183,7 @@ def _panel_kernel(
             of_m, of_n = tl.load(members + of_m), tl.load(members + of_n)
         value = rbf_block(rows, row_stride, of_m, of_n, D, scale, BLOCK, DEPTH)
         value = tl.where((m < end)[:, None] & (n < end)[None, :], value, 0.0)
-        diagonal = 1 + tl.where(m < end, number(ridge, tl.float64), 0.0)
+        diagonal = 1 + tl.where(m < end, float_argument(ridge, tl.float64), 0.0)
         value = tl.where(m[:, None] == n[None, :], diagonal[:, None], value)
         rows_i, rows_j = block_row(own, i, BLOCK), block_row(own, j, BLOCK)
         value -= _products(rows_i, rows_j, 0, step * width * BLOCK, BLOCK, DEPTH)
@@ -264,7 +264,7 @@ def cholesky_factors(
     """
     (M, D), (B, K) = rows.shape, (starts.shape[0], starts.shape[1] - 1)
     # From rows of bf16 and fp16 the compiler makes no operands of fp64 (3.7.1, sm_90).
-    rows = rows_of(rows.to(wide_dtype(rows)))
+    rows = contiguous_rows(rows.to(wide_dtype(rows)))
     factor = torch.empty((B, batch.size), dtype=torch.float64, device=rows.device)
     spans = spans_of(starts, batch.end - batch.begin, BLOCK)
     T, blocks = spans.first.shape[1], triton.cdiv(batch.largest, BLOCK)

@@ -12,14 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _score_gradients
-from itm_kernels.triton._metrics import Comparison, matrix_of
+from itm_kernels.triton._metrics import MetricOperands, write_matrix
 from itm_kernels.triton._operands import stored_dtype, tile_of
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
-from itm_kernels.triton._score_gradients import blocks, write_weights
+from itm_kernels.triton._score_gradients import blocks, write_score_gradients
 
 
 @triton.jit
-def _distance_kernel(
+def _distance_gradients_kernel(
     x,  # [R, D]
     y,  # [M, D]
     near,  # [R, M] weights of pairs set apart, in tiles that have any
@@ -98,8 +98,9 @@ class Apart:
     ) -> None:
         """Write a block's gradient."""
         (R, M), D = near.shape, x.shape[1]
-        tile = tile_of("pull", R, M, D)
-        _distance_kernel[(triton.cdiv(R, _score_gradients.ROWS), triton.cdiv(D, tile.depth))](
+        tile = tile_of("weighted_difference", R, M, D)
+        grid = triton.cdiv(R, _score_gradients.ROWS), triton.cdiv(D, tile.depth)
+        _distance_gradients_kernel[grid](
             x, y, near, self.apart, self.sums, product, factor, unit, out,
             x.stride(0), y.stride(0), R, M, D, FACTORS=factor.shape[0] > 0,
             TILE=_score_gradients.COLUMNS, FLAGS=64,
@@ -112,12 +113,12 @@ def empty_gradient(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=stored_dtype(x.dtype), device=x.device)
 
 
-def gradient_of_distances(
+def distance_gradient(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
-    found: Comparison,
+    found: MetricOperands,
     unit: Tensor,  # []
-    known: dict[str, Any],  # of pairs, for `_score_gradients.write_weights`
+    known: dict[str, Any],  # of pairs, for `_score_gradients.write_score_gradients`
 ) -> Tensor:  # [N, D]
     """Return the gradient of x of weighted Euclidean or squared distances."""
     (N, D), M, both = x.shape, y.shape[0], found.both
@@ -133,16 +134,16 @@ def gradient_of_distances(
     # A block's distances and two parts of weights.
     for block in blocks(N, M, D, 8):
         R = block.stop - block.start
-        compared = {"key": matrix_of(found, unit.new_empty((R, M)), first_row=block.start)}
+        compared = {"key": write_matrix(found, unit.new_empty((R, M)), first_row=block.start)}
         if known["SOURCE"] == "ranks":
             other = unit.new_empty((M, R))
-            compared["other"] = matrix_of(found, other, first_column=block.start)
+            compared["other"] = write_matrix(found, other, first_column=block.start)
         apart = Apart(R, M, unit)
         weights = weights_empty(R, M, x)
         if known["SOURCE"] == "given" and weights.dtype.itemsize == 2 and weights.shape[0] == 1:
             # Gradients that differ, of rows that are longer than others: one part breaks the rule.
             weights = weights_empty(2 * R, M, x).unflatten(1, (2, R))[0]
-        write_weights(
+        write_score_gradients(
             weights, block.start, x, **known, **compared, sums=apart.sums, apart=apart.apart
         )
         product = add_product(None, weights, rows)

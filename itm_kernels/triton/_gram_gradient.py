@@ -13,7 +13,7 @@ from itm_kernels.triton._cholesky import DEPTH, block_row, factor_of_cluster, rb
 from itm_kernels.triton._cluster_batches import BLOCK
 from itm_kernels.triton._clusters import spans_of
 from itm_kernels.triton._kam_solve import ClusterSystems
-from itm_kernels.triton._score_tiles import number
+from itm_kernels.triton._score_tiles import float_argument
 
 _COLUMNS = 64
 
@@ -135,7 +135,7 @@ def _members_kernel(
         inside = (row < size) & there
         place = row.to(tl.int64) * D + column
         own_x = tl.load(of_cluster + place, mask=inside, other=0.0).to(tl.float64)
-        total = (total - weight[:, None] * own_x) * number(scale, tl.float64)
+        total = (total - weight[:, None] * own_x) * float_argument(scale, tl.float64)
         to = out + tl.cast(begin, tl.int64) * D + place
         before = tl.load(to, mask=inside, other=0.0)
         tl.store(to, (before + total.to(before.dtype)), mask=inside)

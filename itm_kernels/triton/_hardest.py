@@ -12,18 +12,18 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands, gluon
 from itm_kernels.triton._operands import Operands, kind_of, operands
-from itm_kernels.triton._positives import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._positives import id_arguments, positive_images, positive_scores
 from itm_kernels.triton._score_tiles import (
+    at_least,
     no_key,
     ordered_key,
-    place,
-    reaches,
+    program_tile,
     same_id,
-    scaled,
+    scale_scores,
     score_tile,
 )
-from itm_kernels.triton._screening import screened, screens
-from itm_kernels.triton._tile_maxima import Best, leave_best
+from itm_kernels.triton._screening import screened_hardest, should_screen
+from itm_kernels.triton._tile_maxima import TileMaxima, store_tile_maximum
 
 
 @triton.jit
@@ -59,13 +59,13 @@ def _hardest_kernel(
     OF_ROWS: tl.constexpr,
     OF_COLUMNS: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
@@ -73,13 +73,13 @@ def _hardest_kernel(
     if OF_ROWS:
         of_row = keys
         if BOUNDED:
-            of_row = tl.where(reaches(keys, tl.load(bound + rows)[:, None]), none, keys)
-        leave_best(of_row, columns[None, :], row_key, row_index, column_tile, N, n, 1)
+            of_row = tl.where(at_least(keys, tl.load(bound + rows)[:, None]), none, keys)
+        store_tile_maximum(of_row, columns[None, :], row_key, row_index, column_tile, N, n, 1)
     if OF_COLUMNS:
         of_column = keys
         if BOUNDED:
-            of_column = tl.where(reaches(keys, tl.load(bound + columns)[None, :]), none, keys)
-        leave_best(of_column, rows[:, None], column_key, column_index, row_tile, M, m, 0)
+            of_column = tl.where(at_least(keys, tl.load(bound + columns)[None, :]), none, keys)
+        store_tile_maximum(of_column, rows[:, None], column_key, column_index, row_tile, M, m, 0)
 
 
 def hardest(
@@ -89,45 +89,45 @@ def hardest(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     semihard: bool,
-) -> tuple[Best, Best]:
+) -> tuple[TileMaxima, TileMaxima]:
     """Find the hardest text of every image and image of every text, per tile.
 
     Semi-hard negatives stay below the score of a pair, so that rows are then pairs: `[tiles, M]`.
     """
     if not semihard:
-        if screens(image, text, kind_of(image)):
-            of_image, of_text = screened(image, text, image_ids, text_ids)
-            return Best(*of_image), Best(*of_text)
+        if should_screen(image, text, kind_of(image)):
+            of_image, of_text = screened_hardest(image, text, image_ids, text_ids)
+            return TileMaxima(*of_image), TileMaxima(*of_text)
         both = operands(image, text, parts=2, epilogue="reduction")
-        if gluon.takes("hardest", both):
+        if gluon.is_selected("hardest", both):
             from itm_kernels.triton.gluon.hardest import hardest as on_hopper
 
             return on_hopper(both, image_ids, text_ids)
-        return _run(both, image_ids, text_ids, None, True, True)
+        return _hardest_of_tiles(both, image_ids, text_ids, None, True, True)
     # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
     # beside 128 x 128 keys are 14 spills on sm_100.
-    pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
-    both = _scaled_operands.operands(pairs, text, cosine=False, shape=(1, 1))
+    pairs, pair_ids = positive_images(image, image_ids, positive)
+    both = _scaled_operands.scaled_operands(pairs, text, cosine=False, shape=(1, 1))
     bound = positive_scores(both)
     if positive is None:
-        return _run(both, None, None, bound, True, True)
-    best_text, _ = _run(both, pair_ids, text_ids, bound, True, False)
-    images = _scaled_operands.operands(image, text, cosine=False, shape=(1, 1))
-    _, best_image = _run(images, image_ids, text_ids, bound, False, True)
+        return _hardest_of_tiles(both, None, None, bound, True, True)
+    best_text, _ = _hardest_of_tiles(both, pair_ids, text_ids, bound, True, False)
+    images = _scaled_operands.scaled_operands(image, text, cosine=False, shape=(1, 1))
+    _, best_image = _hardest_of_tiles(images, image_ids, text_ids, bound, False, True)
     return best_text, best_image
 
 
-def _run(
+def _hardest_of_tiles(
     both: Operands,
     x_ids: Tensor | None,
     y_ids: Tensor | None,
     bound: Tensor | None,  # [M]
     of_rows: bool,
     of_columns: bool,
-) -> tuple[Best, Best]:
+) -> tuple[TileMaxima, TileMaxima]:
     N, M = both.shape
-    row = best_empty(both, M if of_rows else 0, N, both.tile.columns)
-    column = best_empty(both, N if of_columns else 0, M, both.tile.rows)
+    row = empty_tile_maxima(both, M if of_rows else 0, N, both.tile.columns)
+    column = empty_tile_maxima(both, N if of_columns else 0, M, both.tile.rows)
     # Where a kernel reads nothing, x stands in.
     no_factors = {"x_factor": both.x, "y_factor": both.x, "FACTORS": False}
     _hardest_kernel[both.tile.programs(N, M)](
@@ -139,11 +139,11 @@ def _run(
     return row, column
 
 
-def best_empty(both: Operands, candidates: int, anchors: int, at_once: int) -> Best:
+def empty_tile_maxima(both: Operands, candidates: int, anchors: int, at_once: int) -> TileMaxima:
     """Return room for the best of every tile of so many candidates, for every anchor."""
     shape = triton.cdiv(candidates, at_once), anchors
     keys = torch.int64 if both.kind == "fp64" else torch.int32
-    return Best(
+    return TileMaxima(
         torch.empty(shape, dtype=keys, device=both.x.device),
         torch.empty(shape, dtype=torch.int32, device=both.x.device),
     )

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._operands import Operands, row_blocks, rows_of, stored_dtype
-from itm_kernels.triton._products import unit_of, weights_empty
+from itm_kernels.triton._operands import Operands, contiguous_rows, row_blocks, stored_dtype
+from itm_kernels.triton._products import weight_scale, weights_empty
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _side(
 
 
 @triton.jit
-def _pairs_kernel(
+def _hinge_gradients_kernel(
     x,
     y,
     of_x,
@@ -99,7 +99,7 @@ def _pairs_kernel(
         )  # fmt: skip
 
 
-class Pull(NamedTuple):
+class HingeWeights(NamedTuple):
     """Gradients of the pairs, and how they stand in weights."""
 
     grad: Tensor  # [M]
@@ -147,9 +147,9 @@ class Pull(NamedTuple):
         active: Tensor | None,
     ) -> None:
         (M, D), options = x.shape, row_blocks(x.shape[1])
-        x, y = rows_of(x), rows_of(y)
+        x, y = contiguous_rows(x), contiguous_rows(y)
         assert both.x_factor is not None
-        _pairs_kernel[(triton.cdiv(M, options["ROWS"]), 1 if active is None else 2)](
+        _hinge_gradients_kernel[(triton.cdiv(M, options["ROWS"]), 1 if active is None else 2)](
             x, y, *sums, both.x_factor, both.y_factor, *grads,
             self.grad if active is None else active, self.grad,
             self.grad if self.unit is None else self.unit,
@@ -164,11 +164,11 @@ def is_uniform(grad: Tensor) -> bool:
     return grad.stride(0) == 0 or grad.shape[0] == 1
 
 
-def pull_of(
+def hinge_weights(
     grad: Tensor,  # [M]
     image: Tensor,  # [N, D]
-    both: Operands,  # `_scaled_operands.operands` of image and text
-) -> Pull:
+    both: Operands,  # `_scaled_operands.scaled_operands` of image and text
+) -> HingeWeights:
     """Return how gradients of pairs stand in weights."""
     uniform = is_uniform(grad)
     in_parts = both.kind == "parts" or image.dtype in (torch.bfloat16, torch.float16)
@@ -177,5 +177,5 @@ def pull_of(
     if both.x_factor.shape[0]:
         two = grad.new_full((1,), 2.0)
         bounds = (two,) if uniform else (grad.contiguous(),)
-        unit = unit_of(image, both, two[0], *bounds)
-    return Pull(grad, uniform, unit, 1 if uniform or not in_parts else 2, image)
+        unit = weight_scale(image, both, two[0], *bounds)
+    return HingeWeights(grad, uniform, unit, 1 if uniform or not in_parts else 2, image)

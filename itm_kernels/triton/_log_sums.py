@@ -25,7 +25,7 @@ def finite_or(values, other):
 
 
 @triton.jit
-def log_sums(logits, SHARED: tl.constexpr):
+def tile_log_sums(logits, SHARED: tl.constexpr):
     """Return the highest logit of rows and of columns, and their log-sum-exp relative to it.
 
     If SHARED, rows and columns share one exponential per logit, relative to the tile's highest,
@@ -60,7 +60,7 @@ def _shared_sums(logits, of_row, of_column, row_shift, column_shift):
 
 
 @triton.jit
-def of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.constexpr):
+def log_sum_of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.constexpr):
     DTYPE: tl.constexpr = found.dtype.element_ty
     at = tl.minimum(a, anchors - 1)[None, :]
     skip = tl.cast(tiles, tl.int64) * anchors

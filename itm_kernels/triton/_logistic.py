@@ -14,7 +14,7 @@ _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.69314718055994
 
 
 @triton.jit
-def power(z):
+def exp_in_base(z):
     """Return 2^z of fp32, e^z of fp64: a logit is in the base whose exponential is fast."""
     return tl.exp(z) if z.dtype == tl.float64 else tl.exp2(z)
 
@@ -30,7 +30,7 @@ def _to_natural(x):
 
 
 @triton.jit
-def is_special(
+def has_diagonal_or_edge(
     row, first, column, R, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """Return whether a tile has pairs of the diagonal or lies partly outside of R x M."""
@@ -67,8 +67,8 @@ def _reciprocal(x):
 
 
 @triton.jit
-def turned(x, own, rows, columns, special, HAS_IDS: tl.constexpr):
-    """Return x `[R, C]` with the positives' sign turned, NaN for the infinite ones."""
+def negate_positives(x, own, rows, columns, special, HAS_IDS: tl.constexpr):
+    """Return x `[R, C]` with the positives negated, NaN for the infinite ones."""
     if HAS_IDS:
         x = tl.where(own, 0 * x - x, x)
     else:
@@ -96,15 +96,15 @@ def logits(
 ):
     """Return logits, scores, and the positives `[R, C]`.
 
-    Logits are in the base of `power`, the positives' turned. Pairs that take no part have logits of
-    -inf and scores of 0.
+    Logits are in the base of `exp_in_base`, those of positives negated. Excluded pairs have logits
+    of -inf and scores of 0.
     """
     DTYPE: tl.constexpr = scores.dtype
     z = scores * _in_base(of_row)[:, None] + _in_base(tl.load(bias).to(DTYPE))
     if HAS_IDS:
         of_text = tl.load(positive + columns).to(tl.int32)  # in 64 bits they spill on sm_100
         own = rows[:, None] == of_text[None, :]
-        z = turned(z, own, rows, columns, special, HAS_IDS)
+        z = negate_positives(z, own, rows, columns, special, HAS_IDS)
         on = (own | ~same_id(rows, columns, x_ids, y_ids, HAS_IDS)) & (r < R)[:, None]
         on &= (m < M)[None, :]
         z = tl.where(on, z, float("-inf"))
@@ -113,7 +113,7 @@ def logits(
         scores = tl.where(on, scores, 0.0)  # it may be infinite
     else:
         own = rows[:, None] == columns[None, :]
-        z = turned(z, own, rows, columns, special, HAS_IDS)
+        z = negate_positives(z, own, rows, columns, special, HAS_IDS)
         if special:  # most tiles skip these selections
             # Row by row, then column by column: a predicate per element would be kept.
             z = tl.where(
@@ -138,7 +138,7 @@ def softplus_sums(z, small, AXIS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tiles"])
-def sums_kernel(
+def sigmoid_totals_kernel(
     sums,  # [3, tiles]
     unit,
     of_scale,

@@ -24,7 +24,7 @@ from itm_kernels.triton._operands import (
     to_tf32,
     wide_dtype,
 )
-from itm_kernels.triton._products import unit_of
+from itm_kernels.triton._products import weight_scale
 from itm_kernels.triton._score_tiles import wide_type
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -81,7 +81,7 @@ def scaled_row_operand(rows: Tensor, factor: Tensor, like: Tensor) -> RowOperand
     one = factor.new_ones(1)
     tile = tile_of("sum", 1, 1, like.shape[1])
     both = Operands(rows, rows, "parts", "ieee", tile, one, factor)
-    unit = unit_of(rows[0], both, one[0], one)
+    unit = weight_scale(rows[0], both, one[0], one)
     return RowOperand(rows, 2, "ieee", tile._replace(warps=8), factor, unit)
 
 

@@ -15,7 +15,7 @@ from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._operands import (
     Operands,
     Tile,
-    rows_of,
+    contiguous_rows,
     stored_dtype,
     tile_of,
     wide_dtype,
@@ -23,8 +23,8 @@ from itm_kernels.triton._operands import (
 from itm_kernels.triton._score_tiles import (
     difference_tile,
     paired_scores,
-    place,
-    scaled,
+    program_tile,
+    scale_scores,
     score_tile,
     wide_type,
 )
@@ -32,22 +32,22 @@ from itm_kernels.triton._tile_table import architecture
 
 
 @triton.jit
-def _squares_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+def _squared_norms_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.constexpr):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(n, N - 1)
     tl.store(out + n, paired_scores(x, x, stride, stride, D, rows, rows, DEPTH), mask=n < N)
 
 
-def squares(x: Tensor) -> Tensor:  # [N, D] -> [N]
+def row_squared_norms(x: Tensor) -> Tensor:  # [N, D] -> [N]
     """Return |x|^2 of rows that lie side by side."""
     N, D = x.shape
     out = torch.empty(N, dtype=wide_dtype(x), device=x.device)
-    _squares_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
+    _squared_norms_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
     return out
 
 
 @triton.jit
-def compared_tile(
+def metric_tile(
     x,  # operands of the product
     y,
     raw_x,  # rows as they came
@@ -85,7 +85,7 @@ def compared_tile(
             x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
             DEPTH, PARTS, PRECISION, ALIGN, EVEN,
         )  # fmt: skip
-        compared = scaled(compared, rows, columns, x_factor, y_factor, FACTORS)
+        compared = scale_scores(compared, rows, columns, x_factor, y_factor, FACTORS)
     if METRIC == "l2" or METRIC == "sqeuclidean":
         lengths = tl.load(x_term + rows)[:, None] + tl.load(y_term + columns)[None, :]
         compared = lengths - 2 * compared
@@ -102,22 +102,22 @@ def compared_tile(
 _MATRICES = ("x", "y", "raw_x", "raw_y")  # the rest of what has rows are vectors
 
 
-class Comparison(NamedTuple):
-    """What `compared_tile` takes, and the tile."""
+class MetricOperands(NamedTuple):
+    """What `metric_tile` takes, and the tile."""
 
     arguments: dict[str, Any]
     tile: Tile
     both: Operands | None  # None: l1, which has no products
 
 
-def comparison(
+def metric_operands(
     x: Tensor,  # [.., D] rows side by side
     y: Tensor,
     metric: str,
     shape: tuple[int, int],
     square: bool = False,
     ids: bool = False,
-) -> Comparison:
+) -> MetricOperands:
     """Prepare rows for a metric.
 
     A shape is that of the matrix, a square tile one of a triangle, in which pairs may have ids.
@@ -125,8 +125,8 @@ def comparison(
     chunk = tile_of("difference", *shape, x.shape[1])
     terms = [x, y]  # stand-ins for what a metric does not read
     if metric in ("l2", "sqeuclidean"):
-        terms = [squares(x)]
-        terms.append(terms[0] if y is x else squares(y))
+        terms = [row_squared_norms(x)]
+        terms.append(terms[0] if y is x else row_squared_norms(y))
     both = None
     if metric == "l1":
         product = {
@@ -138,7 +138,7 @@ def comparison(
     else:
         # Small tiles where a tile may be computed twice: a difference is wide in registers.
         tall = shape if metric in ("dot", "cosine") else (1, 1)
-        both = _scaled_operands.operands(x, y, metric == "cosine", shape=tall)
+        both = _scaled_operands.scaled_operands(x, y, metric == "cosine", shape=tall)
         product, tile = both.arguments(), both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
@@ -152,7 +152,7 @@ def comparison(
         **{"x_term": terms[0], "y_term": terms[1], "raw_D": x.shape[1], "METRIC": metric},
         **{**product, **tile.options(), "CHUNK": chunk.depth},
     }
-    return Comparison(arguments, tile, both)
+    return MetricOperands(arguments, tile, both)
 
 
 @triton.jit
@@ -189,9 +189,9 @@ def _matrix_kernel(
 ):
     tiles = tl.cdiv(N, ROWS) * tl.cdiv(M, COLUMNS)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
-    n, m, _, _ = place(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
+    n, m, _, _ = program_tile(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
     rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
-    compared = compared_tile(
+    compared = metric_tile(
         x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
         raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
@@ -201,8 +201,8 @@ def _matrix_kernel(
     tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-def matrix_of(
-    found: Comparison,
+def write_matrix(
+    found: MetricOperands,
     out: Tensor,  # [.., N, M] to write
     batches: int = 1,
     first_row: int = 0,
@@ -231,13 +231,13 @@ def matrices(
 ) -> Tensor:  # [B, N, M]
     """Return the similarities or distances of every row of x and every row of y of its batch."""
     N, M = x.shape[0] // batches, y.shape[0] // batches
-    x, y = rows_of(x), rows_of(y)
+    x, y = contiguous_rows(x), contiguous_rows(y)
     out = torch.empty((batches, N, M), dtype=stored_dtype(dtype), device=x.device)
-    return matrix_of(comparison(x, y, metric, (N, M)), out, batches).to(dtype)
+    return write_matrix(metric_operands(x, y, metric, (N, M)), out, batches).to(dtype)
 
 
 @triton.jit
-def _pull_kernel(
+def _weighted_differences_kernel(
     x,  # [B * N, D]
     y,  # [B * M, D]
     weight,  # [B, N, M]
@@ -278,7 +278,7 @@ def _pull_kernel(
     tl.store(out + own[:, None] * D + depth[None, :], total, mask=(n < N)[:, None] & inside)
 
 
-def pull(
+def weighted_differences(
     x: Tensor,  # [B * N, D]
     y: Tensor,  # [B * M, D]
     weight: Tensor,  # [B, N, M]
@@ -289,8 +289,8 @@ def pull(
     (B, N, M), D = weight.shape, x.shape[1]
     if out is None:
         out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
-    tile = tile_of("pull", N, M, D)
-    _pull_kernel[(B * triton.cdiv(N, tile.rows), triton.cdiv(D, tile.depth))](
+    tile = tile_of("weighted_difference", N, M, D)
+    _weighted_differences_kernel[(B * triton.cdiv(N, tile.rows), triton.cdiv(D, tile.depth))](
         x, y, weight, out, x.stride(0), y.stride(0), *weight.stride(), N, M, D,
         SIGN=sign, **tile.options(),
     )  # fmt: skip

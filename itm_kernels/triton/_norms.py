@@ -10,7 +10,7 @@ SMALLEST = tl.constexpr(1e-12)
 
 
 @triton.jit
-def squares_of(
+def squared_norms(
     from_row,  # [R] pointers
     column_stride,
     D,
@@ -27,13 +27,13 @@ def squares_of(
 
 
 @triton.jit
-def root(x):
+def square_root(x):
     """Return the square root to the last bit: what is fastest for fp32 is off by more."""
     return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
 
 
 @triton.jit
-def divisor(length, LEAST: tl.constexpr):
+def norm_divisor(length, LEAST: tl.constexpr):
     """Return what a row is divided by: its length, or LEAST where that is more. NaN stays.
 
     A row of length 0 has no direction: over infinity its unit row and its gradient are 0.
@@ -43,9 +43,9 @@ def divisor(length, LEAST: tl.constexpr):
 
 
 @triton.jit
-def over_length(x, length):
+def divided_by_norm(x, length):
     """Return x `[R, C]` / length `[R]`, or / 1e-12 where that is more."""
-    below = tl.broadcast_to(divisor(length, SMALLEST)[:, None], x.shape)
+    below = tl.broadcast_to(norm_divisor(length, SMALLEST)[:, None], x.shape)
     return x / below if x.dtype == tl.float64 else tl.div_rn(x, below)
 
 
@@ -57,7 +57,7 @@ def reciprocal(x):
 
 
 @triton.jit
-def power_above(value, LOG2: tl.constexpr):
+def power_of_two_scale(value, LOG2: tl.constexpr):
     """Return the power of two that makes an fp32 number >= 0 one of 2^(LOG2 - 1) to 2^LOG2.
 
     For infinity it is the one for 2^128, for 0 and denormal numbers 2^113.

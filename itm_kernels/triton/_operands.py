@@ -14,7 +14,7 @@ from itm_kernels.triton._tile_table import Tile as Tile
 from itm_kernels.triton._tile_table import tile_of as tile_of
 
 
-def rows_of(x: Tensor) -> Tensor:
+def contiguous_rows(x: Tensor) -> Tensor:
     """Return x with elements of a row side by side; rows may lie anywhere."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -96,7 +96,7 @@ def operands(
     1024, 6e-6 at D = 33) are for scores that only choose a row.
 
     A shape, when given, is that of the scores that a tile is chosen for; the epilogue, what the
-    kernel does with it (`_tile_table.Row`).
+    kernel does with it (`_tile_table.TableRow`).
     """
     kind = kind_of(x)
     tile, precision = tile_and_precision(kind, x, y, shape, epilogue)
@@ -149,7 +149,7 @@ def prepare(x: Tensor, kind: str, parts: int = 3) -> Tensor:  # [parts, N, D]
         return tf32_rows(x)
     if kind == "half" and INTERPRETED and x.dtype == torch.bfloat16:
         x = x.float()  # the interpreter multiplies bf16 wrongly, without a word
-    return _aligned(rows_of(x))[None]
+    return _aligned(contiguous_rows(x))[None]
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def tf32_rows(x: Tensor) -> Tensor:  # [N, D] fp32 -> [1, N, D'], zeros from D o
 def _written(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
     N, D = x.shape
     width = D + -D % PADDED
-    x = rows_of(x)
+    x = contiguous_rows(x)
     found = torch.empty((parts, N, width), dtype=dtype, device=x.device)
     _split_kernel[(triton.cdiv(N, PADDED // 4), width // PADDED)](
         x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=PADDED // 4, BLOCK=PADDED

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._operands import Operands, wide_dtype
-from itm_kernels.triton._score_tiles import number, scaled, score_tile
+from itm_kernels.triton._score_tiles import float_argument, scale_scores, score_tile
 
 
 def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> 
     return {"x_ids": x_ids.contiguous(), "y_ids": y_ids.contiguous(), "HAS_IDS": True}
 
 
-def rows_of_pairs(
+def positive_images(
     image: Tensor,  # [N, D]
     image_ids: Tensor | None,  # [N]
     positive: Tensor | None,  # [M]
@@ -62,14 +62,14 @@ def _positives_kernel(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, rows,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(scores, rows, rows, x_factor, y_factor, FACTORS)
+    scores = scale_scores(scores, rows, rows, x_factor, y_factor, FACTORS)
     own = tl.arange(0, COLUMNS)
     found = tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0)
     if HAS_POSITIVE:
         # A text without exactly one image is a mistake that shows as NaN.
         found = tl.where(tl.load(positive + rows) < 0, float("nan"), found)
     if OFFSET:
-        found = number(margin, found.dtype) - found
+        found = float_argument(margin, found.dtype) - found
     tl.store(score + m, found, m < M)
 
 

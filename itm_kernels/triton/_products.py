@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._norms import power_above
+from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import INTERPRETED, Operands, kind_of, to_tf32
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -52,9 +52,10 @@ def weights_empty(
     """Return weights of rows `_scaled_operands` of x for a kernel to write, by `store_parts`.
 
     Rows lie a multiple of 16 numbers apart, as the library's tensor-core kernels want them; parts
-    and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by
-    `unit_of` their bound. A caller that knows better says in how many parts. fine is that of the
-    operands: bf16 rows have fp16 weights. The kind is that of x, unless its rows lie otherwise.
+    and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by the
+    `weight_scale` of their bound. A caller that knows better says in how many parts. fine is that
+    of the operands: bf16 rows have fp16 weights. The kind is that of x, unless its rows lie
+    otherwise.
     """
     kind = kind or kind_of(x)
     fine = fine and x.dtype == torch.bfloat16
@@ -64,9 +65,9 @@ def weights_empty(
     return torch.empty((parts, R, M + -M % 16), dtype=dtype, device=x.device)[..., :M]
 
 
-def unit_of(
+def weight_scale(
     x: Tensor,  # [N, D]
-    both: Operands,  # `_scaled_operands.operands` of x and y
+    both: Operands,  # `_scaled_operands.scaled_operands` of x and y
     scale: Tensor,  # []
     *bounds: Tensor,  # up to three; no weight is larger than their largest elements together
 ) -> Tensor | None:  # []
@@ -81,7 +82,9 @@ def unit_of(
     unit = torch.empty_like(scale)
     vectors = [*bounds, *(scale.new_empty(0) for _ in range(3 - len(bounds)))]
     sizes = [vector.numel() for vector in (*vectors, both.x_factor, both.y_factor)]
-    _unit_kernel[(1,)](*vectors, both.x_factor, both.y_factor, scale, unit, *sizes, BLOCK=1024)
+    _weight_scale_kernel[(1,)](
+        *vectors, both.x_factor, both.y_factor, scale, unit, *sizes, BLOCK=1024
+    )
     return unit
 
 
@@ -95,13 +98,13 @@ def _largest(vector, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _unit_kernel(
+def _weight_scale_kernel(
     a, b, c, x_factor, y_factor, scale, unit, a_size, b_size, c_size, N, M, BLOCK: tl.constexpr
 ):  # fmt: skip
     weight = _largest(a, a_size, BLOCK) + _largest(b, b_size, BLOCK) + _largest(c, c_size, BLOCK)
     factor = _largest(x_factor, N, BLOCK) * _largest(y_factor, M, BLOCK)
     bound = tl.abs(tl.load(scale).to(tl.float32)) * weight * factor
-    tl.store(unit, power_above(bound, 15))
+    tl.store(unit, power_of_two_scale(bound, 15))
 
 
 def precision_of(weights: Tensor) -> str:

@@ -8,15 +8,15 @@ import triton
 import triton.language as tl
 
 from itm_kernels.triton._score_tiles import (
-    highest,
+    maximum_with_index,
     no_key,
     ordered_key,
     paired_scores,
-    place,
+    program_tile,
     same_id,
     score_tile,
 )
-from itm_kernels.triton._tile_maxima import best_of_tiles
+from itm_kernels.triton._tile_maxima import maximum_over_tiles
 
 _NO_TILE = tl.constexpr(2**31 - 1)
 
@@ -52,7 +52,7 @@ def _tiles_of(
 
 
 @triton.jit
-def _settle(
+def _rescore(
     anchor_rows,
     other_rows,
     anchor_stride,
@@ -129,7 +129,7 @@ def _settle(
 
 
 @triton.jit
-def settle_kernel(
+def rescore_kernel(
     x,
     y,
     x_stride,
@@ -170,14 +170,14 @@ def settle_kernel(
     """Decide in fp32 between the tiles' bests, and list the anchors that those do not settle."""
     if tl.program_id(1) == 0:
         if tl.program_id(0) * ANCHORS < N:
-            _settle(
+            _rescore(
                 x, y, x_stride, y_stride, x_kept, x_lost, y_most, row_key, row_index, row_second,
                 row_found_key, row_found, row_listed, counts, N, D, row_tiles, y_blocks, width,
                 ANCHORS, TILES, ROW_BLOCKS, DEPTH,
             )  # fmt: skip
     else:
         if tl.program_id(0) * ANCHORS < M:
-            _settle(
+            _rescore(
                 y, x, y_stride, x_stride, y_kept, y_lost, x_most, column_key, column_index,
                 column_second, column_found_key, column_found, column_listed, counts + 1, M, D,
                 column_tiles, x_blocks, width, ANCHORS, TILES, COLUMN_BLOCKS, DEPTH,
@@ -185,7 +185,7 @@ def settle_kernel(
 
 
 @triton.jit
-def listed_kernel(
+def undecided_tiles_kernel(
     x,
     y,
     x_ids,
@@ -213,7 +213,7 @@ def listed_kernel(
     FACTORS: tl.constexpr,  # there are
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     there = tl.load(count)
     if row_tile * ROWS < there:
         rows = tl.load(listed + tl.minimum(n, there - 1))
@@ -227,28 +227,28 @@ def listed_kernel(
         scores = scores * tl.minimum(of_row, of_column) * tl.maximum(of_row, of_column)
         off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (m >= M)[None, :]
         keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))
-        best, winner = highest(keys, columns[None, :], 1)
+        best, winner = maximum_with_index(keys, columns[None, :], 1)
         at = column_tile.to(tl.int64) * N + n
         tl.store(key + at, best, mask=n < there)
         tl.store(index + at, winner, mask=n < there)
 
 
 @triton.jit
-def _listed_best(
+def _undecided_maxima(
     key, index, listed, count, found_key, found, tiles, A, ANCHORS: tl.constexpr
 ):  # fmt: skip
     there = tl.load(count)
     if tl.program_id(0) * ANCHORS < there:
         p = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
         at = tl.minimum(p, there - 1)
-        winner = best_of_tiles(key, index, tiles, A, at, 16)
+        winner = maximum_over_tiles(key, index, tiles, A, at, 16)
         a = tl.load(listed + at)
         tl.store(found + a, winner, mask=p < there)
         tl.store(found_key + a, tl.where(winner < 0, no_key(tl.int32), 0), mask=p < there)
 
 
 @triton.jit
-def listed_best_kernel(
+def undecided_maxima_kernel(
     row_key,
     row_index,
     column_key,
@@ -267,11 +267,11 @@ def listed_best_kernel(
     ANCHORS: tl.constexpr,
 ):
     if tl.program_id(1) == 0:
-        _listed_best(
+        _undecided_maxima(
             row_key, row_index, row_listed, counts, row_found_key, row_found, row_tiles, N, ANCHORS
         )
     else:
-        _listed_best(
+        _undecided_maxima(
             column_key, column_index, column_listed, counts + 1, column_found_key, column_found,
             column_tiles, M, ANCHORS,
         )  # fmt: skip

@@ -26,12 +26,12 @@ from torch import Tensor
 from itm_kernels.triton import _operands
 from itm_kernels.triton._norms import (
     SMALLEST,
-    divisor,
-    over_length,
-    power_above,
+    divided_by_norm,
+    norm_divisor,
+    power_of_two_scale,
     reciprocal,
-    root,
-    squares_of,
+    square_root,
+    squared_norms,
 )
 from itm_kernels.triton._operands import (
     PADDED,
@@ -44,8 +44,10 @@ from itm_kernels.triton._operands import (
 )
 
 
-def operands(x: Tensor, y: Tensor, cosine: bool, fine: bool = False, **options: Any) -> Operands:
-    """Prepare rows as `_operands.operands`, with the factors of scores of `_score_tiles.scaled`.
+def scaled_operands(
+    x: Tensor, y: Tensor, cosine: bool, fine: bool = False, **options: Any
+) -> Operands:
+    """Prepare rows as `_operands.operands`, with factors for `_score_tiles.scale_scores`.
 
     Args:
         x: `[N, D]`.
@@ -120,7 +122,7 @@ def _power(length):
 
     A row of finite numbers whose squares are not has an infinite length, and fits too.
     """
-    return power_above(length, 14)
+    return power_of_two_scale(length, 14)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -144,13 +146,13 @@ def _scale_kernel(
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     from_row = x + tl.minimum(n, N - 1) * stride
-    length = root(squares_of(from_row, column_stride, D, columns))
+    length = square_root(squared_norms(from_row, column_stride, D, columns))
     found = tl.full((ROWS,), 1.0, length.dtype)
     power = found
     if POWERS:
         power = tl.full((ROWS,), _POWER, length.dtype) if UNIT_ROWS else _power(length)
     if COSINE and not UNIT_ROWS:
-        found = reciprocal(divisor(length, SMALLEST))
+        found = reciprocal(norm_divisor(length, SMALLEST))
     if FACTOR:
         tl.store(factor + n, found / power, mask=n < N)
     if PARTS > 0:
@@ -159,7 +161,7 @@ def _scale_kernel(
             rest = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0)
             rest = rest.to(length.dtype)
             if UNIT_ROWS:
-                rest = over_length(rest, length)
+                rest = divided_by_norm(rest, length)
             rest *= power[:, None]
             for part in tl.static_range(PARTS):
                 high = rest.to(parts.dtype.element_ty)
@@ -227,12 +229,12 @@ def _gradient_kernel(
             zeros += 0 * value
             at = pull + rows[:, None] * pull_stride + d
             products += value * tl.load(at, mask=d < D, other=0.0)
-        length = root(tl.sum(squares, 1))
+        length = square_root(tl.sum(squares, 1))
         if POWERS:
             factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(length)
         if COSINE:
             # Along itself a unit vector does not move; a row below the smallest length is none.
-            over = reciprocal(divisor(length, SMALLEST))
+            over = reciprocal(norm_divisor(length, SMALLEST))
             # Nor has one of infinite length a direction, unless an infinity in it makes it NaN.
             still = (length <= SMALLEST) | (over == 0)
             along = tl.where(still, tl.sum(zeros, 1), tl.sum(products, 1) * over * over)

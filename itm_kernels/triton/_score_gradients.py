@@ -31,7 +31,7 @@ def blocks(N: int, M: int, D: int, bytes_per_pair: int) -> Iterator[slice]:
         yield slice(first, min(first + at_once, N))
 
 
-def unit_of(
+def gradient_scale(
     grad: Tensor,  # [N]
     norm: Tensor,  # [N]
     row: Tensor | None,  # [N] sums of ranked distances, which are weights too
@@ -43,7 +43,7 @@ def unit_of(
     fp16 holds them then, and weights that are equal are rounded to themselves in half precision.
     """
     unit = torch.empty((), dtype=norm.dtype, device=norm.device)
-    _unit_kernel[(1,)](
+    _gradient_scale_kernel[(1,)](
         grad, norm, norm if row is None else row, factor, unit, grad.stride(0), grad.shape[0],
         factor.shape[0],
         RANKS=row is not None, FACTORS=factor.shape[0] > 0, METRIC=metric, BLOCK=2048, num_warps=8,
@@ -52,7 +52,7 @@ def unit_of(
 
 
 @triton.jit
-def _unit_kernel(
+def _gradient_scale_kernel(
     grad,
     norm,
     row,
@@ -114,7 +114,7 @@ def _within(key, low, high):
 
 
 @triton.jit
-def _weights_kernel(
+def _score_gradients_kernel(
     given,  # [N, M] gradients of every pair
     mask,  # [N, words]
     key,  # [R, M] what is compared; then the weights of pairs that are set apart
@@ -242,7 +242,7 @@ def _weights_kernel(
         tl.store(sums + column_tile.to(tl.int64) * R + n, tl.sum(value, 1), n < R)
 
 
-def write_weights(weights: Tensor, first: int, like: Tensor, **known: Any) -> None:
+def write_score_gradients(weights: Tensor, first: int, like: Tensor, **known: Any) -> None:
     """Write a block of weights `[parts, R, M]` from what is known of its pairs."""
     parts, R, M = weights.shape
     stand_ins = dict.fromkeys(
@@ -251,7 +251,7 @@ def write_weights(weights: Tensor, first: int, like: Tensor, **known: Any) -> No
     more = dict.fromkeys(("x_factor", "y_factor", "x_square", "y_square", "sums", "apart"), like)
     sizes = dict.fromkeys(("given_row", "given_column", "words", "grad_stride"), 0)
     options = {"MODE": "", "HAS_IDS": False, "FACTORS": False, "APART": False, "N": M}
-    _weights_kernel[(triton.cdiv(M, COLUMNS), triton.cdiv(R, ROWS))](
+    _score_gradients_kernel[(triton.cdiv(M, COLUMNS), triton.cdiv(R, ROWS))](
         **{**stand_ins, **more, **sizes, **options, **known},
         weights=weights, part=weights.stride(0), stride=weights.stride(1), first=first, R=R, M=M,
         PARTS=parts, ROWS=ROWS, COLUMNS=COLUMNS,

@@ -12,7 +12,7 @@ _NO_INDEX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def place(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
+def program_tile(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
     """Return a program's tile: numbers of its rows and columns, unclamped, and its own place.
 
     Tiles are visited in groups of eight rows, so that a group's operands stay in the L2.
@@ -34,7 +34,7 @@ def wide_type(pointer):
 
 
 @triton.jit
-def number(value, DTYPE: tl.constexpr):
+def float_argument(value, DTYPE: tl.constexpr):
     """Return a float argument `[1]` in a precision; kernels take such arguments as tl.float64."""
     return (tl.zeros((1,), DTYPE) + value).to(DTYPE)
 
@@ -104,8 +104,8 @@ def score_tile(
 
 
 @triton.jit
-def scaled(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
-    """Return scores `[R, C]` times the factors of `_scaled_operands.operands`, if there are any.
+def scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
+    """Return scores `[R, C]` times the factors of `scaled_operands`, if there are any.
 
     One factor is applied after the other. Dot products of fp32 and fp16 rows overflow on the way
     if a row of x is longer than 2^114, cosines of raw rows if one is longer than 1.8e19: such a row
@@ -207,7 +207,7 @@ def ordered_key(values):
 
 
 @triton.jit
-def reaches(keys, bound):
+def at_least(keys, bound):
     """Mark the keys of values >= a bound. NaN reaches none: it stays below, and shows.
 
     Keys are compared with keys, so that scores need not stay in registers (sm_100: 22 spills).
@@ -216,7 +216,7 @@ def reaches(keys, bound):
 
 
 @triton.jit
-def highest(keys, indices, AXIS: tl.constexpr):
+def maximum_with_index(keys, indices, AXIS: tl.constexpr):
     """Return the highest key along an axis, and the lowest of the indices that have it.
 
     The indices `[R, C]` may have one row or column, to broadcast.

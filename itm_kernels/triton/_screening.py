@@ -18,18 +18,22 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
-from itm_kernels.triton._operands import INTERPRETED, Operands, rows_of
+from itm_kernels.triton._operands import INTERPRETED, Operands, contiguous_rows
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._rescoring import listed_best_kernel, listed_kernel, settle_kernel
+from itm_kernels.triton._rescoring import (
+    rescore_kernel,
+    undecided_maxima_kernel,
+    undecided_tiles_kernel,
+)
 from itm_kernels.triton._score_tiles import (
     no_key,
     ordered_key,
-    place,
+    program_tile,
     same_id,
-    scaled,
+    scale_scores,
     score_tile,
 )
-from itm_kernels.triton._tile_maxima import leave_best
+from itm_kernels.triton._tile_maxima import store_tile_maximum
 from itm_kernels.triton._tile_table import architecture
 
 # From so many rows on the products that are saved outweigh seven launches.
@@ -39,7 +43,7 @@ _ANCHORS = 64 if INTERPRETED else 8
 
 
 @triton.jit
-def _lengths_kernel(
+def _norms_kernel(
     parts,  # [2, N, WIDTH] fp16
     factor,  # [N]
     kept,  # [N] |h|
@@ -85,7 +89,7 @@ def _lengths_kernel(
 @triton.jit
 def _leave(keys, others, key, index, second, tile, anchors, a, AXIS: tl.constexpr):
     """Leave the best of a tile along an axis, and the key of its second."""
-    winner = leave_best(keys, others, key, index, tile, anchors, a, AXIS)
+    winner = store_tile_maximum(keys, others, key, index, tile, anchors, a, AXIS)
     rest = tl.where(others == tl.expand_dims(winner, AXIS), no_key(keys.dtype), keys)
     tl.store(second + tile.to(tl.int64) * anchors + a, tl.max(rest, AXIS), mask=a < anchors)
 
@@ -121,13 +125,13 @@ def _screen_kernel(
     FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))
@@ -135,7 +139,7 @@ def _screen_kernel(
     _leave(keys, rows[:, None], column_key, column_index, column_second, row_tile, M, m, 0)
 
 
-class _Side:
+class _Anchors:
     """Rows of one side as anchors: their lengths, what tiles leave for them, and who wins."""
 
     def __init__(self, rows: Tensor, factor: Tensor, tiles: int, count: Tensor) -> None:
@@ -143,7 +147,7 @@ class _Side:
         blocks = triton.cdiv(N, _ROWS)
         self.kept, self.lost = factor.new_empty((2, N))
         self.most = factor.new_empty((2, blocks))
-        _lengths_kernel[(blocks,)](
+        _norms_kernel[(blocks,)](
             rows, factor, self.kept, self.lost, self.most, count, N, width, ROWS=_ROWS, DEPTH=128
         )
         self.key, self.index, self.second = count.new_empty((3, tiles, N))
@@ -155,13 +159,13 @@ class _Side:
         return {f"{prefix}_{name}": getattr(self, name) for name in names}
 
 
-def screens(x: Tensor, y: Tensor, kind: str) -> bool:
+def should_screen(x: Tensor, y: Tensor, kind: str) -> bool:
     """Say whether screening pays for rows that are multiplied in parts: not tried on AMD."""
     on_amd = isinstance(architecture(), str)
     return kind == "parts" and not on_amd and min(x.shape[0], y.shape[0]) >= LEAST_ROWS
 
 
-def screened(
+def screened_hardest(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
     x_ids: Tensor | None,
@@ -169,29 +173,29 @@ def screened(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # key and index [1, N], [1, M]
     """Find the hardest row of y of every row of x, and the other way round, as fp32 would."""
     # A best, its index and a second of both axes: 259 spills in tiles of 128 x 256 on sm_90.
-    both = _scaled_operands.operands(x, y, cosine=False)
+    both = _scaled_operands.scaled_operands(x, y, cosine=False)
     (N, M), tile, D = both.shape, both.tile, x.shape[1]
     assert both.x_factor is not None
     assert both.y_factor is not None
     counts = torch.empty(2, dtype=torch.int32, device=x.device)
-    row = _Side(both.x, both.x_factor, triton.cdiv(M, tile.columns), counts[0])
+    row = _Anchors(both.x, both.x_factor, triton.cdiv(M, tile.columns), counts[0])
     # Listed columns are rows of a tile: room for the tiles of either.
     most = max(triton.cdiv(N, tile.rows), triton.cdiv(N, tile.columns))
-    column = _Side(both.y, both.y_factor, most, counts[1])
+    column = _Anchors(both.y, both.y_factor, most, counts[1])
     left = ("key", "index", "second")
     half = both._replace(x=both.x[:1], y=both.y[:1])
     _screen_kernel[tile.programs(N, M)](
         **half.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
         **row.arguments("row", *left), **column.arguments("column", *left),
     )  # fmt: skip
-    x, y = rows_of(x), rows_of(y)
+    x, y = contiguous_rows(x), contiguous_rows(y)
     won = {
         **{"row_found_key": row.found_key, "row_found": row.found, "row_listed": row.listed},
         **{"column_found_key": column.found_key, "column_found": column.found},
         **{"column_listed": column.listed, "counts": counts, "N": N, "M": M},
     }
     lengths = ("kept", "lost", "most")
-    settle_kernel[(triton.cdiv(max(N, M), _ANCHORS), 2)](
+    rescore_kernel[(triton.cdiv(max(N, M), _ANCHORS), 2)](
         x=x, y=y, x_stride=x.stride(0), y_stride=y.stride(0),
         **row.arguments("x", *lengths), **column.arguments("y", *lengths),
         **row.arguments("row", *left), **column.arguments("column", *left), **won, D=D,
@@ -203,11 +207,11 @@ def screened(
     turned = Operands(both.y, both.x, both.kind, both.precision, tile, both.y_factor, both.x_factor)
     for side, operands, ids in ((row, both, (x_ids, y_ids)), (column, turned, (y_ids, x_ids))):
         A, B = operands.shape
-        listed_kernel[tile.programs(A, B)](
+        undecided_tiles_kernel[tile.programs(A, B)](
             **operands.arguments(), **id_arguments(operands, *ids), N=A, M=B,
             listed=side.listed, count=side.count, key=side.key, index=side.index,
         )  # fmt: skip
-    listed_best_kernel[(triton.cdiv(max(N, M), 16), 2)](
+    undecided_maxima_kernel[(triton.cdiv(max(N, M), 16), 2)](
         **row.arguments("row", "key", "index"), **column.arguments("column", "key", "index"),
         **won, row_tiles=triton.cdiv(M, tile.columns), column_tiles=triton.cdiv(N, tile.columns),
         ANCHORS=16,

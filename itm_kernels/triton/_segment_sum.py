@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._coo_entries import Entries, by_target, sort_by_target
-from itm_kernels.triton._operands import INTERPRETED, rows_of, stored_dtype
+from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, stored_dtype
 from itm_kernels.triton._score_tiles import wide_type
 from itm_kernels.triton._tile_table import architecture
 
@@ -193,7 +193,7 @@ def segment_sum(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text, each in its dtype."""
     (N, D), M, E = image.shape, text.shape[0], entries.key.shape[0]
-    image, text = rows_of(image), rows_of(text)
+    image, text = contiguous_rows(image), contiguous_rows(text)
     grads = [
         torch.empty(shape, dtype=stored_dtype(side.dtype), device=side.device)
         for side, shape in ((image, (N, D)), (text, (M if base is None else 0, D)))

@@ -24,13 +24,16 @@ def common_base(row, row_highest, column, column_highest):
     """
     base = tl.max(finite_or(row_highest + row, float("-inf")), 0)
     base = tl.where(base == float("-inf"), 0.0, base)
-    of_rows, of_columns = below(base, row, row_highest), below(base, column, column_highest)
+    of_rows, of_columns = (
+        below_base(base, row, row_highest),
+        below_base(base, column, column_highest),
+    )
     most = tl.maximum(tl.max(finite_or(of_rows, 0.0), 0), tl.max(finite_or(of_columns, 0.0), 0))
     return base, most < SPREAD
 
 
 @triton.jit
-def below(base, relative, highest):
+def below_base(base, relative, highest):
     """Return how far log-sum-exps lie below a base; 0 for a sum of nothing, without a pair."""
     # Differences first: that of two near logits is exact.
     return tl.where(highest + relative == float("-inf"), 0.0, (base - highest) - relative)
@@ -44,13 +47,13 @@ def finite_shift(relative, highest):
 
 
 @triton.jit
-def disjoint(some, others):
+def disjoint_ids(some, others):
     """Say whether ids lie in intervals that do not overlap: no two of them are equal."""
     return (tl.max(some, 0) < tl.min(others, 0)) | (tl.min(some, 0) > tl.max(others, 0))
 
 
 @triton.jit
-def leave_weights(
+def store_softmax_weights(
     products,  # [R, WIDTH] of columns from `first` on
     r,  # [R] where their weights go
     first,
@@ -71,11 +74,11 @@ def leave_weights(
     if WIDTH > _PIECE:
         HALF: tl.constexpr = WIDTH // 2
         left, right = products.reshape((products.shape[0], 2, HALF)).permute((0, 2, 1)).split()
-        slope = leave_weights(
+        slope = store_softmax_weights(
             left, r, first, R, M, tile, of_rows, of_columns, weights,
             FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
         )  # fmt: skip
-        return slope + leave_weights(
+        return slope + store_softmax_weights(
             right, r, first + HALF, R, M, tile, of_rows, of_columns, weights,
             FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
         )  # fmt: skip
@@ -95,7 +98,7 @@ def leave_weights(
         grad = tl.load(of_column + columns)
         if common:
             weight = tl.exp(logits - base)
-            weight *= share[:, None] + (grad * tl.exp(below(base, lse, highest)))[None, :]
+            weight *= share[:, None] + (grad * tl.exp(below_base(base, lse, highest)))[None, :]
         else:
             row, row_highest = finite_shift(row, row_highest)
             lse, highest = finite_shift(lse, highest)

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from itm_kernels.triton._blocked_products import rows_at_once
+from itm_kernels.triton._blocked_products import rows_per_block
 from itm_kernels.triton._clusters import Spans, spans_of
 from itm_kernels.triton._gram_gradient import add_gradient_of_members
 from itm_kernels.triton._member_sums import RowOperand
@@ -181,7 +181,7 @@ class Backward:
                 add_gradient_of_members(systems, x, one.rows, solution, one.sigma, rows)
                 del systems, solution
         elif one.kam:
-            M, at_once = rows.shape[0], rows_at_once(self.x, self.x, self.x.shape[0])
+            M, at_once = rows.shape[0], rows_per_block(self.x, self.x, self.x.shape[0])
             for first in range(0, M, at_once):
                 own = slice(first, min(first + at_once, M))
                 rows[own] += self._through_kernel(own).to(rows.dtype)

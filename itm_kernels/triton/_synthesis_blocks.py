@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._blocked_products import rows_at_once
+from itm_kernels.triton._blocked_products import rows_per_block
 from itm_kernels.triton._cluster_batches import factor_size
 from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
 from itm_kernels.triton._kam_solve import AssociativeMemory, ClusterSystems, factorize
 from itm_kernels.triton._member_sums import RowOperand, row_operand, scaled_row_operand
-from itm_kernels.triton._metrics import squares
-from itm_kernels.triton._operands import INTERPRETED, kind_and_parts, rows_of, wide_dtype
-from itm_kernels.triton._scaled_operands import operands, scaled_rows, unit_rows
+from itm_kernels.triton._metrics import row_squared_norms
+from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, kind_and_parts, wide_dtype
+from itm_kernels.triton._scaled_operands import scaled_operands, scaled_rows, unit_rows
 from itm_kernels.triton._synthesis_kernels import logits_kernel, softmax_kernel
 
 # Numbers in the factors of anchors with clusters of their own that exist at a time: 128 MiB.
@@ -72,16 +72,16 @@ class Synthesis:
         known = anchor_ids is not None and member_ids is not None
         self.clusters, ids = clusters_of(assignment, num_clusters, member_ids if known else None)
         order = self.clusters.order
-        self.q = rows_of(anchors)
-        self.x = rows_of(members if order is None else members.index_select(0, order))
+        self.q = contiguous_rows(anchors)
+        self.x = contiguous_rows(members if order is None else members.index_select(0, order))
         self.ids = None
         if anchor_ids is not None and ids is not None:
             self.ids = anchor_ids.contiguous(), ids.contiguous()
         # Scores of half precision are of rows as they came, which is exact, and factors.
         wide = wide_dtype(self.x)
-        self.both = operands(self.q, self.x, cosine, fine=cosine and self.x.dtype == wide)
+        self.both = scaled_operands(self.q, self.x, cosine, fine=cosine and self.x.dtype == wide)
         unit = unit_rows(self.x) if cosine else self.x
-        self.offset = squares(unit)
+        self.offset = row_squared_norms(unit)
         self.sigma, self.ridge, self.kam = sigma, ridge, weights == "kam"
         self.scale = 1 / sigma**2
         self.for_gradients = keep_memory
@@ -110,7 +110,7 @@ class Synthesis:
 
     def at_once(self, per_row: int = 0) -> int:
         """Return how many anchors a block has, when it also holds so many numbers of each."""
-        rows = rows_at_once(self.q, self.x, max(self.x.shape[0], per_row))
+        rows = rows_per_block(self.q, self.x, max(self.x.shape[0], per_row))
         if self.kam and self.clusters.per_anchor:
             size = factor_size(self.x.shape[0], self.clusters.number)
             rows = min(rows, max(1, _FACTORS // size))

@@ -8,7 +8,13 @@ import triton
 import triton.language as tl
 
 from itm_kernels.triton._member_sums import anchor_and_cluster, split_dot
-from itm_kernels.triton._score_tiles import number, place, scaled, score_tile, wide_type
+from itm_kernels.triton._score_tiles import (
+    float_argument,
+    program_tile,
+    scale_scores,
+    score_tile,
+    wide_type,
+)
 
 
 @triton.jit
@@ -37,14 +43,14 @@ def logits_kernel(
     EVEN: tl.constexpr,
     FACTORS: tl.constexpr,
 ):
-    r, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
-    logits = (scores - tl.load(offset + columns)[None, :] / 2) * number(scale, scores.dtype)
+    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    logits = (scores - tl.load(offset + columns)[None, :] / 2) * float_argument(scale, scores.dtype)
     row = out + r.to(tl.int64) * M
     tl.store(row[:, None] + m[None, :], logits, mask=(r < R)[:, None] & (m < M)[None, :])
 
@@ -159,7 +165,7 @@ def softmax_gradient_kernel(
             own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
         share = tl.load(softmax + at, mask=own, other=0.0)
         value = tl.load(grad + at, mask=own, other=0.0).to(DTYPE) - along[:, None]
-        value *= share * number(scale, DTYPE)
+        value *= share * float_argument(scale, DTYPE)
         tl.store(out + at, value, mask=own)
 
 

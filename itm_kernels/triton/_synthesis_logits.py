@@ -13,9 +13,9 @@ from torch import Tensor
 from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._anchor_gradient import finish, weigh
 from itm_kernels.triton._member_sums import cosine_terms
-from itm_kernels.triton._norms import divisor, root, squares_of
+from itm_kernels.triton._norms import norm_divisor, square_root, squared_norms
 from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
-from itm_kernels.triton._products import add_product, row_parts, unit_of, weights_empty
+from itm_kernels.triton._products import add_product, row_parts, weight_scale, weights_empty
 from itm_kernels.triton._synthesis_blocks import Synthesis
 
 _ROWS, _CLUSTERS = 16, 16
@@ -49,7 +49,7 @@ def _cosine_kernel(
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = r < R
     row = tl.minimum(r, R - 1).to(tl.int64)
-    length = root(squares_of(anchors + row * anchor_stride, 1, D, tl.arange(0, CHUNK)))
+    length = square_root(squared_norms(anchors + row * anchor_stride, 1, D, tl.arange(0, CHUNK)))
     DTYPE: tl.constexpr = parts.dtype.element_ty
     total, largest = tl.zeros((ROWS,), DTYPE), tl.zeros((ROWS,), DTYPE)
     for first_k in range(0, K, CLUSTERS):
@@ -63,12 +63,12 @@ def _cosine_kernel(
             square += tl.load(parts + (depths + depth) * size + at, mask=inside, other=0.0)
         whole = at + tl.cast(first, tl.int64) * K
         known = tl.load(valid + whole, mask=inside, other=0) != 0
-        below = divisor(root(square), _SMALLEST)
-        found = tl.where(known, dot / below / divisor(length, LEAST)[:, None], 0.0)
+        below = norm_divisor(square_root(square), _SMALLEST)
+        found = tl.where(known, dot / below / norm_divisor(length, LEAST)[:, None], 0.0)
         if GRADIENT:
             of_k = tl.load(grad + whole, mask=inside, other=0.0).to(DTYPE)
             of_k = tl.where(known, of_k, 0.0)
-            alpha = of_k / below / divisor(length, LEAST)[:, None]
+            alpha = of_k / below / norm_divisor(length, LEAST)[:, None]
             total += tl.sum(of_k * found, 1)
             # NaN shows in the product, whatever the power.
             largest = tl.maximum(largest, tl.max(tl.where(alpha == alpha, tl.abs(alpha), 0.0), 1))
@@ -80,7 +80,7 @@ def _cosine_kernel(
             tl.store(sums + tl.cast(of_sums, tl.int64) + whole, square, mask=inside)
     if GRADIENT:
         # Where the length is 0, over infinity.
-        total /= divisor(length, LEAST) * tl.where(length == 0, 1.0, length)
+        total /= norm_divisor(length, LEAST) * tl.where(length == 0, 1.0, length)
         tl.store(along + first + r, total, mask=here)
         tl.store(largest_alpha + first + r, largest, mask=here)
 
@@ -161,7 +161,7 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
     ones = torch.ones(1, dtype=torch.float32, device=grad.device)
     laid_out = one.both._replace(y=rows, x_factor=ones, y_factor=factor)
     in_parts = like.dtype != torch.float64
-    unit = unit_of(like, laid_out, ones[0], ones) if in_parts else None
+    unit = weight_scale(like, laid_out, ones[0], ones) if in_parts else None
     pull = torch.empty((N, D), dtype=wide_dtype(like), device=grad.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=grad.device)
     largest, along = (torch.empty(N, dtype=wide, device=grad.device) for _ in range(2))

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._score_tiles import highest, no_key
+from itm_kernels.triton._score_tiles import maximum_with_index, no_key
 
 
-class Best(NamedTuple):
+class TileMaxima(NamedTuple):
     """For every tile and anchor, the best of the tile's candidates."""
 
     key: Tensor  # [tiles, anchors] int32, int64 for fp64
@@ -22,9 +22,9 @@ class Best(NamedTuple):
 
 
 @triton.jit
-def leave_best(keys, others, key, index, tile, anchors, a, AXIS: tl.constexpr):
+def store_tile_maximum(keys, others, key, index, tile, anchors, a, AXIS: tl.constexpr):
     """Leave the best of a tile `[R, C]` along an axis for each of its anchors a; return indices."""
-    best, winner = highest(keys, others, AXIS)
+    best, winner = maximum_with_index(keys, others, AXIS)
     at = tile.to(tl.int64) * anchors + a
     tl.store(key + at, best, mask=a < anchors)
     tl.store(index + at, winner, mask=a < anchors)
@@ -32,7 +32,7 @@ def leave_best(keys, others, key, index, tile, anchors, a, AXIS: tl.constexpr):
 
 
 @triton.jit
-def best_of_tiles(key, index, tiles, anchors, at, TILES: tl.constexpr):
+def maximum_over_tiles(key, index, tiles, anchors, at, TILES: tl.constexpr):
     """Return the index of the best candidate of some anchors, -1 for none.
 
     Tiles are reduced in chunks and in order: a later one must be better to win.
@@ -46,7 +46,7 @@ def best_of_tiles(key, index, tiles, anchors, at, TILES: tl.constexpr):
         inside = (tile < tiles)[:, None]
         keys = tl.load(key + place_of, mask=inside, other=none)
         indices = tl.load(index + place_of, mask=inside, other=0)
-        chunk, candidate = highest(keys, indices, 0)
+        chunk, candidate = maximum_with_index(keys, indices, 0)
         found = tl.where(chunk > best, candidate, found)
         best = tl.maximum(chunk, best)
     return found

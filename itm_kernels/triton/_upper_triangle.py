@@ -7,12 +7,12 @@ a word left of the diagonal's are not written: they stand in row m.
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._metrics import compared_tile
-from itm_kernels.triton._score_tiles import number, same_id
+from itm_kernels.triton._metrics import metric_tile
+from itm_kernels.triton._score_tiles import float_argument, same_id
 
 
 @triton.jit
-def triangle_kernel(
+def band_sums_kernel(
     x,
     y,
     raw_x,  # [N, D]
@@ -50,11 +50,11 @@ def triangle_kernel(
     HAS_IDS: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    row_tile, column_tile = triangle(tl.program_id(0), N, ROWS)
+    row_tile, column_tile = triangle_tile(tl.program_id(0), N, ROWS)
     n = row_tile * ROWS + tl.arange(0, ROWS)
     m = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, N - 1)
-    key = compared_tile(
+    key = metric_tile(
         x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
         raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
@@ -79,7 +79,7 @@ def triangle_kernel(
         key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
     elif (column_tile + 1) * COLUMNS > N:
         key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
-    low, high = number(low_bound, key.dtype), number(high_bound, key.dtype)
+    low, high = float_argument(low_bound, key.dtype), float_argument(high_bound, key.dtype)
     # Written as "not outside", so that a NaN counts as inside and shows in the sum.
     outside = (key <= low) | (key >= high)
     value = tl.where(outside, 0.0, high - key if MODE == "repel" else key)
@@ -93,7 +93,7 @@ def triangle_kernel(
 
 
 @triton.jit
-def triangle(program, N, SIDE: tl.constexpr):
+def triangle_tile(program, N, SIDE: tl.constexpr):
     """Return a program's row and column of tiles, one of those on and above the diagonal.
 
     Tiles are visited in groups of eight rows, down one column after the other, so that a group's
@@ -124,7 +124,7 @@ def _bits(outside):
 
 
 @triton.jit
-def finish_kernel(
+def band_totals_kernel(
     sums,  # [tiles, N]
     row,  # [N]
     low,
@@ -144,6 +144,6 @@ def finish_kernel(
     DTYPE: tl.constexpr = row.dtype.element_ty
     same = tl.zeros((BLOCK,), DTYPE)
     tl.store(row + n, total.to(DTYPE), mask=n < N)
-    tl.store(low + n, same + number(low_bound, DTYPE), mask=n < N)
-    tl.store(high + n, same + number(high_bound, DTYPE), mask=n < N)
+    tl.store(low + n, same + float_argument(low_bound, DTYPE), mask=n < N)
+    tl.store(high + n, same + float_argument(high_bound, DTYPE), mask=n < N)
     tl.store(norm + n, same + 1, mask=n < N)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._score_tiles import log_of_one_plus, number
+from itm_kernels.triton._score_tiles import float_argument, log_of_one_plus
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _forward_kernel(
         highest, others = _terms(negatives, bases, s * K, K, m, M, own)
         total += highest + log_of_one_plus(others)
     # An infinite positive shows.
-    tl.store(loss + m, number(weight, own.dtype) * total + 0 * own, mask=m < M)
+    tl.store(loss + m, float_argument(weight, own.dtype) * total + 0 * own, mask=m < M)
 
 
 @triton.jit
@@ -82,7 +82,8 @@ def _backward_kernel(
 ):
     m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     own = tl.load(positive + m, mask=m < M, other=0.0)
-    pull = tl.load(grad + m * grad_stride, mask=m < M, other=0.0) * number(weight, own.dtype)
+    pull = tl.load(grad + m * grad_stride, mask=m < M, other=0.0)
+    pull *= float_argument(weight, own.dtype)
     total = tl.zeros_like(own)
     for s in range(0, S):
         highest, others = _terms(negatives, bases, s * K, K, m, M, own)

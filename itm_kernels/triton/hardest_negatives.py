@@ -7,10 +7,10 @@ from torch import Tensor
 
 from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
-from itm_kernels.triton._operands import rows_of, wide_dtype
+from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import paired_scores
 from itm_kernels.triton._segment_sum import segment_sum
-from itm_kernels.triton._tile_maxima import Best, best_of_tiles
+from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _winners_kernel(
 ):
     a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     at = tl.minimum(a, A - 1)
-    found = best_of_tiles(key, index, tiles, A, at, TILES)
+    found = maximum_over_tiles(key, index, tiles, A, at, TILES)
     scores = paired_scores(
         anchor_rows, other_rows, anchor_stride, other_stride, D, at, tl.maximum(found, 0), DEPTH
     )
@@ -63,7 +63,7 @@ def _positives_kernel(
     tl.store(score + m, tl.where(i >= 0, scores, float("nan")), mask=m < M)
 
 
-def _winners(anchor_rows: Tensor, other_rows: Tensor, best: Best) -> tuple[Tensor, Tensor]:
+def _winners(anchor_rows: Tensor, other_rows: Tensor, best: TileMaxima) -> tuple[Tensor, Tensor]:
     A, D = anchor_rows.shape
     score = torch.empty(A, dtype=wide_dtype(anchor_rows), device=anchor_rows.device)
     winner = torch.empty(A, dtype=torch.int64, device=anchor_rows.device)
@@ -84,7 +84,7 @@ def hardest_negatives_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return s+ `[M]`, the hardest text per image `[N]` and the hardest image per text `[M]`."""
     best_text, best_image = hardest(image, text, positive, image_ids, text_ids, semihard=False)
-    image, text = rows_of(image), rows_of(text)
+    image, text = contiguous_rows(image), contiguous_rows(text)
     M, D = text.shape
     score = torch.empty(M, dtype=wide_dtype(text), device=text.device)
     _positives_kernel[(triton.cdiv(M, 16),)](

@@ -13,13 +13,18 @@ import torch
 import triton
 from torch import Tensor
 
-from itm_kernels.triton._distance_gradients import empty_gradient, gradient_of_distances
-from itm_kernels.triton._metrics import Comparison, comparison, matrix_of, pull
-from itm_kernels.triton._operands import rows_of, wide_dtype
+from itm_kernels.triton._distance_gradients import distance_gradient, empty_gradient
+from itm_kernels.triton._metrics import (
+    MetricOperands,
+    metric_operands,
+    weighted_differences,
+    write_matrix,
+)
+from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
 from itm_kernels.triton._scaled_operands import gradient_of_rows
-from itm_kernels.triton._score_gradients import blocks, unit_of, write_weights
-from itm_kernels.triton._upper_triangle import finish_kernel, triangle_kernel
+from itm_kernels.triton._score_gradients import blocks, gradient_scale, write_score_gradients
+from itm_kernels.triton._upper_triangle import band_sums_kernel, band_totals_kernel
 
 
 def intra_modal_forward(
@@ -40,21 +45,21 @@ def intra_modal_forward(
     row, low, high, norm = (torch.empty(N, dtype=wide_dtype(x), device=x.device) for _ in range(4))
     words = (N, triton.cdiv(N, 32)) if keep_mask else (0, 0)
     mask = torch.empty(words, dtype=torch.int32, device=x.device)
-    x = rows_of(x)
+    x = contiguous_rows(x)
     if _relative(metric, mode):
         _by_rank(x, ids, metric, lower, upper, per_row, row, low, high, norm)
         return row, low, high, norm, mask
     if mode == "official":
         lower, upper = upper, 1 - lower
-    found = comparison(x, x, _metric(metric, mode), (N, N), square=True, ids=ids is not None)
+    found = metric_operands(x, x, _metric(metric, mode), (N, N), square=True, ids=ids is not None)
     tiles = triton.cdiv(N, found.tile.rows)
     sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
     bounds = {"low_bound": lower, "high_bound": upper}
-    triangle_kernel[(tiles * (tiles + 1) // 2,)](
+    band_sums_kernel[(tiles * (tiles + 1) // 2,)](
         **found.arguments, ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
         sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP=keep_mask,
     )  # fmt: skip
-    finish_kernel[(triton.cdiv(N, 128),)](
+    band_totals_kernel[(triton.cdiv(N, 128),)](
         sums, row, low, high, norm, **bounds, N=N, tiles=tiles, BLOCK=128
     )
     return row, low, high, norm, mask
@@ -99,10 +104,10 @@ def _by_rank(
     """Write sums of D / |D_n| within bounds that are ranks of it, the bounds and the norms."""
     N, D = x.shape
     bounds = None
-    found = comparison(x, x, metric, (N, N))
+    found = metric_operands(x, x, metric, (N, N))
     for block in _blocks(N, D):
         distance = torch.empty((block.stop - block.start, N), dtype=row.dtype, device=x.device)
-        matrix_of(found, distance, first_row=block.start)
+        write_matrix(found, distance, first_row=block.start)
         # Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out.
         norm[block] = torch.linalg.vector_norm(distance, dim=1).clamp_min(1e-12)
         relative = distance.div_(norm[block, None])
@@ -134,8 +139,8 @@ def intra_modal_backward(
 ) -> Tensor:
     """Return the gradient of x: a block's weights hold both places where a pair appears."""
     N, kept, relative = x.shape[0], mask.shape[0] > 0, _relative(metric, mode)
-    x = rows_of(x)
-    found = comparison(x, x, _metric(metric, mode), (N, N))
+    x = contiguous_rows(x)
+    found = metric_operands(x, x, _metric(metric, mode), (N, N))
     known = {
         **{"SOURCE": "bits" if kept else "ranks" if relative else "bounds", "METRIC": metric},
         **{"MODE": mode, "mask": mask, "words": mask.shape[1], "low": low, "high": high},
@@ -146,16 +151,16 @@ def intra_modal_backward(
         return _of_l1(x, found, norm, known)
     factor = found.both.x_factor
     assert factor is not None
-    unit = unit_of(grad, norm, row if relative else None, factor, metric)
+    unit = gradient_scale(grad, norm, row if relative else None, factor, metric)
     if metric != "cosine":
-        return gradient_of_distances(x, x, found, unit, known)
+        return distance_gradient(x, x, found, unit, known)
     known |= {"unit": unit, "x_factor": factor, "y_factor": factor, "FACTORS": len(factor) > 0}
     return _of_cosines(x, found, norm, known, unit, mode != "official")
 
 
 def _of_cosines(
     x: Tensor,
-    found: Comparison,
+    found: MetricOperands,
     norm: Tensor,
     known: dict[str, Any],
     unit: Tensor,
@@ -170,15 +175,15 @@ def _of_cosines(
         R = block.stop - block.start
         weights = weights_empty(R, N, x)
         if not kept:
-            known["key"] = matrix_of(found, norm.new_empty((R, N)), first_row=block.start)
-        write_weights(weights, block.start, x, **known)
+            known["key"] = write_matrix(found, norm.new_empty((R, N)), first_row=block.start)
+        write_score_gradients(weights, block.start, x, **known)
         add_product(None, weights, rows, out=pulled[block])
         known.pop("key", None)
         del weights
     return gradient_of_rows(x, pulled, unit, cosine)
 
 
-def _of_l1(x: Tensor, found: Comparison, norm: Tensor, known: dict[str, Any]) -> Tensor:
+def _of_l1(x: Tensor, found: MetricOperands, norm: Tensor, known: dict[str, Any]) -> Tensor:
     N, D = x.shape
     gradient = empty_gradient(x)
     known["unit"] = norm.new_ones(())
@@ -186,9 +191,9 @@ def _of_l1(x: Tensor, found: Comparison, norm: Tensor, known: dict[str, Any]) ->
         weights = norm.new_empty((1, block.stop - block.start, N))
         if known["SOURCE"] != "bits":
             # A program reads a pair before it writes its weight.
-            known["key"] = matrix_of(found, weights[0], first_row=block.start)
-        write_weights(weights, block.start, x, **known)
-        pull(x[block], x, weights, True, gradient[block])
+            known["key"] = write_matrix(found, weights[0], first_row=block.start)
+        write_score_gradients(weights, block.start, x, **known)
+        weighted_differences(x[block], x, weights, True, gradient[block])
         known.pop("key", None)
         del weights
     return gradient.to(x.dtype)

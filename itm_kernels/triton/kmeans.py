@@ -20,14 +20,20 @@ from itm_kernels.triton._centroids import mean_kernel, sums_kernel
 from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
+    contiguous_rows,
     kind_of,
     prepare,
-    rows_of,
     tile_and_precision,
     wide_dtype,
 )
 from itm_kernels.triton._scaled_operands import scaled_rows
-from itm_kernels.triton._score_tiles import highest, no_key, ordered_key, scaled, score_tile
+from itm_kernels.triton._score_tiles import (
+    maximum_with_index,
+    no_key,
+    ordered_key,
+    scale_scores,
+    score_tile,
+)
 from itm_kernels.triton._tile_table import Tile, tile_of
 
 _MOST_COLUMNS = 64  # of several problems
@@ -85,7 +91,7 @@ def _nearest_kernel(
             x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
             DEPTH, PARTS, PRECISION, ALIGN, EVEN, X_PARTS,
         )  # fmt: skip
-        scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+        scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
         square = tl.zeros((COLUMNS,), scores.dtype)
         for tile in range(0, tiles):
             square += tl.load(squares + tl.cast(tile, tl.int64) * B * K + columns)
@@ -94,11 +100,11 @@ def _nearest_kernel(
         keys = ordered_key(scores - (square / 2)[None, :])
         index = (first + tl.arange(0, WIDTH)).to(tl.int32)
         if PROBLEMS == 1:
-            key, found = highest(keys, index[None, :], 1)
+            key, found = maximum_with_index(keys, index[None, :], 1)
             key, found = key[:, None], found[:, None]
         else:
             keys = tl.reshape(keys, (ROWS, PROBLEMS, WIDTH))
-            key, found = highest(keys, index[None, None, :], 2)
+            key, found = maximum_with_index(keys, index[None, None, :], 2)
         nearest = tl.where(key > best, found, nearest)
         best = tl.maximum(key, best)
     at = problem[None, :].to(tl.int64) * N + n[:, None]
@@ -222,7 +228,7 @@ def kmeans(
     flat = torch.empty((B * K, D), dtype=wide_dtype(x), device=x.device)
     both, rows, parts = _operands(x, flat, B)
     moved = Centroids(both, rows, flat, (B, K), parts)
-    moved.begin(rows_of(centroids.reshape(B * K, D)))
+    moved.begin(contiguous_rows(centroids.reshape(B * K, D)))
     most = both.tile.columns if B == 1 else _MOST_COLUMNS
     width = min(triton.next_power_of_2(K), most)
     columns = 16 if B * width <= 16 else max(16, width) if B == 1 else _MOST_COLUMNS

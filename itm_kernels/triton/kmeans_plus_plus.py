@@ -9,8 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._operands import rows_of, wide_dtype
-from itm_kernels.triton._score_tiles import difference_tile, highest, no_key, ordered_key, wide_type
+from itm_kernels.triton._operands import contiguous_rows, wide_dtype
+from itm_kernels.triton._score_tiles import (
+    difference_tile,
+    maximum_with_index,
+    no_key,
+    ordered_key,
+    wide_type,
+)
 
 # Of a program: so many rows, and differences of them with the rows of its problems at once.
 _ROWS = 64
@@ -37,7 +43,7 @@ def _drawn(
         block = (first + tl.arange(0, BLOCKS))[None, :]
         at = place[:, None] + block
         inside = (block < blocks) & (place[:, None] >= 0)
-        key, index = highest(
+        key, index = maximum_with_index(
             tl.load(keys + at, mask=inside, other=no_key(KEY)),
             tl.load(found + at, mask=inside, other=0),
             1,
@@ -103,7 +109,7 @@ def _draw_kernel(
         draw = tl.load(draws + k.to(tl.int64) * M + m, mask=m < M, other=1.0)
         chance = ordered_key(nearest / draw.to(DTYPE)[:, None])
         chance = tl.where(inside, chance, no_key(DTYPE))
-        key, index = highest(chance, m[:, None], 0)
+        key, index = maximum_with_index(chance, m[:, None], 0)
         to = (2 * problem + k % 2) * blocks + own_block
         tl.store(keys + to, key, mask=p < B)
         tl.store(found + to, index, mask=p < B)
@@ -119,7 +125,7 @@ def kmeans_plus_plus(
     (M, D), K = x.shape, draws.shape[0]
     B = 1 if member is None else member.shape[0]
     dtype = wide_dtype(x)
-    rows = rows_of(x)
+    rows = contiguous_rows(x)
     blocks = triton.cdiv(M, _ROWS)
     problems = min(triton.next_power_of_2(B), _MOST_PROBLEMS)
     distance = torch.empty((B, M), dtype=dtype, device=x.device)

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands, gluon
 from itm_kernels.triton._blocked_products import no_scores, products_in_parts
-from itm_kernels.triton._log_sums import log_sums, of_tiles
+from itm_kernels.triton._log_sums import log_sum_of_tiles, tile_log_sums
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._products import unit_of
-from itm_kernels.triton._score_tiles import place, same_id, scaled, score_tile
-from itm_kernels.triton._softmax_weights import below, common_base, disjoint, leave_weights
+from itm_kernels.triton._products import weight_scale
+from itm_kernels.triton._score_tiles import program_tile, same_id, scale_scores, score_tile
+from itm_kernels.triton._softmax_weights import (
+    below_base,
+    common_base,
+    disjoint_ids,
+    store_softmax_weights,
+)
 from itm_kernels.triton._tile_table import architecture
 
 
@@ -52,13 +57,13 @@ def _forward_kernel(
     OF_POSITIVE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    logits = tl.load(scale) * scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    logits = tl.load(scale) * scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
     off = (n >= N)[:, None] | (m >= M)[None, :]
     if HAS_IDS:
         off |= same_id(rows, columns, x_ids, y_ids, HAS_IDS)
@@ -72,7 +77,7 @@ def _forward_kernel(
             nobody = tl.full((COLUMNS,), float("nan"), logits.dtype)
             tl.store(of_positive + m, nobody, mask=((of < 0) | (of >= N)) & (m < M))
     logits = tl.where(off, float("-inf"), logits)
-    row_shift, row_sum, column_shift, column_sum = log_sums(logits, SHARED)
+    row_shift, row_sum, column_shift, column_sum = tile_log_sums(logits, SHARED)
     at = row + column_tile.to(tl.int64) * N + n
     tl.store(at, row_shift, mask=n < N)
     tl.store(at + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N, row_sum, mask=n < N)
@@ -82,7 +87,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
-def _finish_kernel(
+def _join_tiles_kernel(
     row,  # [2, column tiles, N]
     column,  # [2, row tiles, M]
     of_row,  # [N]
@@ -98,9 +103,9 @@ def _finish_kernel(
 ):
     a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     if tl.program_id(1) == 0:
-        of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
+        log_sum_of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
     else:
-        of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
+        log_sum_of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
 
 
 def log_sum_exp_forward(
@@ -117,11 +122,11 @@ def log_sum_exp_forward(
 
     Sums are relative to the highest logits, which come behind the positives' logits.
     """
-    both = _scaled_operands.operands(x, y, cosine, fine=True, epilogue="sums")
-    if gluon.takes("log_sum_exp", both):
-        from itm_kernels.triton.gluon.log_sum_exp import log_sums
+    both = _scaled_operands.scaled_operands(x, y, cosine, fine=True, epilogue="sums")
+    if gluon.is_selected("log_sum_exp", both):
+        from itm_kernels.triton.gluon.log_sum_exp import tile_log_sums
 
-        return _joined(x, *log_sums(both, scale, x_ids, y_ids, positive))
+        return _joined(x, *tile_log_sums(both, scale, x_ids, y_ids, positive))
     N, M = both.shape
     dtype, device = wide_dtype(x), x.device
     row = torch.empty((2, triton.cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
@@ -145,7 +150,7 @@ def _joined(
     N, M = row.shape[2], column.shape[2]
     of_row, row_highest = row.new_empty(N), row.new_empty(N)
     of_column, column_highest = row.new_empty(M), row.new_empty(M)
-    _finish_kernel[(triton.cdiv(max(N, M), 64), 2)](
+    _join_tiles_kernel[(triton.cdiv(max(N, M), 64), 2)](
         row, column, of_row, row_highest, of_column, column_highest, N, M,
         column.shape[1], row.shape[1], ANCHORS=64, TILES=16,
     )  # fmt: skip
@@ -163,7 +168,7 @@ def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
 
 
 @triton.jit(do_not_specialize=["first", "R", "M"])
-def _weights_kernel(
+def _softmax_weights_kernel(
     x,
     y,
     x_factor,
@@ -205,7 +210,7 @@ def _weights_kernel(
     UNIT: tl.constexpr,
     WEIGHTS: tl.constexpr,
 ):
-    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     products = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
@@ -218,13 +223,13 @@ def _weights_kernel(
     if products.dtype == tl.float32:
         of_column = tl.load(column + columns)
         base, common = common_base(of_row, highest, of_column, tl.load(column_highest + columns))
-        share = pull * tl.exp(below(base, of_row, highest))
+        share = pull * tl.exp(below_base(base, of_row, highest))
     # Most tiles are whole, have no positive and no id twice where ids are in order.
     all_on = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
     x_id = rows
     if HAS_IDS:
         x_id = tl.load(x_ids + rows)
-        all_on &= disjoint(x_id, tl.load(y_ids + columns))
+        all_on &= disjoint_ids(x_id, tl.load(y_ids + columns))
     if OF_POSITIVE:
         of = tl.load(positive + columns) - first
         here = (of >= row_tile * ROWS) & (of < (row_tile + 1) * ROWS)
@@ -232,7 +237,7 @@ def _weights_kernel(
     x_of = tl.load(x_factor + rows) if FACTORS else pull
     factor = tl.load(scale)
     times = factor * tl.load(unit) if UNIT else factor
-    slopes = leave_weights(
+    slopes = store_softmax_weights(
         products, r, column_tile * COLUMNS, R, M, (base, common, all_on, factor, times),
         (rows, of_row, highest, pull, share, x_id, x_of),
         (column, column_highest, grad_column, y_ids, y_factor, positive, grad_positive),
@@ -260,12 +265,12 @@ def log_sum_exp_backward(
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
-    both = _scaled_operands.operands(x, y, cosine, fine=True, epilogue="pieces")
+    both = _scaled_operands.scaled_operands(x, y, cosine, fine=True, epilogue="pieces")
     given = {
         **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
         **{"grad_positive": grad_positive.contiguous()},
     }
-    unit = unit_of(x, both, scale, *given.values())
+    unit = weight_scale(x, both, scale, *given.values())
     arguments = {
         **{**both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive)},
         **{**given, "scale": scale, "unit": scale if unit is None else unit},
@@ -279,7 +284,7 @@ def log_sum_exp_backward(
         parts, R, M = weights.shape
         grid = both.tile.programs(R, M)
         slopes.append(torch.empty(grid, dtype=wide_dtype(x), device=x.device))
-        _weights_kernel[grid](
+        _softmax_weights_kernel[grid](
             **arguments, weights=weights, slope=slopes[-1], first=first, R=R, M=M,
             weights_part=weights.stride(0), weights_stride=weights.stride(1), WEIGHTS=parts,
         )  # fmt: skip

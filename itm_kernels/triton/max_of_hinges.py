@@ -10,10 +10,10 @@ from torch import Tensor
 
 from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
-from itm_kernels.triton._operands import rows_of, wide_dtype
-from itm_kernels.triton._score_tiles import hinge, number, paired_scores, wide_type
+from itm_kernels.triton._operands import contiguous_rows, wide_dtype
+from itm_kernels.triton._score_tiles import float_argument, hinge, paired_scores, wide_type
 from itm_kernels.triton._segment_sum import segment_sum
-from itm_kernels.triton._tile_maxima import best_of_tiles
+from itm_kernels.triton._tile_maxima import maximum_over_tiles
 
 # Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
 # the rows that a hinge names may be finite.
@@ -56,13 +56,13 @@ def _hinges_kernel(
     anchor = i
     if OF_PAIRS:
         anchor = j.to(tl.int64)
-    t = best_of_tiles(text_key, text_index, text_tiles, anchors, anchor, TILES)
-    k = best_of_tiles(image_key, image_index, image_tiles, M, j, TILES)
+    t = maximum_over_tiles(text_key, text_index, text_tiles, anchors, anchor, TILES)
+    k = maximum_over_tiles(image_key, image_index, image_tiles, M, j, TILES)
     own = paired_scores(image, text, image_stride, text_stride, D, i, j, DEPTH)
     own = tl.where(matched, own, float("nan"))
     of_text = paired_scores(image, text, image_stride, text_stride, D, i, tl.maximum(t, 0), DEPTH)
     of_image = paired_scores(image, text, image_stride, text_stride, D, tl.maximum(k, 0), j, DEPTH)
-    offset = number(margin, wide_type(image.dtype)) - own
+    offset = float_argument(margin, wide_type(image.dtype)) - own
     a = tl.where(t >= 0, hinge(offset + of_text), 0.0)
     b = tl.where(k >= 0, hinge(offset + of_image), 0.0)
     # + 0 s: a pair without negatives has no term that would show a NaN.
@@ -86,7 +86,7 @@ def max_of_hinges_forward(
     """Return every pair's loss, and its hardest text and image where their hinge is active."""
     best_text, best_image = hardest(image, text, positive, image_ids, text_ids, semihard)
     M, D = text.shape
-    image, text = rows_of(image), rows_of(text)
+    image, text = contiguous_rows(image), contiguous_rows(text)
     loss = torch.empty(M, dtype=wide_dtype(text), device=text.device)
     hardest_text = torch.empty(M, dtype=torch.int64, device=text.device)
     hardest_image = torch.empty_like(hardest_text)

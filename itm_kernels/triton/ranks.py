@@ -20,7 +20,7 @@ from itm_kernels.triton._score_tiles import (
     key_of_nan,
     no_key,
     ordered_key,
-    place,
+    program_tile,
     same_id,
     score_tile,
 )
@@ -115,7 +115,7 @@ def _count_kernel(
     EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    q, g, _, _ = place(tl.program_id(0), ROWS, COLUMNS, Q, G)
+    q, g, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, Q, G)
     rows, columns = tl.minimum(q, Q - 1), tl.minimum(g, G - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._operands import INTERPRETED, rows_of
+from itm_kernels.triton._operands import INTERPRETED, contiguous_rows
 
 
 @triton.jit
@@ -47,7 +47,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
     """Return int64 keys: equal rows have equal keys, others only by chance."""
     G, D = x.shape
-    bits = rows_of(x).view(_BITS[x.element_size()])
+    bits = contiguous_rows(x).view(_BITS[x.element_size()])
     keys = torch.empty(G, dtype=torch.int64, device=x.device)
     rows, columns = (64, 128) if INTERPRETED else (4, 256)
     _keys_kernel[(triton.cdiv(G, rows),)](

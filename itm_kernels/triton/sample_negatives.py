@@ -10,11 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._gumbel import gumbel_of_columns, philox_words
-from itm_kernels.triton._hardest import best_empty, hardest
+from itm_kernels.triton._hardest import empty_tile_maxima, hardest
 from itm_kernels.triton._operands import operands
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._score_tiles import no_key, number, ordered_key, place, same_id, score_tile
-from itm_kernels.triton._tile_maxima import Best, best_of_tiles, leave_best
+from itm_kernels.triton._score_tiles import (
+    float_argument,
+    no_key,
+    ordered_key,
+    program_tile,
+    same_id,
+    score_tile,
+)
+from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles, store_tile_maximum
 
 
 @triton.jit
@@ -46,23 +53,23 @@ def _draw_kernel(
     EVEN: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores *= number(of_score, scores.dtype)
-    factor = number(of_noise, scores.dtype)
+    scores *= float_argument(of_score, scores.dtype)
+    factor = float_argument(of_noise, scores.dtype)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
     even = column_tile * COLUMNS + 2 * tl.arange(0, COLUMNS // 2)
     a, b, c, d = philox_words(seed, n, even)
     keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(a, b)))
-    leave_best(keys, columns[None, :], row_key, row_index, column_tile, N, n, 1)
+    store_tile_maximum(keys, columns[None, :], row_key, row_index, column_tile, N, n, 1)
     keys = tl.where(off, none, ordered_key(scores + factor * gumbel_of_columns(c, d)))
-    leave_best(keys, rows[:, None], column_key, column_index, row_tile, M, m, 0)
+    store_tile_maximum(keys, rows[:, None], column_key, column_index, row_tile, M, m, 0)
 
 
 @triton.jit
@@ -82,10 +89,10 @@ def _select_kernel(
 ):
     a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     if tl.program_id(1) == 0:
-        found = best_of_tiles(row_key, row_index, row_tiles, N, tl.minimum(a, N - 1), TILES)
+        found = maximum_over_tiles(row_key, row_index, row_tiles, N, tl.minimum(a, N - 1), TILES)
         tl.store(text_index + a, found.to(tl.int64), mask=a < N)
     else:
-        found = best_of_tiles(
+        found = maximum_over_tiles(
             column_key, column_index, column_tiles, M, tl.minimum(a, M - 1), TILES
         )
         tl.store(image_index + a, found.to(tl.int64), mask=a < M)
@@ -128,12 +135,12 @@ def _draw(
     text_ids: Tensor | None,
     temperature: float,
     seed: Tensor,
-) -> tuple[Best, Best]:
+) -> tuple[TileMaxima, TileMaxima]:
     """Find the largest score + noise of every image and of every text, per tile."""
     both = operands(image, text, parts=2, epilogue="narrow")
     N, M = both.shape
-    best_text = best_empty(both, M, N, both.tile.columns)
-    best_image = best_empty(both, N, M, both.tile.rows)
+    best_text = empty_tile_maxima(both, M, N, both.tile.columns)
+    best_image = empty_tile_maxima(both, N, M, both.tile.rows)
     # s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
     # leave the range of fp32.
     divide = temperature > 1

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from itm_kernels.triton._blocked_products import no_scores, products_in_parts
 from itm_kernels.triton._logistic import (
-    is_special,
+    exp_in_base,
+    has_diagonal_or_edge,
     logistic,
     logits,
-    power,
+    negate_positives,
+    sigmoid_totals_kernel,
     softplus_sums,
-    sums_kernel,
-    turned,
 )
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._products import store_parts, unit_of
-from itm_kernels.triton._scaled_operands import gradient_of_rows, operands
-from itm_kernels.triton._score_tiles import place, score_tile
+from itm_kernels.triton._products import store_parts, weight_scale
+from itm_kernels.triton._scaled_operands import gradient_of_rows, scaled_operands
+from itm_kernels.triton._score_tiles import program_tile, score_tile
 
 
 @triton.jit
@@ -61,13 +61,13 @@ def _forward_kernel(
     FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    special = is_special(row_tile * ROWS, 0, column_tile * COLUMNS, N, M, ROWS, COLUMNS)
+    special = has_diagonal_or_edge(row_tile * ROWS, 0, column_tile * COLUMNS, N, M, ROWS, COLUMNS)
     of_row = tl.zeros((ROWS,), scores.dtype) + tl.load(scale).to(scores.dtype)
     if FACTORS:
         of_row *= tl.load(x_factor + rows)
@@ -75,7 +75,7 @@ def _forward_kernel(
     z, _, _ = logits(
         scores, n, m, N, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
     )
-    loss = softplus_sums(z, power(-tl.abs(z)), 0)
+    loss = softplus_sums(z, exp_in_base(-tl.abs(z)), 0)
     tl.store(sums + row_tile.to(tl.int64) * M + m, loss, mask=m < M)
 
 
@@ -91,7 +91,7 @@ def sigmoid_forward(
     cosine: bool,
 ) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
     """Return every text's sum of -log sigmoid over the images."""
-    both = operands(image, text, cosine, epilogue="narrow")
+    both = scaled_operands(image, text, cosine, epilogue="narrow")
     N, M = both.shape
     shape = triton.cdiv(N, both.tile.rows), M
     sums = torch.empty(shape, dtype=wide_dtype(text), device=text.device)
@@ -115,7 +115,7 @@ def _arguments(
 
 
 @triton.jit(do_not_specialize=["first", "tiles"])
-def _weights_kernel(
+def _sigmoid_weights_kernel(
     x,
     y,
     scale,
@@ -154,13 +154,15 @@ def _weights_kernel(
     WHOLE: tl.constexpr,
     WEIGHTS: tl.constexpr,
 ):
-    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    special = is_special(row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS)
+    special = has_diagonal_or_edge(
+        row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS
+    )
     # Factors of a row are multiplied with its sums: a thread holds few rows and many columns.
     of_score = tl.full((ROWS,), 1.0, scores.dtype)
     if FACTORS:
@@ -170,13 +172,13 @@ def _weights_kernel(
     z, scores, own = logits(
         scores, r, m, R, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
     )
-    small = power(-tl.abs(z))
+    small = exp_in_base(-tl.abs(z))
     at = sums + (first // ROWS + row_tile) * tl.cdiv(M, COLUMNS) + column_tile
     if WHOLE:
         tl.store(at + 2 * tiles, tl.sum(softplus_sums(z, small, 1)))
     if WEIGHTS:
         weight = logistic(z, small)
-        weight = turned(weight, own, rows, columns, special, HAS_IDS)
+        weight = negate_positives(weight, own, rows, columns, special, HAS_IDS)
         if not WHOLE:
             weight *= tl.load(grad + columns)[None, :]
         tl.store(at + tiles, tl.sum(tl.sum(weight, 1)))
@@ -206,7 +208,7 @@ def _gradients(
     """Return the loss of a whole, what gradients are made of, and the unit of those of rows."""
     whole = grad is None
     # 128 x 128 with masks of ids beside the weights, or a gradient per text, spill on sm_90.
-    both = operands(
+    both = scaled_operands(
         image, text, cosine, epilogue="weights" if whole and positive is None else "narrow"
     )
     N, M = both.shape
@@ -214,9 +216,9 @@ def _gradients(
     sums = torch.empty((3, tiles), dtype=wide_dtype(image), device=image.device)
     share = scale if grad is None else grad.contiguous()
     bounded = gradients and both.x.dtype == torch.float16
-    unit = (
-        unit_of(image, both, scale, torch.ones_like(scale) if whole else share) if bounded else None
-    )
+    unit = None
+    if bounded:
+        unit = weight_scale(image, both, scale, torch.ones_like(scale) if whole else share)
     stand_in = scale if unit is None else unit
     arguments = {
         **_arguments(both, scale, bias, positive, image_ids, text_ids),
@@ -226,7 +228,7 @@ def _gradients(
 
     def fill(first: int, weights: Tensor) -> None:
         parts, R = weights.shape[:2]
-        _weights_kernel[both.tile.programs(R, M)](
+        _sigmoid_weights_kernel[both.tile.programs(R, M)](
             **arguments, weights=weights, weights_stride=weights.stride(1),
             weights_part=weights.stride(0), WEIGHTS_PARTS=parts, first=first, R=R,
         )  # fmt: skip
@@ -238,7 +240,7 @@ def _gradients(
         of_rows = sums.new_empty((0, image.shape[1])), sums.new_empty((0, image.shape[1]))
     loss, stored = sums.new_empty(()), torch.empty_like(scale)
     of_scale, of_bias = torch.empty_like(scale), torch.empty_like(bias)
-    sums_kernel[(3,)](
+    sigmoid_totals_kernel[(3,)](
         sums, stand_in, of_scale, of_bias, loss, stored, tiles,
         UNIT=unit is not None, WHOLE=whole, WEIGHTS=gradients, BLOCK=4096,
     )  # fmt: skip

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._blocked_products import products_in_parts
-from itm_kernels.triton._distance_gradients import gradient_of_distances
-from itm_kernels.triton._metrics import comparison, matrices, pull
-from itm_kernels.triton._operands import kind_of, rows_of, wide_dtype
-from itm_kernels.triton._score_gradients import unit_of, write_weights
+from itm_kernels.triton._distance_gradients import distance_gradient
+from itm_kernels.triton._metrics import matrices, metric_operands, weighted_differences
+from itm_kernels.triton._operands import contiguous_rows, kind_of, wide_dtype
+from itm_kernels.triton._score_gradients import gradient_scale, write_score_gradients
 
 _SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
 
 
 def _flat(x: Tensor, batch: torch.Size) -> Tensor:  # [..., N, D] -> [B * N, D]
-    return rows_of(x.expand(*batch, *x.shape[-2:]).reshape(-1, x.shape[-1]))
+    return contiguous_rows(x.expand(*batch, *x.shape[-2:]).reshape(-1, x.shape[-1]))
 
 
 def similarity_forward(x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -64,8 +64,9 @@ def similarity_backward(
             weight = (weight / distance).masked_fill_(distance == 0, 0)
         weight = weight.reshape(-1, *weight.shape[-2:])
         flat_x, flat_y = _flat(x, batch), _flat(y, batch)
-        to_x = pull(flat_x, flat_y, weight, metric == "l1").reshape(*batch, *x.shape[-2:])
-        to_y = pull(flat_y, flat_x, weight.mT, metric == "l1").reshape(*batch, *y.shape[-2:])
+        to_x = weighted_differences(flat_x, flat_y, weight, metric == "l1")
+        to_y = weighted_differences(flat_y, flat_x, weight.mT, metric == "l1")
+        to_x, to_y = to_x.reshape(*batch, *x.shape[-2:]), to_y.reshape(*batch, *y.shape[-2:])
     return to_x.sum_to_size(x.shape).to(x.dtype), to_y.sum_to_size(y.shape).to(y.dtype)
 
 
@@ -81,20 +82,20 @@ def _of_one_matrix(
     metric: str,
 ) -> tuple[Tensor, Tensor] | None:
     """Return gradients by products of half-precision weights, where they are the faster ones."""
-    flat_x, flat_y = (rows_of(side.reshape(-1, side.shape[-1])) for side in (x, y))
+    flat_x, flat_y = (contiguous_rows(side.reshape(-1, side.shape[-1])) for side in (x, y))
     if metric in ("l2", "sqeuclidean"):
         largest = torch.linalg.vector_norm(grad, torch.inf, 1, dtype=wide_dtype(x))
         to_x = _of_distances(grad, flat_x, flat_y, metric, largest)
         to_y = _of_distances(grad.mT, flat_y, flat_x, metric, largest)
     elif metric == "cosine" and kind_of(x) == "half":
-        both = _scaled_operands.operands(flat_x, flat_y, True)
+        both = _scaled_operands.scaled_operands(flat_x, flat_y, True)
         # Rows of fp16 are scaled by powers of two, to lengths of 2^13 and more: so are factors.
         unit = torch.full((), 2.0**26 if x.dtype == torch.float16 else 1.0, device=x.device)
         factors = {"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": True}
         known = {**_given(grad, metric), **factors, "unit": unit}
 
         def fill(first: int, weights: Tensor) -> None:
-            write_weights(weights, first, flat_x, **known)
+            write_score_gradients(weights, first, flat_x, **known)
 
         pulls = products_in_parts(flat_x, both, fill)
         to_x, to_y = (
@@ -113,11 +114,11 @@ def _of_distances(
     metric: str,
     largest: Tensor,  # the largest element of grad is among these
 ) -> Tensor:  # [N, D]
-    found = comparison(x, y, metric, (len(x), len(y)))
+    found = metric_operands(x, y, metric, (len(x), len(y)))
     assert found.both is not None
     factors = [side for side in (found.both.x_factor, found.both.y_factor) if side is not None]
-    unit = unit_of(largest, torch.ones_like(largest), None, torch.cat(factors), metric)
-    return gradient_of_distances(x, y, found, unit, _given(grad, metric))
+    unit = gradient_scale(largest, torch.ones_like(largest), None, torch.cat(factors), metric)
+    return distance_gradient(x, y, found, unit, _given(grad, metric))
 
 
 def _given(weight: Tensor, metric: str) -> dict[str, Any]:

@@ -14,18 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._blocked_products import no_scores, rows_at_once, sums_of_blocks
-from itm_kernels.triton._hinge_gradients import Pull, is_uniform, pull_of
+from itm_kernels.triton._blocked_products import blocked_products, no_scores, rows_per_block
+from itm_kernels.triton._hinge_gradients import HingeWeights, hinge_weights, is_uniform
 from itm_kernels.triton._operands import Operands
-from itm_kernels.triton._positives import id_arguments, positive_scores, rows_of_pairs
+from itm_kernels.triton._positives import id_arguments, positive_images, positive_scores
 from itm_kernels.triton._products import row_parts, store_parts
-from itm_kernels.triton._scaled_operands import operands
-from itm_kernels.triton._score_tiles import hinge, place, same_id, scaled, score_tile
+from itm_kernels.triton._scaled_operands import scaled_operands
+from itm_kernels.triton._score_tiles import hinge, program_tile, same_id, scale_scores, score_tile
 from itm_kernels.triton._segment_sum import add_rows
 
 
 @triton.jit
-def _tiles_kernel(
+def _hinges_kernel(
     x,
     y,
     x_ids,
@@ -65,13 +65,13 @@ def _tiles_kernel(
     UNIFORM: tl.constexpr,  # weights are without the gradient, which all pairs share
     WEIGHTS: tl.constexpr,  # parts; 0 in the forward pass
 ):
-    r, m, row_tile, column_tile = place(tl.program_id(0), ROWS, COLUMNS, R, M)
+    r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    scores = scaled(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
     # No hinge of these is active, whatever the offset; one of infinity is a loss of NaN anyway.
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (r >= R)[:, None] | (m >= M)[None, :]
     scores = tl.where(off, float("-inf"), scores)
@@ -157,7 +157,7 @@ class _Pass:
         epilogue: str,
     ) -> None:
         self.x = x  # [N, D] images, or [M, D] images of the pairs
-        self.both: Operands = operands(x, text, cosine=False, epilogue=epilogue)
+        self.both: Operands = scaled_operands(x, text, cosine=False, epilogue=epilogue)
         self.arguments: dict[str, Any] = {
             **self.both.arguments(),
             **id_arguments(self.both, *ids),
@@ -173,7 +173,7 @@ class _Pass:
         offset: Tensor,
         first: int = 0,
         weights: Tensor | None = None,  # [parts, R, M]
-        pull: Pull | None = None,
+        pull: HingeWeights | None = None,
     ) -> None:
         """Run over the rows of a block of weights, or over all."""
         (N, M), tile = self.both.shape, self.both.tile
@@ -181,7 +181,7 @@ class _Pass:
         if weights is not None:
             (parts, R, _), (part, stride, _) = weights.shape, weights.stride()
         grad, unit = (offset, None) if pull is None else (pull.grad, pull.unit)
-        _tiles_kernel[tile.programs(R, M)](
+        _hinges_kernel[tile.programs(R, M)](
             **self.arguments, offset=offset, grad=grad, grad_stride=grad.stride(0),
             unit=offset if unit is None else unit, HAS_UNIT=unit is not None,
             of_row=self.of_row, of_column=self.of_column,
@@ -203,7 +203,7 @@ def _passes(
     if positive is None:
         only = _Pass(image, text, (None, None), "both", epilogue)
         return [only], positive_scores(only.both, margin=margin)
-    pairs, pair_ids = rows_of_pairs(image, image_ids, positive)
+    pairs, pair_ids = positive_images(image, image_ids, positive)
     of_pairs = _Pass(pairs, text, (pair_ids, text_ids), "rows", epilogue)
     of_images = _Pass(image, text, (image_ids, text_ids), "columns", epilogue)
     return [of_pairs, of_images], positive_scores(of_pairs.both, positive, margin)
@@ -250,16 +250,16 @@ def sum_of_hinges_backward(
     epilogue = "weights" if is_uniform(grad) else "masks"
     passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, epilogue)
     D = text.shape[1]
-    pull = pull_of(grad, image, passes[-1].both)
+    pull = hinge_weights(grad, image, passes[-1].both)
     of_x, of_text = [], None
     for one in passes:
 
         def fill(first: int, weights: Tensor, one: _Pass = one) -> None:
             one.run(offset, first, weights, pull)
 
-        found, of_text = sums_of_blocks(
+        found, of_text = blocked_products(
             *row_parts(one.both, D), pull.weights_empty, fill,
-            rows_at_once(one.x, text, pull.numbers(text.shape[0])), of_text,
+            rows_per_block(one.x, text, pull.numbers(text.shape[0])), of_text,
         )  # fmt: skip
         of_x.append(found)
     assert of_text is not None

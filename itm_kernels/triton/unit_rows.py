@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._norms import SMALLEST, over_length, root, squares_of
+from itm_kernels.triton._norms import SMALLEST, divided_by_norm, square_root, squared_norms
 from itm_kernels.triton._operands import row_blocks, stored_dtype, wide_dtype
 from itm_kernels.triton._score_tiles import wide_type
 
@@ -37,13 +37,13 @@ def _forward_kernel(
     n, there, columns = _place(N, ROWS, COLUMNS)
     DTYPE: tl.constexpr = wide_type(x.dtype)
     from_row = x + n * stride
-    own = root(squares_of(from_row, column_stride, D, columns))
+    own = square_root(squared_norms(from_row, column_stride, D, columns))
     tl.store(length + n, own, mask=there)
     for first in range(0, D, COLUMNS):
         d = (first + columns)[None, :].to(tl.int64)
         value = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
         at = rows + n[:, None] * D + d
-        tl.store(at, over_length(value, own), mask=there[:, None] & (d < D))
+        tl.store(at, divided_by_norm(value, own), mask=there[:, None] & (d < D))
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def _backward_kernel(
         d = (first + columns)[None, :].to(tl.int64)
         pull = tl.load(from_row + d * column_stride, mask=d < D, other=0.0)
         unit = tl.load(rows + n[:, None] * D + d, mask=d < D, other=0.0)
-        across = over_length(pull - along * unit, own)
+        across = divided_by_norm(pull - along * unit, own)
         tl.store(out + n[:, None] * D + d, across, mask=there[:, None] & (d < D))
 
 

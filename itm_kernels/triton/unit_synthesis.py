@@ -14,7 +14,7 @@ from itm_kernels.triton._anchor_gradient import finish, weigh
 from itm_kernels.triton._member_sums import cosine_terms, scaled_row_operand
 from itm_kernels.triton._norms import SMALLEST
 from itm_kernels.triton._operands import kind_of, stored_dtype, wide_dtype
-from itm_kernels.triton._products import add_product, unit_of
+from itm_kernels.triton._products import add_product, weight_scale
 from itm_kernels.triton._scaled_operands import scaled_rows
 from itm_kernels.triton._synthesis_blocks import Synthesis
 from itm_kernels.triton._synthesis_logits import alpha_of, cosine_of
@@ -96,7 +96,7 @@ def unit_synthesis_backward(
     if factor.numel():
         ones = factor.new_ones(1)
         laid_out = one.both._replace(x=rows, y=rows, x_factor=ones, y_factor=factor)
-        unit = unit_of(anchors, laid_out, ones[0], ones)
+        unit = weight_scale(anchors, laid_out, ones[0], ones)
     out = torch.empty((N, D), dtype=stored_dtype(anchors.dtype), device=grad.device)
     # A block has its softmax and as many bytes of weights.
     at_once = one.at_once(2 * M)

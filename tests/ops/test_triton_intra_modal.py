@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from itm_kernels.triton import _score_gradients, intra_modal  # noqa: E402
-from itm_kernels.triton._upper_triangle import triangle  # noqa: E402
+from itm_kernels.triton._upper_triangle import triangle_tile  # noqa: E402
 
 pytestmark = needs_interpreter
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
@@ -58,7 +58,7 @@ def hold_to_the_rule(x: Tensor, pull: Tensor | None, **options: object) -> None:
 @triton.jit
 def visit_kernel(out, first, N, SIDE: tl.constexpr):
     program = tl.program_id(0)
-    row, column = triangle(first + program, N, SIDE)
+    row, column = triangle_tile(first + program, N, SIDE)
     tl.store(out + 2 * program, row)
     tl.store(out + 2 * program + 1, column)
 
@@ -205,9 +205,12 @@ def test_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, Counted())
 
-    count(intra_modal, "triangle_kernel")
-    count(intra_modal, "finish_kernel")
-    count(_score_gradients, "_unit_kernel")
-    count(_score_gradients, "_weights_kernel")
+    count(intra_modal, "band_sums_kernel")
+    count(intra_modal, "band_totals_kernel")
+    count(_score_gradients, "_gradient_scale_kernel")
+    count(_score_gradients, "_score_gradients_kernel")
     results(rows(70, 37), "triton", metric="cosine", mode="paper", lower=0.5, upper=0.9)
-    assert counted == ["triangle_kernel", "finish_kernel", "_unit_kernel", "_weights_kernel"]
+    assert counted == [
+        "band_sums_kernel", "band_totals_kernel",
+        "_gradient_scale_kernel", "_score_gradients_kernel",
+    ]  # fmt: skip

@@ -21,13 +21,13 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
 
     kept: list = []
 
-    class Kept(_screening._Side):
+    class Kept(_screening._Anchors):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
             kept.append(self)
 
     monkeypatch.setattr(_screening, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_screening, "_Side", Kept)
+    monkeypatch.setattr(_screening, "_Anchors", Kept)
     yield kept
 
 

@@ -40,7 +40,7 @@ def test_a_reduced_loss_takes_one_part_of_weights() -> None:
 
     for dtype, parts in ((torch.bfloat16, 2), (torch.float32, 2), (torch.float64, 1)):
         x = torch.ones(5, 40, dtype=dtype)
-        both = _scaled_operands.operands(x, x, cosine=False)
+        both = _scaled_operands.scaled_operands(x, x, cosine=False)
         one = torch.ones((), dtype=both.x_factor.dtype if both.x_factor is not None else dtype)
-        assert _hinge_gradients.pull_of(one.expand(5), x, both).parts == 1
-        assert _hinge_gradients.pull_of(torch.arange(5).to(one), x, both).parts == parts
+        assert _hinge_gradients.hinge_weights(one.expand(5), x, both).parts == 1
+        assert _hinge_gradients.hinge_weights(torch.arange(5).to(one), x, both).parts == parts

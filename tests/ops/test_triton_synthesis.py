@@ -110,7 +110,7 @@ def test_blocks_of_anchors_are_one(layout, monkeypatch) -> None:
     case = problem(7, 12, 5, 3, layout)
     forms = list(product(WEIGHTS, (False, True), (False, True)))  # weights, logits, detach
     whole = [results(case, "triton", *form) for form in forms]
-    monkeypatch.setattr(_synthesis_blocks, "rows_at_once", lambda *sizes: 3)
+    monkeypatch.setattr(_synthesis_blocks, "rows_per_block", lambda *sizes: 3)
     for form, wanted in zip(forms, whole, strict=True):
         same(results(case, "triton", *form), wanted)
 

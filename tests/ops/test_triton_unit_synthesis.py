@@ -74,7 +74,7 @@ def test_blocks_of_anchors_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     case = problem(7, 12, 5, 3)
     whole = cosines(case, "triton", "kam")
-    monkeypatch.setattr(_synthesis_blocks, "rows_at_once", lambda *sizes: 3)
+    monkeypatch.setattr(_synthesis_blocks, "rows_per_block", lambda *sizes: 3)
     for found, wanted in zip(cosines(case, "triton", "kam"), whole, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 

@@ -61,11 +61,11 @@ def hardest(dtype: torch.dtype, ids: bool) -> None:
 
 def log_sum_exp(dtype: torch.dtype, ids: bool) -> None:
     from itm_kernels.triton import _scaled_operands
-    from itm_kernels.triton.gluon.log_sum_exp import log_sums
+    from itm_kernels.triton.gluon.log_sum_exp import tile_log_sums
 
     x, scale = torch.empty((N, D), dtype=dtype, device="meta"), torch.empty((), device="meta")
     some = torch.empty(N, dtype=torch.int64, device="meta") if ids else None
-    log_sums(_scaled_operands.operands(x, x, cosine=ids), scale, some, some, some)
+    tile_log_sums(_scaled_operands.scaled_operands(x, x, cosine=ids), scale, some, some, some)
 
 
 LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {
@@ -77,7 +77,7 @@ LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {
 def jobs() -> Iterator[Job]:
     """Return the compilations of every launcher."""
     for name, launch in LAUNCHES.items():
-        if not gluon.is_there(name):
+        if not gluon.is_available(name):
             continue
         # fp16 compiles as bf16 does, and ids as they do with one part.
         for precision, ids in (("bf16", False), ("bf16", True), ("fp32", False)):

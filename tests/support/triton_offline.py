@@ -92,11 +92,11 @@ def planned(
     )
 
     jobs: dict[str, Job] = {}
-    asked: set[_tile_table.Row] = set()
-    line_of = _tile_table.line_of
+    asked: set[_tile_table.TableRow] = set()
+    table_row = _tile_table.table_row
 
-    def noted(*arguments: object) -> _tile_table.Row:
-        asked.add(line := line_of(*arguments))
+    def noted(*arguments: object) -> _tile_table.TableRow:
+        asked.add(line := table_row(*arguments))
         return line
 
     spans = remembered(_clusters.spans_of)
@@ -109,7 +109,7 @@ def planned(
             try:
                 with (
                     planning(case, architecture) as found,
-                    patch.object(_tile_table, "line_of", noted),
+                    patch.object(_tile_table, "table_row", noted),
                     patch.object(_cholesky, "spans_of", spans),
                     patch.object(_synthesis_backward, "spans_of", spans),
                     patch.object(_gram_gradient, "spans_of", spans),

@@ -1,7 +1,7 @@
 """Kernels for sm_90 in Gluon, beside the portable Triton kernels with the same results.
 
 Gluon comes with Triton (3.6 to 3.8) and is imported where a kernel is taken, never before.
-`takes` chooses; nothing else does.
+`is_selected` alone chooses.
 """
 
 import functools
@@ -27,7 +27,7 @@ LEAST_ROWS = 4096
 LEAST_DEPTH = 256
 
 
-def takes(kernel: str, both: Operands) -> bool:
+def is_selected(kernel: str, both: Operands) -> bool:
     """Return whether a kernel of this folder is launched instead of the Triton kernel."""
     N, M = both.shape
     return (
@@ -35,17 +35,18 @@ def takes(kernel: str, both: Operands) -> bool:
         and architecture() == ARCHITECTURE
         and min(N, M) >= LEAST_ROWS
         and both.x.shape[2] >= LEAST_DEPTH
-        and can_take(kernel, both)
+        and supports(kernel, both)
     )
 
 
-def can_take(kernel: str, both: Operands) -> bool:
+def supports(kernel: str, both: Operands) -> bool:
     """Return whether a kernel of this folder can multiply some operands."""
-    copied = both.kind in ("half", "parts") and is_copied(both.x) and is_copied(both.y)
-    return copied and is_there(kernel)
+    rows = both.x, both.y
+    copied = both.kind in ("half", "parts") and all(map(is_tma_compatible, rows))
+    return copied and is_available(kernel)
 
 
-def is_copied(rows: Tensor) -> bool:
+def is_tma_compatible(rows: Tensor) -> bool:
     """Return whether TMA can copy rows `[parts, N, D]`: it wants all multiples of 16 bytes."""
     parts, N, _ = rows.shape
     part, row, element = rows.stride()
@@ -61,7 +62,7 @@ def is_copied(rows: Tensor) -> bool:
 
 
 @functools.cache
-def is_there(kernel: str) -> bool:
+def is_available(kernel: str) -> bool:
     """Return whether this version of Triton has what a kernel uses."""
     if tuple(map(int, triton.__version__.split(".")[:2])) < KERNELS[kernel]:
         return False

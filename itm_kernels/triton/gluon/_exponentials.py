@@ -45,7 +45,7 @@ def _halves(logits):
 
 
 @gluon.jit
-def prepared(
+def masked_logits(
     scores, n, x_id, scratch, N, masked, here, first: gl.constexpr,
     FACTORS: gl.constexpr, HAS_IDS: gl.constexpr, OF_POSITIVE: gl.constexpr,
 ):  # fmt: skip
@@ -56,10 +56,10 @@ def prepared(
     WIDTH: gl.constexpr = scores.shape[1]
     if WIDTH > 64:
         left, right = _halves(scores)
-        left = prepared(
+        left = masked_logits(
             left, n, x_id, scratch, N, masked, here, first, FACTORS, HAS_IDS, OF_POSITIVE
         )
-        right = prepared(
+        right = masked_logits(
             right, n, x_id, scratch, N, masked, here, first + WIDTH // 2,
             FACTORS, HAS_IDS, OF_POSITIVE,
         )  # fmt: skip
@@ -89,13 +89,13 @@ def prepared(
 
 
 @gluon.jit
-def leave_sums(values, sums, first: gl.constexpr, OWN: gl.constexpr):
+def store_sums(values, sums, first: gl.constexpr, OWN: gl.constexpr):
     """Leave the sums of a warp's rows: of shares, or of logits relative to their own maximum."""
     WIDTH: gl.constexpr = values.shape[1]
     if WIDTH > 64:
         left, right = _halves(values)
-        leave_sums(left, sums, first, OWN)
-        leave_sums(right, sums, first + WIDTH // 2, OWN)
+        store_sums(left, sums, first, OWN)
+        store_sums(right, sums, first + WIDTH // 2, OWN)
     else:
         values = values.reshape((WARPS, 16, WIDTH))
         if OWN:

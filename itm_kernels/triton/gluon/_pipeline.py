@@ -51,13 +51,13 @@ _Y_OF_THREE = gl.constexpr(0b00_01_00_10_01_00)
 
 
 @gluon.constexpr_function
-def products_of(parts):
+def products_per_score(parts):
     """Return how many products of parts make a score."""
     return (1, 3, 6)[parts - 1]
 
 
 @gluon.constexpr_function
-def without(layout, *dims):
+def without_dims(layout, *dims):
     """Return a layout without some dimensions, the last first."""
     for dim in dims:
         layout = gl.SliceLayout(dim, layout)
@@ -65,13 +65,13 @@ def without(layout, *dims):
 
 
 @gluon.jit
-def tiles_of(N, M):
+def tile_counts(N, M):
     """Return how many tiles the rows and the columns have."""
     return gl.cdiv(N, ROWS), gl.cdiv(M, COLUMNS)
 
 
 @gluon.jit
-def place(tile, row_tiles, column_tiles):
+def program_tile(tile, row_tiles, column_tiles):
     """Return a tile's row and column: column by column within a group of rows."""
     in_group = GROUP * column_tiles
     first = tile // in_group * GROUP
@@ -109,11 +109,11 @@ def produce(
     x_ring, y_ring, full, empty, _ = ring
     X_TAKES: gl.constexpr = _X_OF_THREE if PARTS == 3 else _X_OF_TWO
     Y_TAKES: gl.constexpr = _Y_OF_THREE if PARTS == 3 else _Y_OF_TWO
-    row_tiles, column_tiles = tiles_of(N, M)
+    row_tiles, column_tiles = tile_counts(N, M)
     step = 0
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
-        row_tile, column_tile = place(tile, row_tiles, column_tiles)
-        for chunk in range(chunks * products_of(PARTS)):
+        row_tile, column_tile = program_tile(tile, row_tiles, column_tiles)
+        for chunk in range(chunks * products_per_score(PARTS)):
             row = row_tile * ROWS
             column = column_tile * COLUMNS
             depth = chunk * DEPTH

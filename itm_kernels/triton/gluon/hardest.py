@@ -13,10 +13,10 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from itm_kernels.triton._hardest import best_empty
+from itm_kernels.triton._hardest import empty_tile_maxima
 from itm_kernels.triton._operands import Operands
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._tile_maxima import Best
+from itm_kernels.triton._tile_maxima import TileMaxima
 from itm_kernels.triton.gluon._descriptors import arguments, grid
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
@@ -27,12 +27,12 @@ from itm_kernels.triton.gluon._pipeline import (
     SCORES,
     WARPS,
     multiply,
-    place,
     produce,
-    products_of,
+    products_per_score,
+    program_tile,
     ring_of,
-    tiles_of,
-    without,
+    tile_counts,
+    without_dims,
 )
 
 _NO_KEY = gl.constexpr(-(2**31))  # below that of every number
@@ -87,13 +87,15 @@ def _lowest_column(scores, highest):
     quarters = scores.reshape((HALF, 4, 8, 4, 2)).permute((0, 1, 3, 2, 4))
     quarters = quarters.reshape((HALF, 4, 4, 16))
     layout: gl.constexpr = quarters.type.layout
-    own = gl.convert_layout(highest, without(layout, 3, 2, 1), assert_trivial=True)
+    own = gl.convert_layout(highest, without_dims(layout, 3, 2, 1), assert_trivial=True)
     own = own.expand_dims(1).expand_dims(2).expand_dims(3)
-    bit = gl.arange(0, 16, layout=without(layout, 2, 1, 0))
+    bit = gl.arange(0, 16, layout=without_dims(layout, 2, 1, 0))
     weight = (1 << bit).to(gl.float32).expand_dims(0).expand_dims(1).expand_dims(2)
     bits = gl.sum(_equal(quarters, own) * weight, 3)
-    quarter = gl.arange(0, 4, layout=without(bits.type.layout, 2, 0)).expand_dims(0).expand_dims(2)
-    lane = gl.arange(0, 4, layout=without(bits.type.layout, 1, 0)).expand_dims(0).expand_dims(1)
+    quarter = gl.arange(0, 4, layout=without_dims(bits.type.layout, 2, 0))
+    quarter = quarter.expand_dims(0).expand_dims(2)
+    lane = gl.arange(0, 4, layout=without_dims(bits.type.layout, 1, 0))
+    lane = lane.expand_dims(0).expand_dims(1)
     place_of = _lowest_bit(bits)
     column = 64 * quarter + 8 * (place_of >> 1) + 2 * lane + (place_of & 1)
     column = gl.min(gl.min(gl.where(bits > 0, column, _NO_INDEX), 2), 1)
@@ -110,7 +112,7 @@ def _halves(scores):
 def _leave_quarter(scores, highest, bits, quarter: gl.constexpr):
     """Leave the maxima of a warp's 16 rows, and which rows have them, for 64 of the columns."""
     best = gl.reduce(scores, 1, _higher)
-    bit = gl.arange(0, 16, layout=without(scores.type.layout, 2, 0))
+    bit = gl.arange(0, 16, layout=without_dims(scores.type.layout, 2, 0))
     weight = (1 << bit).to(gl.float32).expand_dims(0).expand_dims(2)
     found = gl.sum(_equal(scores, best.expand_dims(1)) * weight, 1)
     highest.slice(64 * quarter, 64, 1).store(best)
@@ -167,11 +169,11 @@ def _consume(
     row_key, row_index = row
     column_key, column_index = column
     flat: gl.constexpr = gl.BlockedLayout([WARPS, 2], [1, 32], [1, WARPS], [1, 0])
-    row_tiles, column_tiles = tiles_of(N, M)
+    row_tiles, column_tiles = tile_counts(N, M)
     step = 0
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
         scores, step = multiply(ring, step, steps, half)
-        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+        row_tile, column_tile = program_tile(tile, row_tiles, column_tiles)
         first_row = row_tile * ROWS + half * HALF
         first_column = column_tile * COLUMNS
         n = first_row + gl.arange(0, HALF, layout=gl.SliceLayout(1, SCORES))
@@ -216,14 +218,14 @@ def _consume(
 def _upper(
     x, y, ring, scratch, ids, row, column, N, M, chunks, HAS_IDS: gl.constexpr, PARTS: gl.constexpr
 ):
-    _consume(ring, scratch, ids, row, column, N, M, chunks * products_of(PARTS), HAS_IDS, 0)
+    _consume(ring, scratch, ids, row, column, N, M, chunks * products_per_score(PARTS), HAS_IDS, 0)
 
 
 @gluon.jit
 def _lower(
     x, y, ring, scratch, ids, row, column, N, M, chunks, HAS_IDS: gl.constexpr, PARTS: gl.constexpr
 ):
-    _consume(ring, scratch, ids, row, column, N, M, chunks * products_of(PARTS), HAS_IDS, 1)
+    _consume(ring, scratch, ids, row, column, N, M, chunks * products_per_score(PARTS), HAS_IDS, 1)
 
 
 @gluon.jit
@@ -270,11 +272,13 @@ def _hardest_kernel(
     )
 
 
-def hardest(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> tuple[Best, Best]:
-    """Find the best of every tile for every row and every column, as `_hardest._run` does."""
+def hardest(
+    both: Operands, x_ids: Tensor | None, y_ids: Tensor | None
+) -> tuple[TileMaxima, TileMaxima]:
+    """Find the maxima of every tile's rows and columns, as `_hardest._hardest_of_tiles` does."""
     N, M = both.shape
-    row = best_empty(both, M, N, COLUMNS.value)
-    column = best_empty(both, N, M, HALF.value)
+    row = empty_tile_maxima(both, M, N, COLUMNS.value)
+    column = empty_tile_maxima(both, N, M, HALF.value)
     _hardest_kernel[grid(both)](
         **arguments(both), **id_arguments(both, x_ids, y_ids),
         row_key=row.key, row_index=row.winner, column_key=column.key, column_index=column.winner,

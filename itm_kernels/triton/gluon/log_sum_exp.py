@@ -23,10 +23,10 @@ from itm_kernels.triton.gluon._exponentials import (
     SPREAD,
     exp,
     finite_or,
-    leave_sums,
     logarithm,
-    prepared,
+    masked_logits,
     shift_of,
+    store_sums,
 )
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
@@ -37,11 +37,11 @@ from itm_kernels.triton.gluon._pipeline import (
     SCORES,
     WARPS,
     multiply,
-    place,
     produce,
-    products_of,
+    products_per_score,
+    program_tile,
     ring_of,
-    tiles_of,
+    tile_counts,
 )
 
 
@@ -60,11 +60,11 @@ def _consume(
     scale, x_factor, y_factor, x_ids, y_ids, positive = inputs
     row, column, of_positive = outputs
     flat: gl.constexpr = gl.BlockedLayout([WARPS, 2], [1, 32], [1, WARPS], [1, 0])
-    row_tiles, column_tiles = tiles_of(N, M)
+    row_tiles, column_tiles = tile_counts(N, M)
     step = 0
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
         scores, step = multiply(ring, step, steps, half)
-        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+        row_tile, column_tile = program_tile(tile, row_tiles, column_tiles)
         first_row = row_tile * ROWS + half * HALF
         first_column = column_tile * COLUMNS
         n = first_row + gl.arange(0, HALF, layout=gl.SliceLayout(1, SCORES))
@@ -93,7 +93,7 @@ def _consume(
                 gl.store(of_positive + c, of.to(gl.float32) * float("nan"), mask=nobody)
         owners.store(owner)
         masked = (first_row + HALF > N) | (first_column + COLUMNS > M) | HAS_IDS
-        logits = prepared(
+        logits = masked_logits(
             scores, n, x_id, own_scratch, N, masked, here, 0, FACTORS, HAS_IDS, OF_POSITIVE
         )
         if OF_POSITIVE:
@@ -111,11 +111,11 @@ def _consume(
             # Over the share of the highest, as it is to the last bit; a sum without one stays.
             shares = exp(logits - top)
             row_sum = gl.sum(shares, 1) / exp(finite_or(of_row, top) - top)
-            leave_sums(shares, sums, 0, False)
+            store_sums(shares, sums, 0, False)
             column_sum = gl.sum(sums.load(flat), 0) / exp(finite_or(of_column, top) - top)
         else:
             row_sum = gl.sum(exp(logits - shift_of(of_row).expand_dims(1)), 1)
-            leave_sums(logits, sums, 0, True)
+            store_sums(logits, sums, 0, True)
             of_sums = sums.load(flat)
             own = shift_of(of_warps)
             lift = exp(own - finite_or(gl.broadcast(of_column.expand_dims(0), own)[0], own))
@@ -136,7 +136,7 @@ def _upper(
     x, y, ring, scratch, inputs, outputs, N, M, chunks, PARTS: gl.constexpr,
     FACTORS: gl.constexpr, HAS_IDS: gl.constexpr, OF_POSITIVE: gl.constexpr,
 ):  # fmt: skip
-    steps = chunks * products_of(PARTS)
+    steps = chunks * products_per_score(PARTS)
     _consume(ring, scratch, inputs, outputs, N, M, steps, FACTORS, HAS_IDS, OF_POSITIVE, 0)
 
 
@@ -145,7 +145,7 @@ def _lower(
     x, y, ring, scratch, inputs, outputs, N, M, chunks, PARTS: gl.constexpr,
     FACTORS: gl.constexpr, HAS_IDS: gl.constexpr, OF_POSITIVE: gl.constexpr,
 ):  # fmt: skip
-    steps = chunks * products_of(PARTS)
+    steps = chunks * products_per_score(PARTS)
     _consume(ring, scratch, inputs, outputs, N, M, steps, FACTORS, HAS_IDS, OF_POSITIVE, 1)
 
 
@@ -251,7 +251,7 @@ def _log_sum_exp_kernel(
     )
 
 
-def log_sums(
+def tile_log_sums(
     both: Operands,
     scale: Tensor,  # []
     x_ids: Tensor | None,

@@ -139,7 +139,7 @@ def test_log_sums_of_every_tile(
     x_ids, y_ids = (torch.arange(rows) % 37 * (2**32 + 1) if ids else None for rows in (N, M))
     with interpreted(programs):
         given = both, torch.tensor(scale), x_ids, y_ids, positive
-        row, column, of_positive = log_sum_exp.log_sums(*given)
+        row, column, of_positive = log_sum_exp.tile_log_sums(*given)
     if positive is not None:
         own = logits[positive.clamp(0, N - 1), torch.arange(M)]
         own = torch.where((positive >= 0) & (positive < N), own, torch.nan)
@@ -185,7 +185,7 @@ def half(N: int, D: int, begin: int = 0, stride: int = 0) -> Operands:
 def test_a_kernel_is_taken_only_when_it_was_measured() -> None:
     with patch.object(gluon, "architecture", lambda: 90):
         for kernel in gluon.KERNELS:
-            assert gluon.takes(kernel, half(8192, 1024)) is (kernel in gluon.PROVEN)
+            assert gluon.is_selected(kernel, half(8192, 1024)) is (kernel in gluon.PROVEN)
 
 
 @pytest.mark.parametrize(
@@ -209,21 +209,21 @@ def test_takes_what_tma_can_copy_and_pays(
         patch.object(gluon, "PROVEN", frozenset(gluon.KERNELS)),
         patch.object(gluon, "architecture", lambda: architecture),
     ):
-        assert gluon.takes("hardest", both) is taken
+        assert gluon.is_selected("hardest", both) is taken
 
 
 @pytest.mark.parametrize(("version", "there"), [("3.5.1", False), ("3.10.0+git", True)])
 def test_an_old_triton_has_no_second_kernels(version: str, there: bool) -> None:
     with patch.object(gluon.triton, "__version__", version):
         for kernel in gluon.KERNELS:
-            assert gluon.is_there.__wrapped__(kernel) is there
+            assert gluon.is_available.__wrapped__(kernel) is there
 
 
 @pytest.mark.parametrize("semihard", [False, True])
 def test_hardest_takes_the_second_kernel(semihard: bool) -> None:
     image, text = torch.eye(5, 8), torch.eye(6, 8)
     with (
-        patch.object(gluon, "takes", lambda kernel, both: kernel == "hardest"),
+        patch.object(gluon, "is_selected", lambda kernel, both: kernel == "hardest"),
         patch.object(hardest, "hardest", lambda *_: "second"),
     ):
         found = _hardest.hardest(image, text, None, None, None, semihard)

@@ -29,13 +29,13 @@ def test_a_row_that_everyone_mined() -> None:
 
 
 def test_log_sum_exp_of_many_tiles() -> None:
-    from itm_kernels.triton.log_sum_exp import _finish_kernel
+    from itm_kernels.triton.log_sum_exp import _join_tiles_kernel
 
     highest = torch.full((16 * CHAIN, 1), 3000 - 0.46875)  # exact in fp32, e^-0.46875 is not
     highest[0] = 3000  # the maximum, that the others are relative to
     tiles = torch.stack([highest, torch.zeros_like(highest)])
     found, base = torch.empty(1), torch.empty(1)
-    _finish_kernel[(1, 1)](
+    _join_tiles_kernel[(1, 1)](
         tiles, tiles, found, base, found, base, 1, 1, 1, len(highest), ANCHORS=64, TILES=16
     )
     assert base == 3000

@@ -13,7 +13,7 @@ import triton.language as tl  # noqa: E402
 
 from itm_kernels.triton import _blocked_products, _products, _scaled_operands  # noqa: E402
 from itm_kernels.triton._products import store_parts  # noqa: E402
-from itm_kernels.triton._score_tiles import place, scaled, score_tile  # noqa: E402
+from itm_kernels.triton._score_tiles import program_tile, scale_scores, score_tile  # noqa: E402
 
 pytestmark = needs_interpreter
 EPS = torch.finfo(torch.float32).eps
@@ -54,8 +54,8 @@ def sides(N: int, M: int, D: int, dtype: torch.dtype) -> list[Tensor]:
 
 def gradients(x: Tensor, y: Tensor, weights: Tensor, cosine: bool) -> list[Tensor]:
     """Return the gradients of the sum of weights times scores, as an operator forms them."""
-    both = _scaled_operands.operands(x, y, cosine)
-    unit = _products.unit_of(x, both, torch.ones(()), weights)
+    both = _scaled_operands.scaled_operands(x, y, cosine)
+    unit = _products.weight_scale(x, both, torch.ones(()), weights)
 
     def fill(first: int, block: Tensor) -> None:
         value = weights[first : first + block.shape[1]]
@@ -105,13 +105,13 @@ def scores_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     PRECISION: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr, FACTORS: tl.constexpr,
 ):  # fmt: skip
-    n, m, _, _ = place(tl.program_id(0), ROWS, COLUMNS, N, M)
+    n, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     found = score_tile(
         x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
         DEPTH, PARTS, PRECISION, ALIGN, EVEN,
     )  # fmt: skip
-    found = scaled(found, rows, columns, x_factor, y_factor, FACTORS)
+    found = scale_scores(found, rows, columns, x_factor, y_factor, FACTORS)
     tl.store(scores + n[:, None] * M + m, found, mask=(n < N)[:, None] & (m < M)[None, :])
 
 
@@ -122,7 +122,7 @@ def test_error_of_scores_is_at_most_twice_eagers(
     size: tuple[int, int, int], dtype: torch.dtype, cosine: bool
 ) -> None:
     x, y = sides(*size, dtype)
-    both = _scaled_operands.operands(x, y, cosine)
+    both = _scaled_operands.scaled_operands(x, y, cosine)
     found = wide(x).new_empty(size[:2])
     scores_kernel[both.tile.programs(*size[:2])](
         **both.arguments(), scores=found, N=size[0], M=size[1]

@@ -102,8 +102,8 @@ def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPat
     """As if a tile were one candidate."""
     from itm_kernels.triton import _hardest
 
-    best_empty = _hardest.best_empty
-    monkeypatch.setattr(_hardest, "best_empty", lambda *shape: best_empty(*shape[:-1], 1))
+    empty = _hardest.empty_tile_maxima
+    monkeypatch.setattr(_hardest, "empty_tile_maxima", lambda *shape: empty(*shape[:-1], 1))
     with watched(monkeypatch) as workspace:
         launch("max_of_hinges")
     assert workspace.largest == SCORES > LARGEST
