@@ -188,7 +188,7 @@ $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.
 # What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
 # machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
 cuda-check: $(VENV)/cuda
-	$(BIN)/python -m tools.cuda_check
+	$(BIN)/python -m tools.compile_report.cuda
 
 $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-cuda.txt

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the contract run on another device: `tools/suite.py` says which files allow it."""
+    """Add `--device`, for the files that `tools.gpu_check.suite` names, and `--complete`."""
     parser.getgroup("itm_kernels").addoption(
         "--device", default="cpu", help="what tensors live on unless a test says otherwise"
     )

@@ -31,8 +31,8 @@ from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from ttsem import sanitize  # noqa: E402
 
-from tools import values  # noqa: E402
-from tools.journal import Check, Setting, SkippedError, Worker  # noqa: E402
+from tools.gpu_check import values  # noqa: E402
+from tools.gpu_check.journal import Check, Setting, SkippedError, Worker  # noqa: E402
 
 # Ragged over two small tiles, and a row less than one; few rows for what multiplies all with all.
 SIZES = {"": ((140, 72), (33, 40)), "synthesis": ((70, 40),), "cmr": ((70, 40),)}

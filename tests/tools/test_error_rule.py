@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools import rule, values
-from tools.journal import Setting
+from tools.gpu_check import rule, values
+from tools.gpu_check.journal import Setting
 
 N, D = 40, 12
 HERE = Setting("cpu", False, Path(), math.inf)

@@ -13,9 +13,9 @@ from benchmarks.race import Contender
 from benchmarks.rivals import plain
 from benchmarks.shapes import Size
 from itm_kernels import backends, functional
-from tools import bench, gpu_check, suite, summary, values
-from tools.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
-from tools.rows import ENTRIES
+from tools.gpu_check import bench, runner, suite, summary, values
+from tools.gpu_check.goal_table import ENTRIES
+from tools.gpu_check.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
 
 FIRST_MINUTES = 9.0  # of a call of ten: what they are predicted to hold is what counts
 RUN = "1.0.1"  # the first of one process
@@ -35,7 +35,7 @@ def check(out: Path, *steps: str) -> subprocess.CompletedProcess[str]:
 
 @compiled
 def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
-    steps = [step for step in gpu_check.STEPS if step != "build"]  # would replace what is loaded
+    steps = [step for step in runner.STEPS if step != "build"]  # would replace what is loaded
     done = check(tmp_path, *steps)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = Journal(tmp_path / "records.jsonl").latest()
@@ -59,9 +59,9 @@ def test_what_matters_most_is_predicted_to_end_within_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(values, "backends_here", lambda device: ["triton", "native"])
-    assert gpu_check.STEPS[:4] == ("facts", "build", "core", "bench")
+    assert runner.STEPS[:4] == ("facts", "build", "core", "bench")
     here = Setting("cpu", False, tmp_path, 0.0)
-    predicted = gpu_check.plan(gpu_check.STEPS[:4], here)
+    predicted = runner.plan(runner.STEPS[:4], here)
     assert sum(predicted.values()) <= 60 * FIRST_MINUTES, predicted
 
 
@@ -77,12 +77,12 @@ def test_every_row_of_the_goal_table_is_measured_at_its_sizes() -> None:
 def test_results_of_another_folder_are_gone_on_from(tmp_path: Path) -> None:
     earlier, out = tmp_path / "earlier", tmp_path / "out"
     Worker("values", setting(earlier), RUN).work([Check("values/a", dict)], lambda: False)
-    assert gpu_check.resume(earlier, out) == ["records.jsonl"]
+    assert runner.resume(earlier, out) == ["records.jsonl"]
     assert not Worker("values", setting(out), "2.0.1").ordered([Check("values/a", dict)])
     with pytest.raises(SystemExit, match="has records of its own"):
-        gpu_check.resume(earlier, out)
+        runner.resume(earlier, out)
     with pytest.raises(SystemExit, match="no records.jsonl to resume from"):
-        gpu_check.resume(tmp_path / "nowhere", tmp_path / "new")
+        runner.resume(tmp_path / "nowhere", tmp_path / "new")
 
 
 def test_without_fp64_memory_and_rounds_are_still_known() -> None:
@@ -152,7 +152,7 @@ def test_other_sources_are_checked_again(tmp_path: Path, monkeypatch: pytest.Mon
     checks = [Check("values/a", dict)]
     Worker("values", setting(tmp_path), RUN).work(checks, lambda: False)
     assert not Worker("values", setting(tmp_path), "2.0.1").ordered(checks)
-    monkeypatch.setattr("tools.journal.digest", lambda step: "other")
+    monkeypatch.setattr("tools.gpu_check.journal.digest", lambda step: "other")
     assert Worker("values", setting(tmp_path), "2.0.1").ordered(checks)
 
 
@@ -166,7 +166,7 @@ def test_a_check_that_hangs_is_killed(tmp_path: Path) -> None:
     here = setting(tmp_path)
     here.journal.add("values/a", "started", limit=0.0, run=RUN)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    assert gpu_check.watch(process, here, RUN) == ("failed", "hangs: killed")
+    assert runner.watch(process, here, RUN) == ("failed", "hangs: killed")
     assert process.returncode
 
 

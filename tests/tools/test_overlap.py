@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import overlap
+from tools.compile_report import overlap
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 FIRST = ["LDC R1, c[0x0][0x28]", "ACQBULK", "S2R R0, SR_TID.X", "PREEXIT", "LDG.E R4, [R2]", "EXIT"]

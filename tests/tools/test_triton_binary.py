@@ -143,7 +143,7 @@ def test_a_view_that_begins_anywhere_compiles_as_aligned_rows_do() -> None:
 
 
 def test_tune_compiles_every_candidate_ahead() -> None:
-    from tools import precompile, tune
+    from tools.gpu_check import precompile, tune
 
     jobs = precompile.planned(90, ["max_of_hinges forward"])
     scores = [job for job in jobs if job.kernel == "_hardest._hardest_kernel"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools import waits
+from tools.compile_report import waits
 
 TOGETHER = """
 LDG.E R9, desc[UR6][R2.64]

@@ -21,9 +21,9 @@ from gluon_interpreter import Interpreter, Kernel
 from itm_kernels.triton import _hardest, gluon
 from itm_kernels.triton._operands import Operands, Tile
 from itm_kernels.triton.gluon import hardest, log_sum_exp
-from tools import gluon as check
-from tools import values
-from tools.journal import Setting
+from tools.gpu_check import gluon as check
+from tools.gpu_check import values
+from tools.gpu_check.journal import Setting
 
 NO_KEY, KEY_OF_NAN = -(2**31), 2**31 - 1
 TILE = Tile(128, 256, 64, 4, 4)

@@ -74,7 +74,7 @@ def test_fp32_is_split_where_tensor_cores_are_six_times_as_fast(
 def test_a_candidate_of_tune_is_taken_whatever_the_epilogue() -> None:
     from itm_kernels.triton._operands import operands
     from itm_kernels.triton._tile_table import Tile
-    from tools.precompile import tiled
+    from tools.gpu_check.precompile import tiled
 
     tile = Tile(128, 256, 64, 16, 3)
     x = torch.randn(2, 64).half()

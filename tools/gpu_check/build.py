@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tools.journal import ROOT, Check, Setting
+from tools.gpu_check.journal import ROOT, Check, Setting
 
 MINUTES = 8
 SHOWN = 3000  # characters of a compiler's last words

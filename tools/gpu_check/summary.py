@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.report import page
 from benchmarks.tables import table
-from tools.journal import Journal
+from tools.gpu_check.journal import Journal
 
 SHOWN = 60  # failures
 COMPARED = ("values", "core")  # steps that hold results against fp64

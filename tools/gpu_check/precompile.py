@@ -1,4 +1,4 @@
-"""The kernels of `tools.tune`'s candidates, compiled on all cores into Triton's own cache.
+"""The kernels of tune's candidates, compiled on all cores into Triton's own cache.
 
 A kernel takes seconds of one core to compile: hundreds, one after the other, are the minutes that
 there is a GPU for. They are compiled by a process that never sees it, since a process with a GPU
@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tools.journal import ROOT, Setting, SkippedError
+from tools.gpu_check.journal import ROOT, Setting, SkippedError
 
 N, D = 4096, 1024  # other sizes that are measured compile the same
 
@@ -41,7 +41,7 @@ def precompile(setting: Setting) -> dict[str, Any]:
     if setting.device != "cuda" or torch.version.hip is not None:
         raise SkippedError("nothing is compiled for this device")
     major, minor = torch.cuda.get_device_capability()
-    command = [sys.executable, "-m", "tools.precompile", f"{10 * major + minor}"]
+    command = [sys.executable, "-m", "tools.gpu_check.precompile", f"{10 * major + minor}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -51,7 +51,7 @@ def precompile(setting: Setting) -> dict[str, Any]:
 def planned(architecture: int, names: Sequence[str] = ()) -> list[Any]:
     """Return the jobs of all candidates of some launchers, or all."""
     from itm_kernels.triton._tile_table import Tile
-    from tools import tune
+    from tools.gpu_check import tune
     from triton_compile import planning
 
     jobs: dict[str, Any] = {}

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 
 from itm_kernels import backends
-from tools import values
-from tools.journal import Check, Setting, SkippedError
+from tools.gpu_check import values
+from tools.gpu_check.journal import Check, Setting, SkippedError
 
 # Kernel -> the operators and losses that launch it.
 USERS = {

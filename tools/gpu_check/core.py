@@ -1,7 +1,7 @@
 """The values that matter most: every loss and operator at one size, before anything is timed."""
 
-from tools import values
-from tools.journal import Check, Setting
+from tools.gpu_check import values
+from tools.gpu_check.journal import Check, Setting
 
 
 def checks(setting: Setting) -> list[Check]:

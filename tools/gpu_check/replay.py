@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.race import Row, distance
 from benchmarks.shapes import WIDTH, Size
 from itm_kernels import backends
-from tools.journal import Check, Setting
-from tools.rows import ENTRIES
+from tools.gpu_check.goal_table import ENTRIES
+from tools.gpu_check.journal import Check, Setting
 
 LOSSES = ("max_of_hinges", "imc", "info_nce", "sigmoid", "info_cmr alone", "info_cmr")
 ROWS = (128, 256, 512)

@@ -16,8 +16,8 @@ from benchmarks import limits, memory, results, rivals
 from benchmarks.race import Contender, Row, Run, summary
 from benchmarks.rivals import Builder, Function, plain
 from benchmarks.shapes import WIDTH, Size
-from tools.journal import Check, Setting
-from tools.rows import ENTRIES, Prepared
+from tools.gpu_check.goal_table import ENTRIES, Prepared
+from tools.gpu_check.journal import Check, Setting
 
 # A row ends after so many rounds, or so many seconds if it has had the fewest.
 ROUNDS, FEWEST, SECONDS = 15, 5, 3.0

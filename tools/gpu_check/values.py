@@ -22,8 +22,8 @@ from torch.nn.functional import normalize
 
 from itm_kernels import backends, ops
 from loss_cases import CASES, Case
-from tools.journal import Check, Setting, SkippedError
-from tools.rule import ErrorRuleError, Errors, errors_of, excused, judged, largest
+from tools.gpu_check.journal import Check, Setting, SkippedError
+from tools.gpu_check.rule import ErrorRuleError, Errors, errors_of, excused, judged, largest
 
 PRECISIONS = {
     "fp32": (torch.float32, "highest"),

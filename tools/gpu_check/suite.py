@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import Any
 
-from tools.journal import FIRST_LINES, ROOT, Check, Setting, SkippedError
+from tools.gpu_check.journal import FIRST_LINES, ROOT, Check, Setting, SkippedError
 
 MINUTES = 8
 # Operators in eager PyTorch, which these compare with, have CPU kernels only.

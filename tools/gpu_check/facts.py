@@ -11,7 +11,7 @@ import torch
 from benchmarks import limits, results
 from itm_kernels import __main__ as information
 from itm_kernels import backends
-from tools.journal import Check, Setting, SkippedError
+from tools.gpu_check.journal import Check, Setting, SkippedError
 
 WANTED = ("pytest", "hypothesis", "numpy", "ruff", "matplotlib", "pytest-benchmark")
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"

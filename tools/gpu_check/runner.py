@@ -34,8 +34,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import summary
-from tools.journal import ROOT, Check, Setting, Worker
+from tools.gpu_check import summary
+from tools.gpu_check.journal import ROOT, Check, Setting, Worker
 
 # Most valuable first.
 STEPS = (
@@ -75,7 +75,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def checks_of(step: str, setting: Setting) -> list[Check]:
     """Return a step's checks; its file is imported in its own process only."""
-    module = importlib.import_module(f"tools.{step}")
+    module = importlib.import_module(f"tools.gpu_check.{step}")
     checks: list[Check] = module.checks(setting)
     return checks
 
@@ -242,7 +242,3 @@ def main(arguments: list[str] | None = None) -> int:
         failures = summary.write(options.out)  # after every step: the next may be the last
     print((options.out / "summary.md").read_text(encoding="utf-8"))
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks import memory
 from itm_kernels import backends
 from loss_cases import CASES, Case, batch, gradients
-from tools.journal import Check, Setting, SkippedError
-from tools.values import backends_here, preferring
+from tools.gpu_check.journal import Check, Setting, SkippedError
+from tools.gpu_check.values import backends_here, preferring
 
 MIDDLE = (1000, 333)  # several tiles, ragged
 LARGE = ((16384, 512), (32768, 512))

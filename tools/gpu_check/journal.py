@@ -14,17 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/support/loss_cases.py")
 # What else a step's results hold for, beside its own file.
-_RULE = ("tools/values.py", "tools/rule.py")
+_ROWS = ("tools/gpu_check/goal_table.py", "benchmarks/*.py", "benchmarks/rivals/*.py")
+_RULE = ("tools/gpu_check/values.py", "tools/gpu_check/rule.py")
 USES = {
     "core": _RULE,
     "values": _RULE,
     "semantics": ("tests/support/semantics.py", *_RULE),
-    "bench": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
-    "replay": ("tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
-    "rivals": ("tools/bench.py", "tools/rows.py", "benchmarks/*.py", "benchmarks/rivals/*.py"),
+    "bench": _ROWS,
+    "replay": _ROWS,
+    "rivals": ("tools/gpu_check/bench.py", *_ROWS),
     "contract": _RULE,
     "gluon": _RULE,
     "sanitize": _RULE,
@@ -66,7 +67,7 @@ def digest(step: str) -> str:
 
     The copy of a working tree on another machine has no git to ask.
     """
-    patterns = (*SOURCES, f"tools/{step}.py", *USES.get(step, ()))
+    patterns = (*SOURCES, f"tools/gpu_check/{step}.py", *USES.get(step, ()))
     files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
     total = hashlib.sha256()
     for path in sorted(files):

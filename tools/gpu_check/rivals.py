@@ -6,9 +6,9 @@ from itertools import product
 import torch
 
 from benchmarks.shapes import Size
-from tools.bench import begun, race, rows
-from tools.journal import Check, Setting
-from tools.rows import ENTRIES
+from tools.gpu_check.bench import begun, race, rows
+from tools.gpu_check.goal_table import ENTRIES
+from tools.gpu_check.journal import Check, Setting
 
 # (rows, width), the telling ones first: the goal table's are measured again, with all contenders.
 SIZES = ((4096, 1024), (32768, 1024), (128, 1024), (16384, 1024), (1024, 1024), (16384, 512))

@@ -18,8 +18,8 @@ from benchmarks import inputs
 from benchmarks.limits import seconds
 from benchmarks.shapes import Size
 from itm_kernels import backends
-from tools.journal import Check, Setting, SkippedError
-from tools.precompile import precompile, tiled
+from tools.gpu_check.journal import Check, Setting, SkippedError
+from tools.gpu_check.precompile import precompile, tiled
 
 ROWS, WIDTHS = (4096, 16384, 1024), (1024, 512)
 ROUNDS = 12

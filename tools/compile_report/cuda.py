@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, _get_cuda_arch_flags
 
-from tools import overlap, waits
+from tools.compile_report import overlap, waits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
 # What a wheel is compiled for; setup.py reads the same file.
 SHIPPED = (FOLDER / "architectures.txt").read_text().split()

@@ -1,7 +1,7 @@
 """compute-sanitizer on every loss and operator at a small size.
 
-`python -m tools.sanitize BACKEND NAME ...` is what runs under it: no allocator of torch's between a
-kernel and the end of its tensors, so that a read beyond shows.
+`python -m tools.gpu_check.sanitize BACKEND NAME ...` runs under it without torch's caching
+allocator, so that a read past the end of a tensor is detected.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from itm_kernels.backends import NAMESPACES
-from tools.journal import ROOT, Check, Setting, SkippedError
+from tools.gpu_check.journal import ROOT, Check, Setting, SkippedError
 
 TOOLS = ("memcheck", "racecheck")
 SIZES = ((70, 33), (130, 72))  # two tiles, ragged
@@ -36,7 +36,7 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
     program = shutil.which("compute-sanitizer")
     if program is None:
         raise SkippedError("compute-sanitizer is not there")
-    command = [sys.executable, "-m", "tools.sanitize", backend, *names]
+    command = [sys.executable, "-m", "tools.gpu_check.sanitize", backend, *names]
     plain = alone(command)  # compiles the kernels, which the tool need not watch
     if plain.returncode:
         raise RuntimeError("\n".join(["without the tool:", *plain.stderr.splitlines()[-4:]]))
@@ -67,7 +67,7 @@ def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def run(backend: str, names: list[str]) -> None:
     """Run the cases of these names forward and backward, with ids and without."""
-    from tools import values
+    from tools.gpu_check import values
 
     every = values.everything()
     for name, (N, D), dtype in product(names, SIZES, (torch.float32, torch.bfloat16)):

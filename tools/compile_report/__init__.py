@@ -1,0 +1,1 @@
+"""Reports of what the GPU compilers make of the kernels, produced without a GPU."""
