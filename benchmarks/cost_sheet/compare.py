@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.tables import table
 
-# Rows of `tools/gpu_check/goal_table.py` and the benchmarks, operator and case, by the sheet's names.
+# Operator and case, as in `tools.gpu_check.goal_table` and the benchmarks -> row of the sheet.
 NAMES = {
     ("max_of_hinges", ""): "max of hinges",
     ("sum_of_hinges", ""): "sum of hinges",
