@@ -1,4 +1,4 @@
-"""Links, file names and versions in the documentation are those of the repository."""
+"""Links and file names in the documentation lead to files of the repository."""
 
 import re
 import subprocess
@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-from itm_kernels import __version__
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,9 +88,3 @@ def test_missing_links_and_paths_are_found(tmp_path: Path) -> None:
 def test_foreign_pages_are_found() -> None:
     text = "Paper 3 (maths, section 6), style.md, docs/none.md; docs/maths.md and README.md"
     assert foreign_pages(text) == ["Paper 3", "maths, section 6", "style.md", "docs/none.md"]
-
-
-def test_the_citation_names_the_version() -> None:
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(r"^version: (.*)$", citation, re.M)[1] == __version__
-    assert re.search(r"^cff-version: 1\.2\.0$", citation, re.M)
