@@ -77,19 +77,17 @@ sanitize: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -k "auto or native or tiles" tests/contract/test_ops.py \
-		tests/contract/test_every_loss.py tests/backends/cpu tests/ops/test_native*.py \
-		tests/ops/test_ranks.py tests/ops/test_intra_modal_oracles.py
+		$(BIN)/python -m pytest -m native tests/contract/test_ops.py \
+		tests/contract/test_every_loss.py tests/backends/cpu tests/ops
 
 # What runs on compiled kernels, once more with the loops of each lower instruction set that the CPU
-# has. Left out is what they do not change (torch.compile, the CUDA kernels' emulator, a build, whole
-# losses over tiles that are cut before any loop runs) and what starts a process for every set itself.
-ANY_SET := compiled or emulated or one_matrix or five_captions or instruction_sets or without_a_compiler
+# has. The marker any_set leaves out tests that the instruction set does not change (torch.compile,
+# whole losses over tiles that are cut before any loop runs) and those that start a process per set.
 capabilities: $(VENV)/dev $(VENV)/built
 	for capability in $$(PYTHONPATH=.:tests/support $(BIN)/python -c \
 			"from compiled import HERE; print(*HERE[:-1])"); do \
 		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest \
-			-k "(auto or native) and not ($(ANY_SET))" || exit 1; \
+			-m "native and not any_set" || exit 1; \
 	done
 
 # The loops on CPUs that are not here, where Debian's qemu-user is; with g++-aarch64-linux-gnu also of
@@ -126,8 +124,7 @@ GRANTED = $(findstring jobserver,$(MAKEFLAGS))
 # The interpreter uses one core: two halves, of about the same length. The compiled kernels are there
 # to be compared with.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
-	-k triton $(TRITON_WARNS)
-KERNEL_TESTS := $(wildcard tests/backends/triton/test_*.py tests/ops/test_triton*.py)
+	-m triton $(TRITON_WARNS)
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
@@ -143,7 +140,8 @@ triton-contract: $(TRITON)/ready $(VENV)/built
 		tests/contract/test_edge_cases.py tests/ops/test_ranks.py
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) $(KERNEL_TESTS) tests/contract/test_every_loss_compiled.py
+	$(INTERPRETED) tests/backends/triton tests/ops tests/losses \
+		tests/contract/test_every_loss_compiled.py --ignore tests/ops/test_ranks.py
 
 # Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all
 # that the cases launch; without it every tile, operand and constant once. What passed is kept in

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,6 +16,7 @@ from complete import Complete
 from eager_backend import as_native
 from interpreted import INTERPRETED
 from itm_kernels import backends
+from kernels import MARKS, running
 from loss_cases import CASES, Case
 
 # Inductor's cache does not tell instruction sets apart: what it compiled for AVX-512 gives wrong
@@ -53,6 +55,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+
+
+# The markers that make selects by: of a folder, and of a value of the parameter `backend`.
+FOLDERS = {"cpu": "native", "cuda": "emulated", "triton": "triton"}
+CHOICES = {"auto": "native", "native": "native", "triton": "triton"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test with the backend whose kernels it runs."""
+    parent, folder = item.path.parts[-3:-1]
+    callspec = getattr(item, "callspec", None)
+    chosen = callspec.params.get("backend") if callspec else None
+    if parent == "backends" and folder in FOLDERS:
+        item.add_marker(FOLDERS[folder])
+    if isinstance(chosen, str) and chosen in CHOICES:
+        item.add_marker(CHOICES[chosen])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,3 +125,10 @@ def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
 def case(request: pytest.FixtureRequest) -> Case:
     """Run for every loss."""
     return request.param
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in MARKS.items()])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Run on the kernels of every backend, unless `kernels.on` or `kernels.cases` names some."""
+    with running(request.param) as namespace:
+        yield namespace

@@ -46,6 +46,7 @@ CALLS = [
 each = pytest.mark.parametrize("loss, inputs", CALLS, ids=lambda x: type(x).__name__)
 
 
+@pytest.mark.native
 @each
 def test_autocast_does_not_lower_the_precision(loss: torch.nn.Module, inputs: tuple) -> None:
     rows = [x.bfloat16() if torch.is_tensor(x) else x for x in inputs]

@@ -28,6 +28,7 @@ def hinge_and_band_losses() -> list[object]:
     return found
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("loss", hinge_and_band_losses(), ids=repr)
 def test_a_loss_of_zero_stays_attached(loss) -> None:
     """Orthonormal pairs violate nothing; backward works and gives zeros."""
@@ -53,6 +54,7 @@ def losses_of_negatives() -> list[object]:
     return found
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("loss", losses_of_negatives(), ids=repr)
 def test_no_negative_gives_zero(loss, size) -> None:

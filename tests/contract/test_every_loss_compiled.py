@@ -7,6 +7,8 @@ from torch import Tensor
 from itm_kernels import synthesis
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
+pytestmark = pytest.mark.any_set  # a graph is the same, whatever loops run
+
 
 @pytest.fixture
 def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ def assert_as_promoted(
         torch.testing.assert_close(grad, wide.to(own.dtype), rtol=rounding, atol=rounding)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dtypes", MIXED, ids=IDS)
 def test_losses_promote_inside_autocast(two_sided: Case, dtypes: tuple[Any, Any]) -> None:
     assert_as_promoted(lambda x, y: two_sided.loss(x, y, "auto"), dtypes)
@@ -105,6 +106,7 @@ PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dtypes", MIXED, ids=IDS)
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_promote_inside_autocast(part: str, dtypes: tuple[Any, Any]) -> None:
@@ -185,6 +187,7 @@ class Encoders(nn.Module):
         return image, text
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("max_violation", [False, True])
 def test_vsepp_trains_under_bf16_autocast(max_violation: bool) -> None:
     torch.manual_seed(0)

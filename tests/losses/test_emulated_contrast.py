@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cuda_launches import of_step
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native
 from emulated_pairs import (
     SIZES,
     Loss,
@@ -26,9 +26,10 @@ from itm_kernels import _checks, backends, functional, losses
 from itm_kernels._positives import Pairs
 from itm_kernels.ops._info_nce import fused_info_nce_total
 from itm_kernels.ops._sigmoid import fused_sigmoid_total
+from kernels import MARKS
 from loss_cases import batch
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 LOSSES: dict[str, Loss] = {
     "info_nce": losses.InfoNCELoss,
     "info_nce sum": partial(losses.InfoNCELoss, reduction="sum", logit_scale=5.0),

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches
 from info_cmr_problems import Options, Problem, formula, near_duplicates, problem
 from itm_kernels import _checks, backends, functional, losses
 from itm_kernels.ops import _info_cmr
+from kernels import MARKS
 from loss_cases import batch
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native
 from emulated_pairs import (
     HARDEST,
     leaves,
@@ -15,8 +15,9 @@ from emulated_pairs import (
     rows,
 )
 from itm_kernels import functional, ops
+from kernels import MARKS
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches
 from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
+from kernels import MARKS
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches
 from itm_kernels import reference
+from kernels import MARKS
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches
+from kernels import MARKS
 from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
     Start,
     draws_of,
@@ -18,7 +19,7 @@ from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
     test_strides,
 )
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches, needs_compiler
+from emulated import NAMESPACE, SCHEDULES, as_native, launches
 from itm_kernels.ops._rbf_synthesis import (
     SynthesisOptions,
     fused_rbf_synthesis,
     fused_rbf_synthesis_logits,
 )
+from kernels import MARKS
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
@@ -27,7 +28,7 @@ from synthesis_problems import (
 )
 from synthesis_problems import same as equal_in_fp64
 
-pytestmark = needs_compiler
+pytestmark = MARKS["emulated"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from compiled import needs_extension
 from cross_entropies import (  # noqa: F401
     CrossEntropy,
     by_kernel,
@@ -13,8 +12,9 @@ from cross_entropies import (  # noqa: F401
     test_small_losses_keep_their_digits,
     test_what_is_not_finite_is_what_the_formula_gives,
 )
+from kernels import MARKS
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 
 
 @pytest.fixture

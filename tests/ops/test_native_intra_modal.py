@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import needs_extension
 from itm_kernels import functional, ops
 from itm_kernels.reference import similarity
+from kernels import MARKS
 from loss_cases import batch, gradients
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import needs_extension
 from itm_kernels import reference
+from kernels import MARKS
 from tests.ops.test_native_mining import HALVES, SIZES, rows, whole
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 
 
 def cluster(x: Tensor, member: Tensor | None, init: Tensor, iterations: int):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import oracles
-from compiled import needs_extension
 from itm_kernels import reference
+from kernels import MARKS
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 Start = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 # One row; fewer rows than clusters; several blocks of rows, chunks of D and problems.
 SIZES = [(1, 1, 1, 1), (3, 2, 5, 3), (9, 33, 4, 96), (20, 127, 3, 7), (2, 130, 9, 333)]

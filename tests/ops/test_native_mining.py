@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import HIGHEST, needs_extension, on, run_with
+from compiled import HIGHEST, on, run_with
 from itm_kernels import backends, ops, reference
 from itm_kernels.mining import HardNegativeSampler
+from kernels import MARKS
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 
 HALVES = (torch.float16, torch.bfloat16, torch.float32)
 # One row, one column, one below and above what a vector or a block of noise holds.
@@ -237,6 +238,7 @@ for result in results:
 """
 
 
+@pytest.mark.any_set
 @pytest.mark.parametrize(
     ("capability", "threads"), [on("avx2", 1), on("avx512", 1), on(HIGHEST, 2)]
 )

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from compiled import needs_extension
 from itm_kernels import functional, ops
+from kernels import MARKS
 
 pytestmark = [
-    needs_extension,
+    *MARKS["native"],
     pytest.mark.skipif(
         not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 products on this CPU"
     ),

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
+from compiled import assert_agrees_with_lower_sets, every_instruction_set
 from itm_kernels.ops import _define, _rbf_synthesis
 from itm_kernels.ops._rbf_synthesis import (
     SynthesisOptions,
     fused_rbf_synthesis,
     fused_rbf_synthesis_logits,
 )
+from kernels import MARKS
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
@@ -30,7 +31,7 @@ from synthesis_problems import (
     strided,
 )
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 # Odd against every vector width; (2, 3, 3, 5): more clusters than members.
 SIZES = [(1, 2, 1, 1), (2, 3, 3, 5), (33, 127, 96, 4), (127, 33, 333, 3), (17, 40, 1000, 2)]
 
@@ -255,6 +256,7 @@ for layout, weights, logits in product(LAYOUTS, WEIGHTS, (False, True)):
 """
 
 
+@pytest.mark.any_set
 @every_instruction_set
 def test_instruction_sets_agree(capability: str) -> None:
     assert_agrees_with_lower_sets(capability, REPORT)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from compiled import needs_extension
 from itm_kernels import functional
 from itm_kernels.ops._unit_rows import fused_unit_rows
+from kernels import MARKS
 
-pytestmark = needs_extension
+pytestmark = MARKS["native"]
 Rows = Callable[[Tensor], Tensor]
 
 

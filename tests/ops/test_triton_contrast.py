@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from interpreted import needs_interpreter
 from itm_kernels import functional
 from itm_kernels.ops._log_sum_exp import log_sum_exp
+from kernels import MARKS
 
-pytestmark = needs_interpreter
+pytestmark = MARKS["triton"]
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -15,11 +15,11 @@ from cross_entropies import (  # noqa: F401
     test_small_losses_keep_their_digits,
     test_what_is_not_finite_is_what_the_formula_gives,
 )
-from interpreted import needs_interpreter
 from itm_kernels import backends
+from kernels import MARKS
 
 pytestmark = [
-    needs_interpreter,
+    *MARKS["triton"],
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # of inf - inf, in numpy
 ]
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreted import beyond_finite, needs_interpreter
+from interpreted import beyond_finite
 from itm_kernels import functional
 from itm_kernels.reference import similarity
+from kernels import MARKS
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -16,7 +17,7 @@ import triton.language as tl  # noqa: E402
 from itm_kernels.triton import _score_gradients, intra_modal  # noqa: E402
 from itm_kernels.triton._upper_triangle import triangle_tile  # noqa: E402
 
-pytestmark = needs_interpreter
+pytestmark = MARKS["triton"]
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 EPS = torch.finfo(torch.float32).eps
 

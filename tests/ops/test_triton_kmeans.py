@@ -5,10 +5,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from interpreted import needs_interpreter
 from itm_kernels import reference
+from kernels import MARKS
 
-pytestmark = needs_interpreter
+pytestmark = MARKS["triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

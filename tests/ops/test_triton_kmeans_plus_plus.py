@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interpreted import needs_interpreter
+from kernels import MARKS
 from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
     Start,
     draws_of,
@@ -16,7 +16,7 @@ from tests.ops.test_native_kmeans_plus_plus import (  # noqa: F401
 )
 
 pytestmark = [
-    needs_interpreter,
+    *MARKS["triton"],
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # of NaN, in numpy
 ]
 

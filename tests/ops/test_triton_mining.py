@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from compiled import needs_extension
-from itm_kernels import backends, ops, reference
+from itm_kernels import ops, reference
 from itm_kernels.ops._ranks import Ranks, row_keys
+from kernels import MARKS
 from oracles import noise
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 gumbel = pytest.importorskip("itm_kernels.triton._gumbel").gumbel
-pytestmark = pytest.mark.skipif(not backends.INTERPRETED, reason="TRITON_INTERPRET=1 needed")
+pytestmark = MARKS["triton"]
 
 HALVES = (torch.float16, torch.bfloat16, torch.float32)
 # One row, one column; less than a tile; two tiles of 64, ragged; D aligned to nothing, or ragged.

@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from itm_kernels import backends
+from kernels import MARKS
 from synthesis_problems import problem, results, same
 
-pytestmark = pytest.mark.skipif(
-    not (backends.INTERPRETED and backends.HAS_TRITON),
-    reason="TRITON_INTERPRET=1 and triton needed",
-)
+pytestmark = MARKS["triton"]
 SIZE = 16  # of a block here, so that few members are many
 
 

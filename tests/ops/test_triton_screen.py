@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from interpreted import beyond_finite, needs_interpreter
+from interpreted import beyond_finite
 from itm_kernels import functional, ops
 from itm_kernels.ops import HardestNegatives
+from kernels import MARKS
 
-pytestmark = needs_interpreter
+pytestmark = MARKS["triton"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from itm_kernels import functional
 from itm_kernels._positives import Pairs
 from itm_kernels.ops._sigmoid import fused_sigmoid_total
 
+pytestmark = pytest.mark.triton
 EPS = torch.finfo(torch.float32).eps
 
 if INTERPRETED:

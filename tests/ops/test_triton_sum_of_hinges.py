@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreted import needs_interpreter
 from itm_kernels import functional
+from kernels import MARKS
 
-pytestmark = needs_interpreter
+pytestmark = MARKS["triton"]
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from itm_kernels import backends, reference
+from itm_kernels import reference
+from kernels import MARKS
 from synthesis_problems import (
     LAYOUTS,
     WEIGHTS,
@@ -19,10 +20,7 @@ from synthesis_problems import (
     same,
 )
 
-pytestmark = pytest.mark.skipif(
-    not (backends.INTERPRETED and backends.HAS_TRITON),
-    reason="TRITON_INTERPRET=1 and triton needed",
-)
+pytestmark = MARKS["triton"]
 # Aligned to nothing; (3, 200, ..): a cluster of two blocks of a matrix, and an empty one; (9, 17,
 # ..): more than a tile of pairs, ragged; (2, 3, ..): more clusters than members.
 SIZES = [(1, 2, 1, 1), (2, 3, 3, 5), (3, 200, 33, 2), (9, 17, 333, 8)]

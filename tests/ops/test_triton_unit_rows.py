@@ -6,8 +6,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from interpreted import needs_interpreter
 from itm_kernels import backends
+from kernels import MARKS
 from tests.ops.test_native_unit_rows import (  # noqa: F401
     Rows,
     by_kernel,
@@ -21,7 +21,7 @@ from tests.ops.test_native_unit_rows import (  # noqa: F401
 )
 
 pytestmark = [
-    needs_interpreter,
+    *MARKS["triton"],
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # of inf / inf, in numpy
 ]
 

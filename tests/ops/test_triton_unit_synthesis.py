@@ -4,15 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from itm_kernels import backends, reference
+from itm_kernels import reference
 from itm_kernels.ops._rbf_synthesis import SynthesisOptions
 from itm_kernels.ops._unit_synthesis import fused_unit_synthesis, normalises_rows
+from kernels import MARKS
 from synthesis_problems import Problem, near_duplicates, problem
 
-pytestmark = pytest.mark.skipif(
-    not (backends.INTERPRETED and backends.HAS_TRITON),
-    reason="TRITON_INTERPRET=1 and triton needed",
-)
+pytestmark = MARKS["triton"]
 EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6, torch.float64: 1e-10}
 
 

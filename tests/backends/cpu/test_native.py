@@ -61,6 +61,7 @@ def wanted(name: str, five: bool) -> list[Tensor]:
     return results(BY_NAME[name], "reference", rows, **ids)
 
 
+@pytest.mark.any_set
 @pytest.mark.parametrize(("case", "scores"), in_every_way(CASES), indirect=["scores"])
 def test_many_tiles_are_one_matrix(case: Case, scores: None) -> None:
     # 2,100 rows and columns: more than one tile of 512 (per thread) x 512 both ways, ragged.
@@ -68,6 +69,7 @@ def test_many_tiles_are_one_matrix(case: Case, scores: None) -> None:
     torch.testing.assert_close(found, wanted(case.name, five=False))
 
 
+@pytest.mark.any_set
 @pytest.mark.parametrize(
     ("case", "scores"),
     in_every_way([case for case in CASES if case.takes_ids]),
@@ -200,6 +202,7 @@ for name in {names}:
 """
 
 
+@pytest.mark.any_set
 @every_instruction_set
 def test_instruction_sets_agree(capability: str) -> None:
     """Each set compiles its own loops; those of the others must say the same."""
