@@ -93,7 +93,7 @@ capabilities: $(VENV)/dev $(VENV)/built
 # The loops on CPUs that are not here, where Debian's qemu-user is; with g++-aarch64-linux-gnu also of
 # another architecture. AVX-512 and AMX are beyond qemu.
 emulate-cpus: $(VENV)/dev $(VENV)/built
-	PYTHONPATH=.:tests/support $(BIN)/python -W error tests/support/emulate_cpus.py
+	PYTHONPATH=.:tests/support $(BIN)/python -W error -m tools.emulate_cpus
 
 # The parallel loops on four threads under the thread sanitizer, then the CUDA kernels of every dtype
 # (`make test` runs those of fp32). Its shadow memory wants addresses that are not shuffled.
@@ -148,16 +148,16 @@ triton-kernels: $(TRITON)/ready $(VENV)/built
 # build/triton-offline: a second run compiles what has changed.
 test-triton-compile: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_triton_binary.py
-	PYTHONPATH=. $(TRITON)/bin/python tests/support/triton_offline.py $(if $(ALL),,--few) \
+	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.triton_kernels $(if $(ALL),,--few) \
 		--processes $(if $(GRANTED),1,2)
-	PYTHONPATH=. $(TRITON)/bin/python tests/support/gluon_offline.py
+	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.gluon_kernels
 
 # What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
 # an environment of its own. ONLY="sigmoid info_nce" runs some; a second run goes on.
 SEMANTICS := .venv-semantics
 SEMANTICS_PYTHON ?= python3.12
 test-triton-semantics: $(SEMANTICS)/ready
-	OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(SEMANTICS)/bin/python tests/support/semantics.py $(ONLY)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(SEMANTICS)/bin/python -m tools.semantics $(ONLY)
 
 $(SEMANTICS)/ready: requirements-semantics.txt
 	@$(SEMANTICS_PYTHON) -c "import sys; sys.exit((3, 12) > sys.version_info[:2])" || { \
@@ -186,7 +186,7 @@ $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.
 # What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
 # machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
 cuda-check: $(VENV)/cuda
-	$(BIN)/python -m tools.compile_report.cuda
+	$(BIN)/python -m tools.compile_report.cuda_kernels
 
 $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-cuda.txt

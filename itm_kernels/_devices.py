@@ -6,7 +6,7 @@ import torch
 
 # Asynchronous copies, tf32 and bf16 on tensor cores.
 LEAST_CAPABILITY = (8, 0)
-# The compile check (tests/support/triton_offline.py) compiles these operators for AMD, no others.
+# `tools.compile_report.triton_kernels` compiles these operators for AMD, and no others.
 AMD_ARCHITECTURE = "gfx942"
 AMD_OPERATORS = frozenset(
     {

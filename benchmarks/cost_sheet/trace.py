@@ -132,7 +132,7 @@ def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
     import triton
     from triton.runtime.jit import JITFunction
 
-    from triton_compile import StandIn
+    from tools.compile_report.triton_jobs import StandIn
 
     def run(self: Any, *given: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
         names = [parameter.name for parameter in self.params]

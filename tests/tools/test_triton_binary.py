@@ -17,8 +17,8 @@ if not backends.HAS_TRITON or backends.INTERPRETED:
 import triton
 import triton.language as tl
 
-from triton_binary import AMD, SHARED
-from triton_compile import Job, compiled, planning, uses, without_repeats
+from tools.compile_report.triton_binary import AMD, SHARED
+from tools.compile_report.triton_jobs import Job, compiled, planning, uses, without_repeats
 
 
 @triton.jit

@@ -22,7 +22,7 @@ _RULE = ("tools/gpu_check/values.py", "tools/gpu_check/rule.py")
 USES = {
     "core": _RULE,
     "values": _RULE,
-    "semantics": ("tests/support/semantics.py", *_RULE),
+    "semantics": ("tools/semantics.py", *_RULE),
     "bench": _ROWS,
     "replay": _ROWS,
     "rivals": ("tools/gpu_check/bench.py", *_ROWS),

@@ -51,8 +51,8 @@ def precompile(setting: Setting) -> dict[str, Any]:
 def planned(architecture: int, names: Sequence[str] = ()) -> list[Any]:
     """Return the jobs of all candidates of some launchers, or all."""
     from itm_kernels.triton._tile_table import Tile
+    from tools.compile_report.triton_jobs import planning
     from tools.gpu_check import tune
-    from triton_compile import planning
 
     jobs: dict[str, Any] = {}
     x, y = torch.empty((2, N, D), device="meta")
@@ -73,7 +73,7 @@ _jobs: Sequence[Any] = ()  # a job cannot be pickled: the processes find it here
 
 
 def _failed(number: int) -> bool:
-    from triton_compile import COMPILE
+    from tools.compile_report.triton_jobs import COMPILE
 
     try:
         COMPILE(*_jobs[number].arguments)
@@ -95,5 +95,4 @@ def main(architecture: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests" / "support"))  # triton_compile
     main(int(sys.argv[1]), os.cpu_count() or 1)

@@ -5,7 +5,7 @@ equal to it adds a power of two, so that a sum of floats is a set of places, and
 lowest index. Maxima cost the ALU, which runs at half the rate of the units that add.
 
 Never run on a GPU: verified by `tests/backends/triton/test_triton_gluon.py`, which interprets the
-kernel, and by `tests/support/gluon_offline.py`, which reads the machine code.
+kernel, and by `tools/compile_report/gluon_kernels.py`, which reads the machine code.
 """
 
 import triton.language as tl

@@ -1,7 +1,7 @@
 """What only Triton kernels can get wrong: tiles, masks, precisions, memory.
 
 Kernels run in Triton's interpreter: `make test-triton`. It does not see races, registers or shared
-memory; `tests/support/triton_offline.py` compiles for what it can say about those.
+memory; `tools/compile_report/triton_kernels.py` compiles for what it can say about those.
 """
 
 from collections.abc import Iterator

@@ -80,7 +80,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterator
 
 def launch(operator: str, dtype: torch.dtype = torch.float32) -> None:
     """Run an operator's launchers forward and backward, with ids and without, in every mode."""
-    from triton_launches import LAUNCHES
+    from tools.compile_report.triton_launches import LAUNCHES
 
     LAUNCHES[operator](N, D, dtype)
 

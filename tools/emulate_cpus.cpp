@@ -1,5 +1,5 @@
 // Prints what every loop of every instruction set of this CPU makes of the same numbers, in lines
-// "set type loop numbers": tests/support/emulate_cpus.py holds those of CPUs that are not here against
+// "set type loop numbers": tools/emulate_cpus.py holds those of CPUs that are not here against
 // those of this one.
 
 #include <cstdio>

@@ -1,9 +1,9 @@
-"""Gluon kernels, compiled for sm_90 as their launchers would launch them, and their machine code.
+"""Compiles the Gluon kernels for sm_90 and reads their machine code.
 
-`python tests/support/gluon_offline.py` prints registers, stack, shared memory, tensor-core and TMA
-instructions of every kernel, and the instructions of its epilogue per score. It fails for a kernel
-with a stack, one that does not fit the shared memory, one without HGMMA or UTMALDG, or one whose
-products the assembler waits for one by one.
+`python -m tools.compile_report.gluon_kernels` prints registers, stack, shared memory, tensor-core
+and TMA instructions of every kernel, and the instructions of its epilogue per score. It fails for a
+kernel that uses a stack, exceeds the shared memory, lacks HGMMA or UTMALDG, or whose products the
+assembler serializes.
 TRITON_INTERPRET must not be set.
 """
 
@@ -22,8 +22,8 @@ import triton
 
 from itm_kernels.triton import gluon
 from itm_kernels.triton._operands import operands
-from triton_binary import SHARED, TOOLS
-from triton_compile import COMPILE, Job, StandIn, planning
+from tools.compile_report.triton_binary import SHARED, TOOLS
+from tools.compile_report.triton_jobs import COMPILE, Job, StandIn, planning
 
 ARCHITECTURE = 90
 N, D = 4096, 1024
@@ -52,6 +52,7 @@ class Use(NamedTuple):
 
 
 def hardest(dtype: torch.dtype, ids: bool) -> None:
+    """Launch hardest negatives."""
     from itm_kernels.triton.gluon.hardest import hardest as kernel
 
     x = torch.empty((N, D), dtype=dtype, device="meta")
@@ -60,6 +61,7 @@ def hardest(dtype: torch.dtype, ids: bool) -> None:
 
 
 def log_sum_exp(dtype: torch.dtype, ids: bool) -> None:
+    """Launch the log-sum-exp of a tile's rows and columns."""
     from itm_kernels.triton import _scaled_operands
     from itm_kernels.triton.gluon.log_sum_exp import tile_log_sums
 
@@ -156,6 +158,7 @@ def clocks(epilogue: Counter[str]) -> tuple[float, float]:
 
 
 def main() -> int:
+    """Compile every kernel; return 1 if any has a complaint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", action="store_true", help="of every epilogue's instructions")
     options, wrong = parser.parse_args(), []

@@ -17,10 +17,10 @@ from pathlib import Path
 from loss_cases import CASES
 from tests.backends.cpu.test_native import REPORT
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 UNITS = [
     *sorted((ROOT / "csrc" / "cpu" / "simd").glob("isa_*.cpp")),
-    ROOT / "tests/support/loops.cpp",
+    ROOT / "tools/emulate_cpus.cpp",
 ]
 # CPUs of qemu, and the highest set that they have.
 CPUS = {"max": "AVX2", "Nehalem": "DEFAULT"}

@@ -1,8 +1,8 @@
-"""Every Triton kernel, compiled as its launcher would launch it, for GPUs that are not here.
+"""Compiles every Triton kernel as its launcher would, for GPUs that are not present.
 
-`python tests/support/triton_offline.py [operator ...]` runs the real launchers on meta tensors
-(`triton_launches.py`), compiles what they would launch (`triton_compile.py`) and reads from the
-binaries what it uses (`triton_binary.py`): registers, spills, shared memory, tensor-core
+`python -m tools.compile_report.triton_kernels [operator ...]` runs the launchers on meta tensors
+(`triton_launches.py`), compiles the kernels that they would launch (`triton_jobs.py`) and reads
+from the binaries what each uses (`triton_binary.py`): registers, spills, shared memory, tensor-core
 instructions, asynchronous copies. TRITON_INTERPRET must not be set.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _devices
-from triton_binary import AMD, SHARED
-from triton_compile import Job, planning, uses, without_repeats
-from triton_launches import LAUNCHES
+from tools.compile_report.triton_binary import AMD, SHARED
+from tools.compile_report.triton_jobs import Job, planning, uses, without_repeats
+from tools.compile_report.triton_launches import LAUNCHES
 
 FOUND = Path(__file__).parents[2] / "build" / "triton-offline"
 
@@ -141,6 +141,7 @@ HEADER = f"{'case':32s}{'kernel':32s}{'tile':18s}{'sm':>6s} regs spill  shared  
 
 
 def main() -> int:
+    """Report every kernel; return 1 if any has a complaint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", default=list(LAUNCHES))
     parser.add_argument("--architectures", nargs="*", default=[str(name) for name in SHARED])

@@ -11,14 +11,18 @@ import triton
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 AMD = "gfx942"
 # Bytes of shared memory that a block may ask for.
-SHARED = {
-    **{80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10},
-    **{100: 227 << 10, 120: 99 << 10, AMD: 64 << 10},
+SHARED: dict[int | str, int] = {
+    **dict.fromkeys((86, 89, 120), 99 << 10),
+    **dict.fromkeys((90, 100), 227 << 10),
+    80: 163 << 10,
+    AMD: 64 << 10,
 }
 # Each generation's own: wgmma and tcgen05 have twice the rate of the mma.sync before them.
-TENSOR_CORES = {
+TENSOR_CORES: dict[int | str, str] = {
     **dict.fromkeys((80, 86, 89, 120), "mma.sync"),
-    **{90: "wgmma.mma_async", 100: "tcgen05.mma", AMD: "v_mfma"},
+    90: "wgmma.mma_async",
+    100: "tcgen05.mma",
+    AMD: "v_mfma",
 }
 # A dot of bf16, fp16 or tf32; one of plain fp32 or fp64 has no tensor-core form everywhere.
 HALF_DOT = re.compile(r"tt\.dot .*tensor<\d+x\d+x(?:bf16|f16)>|tt\.dot .*inputPrecision = tf32")
@@ -67,7 +71,7 @@ def _registers(cubin: bytes) -> tuple[int, int]:
         file.flush()
 
         def dump(what: str) -> str:
-            command = [TOOLS / "cuobjdump", what, file.name]
+            command = [str(TOOLS / "cuobjdump"), what, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         use = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump("-res-usage")))

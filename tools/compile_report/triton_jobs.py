@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-import triton_binary
-from triton_binary import Use
+from tools.compile_report import triton_binary
+from tools.compile_report.triton_binary import Use
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns the default
 COMPILE = JITFunction._do_compile
@@ -39,13 +39,16 @@ class StandIn:
         self.architecture = architecture
 
     def get_current_target(self) -> GPUTarget:
+        """Return the architecture to compile for."""
         amd = isinstance(self.architecture, str)
         return GPUTarget("hip" if amd else "cuda", self.architecture, 64 if amd else 32)
 
     def get_current_device(self) -> int | str:
-        return self.architecture  # each has a cache of kernels of its own
+        """Return the architecture: each has its own cache of kernels."""
+        return self.architecture
 
     def get_current_stream(self, device: object) -> int:
+        """Return the default stream."""
         return 0
 
 
@@ -61,6 +64,7 @@ class Job(NamedTuple):
 
     @property
     def kernel(self) -> str:
+        """Return module.function."""
         return f"{self.function.fn.__module__.split('.')[-1]}.{self.function.__name__}"
 
     @property
@@ -177,7 +181,7 @@ def uses(jobs: Sequence[Job], processes: int, folder: Path) -> Iterator[Use]:
         fresh = iter(pool.imap(_compiled, missing))
         for file in files:
             if file.exists():
-                yield Use(*json.loads(file.read_text())[:-1], ())
+                yield Use._make((*json.loads(file.read_text())[:-1], ()))
                 continue
             use = next(fresh)
             if not use.complaints:
