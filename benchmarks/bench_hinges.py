@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, packages, plain
 from benchmarks.shapes import LARGE, PAPERS, USUAL, sizes
 from itm_kernels import functional
@@ -20,7 +20,7 @@ FP32, BF16 = sizes(PAPERS, USUAL, LARGE), sizes(USUAL, LARGE, dtype=torch.bfloat
 
 
 @pytest.mark.parametrize("size", FP32 + BF16, ids=str)
-def bench_max_of_hinges(race, sized, compiled, device, size):
+def bench_max_of_hinges(compare, sized, compiled, device, size):
     size = sized(size)
     image, text = inputs.paired(size, device)
     product = 2.0 * size.N * size.N * size.D
@@ -31,7 +31,7 @@ def bench_max_of_hinges(race, sized, compiled, device, size):
         Work("product", product, 4.0 * size.N * size.D),
         facts=inputs.violations(image, text, eager.MARGIN),
     )
-    race(
+    compare(
         row,
         functional.max_of_hinges_loss,
         eager.max_of_hinges,
@@ -42,7 +42,7 @@ def bench_max_of_hinges(race, sized, compiled, device, size):
 
 
 @pytest.mark.parametrize("size", FP32, ids=str)
-def bench_sum_of_hinges(race, sized, compiled, device, size):
+def bench_sum_of_hinges(compare, sized, compiled, device, size):
     size = sized(size)
     image, text = inputs.paired(size, device)
     product = 2.0 * size.N * size.N * size.D
@@ -53,7 +53,7 @@ def bench_sum_of_hinges(race, sized, compiled, device, size):
         Work("product", product, 2 * product),
         facts=inputs.violations(image, text, eager.MARGIN),
     )
-    race(
+    compare(
         row,
         functional.sum_of_hinges_loss,
         eager.sum_of_hinges,

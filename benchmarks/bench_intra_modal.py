@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, keops, plain
 from benchmarks.shapes import LARGE, USUAL, sizes
 from itm_kernels import functional
@@ -29,7 +29,7 @@ L1 = {("paper", "sparse"): 0.05, ("paper", "dense"): 0.5, ("official", "defaults
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
 @pytest.mark.parametrize(("mode", "name"), COSINE)
-def bench_cosine(race, sized, compiled, device, size, mode, name):
+def bench_cosine(compare, sized, compiled, device, size, mode, name):
     size = sized(size)
     lower, upper = COSINE[mode, name]
     x = inputs.paired(size, device)[0]
@@ -45,7 +45,7 @@ def bench_cosine(race, sized, compiled, device, size, mode, name):
         facts={"density": inputs.density(x, *inside)},
     )
     formula = partial(eager.intra_modal, **options)
-    race(
+    compare(
         row,
         partial(functional.intra_modal_constraint, **options),
         formula,
@@ -56,7 +56,7 @@ def bench_cosine(race, sized, compiled, device, size, mode, name):
 
 @pytest.mark.parametrize("size", sizes(USUAL), ids=str)
 @pytest.mark.parametrize(("mode", "name"), L1)
-def bench_l1(race, sized, compiled, device, size, mode, name):
+def bench_l1(compare, sized, compiled, device, size, mode, name):
     size = sized(size)
     x = inputs.paired(size, device)[0]
     share = L1[mode, name]
@@ -74,7 +74,7 @@ def bench_l1(race, sized, compiled, device, size, mode, name):
     )
     formula = partial(eager.intra_modal, **options)
     others = {"keops": partial(keops.intra_modal_l1, lower, upper)} if mode == "paper" else {}
-    race(
+    compare(
         row,
         partial(functional.intra_modal_constraint, **options),
         formula,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, packages, plain
 from benchmarks.shapes import CLUSTERS, LARGE, MANY_CLUSTERS, sizes
 from itm_kernels import ops
@@ -23,7 +23,7 @@ ITERATIONS = 10
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
 @pytest.mark.parametrize("num_clusters", [CLUSTERS, MANY_CLUSTERS])
-def bench_kmeans(race, sized, device, size, num_clusters):
+def bench_kmeans(compare, sized, device, size, num_clusters):
     size = sized(size)
     x = inputs.paired(size, device)[0]
     num_clusters = min(num_clusters, size.N // 4)
@@ -47,7 +47,7 @@ def bench_kmeans(race, sized, device, size, num_clusters):
     def formula(x: Tensor) -> tuple[Tensor, Tensor]:
         return eager.kmeans(x, start.to(x.dtype), ITERATIONS)
 
-    race(
+    compare(
         row,
         ours,
         formula,

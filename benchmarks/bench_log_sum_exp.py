@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, keops, packages, plain
 from benchmarks.shapes import LARGE, PAPERS, USUAL, Size, sizes
 from itm_kernels import functional
@@ -23,10 +23,10 @@ def row_of(operator: str, size: Size, device: str, uses: str = "log_sum_exp") ->
 
 
 @pytest.mark.parametrize("size", FP32 + BF16, ids=str)
-def bench_info_nce(race, sized, compiled, device, size):
+def bench_info_nce(compare, sized, compiled, device, size):
     size = sized(size)
     others = {"keops": keops.info_nce} if size.N <= USUAL and size.dtype.itemsize == 4 else {}
-    race(
+    compare(
         row_of("info_nce", size, device),
         partial(functional.info_nce_loss, logit_scale=eager.SCALE),
         eager.info_nce,
@@ -41,9 +41,9 @@ def bench_info_nce(race, sized, compiled, device, size):
 
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
-def bench_info_cmr(race, sized, compiled, device, size):
+def bench_info_cmr(compare, sized, compiled, device, size):
     size = sized(size)
-    race(
+    compare(
         row_of("info_cmr without extras", size, device),
         partial(functional.info_cmr_loss, temperature=1 / eager.SCALE, num_clusters=0, num_noise=0),
         eager.info_cmr,
@@ -53,9 +53,9 @@ def bench_info_cmr(race, sized, compiled, device, size):
 
 
 @pytest.mark.parametrize("size", FP32, ids=str)
-def bench_sigmoid(race, sized, compiled, device, size):
+def bench_sigmoid(compare, sized, compiled, device, size):
     size = sized(size)
-    race(
+    compare(
         row_of("sigmoid", size, device, "sigmoid"),
         partial(functional.sigmoid_loss, logit_scale=eager.SCALE, logit_bias=eager.BIAS),
         eager.sigmoid,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs, ours
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, plain
 from benchmarks.shapes import PAPERS, USUAL, Size, sizes
 from itm_kernels import functional
@@ -39,34 +39,34 @@ def row_of(
 
 
 @SIZES
-def bench_imc(race, sized, compiled, device, size):
+def bench_imc(compare, sized, compiled, device, size):
     size = sized(size)
     # Scores, and half a matrix for each modality; the hinges' gradient is a gather.
     row = row_of("imc loss", size, inputs.paired(size, device), 2, 2)
     others = {"eager": plain(eager.imc), "compile": compiled(eager.imc)}
-    race(row, functional.imc_loss, eager.imc, **others)
+    compare(row, functional.imc_loss, eager.imc, **others)
 
 
 @SIZES
-def bench_itm(race, sized, compiled, device, size):
+def bench_itm(compare, sized, compiled, device, size):
     size = sized(size)
     row = row_of("itm loss", size, inputs.paired(size, device), 1, 0)
-    race(row, ours.itm, eager.itm, eager=plain(eager.itm), compile=compiled(eager.itm))
+    compare(row, ours.itm, eager.itm, eager=plain(eager.itm), compile=compiled(eager.itm))
 
 
 @SIZES
-def bench_ito(race, sized, compiled, device, size):
+def bench_ito(compare, sized, compiled, device, size):
     size = sized(size)
     views = [inputs.paired(size, device, seed) for seed in range(2)]
     images, texts = (torch.stack(side) for side in zip(*views, strict=True))
     tensors = images, texts, images + texts
     # Four pairs of views, and three matrices of the fused vectors (two of them symmetric).
     row = row_of("ito loss", size, tensors, 6, 12)
-    race(row, ours.ito, eager.ito, eager=plain(eager.ito), compile=compiled(eager.ito))
+    compare(row, ours.ito, eager.ito, eager=plain(eager.ito), compile=compiled(eager.ito))
 
 
 @SIZES
-def bench_info_cmr(race, sized, device, size):
+def bench_info_cmr(compare, sized, device, size):
     size = sized(size)
 
     def loss(backend: str) -> Callable[..., Tensor]:
@@ -81,4 +81,4 @@ def bench_info_cmr(race, sized, device, size):
     # The batch; centroids, logits and norms of the synthetic vectors both ways (about 2 each).
     row = row_of("info_cmr loss", size, inputs.paired(size, device), 5, 4)
     row.facts["compared with"] = "plain PyTorch in fp32, for equal draws"
-    race(row, loss("auto"), loss("reference"), reference=partial(loss, "reference"))
+    compare(row, loss("auto"), loss("reference"), reference=partial(loss, "reference"))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, plain
 from benchmarks.shapes import LARGE, sizes
 from itm_kernels import mining, ops
@@ -22,7 +22,7 @@ TEMPERATURE = 0.07  # ALBEF's
 
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
-def bench_ranks(race, sized, compiled, device, size):
+def bench_ranks(compare, sized, compiled, device, size):
     size = sized(size)
     queries, gallery = inputs.paired(size, device)
     ids = torch.arange(size.N, device=device)
@@ -36,7 +36,7 @@ def bench_ranks(race, sized, compiled, device, size):
         value=lambda found: found[0].double(),
         tolerance=1e-2,
     )
-    race(row, ops.ranks, eager.ranks, eager=plain(eager.ranks), compile=compiled(eager.ranks))
+    compare(row, ops.ranks, eager.ranks, eager=plain(eager.ranks), compile=compiled(eager.ranks))
 
 
 def mean_score(image: Tensor, text: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
@@ -51,7 +51,7 @@ def mean_score(image: Tensor, text: Tensor) -> Callable[[Sequence[Tensor]], Tens
 
 @pytest.mark.parametrize("size", sizes(LARGE), ids=str)
 @pytest.mark.parametrize("strategy", ["multinomial", "hardest"])
-def bench_sample_negatives(race, sized, device, size, strategy):
+def bench_sample_negatives(compare, sized, device, size, strategy):
     size = sized(size)
     image, text = inputs.paired(size, device)
     generator = torch.Generator(device).manual_seed(0)
@@ -68,4 +68,4 @@ def bench_sample_negatives(race, sized, device, size, strategy):
         tolerance=1e-5 if strategy == "hardest" else 2.0 / size.N**0.5,
     )
     formula = partial(eager.sample_negatives, **options, generator=generator)
-    race(row, partial(sampler, generator=generator), formula, eager=plain(formula))
+    compare(row, partial(sampler, generator=generator), formula, eager=plain(formula))

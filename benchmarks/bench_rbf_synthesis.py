@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, keops, plain
 from benchmarks.shapes import CLUSTERS, USUAL, sizes
 from itm_kernels import ops
@@ -25,7 +25,7 @@ SIGMA, RIDGE = 0.3, 1e-4
 
 @pytest.mark.parametrize("size", sizes(USUAL), ids=str)
 @pytest.mark.parametrize("weights", ("kam", "attention"))
-def bench_vectors(race, sized, device, size, weights):
+def bench_vectors(compare, sized, device, size, weights):
     size = sized(size)
     anchors, members = inputs.paired(size, device)
     start = members[-CLUSTERS:]
@@ -59,4 +59,4 @@ def bench_vectors(race, sized, device, size, weights):
         others["keops"] = partial(keops.rbf_attention, CLUSTERS, SIGMA)
     # A cluster of one member has other formulas to KeOps: four, which it compiles for 7 s each.
     assert torch.bincount(assignment, minlength=CLUSTERS).min() > 1
-    race(row, vectors, formula, **others)
+    compare(row, vectors, formula, **others)

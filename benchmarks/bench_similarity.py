@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import eager, plain
 from benchmarks.shapes import USUAL, sizes
 from itm_kernels import ops
 
 
 @pytest.mark.parametrize("size", sizes(USUAL), ids=str)
-def bench_l1(race, sized, device, size):
+def bench_l1(compare, sized, device, size):
     size = sized(size)
     elements = float(size.N) * size.N * size.D
     row = Row(
@@ -23,4 +23,4 @@ def bench_l1(race, sized, device, size):
         Work("instructions", 2 * elements, 3 * elements),
         case="l1",
     )
-    race(row, partial(ops.similarity, metric="l1"), eager.l1, eager=plain(eager.l1))
+    compare(row, partial(ops.similarity, metric="l1"), eager.l1, eager=plain(eager.l1))

@@ -1,4 +1,4 @@
-"""The `race` fixture, which every benchmark hands its row and contenders, and the options."""
+"""The `compare` fixture, which every benchmark hands its row and contenders, and the options."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import goals, limits, memory, results, rivals
-from benchmarks.race import SLOW, Contender, Row, Run, summary
+from benchmarks.interleaved import SLOW, Contender, Row, Run, summary
 from benchmarks.rivals import Builder
 from benchmarks.shapes import Size
 
@@ -93,7 +93,7 @@ def compiled(quick: bool) -> Callable[[rivals.Function], Builder]:
 
 
 @pytest.fixture
-def race(
+def compare(
     request: pytest.FixtureRequest, benchmark: Any, device: str, store: results.Results | None
 ) -> Iterator[Callable[..., None]]:
     """Measure ours against its rivals and keep the record.

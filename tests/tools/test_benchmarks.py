@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import cluster_model, goals, host_time, inputs, report, results, scaling
+from benchmarks.interleaved import Contender, Row, Run, summary
 from benchmarks.limits import Work
-from benchmarks.race import Contender, Row, Run, summary
 from benchmarks.rivals import UnavailableError, eager, plain
 from benchmarks.shapes import LARGE, Size
 from itm_kernels import functional

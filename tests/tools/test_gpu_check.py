@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.race import Contender
+from benchmarks.interleaved import Contender
 from benchmarks.rivals import plain
 from benchmarks.shapes import Size
 from itm_kernels import backends, functional

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import limits, memory, results, rivals
-from benchmarks.race import Contender, Row, Run, summary
+from benchmarks.interleaved import Contender, Row, Run, summary
 from benchmarks.rivals import Builder, Function, plain
 from benchmarks.shapes import WIDTH, Size
 from tools.gpu_check.goal_table import ENTRIES, Prepared

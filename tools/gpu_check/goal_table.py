@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from benchmarks import inputs
+from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.race import Row
 from benchmarks.rivals import Builder, Function, eager, keops, packages
 from benchmarks.shapes import CLUSTERS, MANY_CLUSTERS, Size
 from itm_kernels import functional, mining, ops

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.race import Row, distance
+from benchmarks.interleaved import Row, distance
 from benchmarks.shapes import WIDTH, Size
 from itm_kernels import backends
 from tools.gpu_check.goal_table import ENTRIES
