@@ -1,6 +1,6 @@
-// What this build of the extension is: compiler, standard, torch, OpenMP, and the operators it has
-// kernels for. No tensor crosses this module; kernels register themselves with the dispatcher. The
-// noise of sampling is here word by word, for tests.
+// Properties of this build: compiler, C++ standard, torch, OpenMP and CUDA. No tensor crosses this
+// module; kernels register themselves with the dispatcher. The noise of sampling is exposed word by
+// word, for tests.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -18,24 +18,6 @@
 namespace py = pybind11;
 
 namespace {
-
-// Operators with kernels, per device: itm_kernels.backends offers what stands here, nothing else.
-const std::vector<std::string> cpu_operators = {
-    "cross_entropy",    "hardest_negatives", "intra_modal", "kmeans",        "kmeans_plus_plus",
-    "log_sum_exp",      "max_of_hinges",     "ranks",       "rbf_synthesis", "rbf_synthesis_logits",
-    "sample_negatives", "sigmoid",           "similarity",  "sum_of_hinges", "unit_rows"};
-#ifdef ITM_WITH_CUDA
-const std::vector<std::string> cuda_operators = {"hardest_negatives", "imc_total",
-                                                 "info_cmr_total",    "info_nce_total",
-                                                 "intra_modal",       "kmeans",
-                                                 "kmeans_plus_plus",  "log_sum_exp",
-                                                 "max_of_hinges",     "max_of_hinges_total",
-                                                 "rbf_synthesis",     "rbf_synthesis_logits",
-                                                 "sigmoid",           "sigmoid_total",
-                                                 "similarity",        "sum_of_hinges"};
-#else
-const std::vector<std::string> cuda_operators = {};
-#endif
 
 // What the GPU kernels are compiled for, as in TORCH_CUDA_ARCH_LIST: "9.0", "12.0+PTX".
 std::vector<std::string> cuda_architectures() {
@@ -70,18 +52,18 @@ py::dict build_info() {
 #else
   constexpr bool openmp = false;
 #endif
-  py::dict operators;
-  operators["cpu"] = cpu_operators;
-  operators["cuda"] = cuda_operators;
-
+#ifdef ITM_WITH_CUDA
+  constexpr bool cuda = true;
+#else
+  constexpr bool cuda = false;
+#endif
   py::dict info;
   info["compiler"] = compiler();
   info["cxx_standard"] = static_cast<long>(__cplusplus);
   info["torch"] = TORCH_VERSION;
   info["openmp"] = openmp;
-  info["cuda"] = !cuda_operators.empty();
+  info["cuda"] = cuda;
   info["cuda_architectures"] = cuda_architectures();
-  info["operators"] = operators;
   return info;
 }
 
@@ -111,8 +93,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of itm_kernels.";
   m.def(
       "build_info", &build_info,
-      "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, the "
-      "architectures of its CUDA kernels, and per device the operators it has kernels for.");
+      "Returns the compiler, C++ standard, torch version, OpenMP and CUDA state of this build, and "
+      "the architectures of its CUDA kernels.");
   m.def("bf16_screening", &itm::screening_possible,
         "Returns whether hardest negatives are found by bf16 products first, as on this processor "
         "they are fast.");

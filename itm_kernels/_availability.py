@@ -1,43 +1,41 @@
-"""Which backend runs which operator, as a table for people: `backends.available`."""
+"""The backends of every operator as a table for people: `backends.available`."""
 
 from typing import NamedTuple
 
 from itm_kernels import backends
 
+PARTS = "parts"  # for a whole loss: its operators, one by one
+
 
 class Availability(NamedTuple):
-    """What "auto" picks for one operator on one device, and why not the others."""
+    """What "auto" picks for one operator on one device, and why not the other backends."""
 
     operator: str
     device: str
     auto: str  # for large batches
-    ranges: list[str]  # where it picks something else
-    reasons: dict[str, str]  # backend -> why it is not there; empty for those that are
+    ranges: list[str]  # sizes for which it picks another backend
+    reasons: dict[str, str]  # backend -> why it cannot run the operator; no entry if it can
 
 
 def table() -> list[Availability]:
-    """Return, for each operator and device type, what "auto" picks and why not the others."""
-    table = []
-    for operator in backends.OPERATORS:
-        for device in backends.DEVICES:
-            reasons = {
-                name: backends.why_not(operator, device, name)
-                for name in backends.PREFERENCE[device]
-            }
-            table.append(
-                Availability(
-                    operator,
-                    device,
-                    backends.choose(operator, device),
-                    _ranges(operator, device),
-                    {name: reason for name, reason in reasons.items() if reason is not None},
-                )
-            )
-    return table
+    """Return what "auto" picks for each operator and device, operators before whole losses."""
+    operators = [*sorted(backends.OPERATORS), *sorted(backends.TOTALS)]
+    return [_row(operator, device) for operator in operators for device in backends.DEVICES]
+
+
+def _row(operator: str, device: str) -> Availability:
+    whole = operator in backends.TOTALS
+    auto = (backends.choose_total if whole else backends.choose)(operator, device) or PARTS
+    reasons = {
+        name: reason
+        for name in backends.PREFERENCE[device]
+        if (reason := backends.why_not(operator, device, name)) is not None
+    }
+    return Availability(operator, device, auto, _ranges(operator, device), reasons)
 
 
 def _ranges(operator: str, device: str) -> list[str]:
-    """Say where "auto" leaves the order of backends.PREFERENCE, for backends that are there."""
+    """Describe where "auto" departs from backends.PREFERENCE, for the backends that can run."""
     words = []
     for (on, backend, name, metric), found in backends.RANGES.items():
         if (on, name) != (device, operator) or backends.why_not(

@@ -1,20 +1,14 @@
-"""Which GPUs the kernels run on."""
+"""The GPUs that the kernels support."""
 
 import functools
 
 import torch
 
-# Asynchronous copies, tf32 and bf16 on tensor cores.
+# The first with asynchronous copies and with tf32 and bf16 on tensor cores.
 LEAST_CAPABILITY = (8, 0)
-# `tools.compile_report.triton_kernels` compiles these operators for AMD, and no others.
+# `tools.compile_report.triton_kernels` compiles all operators for this architecture but these.
 AMD_ARCHITECTURE = "gfx942"
-AMD_OPERATORS = frozenset(
-    {
-        *("similarity", "hardest_negatives", "max_of_hinges", "sum_of_hinges", "intra_modal"),
-        *("log_sum_exp", "sigmoid", "rbf_synthesis", "rbf_synthesis_logits", "kmeans"),
-        *("kmeans_plus_plus", "sample_negatives", "ranks", "unit_rows", "cross_entropy"),
-    }
-)
+NOT_ON_AMD: frozenset[str] = frozenset()
 
 
 def why_not(
@@ -24,13 +18,12 @@ def why_not(
 
     Args:
         backend: "native" or "triton".
-        operator: what is to run.
-        architectures: what the native kernels are compiled for, as in TORCH_CUDA_ARCH_LIST: "9.0"
-            runs on 9.0 and later minor versions, "9.0a" on 9.0 alone; "9.0+PTX" also on every later
-            version.
+        operator: its name.
+        architectures: of the native kernels, as in TORCH_CUDA_ARCH_LIST: "9.0" runs on 9.0 and
+            later minor versions, "9.0a" on 9.0 only, and "9.0+PTX" also on every later version.
         index: of the device; None for the current one.
 
-    Without a GPU nothing is asked, and nothing is refused: tensors of the device are fake there.
+    Without a GPU the result is None: tensors of the device are then fake.
     """
     if not _there():
         return None
@@ -47,7 +40,7 @@ def why_not(
     return f"compiled for compute capability {', '.join(architectures)}; {have}"
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+# As torch.compiler.assume_constant_result does, which would import torch._dynamo.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -76,7 +69,7 @@ def _why_not_on_amd(backend: str, operator: str, architecture: str) -> str | Non
         return "the CUDA kernels do not run on AMD GPUs"
     if architecture != AMD_ARCHITECTURE:
         return f"compiled for AMD's {AMD_ARCHITECTURE} only, this device is {architecture}"
-    if operator not in AMD_OPERATORS:
+    if operator in NOT_ON_AMD:
         return f"no triton kernel for {operator} on AMD GPUs"
     return None
 

@@ -1,4 +1,4 @@
-"""The compiled extension, loaded if it fits this torch, or why not; and what else decides."""
+"""Loading of the compiled extension, and the versions that decide which kernels run."""
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
@@ -14,24 +14,24 @@ from itm_kernels import _warnings
 NAME = "itm_kernels._C"
 BUILD = (
     "run `ITM_KERNELS_BUILD=1 pip install --no-build-isolation .` in a checkout of itm_kernels, "
-    "with torch and a C++20 compiler there"
+    "with torch and a C++20 compiler installed"
 )
 
 
 class MissingKernelsWarning(UserWarning):
-    """Fused kernels that could be there are not: plain PyTorch gives the results, slower.
+    """Fused kernels are not installed, or cannot be loaded; plain PyTorch runs instead, slower.
 
-    Each cause is told once in a process. ``-W ignore:itm_kernels`` switches it off, and so does
-    ``warnings.filterwarnings("ignore", category=itm_kernels.backends.MissingKernelsWarning)``.
+    Each cause is warned of once per process. ``-W ignore:itm_kernels`` silences the warning, and so
+    does ``warnings.filterwarnings("ignore", category=itm_kernels.backends.MissingKernelsWarning)``.
     """
 
 
 class Loaded(NamedTuple):
-    """The extension, or why it is not used."""
+    """The extension, or the reason why it is not used."""
 
     module: ModuleType | None
     reason: str = ""
-    told: bool = False  # whether a warning has said so
+    warned: bool = False  # of the reason
 
 
 def warn(message: str) -> None:
@@ -40,7 +40,7 @@ def warn(message: str) -> None:
 
 
 def load() -> Loaded:
-    """Load the extension; one that is there and cannot be used is warned of."""
+    """Load the extension, and warn if one is found that cannot be used."""
     try:
         module = importlib.import_module(NAME)
         built = str(module.build_info()["torch"])
@@ -53,8 +53,8 @@ def load() -> Loaded:
         if built.split(".")[:2] == torch.__version__.split(".")[:2]:
             return Loaded(module)
         reason = f"the extension is built for torch {built}, not for {torch.__version__}"
-    warn(f"{reason}. Every operator runs in plain PyTorch; to build the extension again, {BUILD}")
-    return Loaded(None, reason, told=True)
+    warn(f"{reason}. All operators run in plain PyTorch; to rebuild the extension, {BUILD}")
+    return Loaded(None, reason, warned=True)
 
 
 def _why_not_built() -> str:
@@ -65,7 +65,7 @@ def _why_not_built() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide what runs; empty strings for what is not there."""
+    """Return the versions that decide what runs, with empty strings for missing packages."""
 
     def installed(package: str) -> str:
         try:
@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def processor(module: ModuleType | None) -> dict[str, str | int | bool]:
-    """Return what the CPU's kernels run on: instruction set, threads, bf16 screening."""
+    """Return the CPU's instruction set, the threads, and whether bf16 screening is on."""
     return {
         "instruction_set": (
             module.instruction_set() if module else torch.backends.cpu.get_cpu_capability()

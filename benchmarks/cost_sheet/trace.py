@@ -21,6 +21,7 @@ from benchmarks.cost_sheet import aten, cluster_models
 from benchmarks.cost_sheet.counts import Count, Launch, operand
 from benchmarks.cost_sheet.kernels import count_of
 from itm_kernels import backends
+from itm_kernels.ops._define import operator_of
 
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
@@ -111,7 +112,7 @@ class Watch(TorchDispatchMode):
 
 
 def _launcher(name: str) -> Callable[..., Any]:
-    stem = backends.triton_file(name.removesuffix("_forward").removesuffix("_backward"))
+    stem = backends.triton_file(operator_of(name))
     return getattr(importlib.import_module(f"itm_kernels.triton.{stem}"), name)
 
 

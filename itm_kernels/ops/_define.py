@@ -1,8 +1,8 @@
-"""Operators are defined here once: the same schema and fake kernel in every backend's namespace.
+"""Definition of operators: one schema and one fake kernel for the namespaces of all backends.
 
-A backend adds nothing but an implementation for its dispatch key: TORCH_LIBRARY_IMPL in C++, for
-Triton a function of the operator's name in the operator's file. The autograd formula of an operator
-is the `autograd.Function` in its own file, one for all backends.
+A backend adds an implementation for its dispatch key: TORCH_LIBRARY_IMPL in C++, and for Triton a
+function with the operator's name in the operator's file. The autograd formula of an operator is the
+`autograd.Function` in its module, one for all backends.
 """
 
 import importlib
@@ -14,32 +14,63 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from itm_kernels.backends import INTERPRETED, NAMESPACES, REMEDIES, triton_file
+from itm_kernels import backends
+from itm_kernels.backends import INTERPRETED, NAMESPACES, REMEDIES
 from itm_kernels.reference._precision import wide
 
 
 class Definition(NamedTuple):
-    """One operator, as every namespace holds it."""
+    """The forward or backward pass of an operator, as every namespace defines it."""
 
     name: str
     schema: str
     fake: Callable[..., Any]
+    runs_with: str | None = None  # the operator that it is run in place of
+
+    @property
+    def operator(self) -> str:
+        """Return the operator's name in `backends.OPERATORS`."""
+        return operator_of(self.name)
 
 
 DEFINITIONS: list[Definition] = []
 
 
-def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Define an operator in all namespaces; one named *_backward refuses to be differentiated.
+def operator_of(name: str) -> str:
+    """Return the operator of a forward or backward pass."""
+    return name.removesuffix("_forward").removesuffix("_backward")
+
+
+def define(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    runs_with: str | None = None,
+    triton_file: str | None = None,
+) -> None:
+    """Define an operator in all namespaces.
+
+    Args:
+        name: in the dispatcher; one named *_backward cannot be differentiated.
+        schema: arguments and results.
+        fake: returns results for fake tensors.
+        runs_with: another operator, whose backend runs this one too; it is not chosen by itself.
+        triton_file: name of the file with its Triton kernels, if that is not the operator's.
 
     torch keeps operators for the life of the process. A package that is imported again, after a
-    purge of sys.modules or by a reload, finds its operators there and takes them over.
+    purge of sys.modules or by a reload, reuses the operators of the first import.
     """
     DEFINITIONS[:] = [known for known in DEFINITIONS if known.name != name]
-    DEFINITIONS.append(Definition(name, schema, fake))
+    definition = Definition(name, schema, fake, runs_with)
+    DEFINITIONS.append(definition)
     for namespace in NAMESPACES.values():
-        define_in(namespace, DEFINITIONS[-1])
-    stem = triton_file(name.removesuffix("_forward").removesuffix("_backward"))
+        define_in(namespace, definition)
+    if triton_file is not None:
+        backends.SHARED_FILES[definition.operator] = triton_file
+    if runs_with is None and not name.endswith("_backward"):
+        backends.add_operator(definition.operator, name)
+    stem = backends.triton_file(definition.operator)
     if stem is not None:
         _implement_in_triton(name, f"itm_kernels.triton.{stem}")
 
@@ -76,7 +107,7 @@ def define_in(namespace: str, definition: Definition) -> None:
             raise
         raise RuntimeError(
             f"itm_kernels: the extension's {qualified} is that of another version of the package; "
-            f"to build it again, {REMEDIES['cpu'][1]}"
+            f"to rebuild it, {REMEDIES['cpu'][1]}"
         ) from error
     torch.library.register_fake(qualified, _latest_fake(definition))
     if definition.name.endswith("_backward"):

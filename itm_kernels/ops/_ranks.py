@@ -56,8 +56,15 @@ define(
     "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
     "-> (Tensor rank, Tensor above, Tensor ties, Tensor positives)",
     _total_fake,
+    runs_with="ranks",
+    triton_file="ranks",
 )
-define("row_keys", "(Tensor x) -> Tensor", lambda x: index_empty(x, x.shape[0]))
+define(
+    "row_keys",
+    "(Tensor x) -> Tensor",
+    lambda x: index_empty(x, x.shape[0]),
+    runs_with="ranks",
+)
 
 
 @torch.no_grad()

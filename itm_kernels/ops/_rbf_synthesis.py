@@ -83,6 +83,7 @@ for _name, _inputs, _fake in (
         f"{_name}_forward",
         f"({_inputs}, bool keep_scores) -> (Tensor, Tensor valid, Tensor scores)",
         _fake,
+        triton_file="rbf_synthesis",
     )
     define(
         f"{_name}_backward",

@@ -120,6 +120,7 @@ define(
     "sigmoid_total_forward",
     f"({_TOTAL_INPUTS}, bool gradients, bool keep_scores) -> (Tensor total, {_TOTAL_PARTS})",
     _total_fake,
+    triton_file="sigmoid",
 )
 define(
     "sigmoid_total_backward",

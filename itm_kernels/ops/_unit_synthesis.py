@@ -53,11 +53,13 @@ define(
     f"({_INPUTS}, bool gradients) -> "
     "(Tensor cosine, Tensor valid, Tensor sums, Tensor rows, Tensor factor)",
     _forward_fake,
+    runs_with="rbf_synthesis_logits",
 )
 define(
     "unit_synthesis_backward",
     f"(Tensor grad, Tensor valid, Tensor sums, Tensor rows, Tensor factor, {_INPUTS}) -> Tensor",
     _backward_fake,
+    runs_with="rbf_synthesis_logits",
 )
 
 

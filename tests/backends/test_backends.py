@@ -77,8 +77,8 @@ def test_beyond_its_range_a_kernel_is_refused_with_the_sizes() -> None:
         cuda(triton=False),
         pytest.raises(
             RuntimeError,
-            match=r"f: backend 'native' cannot run sigmoid on cuda \(native: takes up to 1,024 "
-            r"rows of either side, got 3 x 2,000; triton: triton is not installed; ",
+            match=r"f: backend 'native' cannot run sigmoid on cuda \(native: supports at most "
+            r"1,024 rows per side, got 3 x 2,000; triton: triton is not installed; ",
         ),
     ):
         backends.resolve("f", "sigmoid", like, "native", (3, 2000))
@@ -139,7 +139,7 @@ def test_info_lists_every_operator_and_device(capsys: pytest.CaptureFixture[str]
         __main__.main()
     printed = capsys.readouterr().out
     rows = [line.split()[:2] for line in printed.splitlines()]
-    for operator in backends.OPERATORS:
+    for operator in (*backends.OPERATORS, *backends.TOTALS):
         for device in backends.DEVICES:
             assert [operator, device] in rows
     assert torch.__version__ in printed
@@ -226,10 +226,15 @@ def test_a_reader_may_leave_early() -> None:
 def test_operators_of_the_table_are_those_defined() -> None:
     from itm_kernels.ops import _define
 
-    defined = {
-        d.name.removesuffix("_forward").removesuffix("_backward") for d in _define.DEFINITIONS
+    chosen = {d.operator for d in _define.DEFINITIONS if d.runs_with is None}
+    assert chosen == {*backends.OPERATORS, *backends.TOTALS}
+    assert len(chosen) == len(backends.OPERATORS) + len(backends.TOTALS)
+    others = {d.operator: d.runs_with for d in _define.DEFINITIONS if d.runs_with is not None}
+    # Ranks of counts and keys of rows, where ranks run; cosines of rows of any norm, where those of
+    # unit rows run.
+    assert others == {
+        "ranks_total": "ranks",
+        "row_keys": "ranks",
+        "unit_synthesis": "rbf_synthesis_logits",
     }
-    # Sums of the sigmoid loss with their gradients go where its values go, cosines of rows as they
-    # came where those of unit rows go, and ranks of counts, like keys of rows, where counts go.
-    parts = {"sigmoid_total", "unit_synthesis", "ranks_total", "row_keys"}
-    assert defined - parts - set(backends.TOTALS) == set(backends.OPERATORS)
+    assert set(others.values()) <= set(backends.OPERATORS)

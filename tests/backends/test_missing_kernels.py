@@ -23,7 +23,7 @@ NOT_BUILT = "the extension is not built"
 @pytest.fixture
 def unbuilt() -> Iterator[None]:
     """Let the kernels seem to be missing, and nothing of it told."""
-    missing = {"NOT_BUILT": NOT_BUILT, "HAS_TRITON": False, "_told": set[str]()}
+    missing = {"NOT_BUILT": NOT_BUILT, "HAS_TRITON": False, "_warned": set[str]()}
     with patch.multiple(backends, **missing), patch.dict(backends.NATIVE_KERNELS, cpu=frozenset()):
         yield
 
@@ -36,7 +36,7 @@ def test_a_large_batch_is_told_once(unbuilt: None) -> None:
     expected = (
         r"^itm_kernels: max_of_hinges of 1,024 rows on cpu runs in plain PyTorch: "
         rf"the extension is not built\. For the fused kernels, run `{BUILD}` "
-        r"in a checkout of itm_kernels, with torch and a C\+\+20 compiler there$"
+        r"in a checkout of itm_kernels, with torch and a C\+\+20 compiler installed$"
     )
     loss = losses.MaxOfHingesLoss()
     with pytest.warns(MissingKernelsWarning, match=expected):
@@ -108,15 +108,15 @@ def test_cuda_tensors_without_triton_are_told_once(unbuilt: None) -> None:
     expected = (
         r"^itm_kernels: ranks of 2,000 rows on cuda runs in plain PyTorch: "
         r"triton is not installed\. For the fused kernels, run `pip install triton`, "
-        r"which a CUDA build of torch brings along$"
+        r"which CUDA builds of torch depend on$"
     )
     with pytest.warns(MissingKernelsWarning, match=expected):
         assert on_cuda((3, 2000)) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert on_cuda((3, 2000)) is None
-        on_cuda((3, 2000), HAS_TRITON=True, _told=set())
-        on_cuda((3, 3), _told=set())
+        on_cuda((3, 2000), HAS_TRITON=True, _warned=set())
+        on_cuda((3, 3), _warned=set())
 
 
 # -- an extension that is there and cannot be used -------------------------------------------------
@@ -165,7 +165,7 @@ def test_an_extension_built_for_another_torch_warns_once(tmp_path: Path) -> None
     other.write_text("def build_info(): return {'torch': '2.3.1', 'operators': {'cpu': ['ranks']}}")
     done = imported_with(other)
     reason = f"the extension is built for torch 2.3.1, not for {torch.__version__}"
-    assert f"MissingKernelsWarning: itm_kernels: {reason}. Every operator runs in" in done.stderr
+    assert f"MissingKernelsWarning: itm_kernels: {reason}. All operators run in" in done.stderr
     assert done.stdout.splitlines() == [reason, "{} {}"]
 
 
@@ -181,7 +181,7 @@ def test_an_extension_for_another_python_is_named(tmp_path: Path) -> None:
     assert found.reason == (
         "the extension is built for another Python (_C.cpython-39-x86_64-linux-gnu.so)"
     )
-    assert found.module is None and not found.told
+    assert found.module is None and not found.warned
 
 
 def test_patch_releases_of_torch_share_an_extension() -> None:

@@ -102,7 +102,7 @@ def test_an_extension_of_another_version_is_named() -> None:
         pytest.raises(
             RuntimeError,
             match=r"itm_kernels: the extension's itm_native::not_defined_yet is that of another "
-            r"version of the package; to build it again, run `ITM_KERNELS_BUILD=1 pip install",
+            r"version of the package; to rebuild it, run `ITM_KERNELS_BUILD=1 pip install",
         ),
     ):
         _define.define_in(backends.NAMESPACES["native"], new)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from itm_kernels import backends
-from itm_kernels.ops._define import DEFINITIONS
+from itm_kernels.ops._define import DEFINITIONS, operator_of
 
 
 class Complete:
@@ -24,7 +24,7 @@ class Complete:
                 self._watch(definition.name)
 
     def _watch(self, name: str) -> None:
-        stem = backends.triton_file(name.removesuffix("_forward").removesuffix("_backward"))
+        stem = backends.triton_file(operator_of(name))
         if stem is None:
             return
         # Operators look their launcher up whenever they run: `ops/_define.py`.

@@ -30,25 +30,11 @@ EMULATOR = ROOT / "tests" / "support" / "emulator"
 SCHEDULER, BINDING = EMULATOR / "scheduler.cpp", EMULATOR / "operators.cpp"
 CSRC = ROOT / "csrc"
 NAMESPACE = "itm_emulated"
+# Operators with CUDA kernels: those that the bindings register.
 OPERATORS = frozenset(
-    {
-        "hardest_negatives",
-        "imc_total",
-        "info_cmr_total",
-        "info_nce_total",
-        "intra_modal",
-        "kmeans",
-        "kmeans_plus_plus",
-        "log_sum_exp",
-        "max_of_hinges",
-        "max_of_hinges_total",
-        "rbf_synthesis",
-        "rbf_synthesis_logits",
-        "sigmoid",
-        "sigmoid_total",
-        "similarity",
-        "sum_of_hinges",
-    }
+    _define.operator_of(name)
+    for path in (CSRC / "cuda").rglob("*.cpp")
+    for name in re.findall(r'\bm\.impl\("(\w+)"', path.read_text())
 )
 # Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
 SCHEDULES = {
@@ -136,7 +122,7 @@ def operators() -> ctypes.CDLL:
         link=("-shared", f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"),
     )
     for definition in _define.DEFINITIONS:
-        if definition.name.removesuffix("_forward").removesuffix("_backward") in OPERATORS:
+        if definition.operator in OPERATORS:
             _define.define_in(NAMESPACE, definition)
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))

@@ -72,7 +72,7 @@ def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tupl
     """Return what an operator is compiled for on an architecture: precisions, N and D."""
     if architecture == AMD:
         cases = AMD_CASES[:1] if few else AMD_CASES
-        return cases if operator in _devices.AMD_OPERATORS else ()
+        return () if operator in _devices.NOT_ON_AMD else cases
     if few and architecture != WHOLE:
         core = operator in CORE_OPERATORS or architecture not in CORE_ARCHITECTURES
         return CORE_CASES if core else ()

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from emulated import NAMESPACE, OPERATORS, as_native, needs_compiler
 from itm_kernels import losses, ops
+from itm_kernels.ops._define import operator_of
 from loss_cases import batch
 from synthesis_problems import WEIGHTS, problem, results
 
@@ -55,7 +56,7 @@ class _Moved(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         if func.namespace == NAMESPACE:
             name = func.overloadpacket.__name__
-            self.seen.add(name.removesuffix("_forward").removesuffix("_backward"))
+            self.seen.add(operator_of(name))
             for moved in (one_number_on, one_number_apart):
                 again = func(*tree_map_only(Tensor, moved, args), **(kwargs or {}))
                 for a, b in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
