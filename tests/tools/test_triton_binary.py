@@ -3,6 +3,7 @@
 `make test-triton-compile`: Triton decides when a kernel is defined whether it is interpreted.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ if not backends.HAS_TRITON or backends.INTERPRETED:
 import triton
 import triton.language as tl
 
+from tools.compile_report import recorded
 from tools.compile_report.triton_binary import AMD, SHARED
-from tools.compile_report.triton_jobs import Job, compiled, planning, uses, without_repeats
+from tools.compile_report.triton_jobs import Job, compiled, key_of, planning, uses, without_repeats
 
 
 @triton.jit
@@ -48,6 +50,28 @@ def _kept(x, out, SIZE: tl.constexpr):
 def kept(size: int) -> None:
     x = torch.empty(size, device="meta")
     _kept[(1,)](x, x, size, num_warps=1)
+
+
+KERNEL = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    values = tl.load(x + at)
+    tl.store(out + at, values)
+"""
+
+
+def key_of_source(folder: Path, source: str, size: int = 64, architecture: int = 80) -> str:
+    folder.mkdir()
+    (folder / "kernels.py").write_text(source)
+    spec = importlib.util.spec_from_file_location("kernels", folder / "kernels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x = torch.empty(size, device="meta")
+    return key_of(job_of(lambda: module.kernel[(1,)](x, x, size), architecture))
 
 
 def job_of(launch: Callable[[], None], architecture: int | str) -> Job:
@@ -122,12 +146,47 @@ def test_repeats_are_left_out_and_nothing_else() -> None:
 def test_what_passed_is_kept_and_what_failed_is_not(tmp_path: Path) -> None:
     jobs = [job_of(product, 80), job_of(lambda: product(num_stages=1), 80)]
     first = list(uses(jobs, 2, tmp_path))
-    assert [bool(use.complaints) for use in first] == [False, True]
+    assert [bool(found.use.complaints) for found in first] == [False, True]
+    assert all(found.compiled for found in first)
     (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text().replace(f"[{first[0].registers},", "[777,"))
-    again = list(uses(jobs, 2, tmp_path))
-    assert again[0] == first[0]._replace(registers=777)
-    assert again[1] == first[1]
+    file.write_text(file.read_text().replace(f"[{first[0].use.registers},", "[777,"))
+    kept, failed = uses(jobs, 2, tmp_path)
+    assert kept == first[0]._replace(use=first[0].use._replace(registers=777), compiled=False)
+    assert failed == first[1]
+
+
+def test_a_recorded_kernel_is_compiled_again_only_in_the_sample(tmp_path: Path) -> None:
+    job = job_of(product, 80)
+    (first,) = uses([job], 1, tmp_path / "first")
+    (again,) = uses([job], 1, tmp_path / "again", {first.key: first.use}, lambda key: True)
+    assert again == first
+    wrong = {first.key: first.use._replace(registers=777)}
+    (unseen,) = uses([job], 1, tmp_path, wrong, lambda key: False)
+    assert (unseen.use.registers, unseen.compiled) == (777, False)
+    (seen,) = uses([job], 1, tmp_path, wrong, lambda key: True)
+    assert seen.use.registers == first.use.registers
+    assert seen.use.complaints == (f"recorded as {tuple(wrong[first.key][:-1])}",)
+
+
+def test_a_key_depends_on_the_code_and_not_on_comments(tmp_path: Path) -> None:
+    commented = KERNEL.replace("    at =", "    # A comment.\n    at =")
+    doubled = KERNEL.replace("at, values)", "at, 2 * values)")
+    key = key_of_source(tmp_path / "first", KERNEL)
+    assert key_of_source(tmp_path / "second", KERNEL) == key
+    assert key_of_source(tmp_path / "commented", commented) == key
+    assert key_of_source(tmp_path / "doubled", doubled) != key
+    assert key_of_source(tmp_path / "size", KERNEL, size=32) != key
+    assert key_of_source(tmp_path / "architecture", KERNEL, architecture=90) != key
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path, reports = tmp_path / "table.tsv", {"b0": ["x\t1", "y\t2"], "a0": ["z\t3"]}
+    recorded.write(path, reports, "nvcc 13: key, kernel")
+    assert recorded.read(path) == reports
+    assert recorded.outdated(path, "nvcc 13: key, kernel", reports, reports) == []
+    (complaint,) = recorded.outdated(path, "nvcc 13: key, kernel", reports, ["a0", "c0"])
+    assert complaint.startswith("2 reports in table.tsv are missing or out of date")
+    assert recorded.outdated(path, "nvcc 14: key, kernel", reports, ["a0", "c0"]) == []
 
 
 def test_a_view_that_begins_anywhere_compiles_as_aligned_rows_do() -> None:

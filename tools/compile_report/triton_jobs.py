@@ -2,7 +2,7 @@
 
 A stand-in driver names the architecture. Launchers run on meta tensors and launch nothing: every
 launch becomes a job, jobs that would compile the same are one, and processes of their own compile
-them. What was found is kept by the hash of all that went in.
+them. A report is kept under the hash of everything that it depends on (`recorded.py`).
 """
 
 import contextlib
@@ -12,16 +12,17 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
-from tools.compile_report import triton_binary
+from tools.compile_report import recorded, triton_binary
 from tools.compile_report.triton_binary import Use
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns the default
@@ -146,6 +147,22 @@ def without_repeats(jobs: Sequence[Job]) -> list[Job]:
     return [jobs[place] for place in sorted(chosen)]
 
 
+def key_of(job: Job) -> str:
+    """Return the hash of all that a kernel's report depends on: its IR, without comments."""
+    triton.runtime.driver.set_active(StandIn(job.architecture))
+    function, _, signature, _, constants, options, attributes, _ = job.arguments
+    backend = make_backend(triton.runtime.driver.active.get_current_target())
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source = ASTSource(function, signature, constants, attributes)
+    functions = backend.get_codegen_implementation(options), backend.get_module_map()
+    module = source.make_ir(backend.target, options, *functions, context)
+    rules = recorded.code_of(Path(triton_binary.__file__))
+    versions = triton.__version__, backend.hash(), rules
+    return recorded.key_of(versions, options.hash(), module.str_nodebug())
+
+
 def compiled(job: Job) -> Use:
     """Compile a kernel, and return what it uses."""
     triton.runtime.driver.set_active(StandIn(job.architecture))
@@ -154,36 +171,82 @@ def compiled(job: Job) -> Use:
         try:
             return triton_binary.use_of(COMPILE(*job.arguments), job.architecture)
         except Exception as error:  # whatever the compiler raises
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return Use(0, 0, 0, 0, 0, (f"{type(error).__name__}: {' '.join(lines)[:200]}",))
+            return failed(error)
         finally:
             # A launch that finds a kernel here would not be planned but go on to a device.
             job.function.device_caches[job.architecture][0].clear()
 
 
-JOBS: Sequence[Job] = ()  # a job cannot be pickled: the processes find it here
+def failed(error: Exception) -> Use:
+    """Return the report of a kernel that does not compile."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return Use(0, 0, 0, 0, 0, (f"{type(error).__name__}: {' '.join(lines)[:200]}",))
 
 
-def _compiled(number: int) -> Use:
-    return compiled(JOBS[number])
+class Found(NamedTuple):
+    """The report of one job."""
+
+    key: str
+    use: Use
+    compiled: bool  # now; otherwise recorded, or kept by an earlier run
 
 
-def uses(jobs: Sequence[Job], processes: int, folder: Path) -> Iterator[Use]:
-    """Yield what every job's kernel uses, in order; a folder keeps those without complaints."""
-    global JOBS
-    JOBS = jobs
-    # What a rule or a reading finds changes with the file that holds them.
-    rules = hashlib.sha256(Path(triton_binary.__file__).read_bytes()).hexdigest()[:8]
+class _Pending(NamedTuple):
+    """What the processes share with their parent: a job cannot be pickled."""
+
+    jobs: Sequence[Job]
+    folder: Path
+    known: Mapping[str, Use]
+    sampled: Callable[[str], bool]
+
+
+_pending: _Pending | None = None
+
+
+def _found(number: int) -> Found:
+    assert _pending is not None
+    job, folder, known, sampled = _pending.jobs[number], *_pending[1:]
+    try:
+        key = key_of(job)
+    except Exception as error:
+        return Found("", failed(error), True)
+    file = folder / f"{key}.json"
+    again = key in known and sampled(key)
+    if key in known and not again:
+        return Found(key, known[key], False)
+    if file.exists() and not again:
+        return Found(key, Use._make((*json.loads(file.read_text()), ())), False)
+    use = compiled(job)
+    if not use.complaints:
+        file.write_text(json.dumps(use[:-1]))
+    if again and use != known[key]:
+        use = use._replace(complaints=(*use.complaints, f"recorded as {tuple(known[key][:-1])}"))
+    return Found(key, use, True)
+
+
+def never(key: str) -> bool:
+    """Compile no recorded kernel again."""
+    return False
+
+
+def uses(
+    jobs: Sequence[Job],
+    processes: int,
+    folder: Path,
+    known: Mapping[str, Use] | None = None,
+    sampled: Callable[[str], bool] = never,
+) -> Iterator[Found]:
+    """Yield the report of every job, in order.
+
+    Args:
+        jobs: the kernels.
+        processes: how many compile at a time.
+        folder: keeps the reports without complaints of this and earlier runs.
+        known: the recorded reports by key, none of which has a complaint.
+        sampled: which of them are compiled again; one that differs is a complaint.
+    """
+    global _pending
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{job.key[:32]}-{rules}.json" for job in jobs]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
+    _pending = _Pending(jobs, folder, known or {}, sampled)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        fresh = iter(pool.imap(_compiled, missing))
-        for file in files:
-            if file.exists():
-                yield Use._make((*json.loads(file.read_text())[:-1], ()))
-                continue
-            use = next(fresh)
-            if not use.complaints:
-                file.write_text(json.dumps(use))
-            yield use
+        yield from pool.imap(_found, range(len(jobs)), chunksize=4)

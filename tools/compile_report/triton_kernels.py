@@ -16,14 +16,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import triton
 from torch import Tensor
 
 from itm_kernels import _devices
-from tools.compile_report.triton_binary import AMD, SHARED
-from tools.compile_report.triton_jobs import Job, planning, uses, without_repeats
+from tools.compile_report import recorded
+from tools.compile_report.triton_binary import AMD, SHARED, Use
+from tools.compile_report.triton_jobs import Job, never, planning, uses, without_repeats
 from tools.compile_report.triton_launches import LAUNCHES
 
-FOUND = Path(__file__).parents[2] / "build" / "triton-offline"
+FOUND = recorded.ROOT / "build" / "triton-offline"  # what earlier runs have compiled
+TABLE = Path(__file__).parent / "triton.tsv"
 
 # 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
 # to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.
@@ -137,36 +140,69 @@ def unused(taken: dict[int | str, set[Any]]) -> list[str]:
     ]
 
 
-HEADER = f"{'case':32s}{'kernel':32s}{'tile':18s}{'sm':>6s} regs spill  shared  mma  cp"
+HEADER = f"{'case':32s}{'kernel':40s}{'tile':18s}{'sm':>6s} regs spill  shared  mma  cp"
+HEADING = f"triton {triton.__version__}: key, kernel, tile, sm, {', '.join(Use._fields[:-1])}, case"
 
 
-def main() -> int:
-    """Report every kernel; return 1 if any has a complaint."""
+def line_of(job: Job, use: Use) -> str:
+    """Return a job's line of the recorded table."""
+    return "\t".join(map(str, (job.kernel, job.tile, job.architecture, *use[:-1], job.case)))
+
+
+def recorded_uses() -> dict[str, Use]:
+    """Return the recorded reports, of which none has a complaint."""
+    reports = {key: lines[0].split("\t") for key, lines in recorded.read(TABLE).items()}
+    return {key: Use._make((*map(int, line[3:8]), ())) for key, line in reports.items()}
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", default=list(LAUNCHES))
     parser.add_argument("--architectures", nargs="*", default=[str(name) for name in SHARED])
     parser.add_argument("--few", action="store_true", help="what CI compiles: nothing twice")
+    parser.add_argument("--update", action="store_true", help="write the recorded table")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Report every kernel; return 1 if any has a complaint."""
+    options = parsed()
     start, jobs, bad = time.time(), [], []
     taken: dict[int | str, set[Any]] = {}
     for name in options.architectures:
         architecture = int(name) if name.isdigit() else name
-        found, taken[architecture] = planned(options.operators, architecture, options.few)
-        jobs += without_repeats(found) if options.few else found
-    # A table is for all operators and architectures: some alone need not take every line of it.
-    if options.operators == list(LAUNCHES) and len(taken) == len(SHARED):
+        these, taken[architecture] = planned(options.operators, architecture, options.few)
+        jobs += without_repeats(these) if options.few else these
+    # The tile table is for all operators and architectures: some need not take every line of it.
+    everything = options.operators == list(LAUNCHES) and len(taken) == len(SHARED)
+    if everything:
         bad += unused(taken)
     print(f"{len(jobs)} kernels, planned in {time.time() - start:.0f} s\n{HEADER}", flush=True)
-    for job, use in zip(jobs, uses(jobs, options.processes, FOUND), strict=True):
+    known = recorded_uses() if options.few else {}
+    sampled = never if options.update else recorded.is_sampled
+    reports: dict[str, list[str]] = {}
+    compiled = 0
+    results = uses(jobs, options.processes, FOUND, known, sampled)
+    for job, (key, use, fresh) in zip(jobs, results, strict=True):
         line = (
-            f"{job.case:32s}{job.kernel:32s}{job.tile:18s}{job.architecture!s:>6s} "
+            f"{job.case:32s}{job.kernel:40s}{job.tile:18s}{job.architecture!s:>6s} "
             f"{use.registers:4d} {use.spills:5d} {use.shared:7d} {use.products:4d} {use.copies:3d}"
         )
         print(f"{line}  {', '.join(use.complaints)}".rstrip(), flush=True)
-        bad += [f"{line}  {', '.join(use.complaints)}"] if use.complaints else []
-    print(f"{len(jobs)} kernels in {time.time() - start:.0f} s, {len(bad)} complaints")
-    print("\n".join(bad))
+        compiled += fresh
+        if use.complaints:
+            bad += [f"{line}  {', '.join(use.complaints)}"]
+        else:
+            reports[key] = [line_of(job, use)]
+    print(f"{len(jobs)} kernels in {time.time() - start:.0f} s, {compiled} of them compiled")
+    if everything and options.few:
+        if options.update:
+            recorded.write(TABLE, reports, HEADING)
+        else:
+            bad += recorded.outdated(TABLE, HEADING, known, reports)
+    print(f"{len(bad)} complaints", *bad, sep="\n")
     return bool(bad)
 
 

@@ -1,0 +1,76 @@
+"""Committed reports of compiled kernels: CI compiles only the kernels that have changed.
+
+A report is filed under a hash of everything that it depends on: the kernel's IR or source, the
+compiler's options and version, and the rules that the report was checked by. CI also compiles one
+recorded kernel in SAMPLE again, a different selection for each commit, and compares.
+"""
+
+import ast
+import hashlib
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+SAMPLE = 16
+ROOT = Path(__file__).parents[2]
+
+
+def key_of(*parts: object) -> str:
+    """Return the hash that a report is filed under."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def code_of(path: Path) -> str:
+    """Return a module's code without comments and docstrings, which no report depends on."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    """Return the lines of every report of a table, by key."""
+    reports: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, text = line.partition("\t")
+        if not line.startswith("#"):
+            reports.setdefault(key, []).append(text)
+    return reports
+
+
+def write(path: Path, reports: Mapping[str, Iterable[str]], heading: str) -> None:
+    """Write a table, in the order of its text: a kernel that has changed stays in its place."""
+    lines = sorted((text, key) for key, texts in reports.items() for text in texts)
+    body = "".join(f"{key}\t{text}\n" for text, key in lines)
+    path.write_text(f"# {heading}\n{body}")
+
+
+def outdated(path: Path, heading: str, known: Iterable[str], found: Iterable[str]) -> list[str]:
+    """Return a complaint if a table does not list the kernels that were found.
+
+    A table of another compiler's version lists none of them, which is no fault.
+    """
+    differ = len(set(known) ^ set(found))
+    if not differ or (path.exists() and not path.read_text().startswith(f"# {heading}\n")):
+        return []
+    return [f"{differ} reports in {path.name} are missing or out of date: UPDATE=1 writes it"]
+
+
+@cache
+def turn() -> int:
+    """Return the number of the sample: the commit's, or 0 outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return 0
+    return int(done.stdout or "0", 16) % SAMPLE
+
+
+def is_sampled(key: str) -> bool:
+    """Return whether a recorded kernel is compiled again at this commit."""
+    return int(key, 16) % SAMPLE == turn()
