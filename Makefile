@@ -149,7 +149,7 @@ triton-kernels: $(TRITON)/ready $(VENV)/built
 test-triton-compile: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_triton_binary.py
 	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.triton_kernels $(if $(ALL),,--few) \
-		--processes $(if $(GRANTED),1,2)
+		--processes $(if $(GRANTED),1,2) $(if $(UPDATE),--update)
 	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.gluon_kernels
 
 # What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
@@ -186,7 +186,7 @@ $(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.
 # What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
 # machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
 cuda-check: $(VENV)/cuda
-	$(BIN)/python -m tools.compile_report.cuda_kernels
+	$(BIN)/python -m tools.compile_report.cuda_kernels $(if $(UPDATE),--update)
 
 $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-cuda.txt

@@ -18,15 +18,18 @@ from typing import NamedTuple
 
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, _get_cuda_arch_flags
 
-from tools.compile_report import overlap, waits
+from tools.compile_report import overlap, recorded, waits
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+FOLDER = CSRC / "cuda"
+TABLE = Path(__file__).parent / "cuda.tsv"
 # What a wheel is compiled for; setup.py reads the same file.
 SHIPPED = (FOLDER / "architectures.txt").read_text().split()
 OLDEST = "7.5"  # compiles for those who ask for it: not tuned, it may spill
 # As setup.py compiles, with what torch adds to it.
-FLAGS = ("-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", *COMMON_NVCC_FLAGS)
+FLAGS = ("-std=c++20", "-O3", *COMMON_NVCC_FLAGS)
+INCLUDE = f"-I{CSRC}"
 MOST_SHARED = 48 << 10  # what a block has without asking for more
 # The tile that l1 distances of many rows in fp32 are made by: 64 pairs a thread.
 L1_TILE = r"(distance|band)_kernel<.*Tile<float, 128, 128, 16, 16>, .*Magnitude"
@@ -144,7 +147,7 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
         strict = "" if architecture == OLDEST.replace(".", "") else ",-warn-spills,-Werror"
         # ptxas, which knows registers, fails on any spill; a compiler's warning is an error too.
         flags = (*FLAGS, "-Werror", "all-warnings", "-cubin", "-Xptxas", f"-v{strict}", code)
-        kernels = report(run(nvcc, *flags, "-o", cubin, source))
+        kernels = report(run(nvcc, INCLUDE, *flags, "-o", cubin, source))
         lines = []
         for kernel in sorted(kernels):
             lines.append(
@@ -164,13 +167,34 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
     return lines
 
 
+def code_of(path: Path) -> str:
+    """Return a file's code without comments; one behind a string stays."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    codes = (line if '"' in line else line.split("//")[0].strip() for line in lines)
+    return "\n".join(code for code in codes if code and not code.startswith("//"))
+
+
+def code_behind(source: Path) -> list[str]:
+    """Return the code of a file and of all files of csrc that it includes."""
+    codes: dict[Path, str] = {}
+    pending = [source]
+    while pending:
+        path = pending.pop().resolve()
+        if path not in codes:
+            codes[path] = code_of(path)
+            named = re.findall(r'^#include "(.+?)"', codes[path], re.M)
+            pending += [folder / name for name in named for folder in (path.parent, CSRC)]
+            pending = [path for path in pending if path.exists()]
+    return [codes[path] for path in sorted(codes)]
+
+
 def check_images(nvcc: str, cuobjdump: str, architectures: list[str]) -> str:
     """Compile a file as setup.py does; raise unless it holds every image and the newest's PTX."""
     os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(architectures) + "+PTX"
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "images.o"
         flags = (*FLAGS, *_get_cuda_arch_flags(), "-c")
-        run(nvcc, *flags, "-o", built, FOLDER / "small_batch" / "kmeans_plus_plus.cu")
+        run(nvcc, INCLUDE, *flags, "-o", built, FOLDER / "small_batch" / "kmeans_plus_plus.cu")
         images = set(re.findall(r"\.(sm_\w+)\.cubin", run(cuobjdump, "--list-elf", built)))
         ptx = set(re.findall(r"\.(sm_\w+)\.ptx", run(cuobjdump, "--list-ptx", built)))
     names = [f"sm_{a.replace('.', '')}" for a in architectures]
@@ -197,14 +221,51 @@ def check_binding(nvcc: str) -> str:
         found = [headers, headers / "torch/csrc/api/include", f"{top[1].strip()}/include", folder]
         include = [f"-isystem{path}" for path in found]
         flags = ("-std=c++20", "-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror")
-        run("g++", *flags, "-Wno-unused-parameter", f"-I{ROOT / 'csrc'}", *include, unit)
+        run("g++", *flags, "-Wno-unused-parameter", INCLUDE, *include, unit)
     return f"the binding compiles against torch {torch.__version__}"
+
+
+def check_kernels(
+    cases: list[tuple[Path, str]], nvcc: str, nvdisasm: str | None, update: bool
+) -> list[str]:
+    """Print the report of every file for every architecture; return what is out of date."""
+    versions = " ".join(
+        run(tool, "--version").splitlines()[-1] for tool in (nvcc, nvdisasm) if tool
+    )
+    heading = f"{versions}: key, registers, shared, local, sm, kernel"
+    rules = [recorded.code_of(Path(str(each.__file__))) for each in (overlap, waits)]
+    rules.append(recorded.code_of(Path(__file__)))
+    known = recorded.read(TABLE)
+
+    def reported(case: tuple[Path, str]) -> tuple[str, list[str]]:
+        source, architecture = case
+        key = recorded.key_of(versions, FLAGS, rules, architecture, code_behind(source))
+        if key in known and (update or not recorded.is_sampled(key)):
+            return key, known[key]
+        lines = check(source, architecture, nvcc, nvdisasm)
+        if key in known and sorted(lines) != sorted(known[key]):
+            raise RuntimeError(f"{source.name}, sm_{architecture}: recorded as {known[key]}")
+        return key, lines
+
+    reports: dict[str, list[str]] = {}
+    compiled = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for key, lines in pool.map(reported, cases):
+            print("\n".join(lines), flush=True)
+            compiled += lines is not known.get(key)
+            reports[key] = lines
+    print(f"{len(cases)} pairs of a file and an architecture, {compiled} of them compiled")
+    if update:
+        recorded.write(TABLE, reports, heading)
+        return []
+    return recorded.outdated(TABLE, heading, known, reports)
 
 
 def main() -> None:
     """Check every file for every architecture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--required", action="store_true", help="fail where there is no nvcc")
+    parser.add_argument("--update", action="store_true", help="write the recorded table")
     options = parser.parse_args()
     nvcc, nvdisasm, cuobjdump = (find(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
     if nvcc is None:
@@ -221,15 +282,15 @@ def main() -> None:
         for a in (*architectures, OLDEST)
         if f"compute_{a.replace('.', '')}" in known
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for lines in pool.map(lambda case: check(case[0], case[1], nvcc, nvdisasm), cases):
-            print("\n".join(lines), flush=True)
+    outdated = check_kernels(cases, nvcc, nvdisasm, options.update)
     print(check_binding(nvcc))
     if cuobjdump:
         print(check_images(nvcc, cuobjdump, architectures))
     if nvdisasm is None or cuobjdump is None:
         print("cuda-check: MACHINE CODE NOT READ: no nvdisasm or cuobjdump (requirements-cuda.txt)")
         sys.exit(options.required)
+    if outdated:
+        sys.exit(f"cuda-check: {outdated[0]}")
 
 
 if __name__ == "__main__":
