@@ -1,4 +1,4 @@
-"""Every operator and loss against what a user would pick instead, and against the machine's limit.
+"""Every operator and loss, compared with its alternatives and with the machine's limit.
 
-`make bench` measures; `report.py` writes tables, `plots.py` pictures, both from the committed JSON.
+`make bench` measures. `report.py` writes tables and `plots.py` figures from the committed JSON.
 """

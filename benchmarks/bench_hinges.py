@@ -1,7 +1,7 @@
-"""Max and sum of hinges. Least work: the products that hold every pair once.
+"""Max and sum of hinges. Least work: the products over all pairs.
 
-Max of hinges needs one, forward; its gradient is a gather of the hardest rows. Sum of hinges and
-the softmax losses need one forward and two backward.
+Max of hinges needs one product, forward; its gradient gathers the hardest rows. Sum of hinges and
+the softmax losses need one product forward and two backward.
 """
 
 from functools import partial

@@ -1,7 +1,8 @@
-"""The intra-modal constraint, at a stated share of pairs inside its band.
+"""The intra-modal constraint, at a given share of pairs inside its band.
 
-Least work. Cosine: half a product forward (the matrix is symmetric), one product backward. l1: two
-instructions per element of every pair forward, three for a pair inside the band backward.
+Least work for cosine: half a product forward (the matrix is symmetric), one product backward.
+Least work for l1: two instructions per element of every pair forward, and three per element of a
+pair inside the band backward.
 """
 
 from functools import partial
@@ -16,14 +17,14 @@ from benchmarks.rivals import eager, keops, plain
 from benchmarks.shapes import LARGE, USUAL, sizes
 from itm_kernels import functional
 
-# Bounds of IMC's defaults on our data: 5 % of the pairs. The dense ones: every cosine above 0.
+# Sparse: IMC's default bounds, which hold 5 % of the pairs of our data. Dense: cosines above 0.
 COSINE = {
     ("paper", "sparse"): (0.05, 0.5),
     ("official", "sparse"): (0.05, 0.5),
     ("paper", "dense"): (0.05, 1.0),
     ("official", "dense"): (0.05, 0.0),
 }
-# The official bounds are ranks: the defaults keep the pairs between 5 % and 50 %.
+# The official bounds are ranks: the defaults keep the pairs between ranks of 5 % and 50 %.
 L1 = {("paper", "sparse"): 0.05, ("paper", "dense"): 0.5, ("official", "defaults"): None}
 
 

@@ -1,8 +1,8 @@
-"""k-means from given centroids, with a fixed number of iterations for everybody.
+"""k-means from given centroids, with the same fixed number of iterations for all contenders.
 
-Least work: one product with the centroids per iteration, and one for the assignment returned.
-Compared is the sum of squared distances to the assigned centroid, not each assignment: rows that
-lie between two centroids may go to either.
+Least work: one product with the centroids per iteration, and one for the returned assignment.
+The compared value is the sum of squared distances to the assigned centroids. Assignments are not
+compared: a row between two centroids may be assigned to either.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ def bench_kmeans(compare, sized, device, size, num_clusters):
         differentiable=False,
         facts={"clusters": num_clusters, "iterations": ITERATIONS},
         value=lambda found: (x.double() - found[1].double()[found[0]]).square().sum(),
-        # A row between two centroids moves both, and other rows with them.
+        # A row between two centroids moves both, and these move other rows.
         tolerance=1e-3,
     )
 

@@ -1,7 +1,8 @@
-"""Whole losses as a training step calls them, at the papers' batch and a usual one.
+"""Whole losses as a training step calls them, at the papers' batch size and a common one.
 
-InfoCMR draws centroids and noise: its rival is our own plain PyTorch form with the same draws.
-Least work: one product for each score matrix forward, two backward where all of it has a gradient.
+InfoCMR draws centroids and noise, so it is compared with our own plain PyTorch and the same draws.
+Least work: one product per score matrix forward, and two backward where the whole matrix has a
+gradient.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ USES = {
 def row_of(
     name: str, size: Size, tensors: tuple[Tensor, ...], forward: float, backward: float
 ) -> Row:
-    """Return the row of a loss that needs so many products of its score matrix."""
+    """Return the row of a loss, given its products of a score matrix forward and backward."""
     product = 2.0 * size.N * size.N * size.D
     work = Work("product", forward * product, backward * product)
     return Row(name, size, tensors, work, uses=USES[name])
@@ -41,7 +42,7 @@ def row_of(
 @SIZES
 def bench_imc(compare, sized, compiled, device, size):
     size = sized(size)
-    # Scores, and half a matrix for each modality; the hinges' gradient is a gather.
+    # The scores, and half a matrix for each modality. The hinges' gradient is a gather.
     row = row_of("imc loss", size, inputs.paired(size, device), 2, 2)
     others = {"eager": plain(eager.imc), "compile": compiled(eager.imc)}
     compare(row, functional.imc_loss, eager.imc, **others)
@@ -72,13 +73,14 @@ def bench_info_cmr(compare, sized, device, size):
     def loss(backend: str) -> Callable[..., Tensor]:
         def function(image: Tensor, text: Tensor) -> Tensor:
             draw = torch.Generator(device).manual_seed(0)
-            # Also for the comparison: in fp64 the generator would draw other noise.
+            # The reference runs in fp32 too: in fp64 the generator would draw other noise.
             rows = image.float(), text.float()
             return functional.info_cmr_loss(*rows, generator=draw, backend=backend)
 
         return function
 
-    # The batch; centroids, logits and norms of the synthetic vectors both ways (about 2 each).
+    # The batch, then centroids, logits and norms of the synthetic vectors in both directions
+    # (about 2 products each).
     row = row_of("info_cmr loss", size, inputs.paired(size, device), 5, 4)
     row.facts["compared with"] = "plain PyTorch in fp32, for equal draws"
     compare(row, loss("auto"), loss("reference"), reference=partial(loss, "reference"))

@@ -1,7 +1,7 @@
 """Ranks of a retrieval evaluation, and mined negatives. Least work: one product.
 
-Drawn negatives differ from draw to draw: compared is the mean score of the drawn ones, within
-what so many draws allow.
+Negatives differ between draws. The compared value is the mean score of the drawn negatives, within
+the sampling error of that many draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def bench_ranks(compare, sized, compiled, device, size):
         (queries, gallery, ids, ids.clone()),
         Work("product", 2.0 * size.N * size.N * size.D, 0),
         differentiable=False,
-        # Scores that fp32 cannot tell apart move a rank by one.
+        # Scores that are equal in fp32 only move a rank by one.
         value=lambda found: found[0].double(),
         tolerance=1e-2,
     )
@@ -40,7 +40,7 @@ def bench_ranks(compare, sized, compiled, device, size):
 
 
 def mean_score(image: Tensor, text: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Return the mean score of the negatives that were drawn."""
+    """Return the function that computes the mean score of drawn negatives."""
 
     def value(found: Sequence[Tensor]) -> Tensor:
         texts, images = found

@@ -1,7 +1,7 @@
-"""Synthetic vectors of 8 clusters, gradients to anchors and members.
+"""Synthetic vectors of 8 clusters, with gradients of anchors and members.
 
-Least work: logits and weighted sum, two products forward; the gradients of both operands of both,
-four backward. kam adds one small system per cluster, which is not counted.
+Least work: two products forward (logits and weighted sum) and four backward (the gradients of both
+operands of each). kam adds one small linear system per cluster, which is not counted.
 """
 
 from functools import partial
@@ -18,8 +18,8 @@ from benchmarks.rivals import eager, keops, plain
 from benchmarks.shapes import CLUSTERS, USUAL, sizes
 from itm_kernels import ops
 
-# Half the typical distance of two members: several of them count. At the paper's .1 every softmax
-# is one-hot, which is no faster, but then errors are not seen.
+# Half the typical distance of two members, so that several members have weight. At the paper's .1
+# every softmax is one-hot: that is no faster, and hides errors.
 SIGMA, RIDGE = 0.3, 1e-4
 
 
@@ -51,12 +51,12 @@ def bench_vectors(compare, sized, device, size, weights):
     ) -> Tensor:
         return ops.rbf_synthesis(anchors, members, assignment, **options, backend=backend).vectors
 
-    # Two loops over the clusters: over each one's own members, gathered, and with masks over all
-    # members, which is 8 times the products but takes ids and a clustering per anchor as well.
+    # eager loops over the clusters and gathers the members of each. The reference masks all members
+    # instead, which takes 8 times the products but supports ids and a clustering per anchor.
     formula = partial(eager.rbf_synthesis, **options)
     others = {"eager": plain(formula), "reference": plain(partial(vectors, backend="reference"))}
     if weights == "attention":
         others["keops"] = partial(keops.rbf_attention, CLUSTERS, SIGMA)
-    # A cluster of one member has other formulas to KeOps: four, which it compiles for 7 s each.
+    # For a cluster with one member KeOps compiles four other formulas, 7 s each.
     assert torch.bincount(assignment, minlength=CLUSTERS).min() > 1
     compare(row, vectors, formula, **others)

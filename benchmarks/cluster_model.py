@@ -1,8 +1,8 @@
-"""What a GPU cluster would take: a model, not a measurement.
+"""A model of contrastive losses on a GPU cluster; nothing here is measured.
 
-It counts what each scheme multiplies and sends per rank (B rows of width D, bf16 embeddings, fp32
-gradients) and divides by the rates below. Latency, stragglers, and everything outside the loss are
-left out; a ring is taken to hide the smaller of computing and sending behind the larger.
+It counts the products and the bytes sent of each scheme per rank (B rows of width D, bf16
+embeddings, fp32 gradients) and divides them by the rates below. Latency, stragglers and everything
+outside the loss are ignored. A ring is assumed to overlap computing and sending completely.
 
 Shards sent per rank and step, in units of B D elements, W ranks:
 - ring: the texts travel W - 1 hops in bf16 forward, again backward, and their gradients W in fp32;
@@ -37,7 +37,7 @@ SCHEMES = (
 
 
 def volume(scheme: str, W: int, B: int, D: int) -> float:
-    """Return the bytes that a rank sends in one step."""
+    """Return the number of bytes that a rank sends in one step."""
     hops = {
         "ring": 2 * (W - 1) * 2 + W * 4,
         "gather": 2 * (W - 1) * (2 + 4),
@@ -61,9 +61,9 @@ def table() -> str:
     lines = [
         "# Contrastive losses on a cluster: a model",
         "",
-        "Nothing here was measured. D = 1024, bf16 embeddings, fp32 gradients; assumptions:",
-        f"{PRODUCT / 1e12:.0f} TFLOP/s a GPU, links as named, one way. See",
-        "`benchmarks/cluster_model.py` for what is counted.",
+        "Nothing here was measured. D = 1024, bf16 embeddings, fp32 gradients. Assumptions:",
+        f"{PRODUCT / 1e12:.0f} TFLOP/s per GPU, and the named links, one way.",
+        "`benchmarks/cluster_model.py` states what is counted.",
         "",
         "| cluster | rows per GPU | scheme | sent per GPU, MB | computing, ms | sending, ms "
         "| step, ms | memory |",

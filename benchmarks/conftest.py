@@ -1,4 +1,4 @@
-"""The `compare` fixture, which every benchmark hands its row and contenders, and the options."""
+"""The options, and the `compare` fixture, which benchmarks call with a row and its contenders."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,30 +16,30 @@ QUICK_ROUNDS, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 40
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what `make bench` and `make bench-quick` set."""
+    """Add the options of `make bench` and `make bench-quick`."""
     add = parser.getgroup("itm_kernels").addoption
-    add("--device", default="cpu", choices=("cpu", "cuda"), help="what the tensors live on")
-    add("--seconds", type=float, default=3.0, help="measured time of a row, all contenders")
-    add("--quick", action="store_true", help="tiny sizes: does everything run, are values equal?")
-    add("--resume", action="store_true", help="keep rows that this machine has measured")
-    add("--goals", action="store_true", help="only rows that have a goal, against eager alone")
-    add("--results", type=Path, help="folder of the JSON file; a quick run needs one to write")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="device of all tensors")
+    add("--seconds", type=float, default=3.0, help="measured time per row, over all contenders")
+    add("--quick", action="store_true", help="tiny sizes: only check that values are equal")
+    add("--resume", action="store_true", help="keep the rows that this machine has measured")
+    add("--goals", action="store_true", help="only rows that have a goal, against eager only")
+    add("--results", type=Path, help="folder of the JSON file; a quick run writes only if given")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let rivals warn: their warnings are not ours to treat as errors."""
+    """Do not turn the warnings of other packages into errors."""
     config.addinivalue_line("filterwarnings", "default")
 
 
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """Leave the host's name out of what pytest-benchmark stores."""
+    """Remove the host name from what pytest-benchmark stores."""
     machine_info.pop("node", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Number the rows for the progress that they print."""
+    """Number the rows for their progress lines."""
     for number, item in enumerate(items, start=1):
         item.stash[PLACE] = f"[{number}/{len(items)}]"
 
@@ -50,7 +50,7 @@ STORE = pytest.StashKey[results.Results]()
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
-    """Return the device of all tensors. Threads are OpenMP's: all cores, or OMP_NUM_THREADS."""
+    """Return the device of all tensors. OpenMP sets the threads: all cores, or OMP_NUM_THREADS."""
     chosen: str = pytestconfig.getoption("device")
     if chosen == "cpu":
         memory.forbid_more_than_there_is()
@@ -59,7 +59,7 @@ def device(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def store(pytestconfig: pytest.Config, device: str) -> results.Results | None:
-    """Return this machine's results, its limits measured; None if nothing is to be written."""
+    """Return this machine's results, with its limits measured; None if nothing is written."""
     folder = pytestconfig.getoption("results")
     if folder is None:
         if pytestconfig.getoption("quick"):
@@ -76,19 +76,19 @@ def store(pytestconfig: pytest.Config, device: str) -> results.Results | None:
 
 @pytest.fixture
 def quick(pytestconfig: pytest.Config) -> bool:
-    """Tell whether this run only checks that everything runs."""
+    """Return whether this run only checks that everything runs."""
     return bool(pytestconfig.getoption("quick"))
 
 
 @pytest.fixture
 def sized(quick: bool) -> Callable[[Size], Size]:
-    """Return the size to run instead of the one asked for."""
+    """Return the function that replaces sizes by tiny ones in a quick run."""
     return Size.tiny if quick else lambda size: size
 
 
 @pytest.fixture
 def compiled(quick: bool) -> Callable[[rivals.Function], Builder]:
-    """Return torch.compile; a quick run traces and leaves the C++ compiler out."""
+    """Return torch.compile. A quick run only traces, without the C++ compiler."""
     return lambda function: rivals.compiled(function, "eager" if quick else "inductor")
 
 
@@ -96,9 +96,9 @@ def compiled(quick: bool) -> Callable[[rivals.Function], Builder]:
 def compare(
     request: pytest.FixtureRequest, benchmark: Any, device: str, store: results.Results | None
 ) -> Iterator[Callable[..., None]]:
-    """Measure ours against its rivals and keep the record.
+    """Measure our function and its rivals, and store the record.
 
-    In a quick run a rival may be missing, but one that is there has to work.
+    In a quick run a rival may be missing, but an installed one must work.
     """
     config = request.config
 
@@ -141,7 +141,7 @@ def _measure(
         rates.append(probe.rate())
         for contender in others:
             contender.measure()
-        others.extend(others[:1])  # another one runs just before ours the next time
+        others.extend(others[:1])  # rotate, so that another one runs just before ours next time
         del others[:1]
 
     once = sum(c.estimate for c in contenders if c.estimate <= SLOW) + 1e-4

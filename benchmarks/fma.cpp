@@ -1,5 +1,5 @@
-// The machine's rate of fp32 instructions: independent multiply-adds on registers, nothing else.
-// Compiled for this machine by limits.py; each thread runs 16 chains, enough to hide the latency.
+// Measures the machine's rate of fp32 instructions: independent multiply-adds on registers.
+// limits.py compiles this file for the machine. Each thread runs 16 chains, which hide the latency.
 #include <cstdint>
 
 #if defined(__AVX512F__)
@@ -15,7 +15,7 @@ extern "C" double multiply_add(int64_t steps, int threads) {
   for (int thread = 0; thread < threads; ++thread) {
     vector zero = {}, factor = zero + 0.999f, term = zero + 0.001f * (thread + 1);
     vector chain[16];
-    // Equal chains would be one chain to the compiler.
+    // The compiler would merge equal chains into one.
     for (int index = 0; index < 16; ++index) chain[index] = zero + float(index);
     for (int64_t step = 0; step < steps; ++step)
 #pragma GCC unroll 16

@@ -1,7 +1,7 @@
-"""How many times faster than eager each instruction set is to be, and what the results say of it.
+"""Speed goals relative to eager PyTorch by instruction set, and the measured ratios.
 
-``python -m benchmarks.goals`` prints every row that has a goal. `make bench` measures these rows
-among all others with the highest instruction set of the machine, `make bench-avx2` with AVX2.
+``python -m benchmarks.goals`` prints every row that has a goal. `make bench` measures these rows,
+among all others, with the highest instruction set of the machine; `make bench-avx2` with AVX2.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import report, tables
 
-# Rows as the results name them. D = 1024, fp32, forward and backward.
+# Keys are those of the results. D = 1024, fp32, forward and backward.
 GOALS = {
     "max_of_hinges/N=128,D=1024,float32": {"AVX512": 3.0, "AVX2": 2.5},
     "max_of_hinges/N=4096,D=1024,float32": {"AVX512": 5.0, "AVX2": 5.0},
@@ -24,7 +24,7 @@ GOALS = {
 
 
 def table(everything: dict[str, dict[str, Any]]) -> str:
-    """Return a Markdown table of what was measured of every goal."""
+    """Return a Markdown table of every goal and its measured ratio."""
     lines = []
     for content in everything.values():
         chosen = content["machine"]["instruction_set"]

@@ -1,8 +1,8 @@
-"""Host time of a training step: two pairs, whose arithmetic takes no time, with CPU operators.
+"""Host time of a training step, measured on two pairs, whose arithmetic takes no time.
 
 `python -m benchmarks.host_time` prints, for every loss, the process time of a forward and a
-backward pass next to eager PyTorch's, medians of interleaved rounds. What is above eager's is
-Python's: checks, options, the choice of a backend, autograd. On a GPU a small batch waits for it.
+backward pass beside that of eager PyTorch, as medians of interleaved rounds. The difference is time
+in Python: checks, options, the choice of a backend, autograd. On a GPU a small batch waits for it.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from benchmarks.tables import table
 from itm_kernels import losses
 
 N, D = 2, 8
-CALLS = 20  # of a round
+CALLS = 20  # per round
 Step = Callable[[], None]
 
 
 class Contest(NamedTuple):
-    """A loss as a Module, and the formula that people write."""
+    """A loss as a Module, and its usual formula in eager PyTorch."""
 
     ours: Callable[..., Tensor]
     eager: Callable[..., Tensor]
-    views: bool = False  # inputs are two views of both sides, and of what is fused
+    views: bool = False  # inputs are two views of images, texts and fused vectors
 
 
 def contests() -> dict[str, Contest]:
-    """Return every loss with an eager formula."""
+    """Return every loss that has an eager formula."""
     scaled: dict[str, Any] = {"logit_scale": eager.SCALE}
     return {
         "MaxOfHingesLoss": Contest(losses.MaxOfHingesLoss(), eager.max_of_hinges),
@@ -61,7 +61,7 @@ def step(loss: Callable[..., Tensor], views: bool) -> Step:
 
 
 def seconds(run: Step) -> float:
-    """Return the process time of a call, in a round of several."""
+    """Return the process time per call, averaged over a round."""
     start = time.process_time()
     for _ in range(CALLS):
         run()

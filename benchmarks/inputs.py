@@ -1,9 +1,9 @@
-"""Embeddings whose scores look like a trained model's.
+"""Embeddings whose scores are distributed like those of a trained model.
 
-Independent random rows at D = 1024 are all orthogonal: no hinge would be active and no band would
-hold a pair, and a kernel that skips what is empty would look faster than it is. So both modalities
-share a latent of a few dimensions, which spreads the cosines: with the constants below positives
-score .85, and 5 % of all pairs lie in IMC's band (cosine .5 to .95).
+Independent random rows at D = 1024 are nearly orthogonal: no hinge would be active and no band
+would hold a pair, so a kernel that skips empty tiles would look faster than it is. Both modalities
+therefore share a latent of a few dimensions, which spreads the cosines. With the constants below,
+positives score .85 and 5 % of all pairs lie in IMC's band (cosine .5 to .95).
 """
 
 from functools import lru_cache
@@ -15,23 +15,23 @@ from torch.nn.functional import normalize
 from benchmarks.shapes import Size
 
 LATENT = 8
-SHARED = 0.85  # part of a row's squared length that the latent holds
+SHARED = 0.85  # share of a row's squared norm that comes from the latent
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """Return a generator of its own for every row, so that rows do not depend on their order."""
+    """Return a new generator, so that a row's data does not depend on the order of the rows."""
     return torch.Generator().manual_seed(seed)
 
 
 def paired(size: Size, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return image and text embeddings [N, D] of length 1, row n of both a pair."""
+    """Return image and text embeddings [N, D] of norm 1; rows n form a pair."""
     image, text = _drawn(size.N, size.D, seed)
     return image.to(device, size.dtype, copy=True), text.to(device, size.dtype, copy=True)
 
 
 @lru_cache(2)
 def _drawn(N: int, D: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw the rows on the host: seconds at 32,768 rows, for the many losses that take the same."""
+    """Draw the rows on the host; cached, because drawing 32,768 rows takes seconds."""
     draw = generator(seed)
     rank = min(LATENT, D)
     latent = normalize(torch.randn(N, rank, generator=draw), dim=-1)
@@ -46,15 +46,15 @@ def _drawn(N: int, D: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def band(x: Tensor, density: float, p: float = 1.0) -> tuple[float, float]:
-    """Return bounds of the p-norm's distance that hold this share of all pairs.
+    """Return bounds on the p-norm distance that hold this share of all pairs.
 
-    The nearest pairs, as IMC's defaults do.
+    The share is that of the nearest pairs, as with IMC's defaults.
     """
     rows = x[:512].float()
     distance = torch.cdist(rows, rows, p=p)
     others = distance[~torch.eye(len(rows), dtype=torch.bool, device=x.device)]
     ordered = others.sort().values
-    # Every distance is there twice: between two pairs, so that none lies on the bound.
+    # Every distance occurs twice. The bound is halfway between two pairs, so that none lies on it.
     place = 2 * max(1, round(density * len(ordered) / 2))
     return 0.0, (ordered[place - 1 : place + 1].sum() / 2).item()
 
@@ -69,7 +69,7 @@ def density(x: Tensor, lower: float, upper: float) -> float:
 
 
 def violations(image: Tensor, text: Tensor, margin: float) -> dict[str, float]:
-    """Return which share of the negatives, and of the anchors, violates the margin."""
+    """Return the shares of negatives and of anchors that violate the margin."""
     scores = image.float() @ text.float().T
     excess = scores - scores.diagonal()[:, None] + margin
     excess.fill_diagonal_(0)

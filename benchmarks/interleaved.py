@@ -1,8 +1,8 @@
-"""One row: ours and its rivals in turns, in one process, so that the machine's drift cancels.
+"""Interleaved timing of one row: all contenders in one process, so that machine drift cancels.
 
-A round runs every contender, forward then backward: once, or if that is short several times in a
-row, of which the median counts. The first would meet the previous contender's data in the caches.
-Ratios are taken within a round and their median is reported. Before the first round each
+A round runs every contender, forward then backward. A short contender runs several times in a round
+and its median counts, because the first run finds the previous contender's data in the caches.
+Ratios are taken within a round, and their median is reported. Before the first round, each
 contender's values and gradients are compared with the formula in fp64: a benchmark of different
 mathematics fails instead of being reported.
 """
@@ -20,47 +20,48 @@ from benchmarks.rivals import Builder, Function, UnavailableError
 from benchmarks.shapes import Size
 from itm_kernels import backends
 
-# Relative to the norm. Values are sums over many pairs. A gradient may differ where fp32 cannot
-# tell two negatives apart or on which side of a bound a pair lies; other mathematics differs by 1.
+# Of values and gradients, relative to the norm. Values are sums over many pairs. A gradient may
+# differ where fp32 cannot distinguish two negatives, or on which side of a bound a pair lies;
+# different mathematics differs by 1.
 TOLERANCE = {torch.float32: (1e-4, 5e-2), torch.bfloat16: (5e-2, 5e-1)}
-SLOW = 3.0  # seconds: a contender that takes longer runs once more, not every round
-SHORT, MOST = 0.02, 9  # seconds: what takes less is run until it has taken them, or so often
+SLOW = 3.0  # seconds; a contender that takes longer runs in one round only
+SHORT, MOST = 0.02, 9  # a shorter contender runs for so many seconds, at most so many times
 
 
-def as_it_is(outputs: Sequence[Tensor]) -> Tensor:
-    """Return the one tensor that a function returns."""
+def only_output(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the single output of a function."""
     return outputs[0]
 
 
 @dataclass
 class Row:
-    """What is computed, on which tensors, and the least work that it needs."""
+    """An operator or loss, its inputs, and the least work that it needs."""
 
     operator: str
     size: Size
     tensors: tuple[Tensor, ...]
     work: Work
     case: str = ""
-    uses: tuple[str, ...] = ()  # operators below a loss, for what "auto" picks; default: operator
+    uses: tuple[str, ...] = ()  # operators of a loss, to record their backends; default: operator
     differentiable: bool = True
-    facts: dict[str, Any] = field(default_factory=dict)  # of the data: density, active anchors
-    value: Callable[[Sequence[Tensor]], Tensor] = as_it_is  # of the outputs, what must be equal
-    tolerance: float | None = None  # of the value, where the common one does not fit
+    facts: dict[str, Any] = field(default_factory=dict)  # about the data: density, active anchors
+    value: Callable[[Sequence[Tensor]], Tensor] = only_output  # the compared value of the outputs
+    tolerance: float | None = None  # of the value; None: the common one
 
     @property
     def key(self) -> str:
-        """Return the row's name in the results."""
+        """Return the row's key in the results."""
         return "/".join(part for part in (self.operator, self.case, str(self.size)) if part)
 
 
 def outputs_of(function: Function, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return what a function returns, always as a tuple."""
+    """Call a function and return its outputs as a tuple."""
     result = function(*tensors)
     return tuple(result) if isinstance(result, tuple) else (result,)
 
 
 class Run:
-    """One forward and backward pass of a contender, with or without a clock."""
+    """A forward and a backward pass of a contender, timed."""
 
     def __init__(self, row: Row, function: Function, device: str, double: bool = False) -> None:
         self.row, self.function, self.device = row, function, device
@@ -80,7 +81,7 @@ class Run:
         self.outputs[0].backward(self.seed)
 
     def prepare(self) -> None:
-        """Forget the last pass."""
+        """Discard the outputs and gradients of the last pass."""
         self.outputs = ()
         for leaf in self.leaves:
             leaf.grad = None
@@ -115,7 +116,7 @@ def distance(found: Sequence[Tensor], truth: Sequence[Tensor]) -> tuple[float, f
 
 
 class Contender:
-    """A contender of one row: first whether it can run and is right, then its times."""
+    """A contender of one row: whether it runs, its errors, its peak memory and its times."""
 
     def __init__(self, name: str, row: Row, builder: Builder, device: str) -> None:
         self.name, self.row, self.device = name, row, device
@@ -142,7 +143,7 @@ class Contender:
             self.record = {"status": f"fails: {type(error).__name__}: {lines[0][:120]}"}
 
     def compare(self, truth: Sequence[Tensor]) -> None:
-        """Hold value and gradients against fp64."""
+        """Compare value and gradients with fp64."""
         if self.run is None:
             return
         value, gradient = distance(self.run.found(), truth)
@@ -153,7 +154,7 @@ class Contender:
         self.record |= {"error": value, "gradient_error": gradient}
 
     def weigh(self) -> None:
-        """Record time and memory of a second pass."""
+        """Record the time and peak memory of a second pass."""
         if self.run is None:
             return
         run, times = self.run, self.times
@@ -163,7 +164,7 @@ class Contender:
         self.record["peak_memory"] = peak
 
     def measure(self) -> None:
-        """Run with the clock: once, or the median of several short runs."""
+        """Time one run, or the median of several short runs."""
         if self.run is not None and not (self.estimate > SLOW and self.times):
             runs = []
             for _ in range(max(1, int(SHORT / max(self.estimate, SHORT / MOST)))):
@@ -197,7 +198,7 @@ def summary(contenders: Sequence[Contender], rates: Sequence[float], row: Row) -
             work = getattr(row.work, mode)
             record[mode]["rate"] = work / record[mode]["median"]
             record[mode]["percent_of_limit"] = 100 * record[mode]["rate"] / rate["median"]
-            # A slow contender has fewer rounds: the first ones of ours are its neighbours.
+            # A slow contender has fewer rounds, which are the first rounds of ours.
             pairs = zip(contender.times, ours.times, strict=False)
             record[mode]["ratio"] = quartiles([part(theirs) / part(our) for theirs, our in pairs])
     return {

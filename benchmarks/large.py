@@ -1,7 +1,7 @@
-"""100,000 rows, 10^10 pairs: indices beyond 2^31, to the end, values and gradients checked.
+"""Losses of 100,000 rows and 10^10 pairs: indices beyond 2^31, with values and gradients checked.
 
-Nothing of size N x M fits in memory, so what a loss should be is computed in fp64 for blocks of
-rows: all hardest negatives for max of hinges, the pairs of sampled rows for the constraint.
+Nothing of size N x M fits in memory. The expected values are computed in fp64 for blocks of rows:
+all hardest negatives for max of hinges, and the pairs of sampled rows for the constraint.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from itm_kernels import functional
 
 SAMPLE, BLOCK = 256, 500
 LOWER, UPPER = 0.05, 0.5  # the paper's
-# Of the sampled rows that may differ: where fp32 cannot tell the two hardest negatives apart, or
-# on which side of a bound one of 100,000 pairs lies, one row's gradient is another one.
+# Share of sampled rows that may differ: where fp32 cannot distinguish the two hardest negatives, or
+# on which side of a bound one of 100,000 pairs lies, the gradient of a row is a different one.
 EXCEPTIONS, CLOSE = 0.02, 1e-3
 
 
 def progress(what: str, rows: range) -> Iterator[int]:
-    """Yield block starts, saying now and then how far they are."""
+    """Yield the starts of blocks, and print the progress every 5 s."""
     start = said = time.monotonic()
     for first in rows:
         yield first
@@ -66,7 +66,7 @@ def hinges_in_blocks(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def constraint_of_rows(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, in fp64, the sums of sampled rows and the gradient of the whole at them."""
+    """Return, in fp64, the sums of sampled rows and their gradient of the whole loss."""
     x = x.double()
     unit = normalize(x, dim=-1)
     sampled = x[rows].requires_grad_()
@@ -78,14 +78,14 @@ def constraint_of_rows(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         outside[torch.arange(len(delta)), rows[part]] = True
         values = delta.masked_fill(outside, 0).sum(1)
         total[part] = values.detach()
-        # Every pair counts from both of its rows.
+        # Every pair counts twice, once for each of its rows.
         (2 * values.sum()).backward()
     assert sampled.grad is not None
     return total, sampled.grad
 
 
 def rows_off(found: Tensor, expected: Tensor) -> float:
-    """Return the share of rows that are not close, relative to a typical row's norm."""
+    """Return the share of rows that are not close, relative to the norm of a typical row."""
     scale = expected.reshape(len(expected), -1).norm(dim=1).mean().clamp_min(1e-30)
     error = (found.double() - expected).reshape(len(expected), -1).norm(dim=1) / scale
     return (error > CLOSE).double().mean().item()
@@ -94,7 +94,7 @@ def rows_off(found: Tensor, expected: Tensor) -> float:
 def to_the_end(
     loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], device: str
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Run forward and backward; return the unreduced loss, and times and memory."""
+    """Run forward and backward; return the unreduced loss, the times and the peak memory."""
     found: list[Tensor] = []
     clock: dict[str, float] = {}
 
@@ -154,7 +154,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only check that it runs")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parsed = parser.parse_args()
     records = measure(*((300, 16) if parsed.quick else BEYOND_32_BITS), parsed.device)

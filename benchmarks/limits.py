@@ -1,7 +1,7 @@
-"""What this machine can do, measured next to every row: products, fp32 instructions, copies.
+"""Rates of the machine, measured with every row: products, fp32 instructions, copies.
 
-A limit is the least work that the mathematics needs, over the rate of the machine at that kind of
-work. The rate is taken in every round of a row, so that a slow minute of the machine slows both.
+A limit is the least work that the mathematics needs, divided by the machine's rate for that kind of
+work. The rate is measured in every round of a row, so that slow phases of the machine affect both.
 """
 
 import ctypes
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 UNITS = {"product": "FLOP/s", "instructions": "fp32 lane instructions/s", "copy": "bytes/s"}
-LEAST_SIDE, MOST_SIDE = 512, 2048  # of the product: smaller is launch, larger only takes longer
+# Side of the product. Below, overhead dominates; above, the rate does not change.
+LEAST_SIDE, MOST_SIDE = 512, 2048
 MOST_SIDE_CUDA = 16384
 STEPS = 1 << 20  # some milliseconds
 COPIED = 1 << 26  # bytes: beyond the caches
@@ -41,13 +42,13 @@ class Work:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device, so that the clock sees all of its work."""
+    """Wait for the device, so that the clock includes all of its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
-    """Return the time of one call: on the CPU by the clock, on CUDA by events, its L2 cold."""
+    """Return the time of one call: by the clock on the CPU, by events with a cold L2 on CUDA."""
     if device == "cuda":
         return _seconds_cuda(function)
     start = time.perf_counter()
@@ -61,10 +62,10 @@ def _flushed() -> Tensor:
 
 
 def _seconds_cuda(function: Callable[[], object]) -> float:
-    """Time a call between two events. While the L2 is written the host is ahead of the device.
+    """Time a call between two events, queued while the device overwrites the L2.
 
     A call of few kernels is then timed without its launches, as in a training step that keeps the
-    queue full; one whose launches take longer than the writing shows them.
+    queue full. Launches that take longer than the overwriting are included.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     synchronize("cuda")
@@ -77,7 +78,7 @@ def _seconds_cuda(function: Callable[[], object]) -> float:
 
 
 class Probe:
-    """Measures the rate of one kind of work at a row's size, again at every call."""
+    """Measures the rate of one kind of work at a row's size, once per call."""
 
     def __init__(self, kind: str, N: int, D: int, dtype: torch.dtype, device: str) -> None:
         self.device = device
@@ -141,7 +142,7 @@ def _library() -> ctypes.CDLL:
 
 
 def measured(device: str) -> dict[str, float]:
-    """Return every rate once, for the head of the results."""
+    """Measure and return every rate, for the header of the results."""
     rates = {"copy bytes/s": Probe("copy", 1, 1, torch.float32, device).rate()}
     for dtype in (torch.float32, torch.bfloat16):
         name = f"product {str(dtype).removeprefix('torch.')} FLOP/s"

@@ -1,4 +1,4 @@
-"""Peak memory of a call: resident pages on the CPU, torch's own count on CUDA."""
+"""Peak memory of a call: resident pages on the CPU, torch's counter on CUDA."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ def _status(field: str) -> int:
 
 
 def available() -> int:
-    """Return the bytes that can still be had without swapping; 0 if the system does not say."""
+    """Return the bytes available without swapping; 0 if the system does not report them."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
@@ -28,24 +28,24 @@ def available() -> int:
 
 
 def forbid_more_than_there_is(held_back: int = 1 << 30) -> None:
-    """Let an allocation that cannot be served raise, instead of killing the process later."""
+    """Make an allocation beyond the available memory raise, instead of killing the process."""
     if available():
         limit = _status("VmSize") + available() - held_back
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell an allocation that failed from any other error."""
+    """Return whether an error is a failed allocation."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return re.search("allocate|out of memory|bad_alloc", str(error)) is not None
 
 
 def peak(function: Callable[[], object], device: str) -> int | None:
-    """Return how far one call raises memory over what was held before; None if it cannot be seen.
+    """Return the peak memory of one call above the memory held before; None if it is not reported.
 
-    On Linux the kernel's own high-water mark is reset first, and the C library gives back what it
-    keeps for later: otherwise memory that an earlier call has freed would look free of charge.
+    On Linux the kernel's high-water mark is reset first, and the C library returns its free blocks.
+    Otherwise memory that an earlier call has freed would not be counted.
     """
     gc.collect()
     if device == "cuda":
@@ -61,7 +61,7 @@ def peak(function: Callable[[], object], device: str) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except AttributeError:
-        pass  # not glibc: what it keeps is not counted
+        pass  # not glibc: its free blocks are not counted
     CLEAR.write_text("5")
     before = _status("VmRSS")
     function()

@@ -1,4 +1,4 @@
-"""Our losses as functions of embeddings alone, where a training step hands them more."""
+"""Losses as functions of embeddings only, where a training step passes more arguments."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ _ITO = losses.ITOLoss(SCALE, learnable=False)
 
 
 def itm(image: Tensor, text: Tensor) -> Tensor:
-    """Image-text matching on the hardest negatives, with dot products for a fusion model."""
+    """Return image-text matching on the hardest negatives; dot products replace a fusion model."""
 
     def match(i: Tensor, t: Tensor) -> Tensor:
         return (image.index_select(0, i) * text.index_select(0, t)).sum(1)
@@ -19,5 +19,5 @@ def itm(image: Tensor, text: Tensor) -> Tensor:
 
 
 def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
-    """ITO over views `[V, N, D]` and fused vectors."""
+    """Return ITO over views `[V, N, D]` and fused vectors."""
     return _ITO(images, texts, fused)

@@ -1,4 +1,4 @@
-"""One JSON file per machine: what was measured, with what, and the machine without its name."""
+"""One JSON file per machine: measurements, versions and machine model, without the host name."""
 
 import json
 import os
@@ -13,16 +13,15 @@ import torch
 from itm_kernels import backends
 
 FOLDER = Path(__file__).parent / "results"
-# Each of the three that compute chooses its own instructions: ATen with our loops, MKL's products,
-# oneDNN's.
+# ATen (with our loops), MKL and oneDNN each choose their own instructions.
 CHOICES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 
 def cpu_model() -> str:
-    """Return the processor's model as its vendor writes it, with its family where that says little.
+    """Return the vendor's name of the processor, with its family if the name has no number.
 
-    A virtual machine may call generations that differ in speed by one name, "AMD EPYC".
+    A virtual machine may use one name, "AMD EPYC", for generations that differ in speed.
     """
     facts: dict[str, str] = {}
     try:
@@ -38,7 +37,7 @@ def cpu_model() -> str:
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:
-    """Return what decides the speed of this machine; never its host name."""
+    """Return the facts that determine the speed of this machine, without its host name."""
     facts: dict[str, Any] = {
         "device": device,
         "cpu": cpu_model(),
@@ -59,9 +58,9 @@ def machine(device: str, threads: int) -> dict[str, Any]:
 
 
 def name(facts: dict[str, Any]) -> str:
-    """Return the file's name of a machine: model family and cores, or the GPU.
+    """Return the file name of a machine: processor model and cores, or the GPU.
 
-    A run that was told which instructions to use has a file of its own.
+    A run with a chosen instruction set has its own file.
     """
     if facts["device"] == "cuda":
         return f"cuda-{_slug(facts['gpu'])}"
@@ -71,7 +70,7 @@ def name(facts: dict[str, Any]) -> str:
 
 
 def commit() -> str:
-    """Return the commit that was last measured with, marked if more than results has changed."""
+    """Return the current commit, marked "-dirty" if files other than results have changed."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=FOLDER.parent.parent, **OUTPUT)
@@ -90,7 +89,7 @@ def _slug(text: str) -> str:
 
 
 class Results:
-    """The file, written after every row, so that an interrupted run can go on."""
+    """The results file. It is written after every row, so that an interrupted run can continue."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,7 +98,7 @@ class Results:
             self.content.update(json.loads(path.read_text(encoding="utf-8")))
 
     def begin(self, facts: dict[str, Any], versions: dict[str, str], resume: bool) -> None:
-        """Keep what is there if it was measured on this machine with these versions."""
+        """Keep the stored results if they were measured on this machine with these versions."""
         if self.content["machine"] != facts or self.content["versions"] != versions:
             self.content = {}
         elif not resume:
@@ -112,7 +111,7 @@ class Results:
         return self.content.setdefault(section, {})
 
     def add(self, section: str, key: str, record: Any) -> None:
-        """Add a record and write the file, whole or not at all."""
+        """Add a record and write the file atomically."""
         self.section(section)[key] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
@@ -121,7 +120,7 @@ class Results:
 
 
 def rounded(value: Any) -> Any:
-    """Return the same with floats of four significant digits: more are noise."""
+    """Return a copy with floats rounded to four significant digits; the others are noise."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):

@@ -1,8 +1,9 @@
-"""Time and memory of whole losses over N, each in a fresh process, with the fitted exponents.
+"""Time and memory of whole losses over N, each in a fresh process, with fitted exponents.
 
-Two studies of forward plus backward: N from 128 to 131,072 at a width so small that what happens to
-the N x M pairs dominates, and the memory of one large batch. A process of its own, so that nothing
-an earlier loss has left behind looks free; sizes ascend, so that the largest pays for itself.
+There are two studies of forward plus backward: N from 128 to 131,072 at a small width, where the
+work on the N x M pairs dominates, and the memory of one large batch. Every loss has its own
+process, so that it does not reuse memory that an earlier loss has freed. Sizes ascend, so that the
+largest allocates its own memory.
 """
 
 import argparse
@@ -28,14 +29,14 @@ from itm_kernels import functional
 from itm_kernels.backends import Backend
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-REPEATS, ENOUGH = 9, 0.3  # measurements of a size, fewer once they take so many seconds together
+REPEATS, ENOUGH = 9, 0.3  # measurements per size; one if a step takes more seconds than ENOUGH
 SETTLED = 32  # rows of an unmeasured first step
-# Seconds that the next size may be expected to take: of ours, and of a rival.
+# A size that is expected to take more seconds than this is not run.
 LONGEST, LONGEST_OF_RIVAL = 100.0, 40.0
-FITTED_FROM = 2048  # below, calls and launches weigh more than pairs
-# glibc keeps freed blocks in its heap, whose holes depend on what else is there: the same step of
-# ours held 185 to 307 MiB in a dozen processes, of which 133 were alive. With this it gives large
-# blocks back when they are freed, and the memory study counts what a loss needs, 138 each time.
+FITTED_FROM = 2048  # smaller sizes are dominated by the overhead of calls
+# glibc keeps freed blocks in its heap, which fragments: the same step held 185 to 307 MiB in a
+# dozen processes, of which 133 were live. With this setting glibc returns large blocks when they
+# are freed, and the memory study counts what a loss needs, 138 MiB each time.
 NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
@@ -44,7 +45,7 @@ def _first(constraint: Callable[[Tensor], Tensor]) -> Loss:
 
 
 def _ito(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
-    """One view of each modality, and two fused vectors of every pair."""
+    """Return a loss on one view of each modality and two fused vectors of every pair."""
     return lambda image, text: loss(
         image[None], text[None], torch.stack((image + text, image - text))
     )
@@ -104,7 +105,7 @@ def worker(
     loss: Loss, rows: list[int], D: int, device: str, longest: float
 ) -> Iterator[dict[str, Any]]:
     """Measure one loss at ascending sizes, until one fails or would take too long."""
-    # What the libraries set up at their first call is no memory of the loss.
+    # The first call of the libraries allocates memory that is not the loss's.
     step(loss, inputs.paired(Size(SETTLED, D), device))
     spent = 0.0
     for place, N in enumerate(rows):
@@ -125,7 +126,7 @@ def worker(
 def in_a_process(
     name: str, contender: str, rows: tuple[int, ...], D: int, device: str, setting: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Run `worker` in a fresh process; a killed one has run out of memory."""
+    """Run `worker` in a fresh process. A killed process has run out of memory."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--device", device, "--worker"]
     command += [name, contender, str(D), *map(str, rows)]
     environment = os.environ | setting | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -151,7 +152,7 @@ def exponent(points: list[dict[str, Any]], field: str) -> float | None:
 
 
 def study(store: results.Results, device: str, resume: bool, quick: bool, only: str | None) -> None:
-    """Run both studies, or one, and keep every curve as it is finished."""
+    """Run both studies, or one of them, and store every finished curve."""
     kinds = {"scaling": STUDY, "memory": ((MEMORY[0],), MEMORY[1])}
     kinds = {name: kind for name, kind in kinds.items() if only in (None, name)}
     if quick:
@@ -163,7 +164,7 @@ def study(store: results.Results, device: str, resume: bool, quick: bool, only: 
                 continue
             record: dict[str, Any] = {"D": D}
             for contender in contenders:
-                # A rival's quarter of the one batch says whether the whole would take too long.
+                # A quarter of the batch predicts whether a rival's whole batch takes too long.
                 first = () if contender == "ours" or len(rows) > 1 else (rows[0] // 4,)
                 points = in_a_process(name, contender, first + rows, D, device, setting)
                 record[contender] = {
@@ -182,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only check that it runs")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--only", choices=("scaling", "memory"), help="one of the two studies")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
@@ -198,7 +199,7 @@ def main() -> None:
         return
     facts = results.machine(parsed.device, torch.get_num_threads())
     store = results.Results(parsed.results / f"{results.name(facts)}.json")
-    # The rows stand in the same file: a study never starts it anew.
+    # The same file holds the rows, so a study never clears it.
     store.begin(facts, rivals.versions(), resume=True)
     study(store, parsed.device, parsed.resume, parsed.quick, parsed.only)
 

@@ -1,4 +1,4 @@
-"""What a user would pick instead: plain PyTorch formulas, and packages.
+"""Alternatives to this package: plain PyTorch formulas and other packages.
 
 A rival is a builder that returns a function of the row's tensors, or raises `UnavailableError`.
 """
@@ -18,7 +18,7 @@ PACKAGES = {
     "keops": "pykeops",
     "scikit-learn": "scikit-learn",
     "faiss": "faiss-cpu",
-    # Triton on CUDA alone: `pip install --no-deps` where a CUDA build of torch is.
+    # Triton kernels for CUDA only: `pip install --no-deps` beside a CUDA build of torch.
     "inf_cl": "inf-cl",
     "memeff": "memeff",
     "siglip_kernel": "siglip-kernel",
@@ -26,11 +26,11 @@ PACKAGES = {
 
 
 class UnavailableError(RuntimeError):
-    """A rival that cannot run a row here; the message is what the report shows."""
+    """Raised by a rival that cannot run a row here. The report shows the message."""
 
 
 def versions() -> dict[str, str]:
-    """Return the version of every package that is compared, empty where it is not installed."""
+    """Return the version of every compared package, empty if it is not installed."""
     found = {}
     for distribution in ("torch", "numpy", "pytest-benchmark", *PACKAGES.values()):
         try:
@@ -46,7 +46,7 @@ def plain(function: Function) -> Builder:
 
 
 def compiled(function: Function, backend: str = "inductor") -> Builder:
-    """Return the builder of a formula under torch.compile, for the row's sizes alone."""
+    """Return the builder of a formula under torch.compile, specialised to the row's sizes."""
 
     def build() -> Function:
         torch._dynamo.reset()

@@ -1,6 +1,6 @@
-"""The formulas that people write: VSE++'s and IMC's own code, and the plainest form of the others.
+"""The losses in eager PyTorch, as VSE++ and IMC write them, and the simplest form of the others.
 
-Written as in those projects: several N x M matrices live at once, and autograd keeps them.
+As in those projects, several N x M matrices are live at once, and autograd keeps them.
 """
 
 import torch
@@ -13,12 +13,12 @@ from torch.nn.functional import (
 )
 
 MARGIN = 0.2
-SCALE = 20.0  # 1 / temperature of the papers, .05
+SCALE = 20.0  # 1 / temperature, which is .05 in the papers
 BIAS = -10.0
 
 
 def _hinges(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """VSE++, `ContrastiveLoss.forward` up to its reduction."""
+    """Return the two cost matrices of VSE++'s `ContrastiveLoss.forward`, before the reduction."""
     scores = image @ text.T  # [N, N]
     diagonal = scores.diagonal().view(-1, 1)
     text_cost = (MARGIN + scores - diagonal.expand_as(scores)).clamp(min=0)
@@ -28,31 +28,31 @@ def _hinges(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sum_of_hinges(image: Tensor, text: Tensor) -> Tensor:
-    """VSE++ without `max_violation`."""
+    """Return VSE++'s loss without `max_violation`."""
     text_cost, image_cost = _hinges(image, text)
     return text_cost.sum() + image_cost.sum()
 
 
 def max_of_hinges(image: Tensor, text: Tensor) -> Tensor:
-    """VSE++ with `max_violation`."""
+    """Return VSE++'s loss with `max_violation`."""
     text_cost, image_cost = _hinges(image, text)
     return text_cost.max(1)[0].sum() + image_cost.max(0)[0].sum()
 
 
 def info_nce(image: Tensor, text: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy, from one score matrix."""
+    """Return CLIP's symmetric cross-entropy, from one score matrix."""
     logits = SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T
     labels = torch.arange(logits.shape[0], device=logits.device)
     return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
 
 
 def info_cmr(image: Tensor, text: Tensor) -> Tensor:
-    """InfoCMR without synthesis and noise: the two directions are added."""
+    """Return InfoCMR without synthesis and noise: the two directions are added."""
     return 2 * info_nce(image, text)
 
 
 def sigmoid(image: Tensor, text: Tensor) -> Tensor:
-    """SigLIP: minus the log sigmoid of every pair, over the number of texts."""
+    """Return SigLIP's loss: minus the log sigmoid of every pair, over the number of texts."""
     logits = SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T + BIAS
     labels = 2 * torch.eye(logits.shape[0], device=logits.device, dtype=logits.dtype) - 1
     return -logsigmoid(labels * logits).sum() / logits.shape[0]
@@ -65,7 +65,7 @@ def intra_modal(
     lower: float = 0.05,
     upper: float = 0.5,
 ) -> Tensor:
-    """IMC's constraint of one modality, by score or distance matrix and masks."""
+    """Return IMC's constraint of one modality, from a score or distance matrix and masks."""
     N = x.shape[0]
     own = torch.eye(N, dtype=torch.bool, device=x.device)
     if metric == "cosine":
@@ -84,12 +84,12 @@ def intra_modal(
 
 
 def imc(image: Tensor, text: Tensor) -> Tensor:
-    """The whole loss of IMC's training loop: max of hinges and both constraints."""
+    """Return the whole loss of IMC's training loop: max of hinges and both constraints."""
     return max_of_hinges(image, text) + intra_modal(image) + intra_modal(text)
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """The l1 distance matrix."""
+    """Return the l1 distance matrix."""
     return torch.cdist(x, y, p=1.0)
 
 
@@ -102,7 +102,7 @@ def rbf_synthesis(
     weights: str,
     ridge: float,
 ) -> Tensor:  # [N, K, D]
-    """Loop over the clusters: own members, softmax, for kam a Cholesky solve, product."""
+    """Loop over the clusters: gather the members, softmax, Cholesky solve (kam only), product."""
     vectors = []
     for k in range(num_clusters):
         own = members[assignment == k]
@@ -116,7 +116,7 @@ def rbf_synthesis(
 
 
 def kmeans(x: Tensor, init: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations with a distance matrix and a sum per cluster."""
+    """Run Lloyd's iterations with a distance matrix and a sum per cluster."""
     centroids = init
     for _ in range(iterations):
         nearest = torch.cdist(x, centroids).argmin(1)
@@ -133,7 +133,7 @@ def sample_negatives(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """ALBEF's sampler, masked before its softmax: one negative per anchor, both ways."""
+    """Draw negatives as ALBEF, masked before the softmax: one per anchor, in both directions."""
     scores = image @ text.T / temperature
     own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
     scores = scores.masked_fill(own, -torch.inf)
@@ -159,7 +159,7 @@ def ranks(
 
 
 def itm(image: Tensor, text: Tensor) -> Tensor:
-    """Image-text matching on the hardest negatives, with dot products for a fusion model."""
+    """Return image-text matching on the hardest negatives; dot products replace a fusion model."""
     N = image.shape[0]
     with torch.no_grad():
         own = torch.eye(N, dtype=torch.bool, device=image.device)
@@ -172,7 +172,7 @@ def itm(image: Tensor, text: Tensor) -> Tensor:
 
 
 def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
-    """ITO: CLIP's loss over all pairs of views, and NT-Xent between two fused vectors."""
+    """Return ITO: CLIP's loss over all pairs of views, plus NT-Xent between two fused vectors."""
     align = [info_nce(image, text) for image in images for text in texts]
     both = SCALE * normalize(fused.flatten(0, 1), dim=-1)  # [2 N, D]
     logits = both @ both.T / SCALE

@@ -13,18 +13,18 @@ from benchmarks.rivals.packages import load
 
 
 def _lazy() -> Any:
-    # pykeops prints what it finds and compiles; it reads this when it is first imported.
+    # Silences pykeops, which reads this variable when it is first imported.
     os.environ.setdefault("PYKEOPS_VERBOSE", "0")
     return load("pykeops.torch").LazyTensor
 
 
 def intra_modal_l1(lower: float, upper: float) -> Function:
-    """Sum of the l1 distances inside a band (mode "paper")."""
+    """Build the sum of the l1 distances inside a band (mode "paper")."""
     lazy = _lazy()
 
     def function(x: Tensor) -> Tensor:
         delta = (lazy(x[:, None, :]) - lazy(x[None, :, :])).abs().sum(-1)
-        # Above a bound of at least 0, so the diagonal is out.
+        # The lower bound is at least 0, which excludes the diagonal.
         inside = (delta - lower).step() * (upper - delta).step()
         return (delta * inside).sum(1).sum()
 
@@ -32,7 +32,7 @@ def intra_modal_l1(lower: float, upper: float) -> Function:
 
 
 def info_nce() -> Function:
-    """Both log-sum-exps as reductions over the same formula."""
+    """Build InfoNCE with both log-sum-exps as reductions over the same formula."""
     lazy = _lazy()
 
     def function(image: Tensor, text: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def info_nce() -> Function:
 
 
 def rbf_attention(num_clusters: int, sigma: float) -> Function:
-    """Softmax-weighted sums of every cluster's members."""
+    """Build the softmax-weighted sums of every cluster's members."""
     lazy = _lazy()
 
     def function(anchors: Tensor, members: Tensor, assignment: Tensor) -> Tensor:

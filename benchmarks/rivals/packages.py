@@ -1,7 +1,8 @@
-"""The same mathematics from the packages that people install for it.
+"""The same mathematics in other packages.
 
-Each builder returns a function of the row's tensors, in the package's own words; what it needs
-around the package (normalised rows, labels, both directions) stands here and is timed with it.
+Each builder returns a function of the row's tensors that calls the package's own API. Everything
+that a package needs around its call (normalised rows, labels, both directions) is included in the
+function and in its time.
 """
 
 import importlib
@@ -21,15 +22,15 @@ from benchmarks.rivals.eager import BIAS, MARGIN, SCALE
 
 
 def load(name: str) -> Any:
-    """Import a package, or say that it is not installed."""
+    """Import a package, or raise that it is not installed."""
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a broken installation is as absent as a missing one
+    except Exception as error:  # a broken installation counts as missing
         raise UnavailableError(f"not installed ({type(error).__name__})") from error
 
 
 def load_open_clip() -> Any:
-    """Load open_clip's loss module alone: the package imports torchvision (no CPU build)."""
+    """Load only open_clip's loss module: the package imports torchvision, without a CPU build."""
     try:
         path = distribution(PACKAGES["open_clip"]).locate_file("open_clip/loss.py")
     except PackageNotFoundError as error:
@@ -42,20 +43,20 @@ def load_open_clip() -> Any:
 
 
 def clip() -> Function:
-    """open_clip's ClipLoss (computes the score matrix twice, once per direction)."""
+    """Build open_clip's ClipLoss, which computes the score matrix once per direction."""
     loss = load_open_clip().ClipLoss()
     return lambda image, text: loss(normalize(image, dim=-1), normalize(text, dim=-1), SCALE)
 
 
 def siglip() -> Function:
-    """open_clip's SigLipLoss."""
+    """Build open_clip's SigLipLoss."""
     loss = load_open_clip().SigLipLoss()
     return lambda image, text: loss(normalize(image, dim=-1), normalize(text, dim=-1), SCALE, BIAS)
 
 
 def _both_ways(loss: Any, miner: Any, image: Tensor, text: Tensor) -> Tensor:
     labels = torch.arange(image.shape[0], device=image.device)
-    # The same object as labels and ref_labels would drop the diagonal, that is every positive.
+    # Passing one object as labels and ref_labels would drop the diagonal, that is every positive.
     other = labels.clone()
     one = miner(image, labels, text, other) if miner else None
     two = miner(text, labels, image, other) if miner else None
@@ -63,7 +64,7 @@ def _both_ways(loss: Any, miner: Any, image: Tensor, text: Tensor) -> Tensor:
 
 
 def metric_learning_hinges(hardest: bool) -> Function:
-    """pytorch-metric-learning's TripletMarginLoss on dot products, with a hard miner or without."""
+    """Build pytorch-metric-learning's TripletMarginLoss on dot products, optionally hard-mined."""
     load("pytorch_metric_learning")
     losses = load("pytorch_metric_learning.losses")
     miners = load("pytorch_metric_learning.miners")
@@ -76,9 +77,9 @@ def metric_learning_hinges(hardest: bool) -> Function:
 
 
 def metric_learning_nt_xent(N: int) -> Function:
-    """pytorch-metric-learning's NTXentLoss, mean of both directions."""
-    # It compares every positive with every negative pair: matrices of N x N (N - 1), of which a
-    # byte mask and three in fp32 live at once.
+    """Build pytorch-metric-learning's NTXentLoss, mean of both directions."""
+    # It compares every positive with every negative pair, in matrices of N x N (N - 1) elements. A
+    # byte mask and three fp32 matrices are live at once.
     need = 13 * N**3
     if available() and need > available() / 2:
         raise UnavailableError(f"out of memory (needs about {need / 2**30:,.0f} GiB)")
@@ -87,16 +88,17 @@ def metric_learning_nt_xent(N: int) -> Function:
 
 
 def load_for_cuda(name: str) -> Any:
-    """Import a package whose kernels are Triton's alone, or say what is missing."""
+    """Import a package that has Triton kernels only, or raise what is missing."""
     if not torch.cuda.is_available():
         raise UnavailableError("needs CUDA")
     return load(name)
 
 
 def inf_cl() -> Function:
-    """Inf-CL's fused contrastive loss (Triton), mean of both directions.
+    """Build Inf-CL's fused contrastive loss (Triton), mean of both directions.
 
-    It has one value per row and widens rows to fp32; D is a multiple of its head's 256.
+    It returns one value per row and converts rows to fp32. D must be a multiple of its head size,
+    256.
     """
     loss = load_for_cuda("inf_cl").cal_flash_loss
 
@@ -108,9 +110,9 @@ def inf_cl() -> Function:
 
 
 def memeff_clip() -> Function:
-    """Return memeff's MemoryEfficientCLIPLoss (Triton): it normalises rows, mean of both ways.
+    """Build memeff's MemoryEfficientCLIPLoss (Triton): normalises rows, mean of both directions.
 
-    Without `stable` its gradient is that of its value; with it, sqrt(N temperature) times that.
+    Without `stable` its gradient is that of its value; with it, sqrt(N temperature) times as large.
     """
     package = load_for_cuda("memeff")
     loss = package.MemoryEfficientCLIPLoss(temperature=1 / SCALE, stable=False)
@@ -118,10 +120,10 @@ def memeff_clip() -> Function:
 
 
 def siglip_kernel() -> Function:
-    """Return siglip-kernel's fused_siglip_loss (Triton), by the backend that it picks itself.
+    """Build siglip-kernel's fused_siglip_loss (Triton), with the backend that it chooses.
 
-    It takes unit rows and the logarithm of the scale, and divides by the rows as we do. Both
-    scalars are tensors; it forms their gradients too.
+    It takes unit rows and the logarithm of the scale, and divides by the number of rows, as ours.
+    Both scalars are tensors, and it computes their gradients too.
     """
     loss = load_for_cuda("siglip_kernel").fused_siglip_loss
 
@@ -133,7 +135,7 @@ def siglip_kernel() -> Function:
 
 
 def scikit_learn_kmeans(init: Tensor, iterations: int) -> Function:
-    """scikit-learn's KMeans by Lloyd; it stops early when no assignment changes."""
+    """Build scikit-learn's KMeans (Lloyd), which stops early when no assignment changes."""
     cluster = load("sklearn.cluster")
     start = init.cpu().numpy()
 
@@ -142,7 +144,7 @@ def scikit_learn_kmeans(init: Tensor, iterations: int) -> Function:
             len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd"
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "did not converge" is what fixed iterations mean
+            warnings.simplefilter("ignore")  # with fixed iterations "did not converge" is expected
             model.fit(x.cpu().numpy())
         nearest = torch.from_numpy(model.labels_).long().to(x.device)
         return nearest, torch.from_numpy(model.cluster_centers_).to(x.device)
@@ -151,7 +153,7 @@ def scikit_learn_kmeans(init: Tensor, iterations: int) -> Function:
 
 
 def faiss_kmeans(init: Tensor, iterations: int, threads: int) -> Function:
-    """faiss-cpu's Kmeans on all points, and one search for the assignment."""
+    """Build faiss-cpu's Kmeans on all points, with one search for the assignment."""
     faiss = load("faiss")
     start = init.cpu().numpy()
 
