@@ -111,14 +111,14 @@ def unit(name: str, batch: Batch) -> Count:
 def weigh(batch: Batch) -> Count:
     """A warp a row of scores that were kept."""
     clocks = batch.many * 4 * 100 + 5 * JOIN
-    return waiting("weigh_kernel", math.ceil(batch.N / 8), 2 + batch.many, clocks, 64.0 * batch.N)
+    return waiting("score_gradient_kernel", math.ceil(batch.N / 8), 2 + batch.many, clocks, 64.0 * batch.N)
 
 
 def weigh_hinges(batch: Batch) -> Count:
     """A row and a column of scores that were kept, and the hinges of the row's own pair."""
     trips = 4 + 2 * batch.many + 2 * batch.many + math.ceil(batch.N / 128)
     clocks = 15 * JOIN + batch.many * 400
-    return waiting("weigh_hinges_kernel", math.ceil(batch.N / 8), trips, clocks, 96.0 * batch.N)
+    return waiting("hinge_gradient_kernel", math.ceil(batch.N / 8), trips, clocks, 96.0 * batch.N)
 
 
 def weighted(batch: Batch, scalars: bool) -> Count:
@@ -129,7 +129,7 @@ def weighted(batch: Batch, scalars: bool) -> Count:
     of_warp = SHARED_CLOCKS / 4 + 16  # four rows are on their way
     clocks = batch.N * max(resident * reads, of_warp) + batch.N / 32 * 60
     each = batch.N * (64.0 * batch.size + 16 * 4)
-    return waiting("weighted_kernel", blocks, 3, clocks, each)
+    return waiting("row_gradient_kernel", blocks, 3, clocks, each)
 
 
 def stored_band(batch: Batch, parts: int) -> Count:
@@ -149,7 +149,7 @@ def stored_pull(batch: Batch) -> Count:
 
 def finite(batch: Batch) -> Count:
     """A warp a row, 32 numbers at once, several on their way [E]."""
-    return waiting("finite_kernel", math.ceil(batch.N / 8), batch.D / 32 / 4 + 1, 100)
+    return waiting("finite_rows_kernel", math.ceil(batch.N / 8), batch.D / 32 / 4 + 1, 100)
 
 
 def band(batch: Batch) -> Count:
@@ -175,7 +175,7 @@ def pull(batch: Batch) -> Count:
     some = 1 - (1 - INSIDE) ** (16 * 16)  # of the chunks
     instructions = 16 * 4 * 2 / 4  # of a block's two warps on four schedulers, for one row of y
     clocks = batch.N * some * max(resident * instructions, SHARED_CLOCKS / 4 + 64) + batch.N * 4
-    return waiting("pull_kernel", blocks, 3, clocks, batch.N * 64.0 * batch.size)
+    return waiting("distance_gradient_kernel", blocks, 3, clocks, batch.N * 64.0 * batch.size)
 
 
 def kmeans(batch: Batch) -> Count:
@@ -202,7 +202,7 @@ def kmeans_plus_plus(batch: Batch) -> Count:
 
 def lists(batch: Batch) -> Count:
     """A warp a cluster, 32 members at once, all of them twice."""
-    return waiting("list_kernel", 1, 2 * batch.N / 32 / 4 + 1, 2 * batch.N / 32 * 30)
+    return waiting("cluster_members_kernel", 1, 2 * batch.N / 32 / 4 + 1, 2 * batch.N / 32 * 30)
 
 
 def systems(batch: Batch) -> Count:
@@ -210,7 +210,7 @@ def systems(batch: Batch) -> Count:
     size = batch.N / CLUSTERS
     entries = math.ceil(size / 16) ** 2
     near = SHARED_CLOCKS * 3 + 100 + entries * 24
-    return waiting("systems_kernel", CLUSTERS, 4 if size <= 64 else 4 * size, size * near)
+    return waiting("kam_solve_kernel", CLUSTERS, 4 if size <= 64 else 4 * size, size * near)
 
 
 def _of_anchor(batch: Batch, kam: bool) -> float:

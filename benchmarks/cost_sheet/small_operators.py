@@ -173,10 +173,10 @@ def _added(batch: Batch, wide: int = 4) -> list[Count]:
 
 def _bounded(batch: Batch, metric: str, unit: bool = False) -> list[Count]:
     wide = batch._replace(size=4)
-    made = [cuda.unit("unit_kernel", batch)] if unit else _half(batch, "to")
+    made = [cuda.unit("unit_rows_kernel", batch)] if unit else _half(batch, "to")
     if metric == "cosine":
         band = [cuda.distances(wide), cuda.stored_band(batch, batch.parts[0])]
-        through = [cuda.unit("unit_gradient_kernel", batch)] if unit else []
+        through = [cuda.unit("unit_rows_gradient_kernel", batch)] if unit else []
         return [*made, *band, *(made if unit else []), cuda.stored_pull(batch), *through]
     made += [cuda.distances(wide, 2), *_added(wide)]
     return [

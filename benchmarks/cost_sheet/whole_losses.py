@@ -29,7 +29,7 @@ def products(batch: Batch, tiles: int, wide: int = 4) -> Count:
     reads = 2 * 8 * 32 * 2 * wide / SHARED_BYTES
     of_warp = SHARED_CLOCKS + 32 * wide / 4 + 10
     clocks = depth / 2 * max(resident * reads, of_warp) + depth / 16 * 40
-    return waiting("products_kernel", blocks, 2, clocks, 64.0 * depth * max(wide, batch.size))
+    return waiting("dot_products_kernel", blocks, 2, clocks, 64.0 * depth * max(wide, batch.size))
 
 
 def tiles_of(*pairs: tuple[int, int]) -> int:
@@ -43,7 +43,7 @@ def _weighted(batch: Batch, others: int, finish: bool) -> Count:
     resident = math.ceil(blocks / PROCESSORS)
     reads = 2 * 2 * 32 * 16 / SHARED_BYTES
     clocks = others * max(resident * reads, SHARED_CLOCKS / 4 + 16) + others / 32 * 100
-    return waiting("weighted_kernel", blocks, 5, clocks, others * (64.0 * batch.size + 16 * 4))
+    return waiting("row_gradient_kernel", blocks, 5, clocks, others * (64.0 * batch.size + 16 * 4))
 
 
 def _max_of_hinges(batch: Batch) -> list[Count]:
@@ -75,7 +75,7 @@ def _contrast(batch: Batch, kernel: str) -> list[Count]:
 def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
     """All but the last products in fp64, an anchor a block."""
     N, M = batch.N, batch.N
-    made = [cuda.unit("unit_sources_kernel", batch)._replace(programs=2 * N + noise)]
+    made = [cuda.unit("cmr_unit_rows_kernel", batch)._replace(programs=2 * N + noise)]
     pairs = [(N, M), *([(N, N), (M, M)] if clusters else [])]
     pairs += [(N, noise), (M, noise)] if noise else []
     tiles = tiles_of(*pairs)
@@ -92,12 +92,12 @@ def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
         added = math.ceil(N * N / 2048) * math.ceil(parts / 4)
         clocks = CLUSTERS * (10 * JOIN + 200) + ITERATIONS * near * 40
         both.append(waiting("cmr_cluster_kernel", 2, added + 3 * CLUSTERS, clocks, 8.0 * N * N))
-        both.append(cuda.systems(batch)._replace(name="cmr_systems_kernel"))
+        both.append(cuda.systems(batch)._replace(name="cmr_kam_solve_kernel"))
         synthesis = 8 + 3.0 * members * math.ceil(M / 256)
     fold = rounds * (3 + 2 * read + synthesis) + LAST
     clocks = rounds * (8 * EXPONENTIALS + 2000)
     total = waiting("cmr_total_kernel", 2 * N, fold, clocks, 8.0 * (M + noise) * parts)
-    weigh = waiting("cmr_weigh_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS)
+    weigh = waiting("cmr_score_gradient_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS)
     pull = _weighted(batch, M + noise, True)
     return [
         *draws, *made, products(batch, tiles, 8), *both, total, weigh, pull

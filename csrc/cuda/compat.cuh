@@ -10,10 +10,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-
-#include <map>
-#include <mutex>
-#include <utility>
 #else
 #include "emulator.h"
 #endif
@@ -175,61 +171,6 @@ __device__ __forceinline__ void wait_for_launch_before() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-// launch(kernel, blocks, threads, bytes of shared memory, stream, arguments...)
-
-#ifdef __CUDACC__
-// Whether the code of a kernel that runs on the current device waits for the launch before: a new
-// device may run what was compiled for one before sm_90, which does not.
-inline bool waits_for_launch_before(const void* kernel) {
-  static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, bool> known;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [at, is_new] = known.try_emplace({device, kernel}, false);
-  cudaFuncAttributes found{};
-  if (is_new && cudaFuncGetAttributes(&found, kernel) == cudaSuccess)
-    at->second = found.ptxVersion >= 90;
-  return at->second;
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t, void* stream,
-            Arguments... arguments) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &overlap;
-  config.numAttrs = waits_for_launch_before(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
-  // What goes wrong is the last error, which the binding looks at.
-  static_cast<void>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
-}
-constexpr int64_t kMostBlocks = 0x7fffffff;
-#else
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void*,
-            Arguments... arguments) {
-  emulator::launch(kernel, {static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)},
-                   shared_bytes, arguments...);
-}
-#ifndef ITM_MOST_BLOCKS
-#define ITM_MOST_BLOCKS 7  // so that tests see launches that go on where one has ended
-#endif
-constexpr int64_t kMostBlocks = ITM_MOST_BLOCKS;
-#endif
-
-// Calls start(first, count) for parts of a grid that one launch can hold. A launch of no blocks is
-// an error.
-template <typename Start>
-void in_launches(int64_t blocks, Start&& start) {
-  for (int64_t first = 0; first < blocks; first += kMostBlocks)
-    start(first, blocks - first < kMostBlocks ? blocks - first : kMostBlocks);
 }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "aten/batches.h"
-#include "cuda/launch.h"
+#include "cuda/operands.h"
 
 #ifdef ITM_EMULATED
 #define ITM_LIBRARY itm_emulated
@@ -65,14 +65,14 @@ inline Metric metric_of(std::string_view name) {
 
 // Rows [B, N, D] as the kernels want them: columns in fours, copied with zeros if they are not. A
 // matrix that is repeated for a batch is copied once.
-inline Tensor in_fours(const Tensor& x) {
+inline Tensor pad_to_four(const Tensor& x) {
   const int64_t D = x.size(2), padded = (D + 3) / 4 * 4;
   const bool repeated = x.size(0) > 1 && x.stride(0) == 0;
   const bool fits = D == padded && x.stride(2) == 1 && x.stride(1) % 4 == 0 &&
                     x.stride(0) % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
   if (fits) return x;
-  if (repeated) return in_fours(x.narrow(0, 0, 1)).expand({x.size(0), x.size(1), padded});
+  if (repeated) return pad_to_four(x.narrow(0, 0, 1)).expand({x.size(0), x.size(1), padded});
   Tensor copy = at::zeros({x.size(0), x.size(1), padded}, x.options());
   copy.narrow(2, 0, D).copy_(x);
   return copy;
@@ -84,23 +84,6 @@ inline Matrix matrix_of(const Tensor& x) {  // [B, N, D] in fours
 
 inline AnyRows any_rows_of(const Tensor& x) {  // [N, D]
   return {x.const_data_ptr(), x.size(0), x.stride(0), x.stride(1)};
-}
-
-// Distances of two batches of rows in fours, [B, N, M]. Blocks of one matrix plan for the same
-// number of rows: how D is shared out decides the last bits of a distance.
-Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
-                    int64_t planned_rows = 0);
-
-// out[n] = sum over m of weight[n][m] times sign(x[n] - y[m]), or times x[n] - y[m], in fp32 or
-// better: [B, N, columns], without the zeros that rows in fours have beyond.
-Tensor pulled(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
-              const Weights& weights, int64_t columns);
-
-inline Weights dense(const Tensor& weight) {  // [B, N, M]
-  return {.data = weight.const_data_ptr(),
-          .row_stride = weight.stride(1),
-          .column_stride = weight.stride(2),
-          .batch_stride = weight.stride(0)};
 }
 
 }  // namespace itm::cuda

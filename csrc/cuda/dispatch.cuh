@@ -1,8 +1,8 @@
 #pragma once
-// From the types and metrics that launch.h names to those that kernels are compiled for.
+// From the types and metrics that operands.h names to those that kernels are compiled for.
 
 #include "cuda/distances/tile.cuh"
-#include "cuda/launch.h"
+#include "cuda/operands.h"
 
 namespace itm::cuda {
 

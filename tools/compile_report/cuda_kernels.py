@@ -161,7 +161,7 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
                 overlap.check(name, instructions, int(architecture))
                 if strict and re.search(L1_TILE, name):
                     lines.append(f"{'':>26}  sm_{architecture:<4} {check_l1(instructions)}")
-                if strict and re.match(waits.FOLDS, name):
+                if strict and re.match(waits.REDUCTIONS, name):
                     found = waits.check(name, instructions)
                     lines.append(f"{'':>26}  sm_{architecture:<4} {name}: {found}")
     return lines

@@ -1,7 +1,7 @@
 """Kernels that begin under the end of the launch before: they wait before they do anything.
 
 Such a launch is made of every kernel that was compiled for sm_90 or later (`launch` in
-csrc/cuda/compat.cuh). One that did not wait would read what is not written yet.
+csrc/cuda/launch.h). One that did not wait would read what is not written yet.
 """
 
 import re

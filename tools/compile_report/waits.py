@@ -7,10 +7,10 @@ before it uses the first waits once for all of them; one that uses each as it co
 import re
 from typing import NamedTuple
 
-# Kernels whose loops fold scores, or parts of numbers.
-FOLDS = (
-    r"(max_of_hinges|hardest_negatives|log_sum_exp|sigmoid|sum_of_hinges|weigh|weigh_hinges"
-    r"|stored_band|kmeans_plus_plus|add_parts|imc|info_nce|sigmoid_total)_kernel"
+# Kernels whose loops reduce scores or partial sums.
+REDUCTIONS = (
+    r"(max_of_hinges|hardest_negatives|log_sum_exp|sigmoid|sum_of_hinges|score_gradient"
+    r"|hinge_gradient|stored_band|kmeans_plus_plus|add_parts|imc|info_nce|sigmoid_total)_kernel"
 )
 
 

@@ -37,7 +37,7 @@ struct BitWeights {
   static constexpr bool kSparse = true;
   const uint32_t* bits;
   int64_t words;  // in a row
-  const Wide<T>*share, *shares;
+  const Wide<T>*row_weight, *column_weight;
 
   __device__ bool along_columns() const { return true; }
   __device__ const uint32_t* from(int64_t, int64_t n, int64_t m) const {
@@ -45,7 +45,7 @@ struct BitWeights {
   }
   __device__ int64_t step(int rows, int) const { return rows * words; }
   __device__ Wide<T> value(const uint32_t* at, int64_t n, int64_t m) const {
-    return is_set(at, m) ? share[n] + shares[m] : Wide<T>(0);
+    return is_set(at, m) ? row_weight[n] + column_weight[m] : Wide<T>(0);
   }
   __device__ bool is_set(const uint32_t* at, int64_t m) const { return *at >> m % 32 & 1; }
   __device__ const uint32_t* advance(const uint32_t* at, int64_t m, int columns) const {
@@ -72,7 +72,7 @@ struct Difference {
 };
 
 template <typename T_, int kOwnRows_, int kThreadRows, int kThreadColumns>
-struct PullTile {
+struct GradientTile {
   using T = T_;
   using C = Wide<T>;
   static constexpr int kOwnRows = kOwnRows_, kThreads = kThreadRows * kThreadColumns;
@@ -92,14 +92,14 @@ struct PullTile {
   }
   static __device__ __forceinline__ int column() { return thread() % kThreadColumns * 4; }
 
-  template <typename Pull>
+  template <typename Term>
   static __device__ __forceinline__ void add(const Shared<C>& shared, int stage,
                                              const Four<C> (&x)[kOwnRows], Four<C> (&sum)[kOwnRows],
                                              C& nothing) {
 #pragma unroll 2
     for (int k = 0; k < kDepth; ++k) {
       const auto y = shared.template read<Four<C>>(stage + kWeights + k * kColumns + column());
-      if constexpr (Pull::kHidesNan)
+      if constexpr (Term::kHidesNan)
         for (int e = 0; e < 4; ++e) nothing += y.v[e] * C(0);
 #pragma unroll
       for (int r = 0; r < kOwnRows; r += 4) {
@@ -108,7 +108,7 @@ struct PullTile {
         for (int s = 0; s < 4; ++s)
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            Pull::add(sum[r + s].v[e], weight.v[s], x[r + s].v[e], y.v[e]);
+            Term::add(sum[r + s].v[e], weight.v[s], x[r + s].v[e], y.v[e]);
       }
     }
   }
@@ -116,9 +116,9 @@ struct PullTile {
 
 // The sign of NaN is NaN: makes a sum NaN where x - y is, for some row of y.
 template <typename Tile>
-__device__ void show_nan(const Rows<typename Tile::T>& y, int64_t d, int columns,
-                         const Four<typename Tile::C> (&x)[Tile::kOwnRows],
-                         Four<typename Tile::C> (&sum)[Tile::kOwnRows]) {
+__device__ void propagate_nan(const Rows<typename Tile::T>& y, int64_t d, int columns,
+                              const Four<typename Tile::C> (&x)[Tile::kOwnRows],
+                              Four<typename Tile::C> (&sum)[Tile::kOwnRows]) {
   for (int64_t m = 0; m < y.count; ++m)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -135,12 +135,12 @@ __device__ void show_nan(const Rows<typename Tile::T>& y, int64_t d, int columns
 // Brings the weights of a chunk: fetch reads them, deposit puts them where all threads see them. A
 // thread's items lie a step apart, along rows or along columns, as the weights lie in memory.
 template <typename Tile, typename Weights>
-class WeightFeed {
+class WeightLoader {
   using C = typename Tile::C;
   using Pointer = decltype(Weights{}.from(0, 0, 0));
 
  public:
-  __device__ __forceinline__ WeightFeed(const Weights& weights, int64_t b, int64_t first_row)
+  __device__ __forceinline__ WeightLoader(const Weights& weights, int64_t b, int64_t first_row)
       : weights_(weights), along_(weights.along_columns()), n_(first_row + row(0)), m_(column(0)) {
     at_ = weights.from(b, n_, m_);
   }
@@ -190,18 +190,18 @@ class WeightFeed {
 // blocks of a multiprocessor, so there one is alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 template <typename Tile, typename Weights>
-constexpr int kPullBlocks =
+constexpr int kGradientBlocks =
     Weights::kSparse && Tile::kBlocks > 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
 #else
 template <typename Tile, typename Weights>
-constexpr int kPullBlocks = Tile::kBlocks;
+constexpr int kGradientBlocks = Tile::kBlocks;
 #endif
 
-template <typename Tile, typename Pull, typename Weights>
-__global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
-    pull_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y, Weights weights,
-                int64_t D, int64_t first_block,
-                typename Tile::C* out) {  // [batch, N, D]
+template <typename Tile, typename Term, typename Weights>
+__global__ void __launch_bounds__(Tile::kThreads, kGradientBlocks<Tile, Weights>)
+    distance_gradient_kernel(Rows<typename Tile::T> all_x, Rows<typename Tile::T> all_y,
+                             Weights weights, int64_t D, int64_t first_block,
+                             typename Tile::C* out) {  // [batch, N, D]
   wait_for_launch_before();
   using C = typename Tile::C;
   const int64_t N = all_x.count, M = all_y.count;
@@ -222,14 +222,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
     for (int e = 0; e < 4; ++e) {
       here[r].v[e] = there ? widen(from[e]) : C(0);
       sum[r].v[e] = 0;
-      if constexpr (Pull::kHidesNan) nothing += here[r].v[e] * C(0);
+      if constexpr (Term::kHidesNan) nothing += here[r].v[e] * C(0);
     }
   }
 
   const auto shared = Shared<C>::template all<2 * Tile::kStage>();
-  Feed<typename Tile::T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> of_y(
+  TileLoader<typename Tile::T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> of_y(
       all_y.of_batch(b), 0, d);
-  WeightFeed<Tile, Weights> of_weights(weights, b, first_row);
+  WeightLoader<Tile, Weights> of_weights(weights, b, first_row);
   const auto fetch = [&](int64_t m, int stage) {
     of_y.fetch(shared, stage + Tile::kWeights, window(M - m, Tile::kDepth), columns);
     close_copies();
@@ -252,11 +252,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
     else
       __syncthreads();
     if (more) fetch(m + Tile::kDepth, Tile::kStage - stage);
-    if (any) Tile::template add<Pull>(shared, stage, here, sum, nothing);
+    if (any) Tile::template add<Term>(shared, stage, here, sum, nothing);
     if (more) deposit(Tile::kStage - stage);
   }
-  if constexpr (Pull::kHidesNan)
-    if (nothing != 0) show_nan<Tile>(all_y.of_batch(b), d, columns, here, sum);
+  if constexpr (Term::kHidesNan)
+    if (nothing != 0) propagate_nan<Tile>(all_y.of_batch(b), d, columns, here, sum);
 #pragma unroll
   for (int r = 0; r < Tile::kOwnRows; ++r)
     if (Tile::row(r) < rows && Tile::column() < columns)
@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kPullBlocks<Tile, Weights>)
 
 // 64 rows by 128 columns, or, for few, 16 by 64; fp64 keeps half as many rows.
 template <typename T>
-using LargePull = PullTile<T, std::is_same_v<T, double> ? 4 : 8, 8, 32>;
+using LargeGradientTile = GradientTile<T, std::is_same_v<T, double> ? 4 : 8, 8, 32>;
 template <typename T>
-using SmallPull = PullTile<T, 4, 4, 16>;
+using SmallGradientTile = GradientTile<T, 4, 4, 16>;
 
 }  // namespace itm::cuda

@@ -3,6 +3,7 @@
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/intra_modal.cuh"
 #include "cuda/distances/intra_modal.h"
+#include "cuda/launch.h"
 
 namespace itm::cuda {
 
@@ -20,7 +21,7 @@ void find_finite(Type type, const Matrix& x, int64_t D, uint8_t* finite, void* s
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     in_launches(ceil_div(x.rows, kWarps), [&](int64_t first, int64_t count) {
-      launch(finite_kernel<T>, count, 32 * kWarps, 0, stream, rows_of<T>(x), D, first, finite);
+      launch(finite_rows_kernel<T>, count, 32 * kWarps, 0, stream, rows_of<T>(x), D, first, finite);
     });
   });
 }

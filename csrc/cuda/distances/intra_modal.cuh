@@ -216,7 +216,7 @@ __global__ void add_panel_kernel(Panel panel, int64_t N, int side, const C* of_r
 
 // finite[n] says whether all of row n is; a warp a row.
 template <typename T>
-__global__ void finite_kernel(Rows<T> x, int64_t D, int64_t first_block, uint8_t* finite) {
+__global__ void finite_rows_kernel(Rows<T> x, int64_t D, int64_t first_block, uint8_t* finite) {
   wait_for_launch_before();
   const int64_t n = (first_block + blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (n >= x.count) return;

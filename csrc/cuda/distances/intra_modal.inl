@@ -3,6 +3,7 @@
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/intra_modal.cuh"
 #include "cuda/distances/intra_modal.h"
+#include "cuda/launch.h"
 
 namespace itm::cuda {
 

@@ -13,7 +13,8 @@
 
 #include <cmath>
 
-#include "cuda/device.h"
+#include "cuda/distances/intra_modal.h"
+#include "cuda/distances/similarity_binding.h"
 #include "cuda/small_batch/stored_band_binding.h"
 
 namespace itm::cuda {
@@ -55,7 +56,7 @@ struct Comparison {
       const Tensor scores = at::matmul(block, from.t());
       return unit ? scores.neg_().add_(1) : scores;
     }
-    const Tensor all = in_fours(from.unsqueeze(0));
+    const Tensor all = pad_to_four(from.unsqueeze(0));
     return distances_of(device, metric, all.narrow(1, first, count), all, rows_at_once())[0];
   }
 };
@@ -80,9 +81,10 @@ std::tuple<Tensor, Tensor> at_ranks(const Tensor& rows, double lower, double upp
   const int64_t N = rows.size(1);
   const Tensor ranked = at::constant_pad_nd(std::get<0>(at::sort(rows, 1)), {0, 1},
                                             std::numeric_limits<double>::infinity());
-  const auto column = [&](double share) {
+  const auto column = [&](double fraction) {
     // Round half to even, as Python's round().
-    return ranked.narrow(1, std::min<int64_t>(std::llrint(share * static_cast<double>(N)), N), 1);
+    return ranked.narrow(1, std::min<int64_t>(std::llrint(fraction * static_cast<double>(N)), N),
+                         1);
   };
   return {column(lower), column(upper)};
 }
@@ -125,9 +127,9 @@ Tensor sums_of_blocks(const Comparison& by, const OptionalTensor& ids, Bounds& b
 // Their gradient: the saved bounds and norms make every pair's weight again, at both places.
 Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const Bounds& bounds,
                           const Tensor& row, const Tensor& grad) {
-  const Tensor from = by.compared(), all = in_fours(from.unsqueeze(0));
+  const Tensor from = by.compared(), all = pad_to_four(from.unsqueeze(0));
   const int64_t N = by.rows(), D = by.x.size(1);
-  const Tensor share = grad.to(from.scalar_type()).div(bounds.norm).mul_(by.repel ? -1 : 1);
+  const Tensor row_grad = grad.to(from.scalar_type()).div(bounds.norm).mul_(by.repel ? -1 : 1);
   std::vector<Tensor> found;
   for (int64_t first = 0; first < N; first += by.rows_at_once()) {
     const int64_t count = std::min(by.rows_at_once(), N - first);
@@ -135,11 +137,11 @@ Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const
     const Tensor key = by.keys(from, first, count);
     const Tensor here = key.div(own(bounds.norm)), there = key.div(bounds.norm);
     Tensor weight = inside(here, own(bounds.low), own(bounds.high)).to(key.scalar_type());
-    weight.mul_(own(share));
-    weight.add_(inside(there, bounds.low, bounds.high).to(key.scalar_type()).mul_(share));
+    weight.mul_(own(row_grad));
+    weight.add_(inside(there, bounds.low, bounds.high).to(key.scalar_type()).mul_(row_grad));
     weight.masked_fill_(excluded(ids, by, first, count), 0);
     if (by.relative()) {
-      const Tensor slope = share.mul(row);
+      const Tensor slope = row_grad.mul(row);
       weight.sub_(here.mul(own(slope))).sub_(there.mul(slope));
     }
     if (by.product) {
@@ -151,8 +153,8 @@ Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const
     // At distance 0 the gradient is 0, not 0 / 0.
     if (by.l2) weight.div_(key).masked_fill_(key.eq(0), 0);
     const Metric kind = by.metric == Metric::kL1 ? Metric::kL1 : Metric::kSquare;
-    const Tensor part =
-        pulled(by.device, kind, all.narrow(1, first, count), all, dense(weight.unsqueeze(0)), D)[0];
+    const Tensor part = distance_gradient_of(by.device, kind, all.narrow(1, first, count), all,
+                                             dense(weight.unsqueeze(0)), D)[0];
     found.push_back(by.metric == Metric::kSquare ? part.mul(2) : part);
   }
   const Tensor result = at::cat(found);
@@ -167,7 +169,7 @@ struct Bands {
   BandOptions options;
 
   Bands(const Comparison& by, const OptionalTensor& ids, const Tensor& low, const Tensor& high)
-      : x(in_fours(by.x.unsqueeze(0))),
+      : x(pad_to_four(by.x.unsqueeze(0))),
         finite(at::empty({by.rows()}, by.x.options().dtype(at::kByte))),
         type(type_of(by.x)),
         N(by.rows()),
@@ -219,7 +221,7 @@ Tensor gradient_of_bits(const Comparison& by, const Bands& bands, const Tensor& 
       kept ? bands.tiles : std::clamp<int64_t>(32 * bands.D / bands.side, 1, bands.tiles);
   Tensor again = at::empty({kept ? 0 : most * bands.side * words}, mask.options());
   const Tensor& from = kept ? mask : again;
-  const Tensor share = grad.to(wide_type(by.x)).mul(by.repel ? -1 : 1).contiguous();
+  const Tensor row_grad = grad.to(wide_type(by.x)).mul(by.repel ? -1 : 1).contiguous();
   const Metric kind = by.metric == Metric::kL1 ? Metric::kL1 : Metric::kSquare;
   std::vector<Tensor> found;
   for (int64_t first = 0; first < bands.tiles; first += most) {
@@ -235,12 +237,12 @@ Tensor gradient_of_bits(const Comparison& by, const Bands& bands, const Tensor& 
            by.device.stream());
       by.device.launched();
     }
-    const Weights weights{.row_stride = words,
-                          .bits = bits,
-                          .share = share.narrow(0, row, rows).const_data_ptr(),
-                          .shares = share.const_data_ptr()};
-    found.push_back(
-        pulled(by.device, kind, bands.x.narrow(1, row, rows), bands.x, weights, by.x.size(1))[0]);
+    const PairWeights weights{.row_stride = words,
+                              .bits = bits,
+                              .row_weight = row_grad.narrow(0, row, rows).const_data_ptr(),
+                              .column_weight = row_grad.const_data_ptr()};
+    found.push_back(distance_gradient_of(by.device, kind, bands.x.narrow(1, row, rows), bands.x,
+                                         weights, by.x.size(1))[0]);
   }
   Tensor result = at::cat(found);
   return kind == Metric::kSquare ? result.mul_(2) : result;
@@ -260,8 +262,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> intra_modal_forward(
   if (by.stored()) {
     const auto column = [&] { return at::empty({N}, like); };
     const Tensor row = column(), lows = column(), highs = column(), norm = column();
-    sum_stored(device, x, own, by.product, by.unit, by.repel, low, high, row, lows, highs, norm,
-               mask);
+    stored_sums(device, x, own, by.product, by.unit, by.repel, low, high, row, lows, highs, norm,
+                mask);
     return {row, lows, highs, norm, mask};
   }
   Bounds bounds{at::full({N}, low, like), at::full({N}, high, like), at::ones({N}, like)};
@@ -278,7 +280,7 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
   const OnDevice device(x);
   const Comparison by(device, x, metric, mode);
   if (by.stored() && mask.size(0))
-    return pull_stored(device, x, grad, row, mask, by.product, by.unit, by.repel)
+    return stored_gradient(device, x, grad, row, mask, by.product, by.unit, by.repel)
         .to(x.scalar_type());
   // l2 divides by distances, which bits do not hold.
   if (!by.product && !by.official && !by.l2) {

@@ -2,7 +2,8 @@
 
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/similarity.cuh"
-#include "cuda/small_batch/small_batch.h"
+#include "cuda/distances/similarity.h"
+#include "cuda/launch.h"
 
 namespace itm::cuda {
 
@@ -13,7 +14,7 @@ namespace {
 constexpr int64_t kFew = 132, kEnough = 264, kLeastDepth = 64;
 
 template <typename Tile, typename Metric>
-void launch_distances(const Compared<typename Tile::T>& in, bool take_root, void* out,
+void launch_distances(const SplitRows<typename Tile::T>& in, bool take_root, void* out,
                       void* partial, void* stream) {
   const int64_t blocks = ceil_div(in.x.count, Tile::kRows) * ceil_div(in.y.count, Tile::kColumns) *
                          in.batch * in.parts;
@@ -39,7 +40,7 @@ void launch_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const 
                   void* parts, void* stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const Compared<T> in{rows_of<T>(x), rows_of<T>(y), 1, D, plan.parts, plan.depth};
+    const SplitRows<T> in{rows_of<T>(x), rows_of<T>(y), 1, D, plan.parts, plan.depth};
     launch_distances<SmallTile<T>, Term>(in, false, nullptr, parts, stream);
   });
 }
@@ -48,10 +49,10 @@ void launch_parts(Type type, const Matrix& x, const Matrix& y, int64_t D, const 
 
 DistancePlan plan_distances(int64_t batch, int64_t N, int64_t M, int64_t D) {
   if (ceil_div(N, 128) * ceil_div(M, 128) * batch >= kFew) return {false, 1, D};
-  return share_depth(ceil_div(N, 32) * ceil_div(M, 32) * batch, D);
+  return split_depth(ceil_div(N, 32) * ceil_div(M, 32) * batch, D);
 }
 
-DistancePlan share_depth(int64_t tiles, int64_t D) {
+DistancePlan split_depth(int64_t tiles, int64_t D) {
   const int64_t most = ceil_div(D, kLeastDepth), wanted = kEnough / (tiles > 0 ? tiles : 1);
   const int64_t parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
   const int64_t depth = ceil_div(ceil_div(D, parts), 16) * 16;
@@ -63,7 +64,7 @@ void distances(Type type, Metric metric, const Matrix& x, const Matrix& y, int64
   const bool take_root = metric == Metric::kL2;
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const Compared<T> in{rows_of<T>(x), rows_of<T>(y), batch, D, plan.parts, plan.depth};
+    const SplitRows<T> in{rows_of<T>(x), rows_of<T>(y), batch, D, plan.parts, plan.depth};
     with_metric(metric, [&](auto term) {
       using Term = decltype(term);
       if (plan.small)

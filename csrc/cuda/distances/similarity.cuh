@@ -9,7 +9,7 @@ namespace itm::cuda {
 
 // Two batches of rows, and how D is shared out: parts of `depth` columns, a multiple of a chunk.
 template <typename T>
-struct Compared {
+struct SplitRows {
   Rows<T> x, y;
   int64_t batch, D, parts, depth;
 };
@@ -19,7 +19,7 @@ template <typename Tile>
 struct DistanceBlock {
   int64_t first_row, first_column, batch, part;
 
-  __device__ __forceinline__ DistanceBlock(const Compared<typename Tile::T>& in, int64_t block) {
+  __device__ __forceinline__ DistanceBlock(const SplitRows<typename Tile::T>& in, int64_t block) {
     const int64_t columns = ceil_div(in.y.count, Tile::kColumns);
     const int64_t rows = ceil_div(in.x.count, Tile::kRows);
     first_column = block % columns * Tile::kColumns;
@@ -31,7 +31,7 @@ struct DistanceBlock {
 
 template <typename Tile, typename Metric>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
-    distance_kernel(Compared<typename Tile::T> in, bool take_root, int64_t first_block,
+    distance_kernel(SplitRows<typename Tile::T> in, bool take_root, int64_t first_block,
                     typename Tile::T* out,        // [batch, N, M], or null: parts are wanted
                     typename Tile::C* partial) {  // [parts, batch, N, M], if there are several
   wait_for_launch_before();

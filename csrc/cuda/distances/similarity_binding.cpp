@@ -1,9 +1,9 @@
 // Batched similarity matrices on CUDA. Products are the library's; distances are direct
 // differences, and their gradients need no memory that grows with N M D.
 
-#include <ATen/ops/empty.h>
+#include "cuda/distances/similarity_binding.h"
 
-#include "cuda/device.h"
+#include <ATen/ops/empty.h>
 
 namespace itm::cuda {
 
@@ -20,11 +20,11 @@ Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, cons
   return out;
 }
 
-Tensor pulled(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
-              const Weights& weights, int64_t columns) {
+Tensor distance_gradient_of(const OnDevice& device, Metric metric, const Tensor& x, const Tensor& y,
+                            const PairWeights& weights, int64_t columns) {
   Tensor out = at::empty(x.sizes(), x.options().dtype(wide_type(x)));
-  pull(type_of(x), metric, matrix_of(x), matrix_of(y), weights, x.size(0), x.size(2),
-       out.mutable_data_ptr(), device.stream());
+  distance_gradient(type_of(x), metric, matrix_of(x), matrix_of(y), weights, x.size(0), x.size(2),
+                    out.mutable_data_ptr(), device.stream());
   device.launched();
   return out.narrow(2, 0, columns).contiguous();
 }
@@ -40,7 +40,7 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
     out = products(Batches(wide(x), wide(y)), metric == "cosine").to(x.scalar_type());
   } else {
     const Batches in(x, y);
-    out = distances_of(device, metric_of(metric), in_fours(in.x), in_fours(in.y));
+    out = distances_of(device, metric_of(metric), pad_to_four(in.x), pad_to_four(in.y));
   }
   return out.reshape(Batches(x, y).with(x.size(-2), y.size(-2)));
 }
@@ -48,7 +48,7 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
 std::tuple<Tensor, Tensor> of_distances(const OnDevice& device, const Tensor& grad,
                                         const Batches& in, std::string_view metric) {
   const int64_t D = in.x.size(2);
-  const Tensor x = in_fours(in.x), y = in_fours(in.y);
+  const Tensor x = pad_to_four(in.x), y = pad_to_four(in.y);
   Tensor weight = grad;
   if (metric == "l2") {
     const Tensor distance = distances_of(device, Metric::kL2, x, y);
@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor> of_distances(const OnDevice& device, const Tensor& gr
     weight = weight.div(distance).masked_fill_(distance.eq(0), 0);
   }
   const Metric kind = metric == "l1" ? Metric::kL1 : Metric::kSquare;
-  Tensor grad_x = pulled(device, kind, x, y, dense(weight), D);
-  Tensor grad_y = pulled(device, kind, y, x, dense(weight.mT()), D);
+  Tensor grad_x = distance_gradient_of(device, kind, x, y, dense(weight), D);
+  Tensor grad_y = distance_gradient_of(device, kind, y, x, dense(weight.mT()), D);
   if (metric == "sqeuclidean") grad_x.mul_(2), grad_y.mul_(2);
   return {grad_x, grad_y};
 }

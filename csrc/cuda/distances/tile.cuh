@@ -29,14 +29,14 @@ struct Rows {
 // zeros. One pointer a thread: what else it needs follows from it, and registers belong to the
 // sums.
 template <typename T, int kRows, int kColumns, int kPitch, int kThreads>
-class Feed {
+class TileLoader {
   static constexpr bool kAsync = std::is_same_v<T, Wide<T>>;
   static constexpr int kInRow = kColumns / 4, kStep = kThreads / kInRow, kMine = kRows / kStep;
   static constexpr int kAtOnce = 16 / sizeof(T);
   static_assert(kThreads % kInRow == 0 && kRows % kStep == 0);
 
  public:
-  __device__ __forceinline__ Feed(const Rows<T>& x, int64_t first, int64_t d)
+  __device__ __forceinline__ TileLoader(const Rows<T>& x, int64_t first, int64_t d)
       : from_(x.data + (first + row()) * x.stride + d + column()), stride_(x.stride) {}
 
   // Of the window, so many rows and columns are in the matrix; or more, or none.
@@ -114,7 +114,7 @@ struct Product {
 };
 
 // What a comparison shows its chunks to, where nobody looks.
-struct SeeNothing {
+struct IgnoreChunk {
   template <typename Memory>
   __device__ __forceinline__ void operator()(const Memory&, int) const {}
 };
@@ -155,13 +155,13 @@ struct Tile {
   // last, stop(left, sum) may end it all, with so many columns left to fetch; threads have to
   // agree. see(shared, stage) sees every chunk: rows of x from `stage` on, then those of y, kPitch
   // apart.
-  template <typename Metric, typename Stop, typename See = SeeNothing>
+  template <typename Metric, typename Stop, typename Visit = IgnoreChunk>
   __device__ __forceinline__ bool compare(const Rows<T>& x, const Rows<T>& y, int64_t first_row,
                                           int64_t first_column, int64_t d, int64_t end, Stop&& stop,
-                                          See&& see = {}) {
+                                          Visit&& visit = {}) {
     const auto shared = memory();
-    Feed<T, kRows, kDepth, kPitch, kThreads> of_x(x, first_row, d);
-    Feed<T, kColumns, kDepth, kPitch, kThreads> of_y(y, first_column, d);
+    TileLoader<T, kRows, kDepth, kPitch, kThreads> of_x(x, first_row, d);
+    TileLoader<T, kColumns, kDepth, kPitch, kThreads> of_y(y, first_column, d);
     const int rows = window(x.count - first_row, kRows);
     const int columns = window(y.count - first_column, kColumns);
     int left = static_cast<int>(end - d);
@@ -188,7 +188,7 @@ struct Tile {
       __syncthreads();  // the chunk is there, and nobody reads the other stage any more
       const bool more = left > 0;
       if (more) fetch(kStage - stage);
-      see(shared, stage);
+      visit(shared, stage);
       add<Metric>(shared, stage);
       if (!more) return true;
       deposit(kStage - stage);

@@ -44,10 +44,10 @@ __device__ __forceinline__ Four<Wide<T>> load_four(const T* from) {
 
 // The members of every cluster of one problem, in increasing order: those of k are order[i] for i
 // in [span[2 k], span[2 k + 1]).
-struct Lists {
+struct ClusterMembers {
   int32_t *order, *span;  // [M], [K, 2]
 
-  __device__ Lists of_problem(int64_t p, int64_t M, int64_t K) const {
+  __device__ ClusterMembers of_problem(int64_t p, int64_t M, int64_t K) const {
     return {order + p * M, span + 2 * p * K};
   }
 
@@ -77,9 +77,9 @@ constexpr double kSmallest = 1e-8;  // of a length, as torch.nn.functional.cosin
 // What a cosine is divided by; NaN stays. A row of length 0 has no direction: over infinity its
 // cosine and its gradient are 0.
 template <typename C>
-__device__ __forceinline__ C at_least(C length) {
-  if (length == 0) return C(INFINITY);
-  return length < C(kSmallest) ? C(kSmallest) : length;
+__device__ __forceinline__ C at_least(C norm) {
+  if (norm == 0) return C(INFINITY);
+  return norm < C(kSmallest) ? C(kSmallest) : norm;
 }
 
 }  // namespace itm::cuda

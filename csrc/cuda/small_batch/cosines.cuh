@@ -2,6 +2,7 @@
 // Cosines of raw rows: products in parts, over the lengths of both rows, whose squares are in parts
 // as well. A block adds up the squares of all rows once: 128 pairs wait for that one time.
 
+#include "cuda/launch.h"
 #include "cuda/small_batch/contrastive.h"
 #include "cuda/small_batch/grid_sum.cuh"
 #include "cuda/small_batch/score_reductions.cuh"
@@ -10,11 +11,11 @@
 namespace itm::cuda {
 
 template <typename C>
-struct GivenNumber {
+struct DeviceScalar {
   const C* data;
   C value;
 
-  explicit GivenNumber(const Given& from)
+  explicit DeviceScalar(const Scalar& from)
       : data(static_cast<const C*>(from.data)), value(static_cast<C>(from.value)) {}
   __device__ __forceinline__ C get() const { return data ? *data : value; }
 };
@@ -31,8 +32,8 @@ struct Cosines {
 
   // Writes 1 / length of every row of x, then of y, or 1; they are there for all after this. A half
   // of the block has a side, a thread two of its rows at once.
-  __device__ __forceinline__ void invert(const Shared<C>& room, int at) const {
-    constexpr int kHalf = kFoldThreads / 2;
+  __device__ __forceinline__ void invert(const Shared<C>& scratch, int at) const {
+    constexpr int kHalf = kReductionThreads / 2;
     const bool of_x = static_cast<int>(threadIdx.x) < kHalf;
     const C* const squares = of_x ? x_squares : y_squares;
     const int count = of_x ? products.N : products.M, to = of_x ? at : at + products.N;
@@ -41,8 +42,8 @@ struct Cosines {
       if (squares)
         read_parts(squares, products.parts, count, {within(i, count), within(i + kHalf, count)},
                    square);
-      room.write(to + i, 1 / divisor(root(square[0])));
-      if (i + kHalf < count) room.write(to + i + kHalf, 1 / divisor(root(square[1])));
+      scratch.write(to + i, 1 / divisor(root(square[0])));
+      if (i + kHalf < count) scratch.write(to + i + kHalf, 1 / divisor(root(square[1])));
     }
     __syncthreads();
   }
@@ -52,21 +53,21 @@ struct Cosines {
 };
 
 // A block's memory: the states of 8 columns that eight warps hand on, then lengths. Both are one
-// memory on the emulator, and two on a device, where the first is fold_columns' own.
+// memory on the emulator, and two on a device, where the first is reduce_columns' own.
 template <typename C, typename State>
-struct FoldMemory {
+struct ReductionMemory {
   static constexpr int kStates = kAnchors * kAnchors * static_cast<int>(sizeof(State) / sizeof(C));
   static constexpr int kNumbers = kStates + 2 * static_cast<int>(kMostRows);
   static_assert(sizeof(State) % sizeof(C) == 0);
 };
 
 // Starts a kernel that folds so many rows and columns.
-template <typename C, typename State, typename Fold>
-void launch_cosine_fold(void (*kernel)(int64_t, Fold), int64_t anchors, void* stream,
-                        const Fold& fold) {
+template <typename C, typename State, typename Reduction>
+void launch_cosine_reduction(void (*kernel)(int64_t, Reduction), int64_t anchors, void* stream,
+                             const Reduction& reduction) {
   in_launches(ceil_div(anchors, kAnchors), [&](int64_t first, int64_t count) {
-    launch(kernel, count, kFoldThreads, FoldMemory<C, State>::kNumbers * sizeof(C), stream, first,
-           fold);
+    launch(kernel, count, kReductionThreads, ReductionMemory<C, State>::kNumbers * sizeof(C),
+           stream, first, reduction);
   });
 }
 

@@ -10,7 +10,7 @@
 namespace itm::cuda {
 
 template <typename T>
-struct ProductRows {
+struct DotProductRows {
   Rows<T> x, y;
   Wide<T>*parts, *x_squares, *y_squares;
 
@@ -23,8 +23,8 @@ struct ProductRows {
 };
 
 template <typename T>
-struct AllProducts {
-  ProductRows<T> of[kMostProducts];
+struct DotProductsGrid {
+  DotProductRows<T> of[kMostProducts];
   int count, tiles;  // tiles of all pairs
   int D, depth;      // columns, and those of a part
   unsigned* ticket;
@@ -33,8 +33,9 @@ struct AllProducts {
 // Which pair a tile of all is of; `tile` becomes its number there. Places of an array that is a
 // kernel's argument are known when it is compiled: else the array moves to local memory.
 template <typename T>
-__device__ __forceinline__ ProductRows<T> find_product(const AllProducts<T>& all, int& tile) {
-  ProductRows<T> found = all.of[0];
+__device__ __forceinline__ DotProductRows<T> find_product(const DotProductsGrid<T>& all,
+                                                          int& tile) {
+  DotProductRows<T> found = all.of[0];
 #pragma unroll
   for (int i = 1; i < kMostProducts; ++i) {
     const int before = found.tiles();
@@ -48,7 +49,7 @@ __device__ __forceinline__ ProductRows<T> find_product(const AllProducts<T>& all
 
 template <typename T>
 __global__ void __launch_bounds__(SmallTile<T>::kThreads, 8)
-    products_kernel(AllProducts<T> all, int64_t first_block) {
+    dot_products_kernel(DotProductsGrid<T> all, int64_t first_block) {
   using Tile = SmallTile<T>;
   using C = Wide<T>;
   static_assert(Tile::kThreads == Tile::kRows + Tile::kColumns);
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(SmallTile<T>::kThreads, 8)
   const int thread = static_cast<int>(threadIdx.x), part = block / all.tiles;
   if (block == 0 && thread == 0 && all.ticket) *all.ticket = 0;
   int tile_of_pair = block % all.tiles;
-  const ProductRows<T> in = find_product(all, tile_of_pair);
+  const DotProductRows<T> in = find_product(all, tile_of_pair);
   const int row = tile_of_pair / in.columns() * Tile::kRows;
   const int column = tile_of_pair % in.columns() * Tile::kColumns;
   const int d = part * all.depth, end = d + all.depth < all.D ? d + all.depth : all.D;

@@ -8,24 +8,24 @@ namespace itm::cuda {
 
 // x y^T in parts [parts, x.rows, y.rows], and the squared lengths of the rows of either side in
 // parts [parts, rows], or null. All in fp32, or fp64 for fp64.
-struct ProductOf {
+struct DotProduct {
   Matrix x, y;
   void *parts = nullptr, *x_squares = nullptr, *y_squares = nullptr;
 };
 
 constexpr int kMostProducts = 6;
 
-struct Products {
-  ProductOf of[kMostProducts];
+struct DotProducts {
+  DotProduct of[kMostProducts];
   int count;
   int64_t D;                   // of all matrices, in fours
-  DistancePlan plan;           // as plan_products says
+  DistancePlan plan;           // as plan_dot_products says
   unsigned* ticket = nullptr;  // set to 0, for the total of a later launch
 };
 
 // How D is shared out, so that the tiles of all pairs keep a GPU busy.
-DistancePlan plan_products(const Products& products);
+DistancePlan plan_dot_products(const DotProducts& grid);
 
-void products(Type type, const Products& products, void* stream);
+void dot_products(Type type, const DotProducts& grid, void* stream);
 
 }  // namespace itm::cuda

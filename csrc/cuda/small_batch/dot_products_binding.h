@@ -12,22 +12,22 @@ namespace itm::cuda {
 
 // x y^T of pairs of rows in fours [1, N, D], and the squared lengths of the first pair's rows, if
 // they are asked for.
-struct StoredProducts {
+struct StoredDotProducts {
   Tensor parts[kMostProducts], x_squares, y_squares, ticket;
   ScoreParts from[kMostProducts];
 
-  StoredProducts(const OnDevice& device,
-                 std::initializer_list<std::pair<const Tensor&, const Tensor&>> pairs,
-                 bool squares = false) {
+  StoredDotProducts(const OnDevice& device,
+                    std::initializer_list<std::pair<const Tensor&, const Tensor&>> pairs,
+                    bool squares = false) {
     const Tensor& any = pairs.begin()->first;
     const auto like = any.options().dtype(wide_type(any));
     ticket = at::empty({1}, any.options().dtype(at::kInt));
-    Products all{.of = {}, .count = 0, .D = any.size(2), .plan = {}, .ticket = counter()};
+    DotProducts all{.of = {}, .count = 0, .D = any.size(2), .plan = {}, .ticket = counter()};
     for (const auto& [x, y] : pairs) {
       check_rows(x.size(1), y.size(1));
       all.of[all.count++] = {.x = matrix_of(x), .y = matrix_of(y)};
     }
-    all.plan = plan_products(all);
+    all.plan = plan_dot_products(all);
     for (int i = 0; i < all.count; ++i) {
       const int64_t N = all.of[i].x.rows, M = all.of[i].y.rows;
       parts[i] = at::empty({all.plan.parts, N, M}, like);
@@ -40,7 +40,7 @@ struct StoredProducts {
       all.of[0].x_squares = x_squares.mutable_data_ptr();
       all.of[0].y_squares = y_squares.mutable_data_ptr();
     }
-    products(type_of(any), all, device.stream());
+    dot_products(type_of(any), all, device.stream());
     device.launched();
   }
 

@@ -46,12 +46,12 @@ struct ScalarSum {
 
 // A fold's numbers in the end, for its last block to add up; without a ticket nothing.
 template <typename C>
-struct FoldTotal {
+struct GridTotal {
   unsigned* ticket;
   int64_t blocks;  // of all launches of the fold
   ScalarSum<C> sum;
 
-  FoldTotal(const TotalOf& to, int64_t blocks, const C* parts)
+  GridTotal(const Total& to, int64_t blocks, const C* parts)
       : ticket(to.ticket), blocks(blocks), sum{parts, static_cast<C*>(to.total), to.weight} {}
 
   // All threads of all blocks come here.

@@ -10,7 +10,7 @@
 namespace itm::cuda {
 
 template <typename C>
-struct BandFold {
+struct BandReduction {
   Scores<C> scores;
   BandRule<C> rule;
   uint32_t* mask;
@@ -18,7 +18,7 @@ struct BandFold {
   C weight;
   C* values;
 
-  BandFold(const ImcBand& band, double low, double high, C* values)
+  BandReduction(const ImcBand& band, double low, double high, C* values)
       : scores(band.scores),
         rule{band.ids, static_cast<C>(low), static_cast<C>(high), false, false, true},
         mask(band.mask),
@@ -38,13 +38,13 @@ struct BandFold {
 
 // What every image adds to its hardest text: all its pairs have the same.
 template <typename C>
-struct ImageFold {
+struct ImageReduction {
   int32_t* hardest_text;
   C* violations;
 
-  __device__ __forceinline__ void run(const HingeFold<C>& hinges, int n) const {
+  __device__ __forceinline__ void run(const HingeReduction<C>& hinges, int n) const {
     const Scores<C>& scores = hinges.scores;
-    const auto text = fold_row<Hardest<C>>(scores, hinges.pairing, n, Mine<C>{});
+    const auto text = reduce_row<Hardest<C>>(scores, hinges.pairing, n, MineHardest<C>{});
     Sum<C> count;
     for (int first = lane(); first < scores.M; first += 32 * kAtOnce) {
       const unsigned own = pairs_of_image(hinges.pairing, n, first, scores.M);
@@ -59,7 +59,7 @@ struct ImageFold {
         if (own >> k & 1 && finite && hinges.margin + text.value - positive[k] > 0) count.sum += 1;
       }
     }
-    join_lanes<16, 1>(count);
+    merge_lanes<16, 1>(count);
     if (lane()) return;
     hardest_text[n] = text.index;
     violations[n] = count.sum;
@@ -67,9 +67,9 @@ struct ImageFold {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    imc_kernel(int64_t first_block, HingeFold<C> hinges, ImageFold<C> images, BandFold<C> of_image,
-               BandFold<C> of_text, FoldTotal<C> total) {
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    imc_kernel(int64_t first_block, HingeReduction<C> hinges, ImageReduction<C> images,
+               BandReduction<C> of_image, BandReduction<C> of_text, GridTotal<C> total) {
   wait_for_launch_before();
   const int N = hinges.scores.N, M = hinges.scores.M;
   const int texts = (M + kAnchors - 1) / kAnchors * kAnchors, first = first_anchor(first_block);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
 
 // Source 0 are hinges, source 1 pairs of a side's own rows within the band.
 template <typename C>
-struct ImcPairs : PairsOf<C> {
+struct ImcGradient : ScoreGradientBase<C> {
   static constexpr int kSources = 2;
   static constexpr bool kSparse = true;
 
@@ -122,8 +122,8 @@ struct ImcPairs : PairsOf<C> {
     found.image_index = static_cast<int>(image_index[t]);
     return found;
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool of_x, int source, int own, int other,
-                                              const Read& read) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool of_x, int source, int own, int other,
+                                                     const Read& read) const {
     if (source) {
       const C weight = own == other ? kNan<C> : of_x ? image.weight : text.weight;
       return {read.word ? weight : C(0), C(0)};

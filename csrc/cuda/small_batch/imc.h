@@ -26,11 +26,12 @@ struct Imc {
   int32_t* hardest_text;
   void* violations;
   void* values;  // room for [M + N + M]
-  TotalOf total;
+  Total total;
 };
 void imc(Type type, const Imc& in, void* stream);
 
 // The gradients of all rows, from what `imc` left and the gradient of the total.
-void imc_gradient(Type type, const Imc& in, const void* grad, const WeightedRows& to, void* stream);
+void imc_gradient(Type type, const Imc& in, const void* grad, const SideGradients& to,
+                  void* stream);
 
 }  // namespace itm::cuda

@@ -18,8 +18,8 @@ ImcResult imc_total_forward(const Tensor& image, const Tensor& text, const Optio
                             const OptionalTensor& image_ids, const OptionalTensor& text_ids,
                             double margin, double lower, double upper, double weight) {
   const OnDevice device(image);
-  const Tensor x = in_fours(image.unsqueeze(0)), y = in_fours(text.unsqueeze(0));
-  const StoredProducts scores(device, {{x, y}, {x, x}, {y, y}});
+  const Tensor x = pad_to_four(image.unsqueeze(0)), y = pad_to_four(text.unsqueeze(0));
+  const StoredDotProducts scores(device, {{x, y}, {x, x}, {y, y}});
   const PairIds ids(positive, image_ids, text_ids);
   const int64_t N = image.size(0), M = text.size(0);
   const auto like = scores.parts[0].options(), index = like.dtype(at::kLong);
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor> imc_total_backward(const Tensor& grad, const Tensor& 
                                               const Tensor& image_mask, const Tensor& text_mask,
                                               double weight) {
   const OnDevice device(image);
-  const Tensor x = in_fours(image.unsqueeze(0)), y = in_fours(text.unsqueeze(0));
-  const Tensor share = grad.to(wide_type(image));
+  const Tensor x = pad_to_four(image.unsqueeze(0)), y = pad_to_four(text.unsqueeze(0));
+  const Tensor pair_grad = grad.to(wide_type(image));
   const OptionalTensor own = PairIds::whole(positive);
   const Tensor texts = text_index.contiguous(), images = image_index.contiguous();
   const Tensor hardest = hardest_text.contiguous(), counts = violations.contiguous();
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor> imc_total_backward(const Tensor& grad, const Tensor& 
                 .violations = counts.mutable_data_ptr(),
                 .values = nullptr,
                 .total = {}},
-               share.const_data_ptr(),
+               pair_grad.const_data_ptr(),
                {matrix_of(x), matrix_of(y), image.size(1), to_image.mutable_data_ptr(),
                 to_text.mutable_data_ptr()},
                device.stream());

@@ -23,18 +23,18 @@ constexpr int kCmrShared = kCmrRoom + 3 * kAnchors;
 // Sums kCount numbers over the block, in one order; `room` is for so many of
 // every warp.
 template <int kCount>
-__device__ __forceinline__ void block_sums(const Shared<double>& shared, int room,
+__device__ __forceinline__ void block_sums(const Shared<double>& shared, int scratch,
                                            double (&value)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     value[i] = warp_sum(value[i]);
-    if (lane() == 0) shared.write(room + warp() * kCount + i, value[i]);
+    if (lane() == 0) shared.write(scratch + warp() * kCount + i, value[i]);
   }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     value[i] = 0;
-    for (int w = 0; w < kAnchors; ++w) value[i] += shared.read(room + w * kCount + i);
+    for (int w = 0; w < kAnchors; ++w) value[i] += shared.read(scratch + w * kCount + i);
   }
   __syncthreads();
 }
@@ -86,17 +86,18 @@ struct CmrAnchor {
 
 // Calls see(i, cosine) for i from this thread's number on, several of which are
 // read at once.
-template <typename Read, typename See>
-__device__ __forceinline__ void see_cosines(int count, Read&& read, See&& see) {
-  for (int first = static_cast<int>(threadIdx.x); first < count; first += kFoldThreads * kAtOnce) {
+template <typename Read, typename Visit>
+__device__ __forceinline__ void visit_cosines(int count, Read&& read, Visit&& visit) {
+  for (int first = static_cast<int>(threadIdx.x); first < count;
+       first += kReductionThreads * kAtOnce) {
     int at[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) at[k] = within(first + k * kFoldThreads, count);
+    for (int k = 0; k < kAtOnce; ++k) at[k] = within(first + k * kReductionThreads, count);
     double cosine[kAtOnce];
     read(at, cosine);
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (first + k * kFoldThreads < count) see(at[k], cosine[k]);
+      if (first + k * kReductionThreads < count) visit(at[k], cosine[k]);
   }
 }
 
@@ -111,7 +112,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
     return shared.template read<CmrPlace>(kCmrPlaces + kPlaceNumbers * i);
   };
   // Logits of a softmax, -inf of members that have the anchor's id.
-  for (int i = thread; i < M; i += kFoldThreads) {
+  for (int i = thread; i < M; i += kReductionThreads) {
     const int m = x.order[i], k = static_cast<int>(x.assignment[m]);
     shared.write(kCmrPlaces + kPlaceNumbers * i, CmrPlace{m, k, x.span[2 * k], x.span[2 * k + 1]});
     const double logit = (shared.read(m) - gram[m * M + m] / 2) * scale;
@@ -148,7 +149,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
   // Terms: a cluster's matrix times its weights. Systems and Gram matrices are
   // symmetric: neighbouring threads read neighbours, and 8 numbers at once.
   const auto multiply = [&](auto&& entry) {
-    for (int i = thread; i < M; i += kFoldThreads) {
+    for (int i = thread; i < M; i += kReductionThreads) {
       const CmrPlace own = place(i);
       double sum = 0;
 #pragma unroll 8
@@ -160,13 +161,13 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
   };
   if (x.inverse) {
     multiply([&](int i, int j, int) { return x.inverse[j * M + i]; });
-    for (int i = thread; i < M; i += kFoldThreads)
+    for (int i = thread; i < M; i += kReductionThreads)
       shared.write(kCmrWeights + i, shared.read(kCmrTerms + i));
     __syncthreads();
   }
   multiply([&](int, int j, int member) { return gram[place(j).member * M + member]; });
   // |q| is 1, or less for a row that is shorter than rows may be.
-  const double length = in.own.length[in.n], own = at_least(length / divisor(length));
+  const double norm = in.own.norm[in.n], own = at_least(norm / divisor(norm));
   for (int k = warp(); k < K; k += kAnchors) {
     const int end = x.span[2 * k + 1];
     double dot = 0, square = 0;
@@ -184,7 +185,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
   }
   __syncthreads();
   if (!in.own.weight) return;
-  for (int i = thread; i < M; i += kFoldThreads) {
+  for (int i = thread; i < M; i += kReductionThreads) {
     const CmrPlace at = place(i);
     in.own.weight[in.n * M + at.member] =
         shared.read(kCmrWeights + i) * in.own.factor[in.n * K + at.cluster];
@@ -193,8 +194,8 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
 
 // The loss of an anchor's pairs, which have all of its negatives in common.
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 2)
-    cmr_total_kernel(Cmr all, GivenNumber<C> given, int64_t first_block) {
+__global__ void __launch_bounds__(kReductionThreads, 2)
+    cmr_total_kernel(Cmr all, DeviceScalar<C> given, int64_t first_block) {
   wait_for_launch_before();
   using State = ExpMoments<double>;
   const auto shared = Shared<double>::all<kCmrShared>();
@@ -203,45 +204,45 @@ __global__ void __launch_bounds__(kFoldThreads, 2)
   const double scale = given.get();
   {
     const CmrAnchor in(all, block);
-    see_cosines(
+    visit_cosines(
         in.M, [&](const auto& at, auto& to) { in.read(at, to); },
         [&](int m, double cosine) { shared.write(m, cosine); });
     __syncthreads();
     if (K > 0) synthesise(in, shared, K, 1 / (all.sigma * all.sigma));
 
     State state;
-    for (int m = thread; m < in.M; m += kFoldThreads)
-      if (!in.same(m)) state.see(scale * shared.read(m), shared.read(m));
-    for (int k = thread; k < K; k += kFoldThreads) {
+    for (int m = thread; m < in.M; m += kReductionThreads)
+      if (!in.same(m)) state.add(scale * shared.read(m), shared.read(m));
+    for (int k = thread; k < K; k += kReductionThreads) {
       const double cosine = in.own.cosine[in.n * K + k];
-      if (cosine != -INFINITY) state.see(scale * cosine, cosine);
+      if (cosine != -INFINITY) state.add(scale * cosine, cosine);
     }
-    see_cosines(
+    visit_cosines(
         in.Z, [&](const auto& at, auto& to) { in.read_noise(at, to); },
-        [&](int, double cosine) { state.see(scale * cosine, cosine); });
-    join_lanes<16, 1>(state);
+        [&](int, double cosine) { state.add(scale * cosine, cosine); });
+    merge_lanes<16, 1>(state);
     if (lane() == 0) shared.write(kCmrRoom + 3 * warp(), state);
     __syncthreads();
     state = shared.read<State>(kCmrRoom + 3 * (lane() % kAnchors));
-    join_lanes<kAnchors / 2, 1>(state);
+    merge_lanes<kAnchors / 2, 1>(state);
     __syncthreads();
 
-    OfPositives<double> pairs;
+    PositiveSums<double> pairs;
     if (!in.of_image || !in.positive) {
       const int own = in.of_image ? in.n : positive_of(in.positive, in.n);
-      if (thread == 0) pairs.see(state, own < 0 ? kNan<double> : shared.read(own), scale);
+      if (thread == 0) pairs.add(state, own < 0 ? kNan<double> : shared.read(own), scale);
     } else {  // the first image has the texts without one
-      for (int m = thread; m < in.M; m += kFoldThreads) {
+      for (int m = thread; m < in.M; m += kReductionThreads) {
         const int image = positive_of(in.positive, m);
         if ((image < 0 ? 0 : image) == in.n)
-          pairs.see(state, image < 0 ? kNan<double> : shared.read(m), scale);
+          pairs.add(state, image < 0 ? kNan<double> : shared.read(m), scale);
       }
     }
-    double found[3] = {pairs.loss, pairs.push, pairs.of_scale};
+    double found[3] = {pairs.loss, pairs.of_log_sum, pairs.of_scale};
     block_sums(shared, kCmrRoom, found);
     if (thread == 0) {
       reinterpret_cast<Anchor<double>*>(all.anchors)[block] = {
-          state.base(), state.log_sum(), all.weight * found[1], 1 / divisor(in.own.length[in.n])};
+          state.base(), state.log_sum(), all.weight * found[1], 1 / divisor(in.own.norm[in.n])};
       all.loss[block] = found[0], all.of_scale[block] = found[2];
     }
   }

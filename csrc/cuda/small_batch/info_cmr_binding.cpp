@@ -8,9 +8,9 @@ namespace itm::cuda {
 namespace {
 
 // Hands out one piece of memory; without it, counts what there will be.
-class Room {
+class Arena {
  public:
-  explicit Room(char* base = nullptr) : base_(base) {}
+  explicit Arena(char* base = nullptr) : base_(base) {}
   template <typename T>
   T* take(int64_t count) {
     char* const at = base_ ? base_ + used_ : nullptr;
@@ -27,21 +27,21 @@ class Room {
 
 // What all launches of a step read and write.
 struct Step {
-  UnitSources units{};
-  Products all{};
+  CmrUnitRows units{};
+  DotProducts all{};
   Cmr cmr{};
-  CmrWeights weights{};
+  CmrScoreWeights weights{};
 
   // The rows of both sides and of the noise, and where what is made of them has its place.
-  void lay_out(Room& room, const Tensor& image, const Tensor& text, const OptionalTensor& noise,
+  void lay_out(Arena& arena, const Tensor& image, const Tensor& text, const OptionalTensor& noise,
                bool kam, bool gradients) {
     const int64_t N = image.size(0), M = text.size(0), D = image.size(1), K = cmr.clusters;
     const int64_t Z = noise.has_value() ? noise->size(0) : 0, padded = (D + 3) / 4 * 4;
     units = {{any_rows_of(image), any_rows_of(text)},
              D,
              padded,
-             room.take<double>((N + M + Z) * padded),
-             room.take<double>(N + M + Z)};
+             arena.take<double>((N + M + Z) * padded),
+             arena.take<double>(N + M + Z)};
     if (Z) units.of[2] = any_rows_of(*noise);
     const auto unit = [&](int64_t first, int64_t rows) {
       return Matrix{units.unit + first * padded, rows, padded, 0};
@@ -53,10 +53,10 @@ struct Step {
     product(of_image, of_text);
     if (Z) product(of_image, of_noise), product(of_text, of_noise);
     if (K) product(of_image, of_image), product(of_text, of_text);
-    all.plan = plan_products(all);
-    all.ticket = cmr.ticket = room.take<unsigned>(1);
+    all.plan = plan_dot_products(all);
+    all.ticket = cmr.ticket = arena.take<unsigned>(1);
     for (int i = 0; i < all.count; ++i)
-      all.of[i].parts = room.take<double>(all.plan.parts * all.of[i].x.rows * all.of[i].y.rows);
+      all.of[i].parts = arena.take<double>(all.plan.parts * all.of[i].x.rows * all.of[i].y.rows);
     const auto scores = [&](int i) {
       return ScoreParts{all.of[i].parts, all.plan.parts, all.of[i].x.rows, all.of[i].y.rows};
     };
@@ -64,23 +64,23 @@ struct Step {
     cmr.image.noise = Z ? scores(1) : ScoreParts{nullptr, 1, N, 0};
     cmr.text.noise = Z ? scores(2) : ScoreParts{nullptr, 1, M, 0};
     cmr.image.rows = N, cmr.text.rows = M;
-    cmr.image.length = units.length, cmr.text.length = units.length + N;
-    weights.noise_length = units.length + N + M;
+    cmr.image.norm = units.norm, cmr.text.norm = units.norm + N;
+    weights.noise_norm = units.norm + N + M;
     for (CmrSide* side : {&cmr.image, &cmr.text}) {
       const int64_t rows = side->rows, others = N + M - rows;
       if (!K) continue;
       side->gram = scores(all.count - (side == &cmr.image ? 2 : 1));
-      side->added = room.take<double>(all.plan.parts > 1 ? rows * rows : 0);
-      side->assignment = room.take<int64_t>(rows);
-      side->order = room.take<int32_t>(2 * rows), side->span = room.take<int32_t>(4 * K);
-      side->score = room.take<double>(K * rows), side->half_square = room.take<double>(K);
-      if (kam) side->inverse = room.take<double>(rows * rows);
-      if (kam) side->sweep = room.take<double>(2 * rows);
-      side->cosine = room.take<double>(rows * K), side->factor = room.take<double>(rows * K);
-      if (gradients) side->weight = room.take<double>(rows * others);
+      side->added = arena.take<double>(all.plan.parts > 1 ? rows * rows : 0);
+      side->assignment = arena.take<int64_t>(rows);
+      side->order = arena.take<int32_t>(2 * rows), side->span = arena.take<int32_t>(4 * K);
+      side->score = arena.take<double>(K * rows), side->half_square = arena.take<double>(K);
+      if (kam) side->inverse = arena.take<double>(rows * rows);
+      if (kam) side->sweep = arena.take<double>(2 * rows);
+      side->cosine = arena.take<double>(rows * K), side->factor = arena.take<double>(rows * K);
+      if (gradients) side->weight = arena.take<double>(rows * others);
     }
-    cmr.anchors = room.take<double>(4 * (N + M));
-    cmr.loss = room.take<double>(N + M), cmr.of_scale = room.take<double>(N + M);
+    cmr.anchors = arena.take<double>(4 * (N + M));
+    cmr.loss = arena.take<double>(N + M), cmr.of_scale = arena.take<double>(N + M);
   }
 };
 
@@ -104,7 +104,7 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
               " of noise; the CUDA kernels of InfoCMR take up to ", kMostRows);
   const PairIds ids(positive, image_ids, text_ids);
   const OptionalTensor of_images = draws_of(image_draws), of_texts = draws_of(text_draws);
-  const GivenTensor factor(learnt, scale, image);
+  const ScalarTensor factor(learnt, scale, image);
   const auto wide = image.options().dtype(wide_type(image));
   Tensor total = at::empty({}, wide), of_scale = at::empty({}, wide);
   Tensor of_image = at::empty({gradients ? N : 0, M + Z}, wide);
@@ -113,13 +113,13 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
 
   Step step;
   step.cmr.clusters = num_clusters, step.cmr.iterations = iterations;
-  const auto lay_out = [&](Room room) {
-    step.lay_out(room, image, text, noise, weights == "kam", gradients);
-    return room.used();
+  const auto lay_out = [&](Arena arena) {
+    step.lay_out(arena, image, text, noise, weights == "kam", gradients);
+    return arena.used();
   };
-  const Tensor room =
-      at::empty({lay_out(Room()) / int64_t{sizeof(double)}}, image.options().dtype(at::kDouble));
-  lay_out(Room(static_cast<char*>(room.mutable_data_ptr())));
+  const Tensor memory =
+      at::empty({lay_out(Arena()) / int64_t{sizeof(double)}}, image.options().dtype(at::kDouble));
+  lay_out(Arena(static_cast<char*>(memory.mutable_data_ptr())));
   Cmr& cmr = step.cmr;
   const Pairing pairing = ids.at();
   cmr.positive = pairing.positive;
@@ -131,9 +131,9 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
   cmr.total = total.mutable_data_ptr(), cmr.scale_grad = of_scale.mutable_data_ptr();
 
   const Type type = type_of(image);
-  unit_sources(type, step.units, device.stream());
+  cmr_unit_rows(type, step.units, device.stream());
   device.launched();
-  products(Type::kDouble, step.all, device.stream());
+  dot_products(Type::kDouble, step.all, device.stream());
   device.launched();
   if (num_clusters) {
     cmr_cluster(cmr, device.stream());
@@ -146,7 +146,7 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
     step.weights.of_text = of_text.mutable_data_ptr();
     step.weights.along = of_rows.mutable_data_ptr();
     step.weights.inverse = of_rows.select(0, 1).mutable_data_ptr();
-    cmr_weigh(type, cmr, step.weights, device.stream());
+    cmr_score_gradient(type, cmr, step.weights, device.stream());
     device.launched();
   }
   return {total, of_image, of_text, of_rows, of_scale};
@@ -156,9 +156,9 @@ std::tuple<Tensor, Tensor, Tensor> info_cmr_total_backward(
     const Tensor& grad, const Tensor& image, const Tensor& text, const OptionalTensor& noise,
     const Tensor& of_image, const Tensor& of_text, const Tensor& of_rows, const Tensor& of_scale) {
   const OnDevice device(image);
-  const Tensor x = in_fours(image.unsqueeze(0)), y = in_fours(text.unsqueeze(0));
-  const Tensor z = noise.has_value() ? in_fours(noise->unsqueeze(0)) : Tensor();
-  const Tensor pull = grad.to(wide_type(image));
+  const Tensor x = pad_to_four(image.unsqueeze(0)), y = pad_to_four(text.unsqueeze(0));
+  const Tensor z = noise.has_value() ? pad_to_four(noise->unsqueeze(0)) : Tensor();
+  const Tensor total_grad = grad.to(wide_type(image));
   Tensor to_image = at::empty(image.sizes(), image.options());
   Tensor to_text = at::empty(text.sizes(), text.options());
   Tensor to_scale = at::empty({}, of_scale.options());
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> info_cmr_total_backward(
                 .along = kept[2].const_data_ptr(),
                 .inverse = kept[2].select(0, 1).const_data_ptr(),
                 .noise = z.defined() ? matrix_of(z) : Matrix{},
-                .grad = pull.const_data_ptr(),
+                .grad = total_grad.const_data_ptr(),
                 .of_scale = of_scale.const_data_ptr(),
                 .to_scale = to_scale.mutable_data_ptr()},
                {matrix_of(x), matrix_of(y), image.size(1), to_image.mutable_data_ptr(),

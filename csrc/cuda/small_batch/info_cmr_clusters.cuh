@@ -13,10 +13,10 @@ namespace itm::cuda {
 
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    unit_sources_kernel(UnitSources in, RowShare share, int64_t first_block) {
+    cmr_unit_rows_kernel(CmrUnitRows in, RowSplit split, int64_t first_block) {
   wait_for_launch_before();
-  const auto room = Shared<double>::all<kRowWarps>();
-  const int64_t n = share.row(first_block), end = share.end(n);
+  const auto scratch = Shared<double>::all<kRowWarps>();
+  const int64_t n = split.row(first_block), end = split.end(n);
   // Places of an array that is a kernel's argument are known when it is
   // compiled.
   AnyRows of = in.of[0];
@@ -30,12 +30,12 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   };
   double square = 0;
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step()) square += value(d) * value(d);
-  const double length = root(sum_of_warps(room, square, share.warps));
-  if (n < share.rows && share.start() == 0) in.length[n] = length;
-  const double inverse = 1 / divisor(length);
+  for (int64_t d = split.start(); d < end; d += split.step()) square += value(d) * value(d);
+  const double norm = root(sum_warps(scratch, square, split.warps));
+  if (n < split.rows && split.start() == 0) in.norm[n] = norm;
+  const double inverse = 1 / divisor(norm);
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step())
+  for (int64_t d = split.start(); d < end; d += split.step())
     in.unit[n * in.padded + d] = value(d) * inverse;
 }
 
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         if (threadIdx.x == 0) side.half_square[k] = squares.gram[row * M + row] / 2;
       });
   __syncthreads();
-  const Lists lists{side.order, side.span};
+  const ClusterMembers lists{side.order, side.span};
   const KMeans<double> problem{{nullptr, M, 0, 0},
                                0,
                                K,
@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
 
 // The systems of clusters of images, then of texts.
 __global__ void __launch_bounds__(kSystemThreads, 2)
-    cmr_systems_kernel(CmrSide image, CmrSide text, int64_t K, double scale, double ridge,
-                       int64_t first) {
+    cmr_kam_solve_kernel(CmrSide image, CmrSide text, int64_t K, double scale, double ridge,
+                         int64_t first) {
   wait_for_launch_before();
   const int64_t block = first + blockIdx.x, k = block % K;
   const CmrSide side = block < K ? image : text;

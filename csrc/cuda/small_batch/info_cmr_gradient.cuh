@@ -8,8 +8,9 @@
 namespace itm::cuda {
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, 2)
-    cmr_weigh_kernel(Cmr all, GivenNumber<C> given, CmrWeights to, int64_t first_block) {
+__global__ void __launch_bounds__(kReductionThreads, 2)
+    cmr_score_gradient_kernel(Cmr all, DeviceScalar<C> given, CmrScoreWeights to,
+                              int64_t first_block) {
   wait_for_launch_before();
   const auto shared = Shared<double>::all<kAnchors>();
   const int block = static_cast<int>(first_block) + static_cast<int>(blockIdx.x);
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(kFoldThreads, 2)
   // Where the loss is NaN, because of a row or of ids that are wrong, so is the
   // gradient of all.
   const C total = *static_cast<const C*>(all.total);
-  const double pull = total == total ? scale : kNan<double>;
+  const double factor = total == total ? scale : kNan<double>;
   const auto* const anchors = reinterpret_cast<const Anchor<double>*>(all.anchors);
   const auto* const others = anchors + (in.of_image ? all.image.rows : 0);
   const Anchor<double> mine = anchors[block];
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kFoldThreads, 2)
           static_cast<C>(weight);
   };
   double along[1] = {0};
-  see_cosines(
+  visit_cosines(
       in.M, [&](const auto& at, auto& cosine) { in.read(at, cosine); },
       [&](int m, double cosine) {
         const Anchor<double> other = others[m];
@@ -39,21 +40,22 @@ __global__ void __launch_bounds__(kFoldThreads, 2)
         if (in.paired(m))
           weight = -all.weight * (logistic(mine.over(logit)) + logistic(other.over(logit)));
         else if (!in.same(m))
-          weight = mine.push * mine.share(logit) + other.push * other.share(logit);
+          weight = mine.of_log_sum * mine.softmax(logit) + other.of_log_sum * other.softmax(logit);
         if (all.clusters) {
           const double vector = in.own.cosine[in.n * all.clusters + in.other.assignment[m]];
           if (vector != -INFINITY)
-            weight += mine.push * mine.share(scale * vector) * in.own.weight[in.n * in.M + m];
+            weight +=
+                mine.of_log_sum * mine.softmax(scale * vector) * in.own.weight[in.n * in.M + m];
         }
-        along[0] += pull * weight * cosine;
-        write(m, pull * weight * other.inverse);
+        along[0] += factor * weight * cosine;
+        write(m, factor * weight * other.inverse);
       });
-  see_cosines(
+  visit_cosines(
       in.Z, [&](const auto& at, auto& cosine) { in.read_noise(at, cosine); },
       [&](int z, double cosine) {
-        const double weight = pull * mine.push * mine.share(scale * cosine);
+        const double weight = factor * mine.of_log_sum * mine.softmax(scale * cosine);
         along[0] += weight * cosine;
-        write(in.M + z, weight / divisor(to.noise_length[z]));
+        write(in.M + z, weight / divisor(to.noise_norm[z]));
       });
   block_sums(shared, 0, along);
   if (threadIdx.x) return;
@@ -63,12 +65,12 @@ __global__ void __launch_bounds__(kFoldThreads, 2)
 
 // The weights as they were stored, for the products with raw rows.
 template <typename C>
-struct CmrPairs : PairsOf<C> {
+struct CmrScoreGradient : ScoreGradientBase<C> {
   static constexpr int kSources = 2;
   static constexpr bool kUnit = true, kScalars = true;
   using Read = C;
 
-  const C *of_image, *of_text, *lengthwise, *inverses, *grad, *of_scale;
+  const C *of_image, *of_text, *along_rows, *inverses, *grad, *of_scale;
   C* to_scale;
   Matrix noise;
   int N, M;
@@ -78,7 +80,7 @@ struct CmrPairs : PairsOf<C> {
     return of_image_ ? of_image[own * (M + static_cast<int>(noise.rows)) + at]
                      : of_text[at * M + own];
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool, int, int, int, Read weight) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool, int, int, int, Read weight) const {
     return {weight, 0};
   }
   template <typename T>
@@ -89,7 +91,7 @@ struct CmrPairs : PairsOf<C> {
     return inverses[of_image_ ? n : N + n];
   }
   __device__ __forceinline__ C along(bool of_image_, int n) const {
-    return lengthwise[of_image_ ? n : N + n];
+    return along_rows[of_image_ ? n : N + n];
   }
   __device__ __forceinline__ C factor() const { return *grad; }
   __device__ __forceinline__ void finish() const {

@@ -18,10 +18,10 @@ template <typename C>
 struct ExpMoments {
   C highest = -kInfinity<C>, sum = 0, product = 0;
 
-  __device__ __forceinline__ void see(C logit, C score) {
-    if (logit != -kInfinity<C>) join({logit, C(1), score});
+  __device__ __forceinline__ void add(C logit, C score) {
+    if (logit != -kInfinity<C>) merge({logit, C(1), score});
   }
-  __device__ __forceinline__ void join(const ExpMoments& other) {
+  __device__ __forceinline__ void merge(const ExpMoments& other) {
     const C most = highest > other.highest ? highest : other.highest;
     // NaN reaches the sum through its factor, whichever is the maximum.
     const C own = factor(highest, most), others = factor(other.highest, most);
@@ -29,7 +29,7 @@ struct ExpMoments {
     product = product * own + other.product * others;
     highest = most;
   }
-  __device__ __forceinline__ ExpMoments of_lane(int lanes) const {
+  __device__ __forceinline__ ExpMoments from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes),
             __shfl_xor_sync(~0u, product, lanes)};
   }
@@ -52,30 +52,30 @@ struct ExpMoments {
 // them away, and 1 / its length.
 template <typename C>
 struct alignas(4 * sizeof(C) < 16 ? 4 * sizeof(C) : 16) Anchor {
-  C highest, log_sum, push, inverse;
+  C highest, log_sum, of_log_sum, inverse;
 
   // How far its negatives outweigh a positive, as a logit.
   __device__ __forceinline__ C over(C positive) const { return log_sum + (highest - positive); }
   // A negative's share in their sum. The difference first: that of two near logits is exact.
-  __device__ __forceinline__ C share(C logit) const {
+  __device__ __forceinline__ C softmax(C logit) const {
     return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
   }
 };
 
 // What the positives of an anchor add up to.
 template <typename C>
-struct OfPositives {
-  C loss = 0, push = 0, of_scale = 0;
+struct PositiveSums {
+  C loss = 0, of_log_sum = 0, of_scale = 0;
 
-  __device__ __forceinline__ void see(const ExpMoments<C>& negatives, C score, C scale) {
+  __device__ __forceinline__ void add(const ExpMoments<C>& negatives, C score, C scale) {
     const C logit = scale * score;
-    const C over = negatives.log_sum() + (negatives.base() - logit), share = logistic(over);
+    const C over = negatives.log_sum() + (negatives.base() - logit), slope = logistic(over);
     loss += softplus(over) + 0 * logit;  // an infinite positive shows
-    push += share;
-    of_scale += share * (negatives.mean() - score);
+    of_log_sum += slope;
+    of_scale += slope * (negatives.mean() - score);
   }
   __device__ __forceinline__ void add_lanes() {
-    loss = warp_sum(loss), push = warp_sum(push), of_scale = warp_sum(of_scale);
+    loss = warp_sum(loss), of_log_sum = warp_sum(of_log_sum), of_scale = warp_sum(of_scale);
   }
 };
 
@@ -83,7 +83,7 @@ template <typename C>
 struct InfoNce {
   Cosines<C> cosines;
   Pairing pairing;
-  GivenNumber<C> scale;
+  DeviceScalar<C> scale;
   C weight;
   C* scores;              // [N, M] or null
   Anchor<C>* anchors;     // [N + M]
@@ -95,7 +95,7 @@ struct InfoNce {
   // By a block, for rows and columns [first, first + 8).
   __device__ __forceinline__ void run(int first) const {
     using State = ExpMoments<C>;
-    using Memory = FoldMemory<C, State>;
+    using Memory = ReductionMemory<C, State>;
     const auto shared = Shared<C>::template all<Memory::kNumbers>();
     const Scores<C>& products = cosines.products;
     const int N = products.N, M = products.M, own = first + warp(), x = Memory::kStates, y = x + N;
@@ -103,35 +103,37 @@ struct InfoNce {
     cosines.invert(shared, x);
     const int m = first + lane() % kAnchors;
     const C inverse_of_m = shared.read(y + within(m, M));
-    const auto column = fold_columns<State>(
+    const auto column = reduce_columns<State>(
         products, pairing, first, [&](State& state, int n, C product, bool same) {
           const C score = cosines.over(product, shared.read(x + n), inverse_of_m);
           if (scores) scores[n * M + m] = score;
-          if (!same) state.see(factor * score, score);
+          if (!same) state.add(factor * score, score);
         });
-    OfPositives<C> of_column;
+    PositiveSums<C> of_column;
     if (own < M) {
       const int i = positive_of(pairing.positive, own), n = i < 0 ? 0 : i;
       const C inverse = shared.read(y + own);
       const C score = cosines.over(products.at(n, own), shared.read(x + n), inverse);
-      of_column.see(column, i < 0 ? kNan<C> : score, factor);
+      of_column.add(column, i < 0 ? kNan<C> : score, factor);
       if (lane() == 0)
-        anchors[N + own] = {column.base(), column.log_sum(), weight * of_column.push, inverse};
+        anchors[N + own] = {column.base(), column.log_sum(), weight * of_column.of_log_sum,
+                            inverse};
     }
-    OfPositives<C> of_row;
+    PositiveSums<C> of_row;
     if (own < N) {
       const C inverse = shared.read(x + own);
       const auto row =
-          fold_row<State>(products, pairing, own, [&](State& state, int j, C product, bool same) {
+          reduce_row<State>(products, pairing, own, [&](State& state, int j, C product, bool same) {
             const C score = cosines.over(product, inverse, shared.read(y + j));
-            if (!same) state.see(factor * score, score);
+            if (!same) state.add(factor * score, score);
           });
-      see_positives(own, [&](int j, C product, bool mistaken) {
+      visit_positives(own, [&](int j, C product, bool unmatched) {
         const C score = cosines.over(product, inverse, shared.read(y + j));
-        of_row.see(row, mistaken ? kNan<C> : score, factor);
+        of_row.add(row, unmatched ? kNan<C> : score, factor);
       });
       of_row.add_lanes();
-      if (lane() == 0) anchors[own] = {row.base(), row.log_sum(), weight * of_row.push, inverse};
+      if (lane() == 0)
+        anchors[own] = {row.base(), row.log_sum(), weight * of_row.of_log_sum, inverse};
     }
     if (lane() || (own >= N && own >= M)) return;
     losses[own] = of_column.loss + of_row.loss;
@@ -140,12 +142,12 @@ struct InfoNce {
 
   // see(j, product, whether j is a mistake) by a lane for every text j whose image is n. The first
   // image has those without one: the gradient is NaN where the loss is.
-  template <typename See>
-  __device__ __forceinline__ void see_positives(int n, See&& see) const {
+  template <typename Visit>
+  __device__ __forceinline__ void visit_positives(int n, Visit&& visit) const {
     const Scores<C>& products = cosines.products;
     const int M = products.M;
     if (!pairing.positive) {
-      if (lane() == 0) see(n, products.at(n, n), false);
+      if (lane() == 0) visit(n, products.at(n, n), false);
       return;
     }
     for (int first = lane(); first < M; first += 32 * kAtOnce) {
@@ -165,7 +167,7 @@ struct InfoNce {
       products.read(at, product);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k)
-        if (own[k]) see(first + 32 * k, product[k], image[k] < 0);
+        if (own[k]) visit(first + 32 * k, product[k], image[k] < 0);
     }
   }
 
@@ -179,19 +181,19 @@ struct InfoNce {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    info_nce_kernel(int64_t first_block, InfoNce<C> fold) {
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    info_nce_kernel(int64_t first_block, InfoNce<C> reduction) {
   wait_for_launch_before();
-  fold.run(first_anchor(first_block));
-  fold.add();
+  reduction.run(first_anchor(first_block));
+  reduction.add();
 }
 
 // A negative's share in its row and its column, or how strongly a positive is pulled.
 template <typename C>
-struct InfoNcePairs : PairsOf<C> {
+struct InfoNceGradient : ScoreGradientBase<C> {
   static constexpr bool kUnit = true;
   Pairing pairing;
-  GivenNumber<C> scale;
+  DeviceScalar<C> scale;
   C weight;
   int N, M;
   bool cosine;
@@ -207,14 +209,15 @@ struct InfoNcePairs : PairsOf<C> {
     const int n = of_x ? own : other, m = of_x ? other : own;
     return {scores[n * M + m], anchors[of_x ? N + other : other]};
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool of_x, int, int own, int other,
-                                              const Read& read) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool of_x, int, int own, int other,
+                                                     const Read& read) const {
     const int n = of_x ? own : other, m = of_x ? other : own;
     const Anchor<C> mine = anchors[of_x ? own : N + own];
     const C logit = scale.get() * read.score;
     C found = 0;
     if (!same_id(pairing, n, m))
-      found = mine.push * mine.share(logit) + read.other.push * read.other.share(logit);
+      found =
+          mine.of_log_sum * mine.softmax(logit) + read.other.of_log_sum * read.other.softmax(logit);
     else if (positive_of(pairing.positive, m) == n)
       found = -weight * (logistic(mine.over(logit)) + logistic(read.other.over(logit)));
     return {found * read.other.inverse, cosine ? found * read.score : C(0)};

@@ -2,6 +2,7 @@
 // a gradient that reaches the raw rows. Three launches for rows that need no copy.
 
 #include "cuda/small_batch/contrastive_binding.h"
+#include "cuda/small_batch/info_nce.h"
 
 namespace itm::cuda {
 namespace {
@@ -13,8 +14,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_total_forward(
   const OnDevice device(image);
   const StoredCosines cosines(device, image, text, cosine);
   const PairIds ids(positive, image_ids, text_ids);
-  const GivenTensor factor(scale, fixed_scale, image);
-  const ContrastResult found(cosines, weight, keep_scores, 4);
+  const ScalarTensor factor(scale, fixed_scale, image);
+  const ContrastiveTensors found(cosines, weight, keep_scores, 4);
   info_nce(type_of(image), cosines.from(), ids.at(), factor.at(), found.to, device.stream());
   device.launched();
   return {found.total, found.scores, found.anchors, found.of_scale};
@@ -27,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_total_backward(
     double weight, bool cosine) {
   const OnDevice device(image);
   const PairIds ids(positive, image_ids, text_ids);
-  const GivenTensor factor(scale, fixed_scale, image);
-  const ContrastRows rows(grad, scores, anchors, image, text);
+  const ScalarTensor factor(scale, fixed_scale, image);
+  const ContrastiveOperands rows(grad, scores, anchors, image, text);
   info_nce_gradient(type_of(image), ids.at(), factor.at(),
                     rows.from(of_scale, of_scale, weight, cosine), device.stream());
   device.launched();

@@ -1,7 +1,9 @@
 // Launches k-means.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/launch.h"
 #include "cuda/small_batch/kmeans.cuh"
+#include "cuda/small_batch/kmeans.h"
 
 namespace itm::cuda {
 

@@ -23,7 +23,8 @@ struct KMeans {
   C* centroids;              // [B, K, D]: where to start, and the result
   int64_t* assignment;       // [B, M]
   C *score, *half_square;    // room for x.c [B, K, M] and |c|^2 / 2 [B, K]
-  Lists lists, others;       // room for those of B problems: of an iteration and the one before
+  ClusterMembers lists,
+      previous;  // room for those of B problems: of an iteration and the one before
 
   __device__ KMeans of_problem(int64_t b) const {
     KMeans own = *this;
@@ -33,7 +34,7 @@ struct KMeans {
     own.score += b * K * x.count;
     own.half_square += b * K;
     own.lists = lists.of_problem(b, x.count, K);
-    own.others = others.of_problem(b, x.count, K);
+    own.previous = previous.of_problem(b, x.count, K);
     return own;
   }
 };
@@ -49,7 +50,7 @@ __device__ __forceinline__ bool nearer(C score, int k, C other, int other_k) {
 // The products of two rows (one in fp64) from m on with 8 centroids from k on, spread over the
 // warp.
 template <int kRows, typename T>
-__device__ __forceinline__ Wide<T> products(const KMeans<T>& in, int64_t m, int64_t k) {
+__device__ __forceinline__ Wide<T> centroid_products(const KMeans<T>& in, int64_t m, int64_t k) {
   using C = Wide<T>;
   C sum[kRows * 8] = {};
   for (int64_t d = 4 * lane(); d < in.D; d += 128) {
@@ -77,7 +78,7 @@ __device__ __forceinline__ void compare(const KMeans<T>& in) {
   const int row = lane() / (8 * kEach), column = lane() / kEach % 8;
   for (int64_t m = warp() * kRows; m < in.x.count; m += kClusterWarps * kRows)
     for (int64_t first = 0; first < in.K; first += 8) {
-      const C product = products<kRows>(in, m, first);
+      const C product = centroid_products<kRows>(in, m, first);
       if (lane() % kEach == 0 && m + row < in.x.count && first + column < in.K)
         in.score[(first + column) * in.x.count + m + row] = product;
     }
@@ -115,7 +116,7 @@ __device__ __forceinline__ bool assign(const KMeans<T>& in, bool first) {
 // What the means of the listed rows are to all rows. A warp takes a cluster and 32 rows, which are
 // neighbours in memory; without members a centroid stays what it was.
 template <typename T>
-__device__ __forceinline__ void add_products(const KMeans<T>& in, const Lists& lists) {
+__device__ __forceinline__ void add_products(const KMeans<T>& in, const ClusterMembers& lists) {
   using C = Wide<T>;
   const int64_t groups = ceil_div(in.x.count, 32);
   for (int64_t task = warp(); task < in.K * groups; task += kClusterWarps) {
@@ -136,7 +137,7 @@ __device__ __forceinline__ void add_products(const KMeans<T>& in, const Lists& l
 
 // |c|^2 is the mean of x.c over the rows that c is the mean of.
 template <typename T>
-__device__ __forceinline__ void add_squares(const KMeans<T>& in, const Lists& lists) {
+__device__ __forceinline__ void add_squares(const KMeans<T>& in, const ClusterMembers& lists) {
   using C = Wide<T>;
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
     const int begin = lists.span[2 * k], end = lists.span[2 * k + 1];
@@ -150,8 +151,8 @@ __device__ __forceinline__ void add_squares(const KMeans<T>& in, const Lists& li
 
 // Writes the means of listed rows, of those clusters that have none in `unless`.
 template <typename T>
-__device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& lists,
-                                            const Lists* unless) {
+__device__ __forceinline__ void write_means(const KMeans<T>& in, const ClusterMembers& lists,
+                                            const ClusterMembers* unless) {
   using C = Wide<T>;
   const int64_t fours = in.D / 4;
   for (int64_t i = threadIdx.x; i < in.K * fours; i += kClusterThreads) {
@@ -182,7 +183,7 @@ __device__ __forceinline__ void write_means(const KMeans<T>& in, const Lists& li
 template <typename T>
 __device__ __forceinline__ void iterate(const KMeans<T>& in) {
   bool moved = assign(in, true);
-  Lists lists = in.lists, before = in.others;
+  ClusterMembers lists = in.lists, before = in.previous;
   for (int64_t i = 0; i < in.iterations; ++i) {
     // Where nobody moves, nothing will: the same means again, for all iterations that are left.
     if (!__syncthreads_or(moved)) break;
@@ -195,7 +196,7 @@ __device__ __forceinline__ void iterate(const KMeans<T>& in) {
     add_squares(in, lists);
     __syncthreads();
     moved = assign(in, false);
-    const Lists done = lists;
+    const ClusterMembers done = lists;
     lists = before, before = done;
   }
   if (in.iterations > 0) write_means(in, before, nullptr);

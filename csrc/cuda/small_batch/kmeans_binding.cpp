@@ -3,6 +3,7 @@
 
 #include <ATen/ops/constant_pad_nd.h>
 
+#include "cuda/small_batch/kmeans.h"
 #include "cuda/small_batch/small_batch_binding.h"
 
 namespace itm::cuda {
@@ -12,7 +13,7 @@ std::tuple<Tensor, Tensor> kmeans_of(const Tensor& x, const OptionalTensor& memb
                                      const Tensor& centroids, int64_t iterations) {
   const OnDevice device(x);
   const Tensor product = StoredScores(device, x, x).added(device, type_of(x));
-  const Tensor rows = in_fours(x.unsqueeze(0));
+  const Tensor rows = pad_to_four(x.unsqueeze(0));
   const int64_t B = centroids.size(0), K = centroids.size(1), M = x.size(0), D = x.size(1);
   Tensor found = centroids.to(wide_type(x), /*non_blocking=*/false, /*copy=*/true,
                               at::MemoryFormat::Contiguous);

@@ -3,6 +3,7 @@
 // distances of all pairs of rows. Those take one launch, and problems, one per anchor, share them.
 // A thread keeps the distances of its own rows in registers, and the block meets once a centroid.
 
+#include "cuda/small_batch/kmeans_plus_plus.h"
 #include "cuda/small_batch/score_reductions.cuh"
 
 namespace itm::cuda {
@@ -13,28 +14,28 @@ struct Farthest {
   Hardest<C> row;
   Sum<C> all;
 
-  __device__ __forceinline__ void join(const Farthest& other) {
-    row.join(other.row);
-    all.join(other.all);
+  __device__ __forceinline__ void merge(const Farthest& other) {
+    row.merge(other.row);
+    all.merge(other.all);
   }
-  __device__ __forceinline__ Farthest of_lane(int lanes) const {
-    return {row.of_lane(lanes), all.of_lane(lanes)};
+  __device__ __forceinline__ Farthest from_lane(int lanes) const {
+    return {row.from_lane(lanes), all.from_lane(lanes)};
   }
 };
 
 // By the block; a thread has several numbers on their way.
 template <typename T>
 __device__ void copy_row(const T* from, int64_t stride, int64_t D, Wide<T>* to) {
-  for (int64_t first = threadIdx.x; first < D; first += kFoldThreads * kAtOnce) {
+  for (int64_t first = threadIdx.x; first < D; first += kReductionThreads * kAtOnce) {
     T value[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t d = first + k * kFoldThreads;
+      const int64_t d = first + k * kReductionThreads;
       value[k] = from[(d < D ? d : D - 1) * stride];
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (first + k * kFoldThreads < D) to[first + k * kFoldThreads] = widen(value[k]);
+      if (first + k * kReductionThreads < D) to[first + k * kReductionThreads] = widen(value[k]);
   }
 }
 
@@ -74,16 +75,16 @@ __device__ __forceinline__ void choose_rows(const Shared<Farthest<C>>& shared, i
     for (int k = 0; k < kOwn; ++k) {
       const C far = nearest[k] / draw[k];
       if (thread + k * kThreads >= M) continue;
-      state.row.see(far, row[k]);
+      state.row.add(far, row[k]);
       state.all.sum += nearest[k];
     }
-    join_lanes<16, 1>(state);
+    merge_lanes<16, 1>(state);
     // Two places in turn: who reads one has met all others since they wrote it.
     const int place = static_cast<int>(c % 2) * kWarps;
     if (lane() == 0) shared.write(place + warp(), state);
     __syncthreads();
     state = shared.read(place + lane() % kWarps);
-    join_lanes<kWarps / 2, 1>(state);
+    merge_lanes<kWarps / 2, 1>(state);
     chosen = c > 0 && !(state.all.sum > 0) ? first : state.row.index;
     if (c == 0) first = chosen;
     take(c, chosen);
@@ -91,9 +92,9 @@ __device__ __forceinline__ void choose_rows(const Shared<Farthest<C>>& shared, i
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     kmeans_plus_plus_kernel(int64_t first_block, AnyRows x, int64_t D, Scores<Wide<T>> squares,
-                            Drawing to) {
+                            KMeansPlusPlus to) {
   wait_for_launch_before();
   using C = Wide<T>;
   const auto shared = Shared<Farthest<C>>::template all<2 * kAnchors>();
@@ -108,9 +109,9 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   const auto take = [&](int64_t c, int row) {
     copy_row(static_cast<const T*>(x.data) + row * x.stride, x.column_stride, D, centroids + c * D);
   };
-  choose_rows<kFoldThreads, C>(shared, squares.M, to.clusters,
-                               to.member ? to.member + problem * squares.M : nullptr, to.draws,
-                               read, take);
+  choose_rows<kReductionThreads, C>(shared, squares.M, to.clusters,
+                                    to.member ? to.member + problem * squares.M : nullptr, to.draws,
+                                    read, take);
 }
 
 }  // namespace itm::cuda

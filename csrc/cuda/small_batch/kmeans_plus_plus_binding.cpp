@@ -1,5 +1,6 @@
 // k-means++ of a small batch, on CUDA: distances of all pairs, and every problem's draws.
 
+#include "cuda/small_batch/kmeans_plus_plus.h"
 #include "cuda/small_batch/small_batch_binding.h"
 
 namespace itm::cuda {

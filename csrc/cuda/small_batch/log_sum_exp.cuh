@@ -1,6 +1,7 @@
 #pragma once
 // Log-sum-exp of the rows and columns of a small matrix of scores, and the gradient of its logits.
 
+#include "cuda/small_batch/log_sum_exp.h"
 #include "cuda/small_batch/score_gradient.cuh"
 
 namespace itm::cuda {
@@ -10,16 +11,16 @@ template <typename C>
 struct ExpSum {
   C highest = -kInfinity<C>, sum = 0;
 
-  __device__ __forceinline__ void see(C logit) {
-    if (logit != -kInfinity<C>) join({logit, C(1)});
+  __device__ __forceinline__ void add(C logit) {
+    if (logit != -kInfinity<C>) merge({logit, C(1)});
   }
-  __device__ __forceinline__ void join(const ExpSum& other) {
+  __device__ __forceinline__ void merge(const ExpSum& other) {
     const C most = highest > other.highest ? highest : other.highest;
     // NaN reaches the sum through its factor, whichever is the maximum.
     sum = sum * factor(highest, most) + other.sum * factor(other.highest, most);
     highest = most;
   }
-  __device__ __forceinline__ ExpSum of_lane(int lanes) const {
+  __device__ __forceinline__ ExpSum from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes)};
   }
   // The highest logit, 0 where it is not finite, and the logarithm of the sum relative to it.
@@ -37,7 +38,7 @@ struct ExpSum {
 
 // With ids, pairs that share one are left out.
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                        ExpSums<C*> to, C* kept) {
   wait_for_launch_before();
@@ -46,28 +47,30 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   const bool excluding = pairing.image_ids;
   const int m = first + lane() % kAnchors;
   const int positive = to.positive && m < scores.M ? positive_of(pairing.positive, m) : -1;
-  const auto column = fold_columns<ExpSum<C>>(scores, pairing, first,
-                                              [&](ExpSum<C>& state, int n, C score, bool same) {
-                                                if (kept) kept[n * scores.M + m] = score;
-                                                if (!excluding || !same) state.see(factor * score);
-                                                if (positive == n) to.positive[m] = factor * score;
-                                              });
+  const auto column = reduce_columns<ExpSum<C>>(scores, pairing, first,
+                                                [&](ExpSum<C>& state, int n, C score, bool same) {
+                                                  if (kept) kept[n * scores.M + m] = score;
+                                                  if (!excluding || !same)
+                                                    state.add(factor * score);
+                                                  if (positive == n)
+                                                    to.positive[m] = factor * score;
+                                                });
   if (own < scores.M && lane() == 0) {
     to.column[own] = column.log_sum(), to.column_highest[own] = column.base();
     if (to.positive && positive_of(pairing.positive, own) < 0) to.positive[own] = kNan<C>;
   }
   if (own >= scores.N) return;
   const auto row =
-      fold_row<ExpSum<C>>(scores, pairing, own, [&](ExpSum<C>& state, int, C score, bool same) {
-        if (!excluding || !same) state.see(factor * score);
+      reduce_row<ExpSum<C>>(scores, pairing, own, [&](ExpSum<C>& state, int, C score, bool same) {
+        if (!excluding || !same) state.add(factor * score);
       });
   if (lane() == 0) to.row[own] = row.log_sum(), to.row_highest[own] = row.base();
 }
 
 // A logit's share in the softmax of its row and of its column, or a positive's own gradient.
 template <typename C>
-struct OfExpSums {
-  Numbers<C> grad_row, grad_column, grad_positive;
+struct LogSumExpGradient {
+  Strided<C> grad_row, grad_column, grad_positive;
   ExpSums<const C*> sums;
   Pairing pairing;
 
@@ -93,11 +96,11 @@ struct OfExpSums {
   __device__ __forceinline__ C at(const Place& at, C score, C scale) const {
     if (at.image == at.text) return at.positive ? at.grad_positive : C(0);
     const C logit = scale * score;
-    return at.grad_row * share(logit, at.row_highest, at.row) +
-           at.grad_column * share(logit, at.column_highest, at.column);
+    return at.grad_row * softmax(logit, at.row_highest, at.row) +
+           at.grad_column * softmax(logit, at.column_highest, at.column);
   }
   // The difference first: that of two near logits is exact.
-  static __device__ __forceinline__ C share(C logit, C highest, C log_sum) {
+  static __device__ __forceinline__ C softmax(C logit, C highest, C log_sum) {
     return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
   }
 };

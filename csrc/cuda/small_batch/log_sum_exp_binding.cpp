@@ -2,6 +2,7 @@
 // need no copy. The scale stays on the device.
 
 #include "aten/refuse_cosine.h"
+#include "cuda/small_batch/log_sum_exp.h"
 #include "cuda/small_batch/score_gradient_binding.h"
 
 namespace itm::cuda {
@@ -17,10 +18,10 @@ Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
   const StoredScores scores(device, x, y);
   const PairIds ids(positive, x_ids, y_ids);
   const Tensor factor = scale.to(wide_type(x)), kept = scores_to_keep(keep_scores, scores);
-  const auto room = [&](int64_t size) { return at::empty({size}, scores.parts.options()); };
+  const auto vector = [&](int64_t size) { return at::empty({size}, scores.parts.options()); };
   const int64_t N = x.size(0), M = y.size(0);
-  Tensor row = room(N), column = room(M), own = room(positive.has_value() ? M : 0);
-  Tensor row_highest = room(N), column_highest = room(M);
+  Tensor row = vector(N), column = vector(M), own = vector(positive.has_value() ? M : 0);
+  Tensor row_highest = vector(N), column_highest = vector(M);
   log_sum_exp(type_of(x), scores.from, ids.at(), factor.const_data_ptr(),
               {row.mutable_data_ptr(), column.mutable_data_ptr(), row_highest.mutable_data_ptr(),
                column_highest.mutable_data_ptr(), data_or_null(own)},
@@ -39,11 +40,11 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
   const OnDevice device(x);
   const KeptScores kept(device, scores, x, y);
   const PairIds ids(positive, x_ids, y_ids);
-  const RowNumbers of_row(grad_row, x), of_column(grad_column, x), of_positive(grad_positive, x);
+  const RowGradient of_row(grad_row, x), of_column(grad_column, x), of_positive(grad_positive, x);
   const Tensor factor = scale.to(wide_type(x));
   const Tensor sums[] = {row.contiguous(), column.contiguous(), row_highest.contiguous(),
                          column_highest.contiguous()};
-  const RowsOfBothSides sides(x, y);
+  const BothSides sides(x, y);
   Tensor grad_scale = at::empty({}, factor.options());
   log_sum_exp_gradient(type_of(x), of_row.at(), of_column.at(), of_positive.at(),
                        {sums[0].const_data_ptr(), sums[1].const_data_ptr(),

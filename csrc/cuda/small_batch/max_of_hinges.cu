@@ -1,7 +1,9 @@
 // Launches the kernels of max of hinges and hardest negatives.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/launch.h"
 #include "cuda/small_batch/max_of_hinges.cuh"
+#include "cuda/small_batch/max_of_hinges.h"
 
 namespace itm::cuda {
 
@@ -21,14 +23,14 @@ void launch_gather(const Gradients& gradients, const RowGradients& rows, void* s
 
 void max_of_hinges(Type type, const ScoreParts& scores, const Pairing& pairing, double margin,
                    bool semihard, void* loss, int64_t* text_index, int64_t* image_index,
-                   const TotalOf& total, void* stream) {
+                   const Total& total, void* stream) {
   with_wide_type(type, [&](auto zero) {
     using C = decltype(zero);
-    const HingeFold<C> fold{
+    const HingeReduction<C> reduction{
         Scores<C>(scores), pairing,    static_cast<C>(margin), semihard, static_cast<C*>(loss),
         text_index,        image_index};
-    launch_fold(max_of_hinges_kernel<C>, scores.M, sizeof(Hardest<C>), stream, fold,
-                FoldTotal<C>(total, ceil_div(scores.M, kAnchors), fold.loss));
+    launch_reduction(max_of_hinges_kernel<C>, scores.M, sizeof(Hardest<C>), stream, reduction,
+                     GridTotal<C>(total, ceil_div(scores.M, kAnchors), reduction.loss));
   });
 }
 
@@ -36,21 +38,21 @@ void hardest_negatives(Type type, const ScoreParts& scores, const Pairing& pairi
                        const HardestOut& to, void* stream) {
   with_wide_type(type, [&](auto zero) {
     using C = decltype(zero);
-    launch_fold(hardest_negatives_kernel<C>, scores.N > scores.M ? scores.N : scores.M,
-                sizeof(Hardest<C>), stream, Scores<C>(scores), pairing,
-                static_cast<C*>(to.positive), static_cast<C*>(to.text_score), to.text_index,
-                static_cast<C*>(to.image_score), to.image_index);
+    launch_reduction(hardest_negatives_kernel<C>, scores.N > scores.M ? scores.N : scores.M,
+                     sizeof(Hardest<C>), stream, Scores<C>(scores), pairing,
+                     static_cast<C*>(to.positive), static_cast<C*>(to.text_score), to.text_index,
+                     static_cast<C*>(to.image_score), to.image_index);
   });
 }
 
-void max_of_hinges_gradient(Type type, const HingeShares& shares, const int64_t* positive,
+void max_of_hinges_gradient(Type type, const LossGradient& grad, const int64_t* positive,
                             const int64_t* text_index, const int64_t* image_index,
                             const RowGradients& rows, void* stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
     launch_gather<T>(
-        HingeGradients<C>{Numbers<C>(shares.grad), static_cast<C>(shares.weight), shares.mistakes,
+        HingeGradients<C>{Strided<C>(grad.grad), static_cast<C>(grad.weight), grad.nan_if_unmatched,
                           positive, text_index, image_index, static_cast<int>(rows.text.rows)},
         rows, stream);
   });
@@ -64,7 +66,7 @@ void hardest_negatives_gradient(Type type, const PerRow& of_positive, const PerR
     using T = decltype(zero);
     using C = Wide<T>;
     launch_gather<T>(
-        HardestGradients<C>{Numbers<C>(of_positive), Numbers<C>(of_text), Numbers<C>(of_image),
+        HardestGradients<C>{Strided<C>(of_positive), Strided<C>(of_text), Strided<C>(of_image),
                             positive, text_index, image_index, static_cast<int>(rows.image.rows),
                             static_cast<int>(rows.text.rows)},
         rows, stream);

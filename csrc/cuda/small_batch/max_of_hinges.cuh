@@ -5,18 +5,19 @@
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/small_batch/grid_sum.cuh"
+#include "cuda/small_batch/max_of_hinges.h"
 #include "cuda/small_batch/score_reductions.cuh"
 
 namespace itm::cuda {
 
 // What a fold for the hardest does with a pair; semi-hard negatives are those below a limit.
 template <typename C>
-struct Mine {
+struct MineHardest {
   bool below;
   C limit;
 
   __device__ __forceinline__ void operator()(Hardest<C>& state, int at, C score, bool same) const {
-    if (!same && !(below && score >= limit)) state.see(score, at);
+    if (!same && !(below && score >= limit)) state.add(score, at);
   }
 };
 
@@ -25,7 +26,7 @@ struct Mine {
 constexpr int kNanPair = -2;
 
 template <typename C>
-struct HingeFold {
+struct HingeReduction {
   Scores<C> scores;
   Pairing pairing;
   C margin;
@@ -37,12 +38,13 @@ struct HingeFold {
   __device__ __forceinline__ void run(int first) const {
     const int own = first + lane() % kAnchors, j = first + warp();
     const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
-    const auto image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{semihard, limit});
+    const auto image =
+        reduce_columns<Hardest<C>>(scores, pairing, first, MineHardest<C>{semihard, limit});
     if (j >= scores.M) return;
     const C positive = __shfl_sync(~0u, limit, warp());
     const int i = positive_of(pairing.positive, j);
     const auto text =
-        fold_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, Mine<C>{semihard, positive});
+        reduce_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, MineHardest<C>{semihard, positive});
     if (lane()) return;
     const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
     const C both = a + b + 0 * positive;  // an infinite positive score shows
@@ -54,28 +56,28 @@ struct HingeFold {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    max_of_hinges_kernel(int64_t first_block, HingeFold<C> fold, FoldTotal<C> total) {
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    max_of_hinges_kernel(int64_t first_block, HingeReduction<C> reduction, GridTotal<C> total) {
   wait_for_launch_before();
-  fold.run(first_anchor(first_block));
-  total.add(fold.scores.M);
+  reduction.run(first_anchor(first_block));
+  total.add(reduction.scores.M);
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     hardest_negatives_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C* positive,
                              C* text_score, int64_t* text_index, C* image_score,
                              int64_t* image_index) {
   wait_for_launch_before();
   const int first = first_anchor(first_block), own = first + warp();
-  const Hardest<C> image = fold_columns<Hardest<C>>(scores, pairing, first, Mine<C>{});
+  const Hardest<C> image = reduce_columns<Hardest<C>>(scores, pairing, first, MineHardest<C>{});
   if (own < scores.M && lane() == 0) {
     positive[own] = positive_score(scores, pairing, own);
     image_score[own] = image.value;
     image_index[own] = image.index;
   }
   if (own >= scores.N) return;
-  const Hardest<C> text = fold_row<Hardest<C>>(scores, pairing, own, Mine<C>{});
+  const Hardest<C> text = reduce_row<Hardest<C>>(scores, pairing, own, MineHardest<C>{});
   if (lane()) return;
   text_score[own] = text.value;
   text_index[own] = text.index;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
 
 // A score's gradient; without an image there is none.
 template <typename C>
-struct ScoreGradient {
+struct PairGradient {
   int image = -1, text = -1;
   C weight = 0;
 };
@@ -93,35 +95,36 @@ struct ScoreGradient {
 // Every pair has its two hardest negatives, and pulls on its own score once for each.
 template <typename C>
 struct HingeGradients {
-  Numbers<C> grad;
+  Strided<C> grad;
   C weight;
-  bool mistakes;
+  bool nan_if_unmatched;
   const int64_t *positive, *text_index, *image_index;
   int M;
 
   __device__ __forceinline__ int count() const { return 3 * M; }
-  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+  __device__ __forceinline__ PairGradient<C> at(int k) const {
     const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
     const int i = positive_of(positive, j);
     const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
-    const C share = weight * grad[j];  // on its way with the others
+    const C pair_grad = weight * grad[j];  // on its way with the others
     const int active = (text >= 0) + (image >= 0);
-    if (kind == 2 && text == kNanPair && (i >= 0 || mistakes)) return {i < 0 ? 0 : i, j, kNan<C>};
+    if (kind == 2 && text == kNanPair && (i >= 0 || nan_if_unmatched))
+      return {i < 0 ? 0 : i, j, kNan<C>};
     if (i < 0 || active == 0) return {};
-    if (kind == 0) return {text < 0 ? -1 : i, text, share};
-    if (kind == 1) return {image, j, share};
-    return {i, j, -share * static_cast<C>(active)};
+    if (kind == 0) return {text < 0 ? -1 : i, text, pair_grad};
+    if (kind == 1) return {image, j, pair_grad};
+    return {i, j, -pair_grad * static_cast<C>(active)};
   }
 };
 
 template <typename C>
 struct HardestGradients {
-  Numbers<C> of_positive, of_text, of_image;
+  Strided<C> of_positive, of_text, of_image;
   const int64_t *positive, *text_index, *image_index;
   int N, M;
 
   __device__ __forceinline__ int count() const { return N + 2 * M; }
-  __device__ __forceinline__ ScoreGradient<C> at(int k) const {
+  __device__ __forceinline__ PairGradient<C> at(int k) const {
     if (k < N) {
       const int text = static_cast<int>(text_index[k]);
       return {text < 0 ? -1 : k, text, of_text[k]};
@@ -188,12 +191,12 @@ __global__ void __launch_bounds__(Gather::kThreads, sizeof(T) == 8 ? 2 : 3)
   const auto read = [&](int first) {
     const int run = first / Gather::kRun + lane() / Gather::kRun * Gather::kWarps + warp();
     const int k = run * Gather::kRun + lane() % Gather::kRun;
-    return k < total ? gradients.at(k) : ScoreGradient<C>{};
+    return k < total ? gradients.at(k) : PairGradient<C>{};
   };
   C sum[Gather::kOwn] = {};
-  ScoreGradient<C> next = read(0);
+  PairGradient<C> next = read(0);
   for (int first = 0; first < total; first += Gather::kThreads) {
-    const ScoreGradient<C> own = next;
+    const PairGradient<C> own = next;
     next = read(first + Gather::kThreads);
     const int other = of_image ? own.text : own.image;
     const bool here = own.image >= 0 && (of_image ? own.image : own.text) == n;

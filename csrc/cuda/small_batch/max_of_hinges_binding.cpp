@@ -2,6 +2,7 @@
 // and backward a gather. Three launches for rows that need no copy.
 
 #include "cuda/small_batch/dot_products_binding.h"
+#include "cuda/small_batch/max_of_hinges.h"
 
 namespace itm::cuda {
 namespace {
@@ -31,8 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_total_forward(
     const OptionalTensor& image_ids, const OptionalTensor& text_ids, double margin, bool semihard,
     double weight) {
   const OnDevice device(image);
-  const Tensor x = in_fours(image.unsqueeze(0)), y = in_fours(text.unsqueeze(0));
-  const StoredProducts scores(device, {{x, y}});
+  const Tensor x = pad_to_four(image.unsqueeze(0)), y = pad_to_four(text.unsqueeze(0));
+  const StoredDotProducts scores(device, {{x, y}});
   const PairIds ids(positive, image_ids, text_ids);
   const int64_t M = text.size(0);
   Tensor loss = at::empty({M}, scores.parts[0].options()), total = at::empty({}, loss.options());
@@ -63,10 +64,10 @@ std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tens
                                                   const OptionalTensor& positive,
                                                   const Tensor& text_index,
                                                   const Tensor& image_index) {
-  const RowNumbers share(grad, image);
+  const RowGradient pair_grad(grad, image);
   const OptionalTensor own = PairIds::whole(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
-    max_of_hinges_gradient(type_of(image), {share.at()}, ids_or_null(own),
+    max_of_hinges_gradient(type_of(image), {pair_grad.at()}, ids_or_null(own),
                            text_index.const_data_ptr<int64_t>(),
                            image_index.const_data_ptr<int64_t>(), rows, stream);
   });
@@ -77,10 +78,10 @@ std::tuple<Tensor, Tensor> max_of_hinges_total_backward(const Tensor& grad, cons
                                                         const OptionalTensor& positive,
                                                         const Tensor& text_index,
                                                         const Tensor& image_index, double weight) {
-  const Tensor share = grad.to(wide_type(image));
+  const Tensor pair_grad = grad.to(wide_type(image));
   const OptionalTensor own = PairIds::whole(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
-    max_of_hinges_gradient(type_of(image), {{share.const_data_ptr(), 0}, weight, true},
+    max_of_hinges_gradient(type_of(image), {{pair_grad.const_data_ptr(), 0}, weight, true},
                            ids_or_null(own), text_index.const_data_ptr<int64_t>(),
                            image_index.const_data_ptr<int64_t>(), rows, stream);
   });
@@ -111,8 +112,8 @@ std::tuple<Tensor, Tensor> hardest_negatives_backward(
     const Tensor& grad_positive, const Tensor& grad_text, const Tensor& grad_image,
     const Tensor& image, const Tensor& text, const OptionalTensor& positive,
     const Tensor& text_index, const Tensor& image_index) {
-  const RowNumbers of_positive(grad_positive, image), of_text(grad_text, image);
-  const RowNumbers of_image(grad_image, image);
+  const RowGradient of_positive(grad_positive, image), of_text(grad_text, image);
+  const RowGradient of_image(grad_image, image);
   const OptionalTensor own = PairIds::whole(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
     hardest_negatives_gradient(type_of(image), of_positive.at(), of_text.at(), of_image.at(),

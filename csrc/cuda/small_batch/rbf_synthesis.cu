@@ -1,6 +1,7 @@
 // Launches hard negative synthesis.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/launch.h"
 #include "cuda/small_batch/rbf_synthesis.h"
 #include "cuda/small_batch/rbf_synthesis_gradient.cuh"
 
@@ -31,19 +32,19 @@ Synthesis<T> synthesis_of(const SynthesisRound& round) {
 
 void list_members(const SynthesisRound& round, void* stream) {
   in_launches(round.problems(), [&](int64_t first, int64_t count) {
-    launch(list_kernel, count, kClusterThreads, 0, stream, round.assignment, round.members.rows,
-           round.clusters, first, Lists{round.order, round.span});
+    launch(cluster_members_kernel, count, kClusterThreads, 0, stream, round.assignment,
+           round.members.rows, round.clusters, first, ClusterMembers{round.order, round.span});
   });
 }
 
-void invert_systems(const SynthesisRound& round, void* stream) {
-  const Systems systems{round.distance, round.inverse,
-                        round.sweep,    round.members.rows,
-                        round.clusters, 1 / (round.sigma * round.sigma),
-                        round.ridge,    {round.order, round.span}};
+void kam_solve(const SynthesisRound& round, void* stream) {
+  const KamSystems systems{round.distance, round.inverse,
+                           round.sweep,    round.members.rows,
+                           round.clusters, 1 / (round.sigma * round.sigma),
+                           round.ridge,    {round.order, round.span}};
   in_launches(round.problems() * round.clusters, [&](int64_t first, int64_t count) {
-    launch(systems_kernel, count, kSystemThreads, SystemInShared::kNumbers * sizeof(double), stream,
-           systems, first);
+    launch(kam_solve_kernel, count, kSystemThreads, SystemInShared::kNumbers * sizeof(double),
+           stream, systems, first);
   });
 }
 
@@ -67,7 +68,7 @@ void anchor_gradient(const SynthesisRound& round, const AnchorGradient& grad, vo
                          grad.detach,
                          static_cast<C*>(grad.alpha),
                          static_cast<C*>(grad.of_scores),
-                         static_cast<C*>(grad.pull),
+                         static_cast<C*>(grad.member_weights),
                          grad.of_khat,
                          static_cast<C*>(grad.of_anchors)};
     in_launches(round.anchors.rows, [&](int64_t first, int64_t count) {
@@ -81,15 +82,15 @@ void member_gradient(const SynthesisRound& round, const MemberGradient& grad, vo
   with_type(round.type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    const OfMembers<T> to{static_cast<const C*>(grad.of_vectors),
-                          static_cast<const C*>(grad.of_scores),
-                          grad.of_khat,
-                          round.distance,
-                          grad.of_kernel,
-                          1 / (round.sigma * round.sigma),
-                          grad.first,
-                          grad.last,
-                          static_cast<C*>(grad.of_members)};
+    const MemberSums<T> to{static_cast<const C*>(grad.of_vectors),
+                           static_cast<const C*>(grad.of_scores),
+                           grad.of_khat,
+                           round.distance,
+                           grad.of_kernel,
+                           1 / (round.sigma * round.sigma),
+                           grad.first,
+                           grad.last,
+                           static_cast<C*>(grad.of_members)};
     in_launches(round.members.rows, [&](int64_t first, int64_t count) {
       launch(member_gradient_kernel<T>, count, kMemberThreads, 0, stream, synthesis_of<T>(round),
              first, to);

@@ -17,7 +17,7 @@ struct Synthesis {
   bool per_anchor;
   const int64_t *anchor_ids, *member_ids;
   C scale;  // 1 / sigma^2
-  Lists lists;
+  ClusterMembers lists;
   bool* valid;
   C* khat;
   const double* inverse;
@@ -122,7 +122,7 @@ __device__ void solve(const Synthesis<T>& in, const Wide<T>* from, double* to) {
 
 // Everything that a vector is made of; it is there for all after this.
 template <typename T>
-__device__ void weigh(const Synthesis<T>& in) {
+__device__ void compute_weights(const Synthesis<T>& in) {
   score(in);
   __syncthreads();
   soften(in);
@@ -156,7 +156,7 @@ __device__ __forceinline__ Four<Wide<T>> vector(const Synthesis<T>& in, int64_t 
 
 // The anchor's length, by every warp for itself.
 template <typename T>
-__device__ Wide<T> length_of_anchor(const Synthesis<T>& in) {
+__device__ Wide<T> norm_of_anchor(const Synthesis<T>& in) {
   Wide<T> square = 0;
   for (int64_t d = 4 * lane(); d < in.D; d += 128) {
     const auto q = load_four(in.q.data + d);
@@ -170,7 +170,7 @@ __device__ Wide<T> length_of_anchor(const Synthesis<T>& in) {
 // come.
 template <typename C>
 struct Angle {
-  C dot, length;
+  C dot, norm;
 };
 template <typename T, typename Keep>
 __device__ Angle<Wide<T>> angle(const Synthesis<T>& in, int64_t k, Keep&& keep) {
@@ -195,41 +195,43 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   wait_for_launch_before();
   const int64_t n = first + blockIdx.x;
   const Synthesis<T> in = all.of_anchor(n);
-  weigh(in);
+  compute_weights(in);
   const int64_t fours = in.D / 4;
   for (int64_t i = threadIdx.x; vectors && i < in.K * fours; i += kClusterThreads)
     *reinterpret_cast<Four<Wide<T>>*>(vectors + n * in.K * in.D + 4 * i) =
         vector(in, i / fours, i % fours * 4);
   if (vectors) return;
-  const Wide<T> length = at_least(length_of_anchor(in));
+  const Wide<T> norm = at_least(norm_of_anchor(in));
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
     const auto found = angle(in, k, [](int64_t, const auto&) {});
     if (lane() == 0)
-      cosines[n * in.K + k] = in.valid[k] ? found.dot / at_least(found.length) / length : 0;
+      cosines[n * in.K + k] = in.valid[k] ? found.dot / at_least(found.norm) / norm : 0;
   }
 }
 
 // The members of every cluster, for every clustering.
 __global__ void __launch_bounds__(kClusterThreads, 1)
-    list_kernel(const int64_t* assignment, int64_t M, int64_t K, int64_t first, Lists lists) {
+    cluster_members_kernel(const int64_t* assignment, int64_t M, int64_t K, int64_t first,
+                           ClusterMembers lists) {
   wait_for_launch_before();
   const int64_t p = first + blockIdx.x;
   lists.of_problem(p, M, K).fill(assignment + p * M, M, K);
 }
 
 // Systems of every cluster of every clustering.
-struct Systems {
+struct KamSystems {
   const double* distance;   // [M, M]
   double *inverse, *sweep;  // [P, M, M], [P, 2, M]
   int64_t M, K;
   double scale, ridge;  // 1 / sigma^2
-  Lists lists;
+  ClusterMembers lists;
 };
 
-__global__ void __launch_bounds__(kSystemThreads, 2) systems_kernel(Systems all, int64_t first) {
+__global__ void __launch_bounds__(kSystemThreads, 2)
+    kam_solve_kernel(KamSystems all, int64_t first) {
   wait_for_launch_before();
   const int64_t p = (first + blockIdx.x) / all.K, k = (first + blockIdx.x) % all.K;
-  const Lists lists = all.lists.of_problem(p, all.M, all.K);
+  const ClusterMembers lists = all.lists.of_problem(p, all.M, all.K);
   const int begin = lists.span[2 * k], size = lists.span[2 * k + 1] - begin;
   invert_system(
       Shared<double>::all<SystemInShared::kNumbers>(), lists.order + begin, size, all.M, all.scale,

@@ -2,7 +2,7 @@
 // The launchers of hard negative synthesis. A round is as many anchors as its workspace is for;
 // what is said per anchor begins with the round's first.
 
-#include "cuda/launch.h"
+#include "cuda/operands.h"
 
 namespace itm::cuda {
 
@@ -29,7 +29,7 @@ struct SynthesisRound {
 };
 
 void list_members(const SynthesisRound& round, void* stream);
-void invert_systems(const SynthesisRound& round, void* stream);
+void kam_solve(const SynthesisRound& round, void* stream);
 
 // Vectors [N, clusters, D], or, without them, cosines [N, clusters].
 void synthesise(const SynthesisRound& round, void* vectors, void* cosines, void* stream);
@@ -40,8 +40,8 @@ struct AnchorGradient {
   void* of_vectors;        // [N, clusters, D], or room for it
   bool detach;             // vectors are constants: cosines alone have a gradient, of the anchor
   void* alpha;             // room for [N, clusters, 2], with cosines
-  void *of_scores, *pull;  // [N, M]; pull: what members are added to of_anchors with
-  double* of_khat;         // [N, M] with a kernel associative memory
+  void *of_scores, *member_weights;  // [N, M]; pull: what members are added to of_anchors with
+  double* of_khat;                   // [N, M] with a kernel associative memory
   void* of_anchors;
 };
 void anchor_gradient(const SynthesisRound& round, const AnchorGradient& grad, void* stream);

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "cuda/device.h"
+#include "cuda/distances/similarity_binding.h"
 #include "cuda/small_batch/rbf_synthesis.h"
 
 namespace itm::cuda {
@@ -28,8 +28,8 @@ class Rounds {
          const OptionalTensor& member_ids, int64_t num_clusters, double sigma,
          std::string_view weights, double ridge, int64_t kept_per_cluster = 0)
       : device_(device),
-        q_(in_fours(anchors.unsqueeze(0))),
-        x_(in_fours(members.unsqueeze(0))),
+        q_(pad_to_four(anchors.unsqueeze(0))),
+        x_(pad_to_four(members.unsqueeze(0))),
         assignment_(assignment.contiguous()),
         K_(num_clusters),
         sigma_(sigma),
@@ -45,15 +45,15 @@ class Rounds {
     const int64_t kept = std::max(kKept, (anchors.size(0) + M) * D());
     count_ = std::clamp<int64_t>(kept / per_row, 1, anchors.size(0));
     const int64_t problems = per_anchor_ ? count_ : 1;
-    order_ = room(at::kInt, {problems, M});
-    span_ = room(at::kInt, {problems, K_, 2});
-    khat_ = room(wide_type(q_), {count_, M});
+    order_ = empty(at::kInt, {problems, M});
+    span_ = empty(at::kInt, {problems, K_, 2});
+    khat_ = empty(wide_type(q_), {count_, M});
     if (!kam_) return;
-    const Tensor rows = in_fours(x_.to(at::kDouble));
+    const Tensor rows = pad_to_four(x_.to(at::kDouble));
     distance_ = distances_of(device, Metric::kSquare, rows, rows)[0];
-    inverse_ = room(at::kDouble, {problems, M, M});
-    sweep_ = room(at::kDouble, {problems, 2, M});
-    weights_ = room(at::kDouble, {count_, M});
+    inverse_ = empty(at::kDouble, {problems, M, M});
+    sweep_ = empty(at::kDouble, {problems, 2, M});
+    weights_ = empty(at::kDouble, {count_, M});
   }
 
   int64_t anchors() const { return q_.size(1); }
@@ -65,7 +65,7 @@ class Rounds {
   const OnDevice& device() const { return device_; }
   Type type() const { return type_of(q_); }
   at::ScalarType wide() const { return wide_type(q_); }
-  Tensor room(at::ScalarType type, at::IntArrayRef shape) const {
+  Tensor empty(at::ScalarType type, at::IntArrayRef shape) const {
     return at::empty(shape, q_.options().dtype(type));
   }
 
@@ -77,7 +77,7 @@ class Rounds {
       if (per_anchor_ || first == 0) {
         list_members(round, device_.stream());
         device_.launched();
-        if (kam_) invert_systems(round, device_.stream());
+        if (kam_) kam_solve(round, device_.stream());
         device_.launched();
       }
       visit(first, round.anchors.rows, round);
@@ -136,13 +136,13 @@ std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_forward(
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
-  const Tensor vectors = rounds.room(rounds.wide(), {rounds.anchors(), num_clusters, rounds.D()});
-  const Tensor valid = rounds.room(at::kBool, {rounds.anchors(), num_clusters});
+  const Tensor vectors = rounds.empty(rounds.wide(), {rounds.anchors(), num_clusters, rounds.D()});
+  const Tensor valid = rounds.empty(at::kBool, {rounds.anchors(), num_clusters});
   rounds.for_each(valid, [&](int64_t first, int64_t, const SynthesisRound& round) {
     synthesise(round, from_row(vectors, first), nullptr, device.stream());
   });
   return {vectors.narrow(2, 0, anchors.size(1)).contiguous(), valid,
-          rounds.room(rounds.wide(), {0, 0})};
+          rounds.empty(rounds.wide(), {0, 0})};
 }
 
 // From the gradient of vectors [N, K, D in fours], or of cosines [N, K] whose vectors are formed.
@@ -151,14 +151,15 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
   const auto wide = rounds.wide();
   const int64_t M = rounds.size(), K = rounds.clusters(), count = rounds.at_once();
   const bool kam = rounds.kam() && !detach;
-  const Tensor valid = rounds.room(at::kBool, {rounds.anchors(), K});
-  const Tensor of_scores = rounds.room(wide, {count, M}), pull = rounds.room(wide, {count, M});
-  const Tensor alpha = rounds.room(wide, {cosines ? count : 0, K, 2});
-  const Tensor formed = rounds.room(wide, {cosines && !detach ? count : 0, K, rounds.D()});
-  const Tensor of_khat = rounds.room(at::kDouble, {kam ? count : 0, M});
-  const Tensor of_kernel = rounds.room(at::kDouble, {kam ? M : 0, M});
-  const Tensor of_anchors = rounds.room(wide, {rounds.anchors(), rounds.D()});
-  const Tensor of_members = rounds.room(wide, {detach ? 0 : M, rounds.D()});
+  const Tensor valid = rounds.empty(at::kBool, {rounds.anchors(), K});
+  const Tensor of_scores = rounds.empty(wide, {count, M}),
+               member_weights = rounds.empty(wide, {count, M});
+  const Tensor alpha = rounds.empty(wide, {cosines ? count : 0, K, 2});
+  const Tensor formed = rounds.empty(wide, {cosines && !detach ? count : 0, K, rounds.D()});
+  const Tensor of_khat = rounds.empty(at::kDouble, {kam ? count : 0, M});
+  const Tensor of_kernel = rounds.empty(at::kDouble, {kam ? M : 0, M});
+  const Tensor of_anchors = rounds.empty(wide, {rounds.anchors(), rounds.D()});
+  const Tensor of_members = rounds.empty(wide, {detach ? 0 : M, rounds.D()});
   auto* const khat = kam ? of_khat.mutable_data_ptr<double>() : nullptr;
   rounds.for_each(valid, [&](int64_t first, int64_t rows, const SynthesisRound& round) {
     void* const of_vectors = cosines ? formed.mutable_data_ptr() : from_row(grad, first);
@@ -168,7 +169,7 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
                      .detach = detach,
                      .alpha = alpha.mutable_data_ptr(),
                      .of_scores = of_scores.mutable_data_ptr(),
-                     .pull = pull.mutable_data_ptr(),
+                     .member_weights = member_weights.mutable_data_ptr(),
                      .of_khat = khat,
                      .of_anchors = from_row(of_anchors, first)},
                     rounds.device().stream());
@@ -198,7 +199,7 @@ std::tuple<Tensor, Tensor> rbf_synthesis_backward(
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
-  const Tensor of_vectors = in_fours(grad.to(rounds.wide()).contiguous());
+  const Tensor of_vectors = pad_to_four(grad.to(rounds.wide()).contiguous());
   return gradient(rounds, of_vectors, /*cosines=*/false, /*detach=*/false, anchors, members);
 }
 
@@ -210,12 +211,12 @@ std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_logits_forward(
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
-  const Tensor cosines = rounds.room(rounds.wide(), {rounds.anchors(), num_clusters});
-  const Tensor valid = rounds.room(at::kBool, {rounds.anchors(), num_clusters});
+  const Tensor cosines = rounds.empty(rounds.wide(), {rounds.anchors(), num_clusters});
+  const Tensor valid = rounds.empty(at::kBool, {rounds.anchors(), num_clusters});
   rounds.for_each(valid, [&](int64_t first, int64_t, const SynthesisRound& round) {
     synthesise(round, nullptr, from_row(cosines, first), device.stream());
   });
-  return {cosines, valid, rounds.room(rounds.wide(), {0, 0})};
+  return {cosines, valid, rounds.empty(rounds.wide(), {0, 0})};
 }
 
 std::tuple<Tensor, Tensor> rbf_synthesis_logits_backward(

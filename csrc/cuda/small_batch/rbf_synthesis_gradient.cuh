@@ -17,7 +17,7 @@ struct Gradient {
   const C* of_cosines;  // or null
   C* of_vectors;
   bool detach;
-  C *alpha, *of_scores, *pull;
+  C *alpha, *of_scores, *member_weights;
   double* of_khat;
   C* of_anchors;
 
@@ -25,7 +25,7 @@ struct Gradient {
     Gradient own = *this;
     if (of_cosines) own.of_cosines += n * K, own.alpha += 2 * n * K;
     if (of_vectors) own.of_vectors += n * K * D;
-    own.of_scores += n * M, own.pull += n * M;
+    own.of_scores += n * M, own.member_weights += n * M;
     if (of_khat) own.of_khat += n * M;
     own.of_anchors += n * D;
     return own;
@@ -34,29 +34,29 @@ struct Gradient {
 
 // x / length, 0 where that is: a length has no slope at 0.
 template <typename C>
-__device__ __forceinline__ C over_length(C x, C length) {
-  return length == 0 ? C(0) : x / length;
+__device__ __forceinline__ C over_norm(C x, C norm) {
+  return norm == 0 ? C(0) : x / norm;
 }
 
 // From the gradient of cosines to that of vectors; alpha, and what the anchor gets of itself.
 template <typename T>
 __device__ void through_cosines(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
-  const C length = length_of_anchor(in);
+  const C norm = norm_of_anchor(in);
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
     C* to = grad.of_vectors + k * in.D;
     const auto v = angle(in, k, [&](int64_t d, const Four<C>& part) {
       if (!grad.detach) *reinterpret_cast<Four<C>*>(to + d) = part;
     });
     const bool valid = in.valid[k];
-    const C alpha = valid ? grad.of_cosines[k] / at_least(length) / at_least(v.length) : C(0);
+    const C alpha = valid ? grad.of_cosines[k] / at_least(norm) / at_least(v.norm) : C(0);
     const C through = -alpha * v.dot;  // -h cos
     if (lane() == 0) {
       grad.alpha[2 * k] = alpha;
-      grad.alpha[2 * k + 1] = valid ? over_length(through / at_least(length), length) : C(0);
+      grad.alpha[2 * k + 1] = valid ? over_norm(through / at_least(norm), norm) : C(0);
     }
     if (grad.detach) continue;
-    const C beta = over_length(through / at_least(v.length), v.length);
+    const C beta = over_norm(through / at_least(v.norm), v.norm);
     for (int64_t d = 4 * lane(); d < in.D; d += 128) {
       const Four<C> own = load_four(to + d), q = load_four(in.q.data + d);
       Four<C> g;
@@ -116,7 +116,8 @@ __device__ void of_softmax(const Synthesis<T>& in, const Gradient<T>& grad) {
       const int m = in.lists.order[i];
       const C own = grad.detach ? C(0) : in.khat[m] * (slope(m) - mean) * in.scale;
       grad.of_scores[m] = own;
-      grad.pull[m] = grad.of_cosines && in.valid[k] ? own + grad.alpha[2 * k] * in.weight(m) : own;
+      grad.member_weights[m] =
+          grad.of_cosines && in.valid[k] ? own + grad.alpha[2 * k] * in.weight(m) : own;
     }
   }
 }
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   const int64_t n = first + blockIdx.x;
   const Synthesis<T> in = all.of_anchor(n);
   const Gradient<T> grad = of_all.of_anchor(n, in.x.count, in.K, in.D);
-  weigh(in);
+  compute_weights(in);
   if (grad.of_cosines) {
     through_cosines(in, grad);
     __syncthreads();
@@ -152,10 +153,10 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
 #pragma unroll(2 * kLoads<T>)
     for (int i = 0; i < count; ++i) {
       const int m = in.lists.order[i];
-      const C pull = grad.pull[m];
+      const C weight = grad.member_weights[m];
       const Four<C> x = load_four(in.row(m) + d);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum.v[e] += pull * x.v[e];
+      for (int e = 0; e < 4; ++e) sum.v[e] += weight * x.v[e];
     }
     const Four<C> q = load_four(in.q.data + d);
 #pragma unroll
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
 constexpr int kMemberThreads = 256;
 
 template <typename T>
-struct OfMembers {
+struct MemberSums {
   using C = Wide<T>;
   const C *of_vectors, *of_scores;
   const double *of_khat, *distance;  // null without kam
@@ -180,7 +181,7 @@ struct OfMembers {
 // A row of dL/dK, from all anchors of the round; with the last, what x_j - x_m is multiplied with:
 // dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2.
 template <typename T>
-__device__ void of_kernel_row(const Synthesis<T>& in, const OfMembers<T>& to, int64_t m) {
+__device__ void of_kernel_row(const Synthesis<T>& in, const MemberSums<T>& to, int64_t m) {
   const int64_t M = in.x.count;
   for (int64_t j = threadIdx.x; j < M; j += kMemberThreads) {
     double sum = to.first ? 0 : to.of_kernel[m * M + j];
@@ -212,7 +213,7 @@ __device__ Four<double> through_kernel(const Synthesis<T>& in, const double* fac
 
 template <typename T>
 __global__ void __launch_bounds__(kMemberThreads, 2)
-    member_gradient_kernel(Synthesis<T> in, int64_t first, OfMembers<T> to) {
+    member_gradient_kernel(Synthesis<T> in, int64_t first, MemberSums<T> to) {
   wait_for_launch_before();
   using C = Wide<T>;
   const int64_t m = first + blockIdx.x, M = in.x.count;

@@ -3,7 +3,8 @@
 // batch, in one launch. Weights are made from what a forward pass left as they are needed; rows may
 // be raw where scores were cosines: the kernel ends with the step through their lengths.
 //
-// A loss hands over Pairs, which inherits from PairsOf<C> and says what a pair's weight is:
+// A loss hands over Pairs, which inherits from ScoreGradientBase<C> and says what a pair's weight
+// is:
 //
 //   Read                    what is loaded for a pair while the products before it are computed
 //   Read read(of_x, source, own, other)
@@ -26,19 +27,20 @@
 //   void finish()           what one block more does, if the launch asks for it: scalars
 
 #include "cuda/distances/tile.cuh"
+#include "cuda/launch.h"
 #include "cuda/small_batch/score_reductions.cuh"
 #include "cuda/small_batch/unit_rows.cuh"
 
 namespace itm::cuda {
 
 template <typename C>
-struct Weighed {
+struct PairWeight {
   C weight, along;
 };
 
 // The plainest Pairs: one source, rows as they are multiplied, no scalars.
 template <typename C>
-struct PairsOf {
+struct ScoreGradientBase {
   static constexpr int kSources = 1;
   static constexpr bool kUnit = false, kSparse = false, kDifferences = false;
 
@@ -55,7 +57,7 @@ struct PairsOf {
 // 16 rows by 64 columns of a gradient for 64 threads, which pass 32 rows of the other side at once:
 // of 128 pairs and D = 1024, 256 blocks.
 template <typename T_>
-struct WeightedTile {
+struct RowGradientTile {
   using T = T_;
   using C = Wide<T>;
   static constexpr int kRows = 16, kColumns = 64, kThreads = 64, kDepth = 32;
@@ -69,7 +71,7 @@ struct WeightedTile {
 
 // One side: its rows, and the gradient that they get, [rows.count, D].
 template <typename T>
-struct WeightedSide {
+struct GradientSide {
   Rows<T> rows;
   T* out;
 };
@@ -77,7 +79,7 @@ struct WeightedSide {
 // along[i] is what a thread's weights i add: of rows warp() + 2 i, or all of row threadIdx.x % 16.
 // Their sums over a tile's 16 rows are in shared[row] + shared[16 + row] for all after this.
 template <typename Tile>
-__device__ __forceinline__ void add_along(const Shared<typename Tile::C>& shared, bool of_x,
+__device__ __forceinline__ void sum_along(const Shared<typename Tile::C>& shared, bool of_x,
                                           const typename Tile::C (&along)[Tile::kMine]) {
   using C = typename Tile::C;
   __syncthreads();  // nobody reads products any more
@@ -98,11 +100,11 @@ __device__ __forceinline__ void add_along(const Shared<typename Tile::C>& shared
 }
 
 template <typename T, typename Pairs>
-__global__ void __launch_bounds__(WeightedTile<T>::kThreads,
-                                  Pairs::kDifferences ? 4 : WeightedTile<T>::kBlocks)
-    weighted_kernel(Pairs pairs, WeightedSide<T> x, WeightedSide<T> y, int64_t D,
-                    int64_t first_block) {
-  using Tile = WeightedTile<T>;
+__global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
+                                  Pairs::kDifferences ? 4 : RowGradientTile<T>::kBlocks)
+    row_gradient_kernel(Pairs pairs, GradientSide<T> x, GradientSide<T> y, int64_t D,
+                        int64_t first_block) {
+  using Tile = RowGradientTile<T>;
   using C = Wide<T>;
   wait_for_launch_before();
   const auto in_row = static_cast<unsigned>(ceil_div(D, Tile::kColumns));
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads,
     const int others = static_cast<int>(rows.count);
     if (others == 0) continue;
     if (source) __syncthreads();  // nobody reads the source before
-    Feed<T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> feed(rows, 0, d);
+    TileLoader<T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> feed(rows, 0, d);
     typename Pairs::Read pending[Tile::kMine];
     const auto fetch = [&](int at, int stage) {
       feed.fetch(shared, stage + Tile::kWeights, window(others - at, Tile::kDepth), columns);
@@ -184,10 +186,10 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads,
 #pragma unroll
       for (int i = 0; i < Tile::kMine; ++i) {
         const int r = first + row + i * row_step, k = at + depth + i * depth_step;
-        Weighed<C> found{};
+        PairWeight<C> found{};
         // What was not read has no weight: without lengths there is nothing else to look at.
         if (!Pairs::kUnit || (r < own && k < others))
-          found = pairs.weigh(of_x, source, r, k, pending[i]);
+          found = pairs.weight_of(of_x, source, r, k, pending[i]);
         shared.write(stage + (depth + i * depth_step) * Tile::kPitch + row + i * row_step,
                      found.weight);
         if (Pairs::kUnit) along[i] += found.along;
@@ -242,7 +244,7 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads,
             const int n = first + own_row + r;
             if (n >= own) break;
             const auto read = pairs.read(of_x, source, n, k);
-            const C weight = pairs.weigh(of_x, source, n, k, read).weight;
+            const C weight = pairs.weight_of(of_x, source, n, k, read).weight;
             if (!pairs.counts(source, read, weight)) continue;
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[r].v[e] += weight * factor_of(r, e, widen(value.v[e]));
@@ -253,19 +255,19 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads,
   }
   T* const out = of_x ? x.out : y.out;
   const C factor = pairs.factor();
-  if constexpr (Pairs::kUnit) add_along<Tile>(shared, of_x, along);
+  if constexpr (Pairs::kUnit) sum_along<Tile>(shared, of_x, along);
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const int n = first + own_row + r;
     if (n >= own) break;
-    C scale = factor, pull = 0;  // towards the row itself
+    C scale = factor, radial = 0;  // towards the row itself
     const T* here = nullptr;
     if constexpr (Pairs::kUnit) {
       const C inverse = pairs.inverse(of_x, n);
       // Along itself a unit vector does not move; a row below the smallest length is none.
-      if (inverse < 1 / C(kSmallestLength) || inverse != inverse)
-        pull = inverse * (shared.read(own_row + r) + shared.read(Tile::kRows + own_row + r) +
-                          pairs.along(of_x, n));
+      if (inverse < 1 / C(kSmallestNorm) || inverse != inverse)
+        radial = inverse * (shared.read(own_row + r) + shared.read(Tile::kRows + own_row + r) +
+                            pairs.along(of_x, n));
       scale *= inverse;
       here = (of_x ? x.rows.data : y.rows.data) + n * (of_x ? x.rows.stride : y.rows.stride) + d;
     }
@@ -273,22 +275,22 @@ __global__ void __launch_bounds__(WeightedTile<T>::kThreads,
     for (int e = 0; e < 4; ++e)
       if (own_column + e < columns) {
         C value = sum[r].v[e];
-        if constexpr (Pairs::kUnit) value -= pull * widen(here[own_column + e]);
+        if constexpr (Pairs::kUnit) value -= radial * widen(here[own_column + e]);
         narrow(scale * value, out[n * D + d + own_column + e]);
       }
   }
 }
 
 template <typename T, typename Pairs>
-void launch_weighted_pairs(const Pairs& pairs, const WeightedRows& to, void* stream, bool finish) {
-  using Tile = WeightedTile<T>;
+void launch_row_gradient(const Pairs& pairs, const SideGradients& to, void* stream, bool finish) {
+  using Tile = RowGradientTile<T>;
   const auto side = [](const Matrix& rows, void* out) {
-    return WeightedSide<T>{{static_cast<const T*>(rows.data), rows.rows, rows.stride, 0},
+    return GradientSide<T>{{static_cast<const T*>(rows.data), rows.rows, rows.stride, 0},
                            static_cast<T*>(out)};
   };
   const int64_t rows = ceil_div(to.x.rows, Tile::kRows) + ceil_div(to.y.rows, Tile::kRows);
   in_launches(rows * ceil_div(to.D, Tile::kColumns) + finish, [&](int64_t first, int64_t count) {
-    launch(weighted_kernel<T, Pairs>, count, Tile::kThreads, Tile::kSharedBytes, stream, pairs,
+    launch(row_gradient_kernel<T, Pairs>, count, Tile::kThreads, Tile::kSharedBytes, stream, pairs,
            side(to.x, to.to_x), side(to.y, to.to_y), to.D, first);
   });
 }

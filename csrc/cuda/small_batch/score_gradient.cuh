@@ -9,10 +9,10 @@ namespace itm::cuda {
 
 // weights[n][m] = scale times the gradient of logit [n][m]; of_scale[n] and of_bias[n], unless it
 // is null, what row n adds to the gradients of scale and bias. A warp has a row.
-template <typename C, typename OfLogit>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    weigh_kernel(int64_t first_block, Scores<C> scores, OfLogit of_logit, const C* scale,
-                 C* weights, C* of_scale, C* of_bias) {
+template <typename C, typename LogitGradient>
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    score_gradient_kernel(int64_t first_block, Scores<C> scores, LogitGradient of_logit,
+                          const C* scale, C* weights, C* of_scale, C* of_bias) {
   wait_for_launch_before();
   const int n = first_anchor(first_block) + warp();
   if (n >= scores.N) return;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   C product = 0, sum = 0;
   for (int first = lane(); first < scores.M; first += 32 * kAtOnce) {
     int at[kAtOnce];
-    typename OfLogit::Place place[kAtOnce];
+    typename LogitGradient::Place place[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int m = within(first + 32 * k, scores.M);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
 
 // Weights [N, M] as they were stored.
 template <typename C>
-struct StoredWeights {
+struct DenseScoreGradient {
   const C* data;
   int M;
   __device__ __forceinline__ C at(int n, int m) const { return data[n * M + m]; }
@@ -61,7 +61,7 @@ struct ScalarSums {
 
 // Weights that another launch has made, at(n, m), and scalars that are sums over rows.
 template <typename C, typename Weights>
-struct MadeWeights : PairsOf<C> {
+struct StoredScoreGradient : ScoreGradientBase<C> {
   Weights weights;
   ScalarSums<C> scalars;
   int N;
@@ -70,7 +70,7 @@ struct MadeWeights : PairsOf<C> {
   __device__ __forceinline__ C read(bool of_x, int, int own, int other) const {
     return weights.at(of_x ? own : other, of_x ? other : own);
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool, int, int, int, C read) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool, int, int, int, C read) const {
     return {read, C(0)};
   }
   __device__ __forceinline__ void finish() const {
@@ -79,10 +79,11 @@ struct MadeWeights : PairsOf<C> {
 };
 
 template <typename T, typename Weights>
-void launch_weighted(const Weights& weights, const WeightedRows& to,
-                     const ScalarSums<Wide<T>>& scalars, void* stream) {
-  const MadeWeights<Wide<T>, Weights> pairs{{}, weights, scalars, static_cast<int>(to.x.rows)};
-  launch_weighted_pairs<T>(pairs, to, stream, scalars.scale.parts != nullptr);
+void launch_stored_row_gradient(const Weights& weights, const SideGradients& to,
+                                const ScalarSums<Wide<T>>& scalars, void* stream) {
+  const StoredScoreGradient<Wide<T>, Weights> pairs{
+      {}, weights, scalars, static_cast<int>(to.x.rows)};
+  launch_row_gradient<T>(pairs, to, stream, scalars.scale.parts != nullptr);
 }
 
 }  // namespace itm::cuda

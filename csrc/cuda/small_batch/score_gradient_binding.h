@@ -28,13 +28,13 @@ inline void* data_or_null(const Tensor& scores) {
   return scores.numel() ? scores.mutable_data_ptr() : nullptr;
 }
 
-struct RowsOfBothSides {
+struct BothSides {
   const Tensor x, y;  // in fours
   Tensor to_x, to_y, weights, of_rows, of_columns;
 
-  RowsOfBothSides(const Tensor& left, const Tensor& right)
-      : x(in_fours(left.unsqueeze(0))),
-        y(in_fours(right.unsqueeze(0))),
+  BothSides(const Tensor& left, const Tensor& right)
+      : x(pad_to_four(left.unsqueeze(0))),
+        y(pad_to_four(right.unsqueeze(0))),
         to_x(at::empty(left.sizes(), left.options())),
         to_y(at::empty(right.sizes(), right.options())) {
     const int64_t N = left.size(0), M = right.size(0);
@@ -46,7 +46,7 @@ struct RowsOfBothSides {
   Workspace work() const {
     return {weights.mutable_data_ptr(), of_rows.mutable_data_ptr(), of_columns.mutable_data_ptr()};
   }
-  WeightedRows rows() const {
+  SideGradients rows() const {
     return {matrix_of(x), matrix_of(y), to_x.size(1), to_x.mutable_data_ptr(),
             to_y.mutable_data_ptr()};
   }

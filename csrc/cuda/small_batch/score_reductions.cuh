@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "cuda/compat.cuh"
+#include "cuda/launch.h"
 #include "cuda/partial_sums.cuh"
 #include "cuda/small_batch/small_batch.h"
 #include "cuda/warp.cuh"
@@ -89,11 +90,11 @@ __device__ __forceinline__ unsigned pairs_of_image(const Pairing& pairing, int n
 }
 
 template <typename C>
-struct Numbers {
+struct Strided {
   const C* data;
   int64_t stride;
 
-  explicit Numbers(const PerRow& from)
+  explicit Strided(const PerRow& from)
       : data(static_cast<const C*>(from.data)), stride(from.stride) {}
   __device__ __forceinline__ C operator[](int64_t i) const { return data[i * stride]; }
 };
@@ -104,22 +105,22 @@ __device__ __forceinline__ C hinge(C x) {
   return x <= 0 ? C(0) : x;
 }
 
-constexpr int kAnchors = 8, kFoldThreads = 32 * kAnchors;  // a warp for every anchor
+constexpr int kAnchors = 8, kReductionThreads = 32 * kAnchors;  // a warp for every anchor
 // Of a multiprocessor: a batch is 128 blocks at most, and 128 registers hold what is on its way.
-constexpr int kFoldBlocks = 2;
+constexpr int kReductionBlocks = 2;
 
 template <int kFirst, int kLast, typename State>
-__device__ __forceinline__ void join_lanes(State& state) {
+__device__ __forceinline__ void merge_lanes(State& state) {
 #pragma unroll
-  for (int lanes = kFirst; lanes >= kLast; lanes /= 2) state.join(state.of_lane(lanes));
+  for (int lanes = kFirst; lanes >= kLast; lanes /= 2) state.merge(state.from_lane(lanes));
 }
 
 template <typename C>
 struct Sum {
   C sum = 0;
 
-  __device__ __forceinline__ void join(const Sum& other) { sum += other.sum; }
-  __device__ __forceinline__ Sum of_lane(int lanes) const {
+  __device__ __forceinline__ void merge(const Sum& other) { sum += other.sum; }
+  __device__ __forceinline__ Sum from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, sum, lanes)};
   }
 };
@@ -130,11 +131,11 @@ struct Hardest {
   C value = -kInfinity<C>;
   int index = -1;  // nothing seen
 
-  __device__ __forceinline__ void join(const Hardest& other) {
+  __device__ __forceinline__ void merge(const Hardest& other) {
     if (other.beats(*this)) *this = other;
   }
-  __device__ __forceinline__ void see(C score, int at) { join({score, at}); }
-  __device__ __forceinline__ Hardest of_lane(int lanes) const {
+  __device__ __forceinline__ void add(C score, int at) { merge({score, at}); }
+  __device__ __forceinline__ Hardest from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, value, lanes), __shfl_xor_sync(~0u, index, lanes)};
   }
 
@@ -149,9 +150,9 @@ struct Hardest {
 
 // see(n, m, score, whether both have one id) for pairs from (n, m) on, by one lane. Those beyond
 // the matrix are read at its edge, and not seen.
-template <int kRowStep, int kColumnStep, typename C, typename See>
-__device__ __forceinline__ void see_pairs(const Scores<C>& scores, const Pairing& pairing, int n,
-                                          int m, See&& see) {
+template <int kRowStep, int kColumnStep, typename C, typename Visit>
+__device__ __forceinline__ void visit_pairs(const Scores<C>& scores, const Pairing& pairing, int n,
+                                            int m, Visit&& visit) {
   int at[kAtOnce];
   int64_t image[kAtOnce], text[kAtOnce];
 #pragma unroll
@@ -167,40 +168,42 @@ __device__ __forceinline__ void see_pairs(const Scores<C>& scores, const Pairing
 #pragma unroll
   for (int k = 0; k < kAtOnce; ++k) {
     const int row = n + k * kRowStep, column = m + k * kColumnStep;
-    if (row < scores.N && column < scores.M) see(row, column, score[k], image[k] == text[k]);
+    if (row < scores.N && column < scores.M) visit(row, column, score[k], image[k] == text[k]);
   }
 }
 
 // see(state, m, score, same) for every column m of row n, by one warp; all lanes return the whole.
-template <typename State, typename C, typename See>
-__device__ __forceinline__ State fold_row(const Scores<C>& scores, const Pairing& pairing, int n,
-                                          See&& see) {
+template <typename State, typename C, typename Visit>
+__device__ __forceinline__ State reduce_row(const Scores<C>& scores, const Pairing& pairing, int n,
+                                            Visit&& visit) {
   State state;
   for (int m = lane(); m < scores.M; m += 32 * kAtOnce)
-    see_pairs<0, 32>(scores, pairing, n, m,
-                     [&](int, int column, C score, bool same) { see(state, column, score, same); });
-  join_lanes<16, 1>(state);
+    visit_pairs<0, 32>(scores, pairing, n, m, [&](int, int column, C score, bool same) {
+      visit(state, column, score, same);
+    });
+  merge_lanes<16, 1>(state);
   return state;
 }
 
 // see(state, n, score, same) for every row n of columns [first, first + 8), by the block, which
 // meets once; a lane sees column first + lane % 8, and every warp returns that of its own number.
-template <typename State, typename C, typename See>
-__device__ __forceinline__ State fold_columns(const Scores<C>& scores, const Pairing& pairing,
-                                              int first, See&& see) {
+template <typename State, typename C, typename Visit>
+__device__ __forceinline__ State reduce_columns(const Scores<C>& scores, const Pairing& pairing,
+                                                int first, Visit&& visit) {
   constexpr int kRows = 4 * kAnchors;
   const auto shared = Shared<State>::template all<kAnchors * kAnchors>();
   const int m = first + lane() % kAnchors;
   State state;
   if (m < scores.M)
     for (int n = warp() * 4 + lane() / kAnchors; n < scores.N; n += kRows * kAtOnce)
-      see_pairs<kRows, 0>(scores, pairing, n, m,
-                          [&](int row, int, C score, bool same) { see(state, row, score, same); });
-  join_lanes<16, kAnchors>(state);
+      visit_pairs<kRows, 0>(scores, pairing, n, m, [&](int row, int, C score, bool same) {
+        visit(state, row, score, same);
+      });
+  merge_lanes<16, kAnchors>(state);
   if (lane() < kAnchors) shared.write(warp() * kAnchors + lane(), state);
   __syncthreads();
   state = shared.read(lane() % kAnchors * kAnchors + warp());
-  join_lanes<kAnchors / 2, 1>(state);
+  merge_lanes<kAnchors / 2, 1>(state);
   return state;
 }
 
@@ -210,10 +213,10 @@ __device__ __forceinline__ int first_anchor(int64_t first_block) {
 
 // Starts a kernel that folds so many anchors; arguments come after the first block.
 template <typename... Parameters, typename... Arguments>
-void launch_fold(void (*kernel)(int64_t, Parameters...), int64_t anchors, size_t state_bytes,
-                 void* stream, const Arguments&... arguments) {
+void launch_reduction(void (*kernel)(int64_t, Parameters...), int64_t anchors, size_t state_bytes,
+                      void* stream, const Arguments&... arguments) {
   in_launches(ceil_div(anchors, kAnchors), [&](int64_t first, int64_t count) {
-    launch(kernel, count, kFoldThreads, kAnchors * kAnchors * state_bytes, stream, first,
+    launch(kernel, count, kReductionThreads, kAnchors * kAnchors * state_bytes, stream, first,
            arguments...);
   });
 }

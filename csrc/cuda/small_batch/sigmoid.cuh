@@ -14,7 +14,7 @@ __device__ __forceinline__ Kind kind_of(bool same, bool positive) {
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     sigmoid_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
                    const C* bias, C* loss, C* kept) {
   wait_for_launch_before();
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   const int m = first + lane() % kAnchors;
   const int positive = m < scores.M ? positive_of(pairing.positive, m) : -1;
   const auto column =
-      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
+      reduce_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
         const C logit = factor * score + offset;
         if (kept) kept[n * scores.M + m] = score;
         const Kind kind = kind_of(same, positive == n);
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
 }
 
 template <typename C>
-struct OfSigmoids {
-  Numbers<C> grad;
+struct SigmoidLogitGradient {
+  Strided<C> grad;
   Pairing pairing;
   const C* bias;
 

@@ -3,6 +3,7 @@
 
 #include "aten/refuse_cosine.h"
 #include "cuda/small_batch/score_gradient_binding.h"
+#include "cuda/small_batch/sigmoid.h"
 
 namespace itm::cuda {
 namespace {
@@ -34,11 +35,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
   const OnDevice device(image);
   const KeptScores kept(device, scores, image, text);
   const PairIds ids(positive, image_ids, text_ids);
-  const RowNumbers share(grad, image);
+  const RowGradient pair_grad(grad, image);
   const Tensor factor = scale.to(wide_type(image)), offset = bias.to(wide_type(image));
-  const RowsOfBothSides sides(image, text);
+  const BothSides sides(image, text);
   Tensor grad_scale = at::empty({}, factor.options()), grad_bias = at::empty({}, offset.options());
-  sigmoid_gradient(type_of(image), share.at(), kept.from, ids.at(), factor.const_data_ptr(),
+  sigmoid_gradient(type_of(image), pair_grad.at(), kept.from, ids.at(), factor.const_data_ptr(),
                    offset.const_data_ptr(), sides.work(), sides.rows(),
                    grad_scale.mutable_data_ptr(), grad_bias.mutable_data_ptr(), device.stream());
   device.launched();

@@ -11,10 +11,10 @@ template <typename C>
 struct SigmoidSums {
   C loss = 0, of_scale = 0, of_bias = 0;
 
-  __device__ __forceinline__ void join(const SigmoidSums& other) {
+  __device__ __forceinline__ void merge(const SigmoidSums& other) {
     loss += other.loss, of_scale += other.of_scale, of_bias += other.of_bias;
   }
-  __device__ __forceinline__ SigmoidSums of_lane(int lanes) const {
+  __device__ __forceinline__ SigmoidSums from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, loss, lanes), __shfl_xor_sync(~0u, of_scale, lanes),
             __shfl_xor_sync(~0u, of_bias, lanes)};
   }
@@ -31,7 +31,7 @@ template <typename C>
 struct SigmoidTotal {
   Cosines<C> cosines;
   Pairing pairing;
-  GivenNumber<C> scale, bias;
+  DeviceScalar<C> scale, bias;
   C* scores;                          // [N, M] or null
   C* inverses;                        // [N + M]
   C *losses, *of_scales, *of_biases;  // [M]
@@ -42,19 +42,19 @@ struct SigmoidTotal {
   // By a block, for columns [first, first + 8).
   __device__ __forceinline__ void run(int first) const {
     using State = SigmoidSums<C>;
-    using Memory = FoldMemory<C, State>;
+    using Memory = ReductionMemory<C, State>;
     const auto shared = Shared<C>::template all<Memory::kNumbers>();
     const Scores<C>& products = cosines.products;
     const int N = products.N, M = products.M, own = first + warp(), x = Memory::kStates;
     const C factor = scale.get(), offset = bias.get();
     cosines.invert(shared, x);
     if (first == 0)
-      for (int i = static_cast<int>(threadIdx.x); i < N + M; i += kFoldThreads)
+      for (int i = static_cast<int>(threadIdx.x); i < N + M; i += kReductionThreads)
         inverses[i] = shared.read(x + i);
     const int m = first + lane() % kAnchors;
     const C inverse = shared.read(x + N + within(m, M));
     const int positive = m < M ? positive_of(pairing.positive, m) : -1;
-    const auto column = fold_columns<State>(
+    const auto column = reduce_columns<State>(
         products, pairing, first, [&](State& state, int n, C product, bool same) {
           const C score = cosines.over(product, shared.read(x + n), inverse);
           if (scores) scores[n * M + m] = score;
@@ -66,9 +66,9 @@ struct SigmoidTotal {
           state.of_scale += slope * score, state.of_bias += slope;
         });
     if (own >= M || lane()) return;
-    const C mistake = positive_of(pairing.positive, own) < 0 ? kNan<C> : C(0);
-    losses[own] = column.loss + mistake;
-    of_scales[own] = column.of_scale + mistake, of_biases[own] = column.of_bias + mistake;
+    const C unmatched = positive_of(pairing.positive, own) < 0 ? kNan<C> : C(0);
+    losses[own] = column.loss + unmatched;
+    of_scales[own] = column.of_scale + unmatched, of_biases[own] = column.of_bias + unmatched;
   }
 
   __device__ __forceinline__ void add() const {
@@ -80,18 +80,18 @@ struct SigmoidTotal {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    sigmoid_total_kernel(int64_t first_block, SigmoidTotal<C> fold) {
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    sigmoid_total_kernel(int64_t first_block, SigmoidTotal<C> reduction) {
   wait_for_launch_before();
-  fold.run(first_anchor(first_block));
-  fold.add();
+  reduction.run(first_anchor(first_block));
+  reduction.add();
 }
 
 template <typename C>
-struct SigmoidPairs : PairsOf<C> {
+struct SigmoidGradient : ScoreGradientBase<C> {
   static constexpr bool kUnit = true;
   Pairing pairing;
-  GivenNumber<C> scale, bias;
+  DeviceScalar<C> scale, bias;
   C weight;
   int N, M;
   bool cosine;
@@ -105,8 +105,8 @@ struct SigmoidPairs : PairsOf<C> {
     const int n = of_x ? own : other, m = of_x ? other : own;
     return {scores[n * M + m], inverses[of_x ? N + other : other]};
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool of_x, int, int own, int other,
-                                              const Read& read) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool of_x, int, int own, int other,
+                                                     const Read& read) const {
     const int n = of_x ? own : other, m = of_x ? other : own;
     const int positive = positive_of(pairing.positive, m);
     const C logit = scale.get() * read.score + bias.get();

@@ -2,6 +2,7 @@
 // total, a gradient that reaches the raw rows. Three launches for rows that need no copy.
 
 #include "cuda/small_batch/contrastive_binding.h"
+#include "cuda/small_batch/sigmoid_total.h"
 
 namespace itm::cuda {
 namespace {
@@ -17,8 +18,8 @@ Parts sigmoid_total_forward(const Tensor& image, const Tensor& text, const Optio
   const OnDevice device(image);
   const StoredCosines cosines(device, image, text, cosine);
   const PairIds ids(positive, image_ids, text_ids);
-  const GivenTensor factor(scale, fixed_scale, image), offset(bias, fixed_bias, image);
-  const ContrastResult found(cosines, weight, keep_scores, 1);
+  const ScalarTensor factor(scale, fixed_scale, image), offset(bias, fixed_bias, image);
+  const ContrastiveTensors found(cosines, weight, keep_scores, 1);
   sigmoid_total(type_of(image), cosines.from(), ids.at(), factor.at(), offset.at(), found.to,
                 device.stream());
   device.launched();
@@ -44,8 +45,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_total_backward(
     const OptionalTensor& text_ids, double weight, bool cosine) {
   const OnDevice device(image);
   const PairIds ids(positive, image_ids, text_ids);
-  const GivenTensor factor(scale, fixed_scale, image), offset(bias, fixed_bias, image);
-  const ContrastRows rows(grad, scores, inverses, image, text);
+  const ScalarTensor factor(scale, fixed_scale, image), offset(bias, fixed_bias, image);
+  const ContrastiveOperands rows(grad, scores, inverses, image, text);
   sigmoid_total_gradient(type_of(image), ids.at(), factor.at(), offset.at(),
                          rows.from(of_scale, of_bias, weight, cosine), device.stream());
   device.launched();

@@ -23,7 +23,7 @@ struct StoredScores {
                decltype(score_parts)* launch = score_parts) {
     const int64_t N = left.size(0), M = right.size(0);
     check_rows(N, M);
-    const Tensor x = in_fours(left.unsqueeze(0)), y = in_fours(right.unsqueeze(0));
+    const Tensor x = pad_to_four(left.unsqueeze(0)), y = pad_to_four(right.unsqueeze(0));
     const DistancePlan plan = plan_distances(1, N, M, x.size(2));
     parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));
     launch(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan, parts.mutable_data_ptr(),
@@ -58,10 +58,10 @@ struct PairIds {
 };
 
 // A gradient [N] in the precision that x is computed in, as it lies: expanded ones are not copied.
-struct RowNumbers {
+struct RowGradient {
   const Tensor numbers;
 
-  RowNumbers(const Tensor& grad, const Tensor& x) : numbers(grad.to(wide_type(x))) {}
+  RowGradient(const Tensor& grad, const Tensor& x) : numbers(grad.to(wide_type(x))) {}
   PerRow at() const { return {numbers.const_data_ptr(), numbers.stride(0)}; }
 };
 

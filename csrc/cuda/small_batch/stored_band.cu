@@ -1,6 +1,7 @@
 // Launches bounded sums from stored scores.
 
 #include "cuda/dispatch.cuh"
+#include "cuda/launch.h"
 #include "cuda/small_batch/stored_band.cuh"
 
 namespace itm::cuda {
@@ -14,17 +15,17 @@ void stored_band(Type type, const StoredBand& band, void* stream) {
   });
 }
 
-void stored_pull(Type type, const StoredPull& pull, int64_t columns, void* stream) {
-  const Matrix nothing{pull.y.data, 0, pull.y.stride, 0};
-  const WeightedRows to{pull.y, nothing, columns, pull.out, nullptr};
-  if (pull.distance)
+void stored_band_gradient(Type type, const StoredBandGradient& in, int64_t columns, void* stream) {
+  const Matrix nothing{in.y.data, 0, in.y.stride, 0};
+  const SideGradients to{in.y, nothing, columns, in.out, nullptr};
+  if (in.distance)
     return with_wide_type(type, [&](auto zero) {
       using C = decltype(zero);
-      launch_weighted_pairs<C>(BandPairs<C, true>(pull), to, stream, false);
+      launch_row_gradient<C>(BandGradient<C, true>(in), to, stream, false);
     });
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
-    launch_weighted_pairs<T>(BandPairs<Wide<T>, false>(pull), to, stream, false);
+    launch_row_gradient<T>(BandGradient<Wide<T>, false>(in), to, stream, false);
   });
 }
 

@@ -13,7 +13,7 @@ template <typename C>
 struct BandRule {
   const int64_t* ids;  // or null
   C low, high;
-  bool unit, repel, show_infinite;  // as StoredBand says
+  bool unit, repel, propagate_infinite;  // as StoredBand says
 };
 
 // The sum of row n, by one warp, and the words of its mask, unless they are null.
@@ -41,7 +41,7 @@ __device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRu
       const bool negative = (id != other[k]) | (key != key);
       const bool inside = (m < N) & !(key <= rule.low) & !(key >= rule.high) & negative;
       if (inside) sum += rule.repel ? rule.high - key : key;
-      if (rule.show_infinite && n == m) sum += 0 * key;
+      if (rule.propagate_infinite && n == m) sum += 0 * key;
       const unsigned word = __ballot_sync(~0u, inside);
       if (mask && lane() == 0 && m < N) mask[m / 32] = word;
     }
@@ -50,13 +50,13 @@ __device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRu
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kRowThreads, kReductionBlocks)
     stored_band_kernel(StoredBand band, Scores<C> scores, int64_t first) {
   wait_for_launch_before();
   const int n = static_cast<int>(first + blockIdx.x) * kRowWarps + warp();
   if (n >= scores.N) return;
   const C low = static_cast<C>(band.low), high = static_cast<C>(band.high);
-  const BandRule<C> rule{band.ids, low, high, band.unit, band.repel, band.show_infinite};
+  const BandRule<C> rule{band.ids, low, high, band.unit, band.repel, band.propagate_infinite};
   const double sum = sum_band(scores, rule, n, band.mask ? band.mask + n * band.words : nullptr);
   if (lane() != 0) return;
   static_cast<C*>(band.row)[n] = static_cast<C>(sum);
@@ -67,24 +67,24 @@ __global__ void __launch_bounds__(kRowThreads, kFoldBlocks)
 
 // The gradient of a band: the rows of x by the bits of their mask, or differences of rows.
 template <typename C, bool kOverDistances>
-struct BandPairs : PairsOf<C> {
+struct BandGradient : ScoreGradientBase<C> {
   static constexpr int kSources = 2;  // there are no rows of another side
   static constexpr bool kSparse = true, kDifferences = kOverDistances;
 
   const uint32_t* mask;
   int words;
-  Numbers<C> grad;
+  Strided<C> grad;
   C sign;
-  const C *distance, *shown;
+  const C *distance, *row_sum;
   Matrix rows_of_x;
 
-  explicit BandPairs(const StoredPull& from)
+  explicit BandGradient(const StoredBandGradient& from)
       : mask(from.mask),
         words(static_cast<int>(from.words)),
         grad(from.grad),
         sign(static_cast<C>(from.sign)),
         distance(static_cast<const C*>(from.distance)),
-        shown(static_cast<const C*>(from.shown)),
+        row_sum(static_cast<const C*>(from.row_sum)),
         rows_of_x(from.y) {}
 
   struct Read {
@@ -98,13 +98,13 @@ struct BandPairs : PairsOf<C> {
       found.distance = distance[own * static_cast<int>(rows_of_x.rows) + other];
     return found;
   }
-  __device__ __forceinline__ Weighed<C> weigh(bool, int, int own, int other,
-                                              const Read& read) const {
+  __device__ __forceinline__ PairWeight<C> weight_of(bool, int, int own, int other,
+                                                     const Read& read) const {
     C weight = read.inside ? sign * (read.own + read.other) : C(0);
     if constexpr (kOverDistances) {
       if (read.inside) weight = read.distance == 0 ? C(0) : weight / read.distance;
-    } else if (shown && own == other && own < static_cast<int>(rows_of_x.rows)) {
-      weight += 0 * shown[own];
+    } else if (row_sum && own == other && own < static_cast<int>(rows_of_x.rows)) {
+      weight += 0 * row_sum[own];
     }
     return {weight, C(0)};
   }

@@ -9,8 +9,8 @@ namespace itm::cuda {
 // Pairs inside: low < key < high with key = 1 - score for unit rows, else the score. N = M.
 struct StoredBand {
   ScoreParts scores;
-  bool unit, repel;    // repel sums high - key
-  bool show_infinite;  // a row's own score shows what lies outside every band
+  bool unit, repel;         // repel sums high - key
+  bool propagate_infinite;  // a row's own score shows what lies outside every band
   double low, high;
   const int64_t* ids;                           // [N] or null
   void *row, *low_of_row, *high_of_row, *norm;  // [N]: sums, and both bounds and 1 again
@@ -22,15 +22,15 @@ void stored_band(Type type, const StoredBand& band, void* stream);
 // out[n] = the sum over pairs inside of sign (grad[n] + grad[m]) times y[m]; with distances [N, N],
 // times (y[n] - y[m]) / distance, 0 at 0. Where shown [N], sums of rows, is not finite, out is NaN.
 // y in fours, out [N, columns] in its type; with distances both are in fp32 or fp64.
-struct StoredPull {
+struct StoredBandGradient {
   const uint32_t* mask;
   int64_t words;
   PerRow grad;
   double sign;
   Matrix y;
-  const void *distance, *shown;  // or null
+  const void *distance, *row_sum;  // or null
   void* out;
 };
-void stored_pull(Type type, const StoredPull& pull, int64_t columns, void* stream);
+void stored_band_gradient(Type type, const StoredBandGradient& in, int64_t columns, void* stream);
 
 }  // namespace itm::cuda

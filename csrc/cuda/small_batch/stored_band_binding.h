@@ -5,6 +5,7 @@
 
 #include <ATen/ops/empty_like.h>
 
+#include "cuda/distances/similarity_binding.h"
 #include "cuda/small_batch/small_batch_binding.h"
 #include "cuda/small_batch/stored_band.h"
 #include "cuda/small_batch/unit_rows.h"
@@ -13,34 +14,34 @@ namespace itm::cuda {
 
 // Rows in fours in fp32 or better, made unit vectors if they are compared so.
 struct StoredRows {
-  Tensor rows, length;  // [1, N, D], [N]
+  Tensor rows, norm;  // [1, N, D], [N]
 
   StoredRows(const OnDevice& device, const Tensor& x, bool unit) {
     if (!unit) {
-      rows = in_fours(wide(x).unsqueeze(0));
+      rows = pad_to_four(wide(x).unsqueeze(0));
       return;
     }
-    const Tensor from = in_fours(x.unsqueeze(0));
+    const Tensor from = pad_to_four(x.unsqueeze(0));
     rows = at::empty(from.sizes(), from.options().dtype(wide_type(x)));
-    length = at::empty({x.size(0)}, rows.options());
+    norm = at::empty({x.size(0)}, rows.options());
     unit_rows(type_of(x), any_rows_of(from[0]), from.size(2), rows.mutable_data_ptr(),
-              length.mutable_data_ptr(), device.stream());
+              norm.mutable_data_ptr(), device.stream());
     device.launched();
   }
 };
 
 // Writes sums, bounds and the mask, if it has rows; low < key < high.
-inline void sum_stored(const OnDevice& device, const Tensor& x, const OptionalTensor& ids,
-                       bool product, bool unit, bool repel, double low, double high,
-                       const Tensor& row, const Tensor& low_of_row, const Tensor& high_of_row,
-                       const Tensor& norm, const Tensor& mask) {
+inline void stored_sums(const OnDevice& device, const Tensor& x, const OptionalTensor& ids,
+                        bool product, bool unit, bool repel, double low, double high,
+                        const Tensor& row, const Tensor& low_of_row, const Tensor& high_of_row,
+                        const Tensor& norm, const Tensor& mask) {
   const int64_t N = x.size(0);
   const StoredRows in(device, x, unit);
   Tensor scores;
   StoredBand band{.scores = {nullptr, 1, N, N},
                   .unit = unit,
                   .repel = repel,
-                  .show_infinite = product && !unit,
+                  .propagate_infinite = product && !unit,
                   .low = low,
                   .high = high,
                   .ids = ids_or_null(ids),
@@ -64,37 +65,38 @@ inline void sum_stored(const OnDevice& device, const Tensor& x, const OptionalTe
 }
 
 // Their gradient [N, D], from the mask, in the type of x or wider.
-inline Tensor pull_stored(const OnDevice& device, const Tensor& x, const Tensor& grad,
-                          const Tensor& row, const Tensor& mask, bool product, bool unit,
-                          bool repel) {
+inline Tensor stored_gradient(const OnDevice& device, const Tensor& x, const Tensor& grad,
+                              const Tensor& row, const Tensor& mask, bool product, bool unit,
+                              bool repel) {
   Tensor rows, distance;
   std::optional<StoredRows> units;
   if (unit)
     rows = units.emplace(device, x, true).rows;
   else
-    rows = in_fours((product ? x : wide(x)).unsqueeze(0));
+    rows = pad_to_four((product ? x : wide(x)).unsqueeze(0));
   if (!product) distance = distances_of(device, Metric::kL2, rows, rows);
   // Of unit rows with the zeros beyond D, as the step through their lengths takes them.
   const int64_t columns = unit ? rows.size(2) : x.size(1);
   const Tensor out = at::empty({x.size(0), columns}, rows.options());
-  const RowNumbers numbers(grad, x);
+  const RowGradient numbers(grad, x);
   const Tensor bits = mask.contiguous(), sums = row.contiguous();
-  stored_pull(type_of(rows),
-              {.mask = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>()),
-               .words = bits.size(1),
-               .grad = numbers.at(),
-               .sign = repel != unit ? -1.0 : 1.0,  // a cosine's key falls as its product rises
-               .y = matrix_of(rows),
-               .distance = distance.defined() ? distance.const_data_ptr() : nullptr,
-               // An infinite row is outside every band: its sum shows it.
-               .shown = product && !unit ? sums.const_data_ptr() : nullptr,
-               .out = out.mutable_data_ptr()},
-              columns, device.stream());
+  stored_band_gradient(
+      type_of(rows),
+      {.mask = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>()),
+       .words = bits.size(1),
+       .grad = numbers.at(),
+       .sign = repel != unit ? -1.0 : 1.0,  // a cosine's key falls as its product rises
+       .y = matrix_of(rows),
+       .distance = distance.defined() ? distance.const_data_ptr() : nullptr,
+       // An infinite row is outside every band: its sum shows it.
+       .row_sum = product && !unit ? sums.const_data_ptr() : nullptr,
+       .out = out.mutable_data_ptr()},
+      columns, device.stream());
   device.launched();
   if (!unit) return out;
   const Tensor of_x = at::empty(out.sizes(), x.options());
   unit_rows_gradient(type_of(x), any_rows_of(out), columns, rows.const_data_ptr(),
-                     units->length.const_data_ptr(), of_x.mutable_data_ptr(), device.stream());
+                     units->norm.const_data_ptr(), of_x.mutable_data_ptr(), device.stream());
   device.launched();
   return of_x.narrow(1, 0, x.size(1)).contiguous();
 }

@@ -8,7 +8,7 @@
 namespace itm::cuda {
 
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     sum_of_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin, C* loss,
                          C* kept) {
   wait_for_launch_before();
@@ -17,45 +17,45 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
   const C score_of_own = own < scores.M ? positive_score(scores, pairing, own) : C(0);
   const C of_column = margin - score_of_own;
   const auto column =
-      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
+      reduce_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int n, C score, bool same) {
         if (kept) kept[n * scores.M + own] = score;
         if (!same) state.sum += hinge(score + of_column);
       });
   if (j >= scores.M) return;
   const C positive = __shfl_sync(~0u, score_of_own, warp()), offset = margin - positive;
   const int i = positive_of(pairing.positive, j);
-  const auto row =
-      fold_row<Sum<C>>(scores, pairing, i < 0 ? 0 : i, [&](Sum<C>& state, int, C score, bool same) {
-        if (!same) state.sum += hinge(score + offset);
-      });
+  const auto row = reduce_row<Sum<C>>(scores, pairing, i < 0 ? 0 : i,
+                                      [&](Sum<C>& state, int, C score, bool same) {
+                                        if (!same) state.sum += hinge(score + offset);
+                                      });
   // An infinite positive score shows.
   if (lane() == 0) loss[j] = row.sum + column.sum + 0 * positive;
 }
 
 // weights[n][m] of the negatives, and how many hinges are active along every pair's row and column.
 template <typename C>
-__global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
-    weigh_hinges_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
-                        Numbers<C> grad, C* weights, C* in_row, C* in_column) {
+__global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
+    hinge_gradient_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
+                          Strided<C> grad, C* weights, C* in_row, C* in_column) {
   wait_for_launch_before();
   const int first = first_anchor(first_block), n = first + warp();
   const int own = first + lane() % kAnchors;
   const C of_column = own < scores.M ? margin - positive_score(scores, pairing, own) : C(0);
   const auto column =
-      fold_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int, C score, bool same) {
+      reduce_columns<Sum<C>>(scores, pairing, first, [&](Sum<C>& state, int, C score, bool same) {
         if (!same && score + of_column > 0) state.sum += 1;
       });
   if (n < scores.M && lane() == 0) in_column[n] = column.sum;
   if (n >= scores.N) return;
   C* to = weights + n * scores.M;
   for (int at = lane(); at < scores.M; at += 32 * kAtOnce) {
-    C offset[kAtOnce], share[kAtOnce];
+    C offset[kAtOnce], pair_grad[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) share[k] = grad[within(at + 32 * k, scores.M)];
+    for (int k = 0; k < kAtOnce; ++k) pair_grad[k] = grad[within(at + 32 * k, scores.M)];
     positive_scores<32>(scores, pairing, at, offset);
-    see_pairs<0, 32>(scores, pairing, n, at, [&](int, int m, C score, bool same) {
+    visit_pairs<0, 32>(scores, pairing, n, at, [&](int, int m, C score, bool same) {
       const int k = (m - at) / 32;
-      to[m] = !same && score + (margin - offset[k]) > 0 ? share[k] : C(0);
+      to[m] = !same && score + (margin - offset[k]) > 0 ? pair_grad[k] : C(0);
     });
   }
   unsigned own_pairs = 0;
@@ -65,20 +65,20 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
     unsigned pairs = __ballot_sync(~0u, own_pairs >> at / 32 % kAtOnce & 1);
     for (; pairs; pairs &= pairs - 1) {
       const int j = at + __popc((pairs & -pairs) - 1);
-      const C share = grad[j], offset = margin - scores.at(n, j);
+      const C pair_grad = grad[j], offset = margin - scores.at(n, j);
       Sum<C> count;
       for (int first = lane(); first < scores.M; first += 32 * kAtOnce) {
         C before[kAtOnce];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k)
           before[k] = first + 32 * k < scores.M ? to[first + 32 * k] : C(0);
-        see_pairs<0, 32>(scores, pairing, n, first, [&](int, int m, C score, bool same) {
+        visit_pairs<0, 32>(scores, pairing, n, first, [&](int, int m, C score, bool same) {
           if (same || !(score + offset > 0)) return;
-          to[m] = before[(m - first) / 32] + share;
+          to[m] = before[(m - first) / 32] + pair_grad;
           count.sum += 1;
         });
       }
-      join_lanes<16, 1>(count);
+      merge_lanes<16, 1>(count);
       // The loss of a pair whose own score is not finite is NaN: so is its gradient.
       if (lane() == 0) in_row[j] = count.sum + 0 * offset;
     }
@@ -87,11 +87,11 @@ __global__ void __launch_bounds__(kFoldThreads, kFoldBlocks)
 
 // The weights of negatives as they were stored; a positive's are its active hinges.
 template <typename C>
-struct HingeWeights {
+struct HingeScoreGradient {
   const C* data;
   int M;
   const int64_t* positive;
-  Numbers<C> grad;
+  Strided<C> grad;
   const C *in_row, *in_column;
 
   __device__ __forceinline__ C at(int n, int m) const {

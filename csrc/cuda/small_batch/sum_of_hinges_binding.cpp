@@ -1,6 +1,7 @@
 // Sum of hinges of a small batch, on CUDA: four launches, two each way, for rows that need no copy.
 
 #include "cuda/small_batch/score_gradient_binding.h"
+#include "cuda/small_batch/sum_of_hinges.h"
 
 namespace itm::cuda {
 namespace {
@@ -29,9 +30,9 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
   const OnDevice device(image);
   const KeptScores kept(device, scores, image, text);
   const PairIds ids(positive, image_ids, text_ids);
-  const RowNumbers share(grad, image);
-  const RowsOfBothSides sides(image, text);
-  sum_of_hinges_gradient(type_of(image), share.at(), kept.from, ids.at(), margin, sides.work(),
+  const RowGradient pair_grad(grad, image);
+  const BothSides sides(image, text);
+  sum_of_hinges_gradient(type_of(image), pair_grad.at(), kept.from, ids.at(), margin, sides.work(),
                          sides.rows(), device.stream());
   device.launched();
   return {sides.to_x, sides.to_y};

@@ -10,35 +10,35 @@
 namespace itm::cuda {
 
 constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
-constexpr double kSmallestLength = 1e-12;  // as torch.nn.functional.normalize
+constexpr double kSmallestNorm = 1e-12;  // as torch.nn.functional.normalize
 
 // NaN stays. A row of length 0 has no direction: over infinity its unit row and gradient are 0.
 template <typename C>
-__device__ __forceinline__ C divisor(C length) {
-  if (length == 0) return C(INFINITY);
-  return length < C(kSmallestLength) ? C(kSmallestLength) : length;
+__device__ __forceinline__ C divisor(C norm) {
+  if (norm == 0) return C(INFINITY);
+  return norm < C(kSmallestNorm) ? C(kSmallestNorm) : norm;
 }
 
 // The sum of what a group of so many neighbouring warps has, in one order; all of them get it.
 template <typename C>
-__device__ C sum_of_warps(const Shared<C>& room, C value, int warps) {
+__device__ C sum_warps(const Shared<C>& scratch, C value, int warps) {
   value = warp_sum(value);
   if (warps == 1) return value;
-  if (lane() == 0) room.write(warp(), value);
+  if (lane() == 0) scratch.write(warp(), value);
   __syncthreads();
   const int first = warp() / warps * warps;
   C sum = 0;
-  for (int w = first; w < first + warps; ++w) sum += room.read(w);
+  for (int w = first; w < first + warps; ++w) sum += scratch.read(w);
   return sum;
 }
 
 // How the rows of [rows, D] are shared out over the warps of all blocks.
-struct RowShare {
+struct RowSplit {
   int64_t rows, D;
   int warps;  // of a row: 1, 2, 4 or 8
 
   // Four numbers a thread: a warp that has a row of D = 1024 alone waits eight times as often.
-  RowShare(int64_t rows, int64_t D)
+  RowSplit(int64_t rows, int64_t D)
       : rows(rows),
         D(D),
         warps(D <= 128   ? 1
@@ -57,47 +57,47 @@ struct RowShare {
 
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    unit_kernel(AnyRows x, RowShare share, int64_t first_block, Wide<T>* unit, Wide<T>* length) {
+    unit_rows_kernel(AnyRows x, RowSplit split, int64_t first_block, Wide<T>* unit, Wide<T>* norm) {
   wait_for_launch_before();
   using C = Wide<T>;
-  const auto room = Shared<C>::template all<kRowWarps>();
-  const int64_t n = share.row(first_block), end = share.end(n);
+  const auto scratch = Shared<C>::template all<kRowWarps>();
+  const int64_t n = split.row(first_block), end = split.end(n);
   const T* const from = static_cast<const T*>(x.data) + n * x.stride;
   C square = 0;
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step()) {
+  for (int64_t d = split.start(); d < end; d += split.step()) {
     const C value = widen(from[d * x.column_stride]);
     square += value * value;
   }
-  const C own = root(sum_of_warps(room, square, share.warps));
-  if (n < share.rows && share.start() == 0) length[n] = own;
+  const C own = root(sum_warps(scratch, square, split.warps));
+  if (n < split.rows && split.start() == 0) norm[n] = own;
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step())
-    unit[n * share.D + d] = widen(from[d * x.column_stride]) / divisor(own);
+  for (int64_t d = split.start(); d < end; d += split.step())
+    unit[n * split.D + d] = widen(from[d * x.column_stride]) / divisor(own);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    unit_gradient_kernel(AnyRows grad, RowShare share, int64_t first_block, const Wide<T>* unit,
-                         const Wide<T>* length, T* out) {
+    unit_rows_gradient_kernel(AnyRows grad, RowSplit split, int64_t first_block,
+                              const Wide<T>* unit, const Wide<T>* norm, T* out) {
   wait_for_launch_before();
   using C = Wide<T>;
-  const auto room = Shared<C>::template all<kRowWarps>();
-  const int64_t n = share.row(first_block), end = share.end(n);
+  const auto scratch = Shared<C>::template all<kRowWarps>();
+  const int64_t n = split.row(first_block), end = split.end(n);
   const C* const from = static_cast<const C*>(grad.data) + n * grad.stride;
   C along = 0;
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step())
-    along += from[d * grad.column_stride] * unit[n * share.D + d];
-  along = sum_of_warps(room, along, share.warps);
-  if (n >= share.rows) return;
+  for (int64_t d = split.start(); d < end; d += split.step())
+    along += from[d * grad.column_stride] * unit[n * split.D + d];
+  along = sum_warps(scratch, along, split.warps);
+  if (n >= split.rows) return;
   // Along itself a unit vector does not move; a row below the smallest length is none.
-  const C own = length[n];
-  if (!(own > C(kSmallestLength))) along = 0;
+  const C own = norm[n];
+  if (!(own > C(kSmallestNorm))) along = 0;
 #pragma unroll 4
-  for (int64_t d = share.start(); d < end; d += share.step()) {
-    const C across = from[d * grad.column_stride] - along * unit[n * share.D + d];
-    narrow(across / divisor(own), out[n * share.D + d]);
+  for (int64_t d = split.start(); d < end; d += split.step()) {
+    const C across = from[d * grad.column_stride] - along * unit[n * split.D + d];
+    narrow(across / divisor(own), out[n * split.D + d]);
   }
 }
 

@@ -22,18 +22,18 @@
 // A fault: sums memory of which `count` numbers have been written and the last has not.
 namespace {
 template <typename Number>
-void sum_too_far(Number* room, int count, double* sum) {
-  for (int i = 0; i < count; ++i) room[i] = 1;
-  for (int i = 0; i <= count; ++i) *sum += static_cast<double>(room[i]);
+void sum_too_far(Number* values, int count, double* sum) {
+  for (int i = 0; i < count; ++i) values[i] = 1;
+  for (int i = 0; i <= count; ++i) *sum += static_cast<double>(values[i]);
 }
 }  // namespace
 extern "C" double emulator_sum_too_far(int count, bool of_integers) {
   double sum = 0;
-  const at::Tensor room = at::empty({count + 1}, of_integers ? at::kLong : at::kFloat);
+  const at::Tensor values = at::empty({count + 1}, of_integers ? at::kLong : at::kFloat);
   if (of_integers)
-    emulator::launch(sum_too_far<int64_t>, {}, {}, 0, room.mutable_data_ptr<int64_t>(), count,
+    emulator::launch(sum_too_far<int64_t>, {}, {}, 0, values.mutable_data_ptr<int64_t>(), count,
                      &sum);
   else
-    emulator::launch(sum_too_far<float>, {}, {}, 0, room.mutable_data_ptr<float>(), count, &sum);
+    emulator::launch(sum_too_far<float>, {}, {}, 0, values.mutable_data_ptr<float>(), count, &sum);
   return sum;
 }

@@ -63,12 +63,12 @@ void misaligned(const int* from, int*) {
 // Two or four numbers of global memory at once, from the second on.
 template <int kCount, bool kStore>
 void several(const int* from, int* to) {
-  using Numbers = itm::cuda::Several<int, kCount>;
+  using Strided = itm::cuda::Several<int, kCount>;
   if (me() > 0) return;
   if (kStore)
-    *reinterpret_cast<Numbers*>(to + 1) = *reinterpret_cast<const Numbers*>(from);
+    *reinterpret_cast<Strided*>(to + 1) = *reinterpret_cast<const Strided*>(from);
   else
-    *reinterpret_cast<Numbers*>(to) = *reinterpret_cast<const Numbers*>(from + 1);
+    *reinterpret_cast<Strided*>(to) = *reinterpret_cast<const Strided*>(from + 1);
 }
 
 void larger_than_asked_for(const int*, int*) { const Shared<int> values(0, kThreads + 1); }

@@ -9,15 +9,22 @@
 #include <string>
 
 #include "cuda/compat.cuh"
-#include "cuda/launch.h"
-#include "cuda/small_batch/contrastive.h"
+#include "cuda/distances/distance_gradient.h"
+#include "cuda/distances/intra_modal.h"
 #include "cuda/small_batch/dot_products.h"
 #include "cuda/small_batch/grid_sum.cuh"
 #include "cuda/small_batch/imc.h"
 #include "cuda/small_batch/info_cmr.h"
+#include "cuda/small_batch/info_nce.h"
+#include "cuda/small_batch/kmeans.h"
+#include "cuda/small_batch/kmeans_plus_plus.h"
+#include "cuda/small_batch/log_sum_exp.h"
+#include "cuda/small_batch/max_of_hinges.h"
 #include "cuda/small_batch/rbf_synthesis.h"
-#include "cuda/small_batch/small_batch.h"
+#include "cuda/small_batch/sigmoid.h"
+#include "cuda/small_batch/sigmoid_total.h"
 #include "cuda/small_batch/stored_band.h"
+#include "cuda/small_batch/sum_of_hinges.h"
 #include "cuda/small_batch/unit_rows.h"
 
 using namespace itm::cuda;
@@ -88,9 +95,10 @@ struct Problem {
   void gradient(std::mt19937& random) const {
     const auto weights = numbers<T>(batch * N * M, random);
     std::vector<Wide<T>> out(batch * N * D);
-    pull(type, Metric::kL1, matrix(x, N, D), matrix(y, M, D),
-         {.data = weights.data(), .row_stride = M, .column_stride = 1, .batch_stride = N * M},
-         batch, D, out.data(), nullptr);
+    distance_gradient(
+        type, Metric::kL1, matrix(x, N, D), matrix(y, M, D),
+        {.data = weights.data(), .row_stride = M, .column_stride = 1, .batch_stride = N * M}, batch,
+        D, out.data(), nullptr);
     for (int64_t i = 0; i < batch * N * D; ++i) {
       double sum = 0;
       const int64_t row = i / D, d = i % D;
@@ -138,9 +146,9 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 
 #include "sanitized_anchors.inl"
 #include "sanitized_contrast.inl"
+#include "sanitized_dot_products.inl"
 #include "sanitized_info_cmr.inl"
-#include "sanitized_pairs.inl"
-#include "sanitized_products.inl"
+#include "sanitized_small_batch.inl"
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
@@ -161,8 +169,8 @@ void check(Type type, std::mt19937& random) {
   check_unit_rows<T>(type, 37, 12, random);
   check_unit_rows<T>(type, 5, 333, random);
   check_stored_band<T>(type, 37, 12, random);
-  check_pairs<T>(type, random);
-  check_products<T>(type, random);
+  check_small_batch<T>(type, random);
+  check_dot_products<T>(type, random);
   check_contrast<T>(type, random);
   check_info_cmr<T>(type, 5, 35, 12, 2, 3, random);
   check_info_cmr<T>(type, 70, 70, 4, 1, 0, random);  // systems beyond shared memory

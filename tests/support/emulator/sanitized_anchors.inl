@@ -111,7 +111,7 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
                              .sweep = sweep.data(),
                              .weights = weights.data()};
   list_members(round, nullptr);
-  invert_systems(round, nullptr);
+  kam_solve(round, nullptr);
   synthesise(round, vectors.data(), nullptr, nullptr);
   synthesise(round, nullptr, cosines.data(), nullptr);
   for (int64_t i = 0; i < N * M; ++i) {
@@ -130,13 +130,13 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
         sum += weights[i / K / D * M + m] * widen(x[m * D + i % D]);
     expect(vectors[i], sum, "vector");
   }
-  std::vector<C> alpha(2 * N * K), of_scores(N * M), pull(N * M), of_anchors(N * D);
+  std::vector<C> alpha(2 * N * K), of_scores(N * M), member_weights(N * M), of_anchors(N * D);
   std::vector<C> of_members(M * D), of_vectors(N * K * D);
   std::vector<double> of_khat(N * M), of_kernel(M * M);
   for (const bool detach : {false, true}) {
     anchor_gradient(round,
                     {cosines.data(), of_vectors.data(), detach, alpha.data(), of_scores.data(),
-                     pull.data(), of_khat.data(), of_anchors.data()},
+                     member_weights.data(), of_khat.data(), of_anchors.data()},
                     nullptr);
     if (detach) continue;
     member_gradient(round,
@@ -152,20 +152,20 @@ template <typename T>
 void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(N * D, random);
-  const auto pull = numbers<C>(N * D, random);
-  std::vector<C> unit(N * D), length(N);
+  const auto grad = numbers<C>(N * D, random);
+  std::vector<C> unit(N * D), row_norm(N);
   std::vector<T> out(N * D);
-  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), length.data(), nullptr);
-  unit_rows_gradient(type, {pull.data(), N, D, 1}, D, unit.data(), length.data(), out.data(),
+  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), row_norm.data(), nullptr);
+  unit_rows_gradient(type, {grad.data(), N, D, 1}, D, unit.data(), row_norm.data(), out.data(),
                      nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double square = 0, along = 0, most = 0;
     for (int64_t d = n * D; d < (n + 1) * D; ++d) {
-      square += std::pow(unit[d] * length[n], 2);
+      square += std::pow(unit[d] * row_norm[n], 2);
       along += widen(out[d]) * unit[d];
       most += std::abs(widen(out[d]) * unit[d]);
     }
-    expect(std::sqrt(square), length[n], "length");
+    expect(std::sqrt(square), row_norm[n], "row_norm");
     expect(along / (1 + 10 * most), 0, "gradient along its row");
   }
 }
@@ -175,12 +175,12 @@ template <typename T>
 void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(N * D, random);
-  std::vector<C> unit(N * D), length(N), scores(N * N), row(N), low(N), high(N), norm(N);
-  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), length.data(), nullptr);
+  std::vector<C> unit(N * D), row_norm(N), scores(N * N), row(N), low(N), high(N), norm(N);
+  unit_rows(type, {x.data(), N, D, 1}, D, unit.data(), row_norm.data(), nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double square = 0;
-    for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * length[n], 2);
-    expect(std::sqrt(square), length[n], "length");
+    for (int64_t d = 0; d < D; ++d) square += std::pow(unit[n * D + d] * row_norm[n], 2);
+    expect(std::sqrt(square), row_norm[n], "row_norm");
   }
   for (int64_t i = 0; i < N * N; ++i)
     for (int64_t d = 0; d < D; ++d) scores[i] += unit[i / N * D + d] * unit[i % N * D + d];
@@ -206,18 +206,18 @@ void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   const C one = 1;
   const Type wide = type == Type::kDouble ? Type::kDouble : Type::kFloat;
   std::vector<C> of_unit(N * D), out(N * D), differences(N * D), distance(N * N, 2);
-  StoredPull pull{.mask = mask.data(),
-                  .words = words,
-                  .grad = {&one, 0},
-                  .sign = -1,
-                  .y = matrix(unit, N, D),
-                  .distance = distance.data(),
-                  .shown = nullptr,
-                  .out = differences.data()};
-  stored_pull(wide, pull, D, nullptr);
-  pull.distance = nullptr, pull.shown = row.data(), pull.out = of_unit.data();
-  stored_pull(wide, pull, D, nullptr);
-  unit_rows_gradient(wide, {of_unit.data(), N, D, 1}, D, unit.data(), length.data(), out.data(),
+  StoredBandGradient in{.mask = mask.data(),
+                        .words = words,
+                        .grad = {&one, 0},
+                        .sign = -1,
+                        .y = matrix(unit, N, D),
+                        .distance = distance.data(),
+                        .row_sum = nullptr,
+                        .out = differences.data()};
+  stored_band_gradient(wide, in, D, nullptr);
+  in.distance = nullptr, in.row_sum = row.data(), in.out = of_unit.data();
+  stored_band_gradient(wide, in, D, nullptr);
+  unit_rows_gradient(wide, {of_unit.data(), N, D, 1}, D, unit.data(), row_norm.data(), out.data(),
                      nullptr);
   for (int64_t n = 0; n < N; ++n) {
     double sum = 0, along = 0;

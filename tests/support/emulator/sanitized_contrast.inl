@@ -9,7 +9,7 @@ struct ContrastProblem {
   std::vector<T> x, y;
   std::vector<int64_t> image_ids, text_ids;
   std::vector<C> products, x_squares, y_squares;
-  std::vector<double> x_length, y_length, cosines;
+  std::vector<double> x_norm, y_norm, cosines;
   unsigned ticket = 7;
   const C scale = 3, bias = -0.5, grad = 2;
   const double weight = 0.25;
@@ -23,23 +23,23 @@ struct ContrastProblem {
         y(numbers<T>(M * D, random)),
         image_ids(N),
         text_ids(M),
-        x_length(N),
-        y_length(M),
+        x_norm(N),
+        y_norm(M),
         cosines(N * M) {
     for (int64_t n = 0; n < N; ++n) image_ids[n] = n;
     for (int64_t m = 0; m < M; ++m) text_ids[m] = m % N;
-    Products all{.of = {{matrix(x, N, D), matrix(y, M, D)}}, .count = 1, .D = D, .plan = {}};
+    DotProducts all{.of = {{matrix(x, N, D), matrix(y, M, D)}}, .count = 1, .D = D, .plan = {}};
     all.ticket = &ticket;
-    all.plan = plan_products(all);
+    all.plan = plan_dot_products(all);
     parts = all.plan.parts;
     products.resize(parts * N * M), x_squares.resize(parts * N), y_squares.resize(parts * M);
     all.of[0].parts = products.data();
     all.of[0].x_squares = x_squares.data(), all.of[0].y_squares = y_squares.data();
-    itm::cuda::products(type, all, nullptr);
-    for (int64_t n = 0; n < N; ++n) x_length[n] = std::sqrt(product(x, n, x, n));
-    for (int64_t m = 0; m < M; ++m) y_length[m] = std::sqrt(product(y, m, y, m));
+    itm::cuda::dot_products(type, all, nullptr);
+    for (int64_t n = 0; n < N; ++n) x_norm[n] = std::sqrt(product(x, n, x, n));
+    for (int64_t m = 0; m < M; ++m) y_norm[m] = std::sqrt(product(y, m, y, m));
     for (int64_t i = 0; i < N * M; ++i)
-      cosines[i] = product(x, i / M, y, i % M) / x_length[i / M] / y_length[i % M];
+      cosines[i] = product(x, i / M, y, i % M) / x_norm[i / M] / y_norm[i % M];
   }
 
   double product(const std::vector<T>& a, int64_t n, const std::vector<T>& b, int64_t m) const {
@@ -67,34 +67,34 @@ struct ContrastProblem {
     std::vector<C> inverses(N + M);
     void* const left =
         numbers_of_anchor == 4 ? static_cast<void*>(anchors.data()) : inverses.data();
-    forward(ContrastOut{weight, &ticket, &total, &of_scale, &of_bias, scores.data(), left,
-                        of_anchors.data()});
+    forward(ContrastiveResult{weight, &ticket, &total, &of_scale, &of_bias, scores.data(), left,
+                              of_anchors.data()});
     expect(total, wanted, "total");
     for (int64_t i = 0; i < N * M; ++i) expect(scores[i], cosines[i], "cosine");
     std::vector<T> to_x(N * D), to_y(M * D);
-    backward(ContrastGradient{&grad,
-                              &of_scale,
-                              &of_bias,
-                              scores.data(),
-                              left,
-                              weight,
-                              true,
-                              {matrix(x, N, D), matrix(y, M, D), D, to_x.data(), to_y.data()},
-                              &to_scale,
-                              &to_bias});
+    backward(ContrastiveGradient{&grad,
+                                 &of_scale,
+                                 &of_bias,
+                                 scores.data(),
+                                 left,
+                                 weight,
+                                 true,
+                                 {matrix(x, N, D), matrix(y, M, D), D, to_x.data(), to_y.data()},
+                                 &to_scale,
+                                 &to_bias});
     expect(to_scale, grad * wanted_of_scale, "scale");
     expect(to_bias, grad * wanted_of_bias, "bias");
     const auto compare = [&](bool of_x, int64_t own, int64_t d) {
       const auto& mine = of_x ? x : y;
       const auto& others = of_x ? y : x;
-      const auto &own_length = of_x ? x_length : y_length, &length = of_x ? y_length : x_length;
+      const auto &own_norm = of_x ? x_norm : y_norm, &norm = of_x ? y_norm : x_norm;
       double sum = 0;
       for (int64_t other = 0; other < (of_x ? M : N); ++other) {
         const int64_t i = of_x ? own * M + other : other * M + own;
-        sum += of_cosines[i] * (widen(others[other * D + d]) / length[other] -
-                                cosines[i] * widen(mine[own * D + d]) / own_length[own]);
+        sum += of_cosines[i] * (widen(others[other * D + d]) / norm[other] -
+                                cosines[i] * widen(mine[own * D + d]) / own_norm[own]);
       }
-      sum *= grad / own_length[own];
+      sum *= grad / own_norm[own];
       const double bit = sizeof(T) == 2 ? std::abs(sum) / 128 : 0;
       const double off = widen((of_x ? to_x : to_y)[own * D + d]) - sum;
       expect(std::max(0.0, std::abs(off) - bit), 0, "gradient of a row");
@@ -129,10 +129,10 @@ struct ContrastProblem {
       of_scale += weight * of_cosines[i] * cosines[i], of_cosines[i] *= weight * scale;
     expect_loss(
         weight * total, of_cosines, of_scale, 0, 4,
-        [&](const ContrastOut& to) {
+        [&](const ContrastiveResult& to) {
           itm::cuda::info_nce(type, from(), pairing(), {&scale, 0}, to, nullptr);
         },
-        [&](const ContrastGradient& gradient) {
+        [&](const ContrastiveGradient& gradient) {
           info_nce_gradient(type, pairing(), {nullptr, scale}, gradient, nullptr);
         });
   }
@@ -150,10 +150,10 @@ struct ContrastProblem {
     ticket = 0;
     expect_loss(
         total, of_cosines, of_scale, of_bias, 1,
-        [&](const ContrastOut& to) {
+        [&](const ContrastiveResult& to) {
           sigmoid_total(type, from(), pairing(), {nullptr, scale}, {&bias, 0}, to, nullptr);
         },
-        [&](const ContrastGradient& gradient) {
+        [&](const ContrastiveGradient& gradient) {
           sigmoid_total_gradient(type, pairing(), {&scale, 0}, {nullptr, bias}, gradient, nullptr);
         });
   }

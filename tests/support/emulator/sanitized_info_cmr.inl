@@ -8,10 +8,10 @@ struct CmrProblem {
   Type type;
   int64_t N, M, D, K, Z;
   std::vector<T> image, text, noise;
-  std::vector<double> unit, length;
+  std::vector<double> unit, norm;
   std::vector<int64_t> positive, image_ids, text_ids;
   std::vector<float> draws;
-  std::vector<std::vector<double>> numbers_of;  // room
+  std::vector<std::vector<double>> numbers_of;  // workspace
   std::vector<std::vector<int32_t>> lists;
   std::vector<int64_t> assignment[2];
   unsigned ticket = 7;
@@ -29,14 +29,14 @@ struct CmrProblem {
         text(numbers<T>(M * D, random)),
         noise(numbers<T>(Z * D, random)),
         unit((N + M + Z) * D),
-        length(N + M + Z),
+        norm(N + M + Z),
         draws(K * std::max(N, M)) {
     for (int64_t j = 0; j < M; ++j) positive.push_back(j % N), text_ids.push_back(3 * (j % N));
     for (int64_t i = 0; i < N; ++i) image_ids.push_back(3 * i);
     for (float& draw : draws) draw = 1 + static_cast<float>(random() % 1024) / 1024;
   }
 
-  double* room(int64_t size) { return numbers_of.emplace_back(size).data(); }
+  double* workspace(int64_t size) { return numbers_of.emplace_back(size).data(); }
   int32_t* list(int64_t size) { return lists.emplace_back(size).data(); }
   double cosine(int64_t a, int64_t b) const {  // of rows of all three matrices
     double sum = 0;
@@ -48,48 +48,49 @@ struct CmrProblem {
     const auto any = [&](const std::vector<T>& rows) {
       return AnyRows{rows.data(), static_cast<int64_t>(rows.size()) / D, D, 1};
     };
-    unit_sources(type, {{any(image), any(text), any(noise)}, D, D, unit.data(), length.data()},
-                 nullptr);
+    cmr_unit_rows(type, {{any(image), any(text), any(noise)}, D, D, unit.data(), norm.data()},
+                  nullptr);
     const auto rows = [&](int64_t first, int64_t count) {
       return Matrix{unit.data() + first * D, count, D, 0};
     };
     const Matrix v = rows(0, N), c = rows(N, M), g = rows(N + M, Z);
-    Products all{.of = {}, .count = 0, .D = D, .plan = {}, .ticket = &ticket};
+    DotProducts all{.of = {}, .count = 0, .D = D, .plan = {}, .ticket = &ticket};
     for (const auto& [x, y] : {std::pair{v, c}, {v, v}, {c, c}, {v, g}, {c, g}})
       if (y.rows) all.of[all.count++] = {.x = x, .y = y};
-    all.plan = plan_products(all);
+    all.plan = plan_dot_products(all);
     ScoreParts scores[5] = {{}, {}, {}, {nullptr, 1, N, 0}, {nullptr, 1, M, 0}};
     for (int i = 0; i < all.count; ++i) {
-      ProductOf& of = all.of[i];
-      of.parts = room(all.plan.parts * of.x.rows * of.y.rows);
+      DotProduct& of = all.of[i];
+      of.parts = workspace(all.plan.parts * of.x.rows * of.y.rows);
       scores[i] = {of.parts, all.plan.parts, of.x.rows, of.y.rows};
     }
-    products(Type::kDouble, all, nullptr);
+    dot_products(Type::kDouble, all, nullptr);
     for (int side = 0; side < 2; ++side) {
       const int64_t own = side ? M : N, others = N + M - own;
       assignment[side].resize(own);
       (side ? cmr.text : cmr.image) = CmrSide{.rows = own,
                                               .ids = (side ? text_ids : image_ids).data(),
-                                              .length = length.data() + side * N,
+                                              .norm = norm.data() + side * N,
                                               .noise = scores[3 + side],
                                               .gram = scores[1 + side],
                                               .draws = draws.data(),
-                                              .added = room(own * own),
+                                              .added = workspace(own * own),
                                               .assignment = assignment[side].data(),
                                               .order = list(2 * own),
                                               .span = list(4 * K),
-                                              .score = room(K * own),
-                                              .half_square = room(K),
-                                              .inverse = kam ? room(own * own) : nullptr,
-                                              .sweep = room(2 * own),
-                                              .cosine = room(own * K),
-                                              .factor = room(own * K),
-                                              .weight = room(own * others)};
+                                              .score = workspace(K * own),
+                                              .half_square = workspace(K),
+                                              .inverse = kam ? workspace(own * own) : nullptr,
+                                              .sweep = workspace(2 * own),
+                                              .cosine = workspace(own * K),
+                                              .factor = workspace(own * K),
+                                              .weight = workspace(own * others)};
     }
     cmr.cosines = scores[0], cmr.positive = positive.data();
     cmr.clusters = K, cmr.iterations = 3;
     cmr.sigma = 0.5, cmr.ridge = 1e-2, cmr.scale.value = 2, cmr.weight = 0.5;
-    cmr.anchors = room(4 * (N + M)), cmr.loss = room(N + M), cmr.of_scale = room(N + M);
+    cmr.anchors = workspace(4 * (N + M)), cmr.loss = workspace(N + M),
+    cmr.of_scale = workspace(N + M);
     cmr.ticket = &ticket, cmr.total = &total, cmr.scale_grad = &of_scale;
     cmr_cluster(cmr, nullptr);
     cmr_total(type, cmr, nullptr);
@@ -134,9 +135,9 @@ struct CmrProblem {
   void expect_gradient() {
     std::vector<C> of_image(N * (M + Z)), of_text((N + Z) * M), along(N + M), inverse(N + M);
     std::vector<T> to_image(N * D), to_text(M * D);
-    cmr_weigh(
+    cmr_score_gradient(
         type, cmr,
-        {length.data() + N + M, of_image.data(), of_text.data(), along.data(), inverse.data()},
+        {norm.data() + N + M, of_image.data(), of_text.data(), along.data(), inverse.data()},
         nullptr);
     const C grad = 3;
     C to_scale = 0;

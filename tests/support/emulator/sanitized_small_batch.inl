@@ -2,7 +2,7 @@
 // texts an image, unless the batch is square.
 
 template <typename T>
-struct PairProblem {
+struct SmallBatchProblem {
   using C = Wide<T>;
   Type type;
   int64_t N, M, D;
@@ -12,7 +12,7 @@ struct PairProblem {
   ScoreParts scores;
   Pairing pairing;
 
-  PairProblem(Type type, int64_t N, int64_t M, int64_t D, std::mt19937& random)
+  SmallBatchProblem(Type type, int64_t N, int64_t M, int64_t D, std::mt19937& random)
       : type(type),
         N(N),
         M(M),
@@ -74,7 +74,7 @@ struct PairProblem {
     std::vector<C> weights(N * M), of_rows(most), of_columns(most);
     std::vector<T> to_x(N * D), to_y(M * D);
     launch(Workspace{weights.data(), of_rows.data(), of_columns.data()},
-           WeightedRows{matrix(x, N, D), matrix(y, M, D), D, to_x.data(), to_y.data()});
+           SideGradients{matrix(x, N, D), matrix(y, M, D), D, to_x.data(), to_y.data()});
     expect_gradients(of_scores, to_x, to_y);
   }
 
@@ -87,18 +87,18 @@ struct PairProblem {
       const int64_t i = j % N;
       grad[j] = C(1 + j % 3);
       double sum = 0;
-      const auto see = [&](int64_t n, int64_t m) {
+      const auto visit = [&](int64_t n, int64_t m) {
         const double hinge = margin + score(n, m) - score(i, j);
         if (n == m % N || hinge <= 0) return;
         sum += hinge;
         of_scores[n * M + m] += grad[j];
         of_scores[i * M + j] -= grad[j];
       };
-      for (int64_t m = 0; m < M; ++m) see(i, m);
-      for (int64_t n = 0; n < N; ++n) see(n, j);
+      for (int64_t m = 0; m < M; ++m) visit(i, m);
+      for (int64_t n = 0; n < N; ++n) visit(n, j);
       expect(loss[j], sum, "sum of hinges");
     }
-    expect_weighted(of_scores, [&](const Workspace& work, const WeightedRows& to) {
+    expect_weighted(of_scores, [&](const Workspace& work, const SideGradients& to) {
       sum_of_hinges_gradient(type, {grad.data(), 1}, {kept.data(), 1, N, M}, pairing, margin, work,
                              to, nullptr);
     });
@@ -137,7 +137,7 @@ struct PairProblem {
       of_scale += share * score(n, m);
     }
     C grad_scale;
-    const auto gradient = [&](const Workspace& work, const WeightedRows& to) {
+    const auto gradient = [&](const Workspace& work, const SideGradients& to) {
       log_sum_exp_gradient(
           type, {&one, 0}, {&one, 0}, {&one, 0},
           {row.data(), column.data(), row_highest.data(), column_highest.data(), nullptr},
@@ -162,7 +162,7 @@ struct PairProblem {
     }
     for (int64_t m = 0; m < M; ++m) expect(loss[m], wanted[m], "sigmoid");
     C grad_scale, grad_bias;
-    expect_weighted(of_scores, [&](const Workspace& work, const WeightedRows& to) {
+    expect_weighted(of_scores, [&](const Workspace& work, const SideGradients& to) {
       sigmoid_gradient(type, {&one, 0}, {kept.data(), 1, N, M}, pairing, &scale, &bias, work, to,
                        &grad_scale, &grad_bias, nullptr);
     });
@@ -204,18 +204,18 @@ struct PairProblem {
   void imc() const {
     const Matrix rows[] = {matrix(x, N, D), matrix(y, M, D)};
     unsigned ticket = 7;
-    Products all{.of = {{rows[0], rows[1]}, {rows[0], rows[0]}, {rows[1], rows[1]}},
-                 .count = 3,
-                 .D = D,
-                 .plan = {},
-                 .ticket = &ticket};
-    all.plan = plan_products(all);
+    DotProducts all{.of = {{rows[0], rows[1]}, {rows[0], rows[0]}, {rows[1], rows[1]}},
+                    .count = 3,
+                    .D = D,
+                    .plan = {},
+                    .ticket = &ticket};
+    all.plan = plan_dot_products(all);
     std::vector<C> found[3], values(2 * M + N), violations(N);
     for (int i = 0; i < 3; ++i) {
       found[i].resize(all.plan.parts * all.of[i].x.rows * all.of[i].y.rows);
       all.of[i].parts = found[i].data();
     }
-    products(type, all, nullptr);
+    dot_products(type, all, nullptr);
     std::vector<int64_t> text_index(M), image_index(M);
     std::vector<int32_t> hardest(N);
     std::vector<uint32_t> image_mask(N * ceil_div(N, 32)), text_mask(M * ceil_div(M, 32));
@@ -306,11 +306,11 @@ struct PairProblem {
 };
 
 template <typename T>
-void check_pairs(Type type, std::mt19937& random) {
+void check_small_batch(Type type, std::mt19937& random) {
   // One pair; ragged blocks of both sides, several parts of D.
   const int64_t sizes[][3] = {{1, 1, 4}, {9, 45, 68}, {35, 35, 516}};
   for (const auto& [N, M, D] : sizes) {
-    const PairProblem<T> problem(type, N, M, D, random);
+    const SmallBatchProblem<T> problem(type, N, M, D, random);
     problem.max_of_hinges();
     problem.hardest_negatives();
     problem.imc();

@@ -1,18 +1,18 @@
 // Products of several pairs of matrices in one launch, for sanitized.cpp: each against a loop.
 
 template <typename T>
-void check_products(Type type, std::mt19937& random) {
+void check_dot_products(Type type, std::mt19937& random) {
   using C = Wide<T>;
   constexpr int64_t kD = 132, kRows[] = {37, 70, 1};
   std::vector<T> rows[3];
   for (int i = 0; i < 3; ++i) rows[i] = numbers<T>(kRows[i] * kD, random);
   const int pairs[][2] = {{0, 1}, {0, 0}, {2, 1}};
   unsigned ticket = 7;
-  Products all{.of = {}, .count = 3, .D = kD, .plan = {}, .ticket = &ticket};
+  DotProducts all{.of = {}, .count = 3, .D = kD, .plan = {}, .ticket = &ticket};
   for (int i = 0; i < 3; ++i)
     for (int side = 0; side < 2; ++side)
       (side ? all.of[i].y : all.of[i].x) = matrix(rows[pairs[i][side]], kRows[pairs[i][side]], kD);
-  all.plan = plan_products(all);
+  all.plan = plan_dot_products(all);
   const int64_t parts = all.plan.parts;
   std::vector<C> found[3], squares[2];
   for (int i = 0; i < 3; ++i) {
@@ -21,7 +21,7 @@ void check_products(Type type, std::mt19937& random) {
   }
   squares[0].resize(parts * kRows[0]), squares[1].resize(parts * kRows[1]);
   all.of[0].x_squares = squares[0].data(), all.of[0].y_squares = squares[1].data();
-  products(type, all, nullptr);
+  dot_products(type, all, nullptr);
   expect(ticket, 0, "ticket");
   const auto product = [&](int a, int64_t n, int b, int64_t m) {
     double sum = 0;
