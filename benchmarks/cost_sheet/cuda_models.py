@@ -111,7 +111,9 @@ def unit(name: str, batch: Batch) -> Count:
 def weigh(batch: Batch) -> Count:
     """A warp a row of scores that were kept."""
     clocks = batch.many * 4 * 100 + 5 * JOIN
-    return waiting("score_gradient_kernel", math.ceil(batch.N / 8), 2 + batch.many, clocks, 64.0 * batch.N)
+    return waiting(
+        "score_gradient_kernel", math.ceil(batch.N / 8), 2 + batch.many, clocks, 64.0 * batch.N
+    )
 
 
 def weigh_hinges(batch: Batch) -> Count:

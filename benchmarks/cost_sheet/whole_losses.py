@@ -97,7 +97,9 @@ def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
     fold = rounds * (3 + 2 * read + synthesis) + LAST
     clocks = rounds * (8 * EXPONENTIALS + 2000)
     total = waiting("cmr_total_kernel", 2 * N, fold, clocks, 8.0 * (M + noise) * parts)
-    weigh = waiting("cmr_score_gradient_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS)
+    weigh = waiting(
+        "cmr_score_gradient_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS
+    )
     pull = _weighted(batch, M + noise, True)
     return [
         *draws, *made, products(batch, tiles, 8), *both, total, weigh, pull

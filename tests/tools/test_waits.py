@@ -76,7 +76,9 @@ def test_loads_that_loops_wait_for(text: str, found: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("text", [SINGLE, IN_TURN, TWO_WAYS, NESTED, OUT_OF_LINE])
 def test_a_fold_that_waits_for_a_single_load_is_an_error(text: str) -> None:
-    with pytest.raises(RuntimeError, match=r"score_gradient_kernel: a loop waits for a single load"):
+    with pytest.raises(
+        RuntimeError, match=r"score_gradient_kernel: a loop waits for a single load"
+    ):
         waits.check("score_gradient_kernel", text.split("\n")[1:-1])
 
 
