@@ -9,27 +9,12 @@ from compiled import HIGHEST, on, run_with
 from itm_kernels import backends, ops, reference
 from itm_kernels.mining import HardNegativeSampler
 from kernels import MARKS
+from random_tensors import LOW_PRECISIONS, ids, rows, whole
 
 pytestmark = MARKS["native"]
 
-HALVES = (torch.float16, torch.bfloat16, torch.float32)
 # One row, one column, one below and above what a vector or a block of noise holds.
 SIZES = [(1, 1, 1), (2, 33, 3), (33, 127, 96), (127, 2, 333), (5, 1, 1000)]
-
-
-def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def whole(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, most: int = 3) -> Tensor:
-    """Return small integers: their products are exact in every precision, and tie often."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-most, most + 1, shape, generator=generator).to(dtype)
-
-
-def ids(size: int, groups: int, seed: int) -> Tensor:
-    return torch.randint(groups, (size,), generator=torch.Generator().manual_seed(seed))
 
 
 def check_ranks(*inputs: Tensor) -> None:
@@ -41,7 +26,7 @@ def check_ranks(*inputs: Tensor) -> None:
 def test_ranks(Q: int, G: int, D: int) -> None:
     labels = ids(Q, 9, 1), ids(G, 9, 2)  # some queries without a positive, some with several
     check_ranks(rows(Q, D), rows(G, D, seed=1), *labels)
-    for dtype in HALVES:
+    for dtype in LOW_PRECISIONS:
         check_ranks(whole(Q, D, dtype=dtype), whole(G, D, seed=1, dtype=dtype), *labels)
     check_ranks(rows(D, Q).T, rows(2 * G, 2 * D, seed=1)[::2, 1::2], *labels)
 
@@ -68,7 +53,7 @@ def test_equal_candidates_tie_wherever_they_stand(G: int) -> None:
     assert torch.equal(found.ties, 2 * once.ties + once.positives)
 
 
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+@pytest.mark.parametrize("dtype", [*LOW_PRECISIONS, torch.float64])
 @pytest.mark.parametrize("G", [250, 2100, 4099])  # 4,099 are three tiles
 def test_equal_rows_tie_in_every_tile(G: int, dtype: torch.dtype) -> None:
     queries, dead = rows(300, 77, dtype=dtype), rows(1, 77, seed=1, dtype=dtype).repeat(G, 1)
@@ -129,7 +114,7 @@ def test_draws_are_scores_plus_promised_noise(N, M, D, strategy, temperature) ->
 @pytest.mark.parametrize("N, M, D", [*SIZES, (300, 2100, 3)])
 def test_hardest_is_the_largest_score(N: int, M: int, D: int) -> None:
     labels = ids(N, 5, 1), ids(M, 5, 2)
-    for dtype in HALVES:
+    for dtype in LOW_PRECISIONS:
         image, text = whole(N, D, dtype=dtype), whole(M, D, seed=1, dtype=dtype)
         text[M // 2, 0] = torch.nan
         wanted = reference.sample_negatives(image, text, *labels, "hardest", 0.07, None)
@@ -220,7 +205,6 @@ def test_rows_and_directions_are_independent() -> None:
 
 
 EVERYTHING = """
-from tests.ops.test_native_kmeans import cluster
 from tests.ops.test_native_mining import *
 torch.set_num_threads({threads})
 x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
@@ -228,9 +212,10 @@ x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
 seeded = torch.Generator().manual_seed(0)
 member = torch.rand(40, 300, generator=seeded) > 0.1
 labels = ids(300, 250, 1), ids(2100, 250, 2)
-results = [*ops.ranks(x, y, *labels, backend="native"), cluster(y, None, init, 5)[0][0]]
-start = torch.ops.itm_native.kmeans_plus_plus(x, member, torch.rand(9, 300, generator=seeded) + 0.1)
-results += [start[..., 0], cluster(x, member, start, 5)[0][0]]
+kernels = torch.ops.itm_native
+results = [*ops.ranks(x, y, *labels, backend="native"), kernels.kmeans(y, None, init, 5)[0]]
+start = kernels.kmeans_plus_plus(x, member, torch.rand(9, 300, generator=seeded) + 0.1)
+results += [start[..., 0], kernels.kmeans(x, member, start, 5)[0]]
 for strategy in ("multinomial", "uniform", "hardest"):
     results += sample(x, y, SEED, strategy, 2.0, *labels)
 for result in results:

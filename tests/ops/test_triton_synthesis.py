@@ -1,12 +1,10 @@
-"""What only the Triton kernels of synthesis and k-means can get wrong: spans, blocks, parts."""
+"""What only the Triton kernels of synthesis can get wrong: spans, blocks, parts."""
 
 from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 
-from itm_kernels import reference
 from kernels import MARKS
 from synthesis_problems import (
     LAYOUTS,
@@ -212,65 +210,3 @@ def test_spans_cover_every_cluster_once() -> None:
                     assert seen[int(order[b, column])] == -1
                     seen[int(order[b, column])] = cluster
             assert seen == assignment[b].tolist()
-
-
-# -- k-means ---------------------------------------------------------------------------------------
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def cluster(x: Tensor, member: Tensor | None, init: Tensor, iterations: int):
-    found = torch.ops.itm_triton.kmeans(x, member, init, iterations)
-    return found, reference.kmeans(x, member, init, iterations)
-
-
-# 100 centroids are two tiles of them, 1000 rows several sums of some rows each.
-@pytest.mark.parametrize("M, K, D", [(1, 3, 2), (33, 100, 96), (127, 5, 333), (1000, 2, 1)])
-def test_kmeans(M: int, K: int, D: int) -> None:
-    x, init = draw(M, D), draw(1, K, D, seed=1)
-    torch.testing.assert_close(*cluster(x, None, init, 2))
-    strided = torch.empty(D, M, dtype=x.dtype).T.copy_(x), draw(1, 2 * K, D, seed=1)[:, ::2]
-    torch.testing.assert_close(*cluster(strided[0], None, strided[1], 1))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        # Whole numbers: scores are exact and tie, whatever they are multiplied in.
-        x, init = (t.mul(2).round().to(dtype) for t in (draw(M, D), draw(1, K, D, seed=1)))
-        found, wanted = cluster(x, None, init, 0)
-        assert torch.equal(found[0], wanted[0])
-        found, wanted = cluster(x, None, init, 1)
-        exact = reference.kmeans(x.double(), None, init.double(), 1)[1]
-        error, theirs = ((c - exact).abs().max() for c in (found[1], wanted[1]))
-        assert found[1].dtype == torch.float32
-        assert error <= 2 * theirs + 1e-6
-
-
-@pytest.mark.parametrize(
-    "B, M, K, D", [(1, 1, 3, 2), (9, 33, 5, 7), (67, 40, 16, 3), (3, 9, 70, 3)]
-)
-def test_kmeans_per_anchor(B: int, M: int, K: int, D: int) -> None:
-    member = draw(M, B, seed=2).T > -0.5
-    member[0] = False  # a problem without members
-    x, init = draw(M, D), draw(B, K, D, seed=1)
-    for iterations in (0, 2):
-        found, wanted = cluster(x, member, init, iterations)
-        torch.testing.assert_close(found, wanted)
-        assert (found[0] == -1).equal(~member)
-        assert found[1][0].equal(init[0])
-
-
-def test_nan_is_nearest_and_stays_in_its_cluster() -> None:
-    x, init = draw(9, 3), draw(1, 4, 3, seed=1)
-    x[5, 1] = torch.nan
-    for iterations in range(3):
-        found, wanted = cluster(x, None, init, iterations)
-        assert torch.equal(found[0], wanted[0])
-        assert found[1][0, 0].isnan().any() == (iterations > 0)
-        assert found[1][0, 1:].isfinite().all()
-    # Of a row that is no member nothing depends.
-    member = torch.arange(9)[None] != 5
-    without = torch.ops.itm_triton.kmeans(x[member[0]], None, init, 3)
-    torch.testing.assert_close(torch.ops.itm_triton.kmeans(x, member, init, 3)[1], without[1])
-    init[0, 2, 0] = torch.nan
-    assert cluster(draw(9, 3), None, init, 0)[0][0].eq(2).all()
