@@ -1,26 +1,24 @@
-"""Compiled unit rows: sizes, precisions, strides, rows without a length.
-
-What holds for every backend's kernel takes it as a fixture: `test_emulated_unit_rows.py` and
-`test_triton_unit_rows.py` run the same with theirs.
-"""
+"""Unit rows on every backend: sizes, precisions, strides, rows of norm 0, NaN and Inf."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from interpreted import beyond_finite
 from itm_kernels import functional
 from itm_kernels.ops._unit_rows import fused_unit_rows
-from kernels import MARKS
+from kernels import on
 
-pytestmark = MARKS["native"]
+pytestmark = on("native", "triton")
 Rows = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture
-def unit() -> Rows:
+def unit(kernels: Any) -> Rows:
     return by_kernel
 
 
@@ -66,21 +64,24 @@ def test_rows_of_a_batch_and_with_strides(unit: Rows) -> None:
 
 def test_gradients_with_strides(unit: Rows) -> None:
     x, grad = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    for pull in (grad.T, grad[0, 0], grad[:, 0], grad[:5, :1]):
-        pull = pull.expand(2, 5, 6)
-        for ours, exact in zip(result(unit, x, pull), result(by_torch, x, pull), strict=True):
+    for upstream in (grad.T, grad[0, 0], grad[:, 0], grad[:5, :1]):
+        upstream = upstream.expand(2, 5, 6)
+        for ours, exact in zip(
+            result(unit, x, upstream), result(by_torch, x, upstream), strict=True
+        ):
             torch.testing.assert_close(ours, exact)
 
 
-def test_rows_without_a_length(unit: Rows) -> None:
+@beyond_finite
+def test_rows_of_norm_zero_or_not_finite(unit: Rows) -> None:
     x = torch.tensor([[0.0, 0.0], [3e-13, 4e-13], [torch.nan, 1.0], [torch.inf, 1.0], [3.0, 4.0]])
-    # fp32 squares neither 1e20 nor 1e-25: their lengths are infinite and 0 for normalize, too.
+    # The squares of 1e20 and 1e-25 are beyond fp32: norms are infinite and 0, as in normalize.
     long = torch.tensor([[1e20, 1.0], [1e-25, 2e-25]])
     for rows in (x.double(), x, long):
-        pull = torch.ones(len(rows), 2)
-        found, (wanted, slope) = result(unit, rows, pull), result(by_torch, rows, pull)
+        upstream = torch.ones(len(rows), 2)
+        found, (wanted, slope) = result(unit, rows, upstream), result(by_torch, rows, upstream)
         torch.testing.assert_close(found[0], wanted, equal_nan=True)
-        # torch has 1e12 times what arrives for rows of length 0, which have no direction.
+        # For rows of norm 0, which have no direction, torch returns 1e12 times the upstream one.
         slope[rows.norm(dim=-1) == 0] = 0
         torch.testing.assert_close(found[1], slope, equal_nan=True)
 
@@ -95,3 +96,11 @@ def test_unit_rows_are_differentiable_once(unit: Rows) -> None:
     grad.square().sum().backward()
     assert x.grad is not None
     assert x.grad.norm() > 0
+
+
+def test_rows_of_several_chunks_and_of_several_programs(unit: Rows) -> None:
+    for N, D in ((3, 2500), (600, 33)):
+        x, upstream = torch.randn(2, N, D, dtype=torch.float64)
+        pairs = zip(result(unit, x, upstream), result(by_torch, x, upstream), strict=True)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs)
