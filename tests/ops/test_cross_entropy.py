@@ -1,14 +1,23 @@
-"""What holds of every backend's kernel for cross-entropies, as tests that take it as a fixture."""
+"""Cross-entropies of pairs on every backend, against the formula."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from interpreted import beyond_finite
 from itm_kernels.ops._cross_entropy import fused_cross_entropy
+from kernels import on
 
+pytestmark = on("native", "triton")
 CrossEntropy = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@pytest.fixture
+def cross_entropy(kernels: Any) -> CrossEntropy:
+    return by_kernel
 
 
 def relative(negatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,12 +40,14 @@ def logits(*shape: int, spread: float = 9.0, dtype: torch.dtype = torch.float64)
 
 
 def result(
-    function: CrossEntropy, positive: Tensor, negatives: Tensor, pull: Tensor | None = None
+    function: CrossEntropy, positive: Tensor, negatives: Tensor, upstream: Tensor | None = None
 ) -> list[Tensor]:
     """Return losses and both gradients, in fp64."""
     leaves = [t.detach().requires_grad_() for t in (positive, negatives)]
     loss = function(*leaves, 0.5)
-    grads = torch.autograd.grad(loss, leaves, torch.ones_like(loss) if pull is None else pull)
+    grads = torch.autograd.grad(
+        loss, leaves, torch.ones_like(loss) if upstream is None else upstream
+    )
     return [t.detach().double() for t in (loss, *grads)]
 
 
@@ -45,11 +56,13 @@ def result(
 def test_losses_are_as_exact_as_the_formula(
     cross_entropy: CrossEntropy, S: int, K: int, M: int
 ) -> None:
-    positive, negatives, pull = logits(M), logits(S, K, M), logits(M + 1)[1:]
-    exact = result(by_formula, positive, negatives, pull)
-    for ours, wanted in zip(result(cross_entropy, positive, negatives, pull), exact, strict=True):
+    positive, negatives, upstream = logits(M), logits(S, K, M), logits(M + 1)[1:]
+    exact = result(by_formula, positive, negatives, upstream)
+    for ours, wanted in zip(
+        result(cross_entropy, positive, negatives, upstream), exact, strict=True
+    ):
         torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
-    narrow = [t.float() for t in (positive, negatives, pull)]
+    narrow = [t.float() for t in (positive, negatives, upstream)]
     exact = result(by_formula, *(t.double() for t in narrow))
     eager, found = result(by_formula, *narrow), result(cross_entropy, *narrow)
     for ours, theirs, wanted in zip(found, eager, exact, strict=True):
@@ -58,7 +71,7 @@ def test_losses_are_as_exact_as_the_formula(
 
 
 def test_small_losses_keep_their_digits(cross_entropy: CrossEntropy) -> None:
-    """Far ahead of its negatives a positive costs e^-30: 1 + e^-30 is 1 in fp32."""
+    """A positive 30 above its negative has a loss of e^-30, and 1 + e^-30 is 1 in fp32."""
     positive, negatives = torch.full((3,), 30.0), torch.zeros(1, 1, 3)
     found = cross_entropy(positive, negatives, 1.0)
     torch.testing.assert_close(
@@ -81,16 +94,17 @@ def test_logits_in_the_thousands_keep_their_digits(cross_entropy: CrossEntropy) 
 
 def test_any_strides(cross_entropy: CrossEntropy) -> None:
     negatives, positive = logits(14, 3, 4).permute(2, 1, 0)[::2, :, ::2], logits(14)[::2]
-    for pull in (logits(14)[1::2], torch.ones(()).double().expand(7)):
+    for upstream in (logits(14)[1::2], torch.ones(()).double().expand(7)):
         for ours, wanted in zip(
-            result(cross_entropy, positive, negatives, pull),
-            result(by_formula, positive.contiguous(), negatives.contiguous(), pull),
+            result(cross_entropy, positive, negatives, upstream),
+            result(by_formula, positive.contiguous(), negatives.contiguous(), upstream),
             strict=True,
         ):
             torch.testing.assert_close(ours, wanted)
 
 
-def test_what_is_not_finite_is_what_the_formula_gives(cross_entropy: CrossEntropy) -> None:
+@beyond_finite
+def test_values_that_are_not_finite_are_those_of_the_formula(cross_entropy: CrossEntropy) -> None:
     special = torch.tensor([0.0, 1.0, 400.0, -400.0, torch.inf, -torch.inf, torch.nan]).double()
     positive, a, b = torch.cartesian_prod(special, special, special).unbind(1)
     sums = torch.stack([a, b])
@@ -103,6 +117,7 @@ def test_what_is_not_finite_is_what_the_formula_gives(cross_entropy: CrossEntrop
             torch.testing.assert_close(ours[..., clear], theirs[..., clear])
 
 
-def test_pairs_without_negatives_pull_nothing(cross_entropy: CrossEntropy) -> None:
+@beyond_finite
+def test_pairs_without_negatives_have_no_gradient(cross_entropy: CrossEntropy) -> None:
     loss, *grads = result(cross_entropy, logits(5), torch.full((2, 2, 5), -torch.inf).double())
     assert all(t.count_nonzero() == 0 for t in (loss, *grads))
