@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before anything is taken from them."""
+"""Checkpoint files, written atomically and checked when they are read."""
 
 import os
 from pathlib import Path
@@ -8,31 +8,31 @@ import torch
 
 
 def write_atomically(path: Path, state: dict[str, Any]) -> None:
-    """Save under another name, then rename: a stop never leaves half a file under ``path``."""
+    """Save under another name, then rename, so that ``path`` never holds half a file."""
     unfinished = path.with_suffix(".tmp")
     torch.save(state, unfinished)
     os.replace(unfinished, path)
 
 
 def read_checked(path: Path, parts: dict[str, type]) -> dict[str, Any]:
-    """Read a checkpoint and check that it holds what a run needs.
+    """Read a checkpoint and check that it has the required parts.
 
     Args:
         path: the file.
-        parts: name of every part that must be there, and its type.
+        parts: name and type of every required part.
 
     Returns:
-        What `write_atomically` saved.
+        The state that `write_atomically` saved.
 
     Raises:
         ValueError: the file is missing, is not a checkpoint, or lacks a part. The message is one
-            line and begins with the path.
+            line and starts with the path.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     try:
         state = torch.load(path, weights_only=True)
-    # Bytes that are not a checkpoint make the unpickler fail in any way there is.
+    # On bytes that are not a checkpoint the unpickler can raise any exception.
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:80]
         raise ValueError(f"{path} is not a checkpoint ({type(error).__name__}: {reason})") from None

@@ -1,7 +1,7 @@
 """Train every loss with several seeds on one data set and write one table.
 
-All runs have the same model, data and number of epochs. A run that is complete in ``--out`` is
-not repeated, one that was interrupted goes on: the test split is looked at once per run, with the
+All runs have the same model, data and number of epochs. A complete run in ``--out`` is not
+repeated, and an interrupted one continues. The test split is evaluated once per run, with the
 weights that were best on dev.
 """
 
@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).with_name("train_retrieval.py")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing, then write ``RESULTS.json`` and ``RESULTS.md``.
+    """Run the missing runs, then write ``RESULTS.json`` and ``RESULTS.md``.
 
     Args:
         arguments: command line without the program's name; None reads ``sys.argv``.
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--losses", nargs="+", default=LOSS_NAMES, choices=LOSS_NAMES)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--epochs", type=int, default=10)
-    add("--jobs", type=int, default=1, help="runs at once, one thread each")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the runs are kept")
+    add("--jobs", type=int, default=1, help="number of parallel runs, one thread each")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
     add("--results", type=Path, required=True, help="file to write, without .json and .md")
     parsed = parser.parse_args(arguments)
     wanted = [(loss, seed) for seed in parsed.seeds for loss in parsed.losses]
@@ -77,7 +77,7 @@ def write_table(runs: list[dict[str, Any]]) -> str:
     """Return a Markdown table, one row per loss, the best mean dev R-sum first.
 
     Args:
-        runs: what the JSON file holds under ``runs``.
+        runs: the entry ``runs`` of the JSON file.
 
     Returns:
         Means over the seeds, R-sums with their sample standard deviation.
@@ -93,7 +93,7 @@ def write_table(runs: list[dict[str, Any]]) -> str:
     recalls = "/".join(ks)
     lines = [
         f"| loss | seeds | dev R-sum | test R-sum | test image to text R@{recalls} "
-        f"| test text to image R@{recalls} | minutes a run, one thread |",
+        f"| test text to image R@{recalls} | minutes per run, one thread |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for loss in sorted(losses, key=dev, reverse=True):

@@ -1,4 +1,4 @@
-"""One in-memory form for every data set, so that training never asks where the data came from."""
+"""The in-memory form of every data set. Training does not depend on the source of the data."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,7 +16,7 @@ class Split:
     Attributes:
         images: float32, ``[N, F]`` features or ``[N, 3, H, W]`` pixels in [0, 1].
         captions: ``5 * N`` captions; ``captions[5 * i : 5 * i + 5]`` describe image ``i``.
-        names: ``N`` labels for people: a file name, or the first caption of a drawn scene.
+        names: ``N`` readable labels: a file name, or the first caption of a drawn scene.
     """
 
     images: NDArray[np.float32]
@@ -29,20 +29,20 @@ class Split:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the images can be drawn on a page."""
+        """Whether the images are pixels, which can be drawn, rather than features."""
         return self.images.ndim == 4
 
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """The three disjoint splits; models are chosen on ``dev``, ``test`` is for final figures."""
+    """Three disjoint splits. Models are selected on ``dev``; ``test`` is for final results."""
 
     train: Split
     dev: Split
     test: Split
 
     def digest(self) -> str:
-        """Return a hash of every image and caption: equal data under any path has the same."""
+        """Return a hash of all images and captions; it does not depend on the path of the data."""
         found = sha256()
         for split in (self.train, self.dev, self.test):
             found.update(repr((split.images.shape, split.captions)).encode())

@@ -1,4 +1,4 @@
-"""First word vectors from the training captions alone: latent semantic analysis."""
+"""Initial word vectors from the training captions only: latent semantic analysis."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,18 @@ from vocabulary import PADDING, UNKNOWN
 def latent_word_vectors(
     words: Tensor, captions_per_image: int, vocabulary: int, dim: int, *, scale: float
 ) -> Tensor:
-    """Factorise the table of images and words, so that words of like images start alike.
+    """Factorise the image-word matrix, so that words of similar images start with similar vectors.
 
-    Entries are ``log(1 + count) * idf``, rows of unit length; a word's vector is its right singular
-    vector times the square roots of its singular values and its idf. A few thousand captions are
-    too little to learn a rare word from gradients: this start is worth more than a longer run.
+    Entries are ``log(1 + count) * idf``, with rows of unit norm. A word's vector is its right
+    singular vector times the square roots of the singular values and of its idf. A few thousand
+    captions are too few to learn rare words from gradients: this initialisation helps more than a
+    longer run.
 
     Args:
         words: ``[5 N, L]`` padded word numbers of the training captions.
-        captions_per_image: consecutive captions that tell of one image.
-        vocabulary: number of words V, padding and the unknown word included.
-        dim: size of a vector; what exceeds the table's rank is zero.
+        captions_per_image: number of consecutive captions that describe one image.
+        vocabulary: number of words V, including padding and the unknown word.
+        dim: size of a vector; dimensions beyond the rank of the matrix are zero.
         scale: standard deviation of the result.
 
     Returns:
@@ -36,9 +37,9 @@ def latent_word_vectors(
     idf = (count / (1 + word.bincount(minlength=vocabulary))).log().clamp_min(0)
     idf[[PADDING, UNKNOWN]] = 0
     values = table.values().log1p() * idf[word]
-    lengths = torch.zeros(count).index_add(0, image, values.square()).sqrt().clamp_min(1e-12)
+    norms = torch.zeros(count).index_add(0, image, values.square()).sqrt().clamp_min(1e-12)
     table = torch.sparse_coo_tensor(
-        table.indices(), values / lengths[image], table.shape, check_invariants=True
+        table.indices(), values / norms[image], table.shape, check_invariants=True
     )
     rank = min(dim, *table.shape)
     _, strengths, directions = torch.svd_lowrank(table, rank, niter=3)

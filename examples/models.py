@@ -1,4 +1,4 @@
-"""Small dual encoders: images and captions become unit vectors of one space."""
+"""Small dual encoders, which map images and captions to unit vectors in one space."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from dataset import CAPTIONS_PER_IMAGE, Split
 from latent import latent_word_vectors
 from vocabulary import PADDING, UNKNOWN
 
-WORD_SCALE = 0.1  # standard deviation of the word vectors at first
-LARGEST_SHIFT = 2  # pixels; scenes leave about this much free at their borders
+WORD_SCALE = 0.1  # standard deviation of the initial word vectors
+LARGEST_SHIFT = 2  # pixels; scenes leave about this margin free
 
 
 class EncodedImages(NamedTuple):
-    """What an image encoder returns: embeddings for retrieval, tokens for a fusion head."""
+    """Output of an image encoder: embeddings for retrieval, tokens for a fusion head."""
 
     embedding: Tensor  # [N, D], unit vectors
     tokens: Tensor  # [N, P, D], the whole image first
 
 
 class EncodedTexts(NamedTuple):
-    """What a text encoder returns: embeddings for retrieval, tokens for a fusion head."""
+    """Output of a text encoder: embeddings for retrieval, tokens for a fusion head."""
 
     embedding: Tensor  # [N, D], unit vectors
     tokens: Tensor  # [N, L, W]
@@ -30,7 +30,7 @@ class EncodedTexts(NamedTuple):
 
 
 class Widths(NamedTuple):
-    """Sizes that an objective with heads of its own must know."""
+    """Output sizes of the encoders, for objectives that have their own heads."""
 
     embedding: int
     image_tokens: int
@@ -38,12 +38,12 @@ class Widths(NamedTuple):
 
 
 class FeatureEncoder(nn.Module):
-    """Image features to one vector by a linear map of standardised features.
+    """Image encoder: a linear map of standardised features.
 
     Args:
-        features: F, columns of the features.
+        features: F, number of features per image.
         dim: D, size of the embedding.
-        dropout: share of features left out in training.
+        dropout: share of features dropped in training.
     """
 
     def __init__(self, features: int, dim: int, *, dropout: float) -> None:
@@ -53,13 +53,13 @@ class FeatureEncoder(nn.Module):
         self.project = nn.Linear(features, dim)
 
     def forward(self, images: Tensor) -> EncodedImages:
-        """Encode ``[N, F]`` features; the one token is the vector before normalisation."""
+        """Encode ``[N, F]`` features; the single token is the vector before normalisation."""
         vectors = self.project(self.dropout(self.standardise(images)))
         return EncodedImages(F.normalize(vectors, dim=1), vectors[:, None])
 
 
 class PixelEncoder(nn.Module):
-    """Three strided convolutions; the map is flattened, because places matter here.
+    """Image encoder: three strided convolutions, flattened because positions matter here.
 
     Args:
         size: height and width of the square images, a multiple of 8.
@@ -78,7 +78,7 @@ class PixelEncoder(nn.Module):
         self.project_tokens = nn.Linear(widths[-1], dim)
 
     def forward(self, images: Tensor) -> EncodedImages:
-        """Encode ``[N, 3, H, W]`` pixels; tokens: the whole image, then the last map's places."""
+        """Encode ``[N, 3, H, W]`` pixels; tokens: the whole image, then every map position."""
         if self.training:
             images = _shift_at_random(images)
         maps = self.convolve(images - 0.5)
@@ -89,10 +89,10 @@ class PixelEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word vectors, optionally read by a GRU in both directions, averaged over the words.
+    """Text encoder: the mean of word vectors or of a bidirectional GRU's states.
 
     Args:
-        first_vectors: ``[V, W]``, what the word vectors start from; W, even, is a token's size.
+        first_vectors: ``[V, W]`` initial word vectors; W is even and the size of a token.
         dim: D, size of the embedding.
         reader: ``"bow"`` averages the word vectors (a bag of words), ``"gru"`` the states.
         word_dropout: share of words replaced by the unknown word in training.
@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
         self.project = nn.Linear(word_dim, dim)
 
     def forward(self, words: Tensor) -> EncodedTexts:
-        """Encode ``[N, L]`` padded word numbers; the tokens are the words' vectors."""
+        """Encode ``[N, L]`` padded word numbers; the tokens are the vectors of the words."""
         padding = words == PADDING
         if self.training and self.word_dropout:
             dropped = (torch.rand(words.shape) < self.word_dropout) & ~padding
@@ -140,7 +140,7 @@ class DualEncoder(nn.Module):
     Args:
         image: encoder of images, returns `EncodedImages`.
         text: encoder of padded word numbers, returns `EncodedTexts`.
-        widths: sizes of what they return.
+        widths: their output sizes.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, widths: Widths) -> None:
@@ -156,7 +156,7 @@ class DualEncoder(nn.Module):
         Args:
             images: ``[N, ...]`` features or pixels.
             words: ``[M, L]`` padded word numbers.
-            rows: rows encoded at once; bounds the memory.
+            rows: number of rows encoded at once, which bounds the memory.
 
         Returns:
             Unit vectors ``[N, D]`` and ``[M, D]``.
@@ -174,11 +174,11 @@ class DualEncoder(nn.Module):
 def build_model(
     train: Split, words: Tensor, vocabulary: int, *, dim: int, reader: str
 ) -> DualEncoder:
-    """Choose the encoders that fit the data.
+    """Build the encoders that fit the data.
 
     Args:
-        train: training split; its images decide between the two image encoders.
-        words: ``[5 N, L]``, the padded word numbers of its captions.
+        train: training split; its images select one of the two image encoders.
+        words: ``[5 N, L]`` padded word numbers of its captions.
         vocabulary: number of words.
         dim: size of the embedding.
         reader: ``"bow"`` or ``"gru"``.
@@ -190,7 +190,7 @@ def build_model(
     if train.has_pixels:
         image = PixelEncoder(train.images.shape[2], dim)
         vectors = WORD_SCALE * torch.randn(vocabulary, 128)
-        # Scenes are told apart by single words: dropping one would make the caption false.
+        # Captions of scenes differ in single words: dropping one would make the caption false.
         word_dropout = 0.0
     else:
         image = FeatureEncoder(train.images.shape[1], dim, dropout=0.4)

@@ -1,7 +1,7 @@
-"""What is minimised under each ``--loss`` name, as a module over a model's outputs.
+"""The objective of each ``--loss`` name, as a module over a model's outputs.
 
-`Objective.encode` turns a batch into the tensors a loss takes, `Objective.loss` is the loss alone:
-the split lets the loss be timed on real batches without the encoders.
+`Objective.encode` turns a batch into the inputs of a loss, and `Objective.loss` is the loss only.
+The split allows timing the loss on real batches without the encoders.
 """
 
 from abc import ABC, abstractmethod
@@ -17,13 +17,13 @@ from itm_kernels.fusion import FusionHead
 from itm_kernels.mining import HardNegativeSampler
 from models import DualEncoder, Widths
 
-# The fusion head stays light: far narrower than the embedding, and blind to the words of a few
-# long captions that every other one would be padded for.
+# The fusion head is kept small: much narrower than the embedding, and limited in words, because a
+# few long captions would pad all the others.
 FUSION_DIM, FUSION_WORDS = 64, 20
 
 
 class Batch(NamedTuple):
-    """N different images, each with two of its captions."""
+    """N distinct images, each with two of its captions."""
 
     images: Tensor  # [N, ...]
     words: Tensor  # [N, L]
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives; parameters of training-only heads belong to the objective."""
+    """Base class of objectives, which own the parameters of training-only heads."""
 
     def encode(self, model: DualEncoder, batch: Batch) -> tuple[Tensor, ...]:
         """Return image and text embeddings, each ``[N, D]``."""
@@ -40,7 +40,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the scalar loss of what `encode` gave."""
+        """Return the scalar loss of the outputs of `encode`."""
 
     def forward(self, model: DualEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
         """Encode a batch and return its scalar loss."""
@@ -48,23 +48,23 @@ class Objective(nn.Module, ABC):
 
 
 class PairObjective(Objective):
-    """A loss of the two embeddings and nothing else."""
+    """A loss of the two embeddings only."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
 
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the criterion of the pairs."""
+        """Return the value of the criterion."""
         image, text = encoded
         return self.criterion(image, text, image_ids=ids, text_ids=ids)
 
 
 class InfoCmrObjective(PairObjective):
-    """InfoCMR: clusters and noise vectors are drawn from the run's generator."""
+    """InfoCMR, with clusters and noise vectors drawn from the run's generator."""
 
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Return InfoCMR of the pairs."""
+        """Return the InfoCMR loss."""
         image, text = encoded
         return self.criterion(image, text, image_ids=ids, text_ids=ids, generator=generator)
 
@@ -81,11 +81,11 @@ class MatchingObjective(Objective):
         super().__init__()
         self.contrast = losses.InfoNCELoss(backend=backend)
         self.matching = losses.ITMLoss(sampler=HardNegativeSampler(backend=backend))
-        # The product alone holds the cosine; the distance tells on which components a pair differs.
+        # The product contains the cosine; the distance shows in which components a pair differs.
         self.match = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 2))
 
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Return contrastive loss plus matching loss."""
+        """Return the contrastive loss plus the matching loss."""
         image, text = encoded
 
         def match(image_index: Tensor, text_index: Tensor) -> Tensor:
@@ -99,13 +99,13 @@ class MatchingObjective(Objective):
 
 
 class FusionObjective(Objective):
-    """ITO: two views of each image, two captions, and a fusion head that inference never sees.
+    """ITO: two views of each image, two captions, and a fusion head that is used in training only.
 
-    A view of an image is one pass through the image encoder in training mode, whose dropout
-    (features) or shifts (pixels) differ from pass to pass.
+    A view is one pass through the image encoder in training mode. Dropout (features) or shifts
+    (pixels) differ between passes.
 
     Args:
-        widths: sizes of what the encoders return.
+        widths: output sizes of the encoders.
         backend: backend of the loss.
     """
 
@@ -135,7 +135,7 @@ class FusionObjective(Objective):
         )
 
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Return alignment plus fusion loss; a batch's images differ, so ids are not needed."""
+        """Return alignment plus fusion loss; ids are unused, because a batch's images differ."""
         return self.criterion(*encoded)
 
 
@@ -159,10 +159,10 @@ def build_objective(name: str, widths: Widths, *, backend: Backend = "auto") -> 
 
     Args:
         name: one of `LOSS_NAMES`.
-        widths: sizes of what the encoders return.
-        backend: backend of the losses inside.
+        widths: output sizes of the encoders.
+        backend: backend of the losses.
 
     Returns:
-        The objective, with freshly initialised heads where it has any.
+        The objective. Heads, if it has any, are newly initialised.
     """
     return _BUILDERS[name](widths, backend)

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves over the epochs and a page of retrieved examples."""
+"""The figures of a run: curves over the epochs and a page of retrieved examples."""
 
 import textwrap
 import warnings
@@ -16,7 +16,7 @@ from dataset import CAPTIONS_PER_IMAGE, Split
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot  # noqa: E402 (the backend is chosen first)
 
-# Captions may be Chinese, Japanese or Korean: fonts for them, as far as they are installed.
+# Fonts for Chinese, Japanese and Korean captions, if installed.
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 _EAST_ASIAN = (
     "Noto Sans CJK SC",
@@ -38,14 +38,14 @@ def plot_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
 
     Args:
         history: rows of the run's history.
-        title: heading of the picture.
+        title: title of the figure.
         path: PNG to write.
     """
     epochs = [row["epoch"] for row in history]
     best = max(history, key=lambda row: row["dev"]["rsum"])
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     figure.suptitle(title)
-    # Epochs of a warm-up have another loss, whose scale would hide this one's course.
+    # Epochs of a warm-up have another loss, whose scale would hide the curve of this one.
     trained = [row for row in history if row["trained_with"] == history[-1]["trained_with"]]
     axes[0].plot(
         [row["epoch"] for row in trained],
@@ -80,15 +80,15 @@ def plot_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
 def plot_retrieved(
     split: Split, image: Tensor, text: Tensor, title: str, path: Path, *, queries: int = 5
 ) -> None:
-    """Draw a page of queries with what they retrieved, the right answers marked.
+    """Draw a page of queries and their results, with the correct results marked.
 
     Args:
-        split: where the queries come from, spread evenly over it.
+        split: source of the queries, which are spread evenly over it.
         image: ``[N, D]`` embeddings of its images.
         text: ``[5 N, D]`` embeddings of its captions.
-        title: heading of the page.
+        title: title of the page.
         path: PNG to write.
-        queries: queries shown in each direction.
+        queries: number of queries in each direction.
     """
     chosen = torch.linspace(0, len(split) - 1, min(queries, len(split))).long().tolist()
     shown = min(SHOWN, len(split))
@@ -110,9 +110,9 @@ def _draw_page(
     found_images: list[list[int]],
     found_texts: list[list[int]],
 ) -> Figure:
-    """Left: captions and the images they found. Right: images and the captions they found."""
+    """Draw captions with their images on the left, and images with their captions on the right."""
     columns = len(found_images[0])
-    widths = [1.7, *[1] * (columns + 1), 4.6]  # in rows: a row is as high as an image is wide
+    widths = [1.7, *[1] * (columns + 1), 4.6]  # in units of the row height
     figure, axes = pyplot.subplots(
         len(chosen),
         len(widths),
@@ -153,9 +153,9 @@ def _draw_page(
             )
     headings = {
         0: "caption",
-        1: "finds images (right one framed)",
+        1: "retrieved images (correct one framed)",
         columns + 1: "image",
-        columns + 2: "finds captions (right ones green)",
+        columns + 2: "retrieved captions (correct ones green)",
     }
     for column, heading in headings.items():
         box = axes[0][column].get_position()
@@ -164,7 +164,7 @@ def _draw_page(
 
 
 def _draw_image(axis: Axes, split: Split, row: int, *, right: bool | None) -> None:
-    """Show one image; ``right`` frames it, None leaves it without a frame (a query)."""
+    """Draw one image, framed by correctness; None draws no frame (a query)."""
     axis.imshow(split.images[row].transpose(1, 2, 0), interpolation="nearest")
     if right is not None:
         axis.spines[:].set(
@@ -179,7 +179,7 @@ def _write_page(
     found_images: list[list[int]],
     found_texts: list[list[int]],
 ) -> Figure:
-    """The same page in words, for images of which there are only features."""
+    """Write the same page as text, for images that are features only."""
     lines: list[tuple[float, str, str, str]] = []  # indentation, text, colour, weight
     for row, caption, images, texts in zip(
         chosen, captions, found_images, found_texts, strict=True
@@ -188,7 +188,7 @@ def _write_page(
         for place, found in enumerate(images, start=1):
             first = f"{place}. {split.names[found]}: {split.captions[CAPTIONS_PER_IMAGE * found]}"
             lines.append((0.035, first, *_style(found == caption // CAPTIONS_PER_IMAGE)))
-        lines.append((0.02, f"Image {split.names[row]} finds", "black", "bold"))
+        lines.append((0.02, f"Image: {split.names[row]}", "black", "bold"))
         for place, found in enumerate(texts, start=1):
             told = f"{place}. {split.captions[found]}"
             lines.append((0.035, told, *_style(found // CAPTIONS_PER_IMAGE == row)))
@@ -215,7 +215,7 @@ def _style(right: bool) -> tuple[str, str]:
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        # A character that no installed font has becomes a box; one warning for each says no more.
+        # Characters without an installed font are drawn as boxes; do not warn about each of them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=110, facecolor="white")
     pyplot.close(figure)

@@ -2,8 +2,8 @@
 
 For each of the splits train, dev and test a directory holds:
 
-  train_ims.npy    real numbers [N, F], one row of features per image, or every row five times
-                   in succession, as in VSE++'s own files
+  train_ims.npy    real numbers [N, F], one row of features per image, or every row repeated five
+                   times in succession, as in VSE++'s own files
   train_caps.txt   UTF-8, one caption per line, 5 N lines: lines 5 i to 5 i + 4 (from 0) describe
                    image i
   train_names.txt  optional, one name per image
@@ -21,14 +21,14 @@ def load_precomp(directory: Path) -> RetrievalData:
     """Read the three splits of a directory in the precomp layout.
 
     Args:
-        directory: where the nine (or six) files are.
+        directory: folder of the nine (or six) files.
 
     Returns:
-        Features as float32 ``[N, F]``, one row an image, with their captions.
+        Features as float32 ``[N, F]``, one row per image, with their captions.
 
     Raises:
-        ValueError: a file is missing, damaged or does not fit its neighbours. The message names
-            the file and what was expected.
+        ValueError: a file is missing, damaged or inconsistent with the others. The message names
+            the file and the expected content.
     """
     if not directory.is_dir():
         raise ValueError(f"load_precomp: {directory} is not a directory")
@@ -46,7 +46,7 @@ def load_split(directory: Path, name: str) -> Split:
     """Read one split.
 
     Args:
-        directory: where the files are.
+        directory: folder of the files.
         name: ``"train"``, ``"dev"`` or ``"test"``.
 
     Returns:
@@ -78,7 +78,9 @@ def _read_features(path: Path) -> NDArray[np.float32]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"load_precomp: {path} is no .npy array of numbers ({error})") from error
+        raise ValueError(
+            f"load_precomp: {path} is not a .npy array of numbers ({error})"
+        ) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(
@@ -92,7 +94,7 @@ def _read_features(path: Path) -> NDArray[np.float32]:
         )
     if array.dtype.kind not in "fiu":
         raise ValueError(f"load_precomp: {path}: dtype {array.dtype}; expected real numbers")
-    with np.errstate(over="ignore"):  # too large for float32: Inf, refused below
+    with np.errstate(over="ignore"):  # values beyond float32 become Inf, rejected below
         features = array.astype(np.float32)
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
@@ -106,7 +108,7 @@ def _read_features(path: Path) -> NDArray[np.float32]:
 def _one_row_per_image(
     features: NDArray[np.float32], path: Path, captions: list[str]
 ) -> NDArray[np.float32]:
-    """Reduce five equal rows per image to one, as the numbers of rows and captions tell."""
+    """Reduce five equal rows per image to one, if there are as many rows as captions."""
     rows, lines = len(features), len(captions)
     if lines == CAPTIONS_PER_IMAGE * rows:
         return features
@@ -117,12 +119,12 @@ def _one_row_per_image(
             first = CAPTIONS_PER_IMAGE * int(differing[0])
             raise ValueError(
                 f"load_precomp: {path}: rows {first} to {first + CAPTIONS_PER_IMAGE - 1} differ; "
-                "with as many rows as captions, every image's row stands five times"
+                "with as many rows as captions, every image's row must be repeated five times"
             )
         return np.ascontiguousarray(groups[:, 0])
     raise ValueError(
         f"load_precomp: {path}: {rows} rows for {lines} captions; expected {lines / 5:g} rows "
-        f"(one per image) or {lines} (each image five times)"
+        f"(one per image) or {lines} (each image repeated five times)"
     )
 
 
@@ -144,9 +146,9 @@ def _read_captions(path: Path) -> list[str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Split at line feeds alone: other separators of Unicode may occur inside a caption.
+    """Split at line feeds only, because captions may contain other Unicode separators.
 
-    A byte-order mark and blank lines at the end, which editors leave, do not count.
+    A byte-order mark and blank lines at the end, which editors leave, are ignored.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

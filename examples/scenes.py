@@ -1,8 +1,8 @@
-"""The built-in data set: drawn scenes whose captions differ in one word, rendered with numpy.
+"""The built-in data set: scenes rendered with numpy, whose captions differ in single words.
 
-Every scene has four *siblings* in its own split, made by exchanging colours, sizes or places or
-by changing a shape. A caption of one is a hard negative of the other: it shares almost every word
-and is false. Captions name every attribute, and no two scenes of the data set tell the same facts.
+Every scene has four *siblings* in its own split, made by exchanging colours, sizes or positions or
+by changing a shape. A caption of one sibling is a hard negative of the others: it shares almost
+every word and is false. Captions name every attribute, and no two scenes state the same facts.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ RELATION_WORDS = {
 }
 # Unit step (x to the right, y downwards) from the object of a relation to its subject.
 DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-SUPERSAMPLING = 3  # 9 samples a pixel: edges are smooth enough to tell a small circle from a square
+SUPERSAMPLING = 3  # 9 samples per pixel: smooth edges distinguish a small circle from a square
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two or three things; the first stands in the given relation to each of the others."""
+    """Two or three things; the first one has the given relation to each of the others."""
 
     things: tuple[Thing, ...]
     relations: tuple[str, ...]  # relations[k]: things[0] is `relation` things[k + 1]
 
     def key(self) -> frozenset[tuple[Thing, str, Thing]]:
-        """The facts of the scene, equal for the same scene told from the other side."""
+        """Return the facts of the scene, which do not depend on the side that describes them."""
         facts = zip(self.relations, self.things[1:], strict=True)
         first = self.things[0]
         return frozenset(
@@ -66,10 +66,10 @@ class Scene:
 
 
 def draw_scene(scene: Scene, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Render a scene with a random background, place, tint and pixel noise.
+    """Render a scene with random background, positions, tints and pixel noise.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         generator: source of everything that the captions do not mention.
 
     Returns:
@@ -87,12 +87,12 @@ def draw_scene(scene: Scene, generator: np.random.Generator) -> NDArray[np.float
 
 
 def place_things(scene: Scene, generator: np.random.Generator) -> list[tuple[float, float]]:
-    """Choose a centre (x, y) in pixels for every thing, so that each relation is plainly true.
+    """Choose a centre (x, y) in pixels for every thing, so that each relation is clearly true.
 
-    Related things are 15 to 17 pixels apart along the relation's axis, and at most 2 across it.
+    Related things are 15 to 17 pixels apart along the axis of the relation, and at most 2 across.
     """
     steps = [DIRECTIONS[relation] for relation in scene.relations]
-    # The first thing stands opposite its partners: 8 pixels off the middle on each used axis.
+    # The first thing is opposite the others: 8 pixels off the centre on each used axis.
     offset = np.sum(steps, axis=0) * 8.0
     first = IMAGE_SIZE / 2 + offset + generator.uniform(-1, 1, 2)
     centres = [first]
@@ -105,11 +105,11 @@ def place_things(scene: Scene, generator: np.random.Generator) -> list[tuple[flo
 
 
 def describe_scene(scene: Scene, generator: np.random.Generator) -> list[str]:
-    """Write five true captions, told from either side with varying words.
+    """Write five true captions, from either side and with varying words.
 
     Args:
-        scene: what to describe.
-        generator: picks synonyms.
+        scene: the scene.
+        generator: chooses synonyms.
 
     Returns:
         Five captions. Each names all sizes, colours, shapes and relations.
@@ -127,7 +127,7 @@ def siblings(scene: Scene, generator: np.random.Generator) -> list[Scene]:
     """Return four scenes that differ from this one in one exchange or one word.
 
     They are: colours exchanged, sizes exchanged, the first relation reversed, one shape changed.
-    Exchanging equal colours or sizes would change nothing, so one of the two is replaced then.
+    Exchanging equal colours or sizes would change nothing; one of the two is replaced instead.
     """
     first, second, *rest = scene.things
 
@@ -153,7 +153,7 @@ def siblings(scene: Scene, generator: np.random.Generator) -> list[Scene]:
 
 
 def make_scenes(counts: tuple[int, int, int], seed: int) -> tuple[list[Scene], ...]:
-    """Draw up the scenes of the three splits; no scene occurs twice, in one split or in two.
+    """Generate the scenes of the three splits; no scene occurs twice, within or across splits.
 
     Args:
         counts: images in train, dev and test; multiples of 5 (a scene and its four siblings).
@@ -179,7 +179,7 @@ def make_scenes(counts: tuple[int, int, int], seed: int) -> tuple[list[Scene], .
             scene = _random_scene(generator)
             family = [scene, *siblings(scene, generator)]
             keys = {member.key() for member in family}
-            # "A red circle left of a red circle" would be true from either side.
+            # "A red circle left of a red circle" would be true with its things exchanged.
             distinct = all(len(set(member.things)) == len(member.things) for member in family)
             if distinct and len(keys) == len(family) and not keys & seen:
                 seen |= keys
@@ -191,7 +191,7 @@ def make_scenes(counts: tuple[int, int, int], seed: int) -> tuple[list[Scene], .
 def load_scenes(
     *, train: int = 2000, dev: int = 300, test: int = 300, seed: int = 2024
 ) -> RetrievalData:
-    """Make the built-in data set.
+    """Build the built-in data set.
 
     Args:
         train: number of training images, a multiple of 5.
@@ -200,7 +200,7 @@ def load_scenes(
         seed: equal seeds give equal bytes.
 
     Returns:
-        Pixels ``[N, 3, 32, 32]`` and five captions an image, in three disjoint splits.
+        Pixels ``[N, 3, 32, 32]`` and five captions per image, in three disjoint splits.
 
     Raises:
         ValueError: a count is not a positive multiple of 5.
@@ -232,7 +232,7 @@ def _random_scene(generator: np.random.Generator) -> Scene:
 
 
 def _coverage(shape: str, centre: tuple[float, float], radius: float) -> NDArray[np.float64]:
-    """Return the part of every pixel that the shape covers, ``[32, 32]`` in [0, 1]."""
+    """Return the share of every pixel that the shape covers, ``[32, 32]`` in [0, 1]."""
     samples = (np.arange(IMAGE_SIZE * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
     x = (samples[None, :] - centre[0]) / radius
     y = (samples[:, None] - centre[1]) / radius
@@ -248,12 +248,12 @@ def _coverage(shape: str, centre: tuple[float, float], radius: float) -> NDArray
 
 
 def _clauses(scene: Scene) -> list[tuple[Thing, str]]:
-    """Every thing with the relation that the first one has to it."""
+    """Return every thing with the relation of the first thing to it."""
     return list(zip(scene.things, ("", *scene.relations), strict=True))
 
 
 def _from_other_side(scene: Scene) -> list[tuple[Thing, str]]:
-    """The second thing first: it has the inverse relation to the first one, then the rest."""
+    """Return the second thing first, with its inverse relation to the first one, then the rest."""
     first, second, *rest = scene.things
     told = [(second, ""), (first, INVERSES[scene.relations[0]])]
     return told + list(zip(rest, scene.relations[1:], strict=True))
@@ -264,7 +264,7 @@ def _name(thing: Thing, generator: np.random.Generator) -> str:
 
 
 def _sentence(template: int, names: list[str], relations: list[str], *, chained: bool) -> str:
-    """Join names and relations; ``chained`` hangs a third thing on the second one."""
+    """Join names and relations; ``chained`` attaches a third thing to the second one."""
     links = ["", " which is "] if chained else ["", " and "]
     opening = ("a", "a", "there is a", "the picture shows a", "one")[template]
     article = "one" if template == 4 else "a"

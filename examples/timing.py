@@ -1,4 +1,4 @@
-"""The time a loss takes, forward and backward, against its plain PyTorch form."""
+"""Time of a loss, forward and backward, compared with its plain PyTorch reference."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from itm_kernels import backends
 from models import Widths
 from objectives import Objective, build_objective
 
-# The operators each loss is made of: "auto" chooses a backend for each of them.
+# The operators of each loss. "auto" chooses a backend for each operator.
 _OPERATORS = {
     "sum_of_hinges": ("sum_of_hinges",),
     "max_of_hinges": ("max_of_hinges",),
@@ -38,9 +38,9 @@ class LossTime:
     chosen: dict[str, str]  # operator -> the backend that "auto" picks on this device
 
     def __str__(self) -> str:
-        """Say what was measured, in one line, and what "auto" stood for."""
+        """Return one line with the times and the backends that "auto" chose."""
         if set(self.chosen.values()) == {"reference"}:
-            meaning = "auto = reference here: the same code twice, any difference is noise"
+            meaning = "auto = reference here: any difference is noise"
         else:
             meaning = ", ".join(f"{name}: {backend}" for name, backend in self.chosen.items())
         return (
@@ -50,7 +50,7 @@ class LossTime:
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return the fields for a machine to read."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -62,17 +62,17 @@ def time_loss(
     *,
     rounds: int = 10,
 ) -> LossTime:
-    """Time a loss with ``backend="auto"`` and ``backend="reference"`` in turns.
+    """Time a loss with ``backend="auto"`` and ``backend="reference"`` alternately.
 
     Args:
         name: the ``--loss`` name.
-        objective: the trained objective; its heads' weights are used by both sides.
-        widths: sizes of what the encoders return.
+        objective: the trained objective; both backends use the weights of its heads.
+        widths: output sizes of the encoders.
         batches: encoded real batches with their ids.
-        rounds: measurements of every batch on each side, after one unmeasured round.
+        rounds: measurements of every batch with each backend, after one unmeasured round.
 
     Returns:
-        Median milliseconds of both sides.
+        Median milliseconds of both backends.
     """
     sides = {}
     for backend in ("auto", "reference"):
@@ -101,7 +101,7 @@ def time_loss(
 
 def _forward_and_backward(objective: Objective, encoded: tuple[Tensor, ...], ids: Tensor) -> float:
     leaves = tuple(part.detach().requires_grad_() for part in encoded)
-    # Equal draws on both sides: the losses with noise or sampling do the same work.
+    # Both backends make the same draws, so that losses with noise or sampling do the same work.
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
     objective.loss(leaves, ids, generator).backward()

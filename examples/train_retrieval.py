@@ -1,7 +1,7 @@
-"""Train a small dual encoder with a loss of `itm_kernels`, and see what it retrieves.
+"""Train a small dual encoder with a loss of `itm_kernels` and show what it retrieves.
 
-Without options it learns the built-in scenes in about a minute. Everything a run leaves stands
-in ``--out``: ``history.json``, ``curves.png``, ``retrieved.png``, ``best.pt`` and ``last.pt``.
+Without options it learns the built-in scenes in about a minute. A run writes its files to
+``--out``: ``history.json``, ``curves.png``, ``retrieved.png``, ``best.pt`` and ``last.pt``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from vocabulary import TOKENIZERS
 
 SCENES = "scenes"
 TIMED_BATCHES = 5
-MOST_UNREAD = 0.5  # share of captions; Flickr8k has none
+MOST_UNREAD = 0.5  # share of captions without a known word; 0 for Flickr8k
 Number = TypeVar("Number", int, float)
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command line without the program's name; None reads ``sys.argv``.
 
     Returns:
-        0; 1 when training broke off; 2 for an option or a file that cannot be used.
+        0; 1 when training stopped early; 2 for an invalid option or file.
     """
     parsed = _parse(arguments)
     torch.set_num_threads(parsed.threads)
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _clear(run: Run, *, asked: bool) -> None:
     if not asked:
         raise ValueError(
-            f"--out {run.directory} holds a run; give --resume to continue it, --overwrite to "
+            f"--out {run.directory} holds a run; pass --resume to continue it, --overwrite to "
             "replace it, or another --out"
         )
     run.clear()
@@ -96,12 +96,12 @@ def _train(run: Run, max_minutes: float | None) -> None:
             flush=True,
         )
         if max_minutes is not None and time.monotonic() - start > 60 * max_minutes:
-            print(f"stopped: --max-minutes {max_minutes:g} are over")
+            print(f"stopped: --max-minutes {max_minutes:g} reached")
             return
 
 
 def _report(run: Run, *, with_test: bool) -> None:
-    """Print the tables of the best epoch; write ``history.json`` and the pictures."""
+    """Print the tables of the best epoch; write ``history.json`` and the figures."""
     options, out = run.options, run.directory
     run.restore_best()
     image, text = run.embed(run.data.dev)
@@ -147,11 +147,11 @@ def _load(data: str) -> RetrievalData:
 
 
 def _options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
-    """Fill in what depends on the data: scenes need word order, real captions hardly."""
+    """Set defaults that depend on the data: word order matters in scenes, hardly elsewhere."""
     pixels = data.train.has_pixels
-    # From a random start the hardest negatives of scenes pull all embeddings together, and there
-    # they stay: dev R-sum 256 after 8 epochs, 423 with one epoch of all negatives before.
-    # The intra-modal part of imc prevents that by itself (533; 422 with such an epoch).
+    # From a random start the hardest negatives of scenes collapse all embeddings for good: dev
+    # R-sum 256 after 8 epochs, 423 with a first epoch on all negatives. The intra-modal part of imc
+    # prevents the collapse (533; 422 with such an epoch).
     collapses = pixels and parsed.loss == "max_of_hinges"
     return Options(
         data=parsed.data,
@@ -179,10 +179,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--data",
         default=SCENES,
         metavar="DIR",
-        help="directory in the precomp layout (below), or 'scenes', drawn by this program\n"
+        help="directory in the precomp layout (below), or 'scenes', rendered by this program\n"
         "(default: %(default)s)",
     )
-    add("--loss", default="imc", choices=LOSS_NAMES, help="what is minimised (default: imc)")
+    add("--loss", default="imc", choices=LOSS_NAMES, help="training loss (default: imc)")
     add("--text-encoder", choices=("bow", "gru"), help="default: gru for scenes, else bow")
     add(
         "--tokenizer",
@@ -207,16 +207,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=_natural_number,
         metavar="EPOCHS",
         help=f"first epochs with {WARM_UP_LOSS} instead (default: 1 for max_of_hinges on scenes,\n"
-        "where it collapses without; else 0)",
+        "which collapses without it; else 0)",
     )
-    add("--seed", type=_seed, default=0, help="of everything that is drawn (default: 0)")
-    # One: operations this small gain little from more, and on a shared machine lose much.
+    add("--seed", type=_seed, default=0, help="seed of all random draws (default: 0)")
+    # Operations this small gain little from more threads, and lose much on a shared machine.
     add("--threads", type=_positive_integer, default=1, help="CPU threads (default: 1)")
     add(
         "--out",
         default="runs/latest",
         metavar="DIR",
-        help="where the run is kept (default: %(default)s)",
+        help="folder of the run (default: %(default)s)",
     )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument(
@@ -229,7 +229,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--max-minutes",
         type=_positive_number,
         metavar="MINUTES",
-        help="end after the epoch in which they run out (default: no limit)",
+        help="stop after the epoch in which this time is reached (default: no limit)",
     )
     add("--test", action="store_true", help="also evaluate the test split, once, at the end")
     return parser.parse_args(arguments)
@@ -267,7 +267,7 @@ def _checked(
         if accepts(value):
             return value
     except ValueError:
-        pass  # told below, as any other text that is not expected
+        pass  # reported below
     raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
 

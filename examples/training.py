@@ -1,4 +1,4 @@
-"""The training run: epochs, evaluation on dev, and checkpoints that resume bit for bit."""
+"""The training run: epochs, evaluation on dev, and checkpoints that resume bitwise identically."""
 
 import time
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from vocabulary import PADDING, UNKNOWN, Vocabulary
 
 LAST, BEST = "last.pt", "best.pt"
 RECORD = "history.json"
-WARM_UP_LOSS = "sum_of_hinges"  # has no parameters, so a checkpoint need not hold it
+WARM_UP_LOSS = "sum_of_hinges"  # has no parameters, so checkpoints do not store it
 
 
-# What a checkpoint holds.
+# The parts of a checkpoint.
 PARTS = {
     **dict.fromkeys(("model", "objective", "optimiser", "schedule", "options"), dict),
     **dict.fromkeys(("dropout_generator", "generator"), Tensor),
@@ -33,9 +33,9 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that decides the result of a run, besides the data's bytes."""
+    """Everything that determines the result of a run, besides the contents of the data."""
 
-    data: str  # a name for people: the run belongs to the bytes, under whatever path
+    data: str  # for display: a run is bound to the contents of the data, not to its path
     loss: str
     text_encoder: str
     tokenizer: str
@@ -51,19 +51,19 @@ class Run:
     """One training run in one directory.
 
     Args:
-        options: what to train.
+        options: the options of the run.
         data: images and captions.
-        directory: where checkpoints go; made if need be.
+        directory: folder of the checkpoints, created if needed.
 
     Raises:
-        ValueError: the training captions have no word that occurs often enough.
+        ValueError: no word of the training captions occurs often enough.
     """
 
     def __init__(self, options: Options, data: RetrievalData, directory: Path) -> None:
         torch.manual_seed(options.seed)
         self.options = options
         self.data = data
-        self.digest = data.digest()  # every epoch writes it
+        self.digest = data.digest()  # every checkpoint stores it
         self.directory = directory
         pixels = data.train.has_pixels
         self.vocabulary = Vocabulary(
@@ -86,14 +86,14 @@ class Run:
         self.optimiser = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
         self.batch_size = min(options.batch_size, len(data.train))
         self.steps_per_epoch = CAPTIONS_PER_IMAGE * (len(data.train) // self.batch_size)
-        # One-cycle: a third of the steps upwards, a cosine downwards.
+        # One cycle: the rate rises for a third of the steps, then falls along a cosine.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
             max_lr=options.learning_rate,
             total_steps=options.epochs * self.steps_per_epoch,
             cycle_momentum=False,
         )
-        # Order of the data, clusters, noise and mined negatives; dropout has PyTorch's generator.
+        # Draws the order of the data, clusters, noise and negatives. Dropout uses PyTorch's own.
         self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[dict[str, Any]] = []
         self.seconds: list[float] = []
@@ -101,12 +101,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Return whether all epochs are done."""
         return len(self.history) >= self.options.epochs
 
     @property
     def best_epoch(self) -> int:
-        """Number (from 1) of the epoch with the highest dev R-sum, the first one of equals."""
+        """Return the number (from 1) of the epoch with the highest dev R-sum; ties: the first."""
         return max(self.history, key=lambda row: row["dev"]["rsum"])["epoch"]
 
     def train_epoch(self) -> dict[str, Any]:
@@ -154,14 +154,14 @@ class Run:
         self.seconds.append(time.perf_counter() - start)
         if report.rsum > best_before:
             write_atomically(self.directory / BEST, {"model": self.model.state_dict()})
-        # After the best one: a stop between the two repeats this epoch and its best checkpoint.
+        # Written after the best checkpoint: an interruption between the two repeats this epoch.
         write_atomically(self.directory / LAST, self._state())
         return row
 
     def batches(self) -> Iterator[Batch]:
-        """Yield an epoch's batches: every image five times, each time with another caption.
+        """Yield the batches of an epoch: every image five times, each time with another caption.
 
-        A batch's images differ. What does not fill a batch is left out of that pass.
+        The images of a batch are distinct. Each pass drops an incomplete last batch.
         """
         count = len(self.data.train)
         order = torch.rand(count, CAPTIONS_PER_IMAGE, generator=self.generator).argsort(dim=1)
@@ -178,17 +178,17 @@ class Run:
                     )
 
     def embed(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Encode a split's images and captions."""
+        """Encode the images and captions of a split."""
         return self.model.embed(
             torch.from_numpy(split.images), self.vocabulary.encode(split.captions)
         )
 
     def evaluate(self, split: Split) -> RetrievalReport:
-        """Measure retrieval on a split in both directions; embeddings have length 1."""
+        """Measure retrieval on a split in both directions; embeddings have norm 1."""
         return evaluate(*self.embed(split), metric="cosine")
 
     def restore_best(self) -> None:
-        """Put the weights of the best dev epoch into the model.
+        """Load the weights of the best dev epoch into the model.
 
         Raises:
             ValueError: the checkpoint is missing, damaged or of another model.
@@ -200,11 +200,11 @@ class Run:
             raise ValueError(f"{path} holds the weights of another model") from error
 
     def exists(self) -> bool:
-        """Return whether the directory holds what a run leaves."""
+        """Return whether the directory contains files of a run."""
         return any((self.directory / name).exists() for name in (LAST, BEST, RECORD))
 
     def clear(self) -> None:
-        """Remove the checkpoints and the record of the run in the directory."""
+        """Delete the checkpoints and the record in the directory."""
         for name in (LAST, BEST, RECORD):
             (self.directory / name).unlink(missing_ok=True)
 
@@ -215,13 +215,13 @@ class Run:
             Whether there was a checkpoint.
 
         Raises:
-            ValueError: the checkpoint belongs to other options or other data, or is damaged, or
-                the best epoch's is: an epoch later that one could not be restored.
+            ValueError: the checkpoint belongs to other options or other data, or the checkpoint of
+                the last or the best epoch is damaged.
         """
         path = self.directory / LAST
         if not path.exists() and not (self.directory / RECORD).exists():
-            return False  # at most a best checkpoint: the first epoch did not end
-        start_anew = "give --overwrite to start anew"
+            return False  # at most a best checkpoint: the first epoch did not finish
+        start_anew = "pass --overwrite to start again"
         try:
             state = read_checked(path, PARTS)
         except ValueError as error:
@@ -236,11 +236,11 @@ class Run:
             )
             raise ValueError(
                 f"--resume: {path} was made with {told}; "
-                f"give the same options or another --out, or {start_anew}"
+                f"pass the same options or another --out, or {start_anew}"
             )
         if state["data"] != self.digest:
             raise ValueError(
-                f"--resume: {path} does not fit the data, which must have changed; {start_anew}"
+                f"--resume: {path} does not match the data, which has changed; {start_anew}"
             )
         try:
             self.restore_best()
@@ -277,13 +277,13 @@ class Run:
         }
 
     def _words(self, captions: Tensor) -> Tensor:
-        """Return the captions' words, ``[N, L]`` with L cut to the longest of them."""
+        """Return the words of captions, ``[N, L]``, with L cut to the longest of them."""
         words = self.words[captions]
         return words[:, : int((words != PADDING).sum(1).max())]
 
 
 def report_as_json(report: RetrievalReport) -> dict[str, Any]:
-    """Return a report's figures for a machine to read; recalls in percent."""
+    """Return the results of a report as a dictionary for JSON; recalls in percent."""
     return {
         "i2t": {str(k): recall for k, recall in report.i2t.items()},
         "t2i": {str(k): recall for k, recall in report.t2i.items()},

@@ -1,4 +1,4 @@
-"""Captions to padded word numbers."""
+"""Conversion of captions to padded word numbers."""
 
 import re
 from collections import Counter
@@ -30,8 +30,8 @@ class Vocabulary:
 
     Args:
         captions: the training captions.
-        min_count: rarer words become the unknown word.
-        tokenizer: ``"words"``, or ``"characters"`` where captions have no spaces between words.
+        min_count: words that occur less often become the unknown word.
+        tokenizer: ``"words"``, or ``"characters"`` for captions without spaces between words.
 
     Raises:
         ValueError: ``min_count`` is below 1, ``tokenizer`` is unknown, or no word is left.
@@ -49,7 +49,7 @@ class Vocabulary:
         counts = Counter(word for caption in captions for word in self.split(caption))
         kept = sorted(word for word, count in counts.items() if count >= min_count)
         if not kept:
-            remedy = "; where no space divides words, take --tokenizer characters"
+            remedy = "; for captions without spaces, use --tokenizer characters"
             raise ValueError(
                 f"Vocabulary: none of the {len(counts)} different {tokenizer} in the training "
                 f"captions occurs {min_count} times{remedy if tokenizer == 'words' else ''}"
@@ -57,17 +57,18 @@ class Vocabulary:
         self.numbers = {word: number for number, word in enumerate(kept, start=UNKNOWN + 1)}
 
     def __len__(self) -> int:
-        """Number of rows an embedding needs, padding and the unknown word included."""
+        """Return the number of rows of an embedding, including padding and the unknown word."""
         return len(self.numbers) + UNKNOWN + 1
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Turn captions into one padded array.
+        """Convert captions to one padded array.
 
         Args:
-            captions: M captions; one without a word becomes a single unknown word.
+            captions: M captions; a caption without a word becomes a single unknown word.
 
         Returns:
-            int64 ``[M, L]``, L the longest caption's words; `PADDING` fills the right.
+            int64 ``[M, L]``, where L is the number of words of the longest caption. Rows are padded
+            with `PADDING` on the right.
         """
         rows = [
             [self.numbers.get(word, UNKNOWN) for word in self.split(caption)] or [UNKNOWN]

@@ -73,7 +73,7 @@ def test_resume_refuses_a_damaged_checkpoint(scenes, tmp_path, capsys):
     assert train_retrieval.main(small("--out", tmp_path, "--resume")) == 2
     told = capsys.readouterr().err
     assert "last.pt is not a checkpoint (UnpicklingError" in told and told.count("\n") == 1
-    assert told.endswith("; give --overwrite to start anew\n")
+    assert told.endswith("; pass --overwrite to start again\n")
 
 
 def test_resume_refuses_a_checkpoint_of_other_data(precomp, tmp_path, capsys, monkeypatch):
@@ -88,7 +88,7 @@ def test_resume_refuses_a_checkpoint_of_other_data(precomp, tmp_path, capsys, mo
 
     monkeypatch.setattr(train_retrieval.precomp, "load_precomp", narrower)
     assert train_retrieval.main([*arguments, "--resume"]) == 2
-    assert "last.pt does not fit the data" in capsys.readouterr().err
+    assert "last.pt does not match the data" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_ends_in_one_line_with_its_path(
     assert train_retrieval.main(arguments) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and str(tmp_path / checkpoint) in told and len(told) < 400
-    assert told.endswith("; give --overwrite to start anew\n")
+    assert told.endswith("; pass --overwrite to start again\n")
 
 
 def test_a_run_that_lost_a_checkpoint_is_not_repeated_in_silence(
@@ -160,7 +160,7 @@ def test_a_changed_caption_is_other_data(precomp, tmp_path, capsys):
     captions = tmp_path / "data" / "dev_caps.txt"
     captions.write_text(captions.read_text().replace("red dog", "dog red", 1))
     assert train_retrieval.main([*arguments, "--resume"]) == 2
-    assert "last.pt does not fit the data, which must have changed" in capsys.readouterr().err
+    assert "last.pt does not match the data, which has changed" in capsys.readouterr().err
 
 
 def test_an_old_run_is_replaced_only_when_asked(finished, scenes, tmp_path, capsys):
@@ -169,7 +169,7 @@ def test_an_old_run_is_replaced_only_when_asked(finished, scenes, tmp_path, caps
     arguments = small("--loss", "sigmoid", "--epochs", 1, "--out", tmp_path)
     assert train_retrieval.main(arguments) == 2
     told = capsys.readouterr().err
-    assert f"--out {tmp_path} holds a run; give --resume to continue it, --overwrite" in told
+    assert f"--out {tmp_path} holds a run; pass --resume to continue it, --overwrite" in told
     assert (tmp_path / LAST).read_bytes() == before
     assert train_retrieval.main([*arguments, "--overwrite"]) == 0
     assert torch.load(tmp_path / LAST)["options"]["loss"] == "sigmoid"

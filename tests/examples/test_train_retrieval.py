@@ -105,7 +105,7 @@ def test_mostly_unknown_captions_are_told(chinese, tmp_path, capsys):
 def test_max_minutes_ends_after_the_epoch(scenes, tmp_path, capsys):
     arguments = small("--epochs", 9, "--max-minutes", 1e-9, "--out", tmp_path)
     assert train_retrieval.main(arguments) == 0
-    assert "--max-minutes 1e-09 are over" in capsys.readouterr().out
+    assert "--max-minutes 1e-09 reached" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "history.json").read_text())["epochs"]) == 1
 
 
