@@ -4,13 +4,15 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from typing import Any
 
 from itm_kernels import __version__, backends
+from itm_kernels._policies import POLICIES
 
 
 def report() -> dict[str, Any]:
-    """Return what `info` says, as `info --json` prints it."""
+    """Return the report of `info --json`."""
     return {
         "itm_kernels": __version__,
         "versions": backends.versions(),
@@ -18,14 +20,15 @@ def report() -> dict[str, Any]:
         "extension": {**backends.build_info(), "reason": backends.NOT_BUILT},
         "remedies": backends.remedies(),
         "operators": [row._asdict() for row in backends.available()],
+        "policies": [policy._asdict() for policy in POLICIES],
     }
 
 
 def info() -> str:
-    """Return the report that `info` prints."""
+    """Return the report of `info`."""
     found = report()
     lines = [f"itm_kernels {found['itm_kernels']}"]
-    lines += [f"{name:12}{value or 'not there'}" for name, value in found["versions"].items()]
+    lines += [f"{name:12}{value or 'not installed'}" for name, value in found["versions"].items()]
     cpu, extension = found["cpu"], found["extension"]
     screening = "on" if cpu["bf16_screening"] else "off"
     lines += [f"{'cpu':12}{cpu['instruction_set']}, {_threads(cpu['threads'])}, "]
@@ -35,7 +38,7 @@ def info() -> str:
     if operators:
         lines += [f"{'':12}kernels: {', '.join(f'{len(k)} for {d}' for d, k in operators.items())}"]
     lines += [f"{'get ' + name:12}{how}" for name, how in found["remedies"].items()]
-    return "\n".join([*lines, "", *_table(found["operators"])])
+    return "\n".join([*lines, "", *_table(found["operators"]), "", *_policies()])
 
 
 def _threads(count: int) -> str:
@@ -43,17 +46,28 @@ def _threads(count: int) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Say what each operator runs on; what holds for several of them is a note, written once."""
+    """Return a line per operator and device, then the numbered notes that they refer to."""
     width = max(len(row["operator"]) for row in rows) + 2
     lines = [f"{'operator':{width}}{'device':8}{'auto':11}notes"]
     notes: dict[str, int] = {}
     for row in rows:
-        here = f" for {row['operator']} on {row['device']}"  # which the row says
+        here = f" for {row['operator']} on {row['device']}"  # as the row states
         reasons = [f"{name}: {why.replace(here, '')}" for name, why in row["reasons"].items()]
         numbers = [notes.setdefault(note, len(notes) + 1) for note in [*row["ranges"], *reasons]]
         cells = f"{row['operator']:{width}}{row['device']:8}{row['auto']:11}"
         lines.append((cells + ", ".join(map(str, numbers))).rstrip())
     return [*lines, "", *(f"{number:>3}  {note}" for note, number in notes.items())]
+
+
+def _policies() -> list[str]:
+    """Return the choices between algorithms of one backend, with their reasons."""
+    lines = ["algorithms of one backend"]
+    wrapper = textwrap.TextWrapper(
+        100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+    )
+    for policy in POLICIES:
+        lines += wrapper.wrap(f"{policy.name}: {policy.choice} ({policy.reason})")
+    return lines
 
 
 def main() -> None:
@@ -62,14 +76,14 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"itm_kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
-        "info", help="versions, built backends and what each operator runs on"
+        "info", help="versions, built backends, and the backend of each operator"
     )
-    command.add_argument("--json", action="store_true", help="the same for programs")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
     try:
         print(json.dumps(report(), indent=2) if options.json else info(), flush=True)
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        # Python flushes once more when it ends.
+    except BrokenPipeError:  # the reader has closed its end early, as `head` does
+        # Python flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -176,32 +176,6 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(found)
 
 
-# Namespaces whose operators with a `cosine` take raw rows: on tensor cores half precision is exact.
-RAW_ROWS = (NAMESPACES["triton"],)
-# Those that form a whole loss's gradients in its forward pass, and so multiply three times instead
-# of four; native kernels keep scores for that, up to a size.
-GRADIENTS_AT_ONCE = (NAMESPACES["triton"],)
-# Scores up to this size are kept from the forward pass for the backward pass, which then multiplies
-# three times and not four. Beyond, memory stays O(N D).
-KEPT_BYTES = 64 << 20
-
-
-def keeps_scores(namespace: str, x: Tensor, y: Tensor) -> bool:
-    """Return whether a forward pass is to keep its scores `[N, M]` for the backward pass.
-
-    Triton multiplies again, in memory that grows with N and M alone. Counted for InfoNCE, D = 1024,
-    at the cost sheet's rates of an H200: scores kept in fp32 would save 12 % of a step in bf16 at N
-    = 4096 (16 % in fp32) and 17 % (19 %) at 16,384, for 67 MB and 1.1 GB: what eager keeps. 16 bits
-    a score would save 15 % (17 %) and 20 % (21 %), but fp32's gradients would err over 100 times
-    as much as they may, bf16's at a scale of 100 from 1.6 (fp16 scores) to 18 times (fp16
-    exponentials); bf16 exponentials of a row's highest logit hold there, for bf16 rows alone.
-    """
-    if namespace == NAMESPACES["triton"]:
-        return False
-    size = 8 if x.dtype == torch.float64 else 4
-    return x.shape[0] * y.shape[0] * size <= KEPT_BYTES
-
-
 def scores_empty(keep: bool, x: Tensor, y: Tensor) -> Tensor:
     """Return uninitialised scores `[N, M]`, `[0, 0]` where none are kept."""
     return wide_empty(x, *((x.shape[0], y.shape[0]) if keep else (0, 0)))

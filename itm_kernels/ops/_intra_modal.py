@@ -9,6 +9,7 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend, Metric
+from itm_kernels._policies import keeps_band_mask
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, torch_op, wide_empty
 
@@ -83,10 +84,7 @@ class IntraModal(torch.autograd.Function):
         per_row: bool,
     ) -> Tensor:
         forward = torch_op(namespace, "intra_modal_forward")
-        N, D = x.shape
-        bounded = mode != "official" or metric == "cosine"
-        # No larger than x in fp32: memory stays O(N D).
-        keep_mask = ctx.needs_input_grad[1] and bounded and N <= 32 * D
+        keep_mask = ctx.needs_input_grad[1] and keeps_band_mask(x, metric, mode)
         row, *saved = forward(x, ids, metric, mode, lower, upper, per_row, keep_mask)
         ctx.save_for_backward(x, ids, row, *saved)
         ctx.options = namespace, metric, mode

@@ -9,12 +9,11 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
+from itm_kernels._policies import NORMALISES_ROWS, keeps_scores
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
-    RAW_ROWS,
     define,
     distinct,
-    keeps_scores,
     scores_empty,
     torch_op,
     wide_empty,
@@ -81,7 +80,7 @@ def _backward_fake(
 _INPUTS = (
     "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids, Tensor? positive, bool cosine"
 )
-# cosine: scores are cosines of rows as they came, for backends in `_define.RAW_ROWS`.
+# cosine: scores are cosines of rows as they came, for backends in `_policies.NORMALISES_ROWS`.
 # scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
 define(
     "log_sum_exp_forward",
@@ -161,7 +160,7 @@ def fused_log_sum_exp(
 
 def normalises_rows(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
     """Return whether the backend that would run forms cosines of rows as they came."""
-    return _resolve(x, y, function, backend) in RAW_ROWS
+    return _resolve(x, y, function, backend) in NORMALISES_ROWS
 
 
 def _resolve(x: Tensor, y: Tensor, function: str, backend: str) -> str | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._policies import NORMALISES_ROWS, keeps_scores
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import RAW_ROWS, distinct, keeps_scores, torch_op
+from itm_kernels.ops._define import distinct, torch_op
 from itm_kernels.ops._unit_rows import Sides
 
 
@@ -77,7 +78,7 @@ def fused_pair_entropy(
     """
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "log_sum_exp", image, backend, sides)
-    if namespace is None or namespace in RAW_ROWS:
+    if namespace is None or namespace in NORMALISES_ROWS:
         return None
     parts = ("cross_entropy",) if unit else ("cross_entropy", "unit_rows")
     if any(resolve(function, part, image, "auto") != namespace for part in parts):

@@ -9,7 +9,8 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
-from itm_kernels.backends import NAMESPACES, resolve
+from itm_kernels._policies import RANKS_IN_KERNEL
+from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, torch_op
 
 # Elements: 512 KiB of int64 stay in a CPU's cache; elsewhere a block is five launches, and 64 MiB.
@@ -49,8 +50,6 @@ def _total_fake(
     return queries.new_empty(queries.shape[0], dtype=torch.float64), *counts
 
 
-# Namespaces with kernels for ranks and for keys: a launch each, instead of dozens of ATen's.
-_AT_ONCE = (NAMESPACES["triton"],)
 define(
     "ranks_total",
     "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
@@ -75,7 +74,7 @@ def row_keys(x: Tensor, function: str = "ranks", backend: str = "auto") -> Tenso
     keys tell that they tie. Integers alone: no rounding depends on where a row stands.
     """
     namespace = resolve(function, "ranks", x, backend)
-    if namespace in _AT_ONCE:
+    if namespace in RANKS_IN_KERNEL:
         return torch_op(namespace, "row_keys")(x)
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
     rows = max(1, _KEYS_AT_ONCE.get(x.device.type, _KEYS_AT_ONCE_ELSEWHERE) // x.shape[1])
@@ -110,7 +109,7 @@ def fused_ranks(
     """Compute `ranks` of checked arguments, on behalf of a public function."""
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve(function, "ranks", queries, backend)
-    if namespace in _AT_ONCE:
+    if namespace in RANKS_IN_KERNEL:
         return Ranks(*torch_op(namespace, "ranks_total")(*inputs))
     implementation = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)

@@ -9,11 +9,11 @@ from itm_kernels import _checks, reference
 from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend, Weights
+from itm_kernels._policies import keeps_synthesis_scores
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
     distinct,
-    keeps_scores,
     scores_empty,
     torch_op,
     wide_empty,
@@ -92,18 +92,6 @@ for _name, _inputs, _fake in (
     )
 
 
-def _keeps_scores(namespace: str, name: str, anchors: Tensor, members: Tensor) -> bool:
-    """Return whether a forward pass is to keep its scores; a CUDA kernel makes its softmax anew.
-
-    Cosines are `[N, K]`: beside them scores that are larger than the inputs would be half of what a
-    loss holds (InfoCMR, 4,096 x 256: 128 of 257 MiB) and save no time that could be measured.
-    """
-    (N, D), M = anchors.shape, members.shape[0]
-    if anchors.device.type != "cpu" or (name == "rbf_synthesis_logits" and N * M > (N + M) * D):
-        return False
-    return keeps_scores(namespace, anchors, members)
-
-
 class RbfSynthesis(torch.autograd.Function):
     """Vectors or logits, by the operator's name; both recompute the softmax in backward."""
 
@@ -120,7 +108,9 @@ class RbfSynthesis(torch.autograd.Function):
         *options: Any,
     ) -> tuple[Tensor, Tensor]:
         inputs = anchors, members, assignment, anchor_ids, member_ids
-        keep = any(ctx.needs_input_grad) and _keeps_scores(namespace, name, anchors, members)
+        keep = any(ctx.needs_input_grad) and keeps_synthesis_scores(
+            namespace, name, anchors, members
+        )
         output, valid, scores = torch_op(namespace, f"{name}_forward")(*inputs, *options, keep)
         ctx.mark_non_differentiable(valid)
         ctx.save_for_backward(scores, *inputs)

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from itm_kernels import backends, reference
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._policies import GRADIENTS_IN_FORWARD, NORMALISES_ROWS, keeps_scores
 from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
-    GRADIENTS_AT_ONCE,
-    RAW_ROWS,
     define,
     distinct,
-    keeps_scores,
     scores_empty,
     torch_op,
     wide_empty,
@@ -89,7 +87,7 @@ _INPUTS = (
 )
 # scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
 # cosine: rows come as they are, and scores are cosines; else dot products. Backends that take unit
-# rows are handed those, and False (`_define.RAW_ROWS`).
+# rows are handed those, and False (`_policies.NORMALISES_ROWS`).
 define(
     "sigmoid_forward",
     f"({_INPUTS}, bool keep_scores, bool cosine) -> (Tensor loss, Tensor scores)",
@@ -147,7 +145,7 @@ class Sigmoid(torch.autograd.Function):
         cosine: bool,
     ) -> Tensor:
         made: tuple[Tensor, ...] = ()
-        if cosine and namespace not in RAW_ROWS:
+        if cosine and namespace not in NORMALISES_ROWS:
             made = Sides.of(namespace, image, text)
             image, text, cosine = made[2], made[3], False
         inputs = image, text, scale, bias, positive, image_ids, text_ids
@@ -195,7 +193,7 @@ class SigmoidTotal(torch.autograd.Function):
     ) -> Tensor:
         inputs = image, text, scale, fixed_scale, bias, fixed_bias, positive, image_ids, text_ids
         wanted = any(ctx.needs_input_grad)
-        at_once = wanted and namespace in GRADIENTS_AT_ONCE
+        at_once = wanted and namespace in GRADIENTS_IN_FORWARD
         total, *parts = torch_op(namespace, "sigmoid_total_forward")(
             *inputs, weight, cosine, at_once, wanted and not at_once
         )
@@ -237,7 +235,7 @@ def fused_sigmoid(
     namespace = resolve(function, "sigmoid", image, backend, sides)
     # One step of autograd where one backend holds both operators: three take longer than they do.
     both = namespace is not None and resolve(function, "unit_rows", image, "auto") == namespace
-    if cosine and namespace not in RAW_ROWS and not both:
+    if cosine and namespace not in NORMALISES_ROWS and not both:
         image, text = (fused_unit_rows(rows, function, backend) for rows in (image, text))
         cosine = False
     if namespace is None:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._policies import keeps_scores
 from itm_kernels._positives import Pairs
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
     distinct,
-    keeps_scores,
     scores_empty,
     torch_op,
     wide_empty,

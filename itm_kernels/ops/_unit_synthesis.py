@@ -1,6 +1,6 @@
 """Cosines of rows as they came with synthetic vectors that are constants, for a loss.
 
-Backends in `_define.RAW_ROWS` have it; elsewhere unit rows go to `rbf_synthesis_logits`.
+Backends in `_policies.NORMALISES_ROWS` have it; elsewhere unit rows go to `rbf_synthesis_logits`.
 """
 
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._policies import NORMALISES_ROWS
 from itm_kernels.backends import resolve
-from itm_kernels.ops._define import RAW_ROWS, define, distinct, torch_op, wide_empty
+from itm_kernels.ops._define import define, distinct, torch_op, wide_empty
 from itm_kernels.ops._rbf_synthesis import SynthesisLogits, SynthesisOptions
 
 
@@ -96,7 +97,7 @@ class _UnitSynthesis(torch.autograd.Function):
 def normalises_rows(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
     """Return whether the backend that would run takes rows as they came."""
     sides = anchors.shape[0], members.shape[0]
-    return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in RAW_ROWS
+    return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in NORMALISES_ROWS
 
 
 @outside_autocast

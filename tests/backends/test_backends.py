@@ -1,6 +1,7 @@
 """The one place that chooses: what "auto" picks, what is refused and why, what `info` says."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 import itm_kernels
 from eager_backend import NAMESPACE, as_native
 from itm_kernels import __main__, backends, losses
+from itm_kernels._policies import POLICIES
+from processes import ROOT
 
 IMAGE = torch.eye(3)
 
@@ -205,6 +208,7 @@ def test_info_for_programs_says_the_same(capsys: pytest.CaptureFixture[str]) -> 
     assert found["extension"] == {**backends.build_info(), "reason": backends.NOT_BUILT}
     assert found["remedies"] == backends.remedies()
     assert found["operators"] == [row._asdict() for row in backends.available()]
+    assert found["policies"] == [policy._asdict() for policy in POLICIES]
 
 
 def test_version_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,3 +242,18 @@ def test_operators_of_the_table_are_those_defined() -> None:
         "unit_synthesis": "rbf_synthesis_logits",
     }
     assert set(others.values()) <= set(backends.OPERATORS)
+
+
+def test_every_policy_names_the_code_that_decides() -> None:
+    report = " ".join(__main__.info().split())
+    assert len({policy.name for policy in POLICIES}) == len(POLICIES)
+    for name, choice, reason, file, code in POLICIES:
+        assert f"{name}: {choice} ({reason})" in report
+        assert code in (ROOT / file).read_text(), f"{name}: no {code} in {file}"
+    decided = {
+        policy.code.split()[0] for policy in POLICIES if policy.file.endswith("_policies.py")
+    }
+    modules = (ROOT / "itm_kernels" / "ops").glob("*.py")
+    used = {word for path in modules for word in re.findall(r"\w+", path.read_text())}
+    assert decided - {"KEPT_BYTES"} <= used  # keeps_scores, which other policies call, reads it
+    assert "keeps_scores" in used

@@ -88,9 +88,10 @@ LAYERS: dict[str, set[str]] = {
     "_extension": {"_warnings"},
     "_devices": set(),
     "_availability": {"backends"},
+    "_policies": {"backends"},
     "backends": {"_devices", "_extension", "_checks", "_options", "_availability"},
     "_positives": {"_checks", "_options"},
-    "ops": {"backends", "reference", *SHARED},
+    "ops": {"backends", "reference", "_policies", *SHARED},
     "losses": {
         *("ops", "reference", "backends", "mining", "synthesis"),
         *SHARED,
@@ -105,7 +106,7 @@ AROUND: dict[str, set[str]] = {
     "fusion": FOUNDATION,
     "_diagnostics": FOUNDATION | {"losses"},
     "compat": FOUNDATION | {"losses", "functional"},
-    "__main__": {"backends", "__version__"},
+    "__main__": {"backends", "_policies", "__version__"},
 }
 
 

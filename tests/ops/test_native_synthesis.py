@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compiled import assert_agrees_with_lower_sets, every_instruction_set
-from itm_kernels.ops import _define, _rbf_synthesis
+from itm_kernels import _policies
 from itm_kernels.ops._rbf_synthesis import (
     SynthesisOptions,
     fused_rbf_synthesis,
@@ -115,7 +115,7 @@ def test_kept_scores_are_those_that_are_computed_again(
 ) -> None:
     case = problem(*size, layout)
     kept = results(case, "native", weights, logits)
-    monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+    monkeypatch.setattr(_policies, "KEPT_BYTES", 0)
     same(kept, results(case, "native", weights, logits))
 
 
@@ -151,13 +151,14 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> No
     kept = []
 
     def record(namespace: str, x: Tensor, y: Tensor) -> bool:
-        kept.append(_define.keeps_scores(namespace, x, y))
+        kept.append(keeps_scores(namespace, x, y))
         return kept[-1]
 
-    monkeypatch.setattr(_rbf_synthesis, "keeps_scores", record)
+    keeps_scores = _policies.keeps_scores
+    monkeypatch.setattr(_policies, "keeps_scores", record)
     case = problem(5, 7, 9, 2).to(torch.float32)
     for size in (4 * 5 * 7, 4 * 5 * 7 - 1):
-        monkeypatch.setattr(_define, "KEPT_BYTES", size)
+        monkeypatch.setattr(_policies, "KEPT_BYTES", size)
         results(case, "native", "kam", logits=False)
     assert kept == [True, False]
     fused_rbf_synthesis(

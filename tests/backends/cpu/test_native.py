@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
-from itm_kernels import backends, functional, ops
-from itm_kernels.ops import _define
+from itm_kernels import _policies, backends, functional, ops
+from itm_kernels.ops import _log_sum_exp, _pair_entropy, _sigmoid, _sum_of_hinges
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 
@@ -45,7 +44,7 @@ def in_every_way(cases: Sequence[Case]) -> list[Any]:
 def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep all scores for the backward pass, or none."""
     if request.param == "recomputed":
-        monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+        monkeypatch.setattr(_policies, "KEPT_BYTES", 0)
 
 
 def results(case: Case, backend: str, rows: Sequence[Tensor], **ids: Tensor) -> list[Tensor]:
@@ -88,7 +87,7 @@ def test_kept_scores_are_those_that_are_computed_again(
 ) -> None:
     image, text = batch(N, D, dtype)
     kept = gradients(BY_NAME[name].loss(image, text, "native"), image, text)
-    monkeypatch.setattr(_define, "KEPT_BYTES", 0)
+    monkeypatch.setattr(_policies, "KEPT_BYTES", 0)
     computed = gradients(BY_NAME[name].loss(image, text, "native"), image, text)
     for ours, theirs in zip(kept, computed, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -112,14 +111,13 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(
         kept.append(keeps_scores(namespace, x, y))
         return kept[-1]
 
-    keeps_scores = _define.keeps_scores
-    for file in ("log_sum_exp", "pair_entropy", "sigmoid", "sum_of_hinges"):
-        # `ops.log_sum_exp` is a function.
-        monkeypatch.setattr(import_module(f"itm_kernels.ops._{file}"), "keeps_scores", record)
+    keeps_scores = _policies.keeps_scores
+    for module in (_log_sum_exp, _pair_entropy, _sigmoid, _sum_of_hinges):
+        monkeypatch.setattr(module, "keeps_scores", record)
     loss = getattr(functional, f"{name}_loss")
     image, text = batch(40, 9, torch.float32)
     for size in (4 * 40 * 40, 4 * 40 * 40 - 1):
-        monkeypatch.setattr(_define, "KEPT_BYTES", size)
+        monkeypatch.setattr(_policies, "KEPT_BYTES", size)
         loss(image, text, backend="native")
     assert kept == [True, False]
     loss(image.detach(), text.detach(), backend="native")
