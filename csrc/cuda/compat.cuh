@@ -1,7 +1,6 @@
 #pragma once
-// What a GPU and the emulator (tests/support/emulator) do differently, so that kernels need not
-// know: how to launch, shared memory, asynchronous copies, numbers of 16 bits. All PTX of the
-// project is here.
+// The differences between a GPU and the emulator (tests/support/emulator), hidden from kernels:
+// shared memory, asynchronous copies, 16-bit numbers. All PTX of the project is written here.
 
 #include <cmath>
 #include <cstdint>
@@ -21,7 +20,7 @@ struct alignas(kBytes) Bytes {
   unsigned char v[kBytes];
 };
 
-// Neighbours that are moved at once, where that is one instruction.
+// Adjacent values, loaded or stored by one instruction where the hardware can.
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Several {
   T v[kCount];
@@ -90,11 +89,12 @@ using Wide = decltype(widen(T{}));
 // -- shared memory and copies into it --
 
 #ifdef __CUDACC__
-// The block's shared memory; the emulator's checks every access.
+// The block's shared memory. The emulator's version checks every access.
 template <typename T>
 class Shared {
  public:
-  // A kernel asks once: its memory is then in the compiler's report, and within 48 KiB.
+  // A kernel calls this once. Static shared memory appears in the compiler's report and stays
+  // within 48 KiB.
   template <int kCount>
   static __device__ __forceinline__ Shared all() {
     __shared__ alignas(16) unsigned char raw[kCount * sizeof(T)];
@@ -110,8 +110,8 @@ class Shared {
     *reinterpret_cast<Value*>(data_ + i) = value;
   }
 
-  // Copies Value from global memory while the thread goes on, before sm_80 at once; 0 without
-  // there.
+  // Copies Value from global memory asynchronously (before sm_80, synchronously); writes 0 unless
+  // `there`.
   template <typename Value>
   __device__ __forceinline__ void copy_async(int i, const void* from, bool there = true) const {
 #if __CUDA_ARCH__ < 800
@@ -140,7 +140,7 @@ __device__ __forceinline__ void close_copies() {
 #endif
 }
 
-// Waits for this thread's copies but those of the kOpen groups that it closed last.
+// Waits for this thread's copies, except those of the last kOpen groups that it closed.
 template <int kOpen>
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -149,8 +149,8 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 #endif
 
-// blockIdx.x, read anew at every call: what a kernel derives from it for its end would otherwise
-// occupy registers all through its loop.
+// blockIdx.x, read again at every call: values that a kernel's epilogue derives from it would
+// otherwise occupy registers during its main loop.
 __device__ __forceinline__ int64_t block_index() {
 #ifdef __CUDACC__
   unsigned index;
@@ -161,11 +161,11 @@ __device__ __forceinline__ int64_t block_index() {
 #endif
 }
 
-// -- launches --
+// -- overlap of launches --
 
-// Returns once the launches before have written what they write. Every kernel begins with it. From
-// sm_90 on its blocks come here while those of the launch before still run, as those of the next
-// may from here on: a launch then costs no more than what it waits for.
+// Returns once all earlier launches have written their results; the first statement of every
+// kernel. From sm_90 on, blocks arrive here while the previous launch still runs, and blocks of the
+// next launch may start from here on, so a launch costs no more than the results that it waits for.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

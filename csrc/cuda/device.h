@@ -1,7 +1,7 @@
 #pragma once
-// What the CUDA operators need from ATen. With ITM_EMULATED the same files make operators that run
-// the same kernels on the host: tests/support/emulator has no device, no stream, and a namespace
-// of its own.
+// ATen helpers of the CUDA operators. With ITM_EMULATED, the same files define operators that run
+// the same kernels on the host: tests/support/emulator has no device, no stream, and its own
+// namespace.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
@@ -25,7 +25,7 @@
 
 namespace itm::cuda {
 
-// Makes a tensor's device the current one, and knows its stream.
+// Makes a tensor's device current and gives access to its stream.
 #ifdef ITM_EMULATED
 struct OnDevice {
   explicit OnDevice(const Tensor&) {}
@@ -63,8 +63,8 @@ inline Metric metric_of(std::string_view name) {
   return name == "l1" ? Metric::kL1 : name == "l2" ? Metric::kL2 : Metric::kSquare;
 }
 
-// Rows [B, N, D] as the kernels want them: columns in fours, copied with zeros if they are not. A
-// matrix that is repeated for a batch is copied once.
+// Rows [B, N, D] as the kernels require them, padded to a multiple of 4 columns; rows that are not
+// are copied, with zeros. A matrix that is repeated over a batch is copied once.
 inline Tensor pad_to_four(const Tensor& x) {
   const int64_t D = x.size(2), padded = (D + 3) / 4 * 4;
   const bool repeated = x.size(0) > 1 && x.stride(0) == 0;
@@ -78,7 +78,7 @@ inline Tensor pad_to_four(const Tensor& x) {
   return copy;
 }
 
-inline Matrix matrix_of(const Tensor& x) {  // [B, N, D] in fours
+inline Matrix matrix_of(const Tensor& x) {  // [B, N, D], padded
   return {x.const_data_ptr(), x.size(1), x.stride(1), x.stride(0)};
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// From the types and metrics that operands.h names to those that kernels are compiled for.
+// Dispatches the types and metrics of operands.h to those that kernels are compiled for.
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/operands.h"

@@ -57,8 +57,8 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
 constexpr int64_t kMostBlocks = ITM_MOST_BLOCKS;
 #endif
 
-// Calls start(first, count) for ranges of blocks that fit into one launch. No blocks, no call:
-// launching an empty grid is an error.
+// Calls start(first, count) for ranges of blocks that fit into one launch. An empty grid makes no
+// call: launching it is an error.
 template <typename Start>
 void in_launches(int64_t blocks, Start&& start) {
   for (int64_t first = 0; first < blocks; first += kMostBlocks)

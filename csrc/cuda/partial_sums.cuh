@@ -1,13 +1,13 @@
 #pragma once
-// Numbers that were summed in parts. A load from L2 takes as long as hundreds of additions: those
-// of all parts of several numbers are on their way before the first is waited for. Parts are added
-// in their order, however many are loaded at once.
+// Sums of values that are stored in parts. A load from L2 takes as long as hundreds of additions,
+// so the parts of several values are all requested before the first is used. Parts are added in
+// increasing order, however many are loaded at once.
 
 #include "cuda/compat.cuh"
 
 namespace itm::cuda {
 
-// The next parts, of which only so many are left; from[k] is where number k of the first lies.
+// Adds the next parts, of which `left` remain; from[k] points to value k of the first.
 template <int kParts, typename C, typename Index, int kCount>
 __device__ __forceinline__ void add_next_parts(const C* const (&from)[kCount], Index left,
                                                Index step, C (&sum)[kCount]) {
@@ -22,9 +22,9 @@ __device__ __forceinline__ void add_next_parts(const C* const (&from)[kCount], I
     for (int k = 0; k < kCount; ++k) sum[k] += part[p][k];
 }
 
-// The sums of numbers at at[k] of parts that lie a step apart. 16 parts are what D = 1024 of 128
-// pairs is shared out into. 128 bytes a thread are on their way at once: of 256 threads they are
-// twice what L2 delivers to a multiprocessor meanwhile, and what registers hold.
+// Sums the values at at[k] over parts that are a step apart. 16 parts are the split of D = 1024 for
+// 128 pairs. Each thread has 128 bytes in flight: for 256 threads this is twice what L2 delivers to
+// a multiprocessor in that time, and it fits into registers.
 template <typename C, typename Index, int kCount>
 __device__ __forceinline__ void read_parts(const C* data, Index parts, Index step,
                                            const Index (&at)[kCount], C (&sum)[kCount]) {

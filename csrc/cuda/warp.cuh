@@ -1,5 +1,5 @@
 #pragma once
-// What a warp does together.
+// Operations of one warp.
 
 #include "cuda/compat.cuh"
 

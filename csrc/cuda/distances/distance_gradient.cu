@@ -1,4 +1,4 @@
-// Launches the kernels that send the gradient of distances to their rows.
+// Launches the gradient of distances.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/distance_gradient.cuh"
@@ -9,7 +9,7 @@ namespace itm::cuda {
 
 namespace {
 
-constexpr int64_t kFew = 132;  // multiprocessors: with fewer large blocks, small ones
+constexpr int64_t kFew = 132;  // multiprocessors; with fewer large blocks, small blocks are used
 
 template <typename Tile, typename Weights>
 void launch_distance_gradient(Metric metric, const Rows<typename Tile::T>& x,

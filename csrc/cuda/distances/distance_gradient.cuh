@@ -1,16 +1,16 @@
 #pragma once
-// What rows of y do to rows of x: out[n][d] = sum over m of weight[n][m] sign(x[n][d] - y[m][d]),
-// the gradient of l1 distances, or of weight[n][m] (x[n][d] - y[m][d]).
+// The gradient of l1 distances, out[n][d] = sum over m of weight[n][m] sign(x[n][d] - y[m][d]), or
+// the same sum of weight[n][m] (x[n][d] - y[m][d]).
 //
-// A thread keeps 4 columns of 8 rows of x, and their sums, in registers, while the rows of y pass
-// by in shared memory, 16 at a time, with their weights. Every block adds in the order of y: the
-// same inputs give the same bits, and no memory grows with N M D.
+// A thread keeps 4 columns of 8 rows of x, and their sums, in registers. The rows of y and their
+// weights pass through shared memory, 16 at a time. Every block adds in the order of y: the same
+// inputs give the same bits, and no memory grows with N M D.
 
 #include "cuda/distances/tile.cuh"
 
 namespace itm::cuda {
 
-// Weights that are numbers, with any strides.
+// Dense weights with any strides.
 template <typename T>
 struct DenseWeights {
   static constexpr bool kSparse = false;
@@ -31,7 +31,8 @@ struct DenseWeights {
   }
 };
 
-// share[n] + shares[m] where a bit is set, else 0; chunks without bits are passed over.
+// row_weight[n] + column_weight[m] where a bit is set, else 0. Chunks without a set bit are
+// skipped.
 template <typename T>
 struct BitWeights {
   static constexpr bool kSparse = true;
@@ -53,8 +54,8 @@ struct BitWeights {
   }
 };
 
-// What a pair of numbers adds. Two comparisons and two additions under their predicates, of which a
-// NaN takes none: it is left to show_nan.
+// The contribution of one pair of values: two comparisons and two predicated additions. NaN takes
+// neither addition; propagate_nan handles it.
 struct Sign {
   static constexpr bool kHidesNan = true;
   template <typename C>
@@ -78,11 +79,12 @@ struct GradientTile {
   static constexpr int kOwnRows = kOwnRows_, kThreads = kThreadRows * kThreadColumns;
   static constexpr int kRows = kOwnRows * kThreadRows, kColumns = 4 * kThreadColumns;
   static constexpr int kDepth = 16;               // rows of y at once
-  static constexpr int kWeightPitch = kRows + 4;  // so that few of 16 writes meet in a bank
+  static constexpr int kWeightPitch = kRows + 4;  // fewer bank conflicts among 16 writes
   static constexpr int kWeights = kDepth * kWeightPitch, kStage = kWeights + kDepth * kColumns;
   static constexpr size_t kSharedBytes = 2 * kStage * sizeof(C);
-  static constexpr int kMine = kRows * kDepth / kThreads;  // weights that a thread brings
-  // Of a multiprocessor, which leave 128 registers a thread; fp64, of two a number, may have more.
+  static constexpr int kMine = kRows * kDepth / kThreads;  // weights loaded by a thread
+  // Blocks per multiprocessor: this leaves 128 registers per thread; fp64, with two registers per
+  // value, may use more.
   static constexpr int kBlocks = (std::is_same_v<T, double> ? 256 : 512) / kThreads;
   static_assert(kOwnRows % 4 == 0 && kRows * kDepth % kThreads == 0);
 
@@ -114,7 +116,7 @@ struct GradientTile {
   }
 };
 
-// The sign of NaN is NaN: makes a sum NaN where x - y is, for some row of y.
+// Makes a sum NaN if x - y is NaN for any row of y: the sign of NaN is NaN.
 template <typename Tile>
 __device__ void propagate_nan(const Rows<typename Tile::T>& y, int64_t d, int columns,
                               const Four<typename Tile::C> (&x)[Tile::kOwnRows],
@@ -132,8 +134,8 @@ __device__ void propagate_nan(const Rows<typename Tile::T>& y, int64_t d, int co
     }
 }
 
-// Brings the weights of a chunk: fetch reads them, deposit puts them where all threads see them. A
-// thread's items lie a step apart, along rows or along columns, as the weights lie in memory.
+// Loads the weights of a chunk: fetch reads them from global memory, deposit writes them to shared
+// memory. A thread's weights are a step apart, along rows or along columns, following their layout.
 template <typename Tile, typename Weights>
 class WeightLoader {
   using C = typename Tile::C;
@@ -163,7 +165,7 @@ class WeightLoader {
     for (int i = 0; i < Tile::kMine; ++i)
       to.write(stage + column(i) * Tile::kWeightPitch + row(i), pending_[i]);
   }
-  // Has the chunk a pair, if only of weight 0? What is not a number shows even so.
+  // Returns whether the chunk has any pair. A pair of weight 0 counts: it propagates NaN and Inf.
   __device__ __forceinline__ bool any() const { return any_; }
 
  private:
@@ -186,8 +188,8 @@ class WeightLoader {
   C pending_[Tile::kMine];
 };
 
-// Bits take more registers than numbers: on sm_120 four too many (16 bytes spill) for two large
-// blocks of a multiprocessor, so there one is alone.
+// Bit masks take more registers than dense weights: on sm_120 four too many for two large blocks
+// per multiprocessor (16 bytes spill), so one block runs alone there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 template <typename Tile, typename Weights>
 constexpr int kGradientBlocks =
@@ -213,7 +215,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kGradientBlocks<Tile, Weights>
   const int rows = window(N - first_row, Tile::kRows), columns = window(D - d, Tile::kColumns);
 
   Four<C> here[Tile::kOwnRows], sum[Tile::kOwnRows];
-  C nothing = 0;  // until something is not finite: a multiplication by 0 for every 32 pairs
+  C nothing = 0;  // stays 0 while all values are finite; one multiplication by 0 per 32 pairs
 #pragma unroll
   for (int r = 0; r < Tile::kOwnRows; ++r) {
     const bool there = Tile::row(r) < rows && Tile::column() < columns;
@@ -264,7 +266,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kGradientBlocks<Tile, Weights>
                                   Tile::column()) = sum[r];
 }
 
-// 64 rows by 128 columns, or, for few, 16 by 64; fp64 keeps half as many rows.
+// 64 rows by 128 columns, or 16 by 64 for small problems; fp64 keeps half as many rows.
 template <typename T>
 using LargeGradientTile = GradientTile<T, std::is_same_v<T, double> ? 4 : 8, 8, 32>;
 template <typename T>

@@ -1,4 +1,4 @@
-// Launches the kernels of bounded sums over one modality.
+// Launches bounded sums over one modality.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/intra_modal.cuh"
@@ -8,7 +8,7 @@
 namespace itm::cuda {
 
 namespace {
-constexpr int64_t kFew = 132;  // multiprocessors: with fewer large tiles, small ones
+constexpr int64_t kFew = 132;  // multiprocessors; with fewer large tiles, small tiles are used
 }
 
 int64_t band_side(Type type, int64_t N) {

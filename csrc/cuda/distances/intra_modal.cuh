@@ -1,11 +1,11 @@
 #pragma once
-// Sums over the pairs of one modality whose distance lies inside a band, with the same bounds for
-// all rows: the matrix is symmetric, so tiles on and above the diagonal give sums to their rows and
-// to their columns, and a bit to every pair. The matrix itself is never written.
+// Sums over the pairs of one modality whose distance lies inside a band that is the same for all
+// rows. The matrix is symmetric, so tiles on and above the diagonal contribute to the sums of their
+// rows and of their columns, and write one bit per pair. The matrix itself is never stored.
 //
-// A sum of magnitudes only grows, in fp32 too, because rounding keeps order: once no pair of a tile
-// is below the upper bound, no column of D that follows can bring one back, and the tile ends. Only
-// what is not a number could, so tiles with rows that are not finite go on to the end.
+// A sum of magnitudes never decreases, not even in fp32, because rounding is monotonic. Once no
+// pair of a tile is below the upper bound, no later column of D can bring one back, and the tile
+// stops. Only NaN could, so tiles with rows that are not finite never stop early.
 
 #include "cuda/distances/tile.cuh"
 
@@ -15,24 +15,25 @@ template <typename T>
 struct Band {
   Rows<T> x;
   int64_t D;
-  const int64_t* ids;        // [N] or null; pairs that share one are no pairs
+  const int64_t* ids;        // [N] or null; pairs with equal ids are excluded
   const uint8_t* finite;     // [N]
-  const Wide<T>*low, *high;  // one each: the host does not know what a tensor holds
+  const Wide<T>*low, *high;  // one value each, on the device
   bool take_root, repel;     // repel sums high - delta
 };
 
-// Rows of tiles [first, first + count), of `tiles`. As a triangle each begins at the diagonal.
+// Rows of tiles [first, first + count) out of `tiles`. In a triangle, each row starts at the
+// diagonal.
 struct Panel {
   int64_t first, count, tiles;
   bool triangle;
 
-  // Row k and row count - 1 - k of a triangle have as many tiles together as any other two.
+  // In a triangle, rows k and count - 1 - k together have as many tiles as any other such two.
   __host__ __device__ int64_t width() const {
     return triangle ? 2 * (tiles - first) - count + 1 : tiles;
   }
   int64_t blocks() const { return width() * (triangle ? ceil_div(count, 2) : count); }
 
-  // Returns false for the middle row's second half, which is none.
+  // Returns false for the second half of the middle row, which does not exist.
   __device__ bool place(int64_t block, int64_t& row, int64_t& column) const {
     const int64_t y = block / width(), x = block % width();
     row = first + y;
@@ -44,7 +45,7 @@ struct Panel {
   }
 };
 
-// What a panel leaves: parts of sums, which are added in one order, and bits.
+// The output of a panel: partial sums, which are added in a fixed order, and bits.
 template <typename C>
 struct BandResult {
   C* of_rows;      // [tiles, count * kRows], or null
@@ -59,18 +60,18 @@ struct BandTile {
   static constexpr int kSide = Tile::kRows, kAcross = Tile::kThreadColumns;
   static_assert(Tile::kRows == Tile::kColumns && Tile::kThreadRows == Tile::kThreadColumns);
   static_assert(Tile::kRows % 32 == 0);
-  // What a thread knows of one row, or of one column, until all threads of it are added.
+  // Partial results of one row or column, one per thread, until they are added.
   static constexpr int kPitch = kAcross + 1, kSums = kSide * kPitch;
   static_assert(4 * kSums <= Tile::kNumbers);
 
-  // The sum of a row's, or column's, threads, in their order.
+  // Adds the partial sums of a row's or column's threads in increasing order.
   static __device__ C sum(const Shared<C>& shared, int at, int line) {
     C total = 0;
     for (int k = 0; k < kAcross; ++k) total += shared.read(at + line * kPitch + k);
     return total;
   }
 
-  // Bits [32 word, + 32) of a line: thread k holds those of k, k + kAcross, ...
+  // Bits [32 word, + 32) of a line. Thread k holds the bits of k, k + kAcross, ...
   static __device__ uint32_t bits(const Shared<C>& shared, int at, int line, int word) {
     constexpr int kEach = 32 / kAcross;
     uint32_t found = 0;
@@ -81,7 +82,7 @@ struct BandTile {
     return found;
   }
 
-  // Adds the lines from `first` on to sums[line], and writes their bits from word `word` on.
+  // Writes the sums of `lines` lines to sums[line], and `words` words of bits per line to the mask.
   static __device__ void store(const Shared<C>& shared, int of_sums, int of_bits, int lines,
                                C* sums, uint32_t* mask, int64_t stride, int words) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -92,8 +93,8 @@ struct BandTile {
   }
 };
 
-// Two blocks a multiprocessor leave 128 registers a thread: on sm_100 and later one too few (4
-// bytes spill), so there a large tile may have more, and one block be alone.
+// Two blocks per multiprocessor leave 128 registers per thread, one too few on sm_100 and later (4
+// bytes spill). There, a large tile may use more registers and one block runs alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBandThreads = 256;
 #else
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
   const int columns = window(N - column_tile * kSide, kSide) - Tile::column(0);
   const bool mirror = panel.triangle && row_tile != column_tile;
   C column_sum[Tile::kOwnColumns] = {};
-  uint64_t column_bits = 0;  // kOwnRows of each column: in words of their own they would be 8
+  uint64_t column_bits = 0;  // kOwnRows bits per column; separate words would take 8 registers
   const auto shared = tile.memory();
   const int own_row = Tile::row(0), own_column = Tile::column(0);
   __syncthreads();  // the tile's last chunk has been read
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
     for (int j = 0; j < Tile::kOwnColumns; ++j) {
       const int64_t m = column_tile * kSide + own_column + j * Tile::kThreadColumns;
       const C key = band.take_root ? root(tile.sum[i][j]) : tile.sum[i][j];
-      // "Not outside", so that what is not a number is inside and shows.
+      // "Not outside", so that NaN counts as inside and propagates.
       bool inside = complete && !(key <= low) && !(key >= high);
       inside &= i * Tile::kThreadRows < rows && j * Tile::kThreadColumns < columns;
       if (inside && key == key) inside = band.ids ? band.ids[n] != band.ids[m] : n != m;
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBandThreads / Tile::kThreads)
         to.words, static_cast<int>(ceil_div(row_lines, 32)));
 }
 
-// total[n] += what a panel has left for row n; out[n] = total[n].
+// total[n] += the panel's partial sums of row n; out[n] = total[n].
 template <typename C>
 __global__ void add_panel_kernel(Panel panel, int64_t N, int side, const C* of_rows,
                                  const C* of_columns, int64_t first_block, double* total, C* out) {
@@ -214,7 +215,7 @@ __global__ void add_panel_kernel(Panel panel, int64_t N, int side, const C* of_r
   out[n] = static_cast<C>(sum);
 }
 
-// finite[n] says whether all of row n is; a warp a row.
+// finite[n] = whether all values of row n are finite; one warp per row.
 template <typename T>
 __global__ void finite_rows_kernel(Rows<T> x, int64_t D, int64_t first_block, uint8_t* finite) {
   wait_for_launch_before();

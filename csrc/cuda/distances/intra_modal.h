@@ -37,8 +37,8 @@ struct BandPanel {
 void band(Type type, const BandOptions& options, const Matrix& x, int64_t D, const BandPanel& panel,
           void* stream);
 
-// The same for one type. Each type has a file of its own: together they would take longer to
-// compile than all other files.
+// The same for one type. Each type is compiled in its own file: together they take longer than all
+// other files.
 template <typename T>
 void band_of(const BandOptions& options, const Matrix& x, int64_t D, int64_t side,
              const BandPanel& panel, void* stream);

@@ -1,4 +1,4 @@
-// Launches the kernels of bounded sums for one type of rows.
+// Launches bounded sums for one type of rows.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/distances/intra_modal.cuh"

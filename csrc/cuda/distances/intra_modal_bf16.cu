@@ -1,4 +1,4 @@
-// Bounded sums of rows in bf16.
+// Bounded sums of bf16 rows.
 
 #include "cuda/distances/intra_modal.inl"
 

@@ -1,7 +1,7 @@
-// Bounded sums over the pairs of one modality, on CUDA. Distances within the same bounds for all
-// rows are summed tile by tile, and their matrix is never there; cosines and l2 of few rows are
-// stored. Cosines of many are the library's products, and official distances need whole rows:
-// blocks of rows with all others, no larger than the rows.
+// Bounded sums over the pairs of one modality, on CUDA. Distances with the same bounds for all rows
+// are summed tile by tile, without storing their matrix; cosines and l2 distances of small batches
+// are stored. Cosines of large batches use ATen's matmul, and official distances need whole rows:
+// both are computed for blocks of rows against all others, no larger than the rows.
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -39,17 +39,17 @@ struct Comparison {
         x(rows) {}
 
   bool relative() const { return official && !product; }
-  // Few rows: their scores are stored, and a launch costs more than what it computes.
+  // Small batches store their scores: a launch costs more than its arithmetic.
   bool stored() const { return (product || (l2 && !official)) && rows() <= kMostRows; }
   int64_t rows() const { return x.size(0); }
 
-  // Rows of a block whose distances to all rows are no more numbers than x.
+  // Rows per block, such that their distances to all rows take no more memory than x.
   int64_t rows_at_once() const { return std::max<int64_t>(1, x.size(1) / 128) * 128; }
 
-  // Rows as they are compared: in fp32 or better, for products as unit vectors.
+  // The rows that are compared, in fp32 or better; unit vectors for products.
   Tensor compared() const { return unit ? UnitRows(wide(x)).rows : wide(x); }
 
-  // What the mode bounds, for rows [first, + count) of `from` with all rows.
+  // The values that the mode bounds, for rows [first, + count) of `from` against all rows.
   Tensor keys(const Tensor& from, int64_t first, int64_t count) const {
     const Tensor block = from.narrow(0, first, count);
     if (product) {
@@ -65,7 +65,7 @@ Tensor inside(const Tensor& key, const Tensor& low, const Tensor& high) {
   return key.le(low).logical_or_(key.ge(high)).logical_not_();
 }
 
-// Pairs that are none: equal ids, or a row with itself.
+// Excluded pairs: equal ids, or a row with itself.
 Tensor excluded(const OptionalTensor& ids, const Comparison& by, int64_t first, int64_t count) {
   const Tensor own =
       ids.has_value() ? *ids : at::arange(by.rows(), by.x.options().dtype(at::kLong));
@@ -76,7 +76,8 @@ struct Bounds {
   Tensor low, high, norm;  // [N]
 };
 
-// The values at two ranks of every row, [rows, 1]; NaN last, and beyond the row no bound.
+// The values at two ranks of every row, [rows, 1]. NaN ranks last; a rank beyond the row is
+// infinite.
 std::tuple<Tensor, Tensor> at_ranks(const Tensor& rows, double lower, double upper) {
   const int64_t N = rows.size(1);
   const Tensor ranked = at::constant_pad_nd(std::get<0>(at::sort(rows, 1)), {0, 1},
@@ -89,7 +90,7 @@ std::tuple<Tensor, Tensor> at_ranks(const Tensor& rows, double lower, double upp
   return {column(lower), column(upper)};
 }
 
-// The sums of all rows, from blocks; writes the bounds of official distances.
+// Sums all rows, block by block; writes the bounds of official distances.
 Tensor sums_of_blocks(const Comparison& by, const OptionalTensor& ids, Bounds& bounds, double lower,
                       double upper, bool per_row, Tensor& mask) {
   const Tensor from = by.compared();
@@ -100,7 +101,7 @@ Tensor sums_of_blocks(const Comparison& by, const OptionalTensor& ids, Bounds& b
     const auto own = [&](const Tensor& t) { return t.narrow(0, first, count); };
     Tensor key = by.keys(from, first, count);
     if (by.relative()) {
-      // Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out.
+      // Rows of equal embeddings have norm 0; the floor avoids 0 / 0.
       own(bounds.norm).copy_(at::linalg_vector_norm(key, 2, at::IntArrayRef{1}).clamp_min_(1e-12));
       key.div_(own(bounds.norm).unsqueeze(1));
       if (per_row || first == 0)
@@ -112,7 +113,7 @@ Tensor sums_of_blocks(const Comparison& by, const OptionalTensor& ids, Bounds& b
     in.logical_and_(excluded(ids, by, first, count).logical_not_().logical_or_(key.isnan()));
     const Tensor value = by.repel ? own(bounds.high).unsqueeze(1).sub(key) : key;
     own(row).copy_(value.masked_fill(in.logical_not(), 0).sum(1));
-    if (by.product && by.official)  // an infinite row is outside every band: its own entry shows
+    if (by.product && by.official)  // shows infinite rows, which are outside every band
       own(row).add_(key.diagonal(first).mul(0));
     if (mask.size(0) == N) {
       const Tensor words =
@@ -124,7 +125,7 @@ Tensor sums_of_blocks(const Comparison& by, const OptionalTensor& ids, Bounds& b
   return row;
 }
 
-// Their gradient: the saved bounds and norms make every pair's weight again, at both places.
+// The gradient of these sums: the saved bounds and norms reproduce each pair's weight in both rows.
 Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const Bounds& bounds,
                           const Tensor& row, const Tensor& grad) {
   const Tensor from = by.compared(), all = pad_to_four(from.unsqueeze(0));
@@ -145,7 +146,7 @@ Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const
       weight.sub_(here.mul(own(slope))).sub_(there.mul(slope));
     }
     if (by.product) {
-      // An infinite row is outside every band, and its sum is NaN: so is its gradient.
+      // An infinite row is outside every band but its sum is NaN, and so is its gradient.
       if (by.official) weight.diagonal(first).add_(row.narrow(0, first, count).mul(0));
       found.push_back(at::matmul(by.unit ? weight.neg_() : weight, from));
       continue;
@@ -161,9 +162,9 @@ Tensor gradient_of_blocks(const Comparison& by, const OptionalTensor& ids, const
   return by.unit ? UnitRows(wide(by.x)).gradient(result) : result;
 }
 
-// Tiles of rows in fours, and what every launch of bands over them is told.
+// Padded rows, and the arguments that all band launches over them share.
 struct Bands {
-  const Tensor x, finite;  // [1, N, D in fours], [N]
+  const Tensor x, finite;  // [1, N, padded D], [N]
   const Type type;
   const int64_t N, D, side, tiles;
   BandOptions options;
@@ -183,8 +184,8 @@ struct Bands {
   }
 };
 
-// Sums of all rows and, if it is to be kept, the mask. Panels of tiles leave parts of sums that
-// take no more memory than the rows.
+// Sums all rows and, if it is kept, writes the mask. The partial sums of a panel of tiles take no
+// more memory than the rows.
 Tensor sums_of_tiles(const Comparison& by, const Bands& bands, Tensor& mask) {
   const int64_t most = std::clamp<int64_t>(bands.D / 2, 1, bands.tiles);
   const auto like = by.x.options().dtype(wide_type(by.x));
@@ -211,8 +212,8 @@ Tensor sums_of_tiles(const Comparison& by, const Bands& bands, Tensor& mask) {
   return row;
 }
 
-// The gradient from the bits of the pairs inside; without a mask they are found again, of as many
-// rows at once as take no more memory than x.
+// The gradient from the bits of the pairs inside. Without a saved mask, bits are recomputed for as
+// many rows at once as take no more memory than x.
 Tensor gradient_of_bits(const Comparison& by, const Bands& bands, const Tensor& grad,
                         const Tensor& mask) {
   const int64_t words = (bands.N + 31) / 32;
@@ -282,7 +283,7 @@ Tensor intra_modal_backward(const Tensor& grad, const Tensor& x, const OptionalT
   if (by.stored() && mask.size(0))
     return stored_gradient(device, x, grad, row, mask, by.product, by.unit, by.repel)
         .to(x.scalar_type());
-  // l2 divides by distances, which bits do not hold.
+  // l2 divides by distances, which the bits do not hold.
   if (!by.product && !by.official && !by.l2) {
     const OptionalTensor own = ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;
     return gradient_of_bits(by, Bands(by, own, low, high), grad, mask).to(x.scalar_type());

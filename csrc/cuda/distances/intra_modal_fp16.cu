@@ -1,4 +1,4 @@
-// Bounded sums of rows in fp16.
+// Bounded sums of fp16 rows.
 
 #include "cuda/distances/intra_modal.inl"
 

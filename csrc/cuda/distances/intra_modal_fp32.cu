@@ -1,4 +1,4 @@
-// Bounded sums of rows in fp32.
+// Bounded sums of fp32 rows.
 
 #include "cuda/distances/intra_modal.inl"
 

@@ -1,4 +1,4 @@
-// Bounded sums of rows in fp64.
+// Bounded sums of fp64 rows.
 
 #include "cuda/distances/intra_modal.inl"
 

@@ -9,8 +9,8 @@ namespace itm::cuda {
 
 namespace {
 
-// Blocks that a GPU of 132 multiprocessors wants: below this many large tiles, small ones; of small
-// tiles, which are a quarter of the threads, twice as many.
+// Blocks that fill a GPU of 132 multiprocessors. Below this many large tiles, small ones are used,
+// and twice as many, since they have a quarter of the threads.
 constexpr int64_t kFew = 132, kEnough = 264, kLeastDepth = 64;
 
 template <typename Tile, typename Metric>

@@ -1,20 +1,20 @@
 #pragma once
-// Matrices of distances. Few pairs are shared out over D as well: every part writes its own sums,
-// which are added in one order, so that the same inputs give the same bits.
+// Matrices of distances. Small problems are split over D as well: every part writes its own sums,
+// which are added in a fixed order, so the same inputs give the same bits.
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/partial_sums.cuh"
 
 namespace itm::cuda {
 
-// Two batches of rows, and how D is shared out: parts of `depth` columns, a multiple of a chunk.
+// Two batches of rows, and the split of D into parts of `depth` columns, a multiple of a chunk.
 template <typename T>
 struct SplitRows {
   Rows<T> x, y;
   int64_t batch, D, parts, depth;
 };
 
-// Which pairs a block compares, and over which part of D.
+// The pairs that a block compares, and its part of D.
 template <typename Tile>
 struct DistanceBlock {
   int64_t first_row, first_column, batch, part;
@@ -32,7 +32,7 @@ struct DistanceBlock {
 template <typename Tile, typename Metric>
 __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     distance_kernel(SplitRows<typename Tile::T> in, bool take_root, int64_t first_block,
-                    typename Tile::T* out,        // [batch, N, M], or null: parts are wanted
+                    typename Tile::T* out,        // [batch, N, M]; null: parts are written
                     typename Tile::C* partial) {  // [parts, batch, N, M], if there are several
   wait_for_launch_before();
   Tile tile;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 512 / Tile::kThreads)
     store(out, [](C sum) { return sum; });
 }
 
-// out[i] = the sum of partial[part][i] over the parts, or its root.
+// out[i] = the sum of partial[part][i] over the parts, or its square root.
 template <typename T>
 __global__ void add_parts_kernel(const Wide<T>* partial, int64_t parts, int64_t size,
                                  bool take_root, int64_t first_block, T* out) {

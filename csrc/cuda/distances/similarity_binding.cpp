@@ -1,4 +1,4 @@
-// Batched similarity matrices on CUDA. Products are the library's; distances are direct
+// Batched similarity matrices on CUDA. Products use ATen's matmul; distances are sums of
 // differences, and their gradients need no memory that grows with N M D.
 
 #include "cuda/distances/similarity_binding.h"
@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor> of_distances(const OnDevice& device, const Tensor& gr
 std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
                                                std::string_view metric) {
   const OnDevice device(x);
-  // l1 reads rows and gradient as they are; the others divide or multiply, in fp32 or better.
+  // l1 and sqeuclidean read rows and gradient in their own type; the others divide or multiply in
+  // fp32 or better.
   const bool direct = metric == "l1" || metric == "sqeuclidean";
   const Batches in(direct ? x : wide(x), direct ? y : wide(y));
   const Tensor g = direct ? grad : grad.to(wide_type(x));

@@ -1,10 +1,11 @@
 #pragma once
-// Differences of rows, tile by tile: sum[n][m] = sum over d of |x[n][d] - y[m][d]|, or of squares.
+// Sums of differences of rows, tile by tile: sum[n][m] = sum over d of |x[n][d] - y[m][d]|, or of
+// squares.
 //
 // A block compares kRows rows of x with kColumns rows of y; a thread keeps 8 x 8 sums of a 128 x
-// 128 tile in registers. Rows come through shared memory as they lie in global memory, 16 columns
-// at a time, and are read 4 columns at once: 16 reads of 16 bytes feed 512 instructions. fp32 and
-// fp64 are copied asynchronously; fp16 and bf16 pass through registers, which widens them.
+// 128 tile in registers. Rows pass through shared memory in their global layout, 16 columns at a
+// time, and are read 4 columns at once: 16 reads of 16 bytes feed 512 instructions. fp32 and fp64
+// are copied asynchronously; fp16 and bf16 pass through registers, where they are widened.
 
 #include <type_traits>
 
@@ -12,8 +13,8 @@
 
 namespace itm::cuda {
 
-// Rows of one matrix of a batch, without gaps within a row, in fours: D and the strides are
-// multiples of 4, and data is aligned to four numbers or 16 bytes.
+// Rows of one matrix of a batch, contiguous and padded to a multiple of 4 columns: D and the
+// strides are multiples of 4, and data is aligned to four values or 16 bytes.
 template <typename T>
 struct Rows {
   const T* data;
@@ -24,10 +25,10 @@ struct Rows {
   }
 };
 
-// Moves a window of kRows x kColumns numbers from global to shared memory, rows kPitch apart, in
-// two steps: fetch starts it, deposit ends what does not end by itself. Beyond the matrix are
-// zeros. One pointer a thread: what else it needs follows from it, and registers belong to the
-// sums.
+// Moves a window of kRows x kColumns values from global to shared memory, rows kPitch apart, in two
+// steps: fetch starts the loads, deposit stores those that are not asynchronous. Values beyond the
+// matrix are zeros. Each thread keeps one pointer and derives the rest, which leaves registers to
+// the sums.
 template <typename T, int kRows, int kColumns, int kPitch, int kThreads>
 class TileLoader {
   static constexpr bool kAsync = std::is_same_v<T, Wide<T>>;
@@ -39,7 +40,7 @@ class TileLoader {
   __device__ __forceinline__ TileLoader(const Rows<T>& x, int64_t first, int64_t d)
       : from_(x.data + (first + row()) * x.stride + d + column()), stride_(x.stride) {}
 
-  // Of the window, so many rows and columns are in the matrix; or more, or none.
+  // `rows` and `columns` of the window lie in the matrix; they may exceed the window or be 0.
   __device__ __forceinline__ void fetch(const Shared<Wide<T>>& to, int at, int rows, int columns) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
@@ -80,19 +81,19 @@ class TileLoader {
 
   const T* from_;
   const int64_t stride_;
-  // Two numbers of 16 bits each: as four of their own they would take a register each.
+  // Two 16-bit values each: four separate ones would take a register each.
   using Words = Several<uint32_t, 2>;
   Words pending_[kAsync ? 1 : kMine];
 };
 
-// How many of a window's rows there are, as a number of 32 bits.
+// The rows of a window that exist, as a 32-bit number.
 template <typename Size>
 __device__ __forceinline__ int window(Size left, int most) {
   return left < most ? static_cast<int>(left) : most;
 }
 
-// What a pair adds for one column. The compiler makes two additions of |a - b|, the second of which
-// takes its operand's magnitude.
+// The contribution of one column of a pair. The compiler turns |a - b| into two additions, the
+// second of which takes its operand's magnitude.
 struct Magnitude {
   template <typename C>
   static __device__ __forceinline__ C add(C sum, C a, C b) {
@@ -113,7 +114,7 @@ struct Product {
   }
 };
 
-// What a comparison shows its chunks to, where nobody looks.
+// A visitor of chunks that ignores them.
 struct IgnoreChunk {
   template <typename Memory>
   __device__ __forceinline__ void operator()(const Memory&, int) const {}
@@ -127,8 +128,8 @@ struct Tile {
   static constexpr int kThreadRows = kThreadRows_, kThreadColumns = kThreadColumns_;
   static constexpr int kThreads = kThreadRows * kThreadColumns;
   static constexpr int kOwnRows = kRows / kThreadRows, kOwnColumns = kColumns / kThreadColumns;
-  // 16 columns and 4 of padding: 8 threads that read 16 bytes of 8 neighbouring rows meet 32
-  // different banks. Two stages: a chunk is some thousand cycles of additions, a load about one.
+  // 16 columns and 4 of padding: 8 threads that read 16 bytes of 8 adjacent rows use 32 different
+  // banks. Two stages: a chunk takes some thousand cycles of additions, a load about one thousand.
   static constexpr int kDepth = 16, kPitch = kDepth + 4;
   static constexpr int kAtOnce = 2;
   static constexpr int kStage = (kRows + kColumns) * kPitch, kNumbers = 2 * kStage;
@@ -137,7 +138,7 @@ struct Tile {
 
   C sum[kOwnRows][kOwnColumns];
 
-  // A warp covers 4 x 8 threads: its reads of x are 4 rows, of y 8.
+  // A warp covers 4 x 8 threads: it reads 4 rows of x and 8 of y.
   static __device__ __forceinline__ int row(int i) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     return warp / (kThreadColumns / 8) * 4 + lane / 8 + i * kThreadRows;
@@ -151,10 +152,10 @@ struct Tile {
     return Shared<C>::template all<kNumbers>();
   }
 
-  // Sums columns [d, end) of rows from first_row and first_column on. After every chunk but the
-  // last, stop(left, sum) may end it all, with so many columns left to fetch; threads have to
-  // agree. see(shared, stage) sees every chunk: rows of x from `stage` on, then those of y, kPitch
-  // apart.
+  // Sums columns [d, end) of rows from first_row and first_column on. After every chunk except the
+  // last, stop(left, sum, rows, columns) may end the comparison, with `left` columns still to
+  // fetch; all threads must agree. visit(shared, stage) is called for every chunk: rows of x start
+  // at `stage`, followed by those of y, kPitch apart.
   template <typename Metric, typename Stop, typename Visit = IgnoreChunk>
   __device__ __forceinline__ bool compare(const Rows<T>& x, const Rows<T>& y, int64_t first_row,
                                           int64_t first_column, int64_t d, int64_t end, Stop&& stop,
@@ -185,7 +186,7 @@ struct Tile {
     deposit(0);
     for (int stage = 0;; stage = kStage - stage) {
       wait_for_copies<0>();
-      __syncthreads();  // the chunk is there, and nobody reads the other stage any more
+      __syncthreads();  // the chunk has arrived, and no thread reads the other stage any more
       const bool more = left > 0;
       if (more) fetch(kStage - stage);
       visit(shared, stage);
@@ -221,11 +222,11 @@ struct Tile {
   }
 };
 
-// 128 x 128 pairs of fp32 by 256 threads; fp64, which has 1/2 to 1/64 of the units, 64 x 64.
+// 128 x 128 pairs of fp32 for 256 threads; 64 x 64 of fp64, which has 1/2 to 1/64 of the units.
 template <typename T>
 using LargeTile = std::conditional_t<std::is_same_v<T, double>, Tile<T, 64, 64, 16, 16>,
                                      Tile<T, 128, 128, 16, 16>>;
-// For few pairs, so that more multiprocessors have a part in them.
+// For few pairs, so that more multiprocessors share the work.
 template <typename T>
 using SmallTile = Tile<T, 32, 32, 8, 8>;
 

@@ -1,18 +1,18 @@
 #pragma once
-// What k-means and synthesis share: a block belongs to one problem, and its warps take clusters, or
-// rows. Lists of members per cluster, in one order, make sums the same at every run.
+// Helpers of k-means and synthesis: a block belongs to one problem, and each of its warps processes
+// clusters or rows. Every cluster's members are listed in a fixed order, so sums are reproducible.
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/warp.cuh"
 
 namespace itm::cuda {
 
-// A block has a multiprocessor to itself when there are as many problems as anchors in a small
-// batch: 16 warps have enough loads in flight for what L2 gives one.
+// With as many problems as a small batch has anchors, each block has a multiprocessor to itself: 16
+// warps keep enough loads in flight to use one multiprocessor's L2 bandwidth.
 constexpr int kClusterWarps = 16, kClusterThreads = 32 * kClusterWarps;
 
-// Sums kCount values over the warp; lane l gets that of value l / (32 / kCount). Every value is
-// added in the same tree. As a recursion, because a loop of halves leaves the array in memory.
+// Sums kCount values over the warp; lane l gets the sum of value l / (32 / kCount). All values are
+// added in the same tree. Recursive, because a loop of halves leaves the array in memory.
 template <typename C, int kCount, int kLanes = 16>
 __device__ __forceinline__ C scattered_sum(const C (&value)[kCount]) {
   if constexpr (kLanes == 0) {
@@ -42,8 +42,8 @@ __device__ __forceinline__ Four<Wide<T>> load_four(const T* from) {
   return wide;
 }
 
-// The members of every cluster of one problem, in increasing order: those of k are order[i] for i
-// in [span[2 k], span[2 k + 1]).
+// The members of every cluster of one problem, in increasing order: cluster k has order[i] for i in
+// [span[2 k], span[2 k + 1]).
 struct ClusterMembers {
   int32_t *order, *span;  // [M], [K, 2]
 
@@ -51,7 +51,7 @@ struct ClusterMembers {
     return {order + p * M, span + 2 * p * K};
   }
 
-  // Makes them; they are there after a barrier. Anything but a cluster's number is no cluster.
+  // Fills the lists, which are complete after a barrier. Assignments outside [0, K) are ignored.
   __device__ void fill(const int64_t* cluster, int64_t M, int64_t K) const {
     for (int64_t k = warp(); k < K; k += kClusterWarps) {
       int begin = 0;
@@ -72,10 +72,10 @@ struct ClusterMembers {
   }
 };
 
-constexpr double kSmallest = 1e-8;  // of a length, as torch.nn.functional.cosine_similarity
+constexpr double kSmallest = 1e-8;  // of a norm, as in torch.nn.functional.cosine_similarity
 
-// What a cosine is divided by; NaN stays. A row of length 0 has no direction: over infinity its
-// cosine and its gradient are 0.
+// The divisor of a cosine; propagates NaN. A row of norm 0 has no direction: dividing by infinity
+// makes its cosine and its gradient 0.
 template <typename C>
 __device__ __forceinline__ C at_least(C norm) {
   if (norm == 0) return C(INFINITY);

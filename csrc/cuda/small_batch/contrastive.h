@@ -1,6 +1,6 @@
 #pragma once
 // Operands of contrastive losses of a small batch as one operator: a reduction that ends with the
-// reduced loss, and a gradient with respect to the raw rows.
+// reduced loss, and the gradient of the raw rows.
 
 #include "cuda/small_batch/small_batch.h"
 

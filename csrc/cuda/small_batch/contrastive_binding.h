@@ -1,6 +1,6 @@
 #pragma once
 // Tensors of the whole-loss contrastive operators: cosines in parts, a scale that is a number or a
-// tensor, the results of a fold, and the gradients of rows.
+// tensor, the results of a reduction, and the gradients of rows.
 
 #include "cuda/small_batch/contrastive.h"
 #include "cuda/small_batch/dot_products_binding.h"
@@ -19,7 +19,7 @@ struct ScalarTensor {
 };
 
 struct StoredCosines {
-  const Tensor x, y;  // in fours
+  const Tensor x, y;  // padded
   const StoredDotProducts products;
   const bool cosine;
 
@@ -36,7 +36,7 @@ struct StoredCosines {
   }
 };
 
-// Results of a forward pass; it stores `width` numbers for every row.
+// Results of a forward pass, which stores `width` values per row.
 struct ContrastiveTensors {
   Tensor total, of_scale, of_bias, scores, anchors, of_anchors;
   ContrastiveResult to;
@@ -68,7 +68,7 @@ inline Tensor contiguous_aligned(const Tensor& numbers) {
 
 // Operands and results of a backward pass.
 struct ContrastiveOperands {
-  const Tensor grad, scores, anchors, x, y;  // x and y in fours
+  const Tensor grad, scores, anchors, x, y;  // x and y padded
   Tensor to_x, to_y, to_scale, to_bias;
 
   ContrastiveOperands(const Tensor& grad, const Tensor& scores, const Tensor& anchors,

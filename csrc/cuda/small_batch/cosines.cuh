@@ -1,6 +1,7 @@
 #pragma once
-// Cosines of raw rows: products in parts, over the lengths of both rows, whose squares are in parts
-// as well. A block adds up the squares of all rows once: 128 pairs wait for that one time.
+// Cosines of raw rows: dot products in parts, divided by the norms of both rows, whose squares are
+// in parts as well. A block adds up the squared norms of all rows once; for 128 pairs it waits for
+// memory once.
 
 #include "cuda/launch.h"
 #include "cuda/small_batch/contrastive.h"
@@ -30,8 +31,8 @@ struct Cosines {
         x_squares(static_cast<const C*>(from.x_squares)),
         y_squares(static_cast<const C*>(from.y_squares)) {}
 
-  // Writes 1 / length of every row of x, then of y, or 1; they are there for all after this. A half
-  // of the block has a side, a thread two of its rows at once.
+  // Writes 1 / norm of every row of x, then of y, or 1 without norms; complete for all threads on
+  // return. Each half of the block processes one side, and each thread two of its rows at once.
   __device__ __forceinline__ void invert(const Shared<C>& scratch, int at) const {
     constexpr int kHalf = kReductionThreads / 2;
     const bool of_x = static_cast<int>(threadIdx.x) < kHalf;
@@ -52,8 +53,8 @@ struct Cosines {
   }
 };
 
-// A block's memory: the states of 8 columns that eight warps hand on, then lengths. Both are one
-// memory on the emulator, and two on a device, where the first is reduce_columns' own.
+// A block's memory: the states of 8 columns that eight warps exchange, then norms. The emulator has
+// both in one memory; on a device they are two, of which reduce_columns owns the first.
 template <typename C, typename State>
 struct ReductionMemory {
   static constexpr int kStates = kAnchors * kAnchors * static_cast<int>(sizeof(State) / sizeof(C));
@@ -61,7 +62,7 @@ struct ReductionMemory {
   static_assert(sizeof(State) % sizeof(C) == 0);
 };
 
-// Starts a kernel that folds so many rows and columns.
+// Launches a kernel that reduces `anchors` rows and columns.
 template <typename C, typename State, typename Reduction>
 void launch_cosine_reduction(void (*kernel)(int64_t, Reduction), int64_t anchors, void* stream,
                              const Reduction& reduction) {

@@ -1,4 +1,4 @@
-// Launches the products of a small batch.
+// Launches the dot products of a small batch.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/launch.h"

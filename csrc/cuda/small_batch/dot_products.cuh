@@ -1,7 +1,7 @@
 #pragma once
-// A block multiplies 32 x 32 rows of one pair of matrices over one part of D. The tiles at a
-// matrix's first columns, or rows, have all of its rows in shared memory as well: of 64 threads
-// each adds up the squares of one of 64 rows.
+// A block multiplies 32 x 32 rows of one pair of matrices over one part of D. Tiles at a matrix's
+// first columns or rows also have all of that part of its rows in shared memory, where each of the
+// 64 threads adds up the squares of one of the 64 rows.
 
 #include "cuda/compat.cuh"
 #include "cuda/distances/tile.cuh"
@@ -26,12 +26,13 @@ template <typename T>
 struct DotProductsGrid {
   DotProductRows<T> of[kMostProducts];
   int count, tiles;  // tiles of all pairs
-  int D, depth;      // columns, and those of a part
+  int D, depth;      // columns in total, and of a part
   unsigned* ticket;
 };
 
-// Which pair a tile of all is of; `tile` becomes its number there. Places of an array that is a
-// kernel's argument are known when it is compiled: else the array moves to local memory.
+// Returns the pair of matrices of a tile of the grid; `tile` becomes its index within the pair. The
+// loop is unrolled so that the indices into the array, a kernel argument, are constants; otherwise
+// the array moves to local memory.
 template <typename T>
 __device__ __forceinline__ DotProductRows<T> find_product(const DotProductsGrid<T>& all,
                                                           int& tile) {
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(SmallTile<T>::kThreads, 8)
   const int column = tile_of_pair % in.columns() * Tile::kColumns;
   const int d = part * all.depth, end = d + all.depth < all.D ? d + all.depth : all.D;
 
-  // This thread's row: of x, or of y.
+  // The row of x or y whose squares this thread adds.
   const bool of_x = thread < Tile::kRows;
   const int own = of_x ? row + thread : column + thread - Tile::kRows;
   const int rows = static_cast<int>(of_x ? in.x.count : in.y.count);

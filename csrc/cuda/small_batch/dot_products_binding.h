@@ -1,6 +1,6 @@
 #pragma once
-// What a whole loss of a small batch needs from ATen: products of its rows in one launch, and the
-// ticket of its total.
+// Tensors of a whole small-batch loss: the dot products of its rows in one launch, and the ticket
+// of its total.
 
 #include <initializer_list>
 #include <utility>
@@ -10,8 +10,8 @@
 
 namespace itm::cuda {
 
-// x y^T of pairs of rows in fours [1, N, D], and the squared lengths of the first pair's rows, if
-// they are asked for.
+// x y^T of pairs of padded rows [1, N, D] and, on request, the squared norms of the first pair's
+// rows.
 struct StoredDotProducts {
   Tensor parts[kMostProducts], x_squares, y_squares, ticket;
   ScoreParts from[kMostProducts];

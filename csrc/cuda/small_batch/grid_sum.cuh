@@ -1,6 +1,6 @@
 #pragma once
-// Numbers of all anchors added up in the launch that makes them: the block that comes last adds
-// them, in one order. Which block is last varies from run to run; the sum does not.
+// Sums over all anchors, in the launch that computes the terms: the last block to finish adds them,
+// in a fixed order. Which block is last varies from run to run; the sum does not.
 
 #include "cuda/compat.cuh"
 #include "cuda/small_batch/small_batch.h"
@@ -8,18 +8,18 @@
 
 namespace itm::cuda {
 
-// Whether all other blocks of a grid have come here; what they wrote before is then there to read.
-// `ticket` is 0 when the launch begins. All threads of a block come here, once.
+// Returns whether this is the last block of the grid to arrive; if so, everything that the others
+// wrote before is visible. `ticket` is 0 before the launch. All threads of a block call this once.
 __device__ __forceinline__ bool is_last_block(unsigned* ticket, int64_t blocks) {
   __threadfence();
-  __syncthreads();  // the block has written all it will
+  __syncthreads();  // the block has written all its results
   const bool last = threadIdx.x == 0 && atomicAdd(ticket, 1u) + 1 == static_cast<unsigned>(blocks);
   const bool found = __syncthreads_or(last);
   __threadfence();
   return found;
 }
 
-// The sum of what every anchor adds to a number, times a factor, by one warp; null without one.
+// The sum of one value per anchor, times a factor, by one warp. Null parts make it a no-op.
 template <typename C, typename Part = C>
 struct ScalarSum {
   const Part* parts = nullptr;
@@ -28,7 +28,7 @@ struct ScalarSum {
 
   __device__ __forceinline__ void add(int count) const {
     if (!parts) return;
-    constexpr int kTogether = 16;  // whose loads are on their way
+    constexpr int kTogether = 16;  // loads in flight per lane
     double total = 0;
 #pragma unroll 1
     for (int first = lane(); first < count; first += 32 * kTogether) {
@@ -44,17 +44,17 @@ struct ScalarSum {
   }
 };
 
-// A fold's numbers in the end, for its last block to add up; without a ticket nothing.
+// The total of a reduction's values, added by its last block. A null ticket makes it a no-op.
 template <typename C>
 struct GridTotal {
   unsigned* ticket;
-  int64_t blocks;  // of all launches of the fold
+  int64_t blocks;  // in all launches of the reduction
   ScalarSum<C> sum;
 
   GridTotal(const Total& to, int64_t blocks, const C* parts)
       : ticket(to.ticket), blocks(blocks), sum{parts, static_cast<C*>(to.total), to.weight} {}
 
-  // All threads of all blocks come here.
+  // Called by all threads of all blocks.
   __device__ __forceinline__ void add(int count) const {
     if (ticket && is_last_block(ticket, blocks) && warp() == 0) sum.add(count);
   }

@@ -1,4 +1,4 @@
-// Launches the kernels of the max of hinges with a band over cosines.
+// Launches the max of hinges with a band over cosines.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/imc.cuh"
@@ -27,7 +27,7 @@ void imc_gradient(Type type, const Imc& in, const void* grad, const SideGradient
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    // A pair within the band is in both rows' sums, and has the same weight in both.
+    // A pair within the band is in the sums of both rows, with the same weight.
     const auto band = [](const ImcBand& side, const Matrix& rows) {
       return typename ImcGradient<C>::Band{side.mask, static_cast<int>(side.words),
                                            static_cast<C>(2 * side.weight), rows};

@@ -1,6 +1,7 @@
 #pragma once
-// The max of hinges with a band over the cosines of both sides: one fold for all three sums and
-// their total, and backward one launch of products, whose weights are counts of hinges and bits.
+// The max of hinges with a band over the cosines of both sides: one reduction for all three sums
+// and their total. The backward pass is one launch of products, whose weights are counts of hinges
+// and bits of masks.
 
 #include "cuda/small_batch/imc.h"
 #include "cuda/small_batch/max_of_hinges.cuh"
@@ -26,7 +27,7 @@ struct BandReduction {
         weight(static_cast<C>(band.weight)),
         values(values) {}
 
-  // By the warp that has row n.
+  // Called by the warp of row n.
   __device__ __forceinline__ void run(int n) const {
     uint32_t* const own = mask + n * words;
     const auto sum = static_cast<C>(sum_band(scores, rule, n, own));
@@ -36,7 +37,8 @@ struct BandReduction {
   }
 };
 
-// What every image adds to its hardest text: all its pairs have the same.
+// The number of an image's pairs whose hinge with its hardest text is active: all have the same
+// hardest text.
 template <typename C>
 struct ImageReduction {
   int32_t* hardest_text;
@@ -55,7 +57,7 @@ struct ImageReduction {
       scores.read(at, positive);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        const bool finite = positive[k] - positive[k] == 0;  // else the pair's loss is NaN
+        const bool finite = positive[k] - positive[k] == 0;  // otherwise the pair's loss is NaN
         if (own >> k & 1 && finite && hinges.margin + text.value - positive[k] > 0) count.sum += 1;
       }
     }
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
   total.add(M + N + M);
 }
 
-// Source 0 are hinges, source 1 pairs of a side's own rows within the band.
+// Source 0 holds the hinges, source 1 the pairs within the band among a side's own rows.
 template <typename C>
 struct ImcGradient : ScoreGradientBase<C> {
   static constexpr int kSources = 2;
@@ -92,7 +94,7 @@ struct ImcGradient : ScoreGradientBase<C> {
   struct Band {
     const uint32_t* mask;
     int words;
-    C weight;  // of a pair in the gradient of each of its rows
+    C weight;  // of a pair, in the gradient of both of its rows
     Matrix rows;
   };
   const C* grad;
@@ -103,8 +105,8 @@ struct ImcGradient : ScoreGradientBase<C> {
 
   struct Read {
     uint32_t word = 0;                      // of a mask
-    int hardest = -1, own_image = -1;       // an image's hardest text; a text's image,
-    int text_index = -1, image_index = -1;  // and its hardest
+    int hardest = -1, own_image = -1;       // an image's hardest text; a text's image
+    int text_index = -1, image_index = -1;  // a text's hardest text and image
     C violations = 0;
   };
   __device__ __forceinline__ Read read(bool of_x, int source, int own, int other) const {
@@ -116,7 +118,7 @@ struct ImcGradient : ScoreGradientBase<C> {
     }
     const int n = of_x ? own : other, t = of_x ? other : own;
     const int i = positive_of(positive, t);
-    found.own_image = i < 0 ? 0 : i;  // the pair of a mistake, whose indices are those of NaN
+    found.own_image = i < 0 ? 0 : i;  // an unmatched text: its indices are kNanPair
     found.hardest = hardest_text[n], found.violations = violations[n];
     found.text_index = static_cast<int>(text_index[t]);
     found.image_index = static_cast<int>(image_index[t]);

@@ -1,5 +1,5 @@
 // The max of hinges with a band over the cosines of both sides as one operator, for a small batch
-// on CUDA: products of three pairs of matrices, one fold, and backward one launch.
+// on CUDA: dot products of three pairs of matrices, one reduction, and one launch backward.
 
 #include "cuda/small_batch/dot_products_binding.h"
 #include "cuda/small_batch/imc.h"

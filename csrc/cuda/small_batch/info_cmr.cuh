@@ -1,27 +1,25 @@
 #pragma once
-// InfoCMR of a small batch from Gram matrices of unit rows: a block an anchor
-// makes its vectors, which are weights of members, and its pairs' loss.
+// InfoCMR of a small batch from Gram matrices of unit rows. A block processes one anchor: it forms
+// the anchor's synthetic vectors, as weights of members, and computes the loss of its pairs.
 
 #include "cuda/small_batch/info_cmr_clusters.cuh"
 #include "cuda/small_batch/info_nce.cuh"
 
 namespace itm::cuda {
 
-// A member in the order of the lists, and where the list of its cluster lies.
+// A member in list order, and the range of its cluster's list.
 struct alignas(16) CmrPlace {
   int member, cluster, begin, end;
 };
 
-// Shared memory of an anchor's block, in numbers: cosines with the other side,
-// weights of members and terms in the order of the lists, places, and what
-// warps tell one another.
+// Shared memory of an anchor's block, in values: cosines with the other side, members' weights and
+// terms in list order, places, and the values that warps exchange.
 constexpr int kCmrWeights = static_cast<int>(kMostRows), kCmrTerms = 2 * kCmrWeights;
 constexpr int kCmrPlaces = 3 * kCmrWeights, kPlaceNumbers = sizeof(CmrPlace) / sizeof(double);
 constexpr int kCmrRoom = kCmrPlaces + kPlaceNumbers * kCmrWeights;
 constexpr int kCmrShared = kCmrRoom + 3 * kAnchors;
 
-// Sums kCount numbers over the block, in one order; `room` is for so many of
-// every warp.
+// Sums kCount values over the block, in a fixed order; `scratch` holds kCount values per warp.
 template <int kCount>
 __device__ __forceinline__ void block_sums(const Shared<double>& shared, int scratch,
                                            double (&value)[kCount]) {
@@ -39,7 +37,7 @@ __device__ __forceinline__ void block_sums(const Shared<double>& shared, int scr
   __syncthreads();
 }
 
-// A block's anchor: a row of one side, and all of the other.
+// A block's anchor: one row of one side, and all rows of the other.
 struct CmrAnchor {
   CmrSide own, other;
   int n, M, Z;
@@ -59,15 +57,15 @@ struct CmrAnchor {
     Z = noise.M;
   }
 
-  // Whether a row of the other side has this anchor's id: no negative.
+  // Returns whether a row of the other side has this anchor's id, so that it is not a negative.
   __device__ __forceinline__ bool same(int m) const {
     return own.ids ? own.ids[n] == other.ids[m] : n == m;
   }
   __device__ __forceinline__ bool paired(int m) const {
     return of_image ? positive_of(positive, m) == n : positive_of(positive, n) == m;
   }
-  // Of cosines that lie as [N, M], and of those with noise: numbers first,
-  // first + kStep, ...
+  // The anchor's cosines with rows m of the other side, stored as [N, M], and with rows z of the
+  // noise.
   template <int kCount>
   __device__ __forceinline__ void read(const int (&m)[kCount], double (&to)[kCount]) const {
     int at[kCount];
@@ -84,8 +82,8 @@ struct CmrAnchor {
   }
 };
 
-// Calls see(i, cosine) for i from this thread's number on, several of which are
-// read at once.
+// Calls visit(i, cosine) for every kReductionThreads-th i from this thread's index on. Several
+// cosines are loaded at once.
 template <typename Read, typename Visit>
 __device__ __forceinline__ void visit_cosines(int count, Read&& read, Visit&& visit) {
   for (int first = static_cast<int>(threadIdx.x); first < count;
@@ -101,8 +99,8 @@ __device__ __forceinline__ void visit_cosines(int count, Read&& read, Visit&& vi
   }
 }
 
-// The vectors of an anchor, as weights of members, and their cosines with it.
-// Shared memory has the anchor's cosines with members.
+// The synthetic vectors of an anchor, as weights of members, and their cosines with it. Shared
+// memory holds the anchor's cosines with members.
 __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<double>& shared, int K,
                                            double scale) {
   const CmrSide& x = in.other;
@@ -111,7 +109,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
   const auto place = [&](int i) {
     return shared.template read<CmrPlace>(kCmrPlaces + kPlaceNumbers * i);
   };
-  // Logits of a softmax, -inf of members that have the anchor's id.
+  // The logits of a softmax: -inf for members that have the anchor's id.
   for (int i = thread; i < M; i += kReductionThreads) {
     const int m = x.order[i], k = static_cast<int>(x.assignment[m]);
     shared.write(kCmrPlaces + kPlaceNumbers * i, CmrPlace{m, k, x.span[2 * k], x.span[2 * k + 1]});
@@ -125,7 +123,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
     bool any = false;
     for (int i = first; i < end; i += 32) {
       const double logit = shared.read(kCmrWeights + i);
-      any |= logit != -INFINITY;  // NaN is there
+      any |= logit != -INFINITY;  // NaN counts as present
       most = logit > most ? logit : most;
     }
 #pragma unroll
@@ -146,8 +144,8 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
     if (lane() == 0) in.own.cosine[in.n * K + k] = valid ? 0 : -INFINITY;
   }
   __syncthreads();
-  // Terms: a cluster's matrix times its weights. Systems and Gram matrices are
-  // symmetric: neighbouring threads read neighbours, and 8 numbers at once.
+  // Terms: a cluster's matrix times its weights. Inverses and Gram matrices are symmetric, so
+  // adjacent threads read adjacent values, and 8 at once.
   const auto multiply = [&](auto&& entry) {
     for (int i = thread; i < M; i += kReductionThreads) {
       const CmrPlace own = place(i);
@@ -166,7 +164,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
     __syncthreads();
   }
   multiply([&](int, int j, int member) { return gram[place(j).member * M + member]; });
-  // |q| is 1, or less for a row that is shorter than rows may be.
+  // q| is 1, or less for a row that is shorter than the smallest norm.
   const double norm = in.own.norm[in.n], own = at_least(norm / divisor(norm));
   for (int k = warp(); k < K; k += kAnchors) {
     const int end = x.span[2 * k + 1];
@@ -192,7 +190,7 @@ __device__ __forceinline__ void synthesise(const CmrAnchor& in, const Shared<dou
   }
 }
 
-// The loss of an anchor's pairs, which have all of its negatives in common.
+// The loss of an anchor's pairs, which share all of its negatives.
 template <typename C>
 __global__ void __launch_bounds__(kReductionThreads, 2)
     cmr_total_kernel(Cmr all, DeviceScalar<C> given, int64_t first_block) {
@@ -231,7 +229,7 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
     if (!in.of_image || !in.positive) {
       const int own = in.of_image ? in.n : positive_of(in.positive, in.n);
       if (thread == 0) pairs.add(state, own < 0 ? kNan<double> : shared.read(own), scale);
-    } else {  // the first image has the texts without one
+    } else {  // unmatched texts count towards the first image
       for (int m = thread; m < in.M; m += kReductionThreads) {
         const int image = positive_of(in.positive, m);
         if ((image < 0 ? 0 : image) == in.n)

@@ -1,5 +1,5 @@
-// InfoCMR of a small batch as one operator, on CUDA: six launches forward, the last of which makes
-// the weights of the gradient, and one backward.
+// InfoCMR of a small batch as one operator, on CUDA: six launches forward, the last of which
+// computes the weights of the gradient, and one launch backward.
 
 #include "cuda/small_batch/contrastive_binding.h"
 #include "cuda/small_batch/info_cmr.h"
@@ -7,7 +7,7 @@
 namespace itm::cuda {
 namespace {
 
-// Hands out one piece of memory; without it, counts what there will be.
+// Allocates from one block of memory. Without memory, it only counts the bytes.
 class Arena {
  public:
   explicit Arena(char* base = nullptr) : base_(base) {}
@@ -25,14 +25,14 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// What all launches of a step read and write.
+// Operands of all launches of a step.
 struct Step {
   CmrUnitRows units{};
   DotProducts all{};
   Cmr cmr{};
   CmrScoreWeights weights{};
 
-  // The rows of both sides and of the noise, and where what is made of them has its place.
+  // Lays out the rows of both sides and of the noise, and everything that is computed from them.
   void lay_out(Arena& arena, const Tensor& image, const Tensor& text, const OptionalTensor& noise,
                bool kam, bool gradients) {
     const int64_t N = image.size(0), M = text.size(0), D = image.size(1), K = cmr.clusters;

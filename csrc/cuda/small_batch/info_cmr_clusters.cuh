@@ -1,7 +1,7 @@
 #pragma once
-// InfoCMR of a small batch, before its anchors: unit rows, and the clusterings
-// and systems of both sides as two problems of a launch. A clustering has a
-// block, a system as well.
+// The steps of InfoCMR before its anchors: unit rows, and the clusterings and kernel matrices of
+// both sides as two problems of one launch. Each clustering has one block, and each kernel matrix
+// another.
 
 #include "cuda/small_batch/info_cmr.h"
 #include "cuda/small_batch/kam_solve.cuh"
@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   wait_for_launch_before();
   const auto scratch = Shared<double>::all<kRowWarps>();
   const int64_t n = split.row(first_block), end = split.end(n);
-  // Places of an array that is a kernel's argument are known when it is
-  // compiled.
+  // Indices into an array that is a kernel argument must be constants.
   AnyRows of = in.of[0];
   int64_t row = n;
 #pragma unroll
@@ -39,18 +38,18 @@ __global__ void __launch_bounds__(kRowThreads, 4)
     in.unit[n * in.padded + d] = value(d) * inverse;
 }
 
-// |x_i - x_j|^2 of rows of a Gram matrix. Equal rows have equal products:
-// theirs is exactly 0.
+// x_i - x_j|^2 of rows, from their Gram matrix. Equal rows have equal dot products, so their
+// distance is exactly 0.
 struct GramSquares {
   const double* gram;
   int64_t M;
   __device__ __forceinline__ double operator()(int64_t i, int64_t j) const {
     const double square = gram[i * M + i] + gram[j * M + j] - 2 * gram[i * M + j];
-    return square <= 0 ? 0 : square;  // NaN stays
+    return square <= 0 ? 0 : square;  // propagates NaN
   }
 };
 
-// A Gram matrix in one part.
+// A Gram matrix whose parts have been added.
 __device__ __forceinline__ const double* gram_of(const CmrSide& side) {
   return side.gram.parts > 1 ? side.added : static_cast<const double*>(side.gram.data);
 }
@@ -71,7 +70,7 @@ __device__ __forceinline__ void add_gram(const CmrSide& side) {
   }
 }
 
-// k-means++, k-means, and the lists of members, of the side that a block has.
+// k-means++, k-means and the lists of members, for the side of this block.
 __global__ void __launch_bounds__(kClusterThreads, 1)
     cmr_cluster_kernel(CmrSide image, CmrSide text, int64_t K, int64_t iterations, int64_t first) {
   wait_for_launch_before();
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         for (int k = 0; k < static_cast<int>(sizeof(own) / sizeof(*own)); ++k)
           own[k] = squares(chosen, row[k]);
       },
-      [&](int64_t k, int row) {  // products of a centroid that is a row
+      [&](int64_t k, int row) {  // dot products with a centroid that is a row
         for (int64_t m = threadIdx.x; m < M; m += kClusterThreads)
           side.score[k * M + m] = squares.gram[row * M + m];
         if (threadIdx.x == 0) side.half_square[k] = squares.gram[row * M + row] / 2;
@@ -112,7 +111,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   lists.fill(side.assignment, M, K);
 }
 
-// The systems of clusters of images, then of texts.
+// Inverts the kernel matrices of the clusters of images, then of texts.
 __global__ void __launch_bounds__(kSystemThreads, 2)
     cmr_kam_solve_kernel(CmrSide image, CmrSide text, int64_t K, double scale, double ridge,
                          int64_t first) {

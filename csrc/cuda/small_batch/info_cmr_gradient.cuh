@@ -1,7 +1,6 @@
 #pragma once
-// The gradient of InfoCMR: what weights all rows and the noise have in that of
-// every row, and their products. A synthetic vector is a sum of members: its
-// weight is added to theirs.
+// The gradient of InfoCMR: the weights of all rows and of the noise in the gradient of every row,
+// and their products. A synthetic vector is a sum of members, so its weight is added to theirs.
 
 #include "cuda/small_batch/info_cmr.cuh"
 
@@ -16,8 +15,7 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
   const int block = static_cast<int>(first_block) + static_cast<int>(blockIdx.x);
   const CmrAnchor in(all, block);
   const double scale = given.get();
-  // Where the loss is NaN, because of a row or of ids that are wrong, so is the
-  // gradient of all.
+  // If the loss is NaN, because of a row or of wrong ids, all gradients are NaN.
   const C total = *static_cast<const C*>(all.total);
   const double factor = total == total ? scale : kNan<double>;
   const auto* const anchors = reinterpret_cast<const Anchor<double>*>(all.anchors);
@@ -63,7 +61,7 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
   static_cast<C*>(to.inverse)[block] = static_cast<C>(mine.inverse);
 }
 
-// The weights as they were stored, for the products with raw rows.
+// The stored weights, for the products with raw rows.
 template <typename C>
 struct CmrScoreGradient : ScoreGradientBase<C> {
   static constexpr int kSources = 2;

@@ -1,4 +1,4 @@
-// Launches the kernels of cross-entropies among rows and columns.
+// Launches InfoNCE as one operator.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/info_nce.cuh"

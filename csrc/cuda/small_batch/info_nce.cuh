@@ -2,9 +2,9 @@
 // The cross-entropies of pairs among all texts of their row and all images of their column, with
 // their total, and the gradient of the rows.
 //
-// Rows and columns are alike: an anchor has its negatives' sum and one or more positives, and each
-// of those adds log(1 + sum / e^logit), a loss with all of its digits. An anchor's part of the loss
-// and of the scale's gradient is known as soon as its scores are folded.
+// Rows and columns are treated alike. An anchor has the sum of its negatives and one or more
+// positives, each of which adds log(1 + sum / e^logit), so the loss keeps all of its digits. The
+// anchor's terms of the loss and of the scale's gradient are known once its scores are reduced.
 
 #include "cuda/small_batch/cosines.cuh"
 #include "cuda/small_batch/logistic.cuh"
@@ -12,8 +12,8 @@
 
 namespace itm::cuda {
 
-// The highest logit, the sum of e^(logit - highest), and that of its products with the scores. NaN
-// stays in the sums.
+// The highest logit, the sum of e^(logit - highest), and the sum of its products with the scores.
+// The sums propagate NaN.
 template <typename C>
 struct ExpMoments {
   C highest = -kInfinity<C>, sum = 0, product = 0;
@@ -33,8 +33,8 @@ struct ExpMoments {
     return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes),
             __shfl_xor_sync(~0u, product, lanes)};
   }
-  // The highest logit, 0 where it is not finite; the logarithm of the sum relative to it; the mean
-  // score.
+  // base: the highest logit, or 0 if it is not finite; log_sum: the logarithm of the sum relative
+  // to it; mean: the mean score.
   __device__ __forceinline__ C base() const { return highest - highest == 0 ? highest : C(0); }
   __device__ __forceinline__ C log_sum() const {
     return highest - base() + (sum == 0 ? C(0) : logarithm(sum));
@@ -42,27 +42,28 @@ struct ExpMoments {
   __device__ __forceinline__ C mean() const { return sum == 0 ? C(0) : product / sum; }
 
  private:
-  // An infinite maximum is no difference from itself.
+  // Infinities of the same sign would give NaN for their difference.
   static __device__ __forceinline__ C factor(C from, C most) {
     return from == most ? C(1) : exponential(from - most);
   }
 };
 
-// What a row or a column is to the gradient: the sum of its negatives, how strongly its pairs push
-// them away, and 1 / its length.
+// The values of a row or a column that its gradient needs: the log-sum of its negatives, the
+// gradient of that log-sum, and 1 / norm.
 template <typename C>
 struct alignas(4 * sizeof(C) < 16 ? 4 * sizeof(C) : 16) Anchor {
   C highest, log_sum, of_log_sum, inverse;
 
-  // How far its negatives outweigh a positive, as a logit.
+  // The logit by which the negatives outweigh a positive.
   __device__ __forceinline__ C over(C positive) const { return log_sum + (highest - positive); }
-  // A negative's share in their sum. The difference first: that of two near logits is exact.
+  // A negative's softmax weight. Logits are subtracted first: the difference of two near logits is
+  // exact.
   __device__ __forceinline__ C softmax(C logit) const {
     return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
   }
 };
 
-// What the positives of an anchor add up to.
+// Sums over the positives of an anchor.
 template <typename C>
 struct PositiveSums {
   C loss = 0, of_log_sum = 0, of_scale = 0;
@@ -70,7 +71,7 @@ struct PositiveSums {
   __device__ __forceinline__ void add(const ExpMoments<C>& negatives, C score, C scale) {
     const C logit = scale * score;
     const C over = negatives.log_sum() + (negatives.base() - logit), slope = logistic(over);
-    loss += softplus(over) + 0 * logit;  // an infinite positive shows
+    loss += softplus(over) + 0 * logit;  // propagates an infinite positive
     of_log_sum += slope;
     of_scale += slope * (negatives.mean() - score);
   }
@@ -92,7 +93,7 @@ struct InfoNce {
   unsigned* ticket;
   int64_t blocks;
 
-  // By a block, for rows and columns [first, first + 8).
+  // Called by a block, for rows and columns [first, first + 8).
   __device__ __forceinline__ void run(int first) const {
     using State = ExpMoments<C>;
     using Memory = ReductionMemory<C, State>;
@@ -140,8 +141,8 @@ struct InfoNce {
     of_scales[own] = of_column.of_scale + of_row.of_scale;
   }
 
-  // see(j, product, whether j is a mistake) by a lane for every text j whose image is n. The first
-  // image has those without one: the gradient is NaN where the loss is.
+  // Each lane calls visit(j, product, unmatched) for its texts j whose image is n. Unmatched texts
+  // count towards the first image, so its gradient is NaN where the loss is.
   template <typename Visit>
   __device__ __forceinline__ void visit_positives(int n, Visit&& visit) const {
     const Scores<C>& products = cosines.products;
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
   reduction.add();
 }
 
-// A negative's share in its row and its column, or how strongly a positive is pulled.
+// The weight of a negative in the softmax of its row and its column, or the gradient of a positive.
 template <typename C>
 struct InfoNceGradient : ScoreGradientBase<C> {
   static constexpr bool kUnit = true;

@@ -1,5 +1,5 @@
-// InfoNCE of a small batch as one operator, on CUDA: products and lengths, a fold with the total,
-// a gradient that reaches the raw rows. Three launches for rows that need no copy.
+// InfoNCE of a small batch as one operator, on CUDA: dot products and norms, a reduction with the
+// total, and the gradient of the raw rows. Three launches for rows that need no copy.
 
 #include "cuda/small_batch/contrastive_binding.h"
 #include "cuda/small_batch/info_nce.h"

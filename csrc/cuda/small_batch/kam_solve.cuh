@@ -1,17 +1,18 @@
 #pragma once
-// The kernel associative memory: (K + ridge I)^-1 of a cluster, K_ij = e^(-|x_i - x_j|^2 / 2
-// sigma^2), in fp64, because near-duplicates leave a condition of 1 / ridge. A block a cluster, by
-// Gauss-Jordan elimination in place; positive definite matrices need no other pivots.
+// The kernel associative memory: (K + ridge I)^-1 of a cluster, with K_ij = e^(-|x_i - x_j|^2 / 2
+// sigma^2), in fp64, because near duplicates give a condition number of 1 / ridge. One block per
+// cluster runs Gauss-Jordan elimination in place; positive definite matrices need no pivoting.
 
 #include "cuda/small_batch/cluster_members.cuh"
 
 namespace itm::cuda {
 
-// Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
-// leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
+// Smaller pivots of a matrix with a unit diagonal are rounding errors: with ridge 0, duplicates
+// leave 1e-16 |x|^2 / sigma^2 or 0, depending on rounding.
 constexpr double kSmallestPivot = 1e-13;
 
-// Matrices of so many rows are made in shared memory: 8 members of 128 are 16 on average.
+// Matrices of up to 64 rows are inverted in shared memory: 8 clusters of 128 members have 16 on
+// average.
 constexpr int kSmallSystem = 64, kSystemThreads = 256;
 
 struct SystemInShared {
@@ -20,7 +21,7 @@ struct SystemInShared {
   int size;
   __device__ double read(int i, int j) const { return numbers.read(i * size + j); }
   __device__ void write(int i, int j, double value) const { numbers.write(i * size + j, value); }
-  // A column before a step, and its row, divided by the pivot.
+  // The pivot's column before a step, and its row divided by the pivot.
   __device__ double kept(int which, int i) const {
     return numbers.read((kSmallSystem + which) * kSmallSystem + i);
   }
@@ -39,7 +40,7 @@ struct SystemInGlobal {
   __device__ void keep(int which, int i, double value) const { sweep[which * stride + i] = value; }
 };
 
-// Calls visit(i, j) for every entry, of which a thread has its own.
+// Calls visit(i, j) for all entries, which are distributed over the threads.
 template <typename Visit>
 __device__ __forceinline__ void for_each_entry(int size, Visit&& visit) {
   constexpr int kSide = 16;
@@ -48,7 +49,7 @@ __device__ __forceinline__ void for_each_entry(int size, Visit&& visit) {
     for (int j = static_cast<int>(threadIdx.x) % kSide; j < size; j += kSide) visit(i, j);
 }
 
-// Leaves the inverse, or NaN if the matrix is not positive definite.
+// Replaces the matrix by its inverse, or by NaN if it is not positive definite.
 template <typename System>
 __device__ void invert(const System& a) {
   bool bad = false;
@@ -74,8 +75,8 @@ __device__ void invert(const System& a) {
   if (bad) for_each_entry(a.size, [&](int i, int j) { a.write(i, j, NAN); });
 }
 
-// Writes the inverse of one cluster's system to `to`, rows M apart, in its list's order; of_pair(i,
-// j) is |x_i - x_j|^2 of two rows. The sweep has room for two rows of M numbers.
+// Writes the inverse of one cluster's matrix to `to`, with row stride M, in the order of its list;
+// of_pair(i, j) returns |x_i - x_j|^2. `sweep` is a workspace of two rows of M values.
 template <typename OfPair>
 __device__ __forceinline__ void invert_system(const Shared<double>& shared, const int32_t* order,
                                               int size, int64_t M, double scale, double ridge,

@@ -1,30 +1,31 @@
 #pragma once
-// k-means of a small batch, all iterations of a problem in one block. A centroid is the mean of
-// rows, so its product with a row is the mean of that row's products with them: the products of all
-// rows are there, for all problems, and an iteration adds M x M numbers where centroids of their
-// own would cost it 2 M K D operations and all rows twice. Rows themselves are read at the start,
-// to be multiplied with the first centroids, and at the end, for the last.
+// k-means of a small batch, with all iterations of a problem in one block. A centroid is a mean of
+// rows, so its dot product with a row is the mean of that row's dot products with them. The dot
+// products of all rows are given, for all problems: an iteration adds M x M values, where explicit
+// centroids would cost it 2 M K D operations and two reads of all rows. The rows themselves are
+// read only at the start, to be multiplied with the first centroids, and at the end, to form the
+// last.
 
 #include "cuda/small_batch/cluster_members.cuh"
 
 namespace itm::cuda {
 
-// Rows of a cluster that are added up apart from the others: a chain loses digits as it grows.
+// Rows of a cluster that are summed separately: long chains of additions lose digits.
 constexpr int kChain = 32;
 
-// One problem after another; a block takes its own by of_problem.
+// Operands of all problems; of_problem selects those of one block.
 template <typename T>
 struct KMeans {
   using C = Wide<T>;
   Rows<T> x;
-  int64_t D, K, iterations;  // D in fours
+  int64_t D, K, iterations;  // D padded
   const C* product;          // [M, M] of all rows
   const bool* member;        // [B, M] or null
-  C* centroids;              // [B, K, D]: where to start, and the result
+  C* centroids;              // [B, K, D]: the start, and the result
   int64_t* assignment;       // [B, M]
-  C *score, *half_square;    // room for x.c [B, K, M] and |c|^2 / 2 [B, K]
+  C *score, *half_square;    // workspace: x.c [B, K, M], |c|^2 / 2 [B, K]
   ClusterMembers lists,
-      previous;  // room for those of B problems: of an iteration and the one before
+      previous;  // workspace of B problems: lists of this and the previous iteration
 
   __device__ KMeans of_problem(int64_t b) const {
     KMeans own = *this;
@@ -39,7 +40,8 @@ struct KMeans {
   }
 };
 
-// Is a centroid nearer, by x.c - |c|^2 / 2, than another? NaN is nearest, as for torch's argmin.
+// Returns whether a centroid is nearer, by x.c - |c|^2 / 2, than another. NaN is nearest, as in
+// torch.argmin.
 template <typename C>
 __device__ __forceinline__ bool nearer(C score, int k, C other, int other_k) {
   const bool nan = score != score, other_nan = other != other;
@@ -47,8 +49,8 @@ __device__ __forceinline__ bool nearer(C score, int k, C other, int other_k) {
   return score > other || ((nan || score == other) && k < other_k);
 }
 
-// The products of two rows (one in fp64) from m on with 8 centroids from k on, spread over the
-// warp.
+// The dot products of two rows (one in fp64), m and m + 1, with 8 centroids from k on, distributed
+// over the warp.
 template <int kRows, typename T>
 __device__ __forceinline__ Wide<T> centroid_products(const KMeans<T>& in, int64_t m, int64_t k) {
   using C = Wide<T>;
@@ -70,11 +72,11 @@ __device__ __forceinline__ Wide<T> centroid_products(const KMeans<T>& in, int64_
   return scattered_sum(sum);
 }
 
-// What the first centroids are to rows, and to themselves.
+// The dot products of the first centroids with all rows, and half their squared norms.
 template <typename T>
 __device__ __forceinline__ void compare(const KMeans<T>& in) {
   using C = Wide<T>;
-  constexpr int kRows = std::is_same_v<C, double> ? 1 : 2, kEach = 4 / kRows;  // lanes of a product
+  constexpr int kRows = std::is_same_v<C, double> ? 1 : 2, kEach = 4 / kRows;  // lanes per product
   const int row = lane() / (8 * kEach), column = lane() / kEach % 8;
   for (int64_t m = warp() * kRows; m < in.x.count; m += kClusterWarps * kRows)
     for (int64_t first = 0; first < in.K; first += 8) {
@@ -94,7 +96,7 @@ __device__ __forceinline__ void compare(const KMeans<T>& in) {
   }
 }
 
-// Sends every member to its nearest centroid; returns whether this thread has seen one move.
+// Assigns every member to its nearest centroid; returns whether one of this thread's has moved.
 template <typename T>
 __device__ __forceinline__ bool assign(const KMeans<T>& in, bool first) {
   using C = Wide<T>;
@@ -113,8 +115,8 @@ __device__ __forceinline__ bool assign(const KMeans<T>& in, bool first) {
   return moved;
 }
 
-// What the means of the listed rows are to all rows. A warp takes a cluster and 32 rows, which are
-// neighbours in memory; without members a centroid stays what it was.
+// The dot products of the listed rows' means with all rows. A warp processes a cluster and 32 rows,
+// which are adjacent in memory. A centroid without members keeps its products.
 template <typename T>
 __device__ __forceinline__ void add_products(const KMeans<T>& in, const ClusterMembers& lists) {
   using C = Wide<T>;
@@ -135,7 +137,7 @@ __device__ __forceinline__ void add_products(const KMeans<T>& in, const ClusterM
   }
 }
 
-// |c|^2 is the mean of x.c over the rows that c is the mean of.
+// c|^2 is the mean of x.c over the rows whose mean is c.
 template <typename T>
 __device__ __forceinline__ void add_squares(const KMeans<T>& in, const ClusterMembers& lists) {
   using C = Wide<T>;
@@ -149,7 +151,7 @@ __device__ __forceinline__ void add_squares(const KMeans<T>& in, const ClusterMe
   }
 }
 
-// Writes the means of listed rows, of those clusters that have none in `unless`.
+// Writes the means of listed rows, for clusters that have none in `unless`.
 template <typename T>
 __device__ __forceinline__ void write_means(const KMeans<T>& in, const ClusterMembers& lists,
                                             const ClusterMembers* unless) {
@@ -178,18 +180,18 @@ __device__ __forceinline__ void write_means(const KMeans<T>& in, const ClusterMe
   }
 }
 
-// All iterations, from the scores of the first centroids, which are there for all. D may be 0: then
+// All iterations, from the scores of the first centroids, which all threads can read. With D = 0
 // the centroids themselves are not written.
 template <typename T>
 __device__ __forceinline__ void iterate(const KMeans<T>& in) {
   bool moved = assign(in, true);
   ClusterMembers lists = in.lists, before = in.previous;
   for (int64_t i = 0; i < in.iterations; ++i) {
-    // Where nobody moves, nothing will: the same means again, for all iterations that are left.
+    // If no member moves, all remaining iterations would give the same means.
     if (!__syncthreads_or(moved)) break;
     lists.fill(in.assignment, in.x.count, in.K);
     __syncthreads();
-    // A cluster that has lost its last member stays where it was.
+    // A cluster that has lost its last member keeps its centroid.
     if (i > 0) write_means(in, before, &lists);
     add_products(in, lists);
     __syncthreads();

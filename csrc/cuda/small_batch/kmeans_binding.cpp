@@ -1,5 +1,5 @@
-// k-means of a small batch, on CUDA: products of all rows, then one launch for all iterations of
-// all problems, and no word to the host.
+// k-means of a small batch, on CUDA: dot products of all rows, then one launch for all iterations
+// of all problems, without host synchronisation.
 
 #include <ATen/ops/constant_pad_nd.h>
 

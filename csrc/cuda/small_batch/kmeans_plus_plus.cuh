@@ -1,7 +1,8 @@
 #pragma once
-// k-means++ of a small batch: a block draws all start centroids of its problem, from the squared
-// distances of all pairs of rows. Those take one launch, and problems, one per anchor, share them.
-// A thread keeps the distances of its own rows in registers, and the block meets once a centroid.
+// k-means++ of a small batch. A block draws all start centroids of its problem, from the squared
+// distances of all pairs of rows, which take one launch and are shared by all problems, one per
+// anchor. A thread keeps the distances of its own rows in registers, and the block synchronises
+// once per centroid.
 
 #include "cuda/small_batch/kmeans_plus_plus.h"
 #include "cuda/small_batch/score_reductions.cuh"
@@ -23,7 +24,7 @@ struct Farthest {
   }
 };
 
-// By the block; a thread has several numbers on their way.
+// Called by the block; each thread has several loads in flight.
 template <typename T>
 __device__ void copy_row(const T* from, int64_t stride, int64_t D, Wide<T>* to) {
   for (int64_t first = threadIdx.x; first < D; first += kReductionThreads * kAtOnce) {
@@ -39,9 +40,9 @@ __device__ void copy_row(const T* from, int64_t stride, int64_t D, Wide<T>* to) 
   }
 }
 
-// Chooses rows one after another, by the block: take(c, row) hears of them. A thread has kOwn rows,
-// its own number and every kThreads-th from there; squares(chosen, row, to) reads their squared
-// distances from one that was chosen. Draws may be null: 1.
+// Chooses rows one after another, by the block, and calls take(c, row) for each. A thread owns rows
+// threadIdx.x, threadIdx.x + kThreads, ...; squares(chosen, row, to) reads their squared distances
+// from a chosen row. Null draws are 1.
 template <int kThreads, typename C, typename Squares, typename Take>
 __device__ __forceinline__ void choose_rows(const Shared<Farthest<C>>& shared, int M,
                                             int64_t clusters, const bool* member,
@@ -65,7 +66,7 @@ __device__ __forceinline__ void choose_rows(const Shared<Farthest<C>>& shared, i
     if (c > 0) {
       C own[kOwn];
       squares(chosen, row, own);
-      // A row outside stays at 0; NaN, once there, stays.
+      // A row outside keeps 0; NaN persists.
 #pragma unroll
       for (int k = 0; k < kOwn; ++k)
         if (inside[k] && (c == 1 || own[k] < nearest[k] || own[k] != own[k])) nearest[k] = own[k];
@@ -79,7 +80,8 @@ __device__ __forceinline__ void choose_rows(const Shared<Farthest<C>>& shared, i
       state.all.sum += nearest[k];
     }
     merge_lanes<16, 1>(state);
-    // Two places in turn: who reads one has met all others since they wrote it.
+    // Two slots in turn: a thread that reads one has passed a barrier since it was written, and the
+    // slot is written again only after the next barrier.
     const int place = static_cast<int>(c % 2) * kWarps;
     if (lane() == 0) shared.write(place + warp(), state);
     __syncthreads();

@@ -1,4 +1,4 @@
-// k-means++ of a small batch, on CUDA: distances of all pairs, and every problem's draws.
+// k-means++ of a small batch, on CUDA: distances of all pairs, then the draws of every problem.
 
 #include "cuda/small_batch/kmeans_plus_plus.h"
 #include "cuda/small_batch/small_batch_binding.h"

@@ -1,4 +1,4 @@
-// Launches the kernels of log-sum-exp over rows and columns.
+// Launches log-sum-exp over rows and columns.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/log_sum_exp.cuh"

@@ -6,7 +6,7 @@
 
 namespace itm::cuda {
 
-// The highest logit and the sum of e^(logit - highest). NaN stays in the sum.
+// The highest logit and the sum of e^(logit - highest). The sum propagates NaN.
 template <typename C>
 struct ExpSum {
   C highest = -kInfinity<C>, sum = 0;
@@ -16,27 +16,28 @@ struct ExpSum {
   }
   __device__ __forceinline__ void merge(const ExpSum& other) {
     const C most = highest > other.highest ? highest : other.highest;
-    // NaN reaches the sum through its factor, whichever is the maximum.
+    // NaN reaches the sum through its factor, whichever logit is larger.
     sum = sum * factor(highest, most) + other.sum * factor(other.highest, most);
     highest = most;
   }
   __device__ __forceinline__ ExpSum from_lane(int lanes) const {
     return {__shfl_xor_sync(~0u, highest, lanes), __shfl_xor_sync(~0u, sum, lanes)};
   }
-  // The highest logit, 0 where it is not finite, and the logarithm of the sum relative to it.
+  // base: the highest logit, or 0 if it is not finite; log_sum: the logarithm of the sum relative
+  // to it.
   __device__ __forceinline__ C base() const { return highest - highest == 0 ? highest : C(0); }
   __device__ __forceinline__ C log_sum() const {
     return highest - base() + (sum == 0 ? C(0) : logarithm(sum));
   }
 
  private:
-  // An infinite maximum is no difference from itself.
+  // Infinities of the same sign would give NaN for their difference.
   static __device__ __forceinline__ C factor(C from, C most) {
     return from == most ? C(1) : exponential(from - most);
   }
 };
 
-// With ids, pairs that share one are left out.
+// With ids, pairs with equal ids are excluded.
 template <typename C>
 __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     log_sum_exp_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, const C* scale,
@@ -67,14 +68,15 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
   if (lane() == 0) to.row[own] = row.log_sum(), to.row_highest[own] = row.base();
 }
 
-// A logit's share in the softmax of its row and of its column, or a positive's own gradient.
+// The gradient of a logit: its softmax weights in its row and column, or the gradient of a
+// positive.
 template <typename C>
 struct LogSumExpGradient {
   Strided<C> grad_row, grad_column, grad_positive;
   ExpSums<const C*> sums;
   Pairing pairing;
 
-  // What row n and column m have, of which the row's is the same for all of a warp's columns.
+  // The values of row n and column m; those of the row are the same for all of a warp's columns.
   struct Place {
     C grad_row, row_highest, row, grad_column, column_highest, column, grad_positive;
     int64_t image, text;
@@ -99,7 +101,7 @@ struct LogSumExpGradient {
     return at.grad_row * softmax(logit, at.row_highest, at.row) +
            at.grad_column * softmax(logit, at.column_highest, at.column);
   }
-  // The difference first: that of two near logits is exact.
+  // Logits are subtracted first: the difference of two near logits is exact.
   static __device__ __forceinline__ C softmax(C logit, C highest, C log_sum) {
     return log_sum == -kInfinity<C> ? C(0) : exponential((logit - highest) - log_sum);
   }

@@ -5,8 +5,8 @@
 
 namespace itm::cuda {
 
-// Log-sum-exp of rows [N] and columns [M] relative to their highest logits, which are replaced by 0
-// where they are not finite; the logits of positives [M], or null.
+// Log-sum-exp of rows [N] and columns [M] relative to their highest logits (0 where the highest is
+// not finite); the logits of positives [M], or null.
 template <typename Pointer>
 struct ExpSums {
   Pointer row, column, row_highest, column_highest, positive;

@@ -1,5 +1,5 @@
-// Row and column log-sum-exp of a small batch, on CUDA: four launches, two each way, for rows that
-// need no copy. The scale stays on the device.
+// Row and column log-sum-exp of a small batch, on CUDA: four launches, two forward and two
+// backward, for rows that need no copy. The scale stays on the device.
 
 #include "aten/refuse_cosine.h"
 #include "cuda/small_batch/log_sum_exp.h"

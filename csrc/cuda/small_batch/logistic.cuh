@@ -1,5 +1,5 @@
 #pragma once
-// log(1 + e^x), and its derivative.
+// log(1 + e^x) and its derivative.
 
 #include "cuda/compat.cuh"
 

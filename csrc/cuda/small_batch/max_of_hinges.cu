@@ -1,4 +1,4 @@
-// Launches the kernels of max of hinges and hardest negatives.
+// Launches max of hinges and hardest negatives.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/launch.h"

@@ -1,7 +1,7 @@
 #pragma once
-// Max of hinges and hardest negatives of a small batch: maxima over stored scores, and a backward
-// pass in which every row of a gradient looks for the pairs that name it. Nothing is scattered, so
-// nothing is added in an order of chance.
+// Max of hinges and hardest negatives of a small batch: maxima over stored scores. In the backward
+// pass, every row of the gradient gathers the pairs that refer to it. Nothing is scattered, so the
+// order of all additions is fixed.
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/small_batch/grid_sum.cuh"
@@ -10,7 +10,7 @@
 
 namespace itm::cuda {
 
-// What a fold for the hardest does with a pair; semi-hard negatives are those below a limit.
+// Adds a pair to the search for the hardest negative; semi-hard negatives lie below a limit.
 template <typename C>
 struct MineHardest {
   bool below;
@@ -21,8 +21,8 @@ struct MineHardest {
   }
 };
 
-// Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
-// the rows that a hinge names may be finite.
+// Replaces both indices of a pair whose loss is NaN. The gradients of its two rows are then NaN,
+// even if the rows that its hinges select are finite.
 constexpr int kNanPair = -2;
 
 template <typename C>
@@ -34,7 +34,7 @@ struct HingeReduction {
   C* loss;
   int64_t *text_index, *image_index;
 
-  // By a block, for the pairs of texts [first, first + 8).
+  // Called by a block, for the pairs of texts [first, first + 8).
   __device__ __forceinline__ void run(int first) const {
     const int own = first + lane() % kAnchors, j = first + warp();
     const C limit = own < scores.M ? positive_score(scores, pairing, own) : C(0);
@@ -47,7 +47,7 @@ struct HingeReduction {
         reduce_row<Hardest<C>>(scores, pairing, i < 0 ? 0 : i, MineHardest<C>{semihard, positive});
     if (lane()) return;
     const C a = hinge(margin + text.value - positive), b = hinge(margin + image.value - positive);
-    const C both = a + b + 0 * positive;  // an infinite positive score shows
+    const C both = a + b + 0 * positive;  // propagates an infinite positive score
     loss[j] = both;
     const bool nan = both != both;
     text_index[j] = nan ? kNanPair : a != 0 ? text.index : -1;
@@ -85,14 +85,15 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
 
 // -- backward --
 
-// A score's gradient; without an image there is none.
+// The gradient of one score; image is -1 if there is none.
 template <typename C>
 struct PairGradient {
   int image = -1, text = -1;
   C weight = 0;
 };
 
-// Every pair has its two hardest negatives, and pulls on its own score once for each.
+// Every pair contributes the gradients of its two hardest negatives, and of its own score once for
+// each.
 template <typename C>
 struct HingeGradients {
   Strided<C> grad;
@@ -106,7 +107,7 @@ struct HingeGradients {
     const int kind = k < M ? 0 : k < 2 * M ? 1 : 2, j = k - kind * M;
     const int i = positive_of(positive, j);
     const int text = static_cast<int>(text_index[j]), image = static_cast<int>(image_index[j]);
-    const C pair_grad = weight * grad[j];  // on its way with the others
+    const C pair_grad = weight * grad[j];  // loaded together with the others
     const int active = (text >= 0) + (image >= 0);
     if (kind == 2 && text == kNanPair && (i >= 0 || nan_if_unmatched))
       return {i < 0 ? 0 : i, j, kNan<C>};
@@ -148,28 +149,29 @@ struct StridedRows {
         column_stride(from.column_stride) {}
 };
 
-// 256 columns of a row by 8 warps: rows are read as they are, so that no stride needs a copy.
+// 256 columns of a row for 8 warps. Rows are read with any strides, so none needs a copy.
 struct Gather {
   static constexpr int kThreads = 256, kWarps = kThreads / 32, kColumns = 256;
   static constexpr int kOwn = kColumns / 32;  // columns of a lane
-  static constexpr int kRun = 4;              // gradients that lie in one sector of memory
+  static constexpr int kRun = 4;              // gradients in one memory sector
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  static constexpr bool kFew = true;  // registers: what is made of bf16 there takes 128
+  static constexpr bool kFew = true;  // registers: bf16 would take more than 128 there
 #else
   static constexpr bool kFew = false;
 #endif
-  // That a warp loads at once.
+  // Rows that a warp loads at once.
   template <typename T>
   static constexpr int kRows = sizeof(T) == 8 || (kFew && std::is_same_v<T, BFloat16>) ? 2 : 4;
   template <typename C>
   static constexpr size_t kSharedBytes = kWarps * kColumns * sizeof(C);
 };
 
-// Row n of one side is the sum of rows of the other. Each warp searches an eighth of all gradients,
-// in runs of four, and adds up the rows of those at row n; then the block adds what its warps have.
-// A text that is the hardest of 128 images is 16 rows for every warp, four of them on their way at
-// once, and their gradients are at hand: a warp waits 5 times. One thread after another through one
-// list, two rows at once, waited 64 times for gradients and 64 times for rows.
+// Row n of one side is a sum of rows of the other. Each warp searches an eighth of all gradients,
+// in runs of four, and adds the rows of those at row n; then the block adds its warps' sums. A text
+// that is the hardest of 128 images gives each warp 16 rows, four of them in flight at once, with
+// their gradients already loaded: a warp waits 5 times. An earlier version, in which threads
+// searched one list in turn and loaded two rows at once, waited 64 times for gradients and 64 times
+// for rows.
 template <typename T, typename Gradients>
 __global__ void __launch_bounds__(Gather::kThreads, sizeof(T) == 8 ? 2 : 3)
     gather_kernel(Gradients gradients, StridedRows<T> image, StridedRows<T> text, int64_t D,
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(Gather::kThreads, sizeof(T) == 8 ? 2 : 3)
     const bool here = own.image >= 0 && (of_image ? own.image : own.text) == n;
     for (unsigned all = __ballot_sync(~0u, here); all;) {
       C weight[kRows];
-      T value[kRows][Gather::kOwn];  // widened once all are on their way
+      T value[kRows][Gather::kOwn];  // widened once all loads are in flight
       bool found[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {

@@ -1,5 +1,5 @@
-// Max of hinges and hardest negatives of a small batch, on CUDA: products, maxima with their total,
-// and backward a gather. Three launches for rows that need no copy.
+// Max of hinges and hardest negatives of a small batch, on CUDA: dot products, maxima with their
+// total, and a gather backward. Three launches for rows that need no copy.
 
 #include "cuda/small_batch/dot_products_binding.h"
 #include "cuda/small_batch/max_of_hinges.h"
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_total_forward(
   return {total, text_index, image_index};
 }
 
-// The gradients of both sides, which `launch` is given the places of.
+// Allocates the gradients of both sides and passes them to `launch`.
 template <typename Launch>
 std::tuple<Tensor, Tensor> gathered(const Tensor& image, const Tensor& text, Launch&& launch) {
   const OnDevice device(image);

@@ -1,7 +1,7 @@
 #pragma once
-// Hard negative synthesis, a block an anchor: scores with all members, a softmax per cluster, sums
-// of members. Members pass by from L2 twice; what is between them is M numbers, and no vector whose
-// cosine alone is wanted is written.
+// Hard negative synthesis, one block per anchor: scores of all members, a softmax per cluster, sums
+// of members. Members are read from L2 twice, with M values kept in between. A vector is not
+// written if only its cosine is needed.
 
 #include "cuda/small_batch/cluster_members.cuh"
 #include "cuda/small_batch/kam_solve.cuh"
@@ -12,7 +12,7 @@ template <typename T>
 struct Synthesis {
   using C = Wide<T>;
   Rows<T> q, x;
-  int64_t D, K;  // D in fours
+  int64_t D, K;  // D padded
   const int64_t* assignment;
   bool per_anchor;
   const int64_t *anchor_ids, *member_ids;
@@ -41,7 +41,7 @@ struct Synthesis {
   __device__ int begin(int64_t k) const { return lists.span[2 * k]; }
   __device__ int end(int64_t k) const { return lists.span[2 * k + 1]; }
   __device__ int listed() const { return end(K - 1); }
-  // What a member is multiplied with in its cluster's vector.
+  // The weight of a member in its cluster's vector.
   __device__ C weight(int64_t m) const { return inverse ? static_cast<C>(weights[m]) : khat[m]; }
 };
 
@@ -51,7 +51,7 @@ __device__ void score(const Synthesis<T>& in) {
   using C = Wide<T>;
   const int64_t M = in.x.count;
   for (int64_t m = 4 * warp(); m < M; m += 4 * kClusterWarps) {
-    C sum[8] = {};  // of q x, of x^2
+    C sum[8] = {};  // q x of four members, then x^2
     for (int64_t d = 4 * lane(); d < in.D; d += 128) {
       const Four<C> q = load_four(in.q.data + d);
 #pragma unroll
@@ -71,7 +71,7 @@ __device__ void score(const Synthesis<T>& in) {
   }
 }
 
-// From scores to the softmax over a cluster's members that do not share the anchor's id.
+// Replaces scores by their softmax over a cluster's members that do not have the anchor's id.
 template <typename T>
 __device__ void soften(const Synthesis<T>& in) {
   using C = Wide<T>;
@@ -106,7 +106,7 @@ __device__ void soften(const Synthesis<T>& in) {
   }
 }
 
-// to = (K + ridge I)^-1 from, cluster by cluster; a warp a row.
+// to = (K + ridge I)^-1 from, cluster by cluster; one warp per row.
 template <typename T>
 __device__ void solve(const Synthesis<T>& in, const Wide<T>* from, double* to) {
   for (int i = warp(); i < in.listed(); i += kClusterWarps) {
@@ -120,7 +120,7 @@ __device__ void solve(const Synthesis<T>& in, const Wide<T>* from, double* to) {
   }
 }
 
-// Everything that a vector is made of; it is there for all after this.
+// The weights of all vectors, complete for all threads on return.
 template <typename T>
 __device__ void compute_weights(const Synthesis<T>& in) {
   score(in);
@@ -132,11 +132,12 @@ __device__ void compute_weights(const Synthesis<T>& in) {
   __syncthreads();
 }
 
-// Members on their way to a sum at once; of fp64 fewer, which take twice the registers.
+// Members loaded at once; fewer in fp64, which takes twice the registers.
 template <typename T>
 constexpr int kLoads = std::is_same_v<T, double> ? 2 : 4;
 
-// Columns [d, d + 4) of a cluster's vector; 0 without a member, whatever 0 is multiplied with.
+// Columns [d, d + 4) of a cluster's vector; exactly 0 if the cluster has no member, even if rows
+// are infinite.
 template <typename T>
 __device__ __forceinline__ Four<Wide<T>> vector(const Synthesis<T>& in, int64_t k, int64_t d) {
   using C = Wide<T>;
@@ -154,7 +155,7 @@ __device__ __forceinline__ Four<Wide<T>> vector(const Synthesis<T>& in, int64_t 
   return sum;
 }
 
-// The anchor's length, by every warp for itself.
+// The anchor's norm; every warp computes it.
 template <typename T>
 __device__ Wide<T> norm_of_anchor(const Synthesis<T>& in) {
   Wide<T> square = 0;
@@ -166,8 +167,8 @@ __device__ Wide<T> norm_of_anchor(const Synthesis<T>& in) {
   return root(warp_sum(square));
 }
 
-// How a cluster's vector v lies to its anchor. A warp makes it; keep(d, v) sees columns as they
-// come.
+// The dot product of a cluster's vector v with its anchor, and v's norm. A warp computes v and
+// passes its columns to keep(d, v).
 template <typename C>
 struct Angle {
   C dot, norm;
@@ -190,7 +191,7 @@ __device__ Angle<Wide<T>> angle(const Synthesis<T>& in, int64_t k, Keep&& keep) 
 
 template <typename T>
 __global__ void __launch_bounds__(kClusterThreads, 1)
-    synthesis_kernel(Synthesis<T> all, int64_t first, Wide<T>* vectors,  // [N, K, D], or null:
+    synthesis_kernel(Synthesis<T> all, int64_t first, Wide<T>* vectors,  // [N, K, D]; null: cosines
                      Wide<T>* cosines) {                                 // [N, K]
   wait_for_launch_before();
   const int64_t n = first + blockIdx.x;
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   }
 }
 
-// The members of every cluster, for every clustering.
+// Lists the members of every cluster, for every clustering.
 __global__ void __launch_bounds__(kClusterThreads, 1)
     cluster_members_kernel(const int64_t* assignment, int64_t M, int64_t K, int64_t first,
                            ClusterMembers lists) {
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   lists.of_problem(p, M, K).fill(assignment + p * M, M, K);
 }
 
-// Systems of every cluster of every clustering.
+// The kernel matrices of every cluster of every clustering.
 struct KamSystems {
   const double* distance;   // [M, M]
   double *inverse, *sweep;  // [P, M, M], [P, 2, M]

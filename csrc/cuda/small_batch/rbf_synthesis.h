@@ -1,12 +1,12 @@
 #pragma once
-// The launchers of hard negative synthesis. A round is as many anchors as its workspace is for;
-// what is said per anchor begins with the round's first.
+// Launchers of hard negative synthesis. Anchors are processed in rounds sized by the workspace;
+// per-anchor arguments start at the round's first anchor.
 
 #include "cuda/operands.h"
 
 namespace itm::cuda {
 
-// Numbers are in fp32, or fp64 for fp64, where nothing else is said.
+// Values are in fp32, or fp64 for fp64, unless stated otherwise.
 struct SynthesisRound {
   Type type;
   Matrix anchors, members;
@@ -15,13 +15,13 @@ struct SynthesisRound {
   bool per_anchor;
   const int64_t *anchor_ids, *member_ids;  // [N], [M], or both null
   double sigma, ridge;
-  // Room, for each clustering P or each anchor N:
+  // Workspace, for P clusterings or N anchors:
   int32_t *order, *span;  // [P, M], [P, clusters, 2]: the members of every cluster
-  bool* valid;            // [N, clusters]: has the cluster a member for the anchor?
+  bool* valid;            // [N, clusters]: whether the cluster has a member for the anchor
   void* khat;             // [N, M]: softmax
-  // The kernel associative memory, or null:
+  // For the kernel associative memory, or null:
   const double* distance = nullptr;  // [M, M] |x_i - x_j|^2
-  double* inverse = nullptr;         // [P, M, M] (K + ridge I)^-1 of every cluster, in lists' order
+  double* inverse = nullptr;         // [P, M, M] (K + ridge I)^-1 of every cluster, in list order
   double* sweep = nullptr;           // [P, 2, M]
   double* weights = nullptr;         // [N, M] inverse khat
 
@@ -31,22 +31,23 @@ struct SynthesisRound {
 void list_members(const SynthesisRound& round, void* stream);
 void kam_solve(const SynthesisRound& round, void* stream);
 
-// Vectors [N, clusters, D], or, without them, cosines [N, clusters].
+// Writes vectors [N, clusters, D] or, if they are null, cosines [N, clusters].
 void synthesise(const SynthesisRound& round, void* vectors, void* cosines, void* stream);
 
-// The gradient of what an anchor's block knows alone: of_anchors [N, D], and what members need.
+// The gradient that one anchor's block computes: of_anchors [N, D], and the operands of
+// MemberGradient.
 struct AnchorGradient {
-  const void* of_cosines;  // [N, clusters], or null: of_vectors is given
-  void* of_vectors;        // [N, clusters, D], or room for it
-  bool detach;             // vectors are constants: cosines alone have a gradient, of the anchor
-  void* alpha;             // room for [N, clusters, 2], with cosines
-  void *of_scores, *member_weights;  // [N, M]; pull: what members are added to of_anchors with
+  const void* of_cosines;  // [N, clusters]; null: of_vectors is given
+  void* of_vectors;        // [N, clusters, D], or its workspace
+  bool detach;  // vectors are constants: only cosines have a gradient, with respect to the anchor
+  void* alpha;  // workspace [N, clusters, 2], with cosines
+  void *of_scores, *member_weights;  // [N, M]; weights of members in of_anchors
   double* of_khat;                   // [N, M] with a kernel associative memory
   void* of_anchors;
 };
 void anchor_gradient(const SynthesisRound& round, const AnchorGradient& grad, void* stream);
 
-// That of members [M, D], over all rounds.
+// The gradient of members [M, D], over all rounds.
 struct MemberGradient {
   const void *of_vectors, *of_scores;
   const double* of_khat;

@@ -1,6 +1,6 @@
-// Hard negative synthesis on CUDA: a launch for the lists of members, one for all anchors, backward
-// one for all members; with a kernel associative memory two or three more for its systems. Large
-// batches go in rounds of anchors, so that what is kept for each stays small.
+// Hard negative synthesis on CUDA: one launch lists the members, one processes all anchors and,
+// backward, one all members; a kernel associative memory takes two or three more. Large batches are
+// processed in rounds of anchors, which bounds the workspace.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
@@ -13,14 +13,14 @@
 namespace itm::cuda {
 namespace {
 
-// Numbers that a round may keep beyond as many as the rows are.
+// Values that a round may store, or as many as the rows have, if that is more.
 #ifdef ITM_EMULATED
-constexpr int64_t kKept = 1 << 12;  // so that tests see several rounds
+constexpr int64_t kKept = 1 << 12;  // so that tests cover several rounds
 #else
 constexpr int64_t kKept = 8 << 20;
 #endif
 
-// The arguments of a synthesis, as kernels want them, and its rounds.
+// The arguments of a synthesis, as its kernels require them, and its rounds.
 class Rounds {
  public:
   Rounds(const OnDevice& device, const Tensor& anchors, const Tensor& members,
@@ -69,7 +69,7 @@ class Rounds {
     return at::empty(shape, q_.options().dtype(type));
   }
 
-  // Calls visit(first, count, round) for all anchors, in increasing order; valid is written then.
+  // Calls visit(first, count, round) for all anchors, in increasing order; this fills `valid`.
   template <typename Visit>
   void for_each(const Tensor& valid, Visit&& visit) const {
     for (int64_t first = 0; first < anchors(); first += count_) {
@@ -124,7 +124,7 @@ class Rounds {
   Tensor order_, span_, khat_, distance_, inverse_, sweep_, weights_;
 };
 
-// The place of rows [first, ...) of a contiguous tensor.
+// A pointer to row `first` of a contiguous tensor.
 void* from_row(const Tensor& t, int64_t first) {
   return t.narrow(0, first, t.size(0) - first).mutable_data_ptr();
 }
@@ -145,7 +145,8 @@ std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_forward(
           rounds.empty(rounds.wide(), {0, 0})};
 }
 
-// From the gradient of vectors [N, K, D in fours], or of cosines [N, K] whose vectors are formed.
+// The gradient of anchors and members, from that of vectors [N, K, padded D], or of cosines [N, K],
+// whose vectors are formed again.
 std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bool cosines,
                                     bool detach, const Tensor& anchors, const Tensor& members) {
   const auto wide = rounds.wide();

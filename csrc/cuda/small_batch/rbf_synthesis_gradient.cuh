@@ -1,11 +1,11 @@
 #pragma once
-// The gradient of synthetic vectors, and of their cosines. With vector v = x^T c, c = khat
-// (attention) or A^-1 khat (kam), g = dL/dv:
+// The gradient of synthetic vectors, and of their cosines. With a vector v = x^T c, c = khat
+// (attention) or A^-1 khat (kam), and g = dL/dv:
 //   dL/dc = x g and dL/dx += c g^T; with kam dL/dkhat = A^-1 dL/dc and dL/dA = -c (dL/dkhat)^T;
-//   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and to q and x.
-// A block an anchor leaves the weights of its pairs, a block a member adds them up in the order of
-// the anchors. Of a cosine a v / (|a| |v|) with gradient h, g = alpha a + beta v with
-// alpha = h / (|a| |v|), beta = -h cos / v^2, and the anchor gets alpha v, and itself.
+//   dL/ds = khat (dL/dkhat - khat . dL/dkhat), s = (q x - |x|^2 / 2) / sigma^2, and on to q and x.
+// One block per anchor writes the weights of its pairs; one block per member adds them in the order
+// of the anchors. For a cosine a v / (|a| |v|) with gradient h, g = alpha a + beta v with alpha = h
+// / (|a| |v|) and beta = -h cos / v^2; the anchor receives alpha v and a multiple of itself.
 
 #include "cuda/small_batch/rbf_synthesis.cuh"
 
@@ -32,13 +32,14 @@ struct Gradient {
   }
 };
 
-// x / length, 0 where that is: a length has no slope at 0.
+// x / norm, or 0 if the norm is 0, where it has no derivative.
 template <typename C>
 __device__ __forceinline__ C over_norm(C x, C norm) {
   return norm == 0 ? C(0) : x / norm;
 }
 
-// From the gradient of cosines to that of vectors; alpha, and what the anchor gets of itself.
+// From the gradient of cosines, computes that of vectors, alpha, and the anchor's multiple of
+// itself.
 template <typename T>
 __device__ void through_cosines(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
@@ -67,7 +68,7 @@ __device__ void through_cosines(const Synthesis<T>& in, const Gradient<T>& grad)
   }
 }
 
-// of_scores = dL/dc = x g, of the members that are in a cluster.
+// of_scores = dL/dc = x g, for members that are in a cluster.
 template <typename T>
 __device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
@@ -83,7 +84,7 @@ __device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
       x[r] = in.row(m);
       g[r] = grad.of_vectors + in.assignment[m] * in.D;
     }
-#pragma unroll 1  // 8 loads are enough at once: with more, sm_80 spills
+#pragma unroll 1  // 8 loads in flight are enough: with more, sm_80 spills
     for (int64_t d = 4 * lane(); d < in.D; d += 128)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -97,7 +98,8 @@ __device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
   }
 }
 
-// From of_scores = dL/dc, or of_khat, to dL/ds, and to what members are added to the anchor with.
+// From of_scores = dL/dc, or of_khat, computes dL/ds and the weights of members in the anchor's
+// gradient.
 template <typename T>
 __device__ void of_softmax(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
@@ -178,8 +180,8 @@ struct MemberSums {
   C* of_members;
 };
 
-// A row of dL/dK, from all anchors of the round; with the last, what x_j - x_m is multiplied with:
-// dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2.
+// Computes a row of dL/dK from all anchors of the round and, in the last round, the weight of x_j -
+// x_m: dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2.
 template <typename T>
 __device__ void of_kernel_row(const Synthesis<T>& in, const MemberSums<T>& to, int64_t m) {
   const int64_t M = in.x.count;
@@ -196,7 +198,7 @@ __device__ void of_kernel_row(const Synthesis<T>& in, const MemberSums<T>& to, i
   }
 }
 
-// The sum over j of factor[j] (x_j - x), of columns [d, d + 4).
+// The sum over j of factor[j] (x_j - x), for columns [d, d + 4).
 template <typename T>
 __device__ Four<double> through_kernel(const Synthesis<T>& in, const double* factor,
                                        const Four<Wide<T>>& x, int64_t d) {

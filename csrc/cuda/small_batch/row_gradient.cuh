@@ -1,30 +1,29 @@
 #pragma once
-// Products of a matrix of weights with the rows of both sides, which are the gradients of a small
-// batch, in one launch. Weights are made from what a forward pass left as they are needed; rows may
-// be raw where scores were cosines: the kernel ends with the step through their lengths.
+// The gradients of the rows of both sides of a small batch, in one launch: the gradients of all
+// scores, as weights, times the rows of the other side. Weights are computed from the results of
+// the forward pass when they are needed. If scores were cosines of raw rows, the kernel ends with
+// the gradient of the normalisation.
 //
-// A loss hands over Pairs, which inherits from ScoreGradientBase<C> and says what a pair's weight
-// is:
+// A loss passes Pairs, which inherits from ScoreGradientBase<C> and defines the weight of a pair:
 //
-//   Read                    what is loaded for a pair while the products before it are computed
+//   Read                    the values loaded for a pair while earlier products are computed
 //   Read read(of_x, source, own, other)
-//   Weighed<C> weigh(of_x, source, own, other, read)
+//   PairWeight<C> weight_of(of_x, source, own, other, read)
 //                           the weight of row `other` in the gradient of row `own`, of x or of y,
-//                           and, if rows are raw, what the pair adds along row `own`
+//                           and, if rows are raw, the pair's component along row `own`
 //   kSources, Rows<T> rows(of_x, source)
-//                           a side's gradient may add the products with several matrices: source 0
-//                           is the other side, `rows` gives those beyond
+//                           the gradient of a side may add products with several matrices: source 0
+//                           is the other side, `rows` returns the others
 //   kUnit, C inverse(of_x, own), C along(of_x, own)
-//                           rows are raw: 1 / length, 0 for a row without a direction. A pair's
-//                           weight has that of the other row in it, and it adds the weight
-//                           without, times the cosine, along its own; `along` is what a row's
-//                           gradient has along it besides
-//   kDifferences            the weight is multiplied by row `own` less row `other`
+//                           rows are raw: 1 / norm, 0 for a row without a direction. A pair's
+//                           weight includes the other row's 1 / norm; its component along `own`
+//                           is the weight without it, times the cosine; `along` is added to these
+//   kDifferences            the weight is multiplied by row `own` minus row `other`
 //   kSparse, bool counts(source, read, weight)
-//                           most weights are 0: where all of 16 x 32 are, nothing is multiplied;
-//                           and of rows that do not count nothing shows, infinite or not
-//   C factor()              what everything is multiplied by
-//   void finish()           what one block more does, if the launch asks for it: scalars
+//                           most weights are 0: a tile of 16 x 32 zeros is skipped, and rows that
+//                           do not count contribute nothing, even if infinite
+//   C factor()              the factor of all gradients
+//   void finish()           the work of one additional block, if the launch has one: scalars
 
 #include "cuda/distances/tile.cuh"
 #include "cuda/launch.h"
@@ -38,7 +37,7 @@ struct PairWeight {
   C weight, along;
 };
 
-// The plainest Pairs: one source, rows as they are multiplied, no scalars.
+// Defaults: one source, rows that need no normalisation, no scalars.
 template <typename C>
 struct ScoreGradientBase {
   static constexpr int kSources = 1;
@@ -54,35 +53,35 @@ struct ScoreGradientBase {
   __device__ __forceinline__ void finish() const {}
 };
 
-// 16 rows by 64 columns of a gradient for 64 threads, which pass 32 rows of the other side at once:
-// of 128 pairs and D = 1024, 256 blocks.
+// 16 rows by 64 columns of a gradient for 64 threads, which load 32 rows of the other side at once:
+// 256 blocks for 128 pairs and D = 1024.
 template <typename T_>
 struct RowGradientTile {
   using T = T_;
   using C = Wide<T>;
   static constexpr int kRows = 16, kColumns = 64, kThreads = 64, kDepth = 32;
-  static constexpr int kPitch = kRows + 4;  // so that fewer of 32 writes meet in a bank
+  static constexpr int kPitch = kRows + 4;  // fewer bank conflicts among 32 writes
   static constexpr int kWeights = kDepth * kPitch, kStage = kWeights + kDepth * kColumns;
   static constexpr size_t kSharedBytes = 2 * kStage * sizeof(C);
-  // Of a multiprocessor; more of fp64 do not fit into its shared memory.
+  // Blocks per multiprocessor; its shared memory does not hold more of fp64.
   static constexpr int kBlocks = sizeof(C) == 8 ? 4 : 6;
-  static constexpr int kMine = kRows * kDepth / kThreads;  // weights that a thread brings
+  static constexpr int kMine = kRows * kDepth / kThreads;  // weights loaded by a thread
 };
 
-// One side: its rows, and the gradient that they get, [rows.count, D].
+// The rows of one side, and their gradient [rows.count, D].
 template <typename T>
 struct GradientSide {
   Rows<T> rows;
   T* out;
 };
 
-// along[i] is what a thread's weights i add: of rows warp() + 2 i, or all of row threadIdx.x % 16.
-// Their sums over a tile's 16 rows are in shared[row] + shared[16 + row] for all after this.
+// along[i] is the component from a thread's weights i: of rows warp() + 2 i, or all of row
+// threadIdx.x % 16. The sum of each of a tile's 16 rows is then in shared[row] + shared[16 + row].
 template <typename Tile>
 __device__ __forceinline__ void sum_along(const Shared<typename Tile::C>& shared, bool of_x,
                                           const typename Tile::C (&along)[Tile::kMine]) {
   using C = typename Tile::C;
-  __syncthreads();  // nobody reads products any more
+  __syncthreads();  // no thread reads products any more
   if (of_x) {
 #pragma unroll
     for (int i = 0; i < Tile::kMine; ++i) {
@@ -119,7 +118,7 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
   const int own = static_cast<int>(of_x ? x.rows.count : y.rows.count);
   const int thread = static_cast<int>(threadIdx.x), columns = window(D - d, Tile::kColumns);
   const auto shared = Shared<C>::template all<2 * Tile::kStage>();
-  // Neighbouring threads read neighbours of a row of weights: they differ in what is passed, or,
+  // Adjacent threads read adjacent weights of a row: they differ in the row of the other side or,
   // for the transpose, in the row of the gradient.
   const int row = of_x ? thread / Tile::kDepth : thread % Tile::kRows;
   const int depth = of_x ? thread % Tile::kDepth : thread / Tile::kRows;
@@ -131,7 +130,7 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
 
   const auto rows_of = [&](int source) {
     const Rows<T> further =
-        source == 0 ? Rows<T>{} : pairs.template rows<T>(of_x, source);  // than the other side
+        source == 0 ? Rows<T>{} : pairs.template rows<T>(of_x, source);  // of a further source
     return Rows<T>{source ? further.data
                    : of_x ? y.rows.data
                           : x.rows.data,
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
                    0};
   };
 
-  Four<C> mine[4] = {};  // this thread's part of its rows
+  Four<C> mine[4] = {};  // this thread's part of its own rows
   if constexpr (Pairs::kDifferences) {
     const Rows<T> rows = of_x ? x.rows : y.rows;
 #pragma unroll
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
     const Rows<T> rows = rows_of(source);
     const int others = static_cast<int>(rows.count);
     if (others == 0) continue;
-    if (source) __syncthreads();  // nobody reads the source before
+    if (source) __syncthreads();  // no thread reads the previous source any more
     TileLoader<T, Tile::kDepth, Tile::kColumns, Tile::kColumns, Tile::kThreads> feed(rows, 0, d);
     typename Pairs::Read pending[Tile::kMine];
     const auto fetch = [&](int at, int stage) {
@@ -179,7 +178,7 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
         if (r < own && k < others) pending[i] = pairs.read(of_x, source, r, k);
       }
     };
-    bool weighs = false;  // any of the weights that this thread brought last
+    bool weighs = false;  // whether any of this thread's last weights is not 0
     const auto deposit = [&](int at, int stage) {
       feed.deposit(shared, stage + Tile::kWeights);
       weighs = false;
@@ -187,7 +186,8 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
       for (int i = 0; i < Tile::kMine; ++i) {
         const int r = first + row + i * row_step, k = at + depth + i * depth_step;
         PairWeight<C> found{};
-        // What was not read has no weight: without lengths there is nothing else to look at.
+        // Pairs that were not read have weight 0; without normalisation, weight_of reads nothing
+        // else.
         if (!Pairs::kUnit || (r < own && k < others))
           found = pairs.weight_of(of_x, source, r, k, pending[i]);
         shared.write(stage + (depth + i * depth_step) * Tile::kPitch + row + i * row_step,
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
   }
 
   if constexpr (Pairs::kSparse) {
-    // What is not finite came from a row that counts, or from one that does not times 0: again,
-    // with those alone that count.
+    // NaN and Inf come from a row that counts, or from one that does not, times 0: the sums are
+    // computed again from the rows that count.
     bool finite = true;
 #pragma unroll
     for (int r = 0; r < 4; ++r)
@@ -260,11 +260,12 @@ __global__ void __launch_bounds__(RowGradientTile<T>::kThreads,
   for (int r = 0; r < 4; ++r) {
     const int n = first + own_row + r;
     if (n >= own) break;
-    C scale = factor, radial = 0;  // towards the row itself
+    C scale = factor, radial = 0;  // the component along the row itself
     const T* here = nullptr;
     if constexpr (Pairs::kUnit) {
       const C inverse = pairs.inverse(of_x, n);
-      // Along itself a unit vector does not move; a row below the smallest length is none.
+      // A unit vector has no derivative along itself; a row below the smallest norm is not
+      // normalised.
       if (inverse < 1 / C(kSmallestNorm) || inverse != inverse)
         radial = inverse * (shared.read(own_row + r) + shared.read(Tile::kRows + own_row + r) +
                             pairs.along(of_x, n));

@@ -1,14 +1,15 @@
 #pragma once
-// The backward pass of sums over all pairs of a small batch: one launch makes the gradient of every
-// score, one sends it to the rows of both sides. A block more adds up the gradients of scalars.
+// The backward pass of sums over all pairs of a small batch. One launch computes the gradient of
+// every score, and one the gradients of the rows of both sides; an additional block adds the
+// gradients of scalars.
 
 #include "cuda/small_batch/grid_sum.cuh"
 #include "cuda/small_batch/row_gradient.cuh"
 
 namespace itm::cuda {
 
-// weights[n][m] = scale times the gradient of logit [n][m]; of_scale[n] and of_bias[n], unless it
-// is null, what row n adds to the gradients of scale and bias. A warp has a row.
+// weights[n][m] = scale times the gradient of logit [n][m]; of_scale[n] and of_bias[n] (unless
+// null) are row n's terms of the gradients of scale and bias. One warp per row.
 template <typename C, typename LogitGradient>
 __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     score_gradient_kernel(int64_t first_block, Scores<C> scores, LogitGradient of_logit,
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
   if (of_bias) of_bias[n] = sum;
 }
 
-// Weights [N, M] as they were stored.
+// Stored weights [N, M].
 template <typename C>
 struct DenseScoreGradient {
   const C* data;
@@ -59,7 +60,7 @@ struct ScalarSums {
   ScalarSum<C> scale, bias;
 };
 
-// Weights that another launch has made, at(n, m), and scalars that are sums over rows.
+// Weights at(n, m) that another launch has computed, and scalars that are sums over rows.
 template <typename C, typename Weights>
 struct StoredScoreGradient : ScoreGradientBase<C> {
   Weights weights;

@@ -1,12 +1,12 @@
 #pragma once
-// What backward passes over all pairs of a small batch need from ATen: scores that were kept, or
-// are made again, a workspace, and the gradients of rows.
+// Tensors of backward passes over all pairs of a small batch: scores that were kept or are
+// recomputed, a workspace, and the gradients of rows.
 
 #include "cuda/small_batch/small_batch_binding.h"
 
 namespace itm::cuda {
 
-// The scores of a forward pass: kept [N, M], or multiplied once more.
+// The scores of a forward pass: kept [N, M], or recomputed.
 struct KeptScores {
   const Tensor kept;
   std::optional<StoredScores> again;
@@ -20,7 +20,7 @@ struct KeptScores {
   }
 };
 
-// Scores [N, M] for the backward pass to read, if it is to; else a matrix without entries.
+// Scores [N, M] for the backward pass, or an empty matrix if they are not to be kept.
 inline Tensor scores_to_keep(bool keep, const StoredScores& scores) {
   return at::empty({keep ? scores.from.N : 0, keep ? scores.from.M : 0}, scores.parts.options());
 }
@@ -29,7 +29,7 @@ inline void* data_or_null(const Tensor& scores) {
 }
 
 struct BothSides {
-  const Tensor x, y;  // in fours
+  const Tensor x, y;  // padded
   Tensor to_x, to_y, weights, of_rows, of_columns;
 
   BothSides(const Tensor& left, const Tensor& right)

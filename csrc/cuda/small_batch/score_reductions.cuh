@@ -1,10 +1,10 @@
 #pragma once
-// Rows and columns of a small matrix of scores, folded side by side. A block takes 8 rows and 8
-// columns: a warp reads a row as it lies in memory, and of columns 8 at once, so that no sector of
-// 32 bytes is fetched for less than all of it. 128 pairs are 16 blocks, 1,024 are 128.
+// Reductions over the rows and columns of a small matrix of scores. A block processes 8 rows and 8
+// columns: a warp reads a row contiguously, and 8 columns at once, so that every sector of 32 bytes
+// is used completely. 128 pairs take 16 blocks, 1,024 take 128.
 //
-// A State is what has been seen so far: it sees scores one by one, and joins another State of the
-// same anchor. Who joins whom is fixed, so that sums have the same bits every time.
+// A State accumulates scores one by one and merges with another State of the same anchor. The order
+// of merges is fixed, so sums have the same bits in every run.
 
 #include <limits>
 
@@ -21,10 +21,10 @@ constexpr C kInfinity = std::numeric_limits<C>::infinity();
 template <typename C>
 constexpr C kNan = std::numeric_limits<C>::quiet_NaN();
 
-constexpr int kAtOnce = 4;  // pairs of a lane whose loads are on their way together
+constexpr int kAtOnce = 4;  // pairs per lane whose loads are in flight at once
 __device__ __forceinline__ int within(int i, int count) { return i < count ? i : count - 1; }
 
-// Small numbers of 32 bits, as all there is fits.
+// 32-bit indices suffice: N, M <= 1024.
 template <typename C>
 struct Scores {
   const C* data;
@@ -61,7 +61,8 @@ __device__ __forceinline__ C positive_score(const Scores<C>& scores, const Pairi
   return i < 0 ? kNan<C> : scores.at(i, j);
 }
 
-// Those of columns j, j + kStep, ...: NaN without an image, and some number beyond the last.
+// The scores of the positives of columns j, j + kStep, ...: NaN without an image. Beyond the last
+// column, any value.
 template <int kStep, typename C, int kCount>
 __device__ __forceinline__ void positive_scores(const Scores<C>& scores, const Pairing& pairing,
                                                 int j, C (&to)[kCount]) {
@@ -78,7 +79,7 @@ __device__ __forceinline__ void positive_scores(const Scores<C>& scores, const P
     if (image[k] < 0) to[k] = kNan<C>;
 }
 
-// Bit k of the result: whether n is the image of column j + 32 k.
+// Bit k of the result is set if n is the image of column j + 32 k.
 __device__ __forceinline__ unsigned pairs_of_image(const Pairing& pairing, int n, int j, int M) {
   int image[kAtOnce];
 #pragma unroll
@@ -99,14 +100,15 @@ struct Strided {
   __device__ __forceinline__ C operator[](int64_t i) const { return data[i * stride]; }
 };
 
-// [x]+ that lets NaN through.
+// [x]+ that propagates NaN.
 template <typename C>
 __device__ __forceinline__ C hinge(C x) {
   return x <= 0 ? C(0) : x;
 }
 
-constexpr int kAnchors = 8, kReductionThreads = 32 * kAnchors;  // a warp for every anchor
-// Of a multiprocessor: a batch is 128 blocks at most, and 128 registers hold what is on its way.
+constexpr int kAnchors = 8, kReductionThreads = 32 * kAnchors;  // one warp per anchor
+// Blocks per multiprocessor: a batch has at most 128 blocks, and 128 registers hold the loads in
+// flight.
 constexpr int kReductionBlocks = 2;
 
 template <int kFirst, int kLast, typename State>
@@ -125,11 +127,11 @@ struct Sum {
   }
 };
 
-// The largest score and where; ties go to the lowest index, and NaN is larger than all.
+// The largest score and its index. Ties go to the lowest index, and NaN is larger than all numbers.
 template <typename C>
 struct Hardest {
   C value = -kInfinity<C>;
-  int index = -1;  // nothing seen
+  int index = -1;  // no score yet
 
   __device__ __forceinline__ void merge(const Hardest& other) {
     if (other.beats(*this)) *this = other;
@@ -148,8 +150,8 @@ struct Hardest {
   }
 };
 
-// see(n, m, score, whether both have one id) for pairs from (n, m) on, by one lane. Those beyond
-// the matrix are read at its edge, and not seen.
+// One lane calls visit(n, m, score, same_id) for kAtOnce pairs from (n, m) on. Pairs beyond the
+// matrix are read at its edge and not visited.
 template <int kRowStep, int kColumnStep, typename C, typename Visit>
 __device__ __forceinline__ void visit_pairs(const Scores<C>& scores, const Pairing& pairing, int n,
                                             int m, Visit&& visit) {
@@ -172,7 +174,8 @@ __device__ __forceinline__ void visit_pairs(const Scores<C>& scores, const Pairi
   }
 }
 
-// see(state, m, score, same) for every column m of row n, by one warp; all lanes return the whole.
+// One warp calls visit(state, m, score, same) for every column m of row n; all lanes return the
+// result.
 template <typename State, typename C, typename Visit>
 __device__ __forceinline__ State reduce_row(const Scores<C>& scores, const Pairing& pairing, int n,
                                             Visit&& visit) {
@@ -185,8 +188,8 @@ __device__ __forceinline__ State reduce_row(const Scores<C>& scores, const Pairi
   return state;
 }
 
-// see(state, n, score, same) for every row n of columns [first, first + 8), by the block, which
-// meets once; a lane sees column first + lane % 8, and every warp returns that of its own number.
+// The block calls visit(state, n, score, same) for every row n of columns [first, first + 8), with
+// one barrier. A lane visits column first + lane % 8, and warp w returns that of column first + w.
 template <typename State, typename C, typename Visit>
 __device__ __forceinline__ State reduce_columns(const Scores<C>& scores, const Pairing& pairing,
                                                 int first, Visit&& visit) {
@@ -211,7 +214,7 @@ __device__ __forceinline__ int first_anchor(int64_t first_block) {
   return (static_cast<int>(first_block) + static_cast<int>(blockIdx.x)) * kAnchors;
 }
 
-// Starts a kernel that folds so many anchors; arguments come after the first block.
+// Launches a reduction of `anchors` rows or columns; arguments follow the first block.
 template <typename... Parameters, typename... Arguments>
 void launch_reduction(void (*kernel)(int64_t, Parameters...), int64_t anchors, size_t state_bytes,
                       void* stream, const Arguments&... arguments) {

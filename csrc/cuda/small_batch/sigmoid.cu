@@ -1,4 +1,4 @@
-// Launches the kernels of the sigmoid loss.
+// Launches the sigmoid loss.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/sigmoid.cuh"

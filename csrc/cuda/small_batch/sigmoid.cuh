@@ -1,12 +1,12 @@
 #pragma once
-// Sigmoid loss of a small matrix of scores: every pair is a classification of its own.
+// Sigmoid loss of a small matrix of scores: every pair is a binary classification.
 
 #include "cuda/small_batch/logistic.cuh"
 #include "cuda/small_batch/score_gradient.cuh"
 
 namespace itm::cuda {
 
-// What a pair is. A pair that only shares an id takes no part.
+// The label of a pair. Pairs that are not positive but have equal ids are ignored.
 enum class Kind { kNegative, kPositive, kNone };
 
 __device__ __forceinline__ Kind kind_of(bool same, bool positive) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
         if (kept) kept[n * scores.M + m] = score;
         const Kind kind = kind_of(same, positive == n);
         if (kind == Kind::kNegative) state.sum += softplus(logit);
-        // An infinite positive logit shows.
+        // Propagates an infinite positive logit.
         if (kind == Kind::kPositive) state.sum += softplus(-logit) + 0 * logit;
       });
   if (own >= scores.M || lane()) return;

@@ -1,5 +1,5 @@
-// Sigmoid loss of a small batch, on CUDA: four launches, two each way, for rows that need no copy.
-// Scale and bias stay on the device.
+// Sigmoid loss of a small batch, on CUDA: four launches, two forward and two backward, for rows
+// that need no copy. Scale and bias stay on the device.
 
 #include "aten/refuse_cosine.h"
 #include "cuda/small_batch/score_gradient_binding.h"

@@ -1,4 +1,4 @@
-// Launches the kernels of the sigmoid loss as one operator.
+// Launches the sigmoid loss as one operator.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/sigmoid_total.cuh"

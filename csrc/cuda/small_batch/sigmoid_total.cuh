@@ -1,6 +1,6 @@
 #pragma once
-// The sigmoid loss of raw rows as one operator: what every text adds to it, and to the gradients of
-// scale and bias, is known once its scores are folded.
+// The sigmoid loss of raw rows as one operator: each text's terms of the loss, and of the gradients
+// of scale and bias, are known once its scores are reduced.
 
 #include "cuda/small_batch/cosines.cuh"
 #include "cuda/small_batch/sigmoid.cuh"
@@ -39,7 +39,7 @@ struct SigmoidTotal {
   unsigned* ticket;
   int64_t blocks;
 
-  // By a block, for columns [first, first + 8).
+  // Called by a block, for columns [first, first + 8).
   __device__ __forceinline__ void run(int first) const {
     using State = SigmoidSums<C>;
     using Memory = ReductionMemory<C, State>;
@@ -61,7 +61,7 @@ struct SigmoidTotal {
           const Kind kind = kind_of(same, positive == n);
           if (kind == Kind::kNone) return;
           const C logit = factor * score + offset, slope = sigmoid_slope(kind, logit);
-          // An infinite positive logit shows.
+          // Propagates an infinite positive logit.
           state.loss += kind == Kind::kPositive ? softplus(-logit) + 0 * logit : softplus(logit);
           state.of_scale += slope * score, state.of_bias += slope;
         });
@@ -110,7 +110,7 @@ struct SigmoidGradient : ScoreGradientBase<C> {
     const int n = of_x ? own : other, m = of_x ? other : own;
     const int positive = positive_of(pairing.positive, m);
     const C logit = scale.get() * read.score + bias.get();
-    // Without an image by mistake: the gradient is NaN where the loss is.
+    // A text without an image, by wrong ids: the gradient is NaN where the loss is.
     const C found = positive < 0
                         ? kNan<C>
                         : sigmoid_slope(kind_of(same_id(pairing, n, m), positive == n), logit);

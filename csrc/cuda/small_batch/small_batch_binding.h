@@ -1,6 +1,6 @@
 #pragma once
-// What the operators over all pairs of a small batch need from ATen: scores in parts, ids, and
-// numbers per row as they come from autograd.
+// Tensors of the operators over all pairs of a small batch: scores in parts, ids, and gradients per
+// row as autograd passes them.
 
 #include <ATen/ops/empty.h>
 
@@ -14,7 +14,7 @@ inline void check_rows(int64_t N, int64_t M) {
               " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
 }
 
-// x y^T, or what `launch` makes of every pair, where it is small enough to be stored.
+// x y^T, or the pairwise values that `launch` computes, for batches small enough to store them.
 struct StoredScores {
   Tensor parts;  // [parts, N, M] in fp32 or fp64
   ScoreParts from;
@@ -32,7 +32,7 @@ struct StoredScores {
     from = {parts.const_data_ptr(), plan.parts, N, M};
   }
 
-  // All parts in one, [N, M].
+  // The sum of all parts, [N, M].
   Tensor added(const OnDevice& device, Type type) const {
     if (from.parts == 1) return parts.select(0, 0);
     Tensor out = at::empty({from.N, from.M}, parts.options());
@@ -42,7 +42,7 @@ struct StoredScores {
   }
 };
 
-// Ids and positives without gaps, and their places.
+// Contiguous ids and positives, and their pointers.
 struct PairIds {
   const OptionalTensor positive, image, text;
 
@@ -57,7 +57,8 @@ struct PairIds {
   }
 };
 
-// A gradient [N] in the precision that x is computed in, as it lies: expanded ones are not copied.
+// A gradient [N] in the precision of the computation, with its strides: expanded ones are not
+// copied.
 struct RowGradient {
   const Tensor numbers;
 

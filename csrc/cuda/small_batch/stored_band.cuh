@@ -1,6 +1,6 @@
 #pragma once
-// Bounded sums from stored scores, and their gradient: a warp a row of scores, whose votes are the
-// words of its mask; products of rows, whose weights are its bits.
+// Bounded sums from stored scores, and their gradient. One warp per row of scores votes on the
+// words of the row's mask; the gradient is a product of rows, weighted by the mask.
 
 #include "cuda/small_batch/row_gradient.cuh"
 #include "cuda/small_batch/score_reductions.cuh"
@@ -13,10 +13,10 @@ template <typename C>
 struct BandRule {
   const int64_t* ids;  // or null
   C low, high;
-  bool unit, repel, propagate_infinite;  // as StoredBand says
+  bool unit, repel, propagate_infinite;  // as in StoredBand
 };
 
-// The sum of row n, by one warp, and the words of its mask, unless they are null.
+// The sum of row n, by one warp; writes the words of the row's mask, unless it is null.
 template <typename C>
 __device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRule<C>& rule, int n,
                                            uint32_t* mask) {
@@ -37,7 +37,7 @@ __device__ __forceinline__ double sum_band(const Scores<C>& scores, const BandRu
     for (int k = 0; k < kAtOnce; ++k) {
       const int m = first + 32 * k;
       const C key = rule.unit ? 1 - score[k] : score[k];
-      // "Not outside", so that what is not a number is inside and shows.
+      // "Not outside", so that NaN counts as inside and propagates.
       const bool negative = (id != other[k]) | (key != key);
       const bool inside = (m < N) & !(key <= rule.low) & !(key >= rule.high) & negative;
       if (inside) sum += rule.repel ? rule.high - key : key;
@@ -65,10 +65,10 @@ __global__ void __launch_bounds__(kRowThreads, kReductionBlocks)
   static_cast<C*>(band.norm)[n] = 1;
 }
 
-// The gradient of a band: the rows of x by the bits of their mask, or differences of rows.
+// The gradient of a band: the rows of x, or differences of rows, weighted by the bits of the mask.
 template <typename C, bool kOverDistances>
 struct BandGradient : ScoreGradientBase<C> {
-  static constexpr int kSources = 2;  // there are no rows of another side
+  static constexpr int kSources = 2;  // source 0, the other side, has no rows
   static constexpr bool kSparse = true, kDifferences = kOverDistances;
 
   const uint32_t* mask;

@@ -1,7 +1,7 @@
 #pragma once
-// Bounded sums of a small batch, for intra_modal: three launches forward and three backward for
-// cosines, one of them for products of unit rows; two each for l2, and one more where a distance is
-// added up in parts.
+// Bounded sums of a small batch, for intra_modal. Cosines take three launches forward and three
+// backward, one of them the dot products of unit rows; l2 takes two each, and one more if distances
+// are summed in parts.
 
 #include <ATen/ops/empty_like.h>
 
@@ -12,7 +12,7 @@
 
 namespace itm::cuda {
 
-// Rows in fours in fp32 or better, made unit vectors if they are compared so.
+// Padded rows in fp32 or better, normalised if cosines are compared.
 struct StoredRows {
   Tensor rows, norm;  // [1, N, D], [N]
 
@@ -30,7 +30,7 @@ struct StoredRows {
   }
 };
 
-// Writes sums, bounds and the mask, if it has rows; low < key < high.
+// Writes sums, bounds and, if it has rows, the mask of pairs with low < key < high.
 inline void stored_sums(const OnDevice& device, const Tensor& x, const OptionalTensor& ids,
                         bool product, bool unit, bool repel, double low, double high,
                         const Tensor& row, const Tensor& low_of_row, const Tensor& high_of_row,
@@ -64,7 +64,7 @@ inline void stored_sums(const OnDevice& device, const Tensor& x, const OptionalT
   device.launched();
 }
 
-// Their gradient [N, D], from the mask, in the type of x or wider.
+// The gradient [N, D] of these sums, from the mask, in the type of x or wider.
 inline Tensor stored_gradient(const OnDevice& device, const Tensor& x, const Tensor& grad,
                               const Tensor& row, const Tensor& mask, bool product, bool unit,
                               bool repel) {
@@ -75,7 +75,7 @@ inline Tensor stored_gradient(const OnDevice& device, const Tensor& x, const Ten
   else
     rows = pad_to_four((product ? x : wide(x)).unsqueeze(0));
   if (!product) distance = distances_of(device, Metric::kL2, rows, rows);
-  // Of unit rows with the zeros beyond D, as the step through their lengths takes them.
+  // Unit rows keep their padding for the gradient of the normalisation.
   const int64_t columns = unit ? rows.size(2) : x.size(1);
   const Tensor out = at::empty({x.size(0), columns}, rows.options());
   const RowGradient numbers(grad, x);
@@ -85,10 +85,10 @@ inline Tensor stored_gradient(const OnDevice& device, const Tensor& x, const Ten
       {.mask = reinterpret_cast<const uint32_t*>(bits.const_data_ptr<int32_t>()),
        .words = bits.size(1),
        .grad = numbers.at(),
-       .sign = repel != unit ? -1.0 : 1.0,  // a cosine's key falls as its product rises
+       .sign = repel != unit ? -1.0 : 1.0,  // a cosine's key decreases with its dot product
        .y = matrix_of(rows),
        .distance = distance.defined() ? distance.const_data_ptr() : nullptr,
-       // An infinite row is outside every band: its sum shows it.
+       // An infinite row is outside every band, and its sum is NaN.
        .row_sum = product && !unit ? sums.const_data_ptr() : nullptr,
        .out = out.mutable_data_ptr()},
       columns, device.stream());

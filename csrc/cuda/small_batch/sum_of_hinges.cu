@@ -1,4 +1,4 @@
-// Launches the kernels of the sum of hinges.
+// Launches the sum of hinges.
 
 #include "cuda/dispatch.cuh"
 #include "cuda/small_batch/sum_of_hinges.cuh"

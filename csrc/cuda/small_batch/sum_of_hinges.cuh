@@ -1,7 +1,8 @@
 #pragma once
-// Sum of hinges of a small matrix of scores. Backward, every active hinge also pulls on its pair's
-// own score: a pair's hinges are counted along its row and its column, by different blocks, and the
-// launch that multiplies puts both counts into the positive's weight.
+// Sum of hinges of a small matrix of scores. In the backward pass, every active hinge also
+// contributes to its pair's own score: the hinges of a pair are counted along its row and its
+// column, by different blocks, and the launch that computes the products adds both counts to the
+// positive's weight.
 
 #include "cuda/small_batch/score_gradient.cuh"
 
@@ -28,11 +29,12 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
                                       [&](Sum<C>& state, int, C score, bool same) {
                                         if (!same) state.sum += hinge(score + offset);
                                       });
-  // An infinite positive score shows.
+  // Propagates an infinite positive score.
   if (lane() == 0) loss[j] = row.sum + column.sum + 0 * positive;
 }
 
-// weights[n][m] of the negatives, and how many hinges are active along every pair's row and column.
+// weights[n][m] of the negatives, and the numbers of active hinges along every pair's row and
+// column.
 template <typename C>
 __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     hinge_gradient_kernel(int64_t first_block, Scores<C> scores, Pairing pairing, C margin,
@@ -59,7 +61,8 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
     });
   }
   unsigned own_pairs = 0;
-  // Every pair whose image this row is; a lane adds to what it has written itself.
+  // For every pair whose image is this row. Each lane adds only to weights that it has written
+  // itself.
   for (int at = 0; at < scores.M; at += 32) {
     if (at % (32 * kAtOnce) == 0) own_pairs = pairs_of_image(pairing, n, at + lane(), scores.M);
     unsigned pairs = __ballot_sync(~0u, own_pairs >> at / 32 % kAtOnce & 1);
@@ -79,13 +82,13 @@ __global__ void __launch_bounds__(kReductionThreads, kReductionBlocks)
         });
       }
       merge_lanes<16, 1>(count);
-      // The loss of a pair whose own score is not finite is NaN: so is its gradient.
+      // If a pair's own score is not finite, its loss is NaN, and so is its gradient.
       if (lane() == 0) in_row[j] = count.sum + 0 * offset;
     }
   }
 }
 
-// The weights of negatives as they were stored; a positive's are its active hinges.
+// The stored weights of negatives; a positive's weight is minus its number of active hinges.
 template <typename C>
 struct HingeScoreGradient {
   const C* data;

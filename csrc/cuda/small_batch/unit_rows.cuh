@@ -1,7 +1,7 @@
 #pragma once
-// Rows scaled to length 1, as torch.nn.functional.normalize scales them, and the gradient behind:
-// one sum over a row, then one pass that writes it. D decides how many warps share a row, so that
-// 128 rows of D = 1024 keep 128 processors busy, and its bits do not depend on its neighbours.
+// Rows normalised as in torch.nn.functional.normalize, and the gradient: one sum over a row, then
+// one pass that writes it. D determines the warps per row, so that 128 rows of D = 1024 keep 128
+// multiprocessors busy, and a row's bits do not depend on the other rows.
 
 #include "cuda/compat.cuh"
 #include "cuda/small_batch/unit_rows.h"
@@ -10,16 +10,17 @@
 namespace itm::cuda {
 
 constexpr int kRowWarps = 8, kRowThreads = 32 * kRowWarps;
-constexpr double kSmallestNorm = 1e-12;  // as torch.nn.functional.normalize
+constexpr double kSmallestNorm = 1e-12;  // as in torch.nn.functional.normalize
 
-// NaN stays. A row of length 0 has no direction: over infinity its unit row and gradient are 0.
+// Propagates NaN. A row of norm 0 has no direction: dividing by infinity makes its unit row and its
+// gradient 0.
 template <typename C>
 __device__ __forceinline__ C divisor(C norm) {
   if (norm == 0) return C(INFINITY);
   return norm < C(kSmallestNorm) ? C(kSmallestNorm) : norm;
 }
 
-// The sum of what a group of so many neighbouring warps has, in one order; all of them get it.
+// Sums a value over a group of adjacent warps, in a fixed order; all of them return the sum.
 template <typename C>
 __device__ C sum_warps(const Shared<C>& scratch, C value, int warps) {
   value = warp_sum(value);
@@ -32,12 +33,12 @@ __device__ C sum_warps(const Shared<C>& scratch, C value, int warps) {
   return sum;
 }
 
-// How the rows of [rows, D] are shared out over the warps of all blocks.
+// The distribution of the rows of [rows, D] over the warps of all blocks.
 struct RowSplit {
   int64_t rows, D;
-  int warps;  // of a row: 1, 2, 4 or 8
+  int warps;  // per row: 1, 2, 4 or 8
 
-  // Four numbers a thread: a warp that has a row of D = 1024 alone waits eight times as often.
+  // Four values per thread: one warp alone would wait eight times as often for a row of D = 1024.
   RowSplit(int64_t rows, int64_t D)
       : rows(rows),
         D(D),
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
     along += from[d * grad.column_stride] * unit[n * split.D + d];
   along = sum_warps(scratch, along, split.warps);
   if (n >= split.rows) return;
-  // Along itself a unit vector does not move; a row below the smallest length is none.
+  // A unit vector has no derivative along itself; a row below the smallest norm is not normalised.
   const C own = norm[n];
   if (!(own > C(kSmallestNorm))) along = 0;
 #pragma unroll 4
