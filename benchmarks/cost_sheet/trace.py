@@ -116,6 +116,16 @@ def _launcher(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"itm_kernels.triton.{stem}"), name)
 
 
+def _members(arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield arguments by name; those of a named tuple under its members' names."""
+    for name, value in arguments.items():
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            for member, each in zip(value._fields, value, strict=True):
+                yield member, getattr(each, "value", each) if not isinstance(each, Tensor) else each
+        else:
+            yield name, value
+
+
 def _described(value: Any) -> Any:
     value = getattr(value, "base", value) if not isinstance(value, Tensor) else value
     return operand(value) if isinstance(value, Tensor) else value
@@ -140,7 +150,7 @@ def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
         defaults = {each.name: each.default for each in self.params if each.has_default}
         arguments = {**defaults, **dict(zip(names, given, strict=False)), **named}
         size = grid(arguments) if callable(grid) else grid
-        described = {name: _described(value) for name, value in arguments.items()}
+        described = {name: _described(value) for name, value in _members(arguments)}
         name = f"{self.fn.__module__.removeprefix('itm_kernels.triton.')}.{self.__name__}"
         watch.launch(Launch(name, tuple(size), described))
 

@@ -128,7 +128,7 @@ def distance_gradient(
     _, rows = row_parts(both, D)
     known = {
         **{"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": len(both.x_factor) > 0},
-        **{"x_square": found.arguments["x_term"], "y_square": found.arguments["y_term"]},
+        **{"x_square": found.raw.x_term, "y_square": found.raw.y_term},
         **{**known, "unit": unit, "APART": True},
     }
     # A block's distances and two parts of weights.

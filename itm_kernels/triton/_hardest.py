@@ -28,8 +28,7 @@ from itm_kernels.triton._tile_maxima import TileMaxima, store_tile_maximum
 
 @triton.jit
 def _hardest_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,
     y_ids,
     bound,  # scores of the pairs, that semi-hard negatives stay below
@@ -37,35 +36,19 @@ def _hardest_kernel(
     row_index,
     column_key,
     column_index,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    x_factor,
-    y_factor,
     N,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     BOUNDED: tl.constexpr,
     OF_ROWS: tl.constexpr,
     OF_COLUMNS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, columns)
+    scores = scale_scores(operands, scores, rows, columns)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     none: tl.constexpr = no_key(scores.dtype)
@@ -128,10 +111,8 @@ def _hardest_of_tiles(
     N, M = both.shape
     row = empty_tile_maxima(both, M if of_rows else 0, N, both.tile.columns)
     column = empty_tile_maxima(both, N if of_columns else 0, M, both.tile.rows)
-    # Where a kernel reads nothing, x stands in.
-    no_factors = {"x_factor": both.x, "y_factor": both.x, "FACTORS": False}
     _hardest_kernel[both.tile.programs(N, M)](
-        **{**no_factors, **both.arguments()}, **id_arguments(both, x_ids, y_ids), N=N, M=M,
+        **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
         bound=both.x if bound is None else bound, BOUNDED=bound is not None,
         row_key=row.key, row_index=row.winner, OF_ROWS=of_rows,
         column_key=column.key, column_index=column.winner, OF_COLUMNS=of_columns,

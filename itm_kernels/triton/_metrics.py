@@ -14,7 +14,9 @@ from torch import Tensor
 from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._operands import (
     Operands,
+    ScoreOperands,
     Tile,
+    constants_of,
     contiguous_rows,
     stored_dtype,
     tile_of,
@@ -46,68 +48,81 @@ def row_squared_norms(x: Tensor) -> Tensor:  # [N, D] -> [N]
     return out
 
 
+class RawRows(NamedTuple):
+    """The argument of a kernel that `metric_tile` reads rows as they came from."""
+
+    raw_x: Tensor  # [.., D]
+    raw_y: Tensor
+    raw_x_stride: int
+    raw_y_stride: int
+    raw_width: int
+    x_term: Tensor  # squared norms, for distances
+    y_term: Tensor
+    METRIC: tl.constexpr
+    CHUNK: tl.constexpr  # elements of D that are subtracted at once
+
+
 @triton.jit
 def metric_tile(
-    x,  # operands of the product
-    y,
-    raw_x,  # rows as they came
-    raw_y,
-    x_factor,  # of the product
-    y_factor,
-    x_term,  # squared length for distances
-    y_term,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    raw_x_stride,
-    raw_y_stride,
-    D,
-    raw_D,
+    operands,  # `ScoreOperands`
+    raw,  # `RawRows`
     rows,
     columns,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
-    METRIC: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
     """Return the similarities or distances `[R, C]` of some rows of x and some rows of y."""
+    METRIC: tl.constexpr = raw.METRIC
     if METRIC == "l1":
-        compared = difference_tile(
-            raw_x, raw_y, raw_x_stride, raw_y_stride, raw_D, rows, columns, CHUNK, False
-        )
+        compared = _direct_tile(raw, rows, columns, False)
     else:
-        compared = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-        )  # fmt: skip
-        compared = scale_scores(compared, rows, columns, x_factor, y_factor, FACTORS)
+        compared = score_tile(operands, rows, columns)
+        compared = scale_scores(operands, compared, rows, columns)
     if METRIC == "l2" or METRIC == "sqeuclidean":
-        lengths = tl.load(x_term + rows)[:, None] + tl.load(y_term + columns)[None, :]
+        lengths = tl.load(raw.x_term + rows)[:, None] + tl.load(raw.y_term + columns)[None, :]
         compared = lengths - 2 * compared
         # Below a quarter of the terms two bits are gone, as many as the contract grants.
         if tl.max((compared < lengths / 4).to(tl.int32)) > 0:
-            compared = difference_tile(
-                raw_x, raw_y, raw_x_stride, raw_y_stride, raw_D, rows, columns, CHUNK, True
-            )
+            compared = _direct_tile(raw, rows, columns, True)
         if METRIC == "l2":
             compared = tl.sqrt(compared)
     return compared
 
 
-_MATRICES = ("x", "y", "raw_x", "raw_y")  # the rest of what has rows are vectors
+@triton.jit
+def _direct_tile(raw, rows, columns, SQUARE: tl.constexpr):
+    return difference_tile(
+        raw.raw_x, raw.raw_y, raw.raw_x_stride, raw.raw_y_stride, raw.raw_width, rows, columns,
+        raw.CHUNK, SQUARE,
+    )  # fmt: skip
 
 
 class MetricOperands(NamedTuple):
-    """What `metric_tile` takes, and the tile."""
+    """Rows prepared for `metric_tile`, and the tile."""
 
-    arguments: dict[str, Any]
+    scores: ScoreOperands
+    raw: RawRows
     tile: Tile
     both: Operands | None  # None: l1, which has no products
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the operands as a kernel's arguments, with the options of a launch."""
+        warps, stages = self.tile.warps, self.tile.stages
+        found = {"operands": self.scores, "raw": self.raw}
+        return {**found, "num_warps": warps, "num_stages": stages}
+
+    def from_row(self, side: str, first: int) -> "MetricOperands":
+        """Return the operands with one side's rows from `first` on, as views."""
+
+        def views(of: NamedTuple, *names: str) -> dict[str, Any]:
+            found = {name: getattr(of, name) for name in names}
+            return {
+                name: each[..., first:, :] if each.dim() > 1 else each[first:]
+                for name, each in found.items()
+                if each is not None
+            }
+
+        scores = self.scores._replace(**views(self.scores, side, f"{side}_factor"))
+        raw = self.raw._replace(**views(self.raw, f"raw_{side}", f"{side}_term"))
+        return self._replace(scores=scores, raw=raw)
 
 
 def metric_operands(
@@ -129,17 +144,12 @@ def metric_operands(
         terms.append(terms[0] if y is x else row_squared_norms(y))
     both = None
     if metric == "l1":
-        product = {
-            **{"x": x, "y": y, "x_stride": 0, "y_stride": 0, "x_part": 0, "y_part": 0, "D": 0},
-            **{"x_factor": x, "y_factor": y, "FACTORS": False},
-            **{"PARTS": 1, "PRECISION": "ieee", "ALIGN": 1, "EVEN": True},
-        }
         tile = chunk
     else:
         # Small tiles where a tile may be computed twice: a difference is wide in registers.
         tall = shape if metric in ("dot", "cosine") else (1, 1)
         both = _scaled_operands.scaled_operands(x, y, metric == "cosine", shape=tall)
-        product, tile = both.arguments(), both.tile
+        tile = both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
         elif square and architecture() == 100:
@@ -147,55 +157,31 @@ def metric_operands(
             tile = tile._replace(rows=64, columns=64, warps=4)
     side = min(tile.rows, tile.columns)
     tile = tile._replace(rows=side, columns=side) if square else tile
-    arguments = {
-        **{"raw_x": x, "raw_y": y, "raw_x_stride": x.stride(0), "raw_y_stride": y.stride(0)},
-        **{"x_term": terms[0], "y_term": terms[1], "raw_D": x.shape[1], "METRIC": metric},
-        **{**product, **tile.options(), "CHUNK": chunk.depth},
-    }
-    return MetricOperands(arguments, tile, both)
+    if both is None:
+        constants = constants_of(*tile[:3], 1, "ieee", 1, True, False)
+        scores = ScoreOperands(x, y, 0, 0, 0, 0, 0, None, None, *constants)
+    else:
+        scores = both.arguments(tile)["operands"]
+    constants = constants_of(metric, chunk.depth)
+    raw = RawRows(x, y, x.stride(0), y.stride(0), x.shape[1], *terms, *constants)
+    return MetricOperands(scores, raw, tile, both)
 
 
 @triton.jit
 def _matrix_kernel(
-    x,
-    y,
-    raw_x,  # [B * N, D]
-    raw_y,
-    x_factor,  # [B * N]
-    y_factor,
-    x_term,  # [B * N]
-    y_term,
+    operands,  # `ScoreOperands` of B * N and B * M rows
+    raw,  # `RawRows`
     out,  # [B, N, M]
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    raw_x_stride,
-    raw_y_stride,
     N,
     M,
-    D,
-    raw_D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
-    METRIC: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     tiles = tl.cdiv(N, ROWS) * tl.cdiv(M, COLUMNS)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     n, m, _, _ = program_tile(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
     rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
-    compared = metric_tile(
-        x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
-        raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
-    )  # fmt: skip
+    compared = metric_tile(operands, raw, rows, columns)
     # Pointers of rows, then 32-bit columns: 64-bit offsets of every element are 23 spills.
     at = out + (batch * N + n)[:, None] * M + m[None, :]
     tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
@@ -211,14 +197,11 @@ def write_matrix(
     """Write the comparisons of some rows of x with some rows of y."""
     N, M = out.shape[-2:]
     # Views: numbers of first rows in the kernel are 3 spills on sm_100.
-    views = {
-        name: tensor[..., first:, :] if name in _MATRICES else tensor[first:]
-        for side, first in (("x", first_row), ("y", first_column))
-        for name, tensor in found.arguments.items()
-        if first and name in (side, f"raw_{side}", f"{side}_factor", f"{side}_term")
-    }
+    for side, first in (("x", first_row), ("y", first_column)):
+        if first:
+            found = found.from_row(side, first)
     grid = (batches * found.tile.programs(N, M)[0],)
-    _matrix_kernel[grid](**{**found.arguments, **views}, out=out, N=N, M=M)
+    _matrix_kernel[grid](**found.arguments(), out=out, N=N, M=M)
     return out
 
 

@@ -1,5 +1,6 @@
 """What stands between a tensor and a kernel: its precision, and its layout in memory."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -43,6 +44,38 @@ def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
+class ScoreOperands(NamedTuple):
+    """The argument of a kernel that `_score_tiles.score_tile` reads its operands and tile from.
+
+    One tuple instead of 17 parameters. Triton specializes its members like arguments of their own;
+    a `tl.constexpr` member is a compile-time constant.
+    """
+
+    x: Tensor  # [PARTS, N, D]
+    y: Tensor  # [PARTS, M, D]
+    x_stride: int  # between rows
+    y_stride: int
+    x_part: int  # between parts
+    y_part: int
+    D: int
+    x_factor: Tensor | None  # [N] of scores
+    y_factor: Tensor | None  # [M]
+    ROWS: tl.constexpr
+    COLUMNS: tl.constexpr
+    DEPTH: tl.constexpr
+    PARTS: tl.constexpr
+    PRECISION: tl.constexpr
+    ALIGN: tl.constexpr  # divides D and the strides
+    EVEN: tl.constexpr  # D is a multiple of DEPTH
+    FACTORS: tl.constexpr  # scores are multiplied by factors
+
+
+@functools.cache
+def constants_of(*values: Any) -> tuple[tl.constexpr, ...]:
+    """Return values as compile-time constants; shared objects make a launch's look-up cheap."""
+    return tuple(tl.constexpr(value) for value in values)
+
+
 class Operands(NamedTuple):
     """Two matrices as `_score_tiles.score_tile` takes them."""
 
@@ -60,25 +93,22 @@ class Operands(NamedTuple):
         """Return N and M."""
         return self.x.shape[1], self.y.shape[1]
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the operands and the tile as a kernel's arguments."""
-        x, y, depth = self.x, self.y, self.tile.depth
-        strides = x.stride(1), y.stride(1), x.stride(0), y.stride(0)
-        D = x.shape[2]
-        return {
-            **{"x": x, "y": y, "x_stride": strides[0], "y_stride": strides[1]},
-            **{"x_part": strides[2], "y_part": strides[3], "D": D},
-            **{"PARTS": x.shape[0], "PRECISION": self.precision},
-            **{"ALIGN": math.gcd(16, D, *strides), "EVEN": D % depth == 0},
-            **self.tile.options(),
-            **self._factors(),
-        }
+    def arguments(self, tile: Tile | None = None, parts: int = 0) -> dict[str, Any]:
+        """Return the operands as a kernel's arguments, with the options of a launch.
 
-    def _factors(self) -> dict[str, Any]:
-        if self.x_factor is None or self.y_factor is None:
-            return {}
-        factors = {"x_factor": self.x_factor, "y_factor": self.y_factor}
-        return {**factors, "FACTORS": self.x_factor.shape[0] > 0}
+        Args:
+            tile: another than that of the operands.
+            parts: of y, where x has not as many.
+        """
+        x, y, tile = self.x, self.y, tile or self.tile
+        D, strides = x.shape[2], (x.stride(1), y.stride(1), x.stride(0), y.stride(0))
+        align, even = math.gcd(16, D, *strides), D % tile.depth == 0
+        has_factors = self.x_factor is not None and self.x_factor.shape[0] > 0
+        constants = constants_of(
+            *tile[:3], parts or x.shape[0], self.precision, align, even, has_factors
+        )
+        found = ScoreOperands(x, y, *strides, D, self.x_factor, self.y_factor, *constants)
+        return {"operands": found, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def operands(

@@ -32,37 +32,19 @@ def positive_images(
 
 @triton.jit
 def _positives_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     positive,  # [M]
     score,  # [M]
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    x_factor,
-    y_factor,
     M,
-    D,
     margin: tl.float64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_POSITIVE: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
+    COLUMNS: tl.constexpr = operands.COLUMNS
     m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, rows,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    scores = scale_scores(scores, rows, rows, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, rows)
+    scores = scale_scores(operands, scores, rows, rows)
     own = tl.arange(0, COLUMNS)
     found = tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0)
     if HAS_POSITIVE:
@@ -88,7 +70,7 @@ def positive_scores(
     # A program's scores are a square, of which it keeps the diagonal.
     side = 32 if pairs.kind == "ieee" else min(pairs.tile.columns, 128)
     _positives_kernel[(triton.cdiv(M, side),)](
-        **{**pairs.arguments(), "ROWS": side, "COLUMNS": side}, score=score, M=M,
+        **pairs.arguments(pairs.tile._replace(rows=side, columns=side)), score=score, M=M,
         positive=score if positive is None else positive.contiguous(),
         HAS_POSITIVE=positive is not None, margin=margin or 0.0, OFFSET=margin is not None,
     )  # fmt: skip

@@ -186,44 +186,28 @@ def rescore_kernel(
 
 @triton.jit
 def undecided_tiles_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,
     y_ids,
     listed,  # [N] rows of x, of which `count` are there
     count,
     key,  # [column tiles, N]
     index,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    x_factor,
-    y_factor,
     N,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,  # there are
     HAS_IDS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     there = tl.load(count)
     if row_tile * ROWS < there:
         rows = tl.load(listed + tl.minimum(n, there - 1))
         columns = tl.minimum(m, M - 1)
-        scores = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-        )  # fmt: skip
+        scores = score_tile(operands, rows, columns)
         # The smaller factor first: with the other, a score may leave the range and come back.
-        of_row, of_column = tl.load(x_factor + rows)[:, None], tl.load(y_factor + columns)[None, :]
+        of_row = tl.load(operands.x_factor + rows)[:, None]
+        of_column = tl.load(operands.y_factor + columns)[None, :]
         scores = scores * tl.minimum(of_row, of_column) * tl.maximum(of_row, of_column)
         off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (m >= M)[None, :]
         keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))

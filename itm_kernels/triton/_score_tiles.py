@@ -41,20 +41,9 @@ def float_argument(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def score_tile(
-    x,  # [PARTS, N, D]
-    y,  # [PARTS, M, D]
-    x_stride,  # between rows
-    y_stride,
-    x_part,  # between parts
-    y_part,
-    D,
+    operands,  # `_operands.ScoreOperands`
     rows,  # [R] < N
     columns,  # [C] < M
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     X_PARTS: tl.constexpr = 0,  # of x, where these are not as many: 1 beside two of y
 ):
     """Return the dot products `[R, C]` of some rows of x with some rows of y.
@@ -63,13 +52,18 @@ def score_tile(
     of parts those are taken that fp32 would see: three of four, six of nine. Rows of x in half
     precision are one part, exact, and are multiplied by both parts of y.
     """
+    x, y = operands.x, operands.y
+    DEPTH: tl.constexpr = operands.DEPTH
+    PARTS: tl.constexpr = operands.PARTS
+    EVEN: tl.constexpr = operands.EVEN
     # The compiler's axis analysis follows arithmetic, not tl.multiple_of on an argument: without
     # this, D = 500 loses its vector loads and its pipeline.
-    x_stride = x_stride // ALIGN * ALIGN
-    y_stride = y_stride // ALIGN * ALIGN
-    x_part = x_part // ALIGN * ALIGN
-    y_part = y_part // ALIGN * ALIGN
-    D = D // ALIGN * ALIGN
+    ALIGN: tl.constexpr = operands.ALIGN
+    x_stride = operands.x_stride // ALIGN * ALIGN
+    y_stride = operands.y_stride // ALIGN * ALIGN
+    x_part = operands.x_part // ALIGN * ALIGN
+    y_part = operands.y_part // ALIGN * ALIGN
+    D = operands.D // ALIGN * ALIGN
     depth = tl.arange(0, DEPTH)
     x_at = x + rows[:, None].to(tl.int64) * x_stride + depth[None, :]
     y_at = y + columns[None, :].to(tl.int64) * y_stride + depth[:, None]
@@ -99,12 +93,14 @@ def score_tile(
             y_mask = None if EVEN else inside[:, None]
             x_chunk = tl.load(x_at + first, x_mask, zero)
             y_chunk = tl.load(y_at + first, y_mask, zero)
-            scores = tl.dot(x_chunk, y_chunk, scores, input_precision=PRECISION, out_dtype=DTYPE)
+            scores = tl.dot(
+                x_chunk, y_chunk, scores, input_precision=operands.PRECISION, out_dtype=DTYPE
+            )
     return scores
 
 
 @triton.jit
-def scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexpr):
+def scale_scores(operands, scores, rows, columns):
     """Return scores `[R, C]` times the factors of `scaled_operands`, if there are any.
 
     One factor is applied after the other. Dot products of fp32 and fp16 rows overflow on the way
@@ -112,9 +108,9 @@ def scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS: tl.constexp
     has an infinite length, as in PyTorch, and its cosines are NaN instead of 0 where the product
     itself overflows.
     """
-    if FACTORS:
-        scores *= tl.load(x_factor + rows)[:, None]
-        scores *= tl.load(y_factor + columns)[None, :]
+    if operands.FACTORS:
+        scores *= tl.load(operands.x_factor + rows)[:, None]
+        scores *= tl.load(operands.y_factor + columns)[None, :]
     return scores
 
 

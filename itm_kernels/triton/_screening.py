@@ -96,8 +96,7 @@ def _leave(keys, others, key, index, second, tile, anchors, a, AXIS: tl.constexp
 
 @triton.jit
 def _screen_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,
     y_ids,
     row_key,
@@ -106,32 +105,16 @@ def _screen_kernel(
     column_key,
     column_index,
     column_second,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    x_factor,
-    y_factor,
     N,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, columns)
+    scores = scale_scores(operands, scores, rows, columns)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)
     off |= (n >= N)[:, None] | (m >= M)[None, :]
     keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))

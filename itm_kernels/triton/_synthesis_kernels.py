@@ -19,37 +19,20 @@ from itm_kernels.triton._score_tiles import (
 
 @triton.jit
 def logits_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     offset,  # [M] |y|^2
     out,  # [R, M] of rows from `first` on
-    x_factor,
-    y_factor,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     first,
     R,
     M,
-    D,
     scale: tl.float64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     r, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, columns)
+    scores = scale_scores(operands, scores, rows, columns)
     logits = (scores - tl.load(offset + columns)[None, :] / 2) * float_argument(scale, scores.dtype)
     row = out + r.to(tl.int64) * M
     tl.store(row[:, None] + m[None, :], logits, mask=(r < R)[:, None] & (m < M)[None, :])
@@ -171,32 +154,21 @@ def softmax_gradient_kernel(
 
 @triton.jit
 def weights_gradient_kernel(
-    x,  # [parts, R * K, D] gradient of every vector
-    y,  # [parts, M, D] members
+    operands,  # `ScoreOperands`
     out,  # [R, M]
     span_cluster,
     span_first,
     span_end,
     assignment,  # [R, M] int32
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     T,
     P,
     K,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
 ):
     """Multiply every member with the gradient of the vector that it is in."""
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     tile = tl.program_id(0) % T
     p = (tl.program_id(0) // T) * ROWS + tl.arange(0, ROWS)
     first, end = tl.load(span_first + tile), tl.load(span_end + tile)
@@ -204,10 +176,7 @@ def weights_gradient_kernel(
         group = tl.load(span_cluster + tile)
         n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
         m = first + tl.arange(0, COLUMNS)
-        scores = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, n * K + k, tl.minimum(m, end - 1),
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-        )  # fmt: skip
+        scores = score_tile(operands, n * K + k, tl.minimum(m, end - 1))
         at = n[:, None] * M + m[None, :]
         own = (p < P)[:, None] & (m < end)[None, :]
         if PER_ANCHOR:

@@ -13,53 +13,27 @@ from itm_kernels.triton._score_tiles import float_argument, same_id
 
 @triton.jit
 def band_sums_kernel(
-    x,
-    y,
-    raw_x,  # [N, D]
-    raw_y,
-    x_factor,  # [N]
-    y_factor,
-    x_term,  # [N]
-    y_term,
+    operands,  # `ScoreOperands` of [N, D]
+    raw,  # `RawRows`
     ids,
     sums,  # [tiles, N]
     mask,  # [N, words] int32
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    raw_x_stride,
-    raw_y_stride,
     N,
     words,
-    D,
-    raw_D,
     low_bound: tl.float64,
     high_bound: tl.float64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
-    METRIC: tl.constexpr,
-    CHUNK: tl.constexpr,
     MODE: tl.constexpr,
     HAS_IDS: tl.constexpr,
     KEEP: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     row_tile, column_tile = triangle_tile(tl.program_id(0), N, ROWS)
     n = row_tile * ROWS + tl.arange(0, ROWS)
     m = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, N - 1)
-    key = metric_tile(
-        x, y, raw_x, raw_y, x_factor, y_factor, x_term, y_term, x_stride, y_stride, x_part, y_part,
-        raw_x_stride, raw_y_stride, D, raw_D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN, FACTORS, METRIC, CHUNK,
-    )  # fmt: skip
-    if METRIC == "cosine":
+    key = metric_tile(operands, raw, rows, columns)
+    if raw.METRIC == "cosine":
         key = 1 - key
     # What is no pair takes a key outside every band, where a tile has any: a mask beside the keys
     # would spill.

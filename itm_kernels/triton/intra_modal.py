@@ -56,7 +56,7 @@ def intra_modal_forward(
     sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
     bounds = {"low_bound": lower, "high_bound": upper}
     band_sums_kernel[(tiles * (tiles + 1) // 2,)](
-        **found.arguments, ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
+        **found.arguments(), ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
         sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP=keep_mask,
     )  # fmt: skip
     band_totals_kernel[(triton.cdiv(N, 128),)](

@@ -33,6 +33,7 @@ from itm_kernels.triton._score_tiles import (
     ordered_key,
     scale_scores,
     score_tile,
+    wide_type,
 )
 from itm_kernels.triton._tile_table import Tile, tile_of
 
@@ -44,34 +45,20 @@ _CHAIN = 1024  # rows that a program adds up, while the sums of all programs are
 
 @triton.jit(do_not_specialize=["N", "B"])
 def _nearest_kernel(
-    x,
-    y,
-    x_factor,
-    y_factor,
+    operands,  # `ScoreOperands`
     squares,  # [tiles of D, B * K] of the centroids
     member,  # [B, N]
     assignment,  # [B, N] int32
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     N,  # rows of x
     B,
     K,
-    D,  # of the operands, with zeros from the rows' own on
     tiles,  # of squares
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
     X_PARTS: tl.constexpr,
-    PARTS: tl.constexpr,  # of y
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     WIDTH: tl.constexpr,  # columns of a problem: a power of two
     HAS_MEMBER: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     PROBLEMS: tl.constexpr = COLUMNS // WIDTH
     groups = tl.cdiv(B, PROBLEMS)
     group = (tl.program_id(0) % groups) * PROBLEMS
@@ -80,18 +67,15 @@ def _nearest_kernel(
     problem = group + tl.arange(0, PROBLEMS)
     column = tl.arange(0, COLUMNS)
     of_column = tl.minimum(group + column // WIDTH, B - 1)
-    none: tl.constexpr = no_key(tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
-    KEY: tl.constexpr = tl.int64 if x.dtype.element_ty == tl.float64 else tl.int32
+    none: tl.constexpr = no_key(wide_type(operands.x.dtype))
+    KEY: tl.constexpr = tl.int64 if wide_type(operands.x.dtype) == tl.float64 else tl.int32
     best = tl.full((ROWS, PROBLEMS), none, KEY)
     nearest = tl.zeros((ROWS, PROBLEMS), tl.int32)
     for first in range(0, K, WIDTH):
         k = first + column % WIDTH
         columns = of_column.to(tl.int64) * K + tl.minimum(k, K - 1)
-        scores = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN, X_PARTS,
-        )  # fmt: skip
-        scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+        scores = score_tile(operands, rows, columns, X_PARTS)
+        scores = scale_scores(operands, scores, rows, columns)
         square = tl.zeros((COLUMNS,), scores.dtype)
         for tile in range(0, tiles):
             square += tl.load(squares + tl.cast(tile, tl.int64) * B * K + columns)
@@ -236,15 +220,11 @@ def kmeans(
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
     warps = 4 if columns == 16 else both.tile.warps  # 8 are 7 spills on sm_80
     arguments = {
-        **{**both.arguments(), "X_PARTS": both.x.shape[0], "PARTS": both.y.shape[0]},
+        **both.arguments(both.tile._replace(columns=columns, warps=warps), both.y.shape[0]),
+        "X_PARTS": both.x.shape[0],
         **{"squares": moved.squares, "tiles": moved.squares.shape[0], "assignment": assignment},
         **{"member": assignment if member is None else member.contiguous(), "N": M, "B": B, "K": K},
-        **{
-            "WIDTH": width,
-            "COLUMNS": columns,
-            "num_warps": warps,
-            "HAS_MEMBER": member is not None,
-        },
+        **{"WIDTH": width, "HAS_MEMBER": member is not None},
     }
     programs = triton.cdiv(M, both.tile.rows) * triton.cdiv(B, columns // width)
     for step in range(iterations + 1):

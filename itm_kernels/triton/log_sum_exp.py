@@ -27,10 +27,7 @@ from itm_kernels.triton._tile_table import architecture
 
 @triton.jit(do_not_specialize=["N", "M"])
 def _forward_kernel(
-    x,
-    y,
-    x_factor,
-    y_factor,
+    operands,  # `ScoreOperands`
     scale,  # []
     x_ids,
     y_ids,
@@ -38,32 +35,18 @@ def _forward_kernel(
     row,  # [2, column tiles, N]
     column,  # [2, row tiles, M]
     of_positive,  # [M]
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     N,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     OF_POSITIVE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    logits = tl.load(scale) * scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, columns)
+    logits = tl.load(scale) * scale_scores(operands, scores, rows, columns)
     off = (n >= N)[:, None] | (m >= M)[None, :]
     if HAS_IDS:
         off |= same_id(rows, columns, x_ids, y_ids, HAS_IDS)
@@ -169,10 +152,7 @@ def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
 
 @triton.jit(do_not_specialize=["first", "R", "M"])
 def _softmax_weights_kernel(
-    x,
-    y,
-    x_factor,
-    y_factor,
+    operands,  # `ScoreOperands`
     scale,
     unit,
     x_ids,
@@ -187,35 +167,23 @@ def _softmax_weights_kernel(
     grad_positive,
     weights,  # [parts, R, M] of rows from `first` on
     slope,  # [programs] of the scale
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     weights_part,
     weights_stride,
     first,
     R,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     OF_POSITIVE: tl.constexpr,
     UNIT: tl.constexpr,
     WEIGHTS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
+    PRECISION: tl.constexpr = operands.PRECISION
+    FACTORS: tl.constexpr = operands.FACTORS
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    products = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
+    products = score_tile(operands, rows, columns)
     of_row, highest, pull = (
         tl.load(row + rows), tl.load(row_highest + rows), tl.load(grad_row + rows)
     )  # fmt: skip
@@ -234,13 +202,13 @@ def _softmax_weights_kernel(
         of = tl.load(positive + columns) - first
         here = (of >= row_tile * ROWS) & (of < (row_tile + 1) * ROWS)
         all_on &= tl.max(here.to(tl.int32), 0) == 0
-    x_of = tl.load(x_factor + rows) if FACTORS else pull
+    x_of = tl.load(operands.x_factor + rows) if FACTORS else pull
     factor = tl.load(scale)
     times = factor * tl.load(unit) if UNIT else factor
     slopes = store_softmax_weights(
         products, r, column_tile * COLUMNS, R, M, (base, common, all_on, factor, times),
         (rows, of_row, highest, pull, share, x_id, x_of),
-        (column, column_highest, grad_column, y_ids, y_factor, positive, grad_positive),
+        (column, column_highest, grad_column, y_ids, operands.y_factor, positive, grad_positive),
         (weights, tl.cast(weights_part, tl.int64), weights_stride),
         FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
     )  # fmt: skip

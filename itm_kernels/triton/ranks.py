@@ -30,8 +30,7 @@ _PROGRAMS = 256  # that share few queries with many positives
 
 @triton.jit
 def _positives_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,  # [Q]
     y_ids,  # [G]
     query,  # [Q] the query at a place in the order of ids
@@ -40,23 +39,13 @@ def _positives_kernel(
     end,
     best,  # [Q] key of the best score << 32 | the last candidate that has it; for fp64 the key
     best_column,  # [Q] that candidate if FIND
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     Q,
     G,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     WIDE: tl.constexpr,  # keys fill 64 bits: their maximum first, in another launch its candidate
     FIND: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     begin = tl.program_id(0) * ROWS
     q = begin + tl.arange(0, ROWS)
     rows = tl.load(query + tl.minimum(q, Q - 1)).to(tl.int32)
@@ -66,10 +55,7 @@ def _positives_kernel(
     stop = tl.load(end + tl.minimum(begin + ROWS, Q) - 1)
     for at in range(start, stop, tl.num_programs(1) * COLUMNS):
         columns = tl.load(candidate + tl.minimum(at + tl.arange(0, COLUMNS), G - 1)).to(tl.int32)
-        scores = score_tile(
-            x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-            DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-        )  # fmt: skip
+        scores = score_tile(operands, rows, columns)
         positive = same_id(rows, columns, x_ids, y_ids, True)
         # Scores that are not finite are no positive's best.
         ranked = positive & (tl.abs(scores) < float("inf"))
@@ -89,8 +75,7 @@ def _positives_kernel(
 
 @triton.jit
 def _count_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,  # [Q]
     y_ids,  # [G]
     y_keys,  # [G]
@@ -99,28 +84,15 @@ def _count_kernel(
     above,  # [Q] int64
     ties,  # [Q] int64
     positives,  # [Q] int64
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     Q,
     G,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     q, g, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, Q, G)
     rows, columns = tl.minimum(q, Q - 1), tl.minimum(g, G - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
+    scores = score_tile(operands, rows, columns)
     keys = ordered_key(scores)
     limit = tl.load(best + rows)
     if WIDE:

@@ -26,8 +26,7 @@ from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles, stor
 
 @triton.jit
 def _draw_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,
     y_ids,
     seed,  # [2] int64
@@ -35,30 +34,17 @@ def _draw_kernel(
     row_index,
     column_key,  # [row tiles, M]
     column_index,
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     N,
     M,
-    D,
     of_score: tl.float64,
     of_noise: tl.float64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
+    scores = score_tile(operands, rows, columns)
     scores *= float_argument(of_score, scores.dtype)
     factor = float_argument(of_noise, scores.dtype)
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS)

@@ -34,44 +34,28 @@ from itm_kernels.triton._score_tiles import program_tile, score_tile
 
 @triton.jit
 def _forward_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     scale,  # []
     bias,  # []
     positive,  # [M]
     x_ids,
     y_ids,
-    x_factor,  # [N]
-    y_factor,  # [M]
     sums,  # [row tiles, M]
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     N,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
+    FACTORS: tl.constexpr = operands.FACTORS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
+    scores = score_tile(operands, rows, columns)
     special = has_diagonal_or_edge(row_tile * ROWS, 0, column_tile * COLUMNS, N, M, ROWS, COLUMNS)
     of_row = tl.zeros((ROWS,), scores.dtype) + tl.load(scale).to(scores.dtype)
     if FACTORS:
-        of_row *= tl.load(x_factor + rows)
-        scores *= tl.load(y_factor + columns)[None, :]
+        of_row *= tl.load(operands.x_factor + rows)
+        scores *= tl.load(operands.y_factor + columns)[None, :]
     z, _, _ = logits(
         scores, n, m, N, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
     )
@@ -116,58 +100,43 @@ def _arguments(
 
 @triton.jit(do_not_specialize=["first", "tiles"])
 def _sigmoid_weights_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     scale,
     bias,
     positive,
     x_ids,
     y_ids,
-    x_factor,
-    y_factor,
     grad,  # [M] of every text's sum; of a whole loss all 1
     unit,  # [] what stored weights are multiplied by
     weights,  # [parts, R, M] of rows from `first` on
     sums,  # [3, tiles] scale's gradient, bias's, the loss
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
     weights_stride,
     weights_part,
     first,
     tiles,
     R,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     UNIT: tl.constexpr,
     WEIGHTS_PARTS: tl.constexpr,
     WHOLE: tl.constexpr,
     WEIGHTS: tl.constexpr,
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
+    PRECISION: tl.constexpr = operands.PRECISION
+    FACTORS: tl.constexpr = operands.FACTORS
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
+    scores = score_tile(operands, rows, columns)
     special = has_diagonal_or_edge(
         row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS
     )
     # Factors of a row are multiplied with its sums: a thread holds few rows and many columns.
     of_score = tl.full((ROWS,), 1.0, scores.dtype)
     if FACTORS:
-        of_score = tl.load(x_factor + rows)
-        scores *= tl.load(y_factor + columns)[None, :]
+        of_score = tl.load(operands.x_factor + rows)
+        scores *= tl.load(operands.y_factor + columns)[None, :]
     of_row = of_score * tl.load(scale).to(scores.dtype)
     z, scores, own = logits(
         scores, r, m, R, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
@@ -187,7 +156,7 @@ def _sigmoid_weights_kernel(
             of_row *= tl.load(unit)
         weight *= of_row[:, None]
         if FACTORS:
-            weight *= tl.load(y_factor + columns)[None, :]
+            weight *= tl.load(operands.y_factor + columns)[None, :]
         to = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
         inside = (r < R)[:, None] & (m < M)[None, :]
         store_parts(to, weights_part, weight, inside, WEIGHTS_PARTS, PRECISION)

@@ -26,8 +26,7 @@ from itm_kernels.triton._segment_sum import add_rows
 
 @triton.jit
 def _hinges_kernel(
-    x,
-    y,
+    operands,  # `ScoreOperands`
     x_ids,
     y_ids,
     offset,  # [M] margin - s+
@@ -36,12 +35,6 @@ def _hinges_kernel(
     of_row,  # [column tiles, N] sums of hinges, or how many are active
     of_column,  # [row tiles, M]
     weights,  # [WEIGHTS, R, M] of rows from `first` on
-    x_stride,
-    y_stride,
-    x_part,
-    y_part,
-    x_factor,
-    y_factor,
     grad_stride,
     weights_stride,
     weights_part,
@@ -49,15 +42,6 @@ def _hinges_kernel(
     N,
     R,
     M,
-    D,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-    FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     OF_ROWS: tl.constexpr,
@@ -65,13 +49,13 @@ def _hinges_kernel(
     UNIFORM: tl.constexpr,  # weights are without the gradient, which all pairs share
     WEIGHTS: tl.constexpr,  # parts; 0 in the forward pass
 ):
+    ROWS: tl.constexpr = operands.ROWS
+    COLUMNS: tl.constexpr = operands.COLUMNS
+    PRECISION: tl.constexpr = operands.PRECISION
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    scores = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    scores = scale_scores(scores, rows, columns, x_factor, y_factor, FACTORS)
+    scores = score_tile(operands, rows, columns)
+    scores = scale_scores(operands, scores, rows, columns)
     # No hinge of these is active, whatever the offset; one of infinity is a loss of NaN anyway.
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (r >= R)[:, None] | (m >= M)[None, :]
     scores = tl.where(off, float("-inf"), scores)
@@ -104,8 +88,8 @@ def _hinges_kernel(
         tl.store(of_column + at, tl.sum(value, 0), mask=m < M)
     if WEIGHTS > 0:
         if HAS_UNIT:  # so there are factors
-            weight *= (tl.load(x_factor + rows) * tl.load(unit))[:, None]
-            weight *= tl.load(y_factor + columns)[None, :]
+            weight *= (tl.load(operands.x_factor + rows) * tl.load(unit))[:, None]
+            weight *= tl.load(operands.y_factor + columns)[None, :]
         inside = (r < R)[:, None] & (m < M)[None, :]
         at = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
         # 0, 1 and 2 are exact.

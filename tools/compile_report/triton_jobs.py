@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -61,6 +62,7 @@ class Job(NamedTuple):
     function: JITFunction
     arguments: tuple[Any, ...]  # of COMPILE
     values: dict[str, str]  # parameter -> value of a constant, or type and what is known of it
+    constants: tuple[str, ...]  # parameters that are declared as constants
     key: str  # the same for jobs that compile the same
 
     @property
@@ -86,11 +88,26 @@ class Job(NamedTuple):
         shown: set[Hashable] = {(*here, value) for value in values.items()}
         shown.add((*here, *operands, values.get("PARTS"), values.get("PRECISION")))
         if "*fp64" not in operands[:2] and values.get("D") != "1":
-            constants = [each.name for each in self.function.params if each.is_constexpr]
-            together = [(name, values[name]) for name in constants if name not in LOADS]
+            together = [(name, values[name]) for name in self.constants if name not in LOADS]
             halves = [operand.replace("bf16", "fp16") for operand in operands]
             shown.add((*here, *halves, *together))
         return shown
+
+
+def _names(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the paths of parameters, and of the members of named tuples, with their names."""
+    for place, (name, of) in enumerate(signature.items()):
+        if isinstance(of, tuple) and hasattr(of, "_fields"):
+            yield from (((place, k), member) for k, member in enumerate(of._fields))
+        else:
+            yield (place,), name
+
+
+def _type(signature: dict[str, Any], path: tuple[int, ...]) -> str:
+    of: Any = list(signature.values())
+    for place in path:
+        of = of[place]
+    return str(of)
 
 
 @contextlib.contextmanager
@@ -101,24 +118,28 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
     def note(
         self: JITFunction,
         key: str,
-        signature: dict[str, str],
+        signature: dict[str, Any],
         device: int | str,
         constants: dict[tuple[int, ...], Any],
         options: Any,
         attributes: dict[tuple[int, ...], Any],
         warmup: bool,
     ) -> None:
-        names = [parameter.name for parameter in self.params]
-        known = {names[path[0]]: f"{found}" for path, found in attributes.items() if found}
-        values = {name: f"{of} {known.get(name, '')}".strip() for name, of in signature.items()}
-        values |= {names[path[0]]: str(value) for path, value in constants.items()}
+        names = dict(_names(signature))
+        known = {names[path]: f"{found}" for path, found in attributes.items() if found}
+        values = {name: _type(signature, path) for path, name in names.items()}
+        values = {name: f"{of} {known.get(name, '')}".strip() for name, of in values.items()}
+        values |= {names[path]: str(getattr(c, "value", c)) for path, c in constants.items()}
+        constant = {each.name for each in self.params if each.is_constexpr}
+        constant |= {names[path] for path, c in constants.items() if isinstance(c, tl.constexpr)}
+        declared = tuple(sorted(constant))
         values |= {"warps": str(options.num_warps), "stages": str(options.num_stages)}
         backend = self.device_caches[device][3]
         source = ASTSource(self, signature, constants, attributes).hash()
         parts = triton.__version__, backend.hash(), source, options.hash()
         same = hashlib.sha256(repr(parts).encode()).hexdigest()
         arguments = self, key, signature, device, constants, options, attributes, True
-        jobs.setdefault(same, Job(case, architecture, self, arguments, values, same))
+        jobs.setdefault(same, Job(case, architecture, self, arguments, values, declared, same))
 
     triton.runtime.driver.set_active(StandIn(architecture))
     JITFunction._do_compile = note

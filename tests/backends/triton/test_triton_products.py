@@ -100,18 +100,10 @@ def test_error_of_gradients_is_at_most_twice_eagers(
 
 
 @triton.jit
-def scores_kernel(
-    x, y, scores, x_factor, y_factor, x_stride, y_stride, x_part, y_part, N, M, D,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
-    PRECISION: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr, FACTORS: tl.constexpr,
-):  # fmt: skip
-    n, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
+def scores_kernel(operands, scores, N, M):
+    n, m, _, _ = program_tile(tl.program_id(0), operands.ROWS, operands.COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    found = score_tile(
-        x, y, x_stride, y_stride, x_part, y_part, D, rows, columns,
-        DEPTH, PARTS, PRECISION, ALIGN, EVEN,
-    )  # fmt: skip
-    found = scale_scores(found, rows, columns, x_factor, y_factor, FACTORS)
+    found = scale_scores(operands, score_tile(operands, rows, columns), rows, columns)
     tl.store(scores + n[:, None] * M + m, found, mask=(n < N)[:, None] & (m < M)[None, :])
 
 
