@@ -107,7 +107,7 @@ races: $(VENV)/dev
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/support/race.py
 	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/backends/cuda/test_emulated_races.py
 
-# Triton is 1 GB: it has an environment of its own, which leaves the other tests to run without it.
+# Triton has an environment of its own: `make test` tests the package without it.
 # TRITON_VERSION=3.6.0 takes another version, in another environment.
 PINNED_TRITON := $(shell sed -n 's/^triton==//p' requirements-triton.txt)
 TRITON_VERSION ?= $(PINNED_TRITON)
@@ -128,9 +128,9 @@ INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pyte
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
-# Everything that CI installs or builds before it tests: two environments at a time, each in turn,
-# since two pips in one would meet.
-environments:
+# Everything that CI installs or builds before it tests. Two pips must not install into the same
+# environment at a time.
+environments: $(VENV)/dev
 	$(MAKE) -j2 --output-sync=target $(TRITON)/ready environment
 environment:
 	$(MAKE) -j1 $(VENV)/bench $(VENV)/cuda $(VENV)/built
@@ -177,9 +177,11 @@ cost-sheet: $(TRITON)/ready
 		$(if $(ONLY),--only "$(ONLY)") $(if $(ALL),--all) $(if $(UPDATE),--update) \
 		$(if $(filter grow,$(UPDATE)),--grow) $(if $(MEASURED),--compare $(MEASURED))
 
-$(TRITON)/ready: requirements-triton.txt requirements-dev.txt requirements-demo.txt
-	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/python -m pip install -r requirements-dev.txt
+# Triton's environment reads the packages of $(VENV) behind its own: torch is installed once.
+SITE_PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(TRITON)/ready: requirements-triton.txt $(VENV)/dev
+	$(PYTHON) -m venv --clear $(TRITON)
+	$(BIN)/python $(SITE_PACKAGES) > "$$($(TRITON)/bin/python $(SITE_PACKAGES))/packages-of-dev.pth"
 	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
