@@ -132,3 +132,9 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Run on the kernels of every backend, unless `kernels.on` or `kernels.cases` names some."""
     with running(request.param) as namespace:
         yield namespace
+
+
+@pytest.fixture
+def backend_name(kernels: Any) -> str:
+    """Return what a public function is given to run on `kernels`."""
+    return "triton" if kernels.name == "itm_triton" else "native"
