@@ -217,3 +217,34 @@ def test_files_stay_short() -> None:
         if len(path.read_text().splitlines()) > 300
     }
     assert long == set(LONG_FILES)
+
+
+# Names that do not say what a file computes or contains, in the singular too, whatever the ending.
+VAGUE = re.compile(r"_*(pairs?|rows?|common|rooms?|pulls?|systems?)")
+
+
+def vaguely_named(root: Path) -> list[str]:
+    """Return the source files and folders below a root whose names are in VAGUE."""
+    folders = ("csrc", "itm_kernels", "tests", "tools", "examples", "benchmarks", "docs", ".ci")
+    paths = [path for folder in folders for path in (root / folder).rglob("*")]
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in paths
+        if VAGUE.fullmatch(path.name.split(".")[0]) and "__pycache__" not in path.parts
+    )
+
+
+def test_file_names_say_what_is_inside() -> None:
+    assert vaguely_named(ROOT) == []
+
+
+def test_vague_file_names_are_found(tmp_path: Path) -> None:
+    names = ("csrc/pairs.cuh", "itm_kernels/_rows.py", "tools/common/unit_rows.py")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert vaguely_named(tmp_path) == [
+        "csrc/cuda/pairs.cuh",
+        "itm_kernels/_rows.py",
+        "tools/common",
+    ]
