@@ -105,7 +105,7 @@ def test_1024_rows_are_taken_and_1025_refused() -> None:
     assert torch.equal(found.text_index, wanted.text_index)
     x = rows(1025, 1, torch.float32)
     forward = getattr(torch.ops, NAMESPACE).max_of_hinges_forward
-    with pytest.raises(RuntimeError, match="2 x 1025 rows; .* up to 1024 of either side"):
+    with pytest.raises(RuntimeError, match="2 x 1025 rows; .* up to 1024 rows per side"):
         forward(x[:2], x, None, None, None, 0.2, False)
 
 

@@ -101,7 +101,7 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
   const int64_t N = image.size(0), M = text.size(0);
   const int64_t Z = noise.has_value() ? noise->size(0) : 0;
   TORCH_CHECK(std::max({N, M, Z}) <= kMostRows, "itm_kernels: ", N, " x ", M, " rows and ", Z,
-              " of noise; the CUDA kernels of InfoCMR take up to ", kMostRows);
+              " of noise; the CUDA kernels of InfoCMR accept up to ", kMostRows, " of each");
   const PairIds ids(positive, image_ids, text_ids);
   const OptionalTensor of_images = draws_of(image_draws), of_texts = draws_of(text_draws);
   const ScalarTensor factor(learnt, scale, image);

@@ -14,7 +14,9 @@ Parts sigmoid_total_forward(const Tensor& image, const Tensor& text, const Optio
                             const OptionalTensor& positive, const OptionalTensor& image_ids,
                             const OptionalTensor& text_ids, double weight, bool cosine,
                             bool gradients, bool keep_scores) {
-  TORCH_CHECK(!gradients, "itm_kernels: native kernels form gradients of kept scores");
+  TORCH_CHECK(
+      !gradients,
+      "itm_kernels: native kernels compute gradients from kept scores; pass gradients=False");
   const OnDevice device(image);
   const StoredCosines cosines(device, image, text, cosine);
   const PairIds ids(positive, image_ids, text_ids);

@@ -11,7 +11,7 @@ namespace itm::cuda {
 
 inline void check_rows(int64_t N, int64_t M) {
   TORCH_CHECK(N <= kMostRows && M <= kMostRows, "itm_kernels: ", N, " x ", M,
-              " rows; CUDA kernels that store scores take up to ", kMostRows, " of either side");
+              " rows; CUDA kernels that store scores accept up to ", kMostRows, " rows per side");
 }
 
 // x y^T, or the pairwise values that `launch` computes, for batches small enough to store them.

@@ -56,7 +56,7 @@ def test_what_is_right_runs(rules: ctypes.CDLL, name: str, schedule: str) -> Non
 
 
 WRONG = {
-    "reverse without a barrier": "no barrier between|reads what nobody has written",
+    "reverse without a barrier": "no barrier between|reads an unwritten value",
     "shift without a barrier": "no barrier between a read and a write|no barrier between a write",
     "barrier in a branch": "barrier: threads wait at rules.cpp:",
     "barrier after a return": "barrier: thread 7 has ended while others wait at rules.cpp:",
@@ -66,8 +66,8 @@ WRONG = {
     "four numbers loaded off their alignment": "an access of 16 bytes is not aligned at rules.cpp:",
     "two numbers stored off their alignment": "an access of 8 bytes is not aligned at rules.cpp:",
     "four numbers stored off their alignment": "an access of 16 bytes is not aligned at rules.cpp:",
-    "larger than asked for": "a window ends beyond what the launch asked for",
-    "never written": "reads what nobody has written",
+    "larger than asked for": "a window exceeds the launch's allocation",
+    "never written": "reads an unwritten value",
     "copied without a wait": "does not wait for a copy",
     "copied, group left open": "does not wait for a copy",
     "two groups, too many open": "does not wait for a copy",

@@ -1,6 +1,6 @@
 #pragma once
-// What gcc calls before an access that is not aligned, with -fsanitize=alignment alone: with others
-// it calls their library.
+// The function that gcc calls before a misaligned access, with -fsanitize=alignment alone; with
+// other sanitizers it calls their library.
 
 #include "emulator.h"
 

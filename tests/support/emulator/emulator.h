@@ -1,12 +1,12 @@
 #pragma once
-// Runs CUDA C++ on the host: every CUDA thread is a fiber. In a random order several blocks are
-// alive at once, and each goes on a little way before another does.
+// Runs CUDA C++ on the host: every CUDA thread is a fiber. In random order, several blocks are
+// alive at once and their steps are interleaved.
 //
-// What the hardware leaves open, the emulator varies or forbids. Fibers run until they wait, in an
-// order that the caller chooses, so that code which leans on an order gives other results or fails.
-// Shared memory is reached through Shared<T> alone, which checks every access against the barriers
-// in the program, not against the order that happened to run. A kernel that breaks a rule ends with
-// a Failure that names it.
+// The emulator varies or forbids whatever the hardware leaves undefined. Fibers run until they
+// wait, in an order that the caller chooses, so code that depends on the order gives other results
+// or fails. Shared memory is accessed through Shared<T> alone, which checks every access against
+// the barriers in the program, rather than against the order that happened to run. A kernel that
+// breaks a rule ends with a Failure that names the rule.
 
 #include <array>
 #include <cstdint>
@@ -30,7 +30,7 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Of the fiber that runs; the scheduler sets them.
+// Those of the running fiber; the scheduler sets them.
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -50,18 +50,18 @@ inline Settings settings;
 constexpr int kWarp = 32, kLargestBlock = 1024;
 constexpr size_t kLargestShared = 227 << 10, kWordBytes = 4, kLane = 16;
 
-// What the current block knows of one word of its shared memory.
+// The last accesses to one word of the current block's shared memory.
 struct Word {
   static constexpr int kNobody = -1, kSeveral = -2;
-  uint32_t written = 0, read = 0;              // the last times, in barriers passed, from 1 on
-  int16_t writer = kNobody, reader = kNobody;  // who, in that time
-  bool in_flight = false;                      // an asynchronous copy has not been waited for
+  uint32_t written = 0, read = 0;  // the last times, counted in barriers passed, from 1 on
+  int16_t writer = kNobody, reader = kNobody;  // the threads, at that time
+  bool in_flight = false;                      // an asynchronous copy is not complete
 };
 
 struct Copy {
   size_t to;
   const void* from;
-  size_t size, bytes;  // of the place, of the source: the rest becomes 0
+  size_t size, bytes;  // of the destination, and of the source; the rest is filled with 0
   int group;
 };
 
@@ -76,34 +76,34 @@ enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 
 struct Lane {
   State state;
-  Place at;       // where it waits
-  unsigned mask;  // of the lanes that it waits for
-  int turn;       // of two slots that exchanged values are left in
-  int value;      // that it brings to a barrier
-  int groups;     // of copies that it has closed
+  Place at;       // of the call that waits
+  unsigned mask;  // of the lanes that take part
+  int turn;       // the current one of two slots for exchanged values
+  int value;      // contributed to a barrier
+  int groups;     // of copies, closed so far
   std::vector<Copy> copies;
 };
 
-// The block that runs. Its scheduler and its fibers are in scheduler.cpp.
+// The running block. Its scheduler and its fibers are in scheduler.cpp.
 class Block {
  public:
   Block(dim3 threads, size_t shared_bytes);
   ~Block();
   void begin(dim3 index, const std::function<void()>& kernel);
-  bool step(std::mt19937_64& random);  // lets every thread go on until it waits; false at the end
+  bool step(std::mt19937_64& random);  // runs every thread until it waits; false at the end
 
   static Block& current();
   int thread() const { return running_; }
-  int barrier(int value, const Place& at);  // returns how many threads brought another value than 0
+  int barrier(int value, const Place& at);  // returns how many values were not 0
   void exchange(unsigned mask, const void* mine, size_t size, const Place& at);
-  const void* left_by(int lane) const;  // the value of a lane of this warp, in the last exchange
+  const void* left_by(int lane) const;  // the value of a lane of this warp in the last exchange
 
   void* access(size_t first, size_t bytes, size_t end, bool write);
   void copy(const Copy& copy, size_t end);
   void close_group();
   void wait_for_copies(int open_groups);
   size_t shared_bytes() const { return shared_bytes_; }
-  [[noreturn]] void stop(const std::string& what);  // the kernel, where it cannot throw
+  [[noreturn]] void stop(const std::string& what);  // ends the kernel where it cannot throw
 
  private:
   struct Fibers;
@@ -121,19 +121,20 @@ class Block {
   std::vector<std::array<std::array<unsigned char, kLane>, 2>> slots_;
   std::unique_ptr<Fibers> fibers_;
   const std::function<void()>* kernel_ = nullptr;
-  uint32_t time_ = 1;  // barriers passed, and 1
+  uint32_t time_ = 1;  // barriers passed, plus 1
   int running_ = -1, votes_ = 0;
   std::vector<int> order_;
   dim3 index_;
 };
 
-// What came before an addition to a place is before all that comes after the next.
+// Orders everything before an addition to an address before everything after the next addition to
+// it.
 unsigned atomic_add(unsigned* to, unsigned value);
 
-// Runs a kernel over a grid in the order of the settings.
+// Runs a kernel over a grid, in the order of the settings.
 void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel);
 
-// Returns whether launches are noted and nothing runs; then it notes this one.
+// Records a launch instead of running it, if launches are being recorded; returns whether they are.
 bool note(const void* kernel, dim3 blocks);
 
 template <typename... Parameters, typename... Arguments>
@@ -146,7 +147,7 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
 
 }  // namespace emulator
 
-// -- what a kernel may call --
+// -- functions that kernels may call --
 
 inline void __syncthreads(emulator::Place at = emulator::Place::current()) {
   emulator::Block::current().barrier(0, at);
@@ -195,7 +196,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes,
 
 namespace itm::cuda {
 
-// A checked window on the block's shared memory; compat.cuh has the same for the device.
+// A checked window of the block's shared memory; compat.cuh defines the same class for the device.
 template <typename T>
 class Shared {
   static_assert(sizeof(T) % emulator::kWordBytes == 0);
@@ -209,7 +210,7 @@ class Shared {
   Shared(size_t first_byte, size_t count)
       : first_(first_byte), end_(first_byte + count * sizeof(T)) {
     if (end_ > emulator::Block::current().shared_bytes())
-      throw emulator::Failure("shared memory: a window ends beyond what the launch asked for");
+      throw emulator::Failure("shared memory: a window exceeds the launch's allocation");
   }
 
   template <typename Value = T>
@@ -224,7 +225,7 @@ class Shared {
     std::memcpy(at<Value>(i, true), &value, sizeof(Value));
   }
 
-  // Copies Value from global memory while the thread goes on; 0 without there.
+  // Copies Value from global memory asynchronously; writes 0 unless `there`.
   template <typename Value>
   void copy_async(int i, const void* from, bool there = true) const {
     static_assert(sizeof(Value) == 4 || sizeof(Value) == 8 || sizeof(Value) == 16);

@@ -1,5 +1,5 @@
 #pragma once
-// How a fiber is left and entered, and what the address sanitizer is told of it.
+// Switches between fibers, and the notifications that the sanitizers need for them.
 
 #include <sys/mman.h>
 
@@ -12,8 +12,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The file that says so is itself compiled without the thread sanitizer: calls would begin on one
-// fiber's books and end on another's.
+// The file that calls these is compiled without the thread sanitizer: calls would otherwise start
+// on one fiber's shadow stack and end on another's.
 #if defined(ITM_RACES)
 extern "C" {
 void* __tsan_get_current_fiber();
@@ -39,11 +39,11 @@ constexpr bool kRaces = false;
 constexpr size_t kStack = 64 << 10;
 #endif
 
-// Where a fiber goes on. ucontext alone, which begins it, asks the system at every change: half of
-// the time of the tests.
+// Where a fiber resumes. ucontext starts a fiber; switching with it takes a system call, which was
+// half of the time of the tests.
 using Jump = std::array<void*, 5>;
 
-// The sanitizers keep books on stacks: they are told of every change from one to another.
+// The sanitizers track stacks and are notified of every switch between them.
 struct Stack {
   const void* bottom = nullptr;
   size_t size = 0;
@@ -56,7 +56,7 @@ inline void leave(Stack& from, const Stack& to, bool for_good) {
   __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
 #endif
 #if defined(ITM_RACES)
-  constexpr unsigned kNoOrder = 1;  // a change of fibers orders nothing
+  constexpr unsigned kNoOrder = 1;  // switching fibers orders nothing
   __tsan_switch_to_fiber(to.fiber, kNoOrder);
 #endif
 }
@@ -70,12 +70,12 @@ inline void arrive(Stack& here, Stack* came_from) {
 #endif
 }
 
-// What the thread sanitizer is told: where order is made, and which accesses are the emulator's
-// own.
+// Notifications for the thread sanitizer: synchronisation, and accesses that belong to the
+// emulator.
 
-// Making one takes the sanitizer longer than most kernels run. Those that have ended wait in a
-// queue that is longer than the threads of a few blocks: a fiber's accesses in two blocks of one
-// launch look like one thread's, and the next block takes others.
+// Creating a fiber takes the sanitizer longer than most kernels run. Fibers that have ended wait in
+// a queue longer than the threads of a few blocks: the accesses of one fiber in two blocks of a
+// launch would look like those of one thread, so the next block takes other fibers.
 inline void take_fiber(Stack& stack) {
 #if defined(ITM_RACES)
   constexpr int kLeast = 1021;
@@ -102,7 +102,7 @@ inline void* this_fiber() {
   return nullptr;
 #endif
 }
-// All that came before release(tag) is before all that comes after an acquire(tag).
+// Orders everything before release(tag) before everything after an acquire(tag).
 inline void acquire(void* tag) {
 #if defined(ITM_RACES)
   __tsan_acquire(tag);
@@ -126,15 +126,15 @@ inline void look_again() {
   AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 #endif
 }
-// The emulator's own accesses, as long as this lives.
+// Hides the emulator's own accesses during its lifetime.
 struct Unseen {
   Unseen() { look_away(); }
   ~Unseen() { look_again(); }
   Unseen(const Unseen&) = delete;
 };
 
-// Memory of a block. Of blocks that have ended the thread sanitizer remembers accesses; it forgets
-// them with the mapping.
+// Memory of a block. The thread sanitizer remembers the accesses of blocks that have ended until
+// the memory is unmapped.
 class Pages {
  public:
   explicit Pages(size_t size) : size_(size ? size : 1) { map(); }
@@ -149,7 +149,7 @@ class Pages {
   char* data() const { return data_; }
 
  private:
-  void map() {  // pages that nobody touches take no memory
+  void map() {  // untouched pages take no memory
     constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void* found = mmap(nullptr, size_, PROT_READ | PROT_WRITE, kFlags, -1, 0);
     if (found == MAP_FAILED) throw std::bad_alloc();

@@ -1,5 +1,5 @@
-// The CUDA operators as they are, on the emulator instead of a device. One translation unit,
-// because reading torch's headers takes most of the time.
+// The unchanged CUDA operators, on the emulator instead of a device. They are one translation unit,
+// because parsing torch's headers takes most of the time.
 
 #include <ATen/ops/empty.h>
 
@@ -19,7 +19,7 @@
 #include "cuda/small_batch/sum_of_hinges_binding.cpp"
 #include "emulator.h"
 
-// A fault: sums memory of which `count` numbers have been written and the last has not.
+// A planted fault: sums `count` + 1 values, of which the last has not been written.
 namespace {
 template <typename Number>
 void sum_too_far(Number* values, int count, double* sum) {

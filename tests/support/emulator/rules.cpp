@@ -1,4 +1,4 @@
-// Kernels that keep a rule of CUDA's and kernels that break it: what the emulator must tell apart.
+// Kernels that follow CUDA's rules and kernels that break them; the emulator must tell them apart.
 
 #include <map>
 
@@ -14,7 +14,7 @@ constexpr int kThreads = 64;
 
 int me() { return static_cast<int>(threadIdx.x); }
 
-// Reverses values through shared memory: every thread reads what another has written.
+// Reverses values through shared memory: every thread reads a value that another has written.
 template <bool kBarrier>
 void reverse(const int* from, int* to) {
   const Shared<int> values(0, kThreads);
@@ -23,7 +23,7 @@ void reverse(const int* from, int* to) {
   to[me()] = values.read(kThreads - 1 - me());
 }
 
-// Shifts values by one, in place: reads have to end before writes begin.
+// Shifts values by one, in place: all reads must precede the writes.
 template <bool kBarrier>
 void shift(const int* from, int* to) {
   const Shared<int> values(0, kThreads);
@@ -60,7 +60,7 @@ void misaligned(const int* from, int*) {
   if (me() == 0) values.write(1, Four{});
 }
 
-// Two or four numbers of global memory at once, from the second on.
+// Loads or stores two or four adjacent values of global memory, starting at the second.
 template <int kCount, bool kStore>
 void several(const int* from, int* to) {
   using Strided = itm::cuda::Several<int, kCount>;
@@ -88,7 +88,7 @@ void copied(const int* from, int* to) {
   to[me()] = values.read(kBarrier ? kThreads - 1 - me() : me());
 }
 
-// The newest group may stay open: the older one is there.
+// The newest group may stay open; the older one is complete.
 template <int kOpen>
 void two_groups(const int* from, int* to) {
   const Shared<int> values(0, kThreads);
@@ -128,8 +128,8 @@ void shuffle_without_a_lane(const int* from, int* to) {
   to[me()] = me() == 3 ? 0 : __shfl_xor_sync(~0u, from[me()], 1);
 }
 
-// What two kernels find where one compares a sum with the product that the other has stored: they
-// disagree where products are contracted.
+// Compares a product with the same product stored by another function: they differ if the compiler
+// contracts products and sums.
 [[gnu::noinline]] float stored(float x) { return x * x; }
 void contracted(const int* from, int* to) {
   const float x = 1 + static_cast<float>(from[me()]) / 3;
@@ -137,7 +137,7 @@ void contracted(const int* from, int* to) {
   to[me()] = x * x - product != 0;
 }
 
-// What comes last wins: legal only if nobody cares.
+// The last write wins, which is legal only if the order does not matter.
 void last_of_all(const int*, int* to) { to[0] = me(); }
 
 const std::map<std::string, void (*)(const int*, int*)> kernels = {
@@ -171,7 +171,7 @@ const std::map<std::string, void (*)(const int*, int*)> kernels = {
 
 }  // namespace
 
-// Writes what the emulator said, "" if nothing.
+// Writes the emulator's error message, or "".
 extern "C" void run_kernel(const char* name, const int* from, int* to, char* said, int64_t size) {
   std::string message;
   try {

@@ -1,4 +1,4 @@
-// The launchers under the sanitizers: every buffer ends where its numbers do, and every sum is
+// The launchers under the sanitizers. Every buffer has exactly the required size, and every sum is
 // compared with a loop.
 
 #include <cmath>
@@ -41,7 +41,7 @@ void expect(double found, double wanted, const char* what) {
 template <typename T>
 std::vector<T> numbers(int64_t size, std::mt19937& random) {
   std::vector<T> found(size);
-  // Eighths: fp16 and bf16 hold them, and their sums in fp32 are exact.
+  // Multiples of 1/8: exact in fp16 and bf16, with exact sums in fp32.
   for (T& x : found) {
     const auto eighths = static_cast<float>(static_cast<int>(random() % 33) - 16);
     if constexpr (std::is_same_v<T, double>)
@@ -117,7 +117,8 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
   const auto x = numbers<T>(N * D, random);
   const Matrix rows = matrix(x, N, D);
-  // Most pairs are beyond: tiles end early. Between eighths, where no rounding decides.
+  // Most pairs are above the band, so tiles stop early. The bounds lie between multiples of 1/8, so
+  // no rounding decides.
   const C low = C(D * 0.2 + 0.06), high = C(D * 0.9 + 0.06);
   const int64_t side = band_side(type, N), tiles = ceil_div(N, side), words = ceil_div(N, 32);
   std::vector<uint8_t> finite(N);
@@ -152,7 +153,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
-  // One pair; small tiles in several parts of D; large tiles of both kernels, ragged.
+  // One pair; small tiles with D in several parts; large, ragged tiles of both kernels.
   const int64_t sizes[][4] = {{1, 1, 1, 4}, {1, 33, 35, 140}, {44, 130, 3, 8}, {132, 2, 2, 4}};
   for (const auto& [batch, N, M, D] : sizes) {
     const Problem<T> problem(type, batch, N, M, D, random);
@@ -165,7 +166,7 @@ void check(Type type, std::mt19937& random) {
   check_kmeans<T>(type, 5, 100, 132, random);  // more clusters than rows
   check_kmeans_plus_plus<T>(type, 37, 9, 36, random);
   check_synthesis<T>(type, 3, 37, 2, 36, random);
-  check_synthesis<T>(type, 2, 70, 1, 8, random);  // a system beyond shared memory
+  check_synthesis<T>(type, 2, 70, 1, 8, random);  // a matrix that exceeds shared memory
   check_unit_rows<T>(type, 37, 12, random);
   check_unit_rows<T>(type, 5, 333, random);
   check_stored_band<T>(type, 37, 12, random);
@@ -173,16 +174,16 @@ void check(Type type, std::mt19937& random) {
   check_dot_products<T>(type, random);
   check_contrast<T>(type, random);
   check_info_cmr<T>(type, 5, 35, 12, 2, 3, random);
-  check_info_cmr<T>(type, 70, 70, 4, 1, 0, random);  // systems beyond shared memory
+  check_info_cmr<T>(type, 70, 70, 4, 1, 0, random);  // matrices that exceed shared memory
 }
 
-// -- planted faults, which the sanitizers must find and only they can ----------------------------
+// -- planted faults, which only the sanitizers can find ------------------------------------------
 
 void blocks_meet(int* to) {
   if (threadIdx.x == 0) to[0] = static_cast<int>(blockIdx.x);
 }
 
-// Threads of one block hand numbers on through global memory.
+// Threads of one block exchange values through global memory.
 template <bool kBarrier>
 void threads_meet(int* to) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -192,7 +193,7 @@ void threads_meet(int* to) {
   own[threads + thread] = own[(thread + 1) % threads];
 }
 
-// Every block leaves a number, and the last adds them up.
+// Every block writes a value, and the last block adds them.
 template <bool kTicket>
 void all_meet(int* to) {
   const int blocks = static_cast<int>(gridDim.x);
@@ -203,7 +204,7 @@ void all_meet(int* to) {
   for (int i = 0; i < blocks; ++i) to[1 + blocks] += to[1 + i];
 }
 
-// What a device refuses and the host's processor takes.
+// An access that a device refuses and the host accepts.
 void misaligned(int* to) { *reinterpret_cast<Four<int>*>(to + 1) = {}; }
 
 int planted(const std::string& name) {
@@ -218,7 +219,7 @@ int planted(const std::string& name) {
 
 }  // namespace
 
-// Without an argument all kernels; with "quick" those of fp32, with another word a planted fault.
+// Without an argument, runs all kernels; with "quick", those of fp32; otherwise, the named fault.
 int main(int count, char** arguments) {
   emulator::settings = {emulator::Order::kRandom, 1};
   const std::string word = count > 1 ? arguments[1] : "";

@@ -1,6 +1,6 @@
 // k-means, synthesis and bands of stored scores, for sanitized.cpp.
 
-// Two problems of rows that are eighths: one iteration from their first rows.
+// Two problems with rows of multiples of 1/8: one iteration from their first rows.
 template <typename T>
 void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
@@ -36,8 +36,8 @@ void check_kmeans(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& rand
   }
 }
 
-// Two problems of rows that are eighths, so that distances are exact: each centroid is the row of
-// the largest distance / draw.
+// Two problems with rows of multiples of 1/8, so that distances are exact: each centroid is the row
+// of the largest distance / draw.
 template <typename T>
 void check_kmeans_plus_plus(Type type, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
@@ -73,8 +73,8 @@ void check_kmeans_plus_plus(Type type, int64_t M, int64_t K, int64_t D, std::mt1
   }
 }
 
-// Synthesis with a kernel associative memory, one clustering per anchor: softmax, systems and
-// vectors, then both gradients, of which the sanitizers alone see what they touch.
+// Synthesis with a kernel associative memory and one clustering per anchor: softmax, kernel
+// matrices and vectors, then both gradients, whose memory accesses only the sanitizers check.
 template <typename T>
 void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
@@ -147,7 +147,7 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
   }
 }
 
-// The gradient of unit rows is across them; D of one warp to a row, and of several.
+// The gradient of unit rows is orthogonal to them, with one warp per row and with several.
 template <typename T>
 void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
@@ -170,7 +170,7 @@ void check_unit_rows(Type type, int64_t N, int64_t D, std::mt19937& random) {
   }
 }
 
-// A band over cosines of unit rows, and its gradient, all of whose gradients are 1.
+// A band over cosines of unit rows, and its gradient, with an incoming gradient of 1.
 template <typename T>
 void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
   using C = Wide<T>;
@@ -201,8 +201,8 @@ void check_stored_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
                mask.data(),
                words},
               nullptr);
-  // Twice over differences of rows, as if all distances were 2, and over rows: of them, the step
-  // through their lengths.
+  // The gradient over differences of rows, as if all distances were 2, and over rows, followed by
+  // the gradient of the normalisation.
   const C one = 1;
   const Type wide = type == Type::kDouble ? Type::kDouble : Type::kFloat;
   std::vector<C> of_unit(N * D), out(N * D), differences(N * D), distance(N * N, 2);

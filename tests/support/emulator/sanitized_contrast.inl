@@ -1,5 +1,5 @@
-// Contrastive losses as one operator, for sanitized.cpp: the total, the gradients of rows, scale
-// and bias against loops. Five texts an image, unless the batch is square.
+// Contrastive losses as one operator, for sanitized.cpp: the total and the gradients of rows, scale
+// and bias against loops. Five texts per image, unless the batch is square.
 
 template <typename T>
 struct ContrastProblem {
@@ -55,7 +55,8 @@ struct ContrastProblem {
     return {{products.data(), parts, N, M}, x_squares.data(), y_squares.data()};
   }
 
-  // Runs a loss's launchers, and compares with the total and the gradients of all cosines.
+  // Runs a loss's launchers and compares the total and the gradients derived from those of all
+  // cosines.
   template <typename Forward, typename Backward>
   void expect_loss(double wanted, const std::vector<double>& of_cosines, double wanted_of_scale,
                    double wanted_of_bias, int64_t numbers_of_anchor, Forward&& forward,
@@ -63,7 +64,7 @@ struct ContrastProblem {
     const int64_t most = std::max(N, M);
     C total, of_scale, of_bias = 0, to_scale, to_bias = 0;
     std::vector<C> scores(N * M), of_anchors(3 * most);
-    std::vector<Four<C>> anchors(N + M);  // aligned, as a tensor is
+    std::vector<Four<C>> anchors(N + M);  // aligned, like a tensor
     std::vector<C> inverses(N + M);
     void* const left =
         numbers_of_anchor == 4 ? static_cast<void*>(anchors.data()) : inverses.data();
@@ -110,7 +111,7 @@ struct ContrastProblem {
     double total = 0, of_scale = 0;
     const auto e = [&](int64_t i) { return std::exp(scale * cosines[i]); };
     for (int64_t i = 0; i < N * M; ++i) row[i / M] += e(i), column[i % M] += e(i);
-    std::vector<double> row_share(N), row_own(N);  // the positives of a row leave its sum
+    std::vector<double> row_share(N), row_own(N);  // a row's positives are excluded from its sum
     for (int64_t m = 0; m < M; ++m) row_own[m % N] += e(m % N * M + m);
     const auto negatives = [&](int64_t n) { return row[n] - row_own[n]; };
     for (int64_t m = 0; m < M; ++m) {
@@ -161,7 +162,7 @@ struct ContrastProblem {
 
 template <typename T>
 void check_contrast(Type type, std::mt19937& random) {
-  // One pair; ragged blocks of both sides, several parts of D.
+  // One pair; ragged blocks of both sides, with D in several parts.
   const int64_t sizes[][3] = {{1, 1, 4}, {9, 45, 68}, {35, 35, 516}};
   for (const auto& [N, M, D] : sizes) {
     ContrastProblem<T> problem(type, N, M, D, random);

@@ -1,4 +1,4 @@
-// Products of several pairs of matrices in one launch, for sanitized.cpp: each against a loop.
+// Dot products of several pairs of matrices in one launch, for sanitized.cpp: each against a loop.
 
 template <typename T>
 void check_dot_products(Type type, std::mt19937& random) {

@@ -1,6 +1,6 @@
-// InfoCMR as one operator, for sanitized.cpp: every launch, and the loss and a gradient against
-// loops. Vectors are taken as sums of members by attention; with systems the sanitizers alone see
-// what is touched.
+// InfoCMR as one operator, for sanitized.cpp: all launches, and the loss and a gradient against
+// loops. Vectors are compared as sums of members by attention; with a kernel associative memory
+// only the sanitizers check the accesses.
 
 template <typename T>
 struct CmrProblem {
@@ -38,7 +38,7 @@ struct CmrProblem {
 
   double* workspace(int64_t size) { return numbers_of.emplace_back(size).data(); }
   int32_t* list(int64_t size) { return lists.emplace_back(size).data(); }
-  double cosine(int64_t a, int64_t b) const {  // of rows of all three matrices
+  double cosine(int64_t a, int64_t b) const {  // of two rows of the three matrices
     double sum = 0;
     for (int64_t d = 0; d < D; ++d) sum += unit[a * D + d] * unit[b * D + d];
     return sum;
@@ -96,7 +96,7 @@ struct CmrProblem {
     cmr_total(type, cmr, nullptr);
   }
 
-  // The sum of e^logit over what an anchor is to be told from.
+  // The sum of e^logit over an anchor's negatives.
   double negatives(int64_t anchor) const {
     const bool is_image = anchor < N;
     const int64_t first = is_image ? N : 0, count = is_image ? M : N;

@@ -1,5 +1,5 @@
-// The operators over all pairs of a small batch, for sanitized.cpp: each once against a loop. Five
-// texts an image, unless the batch is square.
+// The operators over all pairs of a small batch, for sanitized.cpp: each against a loop. Five texts
+// per image, unless the batch is square.
 
 template <typename T>
 struct SmallBatchProblem {
@@ -44,7 +44,7 @@ struct SmallBatchProblem {
     return {{x.data(), N, D, 1}, {y.data(), M, D, 1}, D, to_x.data(), to_y.data()};
   }
 
-  // Compares gradients of rows with those of scores, [N, M].
+  // Compares the gradients of rows with those derived from the gradients of scores, [N, M].
   void expect_gradients(const std::vector<double>& of_scores, const std::vector<T>& to_x,
                         const std::vector<T>& to_y) const {
     const auto compare = [&](const std::vector<T>& found, int64_t row, int64_t d, double sum) {
@@ -67,7 +67,7 @@ struct SmallBatchProblem {
     }
   }
 
-  // The same with weights in between, for sums over all pairs; `launch` is given the places.
+  // The same with a workspace, for sums over all pairs; `launch` receives the pointers.
   template <typename Launch>
   void expect_weighted(const std::vector<double>& of_scores, Launch&& launch) const {
     const int64_t most = std::max(N, M);
@@ -104,7 +104,7 @@ struct SmallBatchProblem {
     });
   }
 
-  // Of scores times an eighth: of all pairs, or of negatives with the positives beside them.
+  // Scores times 1/8: over all pairs, or over negatives, with the positives' logits separately.
   void log_sum_exp(bool of_negatives) const {
     const C scale = 0.125, one = 1;
     const Pairing ids{text_ids.data(), image_ids.data(), text_ids.data()};
@@ -200,7 +200,7 @@ struct SmallBatchProblem {
     expect_gradients(of_scores, to_x, to_y);
   }
 
-  // A band of half of all products, beside the hinges.
+  // A band that holds half of all products, in addition to the hinges.
   void imc() const {
     const Matrix rows[] = {matrix(x, N, D), matrix(y, M, D)};
     unsigned ticket = 7;
@@ -307,7 +307,7 @@ struct SmallBatchProblem {
 
 template <typename T>
 void check_small_batch(Type type, std::mt19937& random) {
-  // One pair; ragged blocks of both sides, several parts of D.
+  // One pair; ragged blocks of both sides, with D in several parts.
   const int64_t sizes[][3] = {{1, 1, 4}, {9, 45, 68}, {35, 35, 516}};
   for (const auto& [N, M, D] : sizes) {
     const SmallBatchProblem<T> problem(type, N, M, D, random);

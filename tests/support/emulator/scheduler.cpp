@@ -21,19 +21,19 @@ bool same(const Place& a, const Place& b) {
 
 thread_local Block* running = nullptr;
 
-// What the thread sanitizer orders by.
+// Tags of the thread sanitizer's order.
 char launched, ended;
 
 }  // namespace
 
 struct Block::Fibers {
-  std::vector<ucontext_t> contexts;  // where fibers begin
-  std::vector<Jump> jumps;           // where they go on
+  std::vector<ucontext_t> contexts;  // where fibers start
+  std::vector<Jump> jumps;           // where they resume
   std::vector<bool> begun;
   std::vector<Stack> stacks;
   Pages memory, shared;
   Jump scheduler;
-  char passed[2];  // barriers, in turn: an order for the thread sanitizer
+  char passed[2];  // by barriers, in turn: tags for the thread sanitizer
   Stack own;
   std::exception_ptr failure;
 
@@ -89,7 +89,7 @@ struct Block::Fibers {
     setcontext(&contexts[thread]);
   }
 
-  // Gives control back to the scheduler until it resumes this fiber.
+  // Returns control to the scheduler until it resumes this fiber.
   void pause(int thread) {
     leave(stacks[thread], own, false);
     if (!__builtin_setjmp(jumps[thread].data())) back();
@@ -104,7 +104,7 @@ Block::Block(dim3 threads, size_t shared_bytes)
       words_(shared_bytes_ / kWordBytes),
       slots_(lanes_.size()),
       order_(lanes_.size()) {
-  if (lanes_.empty() || lanes_.size() > kLargestBlock) fail("launch: no such number of threads");
+  if (lanes_.empty() || lanes_.size() > kLargestBlock) fail("launch: an invalid number of threads");
   if (shared_bytes > kLargestShared) fail("launch: more shared memory than a block can have");
   fibers_ = std::make_unique<Fibers>(lanes_.size(), shared_bytes_);
 }
@@ -126,7 +126,7 @@ void Block::begin(dim3 index, const std::function<void()>& kernel) {
   std::fill(words_.begin(), words_.end(), Word{});
   fibers_->memory.renew();
   fibers_->shared.renew();
-  std::memset(shared(), 0xff, shared_bytes_);  // NaN, for what nobody has written
+  std::memset(shared(), 0xff, shared_bytes_);  // NaN, for unwritten values
   std::iota(order_.begin(), order_.end(), 0);
   if (settings.order == Order::kReverse) std::reverse(order_.begin(), order_.end());
   for (int thread : order_) {
@@ -203,7 +203,7 @@ void Block::release_barrier() {
     if (lane.state == State::kDone)
       fail("barrier: " + who(thread) + " has ended while others wait at " + name(first->at));
     if (lane.state == State::kAtWarp)
-      fail("warp: " + who(thread) + " waits at " + name(lane.at) + " for lanes that do not come");
+      fail("warp: " + who(thread) + " waits at " + name(lane.at) + " for lanes that never arrive");
     votes_ += lane.value != 0;
     lane.state = State::kReady;
   }
@@ -211,7 +211,7 @@ void Block::release_barrier() {
 }
 
 void Block::exchange(unsigned mask, const void* mine, size_t size, const Place& at) {
-  const Unseen own;  // it orders no accesses to memory
+  const Unseen own;  // an exchange orders no memory accesses
   Lane& lane = lanes_[running_];
   if (!(mask >> running_ % kWarp & 1)) fail("warp: the calling lane is not in its mask");
   lane.mask = mask;
@@ -224,7 +224,7 @@ const void* Block::left_by(int lane) const {
   return slots_[running_ / kWarp * kWarp + lane][lanes_[running_].turn].data();
 }
 
-// Lets those lanes go on whose masks agree and whose lanes have all come to one place.
+// Releases lanes once all lanes of their common mask have arrived at the same call.
 bool Block::release_warps() {
   bool released = false;
   for (size_t thread = 0; thread < lanes_.size(); ++thread) {
@@ -269,7 +269,7 @@ void Block::mark(size_t first, size_t bytes, bool write) {
       word.writer = static_cast<int16_t>(me);
       continue;
     }
-    if (word.written == 0) fail("shared memory: " + who(me) + " reads what nobody has written");
+    if (word.written == 0) fail("shared memory: " + who(me) + " reads an unwritten value");
     if (word.read != time_) word.reader = static_cast<int16_t>(me);
     if (word.reader != me) word.reader = Word::kSeveral;
     word.read = time_;
@@ -278,7 +278,7 @@ void Block::mark(size_t first, size_t bytes, bool write) {
 
 void Block::copy(const Copy& copy, size_t end) {
   const Unseen own;
-  // Nobody may look at the place until the copy is waited for; what stood there is lost at once.
+  // The destination may not be read until the copy is complete; its old value is lost at once.
   std::memset(access(copy.to, copy.size, end, true), 0xff, copy.size);
   for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
     words_[w].in_flight = true;
@@ -298,7 +298,7 @@ void Block::wait_for_copies(int open_groups) {
     for (size_t w = copy.to / kWordBytes; w < (copy.to + copy.size) / kWordBytes; ++w)
       words_[w].in_flight = false;
     std::array<unsigned char, kLane> value{};
-    look_again();  // at the kernel's read of global memory
+    look_again();  // shows the kernel's read of global memory
     std::memcpy(value.data(), copy.from, copy.bytes);
     look_away();
     std::memcpy(access(copy.to, copy.size, shared_bytes_, true), value.data(), copy.size);
@@ -361,18 +361,18 @@ bool note(const void* kernel, dim3 blocks) {
 
 }  // namespace emulator
 
-// From now on launches are noted instead of run, or run again.
+// Records launches instead of running them, or runs them again.
 extern "C" void emulator_note(bool on) {
   emulator::noting = on;
   if (on) emulator::noted.clear();
 }
-// Their symbols and blocks, a line each.
+// Returns the symbols and block counts of the recorded launches, one per line.
 extern "C" const char* emulator_noted() { return emulator::noted.c_str(); }
 
-// How many grids have run.
+// Returns how many grids have run.
 extern "C" int64_t emulator_launches() { return emulator::launches; }
 
-// Chooses the order for all launches to come.
+// Sets the order of all later launches.
 extern "C" void emulator_schedule(int order, uint64_t seed) {
   emulator::settings = {static_cast<emulator::Order>(order), seed};
 }
