@@ -1,7 +1,7 @@
-"""What nvcc makes of the CUDA kernels: registers, no spills, the additions of l1, what waits when.
+"""Checks the machine code of the CUDA kernels: registers, spills, the l1 inner loop, waits.
 
-No GPU is needed. Without nvcc nothing is checked, and that is said; `--required` (or
-ITM_KERNELS_CUDA=1, as for the build) makes it an error.
+No GPU is needed. Without nvcc nothing is checked and a note is printed; `--required` (or
+ITM_KERNELS_CUDA=1, as for the build) makes this an error.
 """
 
 import argparse
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parent.parent.parent
 CSRC = ROOT / "csrc"
 FOLDER = CSRC / "cuda"
 TABLE = Path(__file__).parent / "cuda.tsv"
-# What a wheel is compiled for; setup.py reads the same file.
+# The architectures of a wheel; setup.py reads the same file.
 SHIPPED = (FOLDER / "architectures.txt").read_text().split()
-OLDEST = "7.5"  # compiles for those who ask for it: not tuned, it may spill
-# As setup.py compiles, with what torch adds to it.
+OLDEST = "7.5"  # compiled only on request; not tuned, so it may spill
+# The flags of setup.py, and those that torch adds.
 FLAGS = ("-std=c++20", "-O3", *COMMON_NVCC_FLAGS)
 INCLUDE = f"-I{CSRC}"
-MOST_SHARED = 48 << 10  # what a block has without asking for more
-# The tile that l1 distances of many rows in fp32 are made by: 64 pairs a thread.
+MOST_SHARED = 48 << 10  # the default limit per block
+# The large tile of fp32 l1 distances: 64 pairs per thread.
 L1_TILE = r"(distance|band)_kernel<.*Tile<float, 128, 128, 16, 16>, .*Magnitude"
 
 
@@ -45,7 +45,7 @@ class Kernel(NamedTuple):
 
 
 def find(tool: str) -> str | None:
-    """Return the path of one of CUDA's tools: of CUDA_HOME, on PATH, or of a wheel."""
+    """Return the path of a CUDA tool in CUDA_HOME, on PATH or in a wheel."""
     home = os.environ.get("CUDA_HOME")
     wheels = [path for root in site.getsitepackages() for path in Path(root).glob("nvidia/*/bin")]
     folders = [*([f"{home}/bin"] if home else []), *os.environ["PATH"].split(os.pathsep), *wheels]
@@ -53,7 +53,7 @@ def find(tool: str) -> str | None:
 
 
 def run(*command: object) -> str:
-    """Run a tool; return what it prints on both channels, which is the error if it fails."""
+    """Run a tool; return its output, stderr included, or raise with it."""
     done = subprocess.run(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
@@ -78,7 +78,7 @@ def short(name: str) -> str:
 
 
 def report(output: str) -> list[Kernel]:
-    """Read what `ptxas -v` says of every kernel."""
+    """Parse the report of `ptxas -v` on every kernel."""
     names = re.findall(r"Compiling entry function '(\w+)'", output)
     readable = run("c++filt", *names).splitlines() if names else []
     kernels = []
@@ -94,7 +94,7 @@ def report(output: str) -> list[Kernel]:
 
 
 def innermost_loop(code: list[str], instruction: str) -> list[str]:
-    """Return the shortest loop that holds most of an instruction."""
+    """Return the shortest of the loops that hold an instruction most often."""
     labels = {line[:-1]: i for i, line in enumerate(code) if line.endswith(":")}
     loops = []
     for i, line in enumerate(code):
@@ -107,7 +107,7 @@ def innermost_loop(code: list[str], instruction: str) -> list[str]:
 
 
 def machine_code(disassembly: str) -> dict[str, list[str]]:
-    """Return the instructions and labels of every kernel in what `nvdisasm -c` prints."""
+    """Return the instructions and labels of every kernel in the output of `nvdisasm -c`."""
     kernels: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in disassembly.splitlines():
@@ -122,10 +122,10 @@ def machine_code(disassembly: str) -> dict[str, list[str]]:
 
 
 def check_l1(code: list[str]) -> str:
-    """Return how the inner loop of an l1 tile is made up; raise unless it is two FADDs a pair."""
+    """Describe the inner loop of an l1 tile; raise unless it has two FADDs per pair."""
     loop = innermost_loop(code, "FADD")
     additions = [line for line in loop if re.match(r"(@\S+ )?FADD", line)]
-    # FADD2, of sm_100, adds two pairs of numbers.
+    # FADD2, on sm_100, adds two pairs of numbers.
     numbers = sum(2 if "FADD2" in line else 1 for line in additions)
     loads = sum("LDS" in line for line in loop)
     magnitudes = sum(2 if "FADD2" in line else 1 for line in additions if "|" in line)
@@ -145,7 +145,7 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
         cubin = Path(folder) / "kernels.cubin"
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
         strict = "" if architecture == OLDEST.replace(".", "") else ",-warn-spills,-Werror"
-        # ptxas, which knows registers, fails on any spill; a compiler's warning is an error too.
+        # ptxas fails on any spill, and every compiler warning is an error.
         flags = (*FLAGS, "-Werror", "all-warnings", "-cubin", "-Xptxas", f"-v{strict}", code)
         kernels = report(run(nvcc, INCLUDE, *flags, "-o", cubin, source))
         lines = []
@@ -168,14 +168,14 @@ def check(source: Path, architecture: str, nvcc: str, nvdisasm: str | None) -> l
 
 
 def code_of(path: Path) -> str:
-    """Return a file's code without comments; one behind a string stays."""
+    """Return a file's code without comments, except those on lines that hold a string."""
     lines = (line.strip() for line in path.read_text().splitlines())
     codes = (line if '"' in line else line.split("//")[0].strip() for line in lines)
     return "\n".join(code for code in codes if code and not code.startswith("//"))
 
 
 def code_behind(source: Path) -> list[str]:
-    """Return the code of a file and of all files of csrc that it includes."""
+    """Return the code of a file and of all files of csrc that it includes, transitively."""
     codes: dict[Path, str] = {}
     pending = [source]
     while pending:
@@ -204,7 +204,7 @@ def check_images(nvcc: str, cuobjdump: str, architectures: list[str]) -> str:
 
 
 def check_binding(nvcc: str) -> str:
-    """Compile the binding against torch's headers, which a CPU build of torch has but for one."""
+    """Compile the bindings against torch's headers; a CPU build of torch lacks only one."""
     import torch
 
     top = re.search(r"^#\$ _?TOP=(.*)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
@@ -222,13 +222,13 @@ def check_binding(nvcc: str) -> str:
         include = [f"-isystem{path}" for path in found]
         flags = ("-std=c++20", "-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror")
         run("g++", *flags, "-Wno-unused-parameter", INCLUDE, *include, unit)
-    return f"the binding compiles against torch {torch.__version__}"
+    return f"the bindings compile against torch {torch.__version__}"
 
 
 def check_kernels(
     cases: list[tuple[Path, str]], nvcc: str, nvdisasm: str | None, update: bool
 ) -> list[str]:
-    """Print the report of every file for every architecture; return what is out of date."""
+    """Print the report of every file and architecture; return outdated records."""
     versions = " ".join(
         run(tool, "--version").splitlines()[-1] for tool in (nvcc, nvdisasm) if tool
     )

@@ -1,7 +1,7 @@
-"""How often a kernel's loops wait for memory, read from machine code.
+"""Counts how often a kernel's loops wait for memory, from machine code.
 
-A load from L2 takes hundreds of cycles, however many are on their way. A loop that issues several
-before it uses the first waits once for all of them; one that uses each as it comes waits each time.
+A load from L2 takes hundreds of cycles, however many are in flight. A loop that issues several
+loads before it uses the first waits once for all; one that uses each at once waits each time.
 """
 
 import re
@@ -15,14 +15,14 @@ REDUCTIONS = (
 
 
 class Block(NamedTuple):
-    """Instructions without a jump into or out of their middle."""
+    """A basic block: instructions without a jump into or out of their middle."""
 
     code: list[str]
-    following: list[int]  # blocks that may come next
+    following: list[int]  # successors
 
 
 def blocks(code: list[str]) -> list[Block]:
-    """Cut a kernel's instructions and labels into blocks."""
+    """Split a kernel's instructions and labels into basic blocks."""
     cut: list[list[str]] = [[]]
     labels: dict[str, int] = {}
     for line in code:
@@ -38,7 +38,7 @@ def blocks(code: list[str]) -> list[Block]:
     for i, lines in enumerate(cut):
         last = lines[-1] if lines else ""
         jump = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", last)
-        # A predicate, in front or, of BRA, as an operand, lets the next block follow as well.
+        # With a predicate, as a prefix or as an operand of BRA, the next block may follow too.
         ends = re.match(r"(BRA(\.\w+)* `|EXIT|RET|BRX|JMP)", last)
         following = [labels[jump[1]]] if jump and jump[1] in labels else []
         if not ends and i + 1 < len(cut):
@@ -48,7 +48,7 @@ def blocks(code: list[str]) -> list[Block]:
 
 
 def reached(following: list[list[int]], start: int, without: int) -> set[int]:
-    """Return what can be reached from a block by way of no other."""
+    """Return the blocks that can be reached from `start` without passing through `without`."""
     seen, left = set(), [start]
     while left:
         if (at := left.pop()) not in seen and at != without:
@@ -58,7 +58,7 @@ def reached(following: list[list[int]], start: int, without: int) -> set[int]:
 
 
 def loops(parts: list[Block]) -> dict[int, set[int]]:
-    """Return the blocks of every loop by its first, through which all ways into it lead."""
+    """Return the blocks of every loop by its header, which dominates them."""
     after = [part.following for part in parts]
     before: list[list[int]] = [[] for _ in parts]
     for i, following in enumerate(after):
@@ -73,7 +73,7 @@ def loops(parts: list[Block]) -> dict[int, set[int]]:
 
 
 def registers(line: str) -> set[int]:
-    """Return the registers that a load from global memory fills; none for other instructions."""
+    """Return the registers that a global load writes; none for other instructions."""
     load = re.match(r"(?:@!?\w+ )?LDG((?:\.\w+)*) R(\d+)\b", line)
     if load is None:
         return set()
@@ -82,7 +82,7 @@ def registers(line: str) -> set[int]:
 
 
 def order(parts: list[Block]) -> list[int]:
-    """Return the blocks that are reached, each after those that lead to it but for loops."""
+    """Return the reachable blocks in reverse postorder: predecessors first, except in loops."""
     done: list[int] = []
     seen, stack = {0}, [(0, iter(parts[0].following))]
     while stack:
@@ -95,15 +95,15 @@ def order(parts: list[Block]) -> list[int]:
     return done[::-1]
 
 
-# Loads on their way: the register of each that may be used first -> the load's block and place.
+# Loads in flight: each destination register -> the block and position of its load.
 Pending = dict[int, tuple[int, int]]
 
 
 def of_loops(code: list[str]) -> list[list[int]]:
-    """Return, for every loop, how many of its loads are issued before the first of them is used.
+    """Return, for every loop, how many of its loads are in flight at each wait.
 
-    A loop has one number for each time that it waits, without those of the loops inside it. Where
-    ways meet, the one with the fewest loads counts.
+    Waits of inner loops count for those alone. Where paths meet, the path with the fewest loads
+    counts.
     """
     parts = blocks(code)
     known = loops(parts)
@@ -131,8 +131,8 @@ def of_loops(code: list[str]) -> list[list[int]]:
 
 
 def check(name: str, code: list[str]) -> str:
-    """Return the loads of a fold's loops; raise where there are none or one waits for one."""
+    """Return the loads in flight in a reduction's loops; raise if a loop waits for only one."""
     found = of_loops(code)
     if not found or any(1 in counts for counts in found):
         raise RuntimeError(f"{name}: a loop waits for a single load: {found}")
-    return f"loads that its loops wait for: {found}"
+    return f"loads in flight when its loops wait: {found}"

@@ -26,7 +26,7 @@ GROUPS = {
     "similarity": ("similarity-dot", "similarity-cosine", "similarity-l1", "similarity-l2"),
     "synthesis": ("rbf_synthesis-kam", "rbf_synthesis_logits-attention", "itm"),
 }
-SECONDS = 240.0  # of each run
+SECONDS = 240.0  # per run
 FOUND = 9  # exit status
 UNABLE = ("Device not supported", "not supported on this")
 
@@ -35,9 +35,9 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
     """Run some cases under one tool; fail with the first lines that it prints."""
     program = shutil.which("compute-sanitizer")
     if program is None:
-        raise SkippedError("compute-sanitizer is not there")
+        raise SkippedError("compute-sanitizer is not installed")
     command = [sys.executable, "-m", "tools.gpu_check.sanitize", backend, *names]
-    plain = alone(command)  # compiles the kernels, which the tool need not watch
+    plain = alone(command)  # compiles the kernels outside the tool
     if plain.returncode:
         raise RuntimeError("\n".join(["without the tool:", *plain.stderr.splitlines()[-4:]]))
     done = alone([program, "--tool", tool, "--error-exitcode", str(FOUND), *command])
@@ -51,8 +51,8 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
 
 
 def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the cases in a process of their own."""
-    # loss_cases
+    """Run the cases in a separate process."""
+    # tests/support holds loss_cases.
     path = os.pathsep.join(filter(None, ("tests/support", os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         command,
@@ -96,8 +96,8 @@ def checks(setting: Setting) -> list[Check]:
 
 
 def skip() -> None:
-    """Say why there is nothing to do."""
-    raise SkippedError("compute-sanitizer looks at CUDA kernels")
+    """Skip the step, with the reason."""
+    raise SkippedError("compute-sanitizer checks CUDA kernels only")
 
 
 if __name__ == "__main__":
