@@ -114,14 +114,14 @@ POLICIES = (
     ),
     Policy(
         "bf16 screening",
-        "on CPUs with AVX512_BF16, bf16 products select the candidates for hardest negatives of fp32 "
+        "on CPUs with AVX512_BF16, bf16 products select candidates for hardest negatives of fp32 "
         "rows, from 128 rows, 256 columns and 65,536 elements on",
         "0.7 times the time at 128 rows of 1,024, as long at 192 of 256, 1.2 times at 128 of 256",
         *(f"{_CPU}/screening.cpp", "kLeastRows = 128"),
     ),
     Policy(
         "fp16 screening",
-        "in Triton, fp16 products select the candidates for hardest negatives of fp32 rows, from "
+        "in Triton, fp16 products select candidates for hardest negatives of fp32 rows, from "
         "2,048 rows on; not on AMD GPUs",
         "the products that it saves outweigh its seven launches",
         *(f"{_TRITON}/_screening.py", "LEAST_ROWS = 2048"),
@@ -164,7 +164,7 @@ POLICIES = (
     ),
     Policy(
         "k-means from the Gram matrix",
-        "on CPUs, problems with M <= 1,024, 2 M <= K D and M <= B K, B > 1, use products of all rows",
+        "on CPUs, B > 1 problems with M <= min(1,024, K D / 2, B K) use products of all rows",
         "512 problems, K = 8, D = 1024: 5 times as fast at M = 512, 5 times as slow at M = 2,048",
         *(f"{_CPU}/kmeans.cpp", "M <= B * K && M <= 1024 && 2 * M <= K * D"),
     ),
