@@ -1,6 +1,7 @@
-"""Cross-entropy of positives among negatives that are summed already: scalars of every pair.
+"""Cross-entropy of positives among sums over negatives: a few values per pair.
 
-A dozen small operations in PyTorch: at the papers' batch of 128 they take longer than all scores.
+Eager PyTorch needs a dozen small operations for it. At the papers' batch size of 128 they take
+longer than the computation of all scores.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ define("cross_entropy_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)"
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Makes the shares of the softmax again in the backward pass."""
+    """Recomputes the softmax weights in the backward pass."""
 
     @staticmethod
     def forward(
@@ -54,16 +55,17 @@ class _CrossEntropy(torch.autograd.Function):
 
 @outside_autocast
 def fused_cross_entropy(
-    positive: Tensor,  # [M] logits, in fp32 or fp64
-    negatives: Tensor,  # [S, K, M] logs of K sums over negatives, on each of S sides
-    highest: Tensor,  # [S, K, M] what they are relative to, without gradient
+    positive: Tensor,  # [M] logits, fp32 or fp64
+    negatives: Tensor,  # [S, K, M] logs of K sums over negatives, for each of S sides
+    highest: Tensor,  # [S, K, M] logits that the sums are relative to, without gradient
     weight: float,
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
-    """Add -log softmax of every positive over all sides, times a weight.
+    """Return the sum of -log softmax of every positive over all sides, times a weight.
 
-    A part of a loss, as `unit_rows`: it takes the best that is there.
+    Unless the reference is requested, this part of a loss runs on the best available backend, as
+    not every backend has a kernel for it.
     """
     chosen = "reference" if backend == "reference" else "auto"
     namespace = resolve(function, "cross_entropy", positive, chosen)

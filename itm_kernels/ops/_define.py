@@ -76,10 +76,10 @@ def define(
 
 
 def _implement_in_triton(name: str, module: str) -> None:
-    """Let an operator import its Triton kernels when it first runs.
+    """Register an implementation that imports the Triton kernels when it first runs.
 
-    Triton is never imported with the package, and importing it while a graph is traced would break
-    the graph; an exported graph finds its kernels in a process that never chose a backend.
+    The package never imports Triton, and an import while a graph is traced would break the graph.
+    An exported graph may run in a process that never chose a backend.
     """
 
     def run(*arguments: Any) -> Any:
@@ -106,7 +106,7 @@ def define_in(namespace: str, definition: Definition) -> None:
         if "inferred schema" not in str(error):
             raise
         raise RuntimeError(
-            f"itm_kernels: the extension's {qualified} is that of another version of the package; "
+            f"itm_kernels: {qualified} of the extension is from another version of the package; "
             f"to rebuild it, {REMEDIES['cpu'][1]}"
         ) from error
     torch.library.register_fake(qualified, _latest_fake(definition))
@@ -116,18 +116,18 @@ def define_in(namespace: str, definition: Definition) -> None:
 
 
 def _check_schema(qualified: str, schema: str) -> None:
-    """Raise unless the operator that torch holds is the one that is to be defined."""
+    """Raise an error unless torch holds the operator with this schema."""
     held = str(torch._C._get_schema(qualified, ""))
     wanted = str(torch._C.parse_schema(qualified + schema))
     if held != wanted:
         raise RuntimeError(
             f"itm_kernels: {qualified} is registered by another version of the package as {held}, "
-            f"this one needs {wanted}; restart Python to import it"
+            f"this version needs {wanted}; restart Python to import it"
         )
 
 
 def _latest_fake(definition: Definition) -> Callable[..., Any]:
-    """Return a fake kernel that runs the one of the last import."""
+    """Return a fake kernel that calls the one of the latest import."""
 
     def fake(*arguments: Any) -> Any:
         known = importlib.import_module(__name__).DEFINITIONS
@@ -148,9 +148,9 @@ def _refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
 
 
 def torch_op(namespace: str, name: str) -> Callable[..., Any]:
-    """Return a namespace's operator.
+    """Return an operator of the dispatcher.
 
-    A backward pass that is not to be differentiated passes by what would refuse it.
+    A backward pass that is not differentiated skips the autograd kernel that refuses it.
     """
     found = getattr(getattr(torch.ops, namespace), name)
     differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
@@ -165,7 +165,7 @@ def _below_autograd(found: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors, a repeated one as a view: Dynamo takes none twice in one Function."""
+    """Return the tensors, with views for repeated ones, which Dynamo rejects in one Function."""
     found: list[Tensor | None] = []
     for i, tensor in enumerate(tensors):
         for other in tensors[:i]:
@@ -177,12 +177,12 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def scores_empty(keep: bool, x: Tensor, y: Tensor) -> Tensor:
-    """Return uninitialised scores `[N, M]`, `[0, 0]` where none are kept."""
+    """Return uninitialised scores `[N, M]` if they are kept, otherwise `[0, 0]`."""
     return wide_empty(x, *((x.shape[0], y.shape[0]) if keep else (0, 0)))
 
 
 def wide_empty(like: Tensor, *shape: int) -> Tensor:
-    """Return an uninitialised tensor in the precision that an input is computed in."""
+    """Return an uninitialised tensor in the precision of computations with an input."""
     return wide(like.new_empty(shape))
 
 

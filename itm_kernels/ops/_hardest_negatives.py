@@ -68,7 +68,7 @@ define(
 
 
 class _HardestNegatives(torch.autograd.Function):
-    """Sends the gradient of every score to the two rows that made it."""
+    """Propagates the gradient of every score to the two rows that it compares."""
 
     @staticmethod
     def forward(
@@ -118,26 +118,26 @@ def hardest_negatives(
     text_ids: Tensor | None = None,
     backend: Backend = "auto",
 ) -> HardestNegatives:
-    """Find the negative text of every image, and image of every text, with the highest score.
+    """Find the negative text with the highest score of every image, and the image of every text.
 
     Args:
-        image: `[N, D]`, scored by dot product as it is.
+        image: `[N, D]`, not normalised: scores are dot products.
         text: `[M, D]`; M = N without ids.
-        image_ids: `[N]` integers; pairs that share an id are no negatives.
+        image_ids: `[N]` integers; pairs that share an id are not negatives.
         text_ids: `[M]` integers, each the id of exactly one image.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `HardestNegatives`; scores are differentiable and fp32 for fp16 and bf16 inputs. An
-        anchor without a negative has score -inf and index -1; a score that overflows to -inf is a
-        negative as any other. Scores that are equal as computed go to the lowest index. Copies of
-        a row may differ in their last bit, most often in fp64, whose products round the last
-        columns and rows of a matrix differently: any of the copies may then be found.
+        `HardestNegatives`; scores are differentiable, and fp32 for fp16 and bf16 inputs. An
+        anchor without negatives has score -inf and index -1; a score that overflows to -inf is
+        still a negative. Among equal computed scores the lowest index is returned. The scores of
+        copies of a row may differ in the last bit, most often in fp64, whose products round the
+        last columns and rows of a matrix differently; the index is then that of any copy.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
-        ValueError: shapes, devices or ids do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
+        ValueError: invalid shapes, devices or ids.
+        RuntimeError: the requested backend cannot run here.
 
     >>> import torch
     >>> scores = torch.tensor([[0.8, 0.7, 0.65], [0.3, 0.6, 0.55], [0.75, 0.2, 0.5]])

@@ -1,4 +1,4 @@
-"""Max of hinges with a band over the cosines of both sides, as one operator for a small batch."""
+"""IMC, the max of hinges with bands of cosines on both sides, as one operator for small batches."""
 
 from typing import Any
 
@@ -45,12 +45,14 @@ def _backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
-# total: the sum of all hinges, and weight times the mean over rows of either side's sums of cosines
-# in the official band, upper < S < 1 - lower. text_index, image_index [M] as max_of_hinges_forward
-# has them; hardest_text int32 [N] of every image, and violations [N], how many of its pairs violate
-# the margin by it. Masks int32 [N, ceil(N / 32)], [M, ceil(M / 32)]: the pairs inside, and a row
-# with itself where its sum is not finite. NaN, with gradients that are NaN for its text and the
-# first image, where a pair has no image.
+# total: the sum of all hinges, plus weight times the mean row sum of cosines in the official band,
+#   upper < S < 1 - lower, for each side. A pair without an image makes it NaN, as well as the
+#   gradients of its text and of the first image.
+# text_index, image_index [M]: as in max_of_hinges_forward.
+# hardest_text int32 [N]: of every image; violations [N]: how many of its pairs violate the margin
+#   with it.
+# masks int32 [N, ceil(N / 32)] and [M, ceil(M / 32)]: the pairs inside the band, and the diagonal
+#   entry of a row whose sum is not finite.
 define(
     "imc_total_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
@@ -69,7 +71,7 @@ define(
 
 
 class IMCTotal(torch.autograd.Function):
-    """The gradient multiplies rows by counts of hinges and by bits of the band."""
+    """The gradient multiplies rows by counts of violated hinges and by the bits of the band."""
 
     @staticmethod
     def forward(
@@ -111,9 +113,9 @@ def fused_imc_total(
     weight: float,
     backend: str,
 ) -> Tensor | None:  # []
-    """Compute the loss with the official band of cosines, None where no backend has it whole.
+    """Return the loss with the official band of cosines, None if no backend has it as one operator.
 
-    Loss and gradients are NaN where a pair has no image.
+    The loss and its gradients are NaN if a pair has no image.
     """
     namespace = backends.resolve_total("imc_total", image, backend, (image.shape[0], text.shape[0]))
     if namespace is None:

@@ -1,4 +1,4 @@
-"""InfoCMR as one operator, from rows as they came to the mean or sum over pairs."""
+"""InfoCMR as one operator, from rows of any norm to the mean or sum over pairs."""
 
 from typing import Any
 
@@ -29,9 +29,11 @@ def _backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape), wide_empty(image)
 
 
-# The draws of k-means++ of either side, [K, rows], none: rows far apart. learnt: the scale, where
-# it is no number. weight: of every pair. For the gradient, nothing in them where none is asked for:
-# the weights of other rows, and of noise, in that of a row, and two numbers of every row.
+# image_draws, text_draws [K, rows]: draws of k-means++, or None to start with rows far apart.
+# learnt: the scale as a tensor, or else None and the number `scale`. weight: of every pair.
+# Saved for the backward pass, and empty unless `gradients`:
+# of_image [N, M + Z], of_text [N + Z, M]: weights of texts and noise in the gradient of an image,
+#   and of images and noise in that of a text. of_rows [2, N + M]: two values per row.
 define(
     "info_cmr_total_forward",
     "(Tensor image, Tensor text, Tensor? learnt, Tensor? noise, Tensor? image_draws, "
@@ -50,7 +52,7 @@ define(
 
 
 class _InfoCMRTotal(torch.autograd.Function):
-    """The forward pass leaves the weights of the gradient; the backward pass multiplies rows."""
+    """The forward pass saves the weights of the gradient; the backward pass multiplies rows."""
 
     @staticmethod
     def forward(
@@ -79,21 +81,21 @@ class _InfoCMRTotal(torch.autograd.Function):
 def info_cmr_total_namespace(
     image: Tensor, text: Tensor, num_noise: int, backend: str
 ) -> str | None:
-    """Return the namespace that has the loss as one operator; None: it goes by its parts."""
+    """Return the namespace that has the loss as one operator, None to compute it by parts."""
     sides = image.shape[0], max(text.shape[0], num_noise)
     return resolve_total("info_cmr_total", image, backend, sides)
 
 
 @outside_autocast
 def fused_info_cmr_total(
-    image: Tensor,  # [N, D] as they came
+    image: Tensor,  # [N, D], not normalised
     text: Tensor,  # [M, D]
     scale: float | Tensor,
     pairs: Pairs,
     options: SynthesisOptions,  # the vectors are constants of one clustering per side
     iterations: int,  # of k-means
     num_noise: int,
-    draw: bool,  # False: no noise, and rows far apart as the start of k-means
+    draw: bool,  # False: no noise, and k-means starts with rows far apart
     generator: torch.Generator | None,
     weight: float,  # of every pair
     namespace: str,
@@ -121,7 +123,7 @@ def _draw(
     draw: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Draw for the clusters of texts, of images, and the noise, as the parts of the loss do."""
+    """Return draws for the clusters of texts and of images, and noise, as the parts of the loss."""
     of_rows: list[Tensor | None] = [None, None]
     if num_clusters and draw:
         of_rows = [

@@ -1,4 +1,4 @@
-"""InfoNCE of a small batch as one operator: from embeddings to the reduced loss."""
+"""InfoNCE as one operator for small batches, from embeddings to the reduced loss."""
 
 from typing import Any
 
@@ -50,14 +50,14 @@ _INPUTS = (
     "Tensor image, Tensor text, Tensor? scale, float fixed_scale, Tensor? positive, "
     "Tensor? image_ids, Tensor? text_ids, float weight, bool cosine"
 )
-# total: weight times the sum over all pairs, the cross-entropies of both directions added; NaN
-# with its gradients where a text's positive is -1.
-# scale: a tensor, or else the number fixed_scale, of which a tensor would be a launch.
-# cosine: scores are cosines of rows as they come; else dot products.
-# scores [N, M], or [0, 0]: for a backward pass.
-# anchors [N + M, 4]: of rows, then columns, the highest logit of negatives, the log of their sum
-# relative to it, the gradient of that log, and 1 / the row's length.
-# of_scale: the gradient of the total.
+# total: weight times the sum of the cross-entropies of all pairs in both directions; NaN, like its
+#   gradients, if the positive of a text is -1.
+# scale: a tensor, or else None and the number fixed_scale; a tensor of it would cost a launch.
+# cosine: scores are cosines of rows of any norm; otherwise dot products.
+# scores [N, M], or [0, 0]: for the backward pass.
+# anchors [N + M, 4], of rows and then columns: the highest logit of the negatives, the log of their
+#   sum relative to it, the gradient of that log, and 1 / the norm of the row.
+# of_scale: the gradient of the total with respect to the scale.
 define(
     "info_nce_total_forward",
     f"({_INPUTS}, bool keep_scores) "
@@ -73,7 +73,7 @@ define(
 
 
 class InfoNCETotal(torch.autograd.Function):
-    """The backward pass makes the shares of the softmax from the scores that were kept."""
+    """The backward pass recomputes the softmax weights from the kept scores."""
 
     @staticmethod
     def forward(
@@ -113,14 +113,14 @@ def fused_info_nce_total(
     text: Tensor,  # [M, D]
     scale: float | Tensor,  # []
     pairs: Pairs,
-    share: float,  # of each direction in the loss of a pair
-    mean: bool,  # over pairs; else their sum
+    share: float,  # weight of each direction in the loss of a pair
+    mean: bool,  # over pairs; otherwise their sum
     backend: str,
-    cosine: bool = True,  # scores are cosines of rows as they come; else dot products
+    cosine: bool = True,  # scores are cosines of rows of any norm; otherwise dot products
 ) -> Tensor | None:  # []
-    """Compute the reduced loss, None where no backend has it in one operator.
+    """Return the reduced loss, None if no backend has it as one operator.
 
-    Loss and gradients are NaN where a pair has no image.
+    The loss and its gradients are NaN if a pair has no image.
     """
     sides = image.shape[0], text.shape[0]
     namespace = backends.resolve_total("info_nce_total", image, backend, sides)

@@ -1,4 +1,4 @@
-"""Bounded sums over the pairs of one modality."""
+"""Band sums over the pairs of one modality."""
 
 from typing import Any, get_args
 
@@ -47,13 +47,14 @@ def _backward_fake(
     return x.new_empty(x.shape)
 
 
-# low, high [N]: the strict bounds that row n was summed within, on the quantity that the mode
-# compares (S for official cosine, D / |D_n| for official distances, else delta); repel has high =
-# upper, the point that its hinge falls to. norm [N]: |D_n| for official distances, else 1.
-# mask int32 [N, ceil(N / 32)] if kept, else [0, 0]: bit m % 32 of word m / 32 of row n says whether
-# the pair lies inside; only where the bounds are the same for all rows, so that a backend may leave
-# out the words left of the diagonal's, m / 32 < n / 32: Triton does. The backward pass of
-# similarities then compares no rows again.
+# low, high [N]: the strict bounds of row n, on the quantity that the mode compares (S for official
+#   cosine, D / |D_n| for official distances, otherwise delta). In repel mode high = upper, where the
+#   hinge is 0.
+# norm [N]: |D_n| for official distances, otherwise 1.
+# mask int32 [N, ceil(N / 32)] if kept, otherwise [0, 0]: bit m % 32 of word m / 32 of row n is set
+#   if the pair (n, m) is inside. It is kept only if all rows have the same bounds, so a backend may
+#   omit the words left of the diagonal's, m / 32 < n / 32, as Triton does. The backward pass of
+#   similarities then compares no rows again.
 define(
     "intra_modal_forward",
     "(Tensor x, Tensor? ids, str metric, str mode, float lower, float upper, bool per_row, "
@@ -69,7 +70,7 @@ define(
 
 
 class IntraModal(torch.autograd.Function):
-    """The backward pass reads the pairs inside from a mask, or recomputes them from the bounds."""
+    """The backward pass reads pairs inside from the mask, or recomputes them from the bounds."""
 
     @staticmethod
     def forward(
@@ -110,7 +111,7 @@ def fused_intra_modal(
     function: str,
     backend: str,
 ) -> Tensor:  # [N]
-    """Compute the row sums of checked arguments, on behalf of a public function."""
+    """Compute the row sums of checked arguments."""
     ids = None if ids is None else ids.to(x.device, torch.int64, non_blocking=True)
     options = metric, mode, float(lower), float(upper), per_row
     namespace = resolve(function, "intra_modal", x, backend, (x.shape[0], x.shape[0]), metric)
@@ -129,26 +130,26 @@ def intra_modal_sum(
     ids: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Sum, for every row, its distances to the other rows that lie strictly between two bounds.
+    r"""Return the sum of the distances of every row that lie strictly between two bounds.
 
     .. math:: r_n = \sum_{m \ne n} \delta_{nm} \, [\text{lower} < \delta_{nm} < \text{upper}]
 
     Args:
         x: `[N, D]`, floating point.
-        lower: bound on the distance, in the distance's own unit.
+        lower: bound on the distance, in the unit of the metric.
         upper: bound on the distance, above lower.
         metric: `"cosine"` (1 - cos, rows normalised inside), `"l1"` (sum, not mean), `"l2"`, or
             `"sqeuclidean"`.
-        ids: `[N]` integers; rows that share an id are no pair.
+        ids: `[N]` integers; rows that share an id form no pair.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `[N]`, fp32 for fp16 and bf16 inputs. The bounds carry no gradient.
+        `[N]`, fp32 for fp16 and bf16 inputs. The bounds have no gradient.
 
     Raises:
-        TypeError: x is no floating-point tensor, or ids are no integers.
-        ValueError: shapes, bounds or the metric do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: x is not a floating-point tensor, or ids are not integers.
+        ValueError: invalid shapes, bounds or metric.
+        RuntimeError: the requested backend cannot run here.
 
     Source: Chen et al., Intra-modal constraint loss, 2022, eqs 4-8.
 

@@ -1,4 +1,4 @@
-"""k-means, for one set of members or one set per anchor."""
+"""k-means for one set of members, or for one set per anchor."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
 
 
 class KMeans(NamedTuple):
-    """Every row's cluster, and the centroids that it is nearest to."""
+    """The cluster of every row, and the centroids, of which its own is the nearest."""
 
     assignment: Tensor  # [M] int64
     centroids: Tensor  # [K, D]
@@ -39,16 +39,16 @@ define(
 @torch.no_grad()
 def fused_kmeans(
     x: Tensor,  # [M, D]
-    member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
+    member: Tensor | None,  # [B, M] bool, one problem per row; None: one problem over all rows
     num_clusters: int,
     iterations: int,
     init: Tensor | None,  # [B, K, D]
     generator: torch.Generator | None,
     function: str,
     backend: str,
-    draw: bool = True,  # False: a start that depends on the rows alone
+    draw: bool = True,  # False: a start that depends on the rows only
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
-    """Cluster checked arguments, on behalf of a public function."""
+    """Cluster checked arguments."""
     if init is None:
         init = fused_kmeans_plus_plus(x, member, num_clusters, generator, function, backend, draw)
     sides = init.shape[0], x.shape[0]  # problems, and rows of each
@@ -71,22 +71,22 @@ def kmeans(
     """Cluster rows by Lloyd's iterations from a k-means++ start.
 
     Args:
-        x: `[M, D]`, floating point; used as it is.
-        num_clusters: K >= 1; more than M is allowed, the surplus stays empty.
-        iterations: how many updates of the centroids, >= 0, as if there were no early stop: none
-            waits for a device, and on a CPU updates that would change nothing are left out.
+        x: `[M, D]`, floating point, not normalised.
+        num_clusters: K >= 1; clusters in excess of M stay empty.
+        iterations: number of updates of the centroids, >= 0. There is no early stop, which would
+            wait for the device; on a CPU, updates that would change nothing are skipped.
         init: `[K, D]` start centroids instead of k-means++.
-        generator: source of the k-means++ draws, on the device of x.
+        generator: of the k-means++ draws, on the device of x.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `KMeans(assignment [M], centroids [K, D])`, without gradient: each row's nearest centroid,
-        ties to the lowest; an empty cluster keeps its centroid. Same bits for the same seed.
+        `KMeans(assignment [M], centroids [K, D])`, without gradient. Ties go to the lowest
+        cluster, and an empty cluster keeps its centroid. The same seed gives the same bits.
 
     Raises:
-        TypeError: x is no floating-point tensor.
-        ValueError: shapes or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: x is not a floating-point tensor.
+        ValueError: invalid shapes or options.
+        RuntimeError: the requested backend cannot run here.
 
     >>> import torch
     >>> kmeans(torch.tensor([[0.0], [1.0], [10.0]]), 2, init=torch.tensor([[0.0], [9.0]]))

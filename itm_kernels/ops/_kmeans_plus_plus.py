@@ -1,4 +1,4 @@
-"""The start of k-means: rows drawn far from those drawn before."""
+"""The k-means++ start of k-means: rows drawn in proportion to their squared distance."""
 
 import torch
 from torch import Tensor
@@ -18,17 +18,18 @@ define("kmeans_plus_plus", "(Tensor x, Tensor? member, Tensor draws) -> Tensor c
 
 def fused_kmeans_plus_plus(
     x: Tensor,  # [M, D]
-    member: Tensor | None,  # [B, M] bool: one problem per row; None: one over all rows
+    member: Tensor | None,  # [B, M] bool, one problem per row; None: one problem over all rows
     num_clusters: int,
     generator: torch.Generator | None,
     function: str,
     backend: str,
     draw: bool = True,
 ) -> Tensor:  # [B, K, D]
-    """Draw start centroids by k-means++, the same numbers for every problem.
+    """Draw start centroids by k-means++, with the same random numbers for every problem.
 
-    Without draws every centroid is the row farthest from those before it, ties to the lowest.
-    A part of k-means, as `unit_rows` of a loss: it takes the best that is there.
+    Without draws, every centroid is the row farthest from the previous ones, ties to the lowest.
+    Unless the reference is requested, the start runs on the best available backend, as not every
+    backend has a kernel for it.
     """
     draws = x.new_ones((num_clusters, x.shape[0]), dtype=torch.float32)
     if draw:

@@ -30,14 +30,14 @@ class LogSumExp(NamedTuple):
 class RelativeSums(NamedTuple):
     """Log-sum-exp relative to the highest logits, and the logits of positives.
 
-    A sum of logits in the thousands, as one number, has lost the digits that a loss is made of:
-    what a loss takes is the difference of two logits, which is exact, and a small logarithm.
+    For logits in the thousands, a single log-sum-exp loses the digits that determine a loss. The
+    difference of two logits is exact, and the logarithm that is added to it is small.
     """
 
     row: Tensor  # [N] log-sum-exp - highest, -inf for an empty sum
     column: Tensor  # [M]
-    positive: Tensor  # [M] as the sums have seen them; [0] where none were asked for
-    row_highest: Tensor  # [N], without gradient; 0 where it is not finite
+    positive: Tensor  # [M] as they enter the sums; [0] if not requested
+    row_highest: Tensor  # [N] without gradient; 0 where it is not finite
     column_highest: Tensor  # [M]
 
 
@@ -80,8 +80,8 @@ def _backward_fake(
 _INPUTS = (
     "Tensor x, Tensor y, Tensor scale, Tensor? x_ids, Tensor? y_ids, Tensor? positive, bool cosine"
 )
-# cosine: scores are cosines of rows as they came, for backends in `_policies.NORMALISES_ROWS`.
-# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
+# cosine: scores are cosines of rows of any norm, for backends in `_policies.NORMALISES_ROWS`.
+# scores [N, M] if kept, otherwise [0, 0]: with them a backward pass needs no product for scores.
 define(
     "log_sum_exp_forward",
     f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor of_positive, "
@@ -98,7 +98,7 @@ define(
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Makes tiles of softmax from the saved log-sum-exp in the backward pass."""
+    """Recomputes tiles of softmax from the saved log-sum-exp in the backward pass."""
 
     @staticmethod
     def forward(
@@ -117,7 +117,7 @@ class _LogSumExp(torch.autograd.Function):
         *sums, scores = torch_op(namespace, "log_sum_exp_forward")(*inputs, cosine, keep)
         row, column, of_positive, row_highest, column_highest = sums
         ctx.mark_non_differentiable(row_highest, column_highest)
-        ctx.set_materialize_grads(False)  # zeros for outputs without gradient are launches
+        ctx.set_materialize_grads(False)  # zeros for unused outputs would cost launches
         ctx.save_for_backward(row, column, row_highest, column_highest, scores, *inputs)
         ctx.options = namespace, cosine
         return row, column, of_positive, row_highest, column_highest
@@ -128,14 +128,14 @@ class _LogSumExp(torch.autograd.Function):
         backward = torch_op(namespace, "log_sum_exp_backward")
         row, column, of_positive, _, _ = grads
         saved = ctx.saved_tensors
-        pulls = [
+        grads_of_sums = [
             torch.zeros_like(like) if grad is None else grad
             for grad, like in ((row, saved[0]), (column, saved[1]))
         ]
-        if of_positive is None:  # none were asked for, or nothing depends on them
+        if of_positive is None:  # not requested, or not used
             like = saved[1]
             of_positive = like.new_empty(0) if saved[-1] is None else torch.zeros_like(like)
-        return None, *backward(*pulls, of_positive, *saved, cosine), None, None, None, None
+        return None, *backward(*grads_of_sums, of_positive, *saved, cosine), None, None, None, None
 
 
 @outside_autocast
@@ -147,10 +147,10 @@ def fused_log_sum_exp(
     y_ids: Tensor | None,
     function: str,
     backend: str,
-    positive: Tensor | None = None,  # [M] rows of x that share the ids, -1 for none
-    cosine: bool = False,  # scores are cosines of rows as they came: `normalises_rows`
+    positive: Tensor | None = None,  # [M] row of x with the same id, -1 for none
+    cosine: bool = False,  # scores are cosines of rows of any norm: if `normalises_rows`
 ) -> RelativeSums:
-    """Compute `log_sum_exp` of checked arguments, on behalf of a public function."""
+    """Compute `log_sum_exp` of checked arguments, relative to the highest logits."""
     namespace = _resolve(x, y, function, backend)
     if namespace is None:
         return RelativeSums(*reference.log_sum_exp(x, y, scale, x_ids, y_ids, positive))
@@ -159,7 +159,7 @@ def fused_log_sum_exp(
 
 
 def normalises_rows(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
-    """Return whether the backend that would run forms cosines of rows as they came."""
+    """Return whether the backend that runs computes cosines of rows of any norm."""
     return _resolve(x, y, function, backend) in NORMALISES_ROWS
 
 
@@ -168,7 +168,7 @@ def _resolve(x: Tensor, y: Tensor, function: str, backend: str) -> str | None:
 
 
 def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """Return a scale or bias as a tensor without dimensions, in the precision of the scores."""
+    """Return a scale or bias as a 0-dimensional tensor in the precision of the scores."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(value, Tensor):
         return value.reshape(()).to(like.device, dtype)
@@ -191,11 +191,11 @@ def log_sum_exp(
               c_m = \log \sum_n e^{\text{scale} \, x_n \cdot y_m}
 
     Args:
-        x: `[N, D]`, floating point, used as it is.
+        x: `[N, D]`, floating point, not normalised.
         y: `[M, D]`.
         scale: a number or a tensor of one element (differentiable); 1 / temperature.
-        x_ids: `[N]` integers. With ids, pairs that share one leave both sums, positives included:
-            a loss adds its positive back with `torch.logaddexp`.
+        x_ids: `[N]` integers. With ids, pairs that share one are excluded from both sums, also
+            positives: a loss adds its positive again with `torch.logaddexp`.
         y_ids: `[M]` integers.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -203,9 +203,9 @@ def log_sum_exp(
         `LogSumExp(row [N], column [M])`, fp32 for fp16 and bf16 inputs; -inf for an empty sum.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
-        ValueError: shapes, devices, scale or ids do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
+        ValueError: invalid shapes, devices, scale or ids.
+        RuntimeError: the requested backend cannot run here.
 
     >>> import torch
     >>> log_sum_exp(torch.eye(2), torch.eye(2), 2.0).row

@@ -1,4 +1,4 @@
-"""Max of hinges, one value per pair; what survives the forward pass are the hardest indices."""
+"""Max of hinges, one value per pair; the forward pass saves the indices of hardest negatives."""
 
 from typing import Any
 
@@ -62,8 +62,8 @@ def _total_backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
-# text_index, image_index [M]: the hardest negative of pair j, -1 where its hinge is not active; -2
-# for both where the loss of the pair is NaN: the gradient of its two rows is then NaN as well.
+# text_index, image_index [M]: the hardest negative of pair j, -1 if its hinge is not active; both -2
+# if the loss of the pair is NaN, in which case the gradient of its two rows is NaN.
 define(
     "max_of_hinges_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
@@ -76,8 +76,8 @@ define(
     "Tensor image_index) -> (Tensor, Tensor)",
     _backward_fake,
 )
-# The sum over all pairs, times a weight. NaN where a pair has no image, with gradients that are NaN
-# for its text and the first image.
+# total: weight times the sum over all pairs. A pair without an image makes it NaN, as well as the
+# gradients of its text and of the first image.
 define(
     "max_of_hinges_total_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
@@ -94,7 +94,7 @@ define(
 
 
 class MaxOfHinges(torch.autograd.Function):
-    """The gradient is a gather of the rows that the saved indices name: no N x M, no scores."""
+    """The gradient gathers the rows at the saved indices, without scores `[N, M]`."""
 
     @staticmethod
     def forward(
@@ -124,7 +124,7 @@ class MaxOfHinges(torch.autograd.Function):
 
 
 class MaxOfHingesTotal(torch.autograd.Function):
-    """The same gather, of one number's gradient."""
+    """As `MaxOfHinges`, for the gradient of one value."""
 
     @staticmethod
     def forward(
@@ -164,7 +164,7 @@ def fused_max_of_hinges(
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
-    """Compute the hinges of checked arguments, on behalf of a public function."""
+    """Compute the hinges of checked arguments."""
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "max_of_hinges", image, backend, sides)
     if namespace is None:
@@ -182,9 +182,9 @@ def fused_max_of_hinges_total(
     weight: float,
     backend: str,
 ) -> Tensor | None:  # []
-    """Compute the sum over pairs times a weight, None where no backend has it in one operator.
+    """Return the sum over pairs times a weight, None if no backend has it as one operator.
 
-    Loss and gradients are NaN where a pair has no image.
+    The loss and its gradients are NaN if a pair has no image.
     """
     sides = image.shape[0], text.shape[0]
     namespace = backends.resolve_total("max_of_hinges_total", image, backend, sides)

@@ -1,8 +1,8 @@
-"""Cross-entropies of the pairs of a diagonal from rows as they came, as one step of autograd.
+"""Cross-entropies of the pairs on the diagonal as one autograd function, from rows of any norm.
 
-The operators are those of `unit_rows`, `log_sum_exp` and `cross_entropy`, and so are the bits. What
-lies between them, four autograd Functions and the views that join them, takes longer than eager
-PyTorch's whole loss of a small batch.
+It runs the operators of `unit_rows`, `log_sum_exp` and `cross_entropy`, with identical results. As
+separate autograd functions, four of them and the views between them take longer than the loss of a
+small batch in eager PyTorch.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels._policies import NORMALISES_ROWS, keeps_scores
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import distinct, torch_op
-from itm_kernels.ops._unit_rows import Sides
+from itm_kernels.ops._unit_rows import UnitSides
 
 
 class _PairEntropy(torch.autograd.Function):
@@ -28,10 +28,10 @@ class _PairEntropy(torch.autograd.Function):
         weight: float,
         unit: bool,
     ) -> Tensor:
-        made: tuple[Tensor, ...] = ()
+        saved: tuple[Tensor, ...] = ()
         if not unit:
-            made = Sides.of(namespace, image, text)
-            image, text = made[2:4]
+            saved = UnitSides.forward(namespace, image, text)
+            image, text = saved[2:4]
         own = torch.arange(image.shape[0], device=image.device)
         inputs = image, text, scale, own, own, own, False
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
@@ -41,24 +41,24 @@ class _PairEntropy(torch.autograd.Function):
         negatives = torch.stack((row, column)).unsqueeze(1)
         highest = torch.stack((row_highest, column_highest)).unsqueeze(1)
         entropy = positive, negatives, highest
-        ctx.save_for_backward(*entropy, *sums, image, text, scale, own, *made)
+        ctx.save_for_backward(*entropy, *sums, image, text, scale, own, *saved)
         ctx.options = namespace, weight
         return torch_op(namespace, "cross_entropy_forward")(*entropy, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, weight = ctx.options
-        entropy, sums, saved = (ctx.saved_tensors[i:k] for i, k in ((0, 3), (3, 8), (8, None)))
-        sides, (scale, own), made = saved[:2], saved[2:4], saved[4:]
-        if made:
-            sides = Sides.rows(namespace, made)
+        entropy, sums, others = (ctx.saved_tensors[i:k] for i, k in ((0, 3), (3, 8), (8, None)))
+        sides, (scale, own), saved = others[:2], others[2:4], others[4:]
+        if saved:
+            sides = UnitSides.rows(namespace, saved)
         of_positive, of_sums = torch_op(namespace, "cross_entropy_backward")(grad, *entropy, weight)
-        pulls = of_sums[0, 0], of_sums[1, 0], of_positive
+        grads = of_sums[0, 0], of_sums[1, 0], of_positive
         *of_sides, of_scale = torch_op(namespace, "log_sum_exp_backward")(
-            *pulls, *sums, *sides, scale, own, own, own, False
+            *grads, *sums, *sides, scale, own, own, own, False
         )
-        if made:
-            of_sides = Sides.gradients(namespace, of_sides, sides, made)
+        if saved:
+            of_sides = UnitSides.backward(namespace, of_sides, sides, saved)
         return None, *of_sides, of_scale, None, None
 
 
@@ -70,11 +70,11 @@ def fused_pair_entropy(
     weight: float,
     function: str,
     backend: str,
-    unit: bool = False,  # rows are of length 1
+    unit: bool = False,  # rows have norm 1
 ) -> Tensor | None:  # [N]
-    """Return weight times the cross-entropies of both directions, of rows scaled to length 1.
+    """Return weight times the cross-entropies of both directions, of normalised rows.
 
-    None where one backend does not hold all operators, or takes rows as they are.
+    Return None if no single backend has all operators, or if it normalises rows in its kernels.
     """
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "log_sum_exp", image, backend, sides)

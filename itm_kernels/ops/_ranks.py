@@ -1,4 +1,4 @@
-"""Rank of the best positive of every query, without the score matrix in memory."""
+"""Rank of the best positive of every query, without a score matrix in memory."""
 
 from typing import NamedTuple
 
@@ -13,19 +13,19 @@ from itm_kernels._policies import RANKS_IN_KERNEL
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, torch_op
 
-# Elements: 512 KiB of int64 stay in a CPU's cache; elsewhere a block is five launches, and 64 MiB.
-_KEYS_AT_ONCE = {"cpu": 1 << 16}
-_KEYS_AT_ONCE_ELSEWHERE = 1 << 23
+# Elements of a block: 512 KiB of int64 stay in the cache of a CPU. On other devices a block takes
+# five launches and 64 MiB.
+_BLOCK_ON_CPU, _BLOCK = 1 << 16, 1 << 23
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Ranks(NamedTuple):
-    """Where every query's best positive stands, and what ties with it."""
+    """The rank of the best positive of every query, and its ties."""
 
     rank: Tensor  # [Q] fp64, the middle rank: 1 + above + ties / 2
     above: Tensor  # [Q] int64, negatives that score above the best positive
     ties: Tensor  # [Q] int64, negatives that tie with it
-    positives: Tensor  # [Q] int64, positives that tie for the best; 0: none has a finite score
+    positives: Tensor  # [Q] int64, positives that tie for the best; 0 if none has a finite score
 
 
 def _fake(
@@ -70,25 +70,25 @@ define(
 def row_keys(x: Tensor, function: str = "ranks", backend: str = "auto") -> Tensor:  # [G, D] -> [G]
     """Return int64 keys: equal rows have equal keys, others only by chance (less than 1 in 2^50).
 
-    Scores of equal rows may differ in their last bit, where a product is computed in blocks: the
-    keys tell that they tie. Integers alone: no rounding depends on where a row stands.
+    A product in blocks may give equal rows scores that differ in the last bit; equal keys identify
+    their tie. Keys are computed in integers, so that no rounding depends on the place of a row.
     """
     namespace = resolve(function, "ranks", x, backend)
     if namespace in RANKS_IN_KERNEL:
         return torch_op(namespace, "row_keys")(x)
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
-    rows = max(1, _KEYS_AT_ONCE.get(x.device.type, _KEYS_AT_ONCE_ELSEWHERE) // x.shape[1])
+    rows = max(1, (_BLOCK_ON_CPU if x.is_cpu else _BLOCK) // x.shape[1])
     keys = []
     for block in x.split(rows):
         bits = (block + 0.0).view(_BITS[x.element_size()])  # -0 becomes 0
-        # A product carries differences upwards only: the high half of a number joins its low half.
+        # A product propagates differences to higher bits only, so the low half gets the high half.
         bits = bits ^ (bits >> (4 * x.element_size()))
         keys.append((bits * weights).sum(1))
     return torch.cat(keys)
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Return 64 random-looking bits for every integer: splitmix64, with wrapping products."""
+    """Return 64 pseudo-random bits for every integer, by splitmix64 with wrapping products."""
     bits = numbers * -7046029254386353131  # 0x9E3779B97F4A7C15
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         bits = (bits ^ (bits >> shift & (1 << (64 - shift)) - 1)) * factor
@@ -102,18 +102,18 @@ def fused_ranks(
     gallery: Tensor,  # [G, D]
     query_ids: Tensor,  # [Q]
     gallery_ids: Tensor,  # [G]
-    gallery_keys: Tensor,  # [G], equal for candidates that tie whatever their products round to
+    gallery_keys: Tensor,  # [G], equal for candidates that tie however their products are rounded
     function: str,
     backend: str,
 ) -> Ranks:
-    """Compute `ranks` of checked arguments, on behalf of a public function."""
+    """Compute `ranks` of checked arguments."""
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve(function, "ranks", queries, backend)
     if namespace in RANKS_IN_KERNEL:
         return Ranks(*torch_op(namespace, "ranks_total")(*inputs))
     implementation = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)
-    # Without a finite score among its positives, a query ranks behind all of its negatives.
+    # A query whose positives have no finite score ranks behind all of its negatives.
     ordered = gallery_ids.sort().values
     first, end = (torch.searchsorted(ordered, query_ids, right=right) for right in (False, True))
     above = torch.where(positives > 0, above, len(ordered) - (end - first))
@@ -135,28 +135,28 @@ def ranks(
         \quad s_i^+ = \max_{p \in P(i)} s_{ip}
 
     Negatives that tie with the best positive count half: a rank is the middle of its ties.
-    Candidates that are equal rows tie, even where their computed scores differ in the last bit.
-    A positive whose score is not finite is ranked behind all negatives, a negative whose score is
-    NaN behind all other candidates.
+    Candidates that are equal rows tie, even if their computed scores differ in the last bit.
+    A positive with a score that is not finite ranks behind all negatives, and a negative with a
+    score of NaN behind all other candidates.
 
     Args:
-        queries: `[Q, D]`, scored by dot product as they are.
+        queries: `[Q, D]`, not normalised: scores are dot products.
         gallery: `[G, D]`.
         query_ids: `[Q]` integers; the positives of a query are the candidates with its id.
         gallery_ids: `[G]` integers.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
-        `rank` `[Q]` float64, the middle rank, and what it is made of, `[Q]` int64 each: `above`,
-        the negatives that score above the best positive; `ties`, the negatives that tie with it;
-        `positives`, the positives that share its score. `positives` is 0 for a query none of
-        whose positives has a finite score; it ranks behind all negatives, at G + 1 without a
+        `rank` `[Q]` float64, the middle rank, and three counts `[Q]` in int64: `above`, the
+        negatives that score above the best positive; `ties`, the negatives that tie with it; and
+        `positives`, the positives that share its score. `positives` is 0 for a query whose
+        positives have no finite score: it ranks behind all negatives, at G + 1 if it has no
         positive.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
-        ValueError: shapes or devices do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
+        ValueError: invalid shapes or devices.
+        RuntimeError: the requested backend cannot run here.
 
     >>> import torch
     >>> x = torch.tensor([[0.8, 0.9], [0.1, 0.3], [0.5, 0.5]])

@@ -1,4 +1,4 @@
-"""Per-anchor RBF synthesis: one synthetic vector per cluster, or only its cosine."""
+"""RBF synthesis: one synthetic vector per anchor and cluster, or only its cosine."""
 
 from typing import Any, NamedTuple, get_args
 
@@ -21,7 +21,7 @@ from itm_kernels.ops._define import (
 
 
 class Synthesis(NamedTuple):
-    """Synthetic vectors; where valid is False the cluster had no member for that anchor."""
+    """Synthetic vectors; a vector is valid if its cluster has a member for the anchor."""
 
     vectors: Tensor  # [N, K, D]
     valid: Tensor  # [N, K] bool
@@ -35,7 +35,7 @@ class SynthesisLogits(NamedTuple):
 
 
 class SynthesisOptions(NamedTuple):
-    """What a synthesis depends on besides its tensors."""
+    """The options of a synthesis."""
 
     num_clusters: int
     sigma: float
@@ -75,10 +75,10 @@ _INPUTS = (
 )
 for _name, _inputs, _fake in (
     ("rbf_synthesis", _INPUTS, _vectors_fake),
-    # detach: the vectors are constants, so only the anchor of the cosine has a gradient.
+    # detach: the vectors are constants; only the anchor of the cosine has a gradient.
     ("rbf_synthesis_logits", f"{_INPUTS}, bool detach", _logits_fake),
 ):
-    # scores [N, M] if kept, else [0, 0], as of log_sum_exp.
+    # scores [N, M] if kept, otherwise [0, 0], as in log_sum_exp.
     define(
         f"{_name}_forward",
         f"({_inputs}, bool keep_scores) -> (Tensor, Tensor valid, Tensor scores)",
@@ -93,7 +93,7 @@ for _name, _inputs, _fake in (
 
 
 class RbfSynthesis(torch.autograd.Function):
-    """Vectors or logits, by the operator's name; both recompute the softmax in backward."""
+    """Vectors or their cosines, by the name of the operator; backward recomputes the softmax."""
 
     @staticmethod
     def forward(
@@ -136,7 +136,7 @@ def fused_rbf_synthesis(
     function: str,
     backend: str,
 ) -> Synthesis:
-    """Compute the vectors of checked arguments, on behalf of a public function."""
+    """Compute the vectors of checked arguments."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
     sides = anchors.shape[0], members.shape[0]
     namespace = resolve(function, "rbf_synthesis", anchors, backend, sides)
@@ -157,7 +157,7 @@ def fused_rbf_synthesis_logits(
     function: str,
     backend: str,
 ) -> SynthesisLogits:
-    """Compute the cosines of checked arguments, on behalf of a public function."""
+    """Compute the cosines of checked arguments."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
     name = "rbf_synthesis_logits"
     sides = anchors.shape[0], members.shape[0]
@@ -172,7 +172,7 @@ def fused_rbf_synthesis_logits(
 def check_synthesis_options(
     function: str, num_clusters: object, sigma: object, weights: object, ridge: object, least: int
 ) -> None:
-    """Check the options that every synthesis shares."""
+    """Check the options of a synthesis."""
     _checks.integer(function, "num_clusters", num_clusters, least)
     _checks.number(function, "sigma", sigma, above=0, power=2)
     _checks.option(function, "weights", weights, get_args(Weights))
@@ -188,7 +188,7 @@ def _checked(
     member_ids: Tensor | None,
     options: SynthesisOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Check everything; return the tensors on the anchors' device."""
+    """Check all arguments and return the tensors on the device of the anchors."""
     anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
     check_synthesis_options(function, *options, least=1)
     _checks.is_tensor(function, "assignment", assignment)
@@ -217,23 +217,23 @@ def rbf_synthesis(
     member_ids: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Synthesis:
-    r"""Synthesise one vector per anchor and cluster from the cluster's members.
+    r"""Synthesise one vector per anchor and cluster from the members of the cluster.
 
     .. math:: \bar q_k = \sum_{n \in k} w_n \hat k_n, \quad
               \hat k = \mathrm{softmax}_{n \in k} \left( -|q - x_n|^2 / 2 \sigma^2 \right)
 
     Args:
-        anchors: `[N, D]`, used as they are (the losses normalise first).
+        anchors: `[N, D]`, not normalised (the losses pass unit rows).
         members: `[M, D]`.
-        assignment: `[M]` integers, every member's cluster, or `[N, M]`, one clustering per anchor;
-            -1 keeps a member out of all clusters.
+        assignment: `[M]` integers, the cluster of every member, or `[N, M]`, one clustering per
+            anchor; a member with -1 is in no cluster.
         num_clusters: K, at least 1.
-        sigma: width of the kernel, in units of distance, > 0.
+        sigma: width of the kernel, in the unit of distances, > 0.
         weights: `"kam"`, :math:`W = X (K + \text{ridge} \, I)^{-1}` per cluster with the Gram
-            matrix K (over the whole cluster: it does not depend on the anchor; memory:
+            matrix K of the whole cluster, independent of the anchor (for its memory see
             `synthesis.HardNegativeSynthesis`), or `"attention"`, :math:`w_n = x_n`.
-        ridge: >= 0; with 0, a cluster that holds duplicates gives NaN.
-        anchor_ids: `[N]` integers; an anchor's softmax leaves out the members that share its id.
+        ridge: >= 0; with 0, a cluster with duplicates gives NaN.
+        anchor_ids: `[N]` integers; the softmax of an anchor excludes the members that share its id.
         member_ids: `[M]` integers.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
@@ -242,9 +242,9 @@ def rbf_synthesis(
         0 where invalid.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or ids are no integers.
-        ValueError: shapes, devices or options do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: an argument is not a floating-point tensor, or ids are not integers.
+        ValueError: invalid shapes, devices or options.
+        RuntimeError: the requested backend cannot run here.
 
     Source: ITContrast, section 3.2, eqs 3-5. Eq. 5 as printed does not type-check; this solves the
     kernel associative memory that it cites.
@@ -274,10 +274,10 @@ def rbf_synthesis_logits(
     member_ids: Tensor | None = None,
     backend: Backend = "auto",
 ) -> SynthesisLogits:
-    """Return the cosine of every anchor with the vectors that `rbf_synthesis` would make.
+    """Return the cosine of every anchor with the vectors of `rbf_synthesis`.
 
-    Takes the arguments of `rbf_synthesis` and raises its errors. The output is `[N, K]`, so a
-    kernel need not store the vectors `[N, K, D]`; cosines are 0 where invalid.
+    Arguments and errors are those of `rbf_synthesis`. The output is `[N, K]`, so that kernels need
+    not store the vectors `[N, K, D]`. Cosines with invalid vectors are 0.
 
     >>> import torch
     >>> q, x = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])

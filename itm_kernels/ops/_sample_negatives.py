@@ -1,4 +1,4 @@
-"""One mined negative per anchor, in both directions."""
+"""One sampled negative per anchor, in both directions."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def _fake(
     return index_empty(image, image.shape[0]), index_empty(text, text.shape[0])
 
 
-# seed [2] int64: key and counter of the noise, so that a kernel draws it where it is used.
+# seed [2] int64: key and counter of the noise, which kernels generate where they use it.
 define(
     "sample_negatives",
     "(Tensor image, Tensor text, Tensor? image_ids, Tensor? text_ids, str strategy, "
@@ -44,7 +44,7 @@ def fused_sample_negatives(
     function: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Draw negatives for checked arguments, on behalf of a public function."""
+    """Draw negatives for checked arguments."""
     image, number = _over_temperature(image, strategy, temperature)
     inputs = image, text.to(image.dtype), image_ids, text_ids, strategy, number
     namespace = resolve(function, "sample_negatives", image, backend)
@@ -65,7 +65,7 @@ def sample_negatives_from_scores(
     temperature: float | Tensor,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Do the same by score matrices, which kernels would avoid: in plain PyTorch."""
+    """Draw negatives by given score matrices, in plain PyTorch."""
     sides = wide(image_to_text), wide(text_to_image).T
     (a, number), (b, _) = (_over_temperature(side, strategy, temperature) for side in sides)
     return reference.sample_negatives_from_scores(
@@ -76,13 +76,13 @@ def sample_negatives_from_scores(
 def _over_temperature(
     x: Tensor, strategy: str, temperature: float | Tensor
 ) -> tuple[Tensor, float]:
-    """Return what scores are linear in and the temperature that is left to divide by.
+    """Return x, divided by a learnt temperature, and the temperature that remains to divide by.
 
-    A learnt temperature is on a GPU, where a kernel's number would have to wait for it.
+    Scores are linear in x. A learnt temperature may be on a GPU, and to read it would synchronise.
     """
     if not isinstance(temperature, Tensor):
         return x, float(temperature)
-    if strategy != "multinomial":  # does not depend on it
+    if strategy != "multinomial":  # independent of the temperature
         return x, 1.0
     x = wide(x)
     return x / temperature.detach().reshape(()).to(x.device, x.dtype, non_blocking=True), 1.0

@@ -17,7 +17,7 @@ from itm_kernels.ops._define import (
     torch_op,
     wide_empty,
 )
-from itm_kernels.ops._unit_rows import Sides, fused_unit_rows
+from itm_kernels.ops._unit_rows import UnitSides, fused_unit_rows
 
 
 def _forward_fake(
@@ -85,9 +85,9 @@ _INPUTS = (
     "Tensor image, Tensor text, Tensor scale, Tensor bias, Tensor? positive, Tensor? image_ids, "
     "Tensor? text_ids"
 )
-# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
-# cosine: rows come as they are, and scores are cosines; else dot products. Backends that take unit
-# rows are handed those, and False (`_policies.NORMALISES_ROWS`).
+# scores [N, M] if kept, otherwise [0, 0]: with them a backward pass needs no product for scores.
+# cosine: scores are cosines of rows of any norm; otherwise dot products. Backends that are not in
+# `_policies.NORMALISES_ROWS` get unit rows and False.
 define(
     "sigmoid_forward",
     f"({_INPUTS}, bool keep_scores, bool cosine) -> (Tensor loss, Tensor scores)",
@@ -106,14 +106,12 @@ _TOTAL_PARTS = (
     "Tensor of_image, Tensor of_text, Tensor of_scale, Tensor of_bias, Tensor scores, "
     "Tensor inverses, Tensor unit"
 )
-# The sum over all texts, times a weight, and what its gradients are made of. NaN, with its
-# gradients, where a text's positive is -1. A scale or bias is a tensor, or else the number beside
-# it, which would be a launch to make a tensor of.
-# gradients: of_image, of_text are those of rows as a backend left them, to be finished in one pass
-# that knows the gradient of the total, and unit is what they were multiplied by; else [0, D]
-# and [0].
-# keep_scores: scores [N, M] and 1 / length of all rows, [N + M, 1], for a backend that makes its
-# gradients of those; else [0, 0] and [0, 1].
+# total: weight times the sum over all texts; NaN, like its gradients, if a text's positive is -1.
+# scale, bias: tensors, or else None and the number beside it; a tensor of it would cost a launch.
+# gradients: of_image and of_text are unfinished gradients of rows; the backward pass finishes them
+#   in one pass with the gradient of the total, and unit is their factor. Otherwise [0, D] and [0].
+# keep_scores: scores [N, M] and the inverse norms of all rows [N + M, 1], for a backend that forms
+#   gradients from them. Otherwise [0, 0] and [0, 1].
 define(
     "sigmoid_total_forward",
     f"({_TOTAL_INPUTS}, bool gradients, bool keep_scores) -> (Tensor total, {_TOTAL_PARTS})",
@@ -128,7 +126,7 @@ define(
 
 
 class Sigmoid(torch.autograd.Function):
-    """The backward pass reads scores where they were kept, or recomputes tiles of them."""
+    """The backward pass reads kept scores, or recomputes tiles of them."""
 
     @staticmethod
     def forward(
@@ -144,14 +142,14 @@ class Sigmoid(torch.autograd.Function):
         keep: bool,
         cosine: bool,
     ) -> Tensor:
-        made: tuple[Tensor, ...] = ()
+        saved: tuple[Tensor, ...] = ()
         if cosine and namespace not in NORMALISES_ROWS:
-            made = Sides.of(namespace, image, text)
-            image, text, cosine = made[2], made[3], False
+            saved = UnitSides.forward(namespace, image, text)
+            image, text, cosine = saved[2], saved[3], False
         inputs = image, text, scale, bias, positive, image_ids, text_ids
         keep = keep and any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
         loss, scores = torch_op(namespace, "sigmoid_forward")(*inputs, keep, cosine)
-        ctx.save_for_backward(scores, *inputs, *made)
+        ctx.save_for_backward(scores, *inputs, *saved)
         ctx.options = namespace, cosine
         return loss
 
@@ -159,20 +157,20 @@ class Sigmoid(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, cosine = ctx.options
         scores, *inputs = ctx.saved_tensors
-        sides, others, made = inputs[:2], inputs[2:7], inputs[7:]
-        if made:
-            sides = Sides.rows(namespace, made)
+        sides, others, saved = inputs[:2], inputs[2:7], inputs[7:]
+        if saved:
+            sides = UnitSides.rows(namespace, saved)
         backward = torch_op(namespace, "sigmoid_backward")
         *of_sides, of_scale, of_bias = backward(grad, scores, *sides, *others, cosine)
-        if made:
-            of_sides = Sides.gradients(namespace, of_sides, sides, made)
+        if saved:
+            of_sides = UnitSides.backward(namespace, of_sides, sides, saved)
         return None, *of_sides, of_scale, of_bias, None, None, None, None, None
 
 
 class SigmoidTotal(torch.autograd.Function):
-    """The forward pass forms the gradients of the sum, or keeps the scores that they are made of.
+    """The forward pass forms the gradients of the sum, or keeps scores for the backward pass.
 
-    The backward pass finishes them, with the gradient of the sum.
+    The backward pass finishes them with the gradient of the sum.
     """
 
     @staticmethod
@@ -193,9 +191,9 @@ class SigmoidTotal(torch.autograd.Function):
     ) -> Tensor:
         inputs = image, text, scale, fixed_scale, bias, fixed_bias, positive, image_ids, text_ids
         wanted = any(ctx.needs_input_grad)
-        at_once = wanted and namespace in GRADIENTS_IN_FORWARD
+        in_forward = wanted and namespace in GRADIENTS_IN_FORWARD
         total, *parts = torch_op(namespace, "sigmoid_total_forward")(
-            *inputs, weight, cosine, at_once, wanted and not at_once
+            *inputs, weight, cosine, in_forward, wanted and not in_forward
         )
         ctx.save_for_backward(*parts, image, text, scale, bias, positive, image_ids, text_ids)
         ctx.options = namespace, fixed_scale, fixed_bias, weight, cosine
@@ -226,14 +224,15 @@ def fused_sigmoid(
     keep: bool = True,
     cosine: bool = False,
 ) -> Tensor:  # [M]
-    """Compute the sums of checked arguments, on behalf of a public function.
+    """Compute the sums over images of checked arguments.
 
-    `keep=False` keeps no scores for the backward pass: less memory, one product more. With `cosine`
-    scores are cosines of rows as they come, else dot products.
+    `keep=False` keeps no scores for the backward pass, which saves memory and costs one product.
+    With `cosine`, scores are cosines of rows of any norm, otherwise dot products.
     """
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "sigmoid", image, backend, sides)
-    # One step of autograd where one backend holds both operators: three take longer than they do.
+    # One autograd function if one backend has both operators: three functions would take longer
+    # than their kernels.
     both = namespace is not None and resolve(function, "unit_rows", image, "auto") == namespace
     if cosine and namespace not in NORMALISES_ROWS and not both:
         image, text = (fused_unit_rows(rows, function, backend) for rows in (image, text))
@@ -250,11 +249,11 @@ def fused_sigmoid_total(
     scale: float | Tensor,  # []
     bias: float | Tensor,  # []
     pairs: Pairs,
-    mean: bool,  # over texts; else the sum
+    mean: bool,  # over texts; otherwise their sum
     backend: str,
     cosine: bool = False,
 ) -> Tensor | None:  # []
-    """Compute the reduced loss, None where no backend has it in one operator.
+    """Return the reduced loss, None if no backend has it as one operator.
 
     `fused_sigmoid` returns one value per text. A NaN loss from wrong ids has NaN gradients.
     """

@@ -1,4 +1,4 @@
-"""Batched similarity matrices."""
+"""Batched matrices of similarities and distances."""
 
 from typing import Any, get_args
 
@@ -34,7 +34,7 @@ define(
 
 
 class Similarity(torch.autograd.Function):
-    """Recomputes what the gradient of a metric needs from x and y."""
+    """The backward pass recomputes what the gradient of the metric needs."""
 
     @staticmethod
     def forward(ctx: Any, namespace: str, x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -62,14 +62,14 @@ def fused_similarity(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
 def similarity(
     x: Tensor, y: Tensor, metric: Comparison = "cosine", *, backend: Backend = "auto"
 ) -> Tensor:
-    """Compare every row of x with every row of y.
+    """Return the similarity or distance of every row of x and every row of y.
 
     Args:
-        x: `[..., N, D]`, floating point. Products and sums of fp16 and bf16 are taken in fp32.
+        x: `[..., N, D]`, floating point. Products and sums of fp16 and bf16 are computed in fp32.
         y: `[..., M, D]`, same device and, outside autocast, dtype; batch dimensions broadcast.
         metric: `"dot"` and `"cosine"` are similarities; `"l1"`, `"l2"` and `"sqeuclidean"` are
-            distances, taken from direct differences: equal rows are exactly 0 apart. A row of
-            zeros has cosine 0 and no gradient of it.
+            distances, computed from direct differences, so that equal rows have distance 0. The
+            cosine with a zero row is 0, and so is its gradient.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Returns:
@@ -77,9 +77,9 @@ def similarity(
         at distance 0 is 0, that of l1 uses sign(0) = 0.
 
     Raises:
-        TypeError: x or y is no floating-point tensor, or their dtypes differ.
-        ValueError: shapes, devices or the metric do not fit.
-        RuntimeError: the backend asked for cannot run here.
+        TypeError: x or y is not a floating-point tensor, or their dtypes differ.
+        ValueError: invalid shapes, devices or metric.
+        RuntimeError: the requested backend cannot run here.
 
     >>> import torch
     >>> similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), "l2")

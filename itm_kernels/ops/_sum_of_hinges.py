@@ -47,7 +47,7 @@ def _backward_fake(
 _INPUTS = (
     "Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, float margin"
 )
-# scores [N, M] if kept, else [0, 0]: whatever spares a backend the product in its backward pass.
+# scores [N, M] if kept, otherwise [0, 0]: with them a backward pass needs no product for scores.
 define(
     "sum_of_hinges_forward",
     f"({_INPUTS}, bool keep_scores) -> (Tensor loss, Tensor scores)",
@@ -61,7 +61,7 @@ define(
 
 
 class SumOfHinges(torch.autograd.Function):
-    """The backward pass reads scores where they were kept, or recomputes tiles of them."""
+    """The backward pass reads kept scores, or recomputes tiles of them."""
 
     @staticmethod
     def forward(
@@ -97,7 +97,7 @@ def fused_sum_of_hinges(
     function: str,
     backend: str,
 ) -> Tensor:  # [M]
-    """Compute the hinges of checked arguments, on behalf of a public function."""
+    """Compute the hinges of checked arguments."""
     sides = image.shape[0], text.shape[0]
     namespace = resolve(function, "sum_of_hinges", image, backend, sides)
     if namespace is None:

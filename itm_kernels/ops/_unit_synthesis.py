@@ -1,6 +1,7 @@
-"""Cosines of rows as they came with synthetic vectors that are constants, for a loss.
+"""Cosines of rows of any norm with constant synthetic vectors, for a loss.
 
-Backends in `_policies.NORMALISES_ROWS` have it; elsewhere unit rows go to `rbf_synthesis_logits`.
+Backends in `_policies.NORMALISES_ROWS` have this operator. For others, a loss normalises the rows
+and calls `rbf_synthesis_logits`.
 """
 
 from typing import Any
@@ -47,8 +48,8 @@ _INPUTS = (
     "Tensor anchors, Tensor members, Tensor assignment, Tensor anchor_ids, Tensor member_ids, "
     "int num_clusters, float sigma, str weights, float ridge"
 )
-# For the gradient, nothing in them where none is asked for: products and squares of the vectors
-# [2, N, K], and the rows that these are sums of, in the order and the layout of a backend.
+# Saved for the backward pass, and empty unless `gradients`: sums [2, N, K], products with the vectors
+# and squares of them, and the rows whose sums they are, in the order and layout of a backend.
 define(
     "unit_synthesis_forward",
     f"({_INPUTS}, bool gradients) -> "
@@ -65,7 +66,7 @@ define(
 
 
 class _UnitSynthesis(torch.autograd.Function):
-    """Solves for the vectors' rows once, and keeps them for the gradient of the anchors."""
+    """Solves for the rows of the vectors once, and saves them for the gradient of the anchors."""
 
     @staticmethod
     def forward(
@@ -95,14 +96,14 @@ class _UnitSynthesis(torch.autograd.Function):
 
 
 def normalises_rows(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
-    """Return whether the backend that would run takes rows as they came."""
+    """Return whether the backend that runs has this operator."""
     sides = anchors.shape[0], members.shape[0]
     return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in NORMALISES_ROWS
 
 
 @outside_autocast
 def fused_unit_synthesis(
-    anchors: Tensor,  # [N, D] as they came
+    anchors: Tensor,  # [N, D], not normalised
     members: Tensor,  # [M, D], without gradient
     assignment: Tensor,  # [M]
     anchor_ids: Tensor,  # [N]
@@ -111,7 +112,7 @@ def fused_unit_synthesis(
     function: str,
     backend: str,
 ) -> SynthesisLogits:
-    """Compute cosines where `normalises_rows`, on behalf of a public function."""
+    """Compute the cosines of checked arguments; requires `normalises_rows`."""
     sides = anchors.shape[0], members.shape[0]
     namespace = resolve(function, "rbf_synthesis_logits", anchors, backend, sides)
     assert namespace is not None

@@ -85,7 +85,7 @@ def test_another_versions_operators_are_named() -> None:
     with pytest.raises(
         RuntimeError,
         match=r"itm_kernels: itm_native::kmeans is registered by another version of the package as "
-        r"itm_native::kmeans\(.*, this one needs itm_native::kmeans\(Tensor x\) -> Tensor; "
+        r"itm_native::kmeans\(.*, this version needs itm_native::kmeans\(Tensor x\) -> Tensor; "
         r"restart Python to import it",
     ):
         _define.define_in(namespace, other)
@@ -101,7 +101,7 @@ def test_an_extension_of_another_version_is_named() -> None:
         patch("torch.library.define", side_effect=torchs),
         pytest.raises(
             RuntimeError,
-            match=r"itm_kernels: the extension's itm_native::not_defined_yet is that of another "
+            match=r"itm_kernels: itm_native::not_defined_yet of the extension is from another "
             r"version of the package; to rebuild it, run `ITM_KERNELS_BUILD=1 pip install",
         ),
     ):
