@@ -244,7 +244,7 @@ def test_vague_file_names_are_found(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert vaguely_named(tmp_path) == [
-        "csrc/cuda/pairs.cuh",
+        "csrc/pairs.cuh",
         "itm_kernels/_rows.py",
         "tools/common",
     ]
