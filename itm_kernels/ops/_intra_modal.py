@@ -48,8 +48,8 @@ def _backward_fake(
 
 
 # low, high [N]: the strict bounds of row n, on the quantity that the mode compares (S for official
-#   cosine, D / |D_n| for official distances, otherwise delta). In repel mode high = upper, where the
-#   hinge is 0.
+#   cosine, D / |D_n| for official distances, otherwise delta). In repel mode high = upper, at which
+#   the hinge is 0.
 # norm [N]: |D_n| for official distances, otherwise 1.
 # mask int32 [N, ceil(N / 32)] if kept, otherwise [0, 0]: bit m % 32 of word m / 32 of row n is set
 #   if the pair (n, m) is inside. It is kept only if all rows have the same bounds, so a backend may

@@ -62,8 +62,8 @@ def _total_backward_fake(
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
-# text_index, image_index [M]: the hardest negative of pair j, -1 if its hinge is not active; both -2
-# if the loss of the pair is NaN, in which case the gradient of its two rows is NaN.
+# text_index, image_index [M]: the hardest negative of pair j, -1 if its hinge is not active; both
+# -2 if the loss of the pair is NaN, in which case the gradient of its two rows is NaN.
 define(
     "max_of_hinges_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "

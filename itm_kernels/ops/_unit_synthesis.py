@@ -48,8 +48,9 @@ _INPUTS = (
     "Tensor anchors, Tensor members, Tensor assignment, Tensor anchor_ids, Tensor member_ids, "
     "int num_clusters, float sigma, str weights, float ridge"
 )
-# Saved for the backward pass, and empty unless `gradients`: sums [2, N, K], products with the vectors
-# and squares of them, and the rows whose sums they are, in the order and layout of a backend.
+# Saved for the backward pass, and empty unless `gradients`: sums [2, N, K], products with the
+# vectors and squares of them, and the rows whose sums they are, in the order and layout of a
+# backend.
 define(
     "unit_synthesis_forward",
     f"({_INPUTS}, bool gradients) -> "
