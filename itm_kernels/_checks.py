@@ -11,6 +11,7 @@ from itm_kernels import _autocast, _devices
 from itm_kernels._describe import argument, as_dense, as_tensor, dtype_name, shape
 from itm_kernels._describe import describe as describe
 from itm_kernels._describe import shown as shown
+from itm_kernels._public import UnnamedRuntimeError, UnnamedTypeError, UnnamedValueError
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = 2**63 - 1  # what an operator takes
@@ -25,17 +26,15 @@ _RANKS = {
 }
 
 
-def is_tensor(function: str, name: str, value: object) -> Tensor:
+def is_tensor(name: str, value: object) -> Tensor:
     """Raise TypeError unless the value is a dense tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{function}: {name} must be a torch.Tensor, got {describe(value)}"
-            f"{as_tensor(name, value)}"
+        raise UnnamedTypeError(
+            f"{name} must be a torch.Tensor, got {describe(value)}{as_tensor(name, value)}"
         )
     if value.layout is not torch.strided or value.is_nested or value.is_quantized:
-        raise TypeError(
-            f"{function}: {name} must be a dense tensor, got {describe(value)}"
-            f"{as_dense(name, value)}"
+        raise UnnamedTypeError(
+            f"{name} must be a dense tensor, got {describe(value)}{as_dense(name, value)}"
         )
     return value
 
@@ -50,12 +49,12 @@ def can_read(tensor: Tensor) -> bool:
     return not functorch.is_functorch_wrapped_tensor(tensor)  # vmap's has many values
 
 
-def floating(function: str, name: str, value: object, layout: str | None = None) -> None:
+def floating(name: str, value: object, layout: str | None = None) -> None:
     """Check a floating-point tensor, with a layout like "[N, D]" one of its rank and not empty."""
-    tensor = is_tensor(function, name, value)
+    tensor = is_tensor(name, value)
     if tensor.dtype not in FLOATING:
-        raise TypeError(
-            f"{function}: {name} must be floating point (float16, bfloat16, float32 or float64), "
+        raise UnnamedTypeError(
+            f"{name} must be floating point (float16, bfloat16, float32 or float64), "
             f"got {describe(tensor)}; {_to_floating(name, tensor, layout)}"
         )
     if layout is None:
@@ -64,13 +63,11 @@ def floating(function: str, name: str, value: object, layout: str | None = None)
         remedy = f"; {_RANKS[layout]}" if layout in _RANKS else ""
         if remedy and tensor.dim() == layout.count(","):
             remedy += f", {argument(name)}[None] if it is one"
-        raise ValueError(
-            f"{function}: {name} must have shape {layout}, got {shape(tensor.shape)}{remedy}"
+        raise UnnamedValueError(
+            f"{name} must have shape {layout}, got {shape(tensor.shape)}{remedy}"
         )
     if tensor.numel() == 0:
-        raise ValueError(
-            f"{function}: {name} {shape(tensor.shape)} is empty; skip batches without rows"
-        )
+        raise UnnamedValueError(f"{name} {shape(tensor.shape)} is empty; skip batches without rows")
 
 
 def _to_floating(name: str, tensor: Tensor, layout: str | None) -> str:
@@ -84,7 +81,7 @@ def _to_floating(name: str, tensor: Tensor, layout: str | None) -> str:
     return f"convert it with {x}.float()"
 
 
-def alike(function: str, **tensors: Tensor) -> tuple[Tensor, ...]:
+def alike(**tensors: Tensor) -> tuple[Tensor, ...]:
     """Check that tensors share dtype, device and their last dimension; return them.
 
     Inside autocast a model's two encoders may differ in dtype (a linear layer gives bf16, a
@@ -96,19 +93,19 @@ def alike(function: str, **tensors: Tensor) -> tuple[Tensor, ...]:
     for name, other in others:
         pair = first_name, first, name, other
         if first.shape[-1] != other.shape[-1]:
-            raise ValueError(
-                f"{function}: {_both(*pair)} differ in the last dimension; "
+            raise UnnamedValueError(
+                f"{_both(*pair)} differ in the last dimension; "
                 "project both into one embedding space"
             )
         if first.dtype != other.dtype and not _autocast.is_on(first):
-            raise TypeError(
-                f"{function}: {_both(*pair)} differ in dtype, "
+            raise UnnamedTypeError(
+                f"{_both(*pair)} differ in dtype, "
                 f"{dtype_name(first.dtype)} and {dtype_name(other.dtype)}; "
                 "convert one with .to(other.dtype)"
             )
         if first.device != other.device:
-            raise ValueError(
-                f"{function}: {_both(*pair)} are on different devices, "
+            raise UnnamedValueError(
+                f"{_both(*pair)} are on different devices, "
                 f"{first.device} and {other.device}; move one with .to(other.device)"
             )
         dtype = torch.promote_types(dtype, other.dtype)
@@ -121,26 +118,25 @@ def _both(first_name: str, first: Tensor, name: str, other: Tensor) -> str:
     return f"{first_name} {shape(first.shape)} and {name} {shape(other.shape)}"
 
 
-def embeddings(function: str, **tensors: object) -> tuple[Tensor, ...]:
+def embeddings(**tensors: object) -> tuple[Tensor, ...]:
     """Check floating-point matrices [rows, D] of one width, dtype and device; return them.
 
     The caller continues with the returned tensors: see `alike`.
     """
     for name, value in tensors.items():
-        floating(function, name, value, "[rows, D]")
-    return alike(function, **tensors)  # type: ignore[arg-type]
+        floating(name, value, "[rows, D]")
+    return alike(**tensors)  # type: ignore[arg-type]
 
 
-def option(function: str, name: str, value: object, allowed: Collection[str]) -> None:
+def option(name: str, value: object, allowed: Collection[str]) -> None:
     """Check that a value is one of the allowed words."""
     # An array compares with every word, and has no truth.
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(repr(word) for word in allowed)
-        raise ValueError(f"{function}: {name} must be one of {words}, got {shown(value)}")
+        raise UnnamedValueError(f"{name} must be one of {words}, got {shown(value)}")
 
 
 def number(
-    function: str,
     name: str,
     value: object,
     *,
@@ -155,7 +151,7 @@ def number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         item = f"; use {argument(name)}.item()" if isinstance(value, Tensor) else ""
-        raise TypeError(f"{function}: {name} must be a number, got {describe(value)}{item}")
+        raise UnnamedTypeError(f"{name} must be a number, got {describe(value)}{item}")
     try:
         x = float(value)
     except OverflowError:  # an int beyond fp64
@@ -166,58 +162,54 @@ def number(
         bounds += [f">= {least:g}"] if least > -math.inf else []
         bounds += [f"< {below:g}"] if below < math.inf else []
         wanted = " and ".join(["finite", *bounds])
-        raise ValueError(f"{function}: {name} must be {wanted}, got {shown(value)}")
-    _fits_fp32(function, name, x, reciprocal=above == 0, power=power)
+        raise UnnamedValueError(f"{name} must be {wanted}, got {shown(value)}")
+    _fits_fp32(name, x, reciprocal=above == 0, power=power)
 
 
-def integer(function: str, name: str, value: object, least: int) -> None:
+def integer(name: str, value: object, least: int) -> None:
     """Check an integer >= least, Python's or NumPy's."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{function}: {name} must be an int, got {describe(value)}")
+        raise UnnamedTypeError(f"{name} must be an int, got {describe(value)}")
     if not least <= int(value):
-        raise ValueError(f"{function}: {name} must be >= {least}, got {shown(value)}")
+        raise UnnamedValueError(f"{name} must be >= {least}, got {shown(value)}")
     if int(value) > _LARGEST:
-        raise ValueError(f"{function}: {name} must be < 2 ** 63, got {shown(value)}")
+        raise UnnamedValueError(f"{name} must be < 2 ** 63, got {shown(value)}")
 
 
-def scalar(function: str, name: str, value: object, *, above: float = -math.inf) -> None:
+def scalar(name: str, value: object, *, above: float = -math.inf) -> None:
     """Check a number, or a floating-point tensor of one element (whose value is not read)."""
     if not isinstance(value, Tensor):
-        number(function, name, value, above=above)
-    elif is_tensor(function, name, value).numel() != 1 or value.dtype not in FLOATING:
-        raise ValueError(
-            f"{function}: {name} must be a number or a floating-point tensor of one element, "
+        number(name, value, above=above)
+    elif is_tensor(name, value).numel() != 1 or value.dtype not in FLOATING:
+        raise UnnamedValueError(
+            f"{name} must be a number or a floating-point tensor of one element, "
             f"got {describe(value)}"
         )
 
 
-def identifiers(
-    function: str, name: str, value: object, rows: int, like: Tensor, *, what: str = "id"
-) -> None:
+def identifiers(name: str, value: object, rows: int, like: Tensor, *, what: str = "id") -> None:
     """Check integer ids, one per row, on the CPU or on the device of `like`."""
-    ids = is_tensor(function, name, value)
+    ids = is_tensor(name, value)
     if ids.dtype not in INTEGER:
-        raise TypeError(f"{function}: {name} must be integers, got {describe(ids)}; use .long()")
+        raise UnnamedTypeError(f"{name} must be integers, got {describe(ids)}; use .long()")
     if ids.shape != (rows,):
-        raise ValueError(
-            f"{function}: {name} must have shape [{rows}], one {what} per row, "
-            f"got {shape(ids.shape)}"
+        raise UnnamedValueError(
+            f"{name} must have shape [{rows}], one {what} per row, got {shape(ids.shape)}"
         )
     if ids.device != like.device and ids.device.type != "cpu":
-        raise ValueError(
-            f"{function}: {name} is on {ids.device}, the embeddings on {like.device}; "
+        raise UnnamedValueError(
+            f"{name} is on {ids.device}, the embeddings on {like.device}; "
             f"move it with .to({str(like.device)!r})"
         )
     # A replay of the graph would read the memory of these ids again, whatever is in it by then.
     if ids.device != like.device and _devices.is_capturing():
-        raise RuntimeError(
-            f"{function}: {name} is on the CPU while a CUDA graph is captured; "
+        raise UnnamedRuntimeError(
+            f"{name} is on the CPU while a CUDA graph is captured; "
             f"move it with .to({str(like.device)!r}) before the capture"
         )
 
 
 def id_pair(
-    function: str,
     names: tuple[str, str],
     ids: tuple[Tensor | None, Tensor | None],
     sides: tuple[Tensor, Tensor],
@@ -225,10 +217,10 @@ def id_pair(
     """Check that ids come for both sides or for neither; return them as int64 on their device."""
     if (ids[0] is None) != (ids[1] is None):
         given, missing = names if ids[1] is None else names[::-1]
-        raise ValueError(f"{function}: {given} is given without {missing}; pass both or neither")
+        raise UnnamedValueError(f"{given} is given without {missing}; pass both or neither")
     for name, value, side in zip(names, ids, sides, strict=True):
         if value is not None:
-            identifiers(function, name, value, side.shape[0], sides[0])
+            identifiers(name, value, side.shape[0], sides[0])
     first, second = (
         None if value is None else value.to(sides[0].device, torch.int64, non_blocking=True)
         for value in ids
@@ -239,7 +231,7 @@ def id_pair(
 _FP32 = torch.finfo(torch.float32)
 
 
-def _fits_fp32(function: str, name: str, x: float, *, reciprocal: bool, power: float) -> None:
+def _fits_fp32(name: str, x: float, *, reciprocal: bool, power: float) -> None:
     """Check that fp32 holds a power of a number, and its reciprocal where kernels take that.
 
     Python's numbers and fp64 hold more, and would go on where kernels have infinities and zeros.
@@ -251,16 +243,15 @@ def _fits_fp32(function: str, name: str, x: float, *, reciprocal: bool, power: f
         return
     held = "its square" if power == 2 else "it"
     held += " and 1 over that" if reciprocal else ""
-    raise ValueError(
-        f"{function}: {name} must lie between {low:.3g} and {high:.3g}, so that fp32 holds "
-        f"{held}, got {x:g}"
+    raise UnnamedValueError(
+        f"{name} must lie between {low:.3g} and {high:.3g}, so that fp32 holds {held}, got {x:g}"
     )
 
 
-def generator(function: str, value: object) -> None:
+def generator(value: object) -> None:
     """Check a source of random draws: a torch.Generator, or None for torch's own."""
     if value is not None and not isinstance(value, torch.Generator):
-        raise TypeError(
-            f"{function}: generator must be a torch.Generator, got {describe(value)}; "
+        raise UnnamedTypeError(
+            f"generator must be a torch.Generator, got {describe(value)}; "
             "for a seed use torch.Generator().manual_seed(seed)"
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
+from itm_kernels._public import UnnamedTypeError, public
 from itm_kernels.losses import IMCLoss, IntraModalConstraint, SigmoidLoss
 from itm_kernels.losses._logit_scale import ScaledLoss
 from itm_kernels.losses._module import OptionsModule
@@ -15,7 +15,7 @@ from itm_kernels.reference._intra_modal import in_band
 _FUNCTION = "diagnostics"
 
 
-@options_by_name
+@public
 @torch.no_grad()
 def diagnostics(
     loss: nn.Module,
@@ -59,19 +59,19 @@ def diagnostics(
     0.0
     """
     if not isinstance(loss, OptionsModule):
-        raise TypeError(
-            f"{_FUNCTION}: loss must be a Module of itm_kernels.losses, got {type(loss).__name__}"
+        raise UnnamedTypeError(
+            f"loss must be a Module of itm_kernels.losses, got {type(loss).__name__}"
         )
-    image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
+    image, text = _checks.embeddings(image=image, text=text)
     unmatched = getattr(loss, "unmatched", "error")
-    pairs, absent, _ = _positives.match(_FUNCTION, image, text, image_ids, text_ids, unmatched)
+    pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
     found: dict[str, Tensor | float] = {}
     if not isinstance(loss, IntraModalConstraint):
         sides = image, text
         if isinstance(loss, ScaledLoss):
             sides = (
-                fused_unit_rows(image, _FUNCTION, "auto"),
-                fused_unit_rows(text, _FUNCTION, "auto"),
+                fused_unit_rows(image, "auto"),
+                fused_unit_rows(text, "auto"),
             )
         found.update(_scores(*sides, pairs, absent, getattr(loss, "margin", 0.0)))
     if isinstance(loss, IMCLoss | IntraModalConstraint):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._public import UNNAMED, UnnamedTypeError, named
 
 Backend = Literal["auto", "reference", "native", "triton"]
 Reduction = Literal["none", "sum", "mean"]
@@ -20,16 +21,16 @@ Weights = Literal["kam", "attention"]
 Clustering = Literal["shared", "per_anchor"]
 Strategy = Literal["multinomial", "hardest", "uniform"]
 
-# Checks a value on behalf of (class, option) and returns what is stored.
-Check = Callable[[str, str, Any], Any]
+# A check takes the name and the value of an option, and returns the value to store.
+Check = Callable[[str, Any], Any]
 
 
 def word(words: Any, *, optional: bool = False) -> Check:
     """Return the check of an option that is one of a Literal's words, or None."""
 
-    def check(owner: str, name: str, value: Any) -> Any:
+    def check(name: str, value: Any) -> Any:
         if not (optional and value is None):
-            _checks.option(owner, name, value, get_args(words))
+            _checks.option(name, value, get_args(words))
         return value
 
     return check
@@ -38,10 +39,10 @@ def word(words: Any, *, optional: bool = False) -> Check:
 def number(*, optional: bool = False, **bounds: float) -> Check:
     """Return the check of an option that is a number within bounds, or None."""
 
-    def check(owner: str, name: str, value: Any) -> Any:
+    def check(name: str, value: Any) -> Any:
         if optional and value is None:
             return value
-        _checks.number(owner, name, value, **bounds)
+        _checks.number(name, value, **bounds)
         return value if type(value) in (int, float) else float(value)  # numpy's: not for graphs
 
     return check
@@ -51,10 +52,10 @@ def number_or_tensor(*, above: float) -> Check:
     """Return the check of an option that is a number, or a tensor whose value is not read."""
     of_number = number(above=above)
 
-    def check(owner: str, name: str, value: Any) -> Any:
+    def check(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return of_number(owner, name, value)
-        _checks.scalar(owner, name, value)
+            return of_number(name, value)
+        _checks.scalar(name, value)
         return value
 
     return check
@@ -63,17 +64,17 @@ def number_or_tensor(*, above: float) -> Check:
 def integer(least: int) -> Check:
     """Return the check of an option that is an integer, at least so large."""
 
-    def check(owner: str, name: str, value: Any) -> Any:
-        _checks.integer(owner, name, value, least)
+    def check(name: str, value: Any) -> Any:
+        _checks.integer(name, value, least)
         return operator.index(value)
 
     return check
 
 
-def flag(owner: str, name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
     """Check an option that is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{owner}: {name} must be True or False, got {_checks.describe(value)}")
+        raise UnnamedTypeError(f"{name} must be True or False, got {_checks.describe(value)}")
     return value
 
 
@@ -95,5 +96,8 @@ class Checked:
                 f"build {owner}({name}={_checks.shown(value)})"
             )
         if name in self.checks:
-            value = self.checks[name](owner, name, value)
+            try:
+                value = self.checks[name](name, value)
+            except UNNAMED as error:
+                raise named(owner, error) from None
         super().__setattr__(name, value)

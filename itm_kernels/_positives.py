@@ -7,6 +7,7 @@ from torch import Tensor
 
 from itm_kernels import _checks
 from itm_kernels._options import Unmatched
+from itm_kernels._public import UnnamedValueError
 
 
 class Pairs(NamedTuple):
@@ -28,7 +29,6 @@ class Matched(NamedTuple):
 
 
 def resolve(
-    function: str,
     image: Tensor,  # [N, ...]
     text: Tensor,  # [M, ...]
     image_ids: Tensor | None,
@@ -42,11 +42,10 @@ def resolve(
     Raises:
         ValueError: rows differ without ids, or a text matches no image or several.
     """
-    return _resolve(function, image, text, image_ids, text_ids, None).pairs
+    return _resolve(image, text, image_ids, text_ids, None).pairs
 
 
 def match(
-    function: str,
     image: Tensor,  # [N, ...]
     text: Tensor,  # [M, ...]
     image_ids: Tensor | None,
@@ -60,12 +59,11 @@ def match(
     Raises:
         ValueError: as `resolve`, but `unmatched="negative"` allows a text to match no image.
     """
-    _checks.option(function, "unmatched", unmatched, get_args(Unmatched))
-    return _resolve(function, image, text, image_ids, text_ids, unmatched)
+    _checks.option("unmatched", unmatched, get_args(Unmatched))
+    return _resolve(image, text, image_ids, text_ids, unmatched)
 
 
 def _resolve(
-    function: str,
     image: Tensor,
     text: Tensor,
     image_ids: Tensor | None,
@@ -73,11 +71,11 @@ def _resolve(
     unmatched: str | None,  # None: the caller has no such option
 ) -> Matched:
     names = ("image_ids", "text_ids")
-    on_device = _checks.id_pair(function, names, (image_ids, text_ids), (image, text))
+    on_device = _checks.id_pair(names, (image_ids, text_ids), (image, text))
     if image_ids is None or text_ids is None:
         if image.shape[0] != text.shape[0]:
-            raise ValueError(
-                f"{function}: image {list(image.shape)} and text {list(text.shape)} differ in "
+            raise UnnamedValueError(
+                f"image {list(image.shape)} and text {list(text.shape)} differ in "
                 "rows; pass image_ids and text_ids for unequal batches"
             )
         return Matched(Pairs(None, None, None), None)
@@ -88,7 +86,7 @@ def _resolve(
         positive, none = _positives(image_ids.long(), text_ids.long())
         read = _checks.can_read(positive)
         if read:
-            _refuse(function, _mistaken(positive, none, allowed), image_ids, text_ids, unmatched)
+            _refuse(_mistaken(positive, none, allowed), image_ids, text_ids, unmatched)
         positive, none = (t.to(image.device, non_blocking=True) for t in (positive, none))
     else:
         positive, none = _positives(*on_device)  # type: ignore[arg-type]
@@ -116,9 +114,7 @@ def _positives(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((image_ids == text_ids).all(), diagonal, positive), none
 
 
-def _refuse(
-    function: str, mistake: Tensor, image_ids: Tensor, text_ids: Tensor, unmatched: str | None
-) -> None:
+def _refuse(mistake: Tensor, image_ids: Tensor, text_ids: Tensor, unmatched: str | None) -> None:
     mistakes = mistake.nonzero()[:, 0].tolist()
     if not mistakes:
         return
@@ -130,7 +126,7 @@ def _refuse(
     if not torch.isin(text_ids, image_ids).any():
         (a, b), (c, d) = ((int(x) for x in ids.aminmax()) for ids in (image_ids, text_ids))
         remedy = f"no id is on both sides ({a} to {b}, {c} to {d}): number images and texts alike"
-    raise ValueError(
-        f"{function}: text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
+    raise UnnamedValueError(
+        f"text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
         f"({len(mistakes)} of {text_ids.shape[0]} have no single match); {remedy}"
     )

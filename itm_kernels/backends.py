@@ -21,6 +21,7 @@ from itm_kernels import _checks, _devices, _extension
 from itm_kernels._extension import MissingKernelsWarning as MissingKernelsWarning
 from itm_kernels._extension import versions as versions
 from itm_kernels._options import Backend as Backend  # for callers that pass one on
+from itm_kernels._public import UnnamedRuntimeError
 
 if TYPE_CHECKING:
     from itm_kernels._availability import Availability
@@ -174,7 +175,6 @@ def choose(
 
 
 def resolve(
-    function: str,
     operator: str,
     like: Tensor,
     backend: str,
@@ -197,7 +197,7 @@ def resolve(
 
     Within a transform of torch.func, "auto" picks the reference.
     """
-    _checks.option(function, "backend", backend, CHOICES)
+    _checks.option("backend", backend, CHOICES)
     device, index = like.device.type, like.device.index
     # Kernels define no rules for torch.func's grad, vmap and jvp; plain PyTorch does.
     transformed = torch._C._are_functorch_transforms_active()
@@ -210,8 +210,8 @@ def resolve(
     if backend == "reference":
         return None
     if transformed:
-        raise RuntimeError(
-            f"{function}: backend {backend!r} cannot run inside a transform of torch.func (grad, "
+        raise UnnamedRuntimeError(
+            f"backend {backend!r} cannot run inside a transform of torch.func (grad, "
             'vmap, jacrev, ...); pass backend="reference" or "auto"'
         )
     if why_not(operator, device, backend, sides, index) is None:
@@ -220,9 +220,7 @@ def resolve(
         f"{name}: {why_not(operator, device, name, sides, index) or 'available'}"
         for name in (*NAMESPACES, "reference")
     )
-    raise RuntimeError(
-        f"{function}: backend {backend!r} cannot run {operator} on {device} ({reasons})"
-    )
+    raise UnnamedRuntimeError(f"backend {backend!r} cannot run {operator} on {device} ({reasons})")
 
 
 def choose_total(

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from itm_kernels import _checks
 from itm_kernels._options import Checked, integer, number
+from itm_kernels._public import UnnamedTypeError, UnnamedValueError, names_errors
 
-_FUNCTION = "FusionHead"
+_NAME = "FusionHead"
 
 
 class FusionHead(Checked, nn.Module):
@@ -70,7 +71,7 @@ class FusionHead(Checked, nn.Module):
         self.dropout = dropout
         if dim % heads:
             raise ValueError(
-                f"{_FUNCTION}: heads {heads} does not divide dim {dim}; choose a divisor of dim"
+                f"{_NAME}: heads {heads} does not divide dim {dim}; choose a divisor of dim"
             )
         # Positions start small, so that at first the tokens' content decides.
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(max_tokens, dim), std=0.02))
@@ -104,6 +105,7 @@ class FusionHead(Checked, nn.Module):
             elif isinstance(module, nn.MultiheadAttention):
                 module.dropout = value
 
+    @names_errors(_NAME)
     def forward(
         self,
         image_tokens: Tensor,  # [N, P, dim]
@@ -153,32 +155,32 @@ class FusionHead(Checked, nn.Module):
             ("image_tokens", image_tokens, "[N, P, dim]"),
             ("text_tokens", text_tokens, "[N, L, dim]"),
         ):
-            _checks.floating(_FUNCTION, name, tokens, layout)
+            _checks.floating(name, tokens, layout)
             if tokens.shape[2] != dim:
-                raise ValueError(
-                    f"{_FUNCTION}: {name} {list(tokens.shape)} must have width {dim}; "
+                raise UnnamedValueError(
+                    f"{name} {list(tokens.shape)} must have width {dim}; "
                     f"project the tokens or build FusionHead({tokens.shape[2]})"
                 )
             if tokens.shape[1] > max_tokens:
-                raise ValueError(
-                    f"{_FUNCTION}: {name} {list(tokens.shape)} is longer than the {max_tokens} "
+                raise UnnamedValueError(
+                    f"{name} {list(tokens.shape)} is longer than the {max_tokens} "
                     f"positions; build FusionHead with max_tokens={tokens.shape[1]}"
                 )
         if len(image_tokens) != len(text_tokens):
-            raise ValueError(
-                f"{_FUNCTION}: image_tokens {list(image_tokens.shape)} and text_tokens "
+            raise UnnamedValueError(
+                f"image_tokens {list(image_tokens.shape)} and text_tokens "
                 f"{list(text_tokens.shape)} differ in rows; pass pairs, text i with image i"
             )
         if text_padding_mask is None:
             return
-        mask = _checks.is_tensor(_FUNCTION, "text_padding_mask", text_padding_mask)
+        mask = _checks.is_tensor("text_padding_mask", text_padding_mask)
         if mask.dtype != torch.bool:
-            raise TypeError(
-                f"{_FUNCTION}: text_padding_mask must be bool, True where a text is padding, "
+            raise UnnamedTypeError(
+                f"text_padding_mask must be bool, True where a text is padding, "
                 f"got {_checks.describe(mask)}"
             )
         if mask.shape != text_tokens.shape[:2]:
-            raise ValueError(
-                f"{_FUNCTION}: text_padding_mask {list(mask.shape)} must have shape "
+            raise UnnamedValueError(
+                f"text_padding_mask {list(mask.shape)} must have shape "
                 f"{list(text_tokens.shape[:2])}, one entry per token of text_tokens"
             )

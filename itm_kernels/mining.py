@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Checked, Strategy, number_or_tensor, word
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.ops._sample_negatives import fused_sample_negatives, sample_negatives_from_scores
 
 _temperature = number_or_tensor(above=0)
@@ -63,7 +63,7 @@ class HardNegativeSampler(Checked):
         self.temperature = temperature
         self.backend = backend
 
-    @options_by_name
+    @public
     def __call__(
         self,
         image: Tensor,  # [N, D], scored by dot product as it is
@@ -78,24 +78,22 @@ class HardNegativeSampler(Checked):
 
         A temperature given here replaces the sampler's own.
         """
-        name = "HardNegativeSampler"
-        image, text = _checks.embeddings(name, image=image, text=text)
-        _checks.generator(name, generator)
-        pairs = _positives.resolve(name, image, text, image_ids, text_ids)
+        image, text = _checks.embeddings(image=image, text=text)
+        _checks.generator(generator)
+        pairs = _positives.resolve(image, text, image_ids, text_ids)
         text_index, image_index = fused_sample_negatives(
             image,
             text,
             pairs.image_ids,
             pairs.text_ids,
             self.strategy,
-            self._temperature(name, temperature),
+            self._temperature(temperature),
             generator,
-            name,
             self.backend,
         )
         return HardNegatives(text_index, image_index)
 
-    @options_by_name
+    @public
     def from_scores(
         self,
         image_to_text: Tensor,  # [N, M], by which images choose texts; M = N without ids
@@ -118,37 +116,36 @@ class HardNegativeSampler(Checked):
         >>> HardNegativeSampler("hardest").from_scores(scores, scores).image_index
         tensor([1, 2, 0])
         """
-        name = "HardNegativeSampler.from_scores"
-        _checks.floating(name, "image_to_text", image_to_text, "[N, M]")
-        _checks.generator(name, generator)
+        _checks.floating("image_to_text", image_to_text, "[N, M]")
+        _checks.generator(generator)
         N, M = image_to_text.shape
         if image_ids is None and text_ids is None and N != M:
-            raise ValueError(
-                f"{name}: image_to_text [{N}, {M}] is not square; "
+            raise UnnamedValueError(
+                f"image_to_text [{N}, {M}] is not square; "
                 "pass image_ids and text_ids for unequal batches"
             )
         if text_to_image is None:
             text_to_image = image_to_text.T
-        _checks.floating(name, "text_to_image", text_to_image, "[N, M]")
+        _checks.floating("text_to_image", text_to_image, "[N, M]")
         if text_to_image.shape != (M, N) or text_to_image.device != image_to_text.device:
-            raise ValueError(
-                f"{name}: text_to_image must be [{M}, {N}] on {image_to_text.device}, one row per "
+            raise UnnamedValueError(
+                f"text_to_image must be [{M}, {N}] on {image_to_text.device}, one row per "
                 f"text, got {_checks.describe(text_to_image)}"
             )
-        pairs = _positives.resolve(name, image_to_text, text_to_image, image_ids, text_ids)
+        pairs = _positives.resolve(image_to_text, text_to_image, image_ids, text_ids)
         text_index, image_index = sample_negatives_from_scores(
             image_to_text,
             text_to_image,
             pairs.image_ids,
             pairs.text_ids,
             self.strategy,
-            self._temperature(name, temperature),
+            self._temperature(temperature),
             generator,
         )
         return HardNegatives(text_index, image_index)
 
-    def _temperature(self, function: str, given: float | Tensor | None) -> float | Tensor:
-        return self.temperature if given is None else _temperature(function, "temperature", given)
+    def _temperature(self, given: float | Tensor | None) -> float | Tensor:
+        return self.temperature if given is None else _temperature("temperature", given)
 
     def __repr__(self) -> str:
         """Show the options."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import (
     Backend,
     Checked,
@@ -17,6 +16,7 @@ from itm_kernels._options import (
     number,
     word,
 )
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.ops import Synthesis, SynthesisLogits
 from itm_kernels.ops._kmeans import fused_kmeans
 from itm_kernels.ops._rbf_synthesis import (
@@ -39,7 +39,6 @@ def logits_of_unit_rows(
     clustering: Clustering,
     detach: bool,
     generator: torch.Generator | None,
-    function: str,
     backend: str,
     *,
     iterations: int = ITERATIONS,
@@ -50,8 +49,8 @@ def logits_of_unit_rows(
         members = members.detach()  # their gradient, zeros, need not be made and added up
     sides = anchors, anchor_ids, members, member_ids
     K = options.num_clusters
-    inputs = _clustered(*sides, K, clustering, iterations, generator, function, backend, draw)
-    return fused_rbf_synthesis_logits(*inputs, options, detach, function, backend)
+    inputs = _clustered(*sides, K, clustering, iterations, generator, backend, draw)
+    return fused_rbf_synthesis_logits(*inputs, options, detach, backend)
 
 
 def logits_of_rows(
@@ -61,7 +60,6 @@ def logits_of_rows(
     member_ids: Tensor,  # [M]
     options: SynthesisOptions,
     generator: torch.Generator | None,
-    function: str,
     backend: str,
     draw: bool,
 ) -> SynthesisLogits:
@@ -70,12 +68,12 @@ def logits_of_rows(
     For backends that normalise rows themselves (`_unit_synthesis.normalises_rows`): no unit rows
     are kept.
     """
-    x = fused_unit_rows(members.detach(), function, backend)
-    how = options.num_clusters, ITERATIONS, None, generator, function, backend, draw
+    x = fused_unit_rows(members.detach(), backend)
+    how = options.num_clusters, ITERATIONS, None, generator, backend, draw
     assignment, _ = fused_kmeans(x, None, *how)
     del x
     inputs = anchors, members, assignment[0], anchor_ids, member_ids
-    return fused_unit_synthesis(*inputs, options, function, backend)
+    return fused_unit_synthesis(*inputs, options, backend)
 
 
 def _clustered(
@@ -87,14 +85,13 @@ def _clustered(
     clustering: Clustering,
     iterations: int,
     generator: torch.Generator | None,
-    function: str,
     backend: str,
     draw: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cluster the members; return what synthesis takes."""
     own = anchor_ids[:, None] != member_ids if clustering == "per_anchor" else None
     assignment, _ = fused_kmeans(
-        x.detach(), own, num_clusters, iterations, None, generator, function, backend, draw
+        x.detach(), own, num_clusters, iterations, None, generator, backend, draw
     )
     return q, x, assignment[0] if own is None else assignment, anchor_ids, member_ids
 
@@ -177,7 +174,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
             self.num_clusters, float(self.sigma), self.weights, float(self.ridge)
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         anchors: Tensor,  # [N, D], normalised internally
@@ -188,15 +185,14 @@ class HardNegativeSynthesis(Checked, nn.Module):
         generator: torch.Generator | None = None,
     ) -> Synthesis:
         """Return synthetic vectors `[N, K, D]` and where they exist `[N, K]`."""
-        name = "HardNegativeSynthesis"
-        _checks.generator(name, generator)
+        _checks.generator(generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            sides = self._sides(name, anchors, members, anchor_ids, member_ids)
+            sides = self._sides(anchors, members, anchor_ids, member_ids)
             how = self.num_clusters, self.clustering, self.iterations, generator
-            inputs = _clustered(*sides, *how, name, self.backend)
-            return fused_rbf_synthesis(*inputs, self.options, name, self.backend)
+            inputs = _clustered(*sides, *how, self.backend)
+            return fused_rbf_synthesis(*inputs, self.options, self.backend)
 
-    @options_by_name
+    @public
     def logits(
         self,
         anchors: Tensor,
@@ -210,33 +206,31 @@ class HardNegativeSynthesis(Checked, nn.Module):
 
         With detach the vectors are constants and the cosine is differentiable in the anchor.
         """
-        name = "HardNegativeSynthesis.logits"
-        _checks.generator(name, generator)
-        sides = self._sides(name, anchors, members, anchor_ids, member_ids)
+        _checks.generator(generator)
+        sides = self._sides(anchors, members, anchor_ids, member_ids)
         how = self.options, self.clustering, self.detach, generator
-        return logits_of_unit_rows(*sides, *how, name, self.backend, iterations=self.iterations)
+        return logits_of_unit_rows(*sides, *how, self.backend, iterations=self.iterations)
 
     def _sides(
         self,
-        function: str,
         anchors: Tensor,
         members: Tensor,
         anchor_ids: Tensor | None,
         member_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Check both sides; return their unit rows, each with its ids."""
-        anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
+        anchors, members = _checks.embeddings(anchors=anchors, members=members)
         names, sides = ("anchor_ids", "member_ids"), (anchors, members)
-        anchor_ids, member_ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
+        anchor_ids, member_ids = _checks.id_pair(names, (anchor_ids, member_ids), sides)
         if anchor_ids is None or member_ids is None:
             if anchors.shape[0] != members.shape[0]:
-                raise ValueError(
-                    f"{function}: anchors {list(anchors.shape)} and members "
+                raise UnnamedValueError(
+                    f"anchors {list(anchors.shape)} and members "
                     f"{list(members.shape)} differ in rows; pass anchor_ids and member_ids"
                 )
             anchor_ids = member_ids = torch.arange(anchors.shape[0], device=anchors.device)
-        q = fused_unit_rows(anchors, function, self.backend)
-        return q, anchor_ids, fused_unit_rows(members, function, self.backend), member_ids
+        q = fused_unit_rows(anchors, self.backend)
+        return q, anchor_ids, fused_unit_rows(members, self.backend), member_ids
 
     def extra_repr(self) -> str:
         """Show the options."""

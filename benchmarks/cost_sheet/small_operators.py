@@ -84,7 +84,6 @@ def _clustered(N: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
 # -- operators -------------------------------------------------------------------------------------
 
 _DIAGONAL = Pairs(None, None, None)
-_NAME = "small_batch"
 
 
 def _hardest(image: Tensor, text: Tensor, backend: str) -> Any:
@@ -92,33 +91,33 @@ def _hardest(image: Tensor, text: Tensor, backend: str) -> Any:
 
 
 def _max_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
-    return fused_max_of_hinges(image, text, _DIAGONAL, 0.2, False, _NAME, backend)
+    return fused_max_of_hinges(image, text, _DIAGONAL, 0.2, False, backend)
 
 
 def _sum_of_hinges(image: Tensor, text: Tensor, backend: str) -> Tensor:
-    return fused_sum_of_hinges(image, text, _DIAGONAL, 0.2, _NAME, backend)
+    return fused_sum_of_hinges(image, text, _DIAGONAL, 0.2, backend)
 
 
 def _log_sum_exp(image: Tensor, text: Tensor, scale: Tensor, backend: str) -> Any:
-    return fused_log_sum_exp(image, text, scale, None, None, _NAME, backend)
+    return fused_log_sum_exp(image, text, scale, None, None, backend)
 
 
 def _sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str) -> Tensor:
-    return fused_sigmoid(image, text, scale, bias, _DIAGONAL, _NAME, backend)
+    return fused_sigmoid(image, text, scale, bias, _DIAGONAL, backend)
 
 
 def _intra_modal(x: Tensor, backend: str, metric: str, mode: str = "paper") -> Tensor:
     bounds = 0.05, 0.5, False
-    return fused_intra_modal(x, None, metric, mode, *bounds, _NAME, backend)
+    return fused_intra_modal(x, None, metric, mode, *bounds, backend)
 
 
 def _kmeans(x: Tensor, start: Tensor, backend: str) -> Any:
     options = CLUSTERS, ITERATIONS, start, None
-    return fused_kmeans(x, None, *options, _NAME, backend)
+    return fused_kmeans(x, None, *options, backend)
 
 
 def _plus_plus(x: Tensor, backend: str) -> Tensor:
-    return fused_kmeans_plus_plus(x, None, CLUSTERS, None, _NAME, backend)
+    return fused_kmeans_plus_plus(x, None, CLUSTERS, None, backend)
 
 
 def _synthesis(
@@ -132,8 +131,8 @@ def _synthesis(
     options = SynthesisOptions(CLUSTERS, 0.3, weights, 1e-4)
     inputs = anchors, members, clusters, None, None, options
     if detach is None:
-        return fused_rbf_synthesis(*inputs, _NAME, backend)
-    return fused_rbf_synthesis_logits(*inputs, detach, _NAME, backend)
+        return fused_rbf_synthesis(*inputs, backend)
+    return fused_rbf_synthesis_logits(*inputs, detach, backend)
 
 
 # -- their CUDA kernels' launches ------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from itm_kernels import _checks
+from itm_kernels._public import UNNAMED, named
 from itm_kernels.backends import CHOICES
 
 
@@ -18,7 +19,11 @@ class DropIn(nn.Module):
     backend: str = "auto"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, self._checked(name, value))
+        try:
+            value = self._checked(name, value)
+        except UNNAMED as error:
+            raise named(type(self).__name__, error) from None
+        super().__setattr__(name, value)
 
     def _checked(self, name: str, value: Any) -> Any:
         """Return the value that an attribute takes.
@@ -28,7 +33,7 @@ class DropIn(nn.Module):
             ValueError: the value is out of range.
         """
         if name == "backend":
-            _checks.option(type(self).__name__, name, value, CHOICES)
+            _checks.option(name, value, CHOICES)
         return value
 
     def _replaces(self, original: type, *methods: str) -> bool:

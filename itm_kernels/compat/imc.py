@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from itm_kernels import _checks
+from itm_kernels._public import UnnamedValueError, names_errors
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.ops._intra_modal import fused_intra_modal
 
@@ -56,9 +57,9 @@ class IntraLoss(DropIn):
 
     def _checked(self, name: str, value: Any) -> Any:
         if name in ("up", "down"):
-            _checks.number(_NAME, name, value)
+            _checks.number(name, value)
         if name == "lamb":
-            _checks.scalar(_NAME, name, value)
+            _checks.scalar(name, value)
         if name == "sim":
             raise AttributeError(
                 f"{_NAME}: sim cannot be set, the kernels hold four measures; "
@@ -66,6 +67,7 @@ class IntraLoss(DropIn):
             )
         return super()._checked(name, value)
 
+    @names_errors(_NAME)
     def forward(
         self,
         mx: Tensor,  # [N, D]
@@ -78,17 +80,17 @@ class IntraLoss(DropIn):
                 distance is negative.
         """
         if not isinstance(self.measure, str) or self.measure not in _METRICS:
-            raise ValueError(
-                f"{_NAME}: measure must be one of {_measures()}, got "
+            raise UnnamedValueError(
+                f"measure must be one of {_measures()}, got "
                 f"{_checks.shown(self.measure)}, for which the original defines no distance either"
             )
-        _checks.embeddings(_NAME, mx=mx)
+        _checks.embeddings(mx=mx)
         if self.measure != "cosine":
-            _checks.number(_NAME, "up", self.up, least=0)
-            _checks.number(_NAME, "down", self.down, least=0)
+            _checks.number("up", self.up, least=0)
+            _checks.number("down", self.down, least=0)
         metric = _METRICS[self.measure]
         bounds = "official", self.down, self.up, False
-        loss = fused_intra_modal(mx, None, metric, *bounds, _NAME, self.backend).mean()
+        loss = fused_intra_modal(mx, None, metric, *bounds, self.backend).mean()
         if self.measure == "cosine":
             # The original takes 1 from the diagonal instead of leaving it out: rows longer than 1
             # may bring |x|^2 - 1 into the band.

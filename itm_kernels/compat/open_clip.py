@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from itm_kernels import _checks
 from itm_kernels._positives import Pairs
+from itm_kernels._public import UnnamedRuntimeError, UnnamedValueError, names_errors
 from itm_kernels.backends import resolve
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.compat._sigmoid_blocks import sum_in_blocks
@@ -41,12 +42,11 @@ class _OneProcess(DropIn):
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "world_size":
-            _checks.integer(type(self).__name__, name, value, 1)
+            _checks.integer(name, value, 1)
             if value > 1:
-                raise RuntimeError(
-                    f"{type(self).__name__}: world_size {value} needs the features of other "
-                    "processes, and distributed training comes with a later version; "
-                    "use one process"
+                raise UnnamedRuntimeError(
+                    f"world_size {value} needs the features of other processes, and distributed "
+                    "training comes with a later version; use one process"
                 )
         return super()._checked(name, value)
 
@@ -115,6 +115,7 @@ class ClipLoss(_OneProcess):
             return per_image, per_text
         return per_image + logit_bias, per_text + logit_bias
 
+    @names_errors("ClipLoss")
     def forward(
         self,
         image_features: Tensor,  # [N, D]
@@ -133,9 +134,9 @@ class ClipLoss(_OneProcess):
         ):
             loss = self._loss_of_logits(*inputs)
         else:
-            image, text, scale, bias = _checked("ClipLoss", *inputs)
-            _refuse_unequal_rows("ClipLoss", image, text)
-            how = "ClipLoss", self.backend, False  # dot products
+            image, text, scale, bias = _checked(*inputs)
+            _refuse_unequal_rows(image, text)
+            how = self.backend, False  # dot products
             v, c = Embeddings(image, *how), Embeddings(text, *how)
             values = mean_cross_entropy(v, c, scale, _DIAGONAL)
             # A bias of all logits cancels: its gradient is 0, but not missing, and an infinite one
@@ -201,9 +202,9 @@ class SigLipLoss(_OneProcess):
     def _checked(self, name: str, value: Any) -> Any:
         if name == "dist_impl":
             value = value or "bidir"
-            _checks.option("SigLipLoss", name, value, _EXCHANGES)
+            _checks.option(name, value, _EXCHANGES)
         if name == "chunk_size":
-            _checks.integer("SigLipLoss", name, value, 0)
+            _checks.integer(name, value, 0)
         return super()._checked(name, value)
 
     def get_ground_truth(
@@ -224,6 +225,7 @@ class SigLipLoss(_OneProcess):
         logits = logit_scale * image_features @ text_features.T
         return logits if logit_bias is None else logits + logit_bias
 
+    @names_errors("SigLipLoss")
     def forward(
         self,
         image_features: Tensor,  # [N, D]
@@ -238,11 +240,12 @@ class SigLipLoss(_OneProcess):
         """
         inputs = image_features, text_features, logit_scale, logit_bias
         if not self._replaces(SigLipLoss, "get_logits", "get_ground_truth", "_loss"):
-            inputs = _checked("SigLipLoss", *inputs)
-            _refuse_unequal_rows("SigLipLoss", *inputs[:2])
+            inputs = _checked(*inputs)
+            _refuse_unequal_rows(*inputs[:2])
         loss = self._loss(*inputs)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    @names_errors("SigLipLoss")
     def _loss(
         self,
         image_features: Tensor,  # [N, D]
@@ -258,43 +261,40 @@ class SigLipLoss(_OneProcess):
             like = image_features.device, image_features.dtype, len(image_features)
             labels = self.get_ground_truth(*like, negative_only=negative_only)
             return -logsigmoid(labels * logits).sum() / len(image_features)
-        image, text, scale, bias = _checked("SigLipLoss", *inputs)
+        image, text, scale, bias = _checked(*inputs)
         sides = image.shape[0], text.shape[0]
         chunked = self.chunk_size > 0
         if (
             negative_only
             or sides[0] != sides[1]
-            or (chunked and resolve("SigLipLoss", "sigmoid", image, self.backend, sides) is None)
+            or (chunked and resolve("sigmoid", image, self.backend, sides) is None)
         ):
             rows = self.chunk_size or sides[0]
             return sum_in_blocks(image, text, scale, bias, negative_only, rows) / sides[0]
         given = image, text, scale, bias, _DIAGONAL
         total = fused_sigmoid_total(*given, True, self.backend)
         if total is None:
-            return fused_sigmoid(*given, "SigLipLoss", self.backend, keep=not chunked).mean()
+            return fused_sigmoid(*given, self.backend, keep=not chunked).mean()
         return total
 
 
-def _refuse_unequal_rows(function: str, image_features: Tensor, text_features: Tensor) -> None:
+def _refuse_unequal_rows(image_features: Tensor, text_features: Tensor) -> None:
     if len(image_features) != len(text_features):
-        raise ValueError(
-            f"{function}: image_features {list(image_features.shape)} and text_features "
+        raise UnnamedValueError(
+            f"image_features {list(image_features.shape)} and text_features "
             f"{list(text_features.shape)} differ in rows; pass one text per image"
         )
 
 
 def _checked(
-    function: str,
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: float | Tensor,
     logit_bias: float | Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Check a forward's arguments; return features, scale and bias as tensors, no bias as 0."""
-    image, text = _checks.embeddings(
-        function, image_features=image_features, text_features=text_features
-    )
+    image, text = _checks.embeddings(image_features=image_features, text_features=text_features)
     logit_bias = 0.0 if logit_bias is None else logit_bias
-    _checks.scalar(function, "logit_scale", logit_scale)
-    _checks.scalar(function, "logit_bias", logit_bias)
+    _checks.scalar("logit_scale", logit_scale)
+    _checks.scalar("logit_bias", logit_bias)
     return image, text, as_scalar(logit_scale, image), as_scalar(logit_bias, image)

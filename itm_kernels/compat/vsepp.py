@@ -12,6 +12,7 @@ from torch import Tensor
 
 from itm_kernels import _checks, reference
 from itm_kernels._positives import Pairs
+from itm_kernels._public import UnnamedTypeError, UnnamedValueError, names_errors
 from itm_kernels.compat._drop_in import DropIn
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
@@ -123,15 +124,16 @@ class ContrastiveLoss(DropIn):
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "margin":
-            _checks.number(_NAME, name, value)
+            _checks.number(name, value)
         if name == "sim" and not callable(value):
-            raise TypeError(
-                f"{_NAME}: sim must be a function of (im, s), got {_checks.describe(value)}; "
+            raise UnnamedTypeError(
+                f"sim must be a function of (im, s), got {_checks.describe(value)}; "
                 "set measure to choose by name"
             )
         return super()._checked(name, value)
 
     @_two_embeddings
+    @names_errors(_NAME)
     def forward(
         self,
         im: Tensor,  # [N, D]
@@ -147,28 +149,27 @@ class ContrastiveLoss(DropIn):
             return self._of_scores(self.sim(im, s))
         for name, value in (("im", im), ("s", s)):
             if isinstance(value, Tensor) and not value.is_nested and value.dim() == 3:
-                raise ValueError(
-                    f"{_NAME}: {name} must have shape [rows, D], got {list(value.shape)}; SCAN's "
+                raise UnnamedValueError(
+                    f"{name} must have shape [rows, D], got {list(value.shape)}; SCAN's "
                     f"class of this name takes regions and words: {_FROM_SCORES}"
                 )
-        im, s = _checks.embeddings(_NAME, im=im, s=s)
+        im, s = _checks.embeddings(im=im, s=s)
         if im.shape[0] != s.shape[0]:
-            raise ValueError(
-                f"{_NAME}: im {list(im.shape)} and s {list(s.shape)} differ in rows; "
-                "pass one text per image"
+            raise UnnamedValueError(
+                f"im {list(im.shape)} and s {list(s.shape)} differ in rows; pass one text per image"
             )
         if self.sim is order_sim:
             return self._of_scores(order_sim(im, s))
         inputs = im, s, _DIAGONAL, float(self.margin)
         if self.max_violation:
-            return fused_max_of_hinges(*inputs, False, _NAME, self.backend).sum()
-        return fused_sum_of_hinges(*inputs, _NAME, self.backend).sum()
+            return fused_max_of_hinges(*inputs, False, self.backend).sum()
+        return fused_sum_of_hinges(*inputs, self.backend).sum()
 
     def _of_scores(self, scores: Tensor) -> Tensor:
-        _checks.floating(_NAME, "scores", scores, "[N, N]")
+        _checks.floating("scores", scores, "[N, N]")
         if scores.shape[0] != scores.shape[1]:
-            raise ValueError(
-                f"{_NAME}: sim returned scores {list(scores.shape)}; pass one text per image"
+            raise UnnamedValueError(
+                f"sim returned scores {list(scores.shape)}; pass one text per image"
             )
         inputs = scores, *_DIAGONAL, float(self.margin)
         if self.max_violation:

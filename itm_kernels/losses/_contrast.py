@@ -21,9 +21,9 @@ class Embeddings:
     rows with cosine False.
     """
 
-    def __init__(self, raw: Tensor, function: str, backend: str, cosine: bool = True) -> None:
+    def __init__(self, raw: Tensor, backend: str, cosine: bool = True) -> None:
         self.raw = raw
-        self.function, self.backend, self.cosine = function, backend, cosine
+        self.backend, self.cosine = backend, cosine
         self._whole: Embeddings | None = None  # the tensor of views that this view belongs to
         self._index = 0
         self._unit: Tensor | None = None
@@ -48,7 +48,7 @@ class Embeddings:
         The tensor is unbound once: indexing it per view would give every view a gradient of the
         size of all views.
         """
-        views = [Embeddings(view, self.function, self.backend) for view in self.raw.unbind()]
+        views = [Embeddings(view, self.backend) for view in self.raw.unbind()]
         for i, view in enumerate(views):
             view._whole, view._index = self, i
         return views
@@ -59,7 +59,7 @@ class Embeddings:
         return self._units
 
     def _scaled(self) -> Tensor:
-        return fused_unit_rows(self.raw, self.function, self.backend)
+        return fused_unit_rows(self.raw, self.backend)
 
 
 class LogSums(NamedTuple):
@@ -82,10 +82,10 @@ def logs_of_noise(
     scale: Tensor,  # []
 ) -> list[LogSums]:
     """Return, for every row of each side, the log of its sum over the same noise vectors."""
-    raw, function, backend = sides[0].raw, sides[0].function, sides[0].backend
+    raw, backend = sides[0].raw, sides[0].backend
     wide = torch.promote_types(raw.dtype, torch.float32)
     noise = torch.empty(number, raw.shape[1], dtype=wide, device=raw.device)
-    g = Embeddings(noise.normal_(generator=generator).to(raw.dtype), function, backend)
+    g = Embeddings(noise.normal_(generator=generator).to(raw.dtype), backend)
     found = [log_sums(side, g, scale, None, None) for side in sides]
     return [LogSums(each.row, each.row_highest) for each in found]
 
@@ -106,7 +106,6 @@ def cross_entropy(
     from_image: Sequence[LogSums],  # of sums over negatives of the image
     from_text: Sequence[LogSums],  # of sums over negatives of the text, of the same number
     weight: float,
-    function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Return weight times -log softmax of the positive, summed over both directions."""
@@ -114,7 +113,7 @@ def cross_entropy(
         torch.cat([one[None] if one.dim() == 1 else one.T for one in of_all]).unflatten(0, (2, -1))
         for of_all in zip(*from_image, *from_text, strict=True)
     )
-    return fused_cross_entropy(positive, negatives, highest, weight, function, backend)
+    return fused_cross_entropy(positive, negatives, highest, weight, backend)
 
 
 def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +141,8 @@ def log_sums(
     positive: Tensor | None = None,  # [M]
 ) -> RelativeSums:
     """Compute `log_sum_exp`, from raw rows where the backend computes cosines of raw rows."""
-    options = scale, x_ids, y_ids, x.function, x.backend, positive
-    if not x.cosine or normalises_rows(x.raw, y.raw, x.function, x.backend):
+    options = scale, x_ids, y_ids, x.backend, positive
+    if not x.cosine or normalises_rows(x.raw, y.raw, x.backend):
         return fused_log_sum_exp(x.raw, y.raw, *options, x.cosine)
     return fused_log_sum_exp(x.unit, y.unit, *options)
 
@@ -174,16 +173,16 @@ def mean_cross_entropy(
     weight: float = 0.5,
 ) -> Tensor:  # [M]
     """Return weight times the sum of both directions' cross-entropies, one value per pair."""
-    function, backend = image.function, image.backend
+    backend = image.backend
     views = image.is_view or text.is_view
     # Views use the unit rows of all views together, unless the backend computes from raw rows.
-    raw = views and normalises_rows(image.raw, text.raw, function, backend)
+    raw = views and normalises_rows(image.raw, text.raw, backend)
     if pairs.positive is None and image.cosine and not raw:
         rows = (image.unit, text.unit) if views else (image.raw, text.raw)
-        values = fused_pair_entropy(*rows, scale, weight, function, backend, unit=views)
+        values = fused_pair_entropy(*rows, scale, weight, backend, unit=views)
         if values is not None:
             return values
     positive, *negatives = contrast(image, text, scale, pairs, absent)
     from_image, from_text = ([logs] for logs in negatives)
-    values = cross_entropy(positive, from_image, from_text, weight, function, backend)
+    values = cross_entropy(positive, from_image, from_text, weight, backend)
     return zero_absent(values, absent)

@@ -61,8 +61,7 @@ def values_by_parts(
         of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
         from_image.append(of_image(of_v, pairs))
         from_text.append(of_c)
-    function, backend = images.function, images.backend
-    values = cross_entropy(positive, from_image, from_text, 1.0, function, backend)
+    values = cross_entropy(positive, from_image, from_text, 1.0, images.backend)
     return zero_absent(values, absent)
 
 
@@ -76,18 +75,18 @@ def logits_of(
     draw: bool,
 ) -> Callable[[Embeddings, Tensor, Embeddings, Tensor], SynthesisLogits]:
     """Return a function for the cosines of anchors with vectors synthesised from members."""
-    function, backend = images.function, images.backend
+    backend = images.backend
     plain = detach and clustering == "shared"
-    if plain and normalises_rows(images.raw, texts.raw, function, backend):
+    if plain and normalises_rows(images.raw, texts.raw, backend):
 
         def of_raw(a: Embeddings, a_ids: Tensor, m: Embeddings, m_ids: Tensor) -> SynthesisLogits:
             sides = a.raw, a_ids, m.raw, m_ids
-            return logits_of_rows(*sides, options, generator, function, backend, draw)
+            return logits_of_rows(*sides, options, generator, backend, draw)
 
         return of_raw
 
     def of_unit(a: Embeddings, a_ids: Tensor, m: Embeddings, m_ids: Tensor) -> SynthesisLogits:
-        how = options, clustering, detach, generator, function, backend
+        how = options, clustering, detach, generator, backend
         return logits_of_unit_rows(a.unit, a_ids, m.unit, m_ids, *how, draw=draw)
 
     return of_unit

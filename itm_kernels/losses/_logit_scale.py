@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from itm_kernels import _checks
 from itm_kernels._options import Backend, Checked, flag, number
+from itm_kernels._public import UnnamedValueError, naming
 from itm_kernels.losses._module import OptionsModule
 from itm_kernels.ops._log_sum_exp import as_scalar
 
@@ -15,20 +16,17 @@ LOGIT_SCALE = 20.0  # 1 / .05, the default of every loss
 MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
 
 
-def inverse_of_each_other(
-    function: str, logit_scale: Any, temperature: Any, default: float | None = None
-) -> Any:
+def inverse_of_each_other(logit_scale: Any, temperature: Any, default: float | None = None) -> Any:
     """Check that a scale or a temperature is given, not both; return the scale."""
     if temperature is None:
         logit_scale = default if logit_scale is None else logit_scale
-        _checks.scalar(function, "logit_scale", logit_scale, above=0)
+        _checks.scalar("logit_scale", logit_scale, above=0)
         return logit_scale
     if logit_scale is not None:
-        raise ValueError(
-            f"{function}: logit_scale and temperature are both given; "
-            "pass one, each is the inverse of the other"
+        raise UnnamedValueError(
+            "logit_scale and temperature are both given; pass one, each is the inverse of the other"
         )
-    _checks.scalar(function, "temperature", temperature, above=0)
+    _checks.scalar("temperature", temperature, above=0)
     return temperature.reciprocal() if isinstance(temperature, Tensor) else 1 / temperature
 
 
@@ -36,7 +34,6 @@ check_max_scale = number(optional=True, above=0)
 
 
 def checked_scale(
-    function: str,
     like: Tensor,
     logit_scale: float | Tensor | None,
     temperature: float | Tensor | None,
@@ -48,15 +45,14 @@ def checked_scale(
     A number stays a number, because a tensor of it costs a launch. A tensor becomes `[]`, in the
     dtype of the scores.
     """
-    check_max_scale(function, "max_scale", max_scale)
-    given = inverse_of_each_other(function, logit_scale, temperature, default)
+    check_max_scale("max_scale", max_scale)
+    given = inverse_of_each_other(logit_scale, temperature, default)
     if isinstance(given, Tensor):
         return bounded(as_scalar(given, like), max_scale)
     return given if max_scale is None else min(given, max_scale)
 
 
 def scale_as_tensor(
-    function: str,
     like: Tensor,
     logit_scale: float | Tensor | None,
     temperature: float | Tensor | None,
@@ -64,7 +60,7 @@ def scale_as_tensor(
     default: float = LOGIT_SCALE,
 ) -> Tensor:  # []
     """Return the scale of `checked_scale` as a tensor in the dtype of the scores."""
-    given = checked_scale(function, like, logit_scale, temperature, max_scale, default)
+    given = checked_scale(like, logit_scale, temperature, max_scale, default)
     return as_scalar(given, like)
 
 
@@ -101,12 +97,14 @@ class LogitScale(Checked, nn.Module):
         super().__init__()
         self.owner = owner
         self.log = nn.Parameter(torch.empty(())) if learnable else None
-        self.max_scale = check_max_scale(owner, "max_scale", max_scale)
+        with naming(owner):
+            self.max_scale = check_max_scale("max_scale", max_scale)
         self.assign(value)
 
     def assign(self, value: float, temperature: float | None = None) -> None:
         """Set the scale; a temperature it was computed from is stored as given."""
-        _checks.number(self.owner, "logit_scale", value, above=0)
+        with naming(self.owner):
+            _checks.number("logit_scale", value, above=0)
         learnt, most = self.log is not None, self.max_scale
         if learnt and most is not None and value > most:
             raise ValueError(
@@ -178,10 +176,11 @@ class ScaledLoss(OptionsModule):
     ) -> None:
         super().__init__(**options)
         owner = type(self).__name__
-        if temperature is not None:
-            _checks.number(owner, "temperature", temperature, above=0)
-        value = inverse_of_each_other(owner, logit_scale, temperature, default)
-        self.learnable = flag(owner, "learnable", learnable)
+        with naming(owner):
+            if temperature is not None:
+                _checks.number("temperature", temperature, above=0)
+            value = inverse_of_each_other(logit_scale, temperature, default)
+            self.learnable = flag("learnable", learnable)
         self.logit_scale = LogitScale(owner, value, learnable, max_scale)
         if temperature is not None:
             self.temperature = temperature
@@ -201,7 +200,8 @@ class ScaledLoss(OptionsModule):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        _checks.number(type(self).__name__, "temperature", value, above=0)
+        with naming(type(self).__name__):
+            _checks.number("temperature", value, above=0)
         self.logit_scale.assign(1 / value, value)
 
     @property
@@ -211,7 +211,8 @@ class ScaledLoss(OptionsModule):
 
     @max_scale.setter
     def max_scale(self, value: float | None) -> None:
-        self.logit_scale.max_scale = check_max_scale(type(self).__name__, "max_scale", value)
+        with naming(type(self).__name__):
+            self.logit_scale.max_scale = check_max_scale("max_scale", value)
 
     def scale(self, given: float | Tensor | None = None) -> float | Tensor:
         """Return the scale passed to a call, or else the Module's own.
@@ -220,5 +221,5 @@ class ScaledLoss(OptionsModule):
         """
         if given is None:
             return self.logit_scale()
-        _checks.scalar(type(self).__name__, "logit_scale", given, above=0)
+        _checks.scalar("logit_scale", given, above=0)
         return bounded(given, self.max_scale) if isinstance(given, Tensor) else given

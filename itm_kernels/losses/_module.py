@@ -15,10 +15,10 @@ SHARED = {
 }
 
 
-def check_options(function: str, reduction: object, backend: object) -> None:
+def check_options(reduction: object, backend: object) -> None:
     """Check the options that every loss has."""
-    _checks.option(function, "reduction", reduction, get_args(Reduction))
-    _checks.option(function, "backend", backend, get_args(Backend))
+    _checks.option("reduction", reduction, get_args(Reduction))
+    _checks.option("backend", backend, get_args(Backend))
 
 
 class OptionsModule(Checked, nn.Module):

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
+from itm_kernels._public import UnnamedValueError
 
 
 def pairs_of_scores(
-    function: str,
     scores: Tensor,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
@@ -18,10 +18,10 @@ def pairs_of_scores(
         TypeError: scores is not a floating-point tensor.
         ValueError: scores is not a matrix, or not square without ids.
     """
-    _checks.floating(function, "scores", scores, "[N, M]")
+    _checks.floating("scores", scores, "[N, M]")
     if image_ids is None and text_ids is None and scores.shape[0] != scores.shape[1]:
-        raise ValueError(
-            f"{function}: scores {list(scores.shape)} is not square; "
+        raise UnnamedValueError(
+            f"scores {list(scores.shape)} is not square; "
             "pass image_ids and text_ids for unequal batches"
         )
-    return _positives.match(function, scores, scores.T, image_ids, text_ids, unmatched)
+    return _positives.match(scores, scores.T, image_ids, text_ids, unmatched)

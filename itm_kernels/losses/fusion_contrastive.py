@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.losses._contrast import Embeddings, LogSums, cross_entropy, log_sums
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses.multi_view_alignment import check_views
 
 
-@options_by_name
+@public
 def fusion_contrastive_loss(
     fused: Tensor,
     *,
@@ -53,13 +53,12 @@ def fusion_contrastive_loss(
     >>> fusion_contrastive_loss(torch.eye(2).expand(2, 2, 2), logit_scale=2.0)
     tensor(0.2395)
     """
-    name = "fusion_contrastive_loss"
-    check_views(name, fused=fused)
+    check_views(fused=fused)
     if fused.shape[0] < 2:
-        raise ValueError(f"{name}: fused {list(fused.shape)} must hold at least two views")
-    check_options(name, "mean", backend)
-    scale = scale_as_tensor(name, fused, logit_scale, temperature, max_scale)
-    views = Embeddings(fused, name, backend).unbind()
+        raise UnnamedValueError(f"fused {list(fused.shape)} must hold at least two views")
+    check_options("mean", backend)
+    scale = scale_as_tensor(fused, logit_scale, temperature, max_scale)
+    views = Embeddings(fused, backend).unbind()
     own = torch.arange(fused.shape[1], device=fused.device)
     # Only the diagonal shares an id: a vector is not a negative of itself.
     among = [log_sums(f, f, scale, own, own) for f in views]
@@ -69,7 +68,7 @@ def fusion_contrastive_loss(
         across = log_sums(views[a], views[b], scale, own, own, own)
         to_b = [LogSums(across.row, across.row_highest), within[a]]
         to_a = [LogSums(across.column, across.column_highest), within[b]]
-        losses.append(cross_entropy(across.positive, to_b, to_a, 0.5, name, backend))
+        losses.append(cross_entropy(across.positive, to_b, to_a, 0.5, backend))
     return torch.stack(losses).mean()
 
 
@@ -111,7 +110,7 @@ class FusionContrastiveLoss(ScaledLoss):
     ) -> None:
         super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
-    @options_by_name
+    @public
     def forward(
         self,
         fused: Tensor,  # [V, N, D]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
+from itm_kernels._public import naming, public
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
@@ -15,7 +15,7 @@ from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 
 
-@options_by_name
+@public
 def imc_loss(
     image: Tensor,
     text: Tensor,
@@ -67,26 +67,25 @@ def imc_loss(
     >>> imc_loss(x, x)
     tensor(1.8667)
     """
-    name = "imc_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.number(name, "margin", margin)
-    check_constraint(name, metric, lower, upper, weight, mode, thresholds)
-    check_options(name, "sum", backend)
-    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
+    image, text = _checks.embeddings(image=image, text=text)
+    _checks.number("margin", margin)
+    check_constraint(metric, lower, upper, weight, mode, thresholds)
+    check_options("sum", backend)
+    pairs, absent, mistaken = _positives.match(image, text, image_ids, text_ids, unmatched)
     if absent is None and (metric, mode) == ("cosine", "official"):
         options = float(margin), float(lower), float(upper), float(weight)
         total = fused_imc_total(image, text, pairs, *options, backend)
         if total is not None:
             return total
-    hinges = fused_max_of_hinges(image, text, pairs, float(margin), False, name, backend)
+    hinges = fused_max_of_hinges(image, text, pairs, float(margin), False, backend)
     hinges = nan_where_mistaken(zero_absent(hinges, absent), mistaken, image, text)
     loss = hinges.sum()
-    band = metric, mode, lower, upper, thresholds == "per_row", name, backend
+    band = metric, mode, lower, upper, thresholds == "per_row", backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
     for side, rows, ids in sides:
         values = fused_intra_modal(rows, ids, *band)
-        tell_empty_band(name, side, values, weight, **bounds)
+        tell_empty_band("imc_loss", side, values, weight, **bounds)
         loss = loss + float(weight) * reduce(values, own_reduction(mode))
     return loss
 
@@ -153,7 +152,8 @@ class IMCLoss(OptionsModule):
         unmatched: Unmatched = "error",
         backend: Backend = "auto",
     ) -> None:
-        check_constraint("IMCLoss", metric, lower, upper, weight, mode, thresholds)
+        with naming("IMCLoss"):
+            check_constraint(metric, lower, upper, weight, mode, thresholds)
         super().__init__(
             margin=margin,
             metric=metric,
@@ -166,7 +166,7 @@ class IMCLoss(OptionsModule):
             backend=backend,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]

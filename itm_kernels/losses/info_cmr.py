@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import (
     Backend,
     Clustering,
@@ -18,6 +17,7 @@ from itm_kernels._options import (
     number,
     word,
 )
+from itm_kernels._public import names_errors, public
 from itm_kernels.losses._contrast import Embeddings
 from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
@@ -30,7 +30,7 @@ from itm_kernels.ops._rbf_synthesis import SynthesisOptions, check_synthesis_opt
 from itm_kernels.synthesis import ITERATIONS, RIDGE
 
 
-@options_by_name
+@public
 def info_cmr_loss(
     image: Tensor,
     text: Tensor,
@@ -120,6 +120,7 @@ def info_cmr_loss(
     )
 
 
+@names_errors("info_cmr_loss")
 def _info_cmr(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
@@ -140,15 +141,14 @@ def _info_cmr(
     reduction: Reduction,
     backend: Backend,
 ) -> Tensor:
-    name = "info_cmr_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    check_synthesis_options(name, num_clusters, sigma, weights, ridge=RIDGE, least=0)
-    _checks.option(name, "clustering", clustering, get_args(Clustering))
-    _checks.integer(name, "num_noise", num_noise, least=0)
-    check_options(name, reduction, backend)
-    _checks.generator(name, generator)
-    scale = checked_scale(name, image, *scales)
-    pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
+    image, text = _checks.embeddings(image=image, text=text)
+    check_synthesis_options(num_clusters, sigma, weights, ridge=RIDGE, least=0)
+    _checks.option("clustering", clustering, get_args(Clustering))
+    _checks.integer("num_noise", num_noise, least=0)
+    check_options(reduction, backend)
+    _checks.generator(generator)
+    scale = checked_scale(image, *scales)
+    pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
     if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
         total = fused_info_nce_total(image, text, scale, pairs, 1.0, reduction == "mean", backend)
         if total is not None:
@@ -161,7 +161,7 @@ def _info_cmr(
             how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
             return fused_info_cmr_total(image, text, scale, pairs, *how)
     beside = Negatives(options, clustering, detach, num_noise, generator, draw)
-    rows = Embeddings(image, name, backend), Embeddings(text, name, backend)
+    rows = Embeddings(image, backend), Embeddings(text, backend)
     values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, beside)
     return reduce(values, reduction, absent)
 
@@ -256,7 +256,7 @@ class InfoCMRLoss(ScaledLoss):
         )
         self.draws_in_eval = draws_in_eval
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels._public import public
 from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options
@@ -15,7 +15,7 @@ from itm_kernels.ops._info_nce import fused_info_nce_total
 from itm_kernels.ops._log_sum_exp import as_scalar
 
 
-@options_by_name
+@public
 def info_nce_loss(
     image: Tensor,
     text: Tensor,
@@ -67,16 +67,15 @@ def info_nce_loss(
     >>> info_nce_loss(torch.eye(2), text, logit_scale=2.0)
     tensor(0.2987)
     """
-    name = "info_nce_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    check_options(name, reduction, backend)
-    pairs, absent, _ = _positives.match(name, image, text, image_ids, text_ids, unmatched)
-    scale = checked_scale(name, image, logit_scale, temperature, max_scale)
+    image, text = _checks.embeddings(image=image, text=text)
+    check_options(reduction, backend)
+    pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
+    scale = checked_scale(image, logit_scale, temperature, max_scale)
     if absent is None and reduction != "none":
         total = fused_info_nce_total(image, text, scale, pairs, 0.5, reduction == "mean", backend)
         if total is not None:
             return total
-    v, c = Embeddings(image, name, backend), Embeddings(text, name, backend)
+    v, c = Embeddings(image, backend), Embeddings(text, backend)
     values = mean_cross_entropy(v, c, as_scalar(scale, image), pairs, absent)
     return reduce(values, reduction, absent)
 
@@ -136,7 +135,7 @@ class InfoNCELoss(ScaledLoss):
             backend=backend,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]

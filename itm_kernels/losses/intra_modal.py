@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
+from itm_kernels._public import naming, public
 from itm_kernels._warnings import warn
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import reduce
@@ -24,7 +24,6 @@ BAND = {
 
 
 def check_constraint(
-    function: str,
     metric: object,
     lower: object,
     upper: object,
@@ -33,21 +32,21 @@ def check_constraint(
     thresholds: object,
 ) -> None:
     """Check the options of a constraint."""
-    _checks.option(function, "metric", metric, get_args(Metric))
-    _checks.option(function, "mode", mode, get_args(Mode))
-    _checks.option(function, "thresholds", thresholds, get_args(Thresholds))
-    _checks.number(function, "weight", weight)
+    _checks.option("metric", metric, get_args(Metric))
+    _checks.option("mode", mode, get_args(Mode))
+    _checks.option("thresholds", thresholds, get_args(Thresholds))
+    _checks.number("weight", weight)
     if mode == "official":
         # The bounds of distances are ranks, as fractions of the batch.
         least = 0 if metric != "cosine" else float("-inf")
-        _checks.number(function, "lower", lower, least=least)
-        _checks.number(function, "upper", upper, least=least)
+        _checks.number("lower", lower, least=least)
+        _checks.number("upper", upper, least=least)
     else:
-        _checks.number(function, "lower", lower)
-        _checks.number(function, "upper", upper, above=float(lower))  # type: ignore[arg-type]
+        _checks.number("lower", lower)
+        _checks.number("upper", upper, above=float(lower))  # type: ignore[arg-type]
 
 
-@options_by_name
+@public
 def intra_modal_constraint(
     embeddings: Tensor,
     *,
@@ -109,18 +108,17 @@ def intra_modal_constraint(
     >>> intra_modal_constraint(x)
     tensor(0.9333)
     """
-    name = "intra_modal_constraint"
-    _checks.embeddings(name, embeddings=embeddings)
-    check_constraint(name, metric, lower, upper, weight, mode, thresholds)
+    _checks.embeddings(embeddings=embeddings)
+    check_constraint(metric, lower, upper, weight, mode, thresholds)
     reduction = own_reduction(mode) if reduction is None else reduction
-    check_options(name, reduction, backend)
+    check_options(reduction, backend)
     if ids is not None:
-        _checks.identifiers(name, "ids", ids, embeddings.shape[0], embeddings)
+        _checks.identifiers("ids", ids, embeddings.shape[0], embeddings)
     values = fused_intra_modal(
-        embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", name, backend
+        embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", backend
     )
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
-    tell_empty_band(name, "embeddings", values, weight, **bounds)
+    tell_empty_band("intra_modal_constraint", "embeddings", values, weight, **bounds)
     return reduce(float(weight) * values, reduction)
 
 
@@ -163,8 +161,8 @@ class IntraModalConstraint(OptionsModule):
     """Intra-modal constraint as a Module; `functional.intra_modal_constraint` has the formulas.
 
     Rows are not normalised, but the modes "paper" and "repel" compute true cosines of any rows.
-    Options are attributes, which may be set between steps and are checked then. Bounds that
-    do not fit together are an error of the next call.
+    Options are attributes: they may be changed between steps, and are checked when they are set.
+    Bounds that contradict each other raise ValueError at the next call.
 
     Args:
         metric: `"cosine"`, `"l1"`, `"l2"` or `"sqeuclidean"`.
@@ -209,8 +207,8 @@ class IntraModalConstraint(OptionsModule):
         reduction: Reduction | None = None,
         backend: Backend = "auto",
     ) -> None:
-        name = "IntraModalConstraint"
-        check_constraint(name, metric, lower, upper, weight, mode, thresholds)
+        with naming("IntraModalConstraint"):
+            check_constraint(metric, lower, upper, weight, mode, thresholds)
         super().__init__(
             metric=metric,
             lower=lower,
@@ -222,7 +220,7 @@ class IntraModalConstraint(OptionsModule):
             backend=backend,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         embeddings: Tensor,  # [N, D]

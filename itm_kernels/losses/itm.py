@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Reduction, number
+from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
 from itm_kernels.losses._matching import cross_entropy_of_labels, cross_entropy_of_pairs
 from itm_kernels.losses._module import SHARED, OptionsModule
 from itm_kernels.mining import HardNegatives, HardNegativeSampler
 
 
-@options_by_name
+@public
 def itm_loss(
     logits: Tensor,
     labels: Tensor,
@@ -51,18 +51,17 @@ def itm_loss(
     >>> itm_loss(logits, torch.tensor([1, 0, 0]))
     tensor(0.9178)
     """
-    name = "itm_loss"
-    _checks.floating(name, "logits", logits)
+    _checks.floating("logits", logits)
     if not _fits(logits.shape):
-        raise ValueError(f"{name}: logits must be {_SHAPES}, got {list(logits.shape)}")
-    _check_options(name, reduction, label_smoothing)
+        raise UnnamedValueError(f"logits must be {_SHAPES}, got {list(logits.shape)}")
+    _check_options(reduction, label_smoothing)
     rows = logits.shape[0]
     if exists is not None:
-        _check_exists(name, exists, logits)
-    if _checks.is_tensor(name, "labels", labels).dtype == torch.bool:
+        _check_exists(exists, logits)
+    if _checks.is_tensor("labels", labels).dtype == torch.bool:
         labels = labels.long()
-    _checks.identifiers(name, "labels", labels, rows, logits, what="label")
-    _refuse_labels(name, labels, exists)
+    _checks.identifiers("labels", labels, rows, logits, what="label")
+    _refuse_labels(labels, exists)
     if exists is None:
         exists = torch.ones(rows, dtype=torch.bool, device=logits.device)
     labels = labels.to(logits.device, torch.int64)
@@ -79,28 +78,28 @@ def _fits(shape: torch.Size) -> bool:
     return len(shape) in (1, 2) and shape[0] > 0 and (len(shape) == 1 or shape[1] in (1, 2))
 
 
-def _check_exists(function: str, exists: object, logits: Tensor) -> None:
-    mask = _checks.is_tensor(function, "exists", exists)
+def _check_exists(exists: object, logits: Tensor) -> None:
+    mask = _checks.is_tensor("exists", exists)
     if mask.dtype != torch.bool or mask.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{function}: exists must be bool [{logits.shape[0]}], got {_checks.describe(mask)}"
+        raise UnnamedValueError(
+            f"exists must be bool [{logits.shape[0]}], got {_checks.describe(mask)}"
         )
     if mask.device != logits.device and mask.device.type != "cpu":
-        raise ValueError(
-            f"{function}: exists is on {mask.device}, the logits on {logits.device}; "
+        raise UnnamedValueError(
+            f"exists is on {mask.device}, the logits on {logits.device}; "
             f"move it with .to({str(logits.device)!r})"
         )
 
 
-def _refuse_labels(function: str, labels: Tensor, exists: Tensor | None) -> None:
+def _refuse_labels(labels: Tensor, exists: Tensor | None) -> None:
     """Raise ValueError for labels other than 0 and 1, where their values can be read."""
     if not _checks.can_read(labels) or not (exists is None or _checks.can_read(exists)):
         return
     bad = _neither(labels) if exists is None else _neither(labels) & exists
     if bad.any():
         j = int(bad.nonzero()[0, 0])
-        raise ValueError(
-            f"{function}: labels[{j}] = {int(labels[j])} is neither 0 nor 1 "
+        raise UnnamedValueError(
+            f"labels[{j}] = {int(labels[j])} is neither 0 nor 1 "
             f"({int(bad.sum())} of {labels.shape[0]} are not); leave rows out with exists="
         )
 
@@ -110,32 +109,30 @@ def _neither(labels: Tensor) -> Tensor:
     return (labels != 0) & (labels != 1)
 
 
-def _check_options(function: str, reduction: object, label_smoothing: object) -> None:
-    _checks.option(function, "reduction", reduction, get_args(Reduction))
-    _checks.number(function, "label_smoothing", label_smoothing, least=0, below=1)
+def _check_options(reduction: object, label_smoothing: object) -> None:
+    _checks.option("reduction", reduction, get_args(Reduction))
+    _checks.number("label_smoothing", label_smoothing, least=0, below=1)
 
 
-def _sampler(owner: str, name: str, value: Any) -> Any:
+def _sampler(name: str, value: Any) -> Any:
     if not callable(value):
-        raise TypeError(
-            f"{owner}: {name} must be a function of image and text that returns HardNegatives, "
+        raise UnnamedTypeError(
+            f"{name} must be a function of image and text that returns HardNegatives, "
             f"got {_checks.describe(value)}; use mining.HardNegativeSampler()"
         )
     return value
 
 
-def _checked_negatives(
-    function: str, negatives: object, image: Tensor, text: Tensor
-) -> HardNegatives:
+def _checked_negatives(negatives: object, image: Tensor, text: Tensor) -> HardNegatives:
     if not isinstance(negatives, HardNegatives):
-        raise TypeError(
-            f"{function}: negatives must be a mining.HardNegatives, got "
+        raise UnnamedTypeError(
+            f"negatives must be a mining.HardNegatives, got "
             f"{_checks.describe(negatives)}; use what a HardNegativeSampler returns"
         )
     sides = negatives._asdict().items(), (image, text)
     for (name, index), side in zip(*sides, strict=True):
         what = f"negatives.{name}"
-        _checks.identifiers(function, what, index, side.shape[0], image, what="index")
+        _checks.identifiers(what, index, side.shape[0], image, what="index")
     text_index, image_index = (index.to(image.device, torch.int64) for index in negatives)
     return HardNegatives(text_index, image_index)
 
@@ -185,7 +182,7 @@ class ITMLoss(OptionsModule):
             label_smoothing=label_smoothing,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D], scored by the sampler
@@ -215,20 +212,19 @@ class ITMLoss(OptionsModule):
         With ids, whose values must not shape a graph, a missing negative is replaced by a pair of
         index 0, which the loss ignores.
         """
-        name = "ITMLoss"
         if not callable(match):
-            raise TypeError(
-                f"{name}: match must be a function of image_index and text_index, "
+            raise UnnamedTypeError(
+                f"match must be a function of image_index and text_index, "
                 f"got {_checks.describe(match)}; for ids or labels use image_ids= and text_ids="
             )
-        image, text = _checks.embeddings(name, image=image, text=text)
-        pairs = _positives.resolve(name, image, text, image_ids, text_ids)
+        image, text = _checks.embeddings(image=image, text=text)
+        pairs = _positives.resolve(image, text, image_ids, text_ids)
         if negatives is None:
             negatives = self.sampler(
                 image, text, image_ids=image_ids, text_ids=text_ids, generator=generator
             )
         else:
-            negatives = _checked_negatives(name, negatives, image, text)
+            negatives = _checked_negatives(negatives, image, text)
         images = torch.arange(image.shape[0], device=image.device)
         texts = images
         if image.shape[0] != text.shape[0]:
@@ -242,15 +238,15 @@ class ITMLoss(OptionsModule):
         image_row, text_row = torch.cat(image_index), torch.cat(text_index)
         found = torch.minimum(image_row, text_row) >= 0
         logits = match(image_row.clamp_min(0), text_row.clamp_min(0))
-        _checks.floating(name, "the result of match", logits)
+        _checks.floating("the result of match", logits)
         if not _fits(logits.shape) or logits.shape[:1] != found.shape:
-            raise ValueError(
-                f"{name}: match returned {list(logits.shape)} for {found.shape[0]} pairs; "
+            raise UnnamedValueError(
+                f"match returned {list(logits.shape)} for {found.shape[0]} pairs; "
                 f"it must return logits {_SHAPES}"
             )
         if logits.device != image.device:
-            raise ValueError(
-                f"{name}: match returned logits on {logits.device}, the embeddings are on "
+            raise UnnamedValueError(
+                f"match returned logits on {logits.device}, the embeddings are on "
                 f"{image.device}; move them with .to({str(image.device)!r})"
             )
         if pairs.positive is None:

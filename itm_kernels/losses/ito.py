@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, number
+from itm_kernels._public import public
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss
 from itm_kernels.losses._module import SHARED
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
@@ -67,7 +67,7 @@ class ITOLoss(ScaledLoss):
             backend=backend,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         images: Tensor,  # [V, N, D]

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, get_args
 from torch import Tensor
 
 from itm_kernels import _checks, _positives, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, word
+from itm_kernels._public import public
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges, fused_max_of_hinges_total
 
 
-@options_by_name
+@public
 def max_of_hinges_loss(
     image: Tensor,
     text: Tensor,
@@ -65,12 +65,11 @@ def max_of_hinges_loss(
     >>> max_of_hinges_loss(scores, torch.eye(3))
     tensor(1.5000)
     """
-    name = "max_of_hinges_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.number(name, "margin", margin)
-    _checks.option(name, "mining", mining, get_args(Mining))
-    check_options(name, reduction, backend)
-    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
+    image, text = _checks.embeddings(image=image, text=text)
+    _checks.number("margin", margin)
+    _checks.option("mining", mining, get_args(Mining))
+    check_options(reduction, backend)
+    pairs, absent, mistaken = _positives.match(image, text, image_ids, text_ids, unmatched)
     semihard = mining == "semihard"
     given = image, text, pairs, float(margin), semihard
     if absent is None and reduction != "none":
@@ -78,7 +77,7 @@ def max_of_hinges_loss(
         total = fused_max_of_hinges_total(*given, weight, backend)
         if total is not None:
             return total
-    values = fused_max_of_hinges(*given, name, backend)
+    values = fused_max_of_hinges(*given, backend)
     values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
@@ -132,7 +131,7 @@ class MaxOfHingesLoss(OptionsModule):
             backend=backend,
         )
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]
@@ -146,7 +145,7 @@ class MaxOfHingesLoss(OptionsModule):
             image, text, image_ids=image_ids, text_ids=text_ids, **self.options
         )
 
-    @options_by_name
+    @public
     def from_scores(
         self,
         scores: Tensor,  # [N, M]
@@ -159,8 +158,7 @@ class MaxOfHingesLoss(OptionsModule):
         Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
         exists already.
         """
-        name = "MaxOfHingesLoss.from_scores"
-        pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)

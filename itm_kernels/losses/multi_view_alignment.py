@@ -6,31 +6,31 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend
 from itm_kernels._positives import Pairs
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
 from itm_kernels.losses._module import SHARED, check_options
 
 
-def check_views(function: str, **views: Tensor) -> tuple[Tensor, ...]:
+def check_views(**views: Tensor) -> tuple[Tensor, ...]:
     """Check tensors of views [V, N, D] of the same N samples; return them in one dtype."""
     (first_name, first), *others = views.items()
     for name, tensor in views.items():
-        _checks.is_tensor(function, name, tensor)
-        _checks.floating(function, name, tensor, "[views, N, D]")
-    alike = _checks.alike(function, **views)
+        _checks.is_tensor(name, tensor)
+        _checks.floating(name, tensor, "[views, N, D]")
+    alike = _checks.alike(**views)
     for name, other in others:
         if other.shape[1] != first.shape[1]:
-            raise ValueError(
-                f"{function}: {first_name} {list(first.shape)} and {name} {list(other.shape)} "
+            raise UnnamedValueError(
+                f"{first_name} {list(first.shape)} and {name} {list(other.shape)} "
                 "differ in samples; every view holds the same N samples in the same order"
             )
     return alike
 
 
-@options_by_name
+@public
 def multi_view_alignment_loss(
     images: Tensor,
     texts: Tensor,
@@ -68,11 +68,10 @@ def multi_view_alignment_loss(
     >>> multi_view_alignment_loss(images, texts, logit_scale=2.0)
     tensor(0.4118)
     """
-    name = "multi_view_alignment_loss"
-    images, texts = check_views(name, images=images, texts=texts)
-    check_options(name, "mean", backend)
-    scale = scale_as_tensor(name, images, logit_scale, temperature, max_scale)
-    v, c = (Embeddings(views, name, backend).unbind() for views in (images, texts))
+    images, texts = check_views(images=images, texts=texts)
+    check_options("mean", backend)
+    scale = scale_as_tensor(images, logit_scale, temperature, max_scale)
+    v, c = (Embeddings(views, backend).unbind() for views in (images, texts))
     diagonal = Pairs(None, None, None)
     losses = [mean_cross_entropy(image, text, scale, diagonal) for image in v for text in c]
     return torch.stack(losses).mean()
@@ -116,7 +115,7 @@ class MultiViewAlignmentLoss(ScaledLoss):
     ) -> None:
         super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
 
-    @options_by_name
+    @public
     def forward(
         self,
         images: Tensor,  # [V, N, D]

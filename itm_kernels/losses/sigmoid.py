@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import _checks, _positives
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels._public import naming, public
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale, shown
 from itm_kernels.losses._module import SHARED, check_options
 from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, reduce
@@ -17,7 +17,7 @@ from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 LOGIT_SCALE = 10.0  # initial value in SigLIP
 
 
-@options_by_name
+@public
 def sigmoid_loss(
     image: Tensor,
     text: Tensor,
@@ -70,15 +70,14 @@ def sigmoid_loss(
     >>> sigmoid_loss(torch.eye(2), torch.eye(2), logit_scale=1.0, logit_bias=0.0)
     tensor(1.0064)
     """
-    name = "sigmoid_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.scalar(name, "logit_bias", logit_bias)
-    check_options(name, reduction, backend)
-    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
+    image, text = _checks.embeddings(image=image, text=text)
+    _checks.scalar("logit_bias", logit_bias)
+    check_options(reduction, backend)
+    pairs, absent, mistaken = _positives.match(image, text, image_ids, text_ids, unmatched)
     if absent is not None and pairs.positive is not None:
         # N is out of range: such a text has no positive, and its value sums over all images.
         pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
-    scale = checked_scale(name, image, logit_scale, temperature, max_scale, LOGIT_SCALE)
+    scale = checked_scale(image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image) if isinstance(logit_bias, Tensor) else float(logit_bias)
     if reduction != "none":
         mean = reduction == "mean"
@@ -88,7 +87,7 @@ def sigmoid_loss(
         if total is not None:
             return mean_over_pairs(total, text.shape[0], absent) if mean and not at_once else total
     scale, bias = as_scalar(scale, image), as_scalar(bias, image)
-    values = fused_sigmoid(image, text, scale, bias, pairs, name, backend, cosine=True)
+    values = fused_sigmoid(image, text, scale, bias, pairs, backend, cosine=True)
     values = nan_where_mistaken(values, mistaken, image, text)
     return reduce(values, reduction, absent)
 
@@ -140,7 +139,8 @@ class SigmoidLoss(ScaledLoss):
         reduction: Reduction = "mean",
         backend: Backend = "auto",
     ) -> None:
-        _checks.number("SigmoidLoss", "logit_bias", logit_bias)
+        with naming("SigmoidLoss"):
+            _checks.number("logit_bias", logit_bias)
         super().__init__(
             logit_scale,
             temperature,
@@ -157,7 +157,8 @@ class SigmoidLoss(ScaledLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a number assigned to a learnt logit_bias fills the parameter."""
         if name == "logit_bias" and not isinstance(value, nn.Parameter):
-            _checks.number("SigmoidLoss", name, value)
+            with naming("SigmoidLoss"):
+                _checks.number(name, value)
             value = float(value)
             if self.learnable and name in self._parameters:
                 with torch.no_grad():
@@ -165,7 +166,7 @@ class SigmoidLoss(ScaledLoss):
                 return
         super().__setattr__(name, value)
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]

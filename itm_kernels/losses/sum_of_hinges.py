@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from itm_kernels import _checks, _positives, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._options import Backend, Reduction, Unmatched, number
+from itm_kernels._public import public
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 
 
-@options_by_name
+@public
 def sum_of_hinges_loss(
     image: Tensor,
     text: Tensor,
@@ -60,12 +60,11 @@ def sum_of_hinges_loss(
     >>> sum_of_hinges_loss(scores, torch.eye(3))
     tensor(1.8000)
     """
-    name = "sum_of_hinges_loss"
-    image, text = _checks.embeddings(name, image=image, text=text)
-    _checks.number(name, "margin", margin)
-    check_options(name, reduction, backend)
-    pairs, absent, mistaken = _positives.match(name, image, text, image_ids, text_ids, unmatched)
-    values = fused_sum_of_hinges(image, text, pairs, float(margin), name, backend)
+    image, text = _checks.embeddings(image=image, text=text)
+    _checks.number("margin", margin)
+    check_options(reduction, backend)
+    pairs, absent, mistaken = _positives.match(image, text, image_ids, text_ids, unmatched)
+    values = fused_sum_of_hinges(image, text, pairs, float(margin), backend)
     values = nan_where_mistaken(zero_absent(values, absent), mistaken, image, text)
     return reduce(values, reduction, absent)
 
@@ -109,7 +108,7 @@ class SumOfHingesLoss(OptionsModule):
     ) -> None:
         super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
 
-    @options_by_name
+    @public
     def forward(
         self,
         image: Tensor,  # [N, D]
@@ -123,7 +122,7 @@ class SumOfHingesLoss(OptionsModule):
             image, text, image_ids=image_ids, text_ids=text_ids, **self.options
         )
 
-    @options_by_name
+    @public
     def from_scores(
         self,
         scores: Tensor,  # [N, M]
@@ -136,8 +135,7 @@ class SumOfHingesLoss(OptionsModule):
         Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
         exists already.
         """
-        name = "SumOfHingesLoss.from_scores"
-        pairs, absent, mistaken = pairs_of_scores(name, scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)

@@ -59,7 +59,6 @@ def fused_cross_entropy(
     negatives: Tensor,  # [S, K, M] logs of K sums over negatives, for each of S sides
     highest: Tensor,  # [S, K, M] logits that the sums are relative to, without gradient
     weight: float,
-    function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Return the sum of -log softmax of every positive over all sides, times a weight.
@@ -68,7 +67,7 @@ def fused_cross_entropy(
     not every backend has a kernel for it.
     """
     chosen = "reference" if backend == "reference" else "auto"
-    namespace = resolve(function, "cross_entropy", positive, chosen)
+    namespace = resolve("cross_entropy", positive, chosen)
     if namespace is None:
         return reference.cross_entropy(positive, negatives, highest, weight)
     return _CrossEntropy.apply(namespace, positive, negatives, highest, weight)

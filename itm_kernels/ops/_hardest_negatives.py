@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, _positives, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
+from itm_kernels._public import public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
@@ -103,13 +103,13 @@ def fused_hardest_negatives(
 ) -> HardestNegatives:
     """Compute `hardest_negatives` of checked arguments."""
     sides = image.shape[0], text.shape[0]
-    namespace = resolve("hardest_negatives", "hardest_negatives", image, backend, sides)
+    namespace = resolve("hardest_negatives", image, backend, sides)
     if namespace is None:
         return HardestNegatives(*reference.hardest_negatives(image, text, *pairs))
     return HardestNegatives(*_HardestNegatives.apply(namespace, *distinct(image, text, *pairs)))
 
 
-@options_by_name
+@public
 def hardest_negatives(
     image: Tensor,
     text: Tensor,
@@ -144,6 +144,6 @@ def hardest_negatives(
     >>> hardest_negatives(scores, torch.eye(3)).text_index
     tensor([1, 2, 0])
     """
-    image, text = _checks.embeddings("hardest_negatives", image=image, text=text)
-    pairs = _positives.resolve("hardest_negatives", image, text, image_ids, text_ids)
+    image, text = _checks.embeddings(image=image, text=text)
+    pairs = _positives.resolve(image, text, image_ids, text_ids)
     return fused_hardest_negatives(image, text, pairs, backend)

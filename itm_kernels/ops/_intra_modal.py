@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend, Metric
 from itm_kernels._policies import keeps_band_mask
+from itm_kernels._public import public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, torch_op, wide_empty
 
@@ -108,19 +108,18 @@ def fused_intra_modal(
     lower: float,
     upper: float,
     per_row: bool,
-    function: str,
     backend: str,
 ) -> Tensor:  # [N]
     """Compute the row sums of checked arguments."""
     ids = None if ids is None else ids.to(x.device, torch.int64, non_blocking=True)
     options = metric, mode, float(lower), float(upper), per_row
-    namespace = resolve(function, "intra_modal", x, backend, (x.shape[0], x.shape[0]), metric)
+    namespace = resolve("intra_modal", x, backend, (x.shape[0], x.shape[0]), metric)
     if namespace is None:
         return reference.intra_modal(x, ids, *options)
     return IntraModal.apply(namespace, x, ids, *options)
 
 
-@options_by_name
+@public
 def intra_modal_sum(
     x: Tensor,
     lower: float,
@@ -158,11 +157,10 @@ def intra_modal_sum(
     >>> intra_modal_sum(x, 0.05, 0.5)
     tensor([0.2000, 0.6000, 0.4000])
     """
-    name = "intra_modal_sum"
-    _checks.embeddings(name, x=x)
-    _checks.number(name, "lower", lower)
-    _checks.number(name, "upper", upper, above=lower)
-    _checks.option(name, "metric", metric, METRICS)
+    _checks.embeddings(x=x)
+    _checks.number("lower", lower)
+    _checks.number("upper", upper, above=lower)
+    _checks.option("metric", metric, METRICS)
     if ids is not None:
-        _checks.identifiers(name, "ids", ids, x.shape[0], x)
-    return fused_intra_modal(x, ids, metric, "paper", lower, upper, False, name, backend)
+        _checks.identifiers("ids", ids, x.shape[0], x)
+    return fused_intra_modal(x, ids, metric, "paper", lower, upper, False, backend)

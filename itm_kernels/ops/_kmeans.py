@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
+from itm_kernels._public import public
 from itm_kernels.backends import CHOICES, resolve
 from itm_kernels.ops._define import define, index_empty, torch_op, wide_empty
 from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
@@ -44,21 +44,20 @@ def fused_kmeans(
     iterations: int,
     init: Tensor | None,  # [B, K, D]
     generator: torch.Generator | None,
-    function: str,
     backend: str,
     draw: bool = True,  # False: a start that depends on the rows only
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
     """Cluster checked arguments."""
     if init is None:
-        init = fused_kmeans_plus_plus(x, member, num_clusters, generator, function, backend, draw)
+        init = fused_kmeans_plus_plus(x, member, num_clusters, generator, backend, draw)
     sides = init.shape[0], x.shape[0]  # problems, and rows of each
-    namespace = resolve(function, "kmeans", x, backend, sides)
+    namespace = resolve("kmeans", x, backend, sides)
     if namespace is None:
         return reference.kmeans(x, member, init, iterations)
     return torch_op(namespace, "kmeans")(x, member, init, iterations)
 
 
-@options_by_name
+@public
 def kmeans(
     x: Tensor,
     num_clusters: int,
@@ -93,17 +92,17 @@ def kmeans(
     KMeans(assignment=tensor([0, 0, 1]), centroids=tensor([[ 0.5000],
             [10.0000]]))
     """
-    _checks.embeddings("kmeans", x=x)
-    _checks.integer("kmeans", "num_clusters", num_clusters, least=1)
-    _checks.integer("kmeans", "iterations", iterations, least=0)
-    _checks.option("kmeans", "backend", backend, CHOICES)
-    _checks.generator("kmeans", generator)
+    _checks.embeddings(x=x)
+    _checks.integer("num_clusters", num_clusters, least=1)
+    _checks.integer("iterations", iterations, least=0)
+    _checks.option("backend", backend, CHOICES)
+    _checks.generator(generator)
     if init is not None:
-        x, init = _checks.embeddings("kmeans", x=x, init=init)
+        x, init = _checks.embeddings(x=x, init=init)
         if init.shape[0] != num_clusters:
             raise ValueError(
                 f"kmeans: init {list(init.shape)} must hold num_clusters = {num_clusters} rows"
             )
         init = init[None]
-    found = fused_kmeans(x, None, num_clusters, iterations, init, generator, "kmeans", backend)
+    found = fused_kmeans(x, None, num_clusters, iterations, init, generator, backend)
     return KMeans(found[0][0], found[1][0])

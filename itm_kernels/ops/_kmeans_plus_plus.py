@@ -21,7 +21,6 @@ def fused_kmeans_plus_plus(
     member: Tensor | None,  # [B, M] bool, one problem per row; None: one problem over all rows
     num_clusters: int,
     generator: torch.Generator | None,
-    function: str,
     backend: str,
     draw: bool = True,
 ) -> Tensor:  # [B, K, D]
@@ -36,7 +35,7 @@ def fused_kmeans_plus_plus(
         draws.exponential_(generator=generator)
     chosen = "reference" if backend == "reference" else "auto"
     sides = 1 if member is None else member.shape[0], x.shape[0]  # problems, and rows of each
-    namespace = resolve(function, "kmeans_plus_plus", x, chosen, sides)
+    namespace = resolve("kmeans_plus_plus", x, chosen, sides)
     if namespace is None:
         return reference.kmeans_plus_plus(x, member, draws)
     return torch_op(namespace, "kmeans_plus_plus")(x, member, draws)

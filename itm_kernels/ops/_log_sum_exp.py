@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels._policies import NORMALISES_ROWS, keeps_scores
+from itm_kernels._public import public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
@@ -145,26 +145,25 @@ def fused_log_sum_exp(
     scale: Tensor,  # []
     x_ids: Tensor | None,
     y_ids: Tensor | None,
-    function: str,
     backend: str,
     positive: Tensor | None = None,  # [M] row of x with the same id, -1 for none
     cosine: bool = False,  # scores are cosines of rows of any norm: if `normalises_rows`
 ) -> RelativeSums:
     """Compute `log_sum_exp` of checked arguments, relative to the highest logits."""
-    namespace = _resolve(x, y, function, backend)
+    namespace = _resolve(x, y, backend)
     if namespace is None:
         return RelativeSums(*reference.log_sum_exp(x, y, scale, x_ids, y_ids, positive))
     inputs = distinct(x, y, scale, x_ids, y_ids, positive)
     return RelativeSums(*_LogSumExp.apply(namespace, *inputs, cosine))
 
 
-def normalises_rows(x: Tensor, y: Tensor, function: str, backend: str) -> bool:
+def normalises_rows(x: Tensor, y: Tensor, backend: str) -> bool:
     """Return whether the backend that runs computes cosines of rows of any norm."""
-    return _resolve(x, y, function, backend) in NORMALISES_ROWS
+    return _resolve(x, y, backend) in NORMALISES_ROWS
 
 
-def _resolve(x: Tensor, y: Tensor, function: str, backend: str) -> str | None:
-    return resolve(function, "log_sum_exp", x, backend, (x.shape[0], y.shape[0]))
+def _resolve(x: Tensor, y: Tensor, backend: str) -> str | None:
+    return resolve("log_sum_exp", x, backend, (x.shape[0], y.shape[0]))
 
 
 def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
@@ -175,7 +174,7 @@ def as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
-@options_by_name
+@public
 def log_sum_exp(
     x: Tensor,
     y: Tensor,
@@ -211,8 +210,8 @@ def log_sum_exp(
     >>> log_sum_exp(torch.eye(2), torch.eye(2), 2.0).row
     tensor([2.1269, 2.1269])
     """
-    x, y = _checks.embeddings("log_sum_exp", x=x, y=y)
-    _checks.scalar("log_sum_exp", "scale", scale)
-    ids = _checks.id_pair("log_sum_exp", ("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
-    found = fused_log_sum_exp(x, y, as_scalar(scale, x), *ids, "log_sum_exp", backend)
+    x, y = _checks.embeddings(x=x, y=y)
+    _checks.scalar("scale", scale)
+    ids = _checks.id_pair(("x_ids", "y_ids"), (x_ids, y_ids), (x, y))
+    found = fused_log_sum_exp(x, y, as_scalar(scale, x), *ids, backend)
     return LogSumExp(found.row + found.row_highest, found.column + found.column_highest)

@@ -161,12 +161,11 @@ def fused_max_of_hinges(
     pairs: Pairs,
     margin: float,
     semihard: bool,
-    function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Compute the hinges of checked arguments."""
     sides = image.shape[0], text.shape[0]
-    namespace = resolve(function, "max_of_hinges", image, backend, sides)
+    namespace = resolve("max_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.max_of_hinges(image, text, *pairs, margin, semihard)
     return MaxOfHinges.apply(namespace, *distinct(image, text, *pairs), margin, semihard)

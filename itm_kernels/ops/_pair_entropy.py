@@ -68,7 +68,6 @@ def fused_pair_entropy(
     text: Tensor,  # [N, D]
     scale: Tensor,  # []
     weight: float,
-    function: str,
     backend: str,
     unit: bool = False,  # rows have norm 1
 ) -> Tensor | None:  # [N]
@@ -77,10 +76,10 @@ def fused_pair_entropy(
     Return None if no single backend has all operators, or if it normalises rows in its kernels.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = resolve(function, "log_sum_exp", image, backend, sides)
+    namespace = resolve("log_sum_exp", image, backend, sides)
     if namespace is None or namespace in NORMALISES_ROWS:
         return None
     parts = ("cross_entropy",) if unit else ("cross_entropy", "unit_rows")
-    if any(resolve(function, part, image, "auto") != namespace for part in parts):
+    if any(resolve(part, image, "auto") != namespace for part in parts):
         return None
     return _PairEntropy.apply(namespace, *distinct(image, text, scale), weight, unit)

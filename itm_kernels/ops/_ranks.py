@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend
 from itm_kernels._policies import RANKS_IN_KERNEL
+from itm_kernels._public import public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, index_empty, torch_op
 
@@ -67,13 +67,13 @@ define(
 
 
 @torch.no_grad()
-def row_keys(x: Tensor, function: str = "ranks", backend: str = "auto") -> Tensor:  # [G, D] -> [G]
+def row_keys(x: Tensor, backend: str = "auto") -> Tensor:  # [G, D] -> [G]
     """Return int64 keys: equal rows have equal keys, others only by chance (less than 1 in 2^50).
 
     A product in blocks may give equal rows scores that differ in the last bit; equal keys identify
     their tie. Keys are computed in integers, so that no rounding depends on the place of a row.
     """
-    namespace = resolve(function, "ranks", x, backend)
+    namespace = resolve("ranks", x, backend)
     if namespace in RANKS_IN_KERNEL:
         return torch_op(namespace, "row_keys")(x)
     weights = _mixed(torch.arange(1, x.shape[1] + 1, device=x.device)) | 1
@@ -103,12 +103,11 @@ def fused_ranks(
     query_ids: Tensor,  # [Q]
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G], equal for candidates that tie however their products are rounded
-    function: str,
     backend: str,
 ) -> Ranks:
     """Compute `ranks` of checked arguments."""
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
-    namespace = resolve(function, "ranks", queries, backend)
+    namespace = resolve("ranks", queries, backend)
     if namespace in RANKS_IN_KERNEL:
         return Ranks(*torch_op(namespace, "ranks_total")(*inputs))
     implementation = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
@@ -120,7 +119,7 @@ def fused_ranks(
     return Ranks(1 + above + ties.double() / 2, above, ties, positives)
 
 
-@options_by_name
+@public
 def ranks(
     queries: Tensor,
     gallery: Tensor,
@@ -163,9 +162,9 @@ def ranks(
     >>> ranks(x, torch.eye(2), torch.tensor([0, 1, 0]), torch.tensor([0, 1])).rank
     tensor([2.0000, 1.0000, 1.5000], dtype=torch.float64)
     """
-    queries, gallery = _checks.embeddings("ranks", queries=queries, gallery=gallery)
-    _checks.identifiers("ranks", "query_ids", query_ids, queries.shape[0], queries)
-    _checks.identifiers("ranks", "gallery_ids", gallery_ids, gallery.shape[0], queries)
+    queries, gallery = _checks.embeddings(queries=queries, gallery=gallery)
+    _checks.identifiers("query_ids", query_ids, queries.shape[0], queries)
+    _checks.identifiers("gallery_ids", gallery_ids, gallery.shape[0], queries)
     device = queries.device
     ids = query_ids.to(device).long(), gallery_ids.to(device).long()
-    return fused_ranks(queries, gallery, *ids, row_keys(gallery, backend=backend), "ranks", backend)
+    return fused_ranks(queries, gallery, *ids, row_keys(gallery, backend=backend), backend)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Backend, Weights
 from itm_kernels._policies import keeps_synthesis_scores
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import (
     define,
@@ -133,13 +133,12 @@ def fused_rbf_synthesis(
     anchor_ids: Tensor | None,  # [N] int64, on the anchors' device
     member_ids: Tensor | None,  # [M]
     options: SynthesisOptions,
-    function: str,
     backend: str,
 ) -> Synthesis:
     """Compute the vectors of checked arguments."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
     sides = anchors.shape[0], members.shape[0]
-    namespace = resolve(function, "rbf_synthesis", anchors, backend, sides)
+    namespace = resolve("rbf_synthesis", anchors, backend, sides)
     if namespace is None:
         return Synthesis(*reference.rbf_synthesis(*inputs, *options))
     return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *distinct(*inputs), *options))
@@ -154,14 +153,13 @@ def fused_rbf_synthesis_logits(
     member_ids: Tensor | None,  # [M]
     options: SynthesisOptions,
     detach: bool,
-    function: str,
     backend: str,
 ) -> SynthesisLogits:
     """Compute the cosines of checked arguments."""
     inputs = anchors, members, assignment, anchor_ids, member_ids
     name = "rbf_synthesis_logits"
     sides = anchors.shape[0], members.shape[0]
-    namespace = resolve(function, name, anchors, backend, sides)
+    namespace = resolve(name, anchors, backend, sides)
     if namespace is None:
         return SynthesisLogits(*reference.rbf_synthesis_logits(*inputs, *options, detach))
     return SynthesisLogits(
@@ -170,17 +168,16 @@ def fused_rbf_synthesis_logits(
 
 
 def check_synthesis_options(
-    function: str, num_clusters: object, sigma: object, weights: object, ridge: object, least: int
+    num_clusters: object, sigma: object, weights: object, ridge: object, least: int
 ) -> None:
     """Check the options of a synthesis."""
-    _checks.integer(function, "num_clusters", num_clusters, least)
-    _checks.number(function, "sigma", sigma, above=0, power=2)
-    _checks.option(function, "weights", weights, get_args(Weights))
-    _checks.number(function, "ridge", ridge, least=0)
+    _checks.integer("num_clusters", num_clusters, least)
+    _checks.number("sigma", sigma, above=0, power=2)
+    _checks.option("weights", weights, get_args(Weights))
+    _checks.number("ridge", ridge, least=0)
 
 
 def _checked(
-    function: str,
     anchors: Tensor,
     members: Tensor,
     assignment: Tensor,
@@ -189,21 +186,21 @@ def _checked(
     options: SynthesisOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check all arguments and return the tensors on the device of the anchors."""
-    anchors, members = _checks.embeddings(function, anchors=anchors, members=members)
-    check_synthesis_options(function, *options, least=1)
-    _checks.is_tensor(function, "assignment", assignment)
+    anchors, members = _checks.embeddings(anchors=anchors, members=members)
+    check_synthesis_options(*options, least=1)
+    _checks.is_tensor("assignment", assignment)
     N, M = anchors.shape[0], members.shape[0]
     if assignment.dtype not in _checks.INTEGER or assignment.shape not in ((M,), (N, M)):
-        raise ValueError(
-            f"{function}: assignment must be integers [{M}] or [{N}, {M}], one cluster per member "
+        raise UnnamedValueError(
+            f"assignment must be integers [{M}] or [{N}, {M}], one cluster per member "
             f"(and anchor), got {_checks.describe(assignment)}"
         )
     names, sides = ("anchor_ids", "member_ids"), (anchors, members)
-    ids = _checks.id_pair(function, names, (anchor_ids, member_ids), sides)
+    ids = _checks.id_pair(names, (anchor_ids, member_ids), sides)
     return anchors, members, assignment.to(anchors.device, torch.int64), *ids
 
 
-@options_by_name
+@public
 def rbf_synthesis(
     anchors: Tensor,
     members: Tensor,
@@ -255,12 +252,11 @@ def rbf_synthesis(
     tensor([[[0.7687, 0.6157]]])
     """
     options = SynthesisOptions(num_clusters, sigma, weights, ridge)
-    name = "rbf_synthesis"
-    inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
-    return fused_rbf_synthesis(*inputs, options, name, backend)
+    inputs = _checked(anchors, members, assignment, anchor_ids, member_ids, options)
+    return fused_rbf_synthesis(*inputs, options, backend)
 
 
-@options_by_name
+@public
 def rbf_synthesis_logits(
     anchors: Tensor,
     members: Tensor,
@@ -285,6 +281,5 @@ def rbf_synthesis_logits(
     tensor([[0.8774]])
     """
     options = SynthesisOptions(num_clusters, sigma, weights, ridge)
-    name = "rbf_synthesis_logits"
-    inputs = _checked(name, anchors, members, assignment, anchor_ids, member_ids, options)
-    return fused_rbf_synthesis_logits(*inputs, options, False, name, backend)
+    inputs = _checked(anchors, members, assignment, anchor_ids, member_ids, options)
+    return fused_rbf_synthesis_logits(*inputs, options, False, backend)

@@ -41,13 +41,12 @@ def fused_sample_negatives(
     strategy: str,
     temperature: float | Tensor,
     generator: torch.Generator | None,
-    function: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
     """Draw negatives for checked arguments."""
     image, number = _over_temperature(image, strategy, temperature)
     inputs = image, text.to(image.dtype), image_ids, text_ids, strategy, number
-    namespace = resolve(function, "sample_negatives", image, backend)
+    namespace = resolve("sample_negatives", image, backend)
     if namespace is None:
         return reference.sample_negatives(*inputs, generator)
     seed = torch.randint(2**63 - 1, (2,), generator=generator, device=image.device)

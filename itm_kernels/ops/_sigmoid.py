@@ -219,7 +219,6 @@ def fused_sigmoid(
     scale: Tensor,  # []
     bias: Tensor,  # []
     pairs: Pairs,
-    function: str,
     backend: str,
     keep: bool = True,
     cosine: bool = False,
@@ -230,12 +229,12 @@ def fused_sigmoid(
     With `cosine`, scores are cosines of rows of any norm, otherwise dot products.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = resolve(function, "sigmoid", image, backend, sides)
+    namespace = resolve("sigmoid", image, backend, sides)
     # One autograd function if one backend has both operators: three functions would take longer
     # than their kernels.
-    both = namespace is not None and resolve(function, "unit_rows", image, "auto") == namespace
+    both = namespace is not None and resolve("unit_rows", image, "auto") == namespace
     if cosine and namespace not in NORMALISES_ROWS and not both:
-        image, text = (fused_unit_rows(rows, function, backend) for rows in (image, text))
+        image, text = (fused_unit_rows(rows, backend) for rows in (image, text))
         cosine = False
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)

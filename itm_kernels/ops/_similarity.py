@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._describe import shape
 from itm_kernels._options import Backend, Comparison
+from itm_kernels._public import public
 from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, torch_op
 
@@ -52,13 +52,13 @@ class Similarity(torch.autograd.Function):
 @outside_autocast
 def fused_similarity(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     """Compute `similarity` of checked arguments."""
-    namespace = resolve("similarity", "similarity", x, backend, metric=metric)
+    namespace = resolve("similarity", x, backend, metric=metric)
     if namespace is None:
         return reference.similarity(x, y, metric).to(x.dtype)
     return Similarity.apply(namespace, *distinct(x, y), metric)
 
 
-@options_by_name
+@public
 def similarity(
     x: Tensor, y: Tensor, metric: Comparison = "cosine", *, backend: Backend = "auto"
 ) -> Tensor:
@@ -86,12 +86,12 @@ def similarity(
     tensor([[5.]])
     """
     for name, value in (("x", x), ("y", y)):
-        tensor = _checks.is_tensor("similarity", name, value)
+        tensor = _checks.is_tensor(name, value)
         leading = ", ".join(["..."] * max(0, tensor.dim() - 2))
         layout = f"[{leading}, rows, D]" if leading else "[rows, D]"
-        _checks.floating("similarity", name, tensor, layout)
-    x, y = _checks.alike("similarity", x=x, y=y)
-    _checks.option("similarity", "metric", metric, METRICS)
+        _checks.floating(name, tensor, layout)
+    x, y = _checks.alike(x=x, y=y)
+    _checks.option("metric", metric, METRICS)
     try:
         torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except RuntimeError:

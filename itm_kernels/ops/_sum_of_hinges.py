@@ -94,12 +94,11 @@ def fused_sum_of_hinges(
     text: Tensor,  # [M, D]
     pairs: Pairs,
     margin: float,
-    function: str,
     backend: str,
 ) -> Tensor:  # [M]
     """Compute the hinges of checked arguments."""
     sides = image.shape[0], text.shape[0]
-    namespace = resolve(function, "sum_of_hinges", image, backend, sides)
+    namespace = resolve("sum_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.sum_of_hinges(image, text, *pairs, margin)
     return SumOfHinges.apply(namespace, *distinct(image, text, *pairs), margin)

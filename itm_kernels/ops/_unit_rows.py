@@ -77,7 +77,7 @@ class UnitSides:
 
 
 @outside_autocast
-def fused_unit_rows(x: Tensor, function: str, backend: str) -> Tensor:
+def fused_unit_rows(x: Tensor, backend: str) -> Tensor:
     """Scale every row `[..., D]` to Euclidean norm 1, in fp32 or better.
 
     A zero row stays zero, and its gradient is zero.
@@ -86,7 +86,7 @@ def fused_unit_rows(x: Tensor, function: str, backend: str) -> Tensor:
     not every backend has a kernel for it.
     """
     chosen = "reference" if backend == "reference" else "auto"
-    namespace = resolve(function, "unit_rows", x, chosen)
+    namespace = resolve("unit_rows", x, chosen)
     if namespace is None:
         return reference.unit_rows(x)
     return _UnitRows.apply(namespace, x)

@@ -96,10 +96,10 @@ class _UnitSynthesis(torch.autograd.Function):
         return None, of_anchors, *[None] * (4 + len(options))
 
 
-def normalises_rows(anchors: Tensor, members: Tensor, function: str, backend: str) -> bool:
+def normalises_rows(anchors: Tensor, members: Tensor, backend: str) -> bool:
     """Return whether the backend that runs has this operator."""
     sides = anchors.shape[0], members.shape[0]
-    return resolve(function, "rbf_synthesis_logits", anchors, backend, sides) in NORMALISES_ROWS
+    return resolve("rbf_synthesis_logits", anchors, backend, sides) in NORMALISES_ROWS
 
 
 @outside_autocast
@@ -110,12 +110,11 @@ def fused_unit_synthesis(
     anchor_ids: Tensor,  # [N]
     member_ids: Tensor,  # [M]
     options: SynthesisOptions,
-    function: str,
     backend: str,
 ) -> SynthesisLogits:
     """Compute the cosines of checked arguments; requires `normalises_rows`."""
     sides = anchors.shape[0], members.shape[0]
-    namespace = resolve(function, "rbf_synthesis_logits", anchors, backend, sides)
+    namespace = resolve("rbf_synthesis_logits", anchors, backend, sides)
     assert namespace is not None
     inputs = distinct(anchors, members.detach(), assignment, anchor_ids, member_ids)
     return SynthesisLogits(*_UnitSynthesis.apply(namespace, *inputs, *options))

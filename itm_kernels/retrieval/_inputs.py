@@ -3,33 +3,31 @@
 import torch
 from torch import Tensor
 
+from itm_kernels._public import UnnamedValueError
 from itm_kernels.reference._precision import wide
 
 METRICS = ("dot", "cosine")
 
 
-def finite(function: str, **tensors: Tensor) -> None:
+def finite(**tensors: Tensor) -> None:
     """Raise ValueError for a row that is not finite."""
     for name, embeddings in tensors.items():
         bad = ~embeddings.isfinite().all(1)
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"{function}: {name}[{row}] is not finite ({int(bad.sum())} of {len(embeddings)} "
+            raise UnnamedValueError(
+                f"{name}[{row}] is not finite ({int(bad.sum())} of {len(embeddings)} "
                 "rows are not); a rank among such scores means nothing"
             )
 
 
-def partners(
-    function: str, names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str
-) -> None:
+def partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) -> None:
     """Raise ValueError for ids that do not appear on the other side."""
     alone = ids[~torch.isin(ids, other)].unique()
     if len(alone):
         shown = ", ".join(map(str, alone[:5].tolist())) + (", ..." if len(alone) > 5 else "")
-        raise ValueError(
-            f"{function}: {len(alone)} of the ids in {names[0]} do not appear in {names[1]} "
-            f"({shown}); {remedy}"
+        raise UnnamedValueError(
+            f"{len(alone)} of the ids in {names[0]} do not appear in {names[1]} ({shown}); {remedy}"
         )
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels._arguments import options_by_name
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._public import public
 from itm_kernels.ops._ranks import row_keys
 from itm_kernels.reference._precision import wide
 from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
@@ -14,7 +14,7 @@ _FUNCTION = "mean_average_precision"
 _SCORES_AT_ONCE = 1 << 20  # about ten tensors of so many numbers are there at a time
 
 
-@options_by_name
+@public
 @torch.no_grad()
 def mean_average_precision(
     queries: Tensor,  # [Q, D]
@@ -65,17 +65,17 @@ def mean_average_precision(
         >>> round(mean_average_precision(image, text, *classes), 4)
         0.6667
     """
-    queries, gallery = _checks.embeddings(_FUNCTION, queries=queries, gallery=gallery)
+    queries, gallery = _checks.embeddings(queries=queries, gallery=gallery)
     for name, ids, rows in (
         ("query_ids", query_ids, queries),
         ("gallery_ids", gallery_ids, gallery),
     ):
-        _checks.identifiers(_FUNCTION, name, ids, len(rows), queries)
-    _checks.option(_FUNCTION, "metric", metric, METRICS)
-    finite(_FUNCTION, queries=queries, gallery=gallery)
+        _checks.identifiers(name, ids, len(rows), queries)
+    _checks.option("metric", metric, METRICS)
+    finite(queries=queries, gallery=gallery)
     query_ids, gallery_ids = (ids.to(queries.device).long() for ids in (query_ids, gallery_ids))
     remedy = "leave out queries without a relevant candidate"
-    partners(_FUNCTION, ("query_ids", "gallery_ids"), query_ids, gallery_ids, remedy)
+    partners(("query_ids", "gallery_ids"), query_ids, gallery_ids, remedy)
     first = _first_copies(row_keys(gallery))
     queries, gallery = wide(scored(queries, metric)), wide(scored(gallery, metric))
     at_once = max(1, _SCORES_AT_ONCE // len(gallery))

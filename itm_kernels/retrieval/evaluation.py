@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _checks
-from itm_kernels._arguments import options_by_name
+from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
 from itm_kernels._warnings import warn
 from itm_kernels.ops._ranks import Ranks, fused_ranks, row_keys
 from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
@@ -15,7 +15,7 @@ from itm_kernels.retrieval.report import RetrievalReport, mean, report
 _FUNCTION = "evaluate"
 
 
-@options_by_name
+@public
 @torch.no_grad()
 def evaluate(
     image: Tensor,  # [N, D]
@@ -84,16 +84,16 @@ def evaluate(
         text to image     66.7   100.0          1.0        1.3   0.833
         R-sum 366.7
     """
-    image, text = _checks.embeddings(_FUNCTION, image=image, text=text)
-    _checks.option(_FUNCTION, "metric", metric, METRICS)
+    image, text = _checks.embeddings(image=image, text=text)
+    _checks.option("metric", metric, METRICS)
     _check_ks(ks)
-    _checks.integer(_FUNCTION, "folds", folds, 1)
+    _checks.integer("folds", folds, 1)
     if len(image) % folds:
-        raise ValueError(
-            f"{_FUNCTION}: folds={folds} does not divide the {len(image)} rows of image; "
+        raise UnnamedValueError(
+            f"folds={folds} does not divide the {len(image)} rows of image; "
             "leave rows out or choose another number of folds"
         )
-    finite(_FUNCTION, image=image, text=text)
+    finite(image=image, text=text)
     keys = row_keys(image), row_keys(text)
     if image_ids is None and text_ids is None:
         _warn_of_runs("image", keys[0])
@@ -109,14 +109,12 @@ def evaluate(
 
 def _check_ks(ks: Sequence[int]) -> None:
     if not isinstance(ks, Sequence) or isinstance(ks, str):
-        raise TypeError(
-            f"{_FUNCTION}: ks must be a sequence of integers, got {_checks.describe(ks)}"
-        )
+        raise UnnamedTypeError(f"ks must be a sequence of integers, got {_checks.describe(ks)}")
     for k in ks:
-        _checks.integer(_FUNCTION, "every k in ks", k, 1)
+        _checks.integer("every k in ks", k, 1)
     if not ks or len(set(ks)) != len(ks):
         got = ks if len(ks) <= 10 else _checks.describe(ks)
-        raise ValueError(f"{_FUNCTION}: ks must hold at least one number, each once, got {got}")
+        raise UnnamedValueError(f"ks must hold at least one number, each once, got {got}")
 
 
 def _ids(
@@ -127,19 +125,19 @@ def _ids(
 ) -> tuple[Tensor, Tensor]:
     """Return checked ids on the embeddings' device; without ids, those of the VSE++ layout."""
     names, sides = ("image_ids", "text_ids"), (image, text)
-    image_ids, text_ids = _checks.id_pair(_FUNCTION, names, (image_ids, text_ids), sides)
+    image_ids, text_ids = _checks.id_pair(names, (image_ids, text_ids), sides)
     if image_ids is None or text_ids is None:
         texts_per_image, surplus = divmod(len(text), len(image))
         if surplus or not texts_per_image:
-            raise ValueError(
-                f"{_FUNCTION}: text {list(text.shape)} is no multiple of image "
+            raise UnnamedValueError(
+                f"text {list(text.shape)} is no multiple of image "
                 f"{list(image.shape)} in rows; pass image_ids and text_ids"
             )
         image_ids = torch.arange(len(image), device=image.device)
         return image_ids, image_ids.repeat_interleave(texts_per_image)
     remedy = "every row needs a positive on the other side"
-    partners(_FUNCTION, names, image_ids, text_ids, remedy)
-    partners(_FUNCTION, names[::-1], text_ids, image_ids, remedy)
+    partners(names, image_ids, text_ids, remedy)
+    partners(names[::-1], text_ids, image_ids, remedy)
     return image_ids, text_ids
 
 
@@ -197,6 +195,6 @@ def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
 def _both_ways(image: Side, text: Side) -> tuple[Ranks, Ranks]:
     def ranks(query: Side, gallery: Side) -> Ranks:
         ids = query[1], gallery[1]
-        return fused_ranks(query[0], gallery[0], *ids, gallery[2], _FUNCTION, "auto")
+        return fused_ranks(query[0], gallery[0], *ids, gallery[2], "auto")
 
     return ranks(image, text), ranks(text, image)

@@ -23,21 +23,21 @@ IMAGE = torch.eye(3)
 def test_auto_falls_through_to_the_reference() -> None:
     empty = {"cpu": frozenset[str](), "cuda": frozenset[str]()}
     with patch.dict(backends.NATIVE_KERNELS, empty):
-        assert backends.resolve("f", "max_of_hinges", IMAGE, "auto") is None
+        assert backends.resolve("max_of_hinges", IMAGE, "auto") is None
 
 
 def test_auto_prefers_what_the_table_prefers() -> None:
     with as_native():
-        assert backends.resolve("f", "max_of_hinges", IMAGE, "auto") == NAMESPACE
-        assert backends.resolve("f", "max_of_hinges", IMAGE, "reference") is None
-        assert backends.resolve("f", "max_of_hinges", IMAGE.to("meta"), "auto") is None
+        assert backends.resolve("max_of_hinges", IMAGE, "auto") == NAMESPACE
+        assert backends.resolve("max_of_hinges", IMAGE, "reference") is None
+        assert backends.resolve("max_of_hinges", IMAGE.to("meta"), "auto") is None
 
 
 def test_auto_takes_compiled_kernels_for_one_pair() -> None:
     with as_native():
         for operator in ("log_sum_exp", "max_of_hinges"):
             assert backends.choose(operator, "cpu", (1, 1)) == "native"
-        assert backends.resolve("f", "log_sum_exp", IMAGE, "native", (1, 1)) == NAMESPACE
+        assert backends.resolve("log_sum_exp", IMAGE, "native", (1, 1)) == NAMESPACE
 
 
 @contextmanager
@@ -80,11 +80,11 @@ def test_beyond_its_range_a_kernel_is_refused_with_the_sizes() -> None:
         cuda(triton=False),
         pytest.raises(
             RuntimeError,
-            match=r"f: backend 'native' cannot run sigmoid on cuda \(native: supports at most "
+            match=r"^backend 'native' cannot run sigmoid on cuda \(native: supports at most "
             r"1,024 rows per side, got 3 x 2,000; triton: triton is not installed; ",
         ),
     ):
-        backends.resolve("f", "sigmoid", like, "native", (3, 2000))
+        backends.resolve("sigmoid", like, "native", (3, 2000))
 
 
 def test_ranges_name_what_exists() -> None:
@@ -133,8 +133,8 @@ def test_an_explicit_request_is_never_replaced() -> None:
 
 
 def test_unknown_backend_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="f: backend must be one of 'auto', .*got 'cuda'"):
-        backends.resolve("f", "ranks", IMAGE, "cuda")
+    with pytest.raises(ValueError, match="^backend must be one of 'auto', .*got 'cuda'"):
+        backends.resolve("ranks", IMAGE, "cuda")
 
 
 def test_info_lists_every_operator_and_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,10 +61,10 @@ def test_an_older_gpu_runs_the_reference_and_info_says_why() -> None:
 def test_every_device_is_chosen_for_by_its_own_capability() -> None:
     old, new = (Mock(device=torch.device("cuda", index)) for index in (0, 1))
     with gpus((7, 0), (9, 0)):
-        assert backends.resolve("f", "sigmoid", old, "auto", (8, 8)) is None
-        assert backends.resolve("f", "sigmoid", new, "auto") == backends.NAMESPACES["triton"]
+        assert backends.resolve("sigmoid", old, "auto", (8, 8)) is None
+        assert backends.resolve("sigmoid", new, "auto") == backends.NAMESPACES["triton"]
         with pytest.raises(RuntimeError, match=r"triton: needs .* 8\.0, this device has 7\.0"):
-            backends.resolve("f", "sigmoid", old, "triton")
+            backends.resolve("sigmoid", old, "triton")
 
 
 def test_amd_runs_what_the_compile_check_compiles_for_it() -> None:
@@ -150,9 +150,9 @@ def test_ids_on_the_cpu_are_refused_while_a_graph_is_captured() -> None:
     expected = r"text_ids is on the CPU while a CUDA graph is captured; move it with \.to\('meta'\)"
     with patch.object(_devices, "is_capturing", lambda: True):
         with pytest.raises(RuntimeError, match=expected):
-            _checks.identifiers("f", "text_ids", ids, 3, x)
-        _checks.identifiers("f", "text_ids", ids.to("meta"), 3, x)
-    _checks.identifiers("f", "text_ids", ids, 3, x)
+            _checks.identifiers("text_ids", ids, 3, x)
+        _checks.identifiers("text_ids", ids.to("meta"), 3, x)
+    _checks.identifiers("text_ids", ids, 3, x)
 
 
 def test_capture_is_asked_of_torch() -> None:

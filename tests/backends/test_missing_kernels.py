@@ -101,7 +101,7 @@ def on_cuda(sides: tuple[int, int], **patches: object) -> str | None:
     """Choose for a tensor that is only asked where it lies."""
     like = Mock(device=torch.device("cuda"))
     with patch.multiple(backends, DEVICES=backends.DEVICES, **patches):
-        return backends.resolve("f", "ranks", like, "auto", sides)
+        return backends.resolve("ranks", like, "auto", sides)
 
 
 def test_cuda_tensors_without_triton_are_told_once(unbuilt: None) -> None:

@@ -46,7 +46,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     ),
     "logits of 3,000": (  # open_clip's ClipLoss, which takes features as they come
         lambda x, y, b: mean_cross_entropy(
-            *(Embeddings(side, "test", b, cosine=False) for side in (x, y)),
+            *(Embeddings(side, b, cosine=False) for side in (x, y)),
             torch.tensor(100.0).to(x),
             Pairs(None, None, None),
         ),

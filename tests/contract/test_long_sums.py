@@ -39,7 +39,7 @@ Operation = Callable[[Tensor, Tensor, str], Any]
 OPERATIONS: dict[str, Operation] = {
     "log_sum_exp": lambda x, y, b: ops.log_sum_exp(x, y, 3.0, backend=b),
     "sigmoid": lambda x, y, b: fused_sigmoid(
-        x, y, torch.tensor(3.0).to(x), torch.tensor(-1.0).to(x), pairs(x, y), "test", b
+        x, y, torch.tensor(3.0).to(x), torch.tensor(-1.0).to(x), pairs(x, y), b
     ),
     "hardest_negatives": lambda x, y, b: ops.hardest_negatives(x, y, backend=b, **ids(x, y))[1::2],
     "sum_of_hinges": lambda x, y, b: functional.sum_of_hinges_loss(

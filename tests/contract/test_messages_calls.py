@@ -148,3 +148,19 @@ CALLS: list[tuple[str, Callable[[], Any], type, str]] = [
 def test_calls(call: Callable[[], Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_compiled_losses_raise_the_same_messages() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(losses.MaxOfHingesLoss(), backend="aot_eager")
+    with pytest.raises(ValueError, match=r"^max_of_hinges_loss: image \[4, 3\] and text \[3, 3\]"):
+        compiled(X, Y[:3])
+
+
+def test_errors_have_the_builtin_type_and_a_short_traceback() -> None:
+    with pytest.raises(ValueError) as caught:
+        losses.MaxOfHingesLoss()(X, Y[:3])
+    assert caught.type is ValueError
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert caught.traceback[-1].name == "run"

@@ -74,23 +74,23 @@ def test_build_info() -> None:
 
 # What each part of the package may import of it. A part that is not here is one of "the parts
 # around": it may import anything but another part around, and only what AROUND names of those.
-SHARED = {"_arguments", "_autocast", "_checks", "_describe", "_options", "_positives", "_warnings"}
+SHARED = {"_autocast", "_checks", "_describe", "_options", "_positives", "_public", "_warnings"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
-    "_arguments": set(),
-    "_checks": {"_autocast", "_describe", "_devices"},
+    "_public": set(),
+    "_checks": {"_autocast", "_describe", "_devices", "_public"},
     "_describe": set(),
     "_warnings": set(),
     "_autocast": set(),
-    "_options": {"_checks"},
+    "_options": {"_checks", "_public"},
     "reference": set(),
     "triton": set(),
     "_extension": {"_warnings"},
     "_devices": set(),
     "_availability": {"backends"},
     "_policies": {"backends"},
-    "backends": {"_devices", "_extension", "_checks", "_options", "_availability"},
-    "_positives": {"_checks", "_options"},
+    "backends": {"_devices", "_extension", "_checks", "_options", "_public", "_availability"},
+    "_positives": {"_checks", "_options", "_public"},
     "ops": {"backends", "reference", "_policies", *SHARED},
     "losses": {
         *("ops", "reference", "backends", "mining", "synthesis"),

@@ -49,7 +49,7 @@ def test_a_start_without_draws_takes_rows_far_apart() -> None:
 
     x = torch.tensor([[0.0], [1.0], [10.0], [4.0], [-1.0]])
     for backend in ("reference", "auto"):
-        start = fused_kmeans_plus_plus(x, None, 3, None, "kmeans", backend, False)
+        start = fused_kmeans_plus_plus(x, None, 3, None, backend, False)
         assert start[0, :, 0].tolist() == [0.0, 10.0, 4.0]
 
 

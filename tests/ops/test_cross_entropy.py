@@ -27,11 +27,11 @@ def relative(negatives: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_kernel(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
-    return fused_cross_entropy(positive, *relative(negatives), weight, "test", "auto")
+    return fused_cross_entropy(positive, *relative(negatives), weight, "auto")
 
 
 def by_formula(positive: Tensor, negatives: Tensor, weight: float) -> Tensor:
-    return fused_cross_entropy(positive, *relative(negatives), weight, "test", "reference")
+    return fused_cross_entropy(positive, *relative(negatives), weight, "reference")
 
 
 def logits(*shape: int, spread: float = 9.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -83,10 +83,10 @@ def test_logits_in_the_thousands_keep_their_digits(cross_entropy: CrossEntropy) 
     """The positive and 39 equal negatives, log 39 above a highest logit of 3,000.1: log 40."""
     positive, negatives = torch.full((3,), 3000.1), torch.full((2, 1, 3), 39.0).log()
     highest = positive.expand(2, 1, 3)
-    found = fused_cross_entropy(positive, negatives, highest, 0.5, "test", "auto")
+    found = fused_cross_entropy(positive, negatives, highest, 0.5, "auto")
     torch.testing.assert_close(found, torch.full((3,), 40.0).log(), rtol=2e-7, atol=0)
     leaves = [t.requires_grad_() for t in (positive, negatives)]
-    loss = fused_cross_entropy(*leaves, highest.detach(), 0.5, "test", "auto")
+    loss = fused_cross_entropy(*leaves, highest.detach(), 0.5, "auto")
     of_positive, of_negatives = torch.autograd.grad(loss.sum(), leaves)
     torch.testing.assert_close(of_positive, torch.full((3,), -39 / 40))
     torch.testing.assert_close(of_negatives, torch.full((2, 1, 3), 39 / 80))

@@ -161,8 +161,8 @@ def test_gradient_is_the_derivative(weights, layout, logits) -> None:
             SynthesisOptions(case.num_clusters, 0.7, weights, 1e-2),
         )
         if logits:
-            return fused_rbf_synthesis_logits(*inputs, False, "test", "native").cosine
-        return fused_rbf_synthesis(*inputs, "test", "native").vectors
+            return fused_rbf_synthesis_logits(*inputs, False, "native").cosine
+        return fused_rbf_synthesis(*inputs, "native").vectors
 
     inputs = case.anchors.requires_grad_(), case.members.requires_grad_()
     assert torch.autograd.gradcheck(value, inputs, fast_mode=True)

@@ -125,9 +125,9 @@ def test_a_backward_pass_leaves_kept_scores_as_they_were(weights, layout, logits
     q, x = case.anchors.requires_grad_(), case.members.requires_grad_()
     inputs = q, x, case.assignment, *case.ids.values(), SynthesisOptions(3, 0.5, weights, 1e-4)
     found = (
-        fused_rbf_synthesis_logits(*inputs, False, "test", "native")
+        fused_rbf_synthesis_logits(*inputs, False, "native")
         if logits
-        else fused_rbf_synthesis(*inputs, "", "native")
+        else fused_rbf_synthesis(*inputs, "native")
     )
     total = found[0].square().sum()
     first, second = (torch.autograd.grad(total, (q, x), retain_graph=True) for _ in range(2))
@@ -161,9 +161,7 @@ def test_scores_are_kept_up_to_a_size_and_only_for_a_gradient(monkeypatch) -> No
         monkeypatch.setattr(_policies, "KEPT_BYTES", size)
         results(case, "native", "kam", logits=False)
     assert kept == [True, False]
-    fused_rbf_synthesis(
-        *case[:3], None, None, SynthesisOptions(2, 0.5, "kam", 1e-4), "test", "native"
-    )
+    fused_rbf_synthesis(*case[:3], None, None, SynthesisOptions(2, 0.5, "kam", 1e-4), "native")
     assert len(kept) == 2  # not asked
     for D in (1, 2):  # inputs of 10 and 20 numbers, 25 scores: cosines do without
         results(problem(5, 5, D, 2), "native", "kam", logits=True)
@@ -187,8 +185,8 @@ def test_gradient_is_the_derivative(weights, layout, logits, M) -> None:
             SynthesisOptions(case.num_clusters, 0.7, weights, 1e-2),
         )
         if logits:
-            return fused_rbf_synthesis_logits(*inputs, False, "test", "native").cosine
-        return fused_rbf_synthesis(*inputs, "test", "native").vectors
+            return fused_rbf_synthesis_logits(*inputs, False, "native").cosine
+        return fused_rbf_synthesis(*inputs, "native").vectors
 
     inputs = case.anchors.requires_grad_(), case.members.requires_grad_()
     assert torch.autograd.gradcheck(value, inputs)

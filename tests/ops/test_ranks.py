@@ -35,7 +35,7 @@ def test_counts_of_the_operator_are_those_of_ranks(backend: str) -> None:
     sides = rows(7, 4), rows(9, 4, seed=1)
     ids = torch.arange(7) % 3, torch.arange(9) % 3
     keys = row_keys(sides[1])
-    namespace = backends.resolve("ranks", "ranks", sides[0], backend)
+    namespace = backends.resolve("ranks", sides[0], backend)
     forward = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     counts = forward(*sides, *ids, keys)
     assert all(map(torch.equal, counts, ops.ranks(*sides, *ids, backend=backend)[1:]))

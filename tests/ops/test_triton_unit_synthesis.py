@@ -19,9 +19,7 @@ def cosines(case: Problem, backend: str, weights: str, sigma: float = 0.5) -> li
     q, ids = case.anchors.detach().requires_grad_(), tuple(case.ids.values())
     options = SynthesisOptions(case.num_clusters, sigma, weights, 1e-4)
     if backend == "triton":
-        found = fused_unit_synthesis(
-            q, case.members, case.assignment, *ids, options, "test", backend
-        )
+        found = fused_unit_synthesis(q, case.members, case.assignment, *ids, options, backend)
     else:
         units = reference.unit_rows(q), reference.unit_rows(case.members)
         found = reference.rbf_synthesis_logits(*units, case.assignment, *ids, *options, True)
@@ -102,5 +100,5 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert [t.numel() for t in few[2:]] == [0, 0, 0]
     assert torch.equal(few[0], many[0])
     torch.library.opcheck(forward, (*inputs, True))
-    assert normalises_rows(case.anchors, case.members, "test", "triton")
-    assert not normalises_rows(case.anchors, case.members, "test", "reference")
+    assert normalises_rows(case.anchors, case.members, "triton")
+    assert not normalises_rows(case.anchors, case.members, "reference")

@@ -23,7 +23,7 @@ def unit(kernels: Any) -> Rows:
 
 
 def by_kernel(x: Tensor) -> Tensor:
-    return fused_unit_rows(x, "test", "auto")
+    return fused_unit_rows(x, "auto")
 
 
 def by_torch(x: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ def exp_sums(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
 def sigmoids(x: Tensor, y: Tensor, backend: str, **ids: Tensor) -> list[Tensor]:
     like = torch.promote_types(x.dtype, torch.float32)
     x, y, *scalars = leaves(x, y, torch.tensor(3.0, dtype=like), torch.tensor(-2.0, dtype=like))
-    pairs = _positives.resolve("sigmoid", x, y, ids.get("image_ids"), ids.get("text_ids"))
-    loss = fused_sigmoid(x, y, *scalars, pairs, "sigmoid", backend)
+    pairs = _positives.resolve(x, y, ids.get("image_ids"), ids.get("text_ids"))
+    loss = fused_sigmoid(x, y, *scalars, pairs, backend)
     return gradients([loss], x, y, *scalars)
 
 

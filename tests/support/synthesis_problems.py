@@ -73,9 +73,9 @@ def results(
     ids = case.ids.get("anchor_ids"), case.ids.get("member_ids")
     inputs = q, x, case.assignment, *ids, SynthesisOptions(case.num_clusters, sigma, weights, ridge)
     if logits:
-        found, valid = fused_rbf_synthesis_logits(*inputs, detach, "test", backend)
+        found, valid = fused_rbf_synthesis_logits(*inputs, detach, backend)
     else:
-        found, valid = fused_rbf_synthesis(*inputs, "test", backend)
+        found, valid = fused_rbf_synthesis(*inputs, backend)
     grad = (case.grad[..., 0] if logits else case.grad).to(found.dtype)
     grads = torch.autograd.grad(found, (q, x), grad, allow_unused=True, materialize_grads=True)
     return [found.detach(), valid, *grads]
