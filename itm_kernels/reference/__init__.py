@@ -1,6 +1,6 @@
-"""Every operator's formula in plain PyTorch; its own autograd is the gradient oracle.
+"""The formula of every operator in plain PyTorch, whose autograd is the gradient oracle.
 
-Inputs are taken as checked. fp16 and bf16 are computed in fp32.
+Inputs are not checked. fp16 and bf16 are computed in fp32.
 """
 
 from itm_kernels.reference._cross_entropy import cross_entropy

@@ -15,7 +15,7 @@ def hardest_negatives(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return s+ `[M]`, the hardest text per image `[N]` and the hardest image per text `[M]`.
 
-    Each hardest negative is a score and an index, -inf and -1 where an anchor has no negative.
+    A hardest negative is a score and an index, -inf and -1 if an anchor has no negative.
     """
     scores = wide(image) @ wide(text).T
     same = same_id(scores, image_ids, text_ids)

@@ -1,9 +1,10 @@
-"""Intra-modal constraint: bounded sums over the pairs of one modality."""
+"""Intra-modal constraint: band sums over the pairs of one modality."""
 
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._positives import same_id, show_not_finite, with_gradient_of_nan
+from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
+from itm_kernels.reference._positives import same_id
 from itm_kernels.reference._precision import wide
 from itm_kernels.reference._similarity import similarity
 
@@ -17,12 +18,12 @@ def intra_modal(
     upper: float,
     per_row: bool,
 ) -> Tensor:  # [N]
-    """Return every row's sum over its pairs, without weight and without 1 / N."""
+    """Return the sum of every row over its pairs, without the weight and without 1 / N."""
     values, off = _banded(x, ids, metric, mode, lower, upper, per_row)
     sums = values.masked_fill(off, 0).sum(1)
     if mode == "official" and metric == "cosine":
-        # An infinite row lies outside every band: its own diagonal entry shows it.
-        return with_gradient_of_nan(sums + show_not_finite(values.diagonal()))
+        # An infinite row is outside every band; its diagonal entry makes the sum NaN.
+        return with_nan_gradient(sums + nan_unless_finite(values.diagonal()))
     return sums
 
 
@@ -48,7 +49,7 @@ def _banded(
     upper: float,
     per_row: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, N], [N, N]
-    """Return the value of every pair, and which pairs are left out."""
+    """Return the value of every pair, and mark the excluded pairs."""
     if mode == "official" and metric == "cosine":
         similarities = wide(x) @ wide(x).T
         return similarities, _off(similarities, upper, 1 - lower, ids)
@@ -66,7 +67,7 @@ def _official_distance(
     x: Tensor, ids: Tensor | None, metric: str, lower: float, upper: float, per_row: bool
 ) -> tuple[Tensor, Tensor]:
     distance = similarity(x, x, metric)
-    # Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out, as in F.normalize.
+    # Rows of equal embeddings have norm 0; as in F.normalize, a lower bound prevents 0 / 0.
     norm = torch.linalg.vector_norm(distance, dim=1, keepdim=True).clamp_min(1e-12)
     relative = distance / norm
     ranked = relative.detach().sort(1).values  # [N, N]
@@ -76,13 +77,13 @@ def _official_distance(
 
 
 def _at_rank(ranked: Tensor, rank: int) -> Tensor:
-    """Return the column of that rank; beyond the last there is no bound."""
+    """Return the column of a rank, and infinity beyond the last rank."""
     beyond = torch.full_like(ranked[:, :1], torch.inf)
     return torch.cat([ranked, beyond], 1).narrow(1, torch.sym_min(rank, ranked.shape[1]), 1)
 
 
 def _off(key: Tensor, low: Tensor | float, high: Tensor | float, ids: Tensor | None) -> Tensor:
-    """Mark the pairs outside the band, and those that are none."""
-    # Written as "not outside", so that a NaN counts as inside and shows in the sum.
+    """Mark the pairs outside the band, and those that share an id."""
+    # A NaN is not outside, so that it propagates to the sum.
     outside = (key <= low) | (key >= high)
     return outside | (same_id(key, ids, ids) & ~key.isnan())

@@ -1,4 +1,4 @@
-"""k-means: k-means++ start and Lloyd iterations, for one set of members or one set per anchor."""
+"""k-means: k-means++ start and Lloyd iterations, for one set of members or one per anchor."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ def kmeans_plus_plus(
     member: Tensor | None,  # [B, M]; None: one problem over all rows
     draws: Tensor,  # [K, M] from Exp(1)
 ) -> Tensor:  # [B, K, D]
-    """Choose K start centroids, each a member drawn in proportion to its squared distance so far.
+    """Choose K start centroids, each a member drawn in proportion to its squared distance.
 
-    The member with the largest distance / draw is such a draw. When every one coincides with a
-    centroid, or a distance is NaN, the first centroid is repeated; without members row 0 is all.
+    The distance is that to the nearest centroid so far, and the member with the largest distance /
+    draw is such a draw. If all members coincide with centroids, or a distance is NaN, the first
+    centroid is repeated. Without members, all centroids are row 0.
     """
     x = wide(x)
     distance = x.new_ones(1, x.shape[0]) if member is None else member.to(x.dtype)
@@ -27,7 +28,8 @@ def kmeans_plus_plus(
         if chosen:
             index = torch.where(distance.sum(1) > 0, index, chosen[0])
         chosen.append(index)
-        # Of differences: a row is at exactly 0 from its copies. No [B, M, D] of them is stored.
+        # Computed from differences, so that copies of a row have distance 0, without [B, M, D] in
+        # memory.
         to_new = torch.cdist(x[index], x, compute_mode=_BY_DIFFERENCES).square()  # [B, M]
         if member is not None:
             to_new = to_new.masked_fill(~member, 0)
@@ -41,7 +43,7 @@ def kmeans(
     centroids: Tensor,  # [B, K, D]
     iterations: int,
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
-    """Run Lloyd's iterations; the assignment returned is the nearest of the centroids returned.
+    """Run Lloyd's iterations; return the nearest centroid of every row, and the centroids.
 
     Ties go to the lowest cluster, an empty cluster keeps its centroid, non-members get -1.
     """
@@ -62,7 +64,7 @@ def kmeans(
 
 
 def _sums(inside: Tensor, x: Tensor) -> Tensor:  # [B, M, K], [M, D] -> [B, K, D]
-    # In blocks of rows: the error of one chain of additions grows with its length.
+    # Summed in blocks of rows: the error of a chain of additions grows with its length.
     block = torch.sym_min(x.shape[0], 1024)
     short = -x.shape[0] % block
     rows = pad(x, (0, 0, 0, short)).unflatten(0, (-1, block))
@@ -71,5 +73,5 @@ def _sums(inside: Tensor, x: Tensor) -> Tensor:  # [B, M, K], [M, D] -> [B, K, D
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    # |x|^2 is the same for every cluster and is left out.
+    # |x|^2 is the same for every cluster and is omitted.
     return (centroids.square().sum(-1)[:, None] / 2 - x @ centroids.mT).argmin(-1)

@@ -15,10 +15,10 @@ def log_sum_exp(
     y_ids: Tensor | None,  # [M]
     positive: Tensor | None,  # [M]
 ) -> tuple[Tensor, ...]:  # [N], [M], [M] or [0], [N], [M]
-    """Return log sum_m e^(z_nm - z_n) for logits z and the highest z_n, and the same of columns.
+    """Return log sum_m e^(z_nm - z_n) for logits z and their row maximum z_n, and for columns.
 
-    With ids, pairs that share one are left out; an empty sum is -inf. Between the two, the logits
-    of positives; behind them the highest, which are constants.
+    With ids, pairs that share one are excluded; an empty sum is -inf. The third result is the
+    logits of positives, and the last two are the maxima, which are constants.
     """
     logits = scale * (wide(x) @ wide(y).T)
     of_positive = logits[0, :0] if positive is None else positive_scores(logits, positive)

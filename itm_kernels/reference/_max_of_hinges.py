@@ -3,13 +3,8 @@
 import torch
 from torch import Tensor
 
-from itm_kernels.reference._positives import (
-    positive_scores,
-    rows_of_pairs,
-    same_id,
-    show_not_finite,
-    with_gradient_of_nan,
-)
+from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
+from itm_kernels.reference._positives import positive_rows, positive_scores, same_id
 from itm_kernels.reference._precision import wide
 
 
@@ -25,7 +20,7 @@ def max_of_hinges_from_scores(
     scores = wide(scores)
     s_positive = positive_scores(scores, positive)
     negatives = scores.masked_fill(same_id(scores, image_ids, text_ids), -torch.inf)
-    texts = rows_of_pairs(negatives, positive)  # [M, M]
+    texts = positive_rows(negatives, positive)  # [M, M]
     images = negatives.T  # [M, N]
     if semihard:
         texts = texts.masked_fill(texts >= s_positive[:, None], -torch.inf)
@@ -34,8 +29,8 @@ def max_of_hinges_from_scores(
     hardest_image = images.max(1).values
     text_hinge = (margin + hardest_text - s_positive).relu()
     image_hinge = (margin + hardest_image - s_positive).relu()
-    loss = text_hinge + image_hinge + show_not_finite(s_positive)
-    return with_gradient_of_nan(loss, positive)
+    loss = text_hinge + image_hinge + nan_unless_finite(s_positive)
+    return with_nan_gradient(loss, positive)
 
 
 def max_of_hinges(

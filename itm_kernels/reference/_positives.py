@@ -1,4 +1,4 @@
-"""Which pairs of a score matrix are positive, and which may not be negatives."""
+"""Positive and negative pairs of a score matrix."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ def same_id(
     image_ids: Tensor | None,  # [N]
     text_ids: Tensor | None,  # [M]
 ) -> Tensor:  # [N, M]
-    """Mark the pairs that share an id and so are never negatives; without ids, the diagonal."""
+    """Mark the pairs that share an id, which are never negatives; without ids, the diagonal."""
     if image_ids is None or text_ids is None:
         return torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     return image_ids[:, None] == text_ids[None, :]
@@ -19,7 +19,7 @@ def is_positive(
     scores: Tensor,  # [N, M]
     positive: Tensor | None,  # [M]
 ) -> Tensor:  # [N, M]
-    """Mark the one positive image of every text."""
+    """Mark the positive image of every text."""
     if positive is None:
         return torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     return torch.arange(scores.shape[0], device=scores.device)[:, None] == positive
@@ -31,7 +31,7 @@ def positive_scores(
 ) -> Tensor:  # [M]
     """Return s+, the score of every text with its positive image.
 
-    It is NaN for a positive of -1, a text without exactly one image, and 0 for a positive of N, a
+    It is NaN if the positive is -1, for a text without exactly one image, and 0 if it is N, for a
     text that is a negative only.
     """
     if positive is None:
@@ -41,34 +41,12 @@ def positive_scores(
     return found.masked_fill(positive < 0, torch.nan).masked_fill(positive >= N, 0)
 
 
-def rows_of_pairs(
+def positive_rows(
     scores: Tensor,  # [N, M]
     positive: Tensor | None,  # [M]
 ) -> Tensor:  # [M, M]
-    """Return, for every pair, the row of its image."""
+    """Return the scores of the positive image of every text with all texts."""
     return scores if positive is None else scores[positive.clamp_min(0)]
-
-
-def show_not_finite(scores: Tensor) -> Tensor:
-    """Return 0 for a finite score and NaN otherwise, to add to a loss that may not depend on it.
-
-    A pair without negatives has no term that would show a NaN, and [-inf]+ = 0 hides an infinite
-    positive score.
-    """
-    return 0 * scores
-
-
-def with_gradient_of_nan(
-    loss: Tensor,  # [M]
-    positive: Tensor | None = None,  # [M]
-) -> Tensor:  # [M]
-    """Return a loss whose gradient is NaN wherever a pair's loss is.
-
-    The rows that a NaN is made of may be finite, and so would be the gradient of a hinge. A text
-    without an image is no pair: its NaN pulls nothing, so that a loss may leave it out.
-    """
-    nan = loss.isnan() if positive is None else loss.isnan() & (positive >= 0)
-    return loss * torch.where(nan, torch.nan, 1.0)
 
 
 def hardest(
@@ -76,9 +54,10 @@ def hardest(
     excluded: Tensor,  # [N, M]
     dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return score and index of the largest of the others along an axis; -inf and -1 for none.
+    """Return the maximum and its index along an axis over pairs that are not excluded.
 
-    The lowest index wins. A score of -inf, which overflow makes, is a negative as any other.
+    Without such pairs they are -inf and -1. Among equal scores the lowest index is returned. A
+    score that overflows to -inf is still a negative.
     """
     found = scores.masked_fill(excluded, -torch.inf).max(dim)
     first = excluded.to(torch.uint8).argmin(dim)

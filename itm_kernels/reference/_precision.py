@@ -1,4 +1,4 @@
-"""The precision that scores and sums are computed in."""
+"""The precision of scores and sums."""
 
 import torch
 from torch import Tensor

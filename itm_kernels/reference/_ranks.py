@@ -1,11 +1,11 @@
-"""Rank of the best positive of every query, without the whole score matrix in memory."""
+"""Rank of the best positive of every query, without the full score matrix in memory."""
 
 import torch
 from torch import Tensor
 
 from itm_kernels.reference._precision import wide
 
-_SCORES_AT_ONCE = 1 << 22  # 16 MiB of fp32
+_BLOCK = 1 << 22  # scores; 16 MiB in fp32
 
 
 def ranks(
@@ -15,12 +15,12 @@ def ranks(
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G], equal for equal rows
 ) -> tuple[Tensor, Tensor, Tensor]:  # [Q] each
-    """Return how many negatives are above the best finite positive, and what ties with it.
+    """Count negatives above the best finite positive, negatives and positives that tie with it.
 
-    The last counts positives that tie, 0 where none has a finite score.
-    Equal rows tie with one another, whatever their products round to.
+    The count of positives is 0 if none has a finite score. Equal rows tie with one another, however
+    their products are rounded.
     """
-    rows = max(1, _SCORES_AT_ONCE // gallery.shape[0])
+    rows = max(1, _BLOCK // gallery.shape[0])
     blocks = []
     for block, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
         scores = wide(block) @ wide(gallery).T

@@ -9,7 +9,7 @@ from itm_kernels.reference._precision import wide
 def rbf_synthesis(
     anchors: Tensor,  # [N, D]
     members: Tensor,  # [M, D]
-    assignment: Tensor,  # [M] or [N, M], -1: in no cluster
+    assignment: Tensor,  # [M] or [N, M]; -1: in no cluster
     anchor_ids: Tensor | None,  # [N]
     member_ids: Tensor | None,  # [M]
     num_clusters: int,
@@ -17,7 +17,7 @@ def rbf_synthesis(
     weights: str,
     ridge: float,
 ) -> tuple[Tensor, Tensor]:  # [N, K, D], [N, K]
-    """Return qbar_k = sum_n w_n khat_n over the members n of cluster k, and where k has any."""
+    """Return qbar_k = sum_n w_n khat_n over the members n of cluster k, and whether k has any."""
     q, x = wide(anchors), wide(members)
     # |q|^2 cancels in the softmax.
     logits = (q @ x.T - x.square().sum(-1) / 2) / sigma**2  # [N, M]
@@ -48,9 +48,9 @@ def rbf_synthesis_logits(
     ridge: float,
     detach: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
-    """Return the cosine of every anchor with its synthetic vectors, and where they exist.
+    """Return the cosine of every anchor with its synthetic vectors, and whether they exist.
 
-    With detach, the vectors are constants: the gradient reaches the anchor of the cosine alone.
+    With detach, the vectors are constants: only the anchor of the cosine has a gradient.
     """
     q, x = (anchors.detach(), members.detach()) if detach else (anchors, members)
     vectors, valid = rbf_synthesis(
@@ -60,24 +60,24 @@ def rbf_synthesis_logits(
 
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Return the cosine of rows, as `torch.nn.functional.cosine_similarity`; 0 for a row of 0.
+    """Return the cosine of rows, as `torch.nn.functional.cosine_similarity`.
 
-    Such a row has no direction, and so no gradient: over infinity both are 0.
+    The cosine with a zero row and its gradient are 0: both are divided by infinity.
     """
-    lengths = (torch.linalg.vector_norm(rows, dim=-1) for rows in (x, y))
-    a, b = (length.clamp_min(1e-8).masked_fill(length == 0, torch.inf) for length in lengths)
+    norms = (torch.linalg.vector_norm(rows, dim=-1) for rows in (x, y))
+    a, b = (norm.clamp_min(1e-8).masked_fill(norm == 0, torch.inf) for norm in norms)
     return (x * y).sum(-1) / a / b
 
 
 def _solve(factor: Tensor, khat: Tensor) -> Tensor:
-    """Return (K + ridge I)^-1 khat per anchor, so that qbar = X of it: W itself is never needed."""
+    """Return (K + ridge I)^-1 khat per anchor; qbar is X times it, so that W is not formed."""
     if factor.dim() == 2:  # one clustering: all anchors are right-hand sides of one system
         return torch.cholesky_solve(khat.mT, factor).mT
     return torch.cholesky_solve(khat[..., None], factor)[..., 0]
 
 
 def _softmax_inside(logits: Tensor, inside: Tensor) -> Tensor:
-    """Softmax over the marked entries; a row without any is 0."""
+    """Return the softmax over the marked entries; a row without any is 0."""
     some = inside.any(1, keepdim=True)
     khat = logits.masked_fill(~inside & some, -torch.inf).softmax(1)
     return torch.where(some, khat, 0)
@@ -86,7 +86,7 @@ def _softmax_inside(logits: Tensor, inside: Tensor) -> Tensor:
 def _gram_factor(x: Tensor, assignment: Tensor, sigma: float, ridge: float) -> Tensor:
     """Return the Cholesky factor of K + ridge I, block diagonal in the clusters, in fp64.
 
-    NaN where it is not positive definite: with ridge 0, duplicates in one cluster.
+    It is NaN if the matrix is not positive definite, as for duplicates in a cluster with ridge 0.
     """
     x = x.double()
     square = x.square().sum(-1)

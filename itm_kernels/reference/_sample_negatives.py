@@ -1,4 +1,4 @@
-"""One mined negative per anchor, in both directions."""
+"""One sampled negative per anchor, in both directions."""
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ def sample_negatives(
     temperature: float,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Draw from softmax(s / temperature) over valid negatives (multinomial), its limit, or evenly.
+    """Draw from softmax(s / temperature) of negatives, or take the hardest, or draw uniformly.
 
-    The largest logit + Gumbel noise is a draw from the softmax. s / t + noise and s + t noise have
-    their maximum at the same place: neither t nor 1 / t may leave the range of fp32. Without a
-    negative, index -1.
+    The maximum of logit + Gumbel noise is a draw from the softmax. s / t + noise and s + t noise
+    have their maximum at the same index; the choice between them keeps t and 1 / t within the range
+    of fp32. Without negatives the index is -1.
     """
     scores = wide(image) @ wide(text).T
     return sample_negatives_from_scores(
@@ -29,15 +29,15 @@ def sample_negatives(
 
 
 def sample_negatives_from_scores(
-    image_to_text: Tensor,  # [N, M], by which images choose texts
-    text_to_image: Tensor,  # [N, M], by which texts choose images
+    image_to_text: Tensor,  # [N, M] scores by which images choose texts
+    text_to_image: Tensor,  # [N, M] scores by which texts choose images
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     strategy: str,
     temperature: float,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Draw by scores that may differ between the directions."""
+    """Draw as `sample_negatives`, by scores that may differ between the directions."""
     same = same_id(image_to_text, image_ids, text_ids)
 
     def draw(scores: Tensor, dim: int) -> Tensor:

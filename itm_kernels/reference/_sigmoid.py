@@ -1,10 +1,11 @@
-"""Sigmoid loss: every pair of a batch is a binary classification of its own."""
+"""Sigmoid loss: every pair of a batch is a binary classification."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from itm_kernels.reference._positives import is_positive, positive_scores, same_id, show_not_finite
+from itm_kernels.reference._nan import nan_unless_finite
+from itm_kernels.reference._positives import is_positive, positive_scores, same_id
 from itm_kernels.reference._precision import wide
 
 
@@ -17,13 +18,13 @@ def sigmoid(
     image_ids: Tensor | None,  # [N]
     text_ids: Tensor | None,  # [M]
 ) -> Tensor:  # [M]
-    """Sum -log sigmoid of z (scale s + bias) over images, per text; z is 1 or -1.
+    """Sum -log sigmoid of z (scale s + bias) over the images of every text; z is 1 or -1.
 
-    Pairs that share an id without being the positive take no part.
+    Pairs that share an id but are not the positive are excluded.
     """
     logits = scale * (wide(image) @ wide(text).T) + bias
     matched = is_positive(logits, positive)
     ignored = same_id(logits, image_ids, text_ids) & ~matched
-    # Not softplus: torch's is linear from 20 on, which fp64 sees (2e-9).
+    # Not softplus: that of torch is linear from 20 on, with an error of 2e-9 in fp64.
     loss = -logsigmoid(torch.where(matched, logits, -logits)).masked_fill(ignored, 0).sum(0)
-    return loss + show_not_finite(positive_scores(logits, positive))
+    return loss + nan_unless_finite(positive_scores(logits, positive))

@@ -14,7 +14,7 @@ def similarity(
 ) -> Tensor:  # [..., N, M]
     """Return s[n, m] for a similarity (dot, cosine) or a distance (l1, l2, sqeuclidean).
 
-    Distances come from direct differences, so that equal rows are exactly 0 apart.
+    Distances are computed from direct differences, so that equal rows have distance 0.
     """
     if metric == "dot":
         return wide(x) @ wide(y).mT

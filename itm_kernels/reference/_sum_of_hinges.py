@@ -1,14 +1,9 @@
-"""Sum of hinges: every anchor against all of its negatives."""
+"""Sum of hinges: every anchor against all its negatives."""
 
 from torch import Tensor
 
-from itm_kernels.reference._positives import (
-    positive_scores,
-    rows_of_pairs,
-    same_id,
-    show_not_finite,
-    with_gradient_of_nan,
-)
+from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
+from itm_kernels.reference._positives import positive_rows, positive_scores, same_id
 from itm_kernels.reference._precision import wide
 
 
@@ -23,10 +18,10 @@ def sum_of_hinges_from_scores(
     scores = wide(scores)
     s_positive = positive_scores(scores, positive)
     same = same_id(scores, image_ids, text_ids)
-    a = (margin + rows_of_pairs(scores, positive) - s_positive[:, None]).relu()
+    a = (margin + positive_rows(scores, positive) - s_positive[:, None]).relu()
     b = (margin + scores - s_positive[None, :]).relu()
-    loss = a.masked_fill(rows_of_pairs(same, positive), 0).sum(1) + b.masked_fill(same, 0).sum(0)
-    return with_gradient_of_nan(loss + show_not_finite(s_positive), positive)
+    loss = a.masked_fill(positive_rows(same, positive), 0).sum(1) + b.masked_fill(same, 0).sum(0)
+    return with_nan_gradient(loss + nan_unless_finite(s_positive), positive)
 
 
 def sum_of_hinges(

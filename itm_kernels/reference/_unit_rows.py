@@ -1,4 +1,4 @@
-"""Rows scaled to Euclidean length 1."""
+"""Rows scaled to Euclidean norm 1."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from itm_kernels.reference._precision import wide
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Scale every row to Euclidean length 1, in fp32 or better, as `torch.nn.functional.normalize`.
+    """Scale every row to Euclidean norm 1, in fp32 or better, as `torch.nn.functional.normalize`.
 
-    A row of length 0 has no direction: it stays zero and has no gradient, where `normalize` has
-    1e12 times what arrives, which fp16 cannot hold.
+    A zero row stays zero and has gradient 0. The gradient of `normalize` would be 1e12 times the
+    incoming one, which overflows fp16.
     """
     x = wide(x)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp_min(1e-12).masked_fill(norm == 0, torch.inf)

@@ -23,7 +23,7 @@ def test_ranks_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch, backend: 
     query_ids, gallery_ids = torch.arange(7) % 3, torch.arange(9) % 3
     whole = ops.ranks(queries, gallery, query_ids, gallery_ids, backend=backend)
     # The function of that name hides its module from attribute access.
-    monkeypatch.setattr(sys.modules["itm_kernels.reference._ranks"], "_SCORES_AT_ONCE", 18)
+    monkeypatch.setattr(sys.modules["itm_kernels.reference._ranks"], "_BLOCK", 18)
     blocks = ops.ranks(queries, gallery, query_ids, gallery_ids, backend=backend)
     assert all(map(torch.equal, whole, blocks))
     alone = ops.ranks(queries, gallery, query_ids + 50, gallery_ids, backend=backend)
