@@ -57,6 +57,20 @@ def missing_paths(text: str) -> list[str]:
     return found
 
 
+def missing_commands(text: str) -> list[str]:
+    """Return the make targets and the modules of the repository that do not exist."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
+    named = re.findall(r"(?:^|`|\b[A-Z]+=\S+ )make ([a-z][\w-]*)", text, re.M)
+    found = [f"make {target}" for target in named if target not in targets]
+    for module in re.findall(r"python3? -m ([\w.]+)", text):
+        path = ROOT / module.replace(".", "/")
+        ours = (ROOT / module.split(".")[0]).is_dir()
+        if ours and not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
+            found.append(f"-m {module}")
+    return found
+
+
 def foreign_pages(text: str) -> list[str]:
     """Return the citations of pages that no reader of the repository has."""
     folders = ROOT, ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "results" / "predicted"
@@ -75,6 +89,18 @@ def test_links_lead_to_files(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_paths_exist(document: Path) -> None:
     assert missing_paths(document.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_commands_exist(document: Path) -> None:
+    assert missing_commands(document.read_text(encoding="utf-8")) == []
+
+
+def test_missing_commands_are_found() -> None:
+    text = (
+        "`make test`\nmake none PYTHON=python3\n`python -m benchmarks.report` python3 -m tools.none"
+    )
+    assert missing_commands(text) == ["make none", "-m tools.none"]
 
 
 def test_missing_links_and_paths_are_found(tmp_path: Path) -> None:
