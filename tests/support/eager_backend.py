@@ -1,8 +1,8 @@
-"""A backend in eager PyTorch that implements every operator's contract, to test the layer above.
+"""A backend in eager PyTorch with the contract of every operator, to test the layer above.
 
-It stands where a compiled backend stands: behind the dispatcher, without autograd of its own,
-given only what an operator's schema passes and saves. Gradients are derived again from the
-recomputed formula, except where the contract is to use saved indices.
+Like a compiled backend, it is called by the dispatcher, has no autograd, and gets only what the
+schema of an operator passes and saves. Gradients are those of the recomputed formula, unless the
+contract is to use saved indices.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def differentiate(
 ) -> tuple[Tensor, ...]:
     """Recompute a formula and return its vector-Jacobian product for some of its inputs.
 
-    Kernels run below autograd, a state that belongs to the thread: a new thread has autograd.
+    Kernels run below autograd, which is a state of the thread; a new thread has autograd.
     """
 
     def product() -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ def intra_modal_forward(x, ids, metric, mode, lower, upper, per_row, keep_mask):
 
 def intra_modal_backward(grad, x, ids, row, low, high, norm, mask, metric, mode):
     def banded(x: Tensor) -> Tensor:
-        """Sum over the pairs inside the saved bounds, as a kernel that recomputes tiles would."""
+        """Return sums over the pairs inside the saved bounds, as a kernel that recomputes tiles."""
         values = reference.similarity(x, x, "dot" if _raw(metric, mode) else metric)
         if metric == "cosine" and mode != "official":
             values = 1 - values
@@ -85,7 +85,7 @@ def intra_modal_backward(grad, x, ids, row, low, high, norm, mask, metric, mode)
         return values.masked_fill(outside | (own[:, None] == own), 0).sum(1)
 
     found = differentiate(banded, [x], [0], [grad.to(row.dtype)])[0]
-    # An infinite row is outside every band, and its sum is NaN: so is its gradient.
+    # An infinite row is outside every band, and its sum and its gradient are NaN.
     return found + (0 * row[:, None]).to(x.dtype) if _raw(metric, mode) else found
 
 
@@ -101,7 +101,7 @@ def sample_negatives(image, text, image_ids, text_ids, strategy, temperature, se
 
 
 def keeping(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the forward kernel of an operator that is told whether to keep its scores."""
+    """Return the forward kernel of an operator whose last argument is whether to keep scores."""
 
     def forward(*arguments: Any) -> Any:
         *inputs, keep = arguments
@@ -116,7 +116,7 @@ def keeping(formula: Callable[..., Any]) -> Callable[..., Any]:
 def recomputing(
     formula: Callable[..., Any], outputs: int, wrt: list[int], saved: int = 0
 ) -> Callable[..., Any]:
-    """Return the backward kernel of an operator that needs nothing but its inputs."""
+    """Return the backward kernel of an operator that recomputes everything from its inputs."""
 
     def backward(*arguments: Any) -> Any:
         grads, inputs = list(arguments[:outputs]), list(arguments[outputs + saved :])
@@ -127,7 +127,7 @@ def recomputing(
 
 
 def of_cosines(formula: Callable[..., Any], inputs: list[Any], cosine: bool) -> Any:
-    """Apply a formula to rows as they come, or to unit rows."""
+    """Apply a formula to the rows, or to unit rows with cosine."""
     sides = [reference.unit_rows(rows) if cosine else rows for rows in inputs[:2]]
     return formula(*sides, *inputs[2:])
 
@@ -233,7 +233,7 @@ def _register() -> None:
 
         def run(*arguments: Any, kernel: Callable[..., Any] = kernel) -> Any:
             found = kernel(*arguments)
-            # An operator's output may be no view of an input.
+            # The output of an operator must not be a view of an input.
             copy = [t.clone() for t in ([found] if isinstance(found, Tensor) else found)]
             return copy[0] if isinstance(found, Tensor) else tuple(copy)
 
@@ -245,7 +245,7 @@ _register()
 
 @contextmanager
 def as_native() -> Iterator[None]:
-    """Let this backend stand in for the compiled one on the CPU."""
+    """Replace the compiled backend on the CPU by this one."""
     kernels = {"cpu": frozenset(backends.OPERATORS), "cuda": frozenset()}
     with (
         patch.dict(backends.NAMESPACES, native=NAMESPACE),

@@ -33,7 +33,7 @@ def sigmoid(image, text, scale, bias, positive, image_ids, text_ids, weight, cos
     return (weight * reference.sigmoid(*sides, scale, bias, positive, image_ids, text_ids)).sum()
 
 
-# Every scalar of the forward pass is made again in the backward pass: what is handed on is empty.
+# The backward pass recomputes everything, so the saved tensors are zeros.
 def info_nce_total_forward(image, text, scale, fixed_scale, *others) -> tuple[Tensor, ...]:
     *options, keep = others
     total = info_nce(image, text, number(scale, fixed_scale, image), *options)
@@ -57,7 +57,7 @@ def sigmoid_total_forward(
 
 
 def kernels(differentiate: Callable[..., tuple[Tensor, ...]]) -> dict[str, Callable[..., Any]]:
-    """Return the operators; `differentiate(formula, inputs, of which, grads)` has gradients."""
+    """Return the operators; gradients are those of `differentiate(formula, inputs, wrt, grads)`."""
 
     def info_nce_backward(grad, scores, anchors, of_scale, image, text, scale, fixed, *options):
         inputs = [image, text, number(scale, fixed, image), *options]
@@ -70,7 +70,7 @@ def kernels(differentiate: Callable[..., tuple[Tensor, ...]]) -> dict[str, Calla
         positive = options[0]
         if positive is None or not (positive < 0).any():
             return found
-        return tuple(grad * torch.nan for grad in found)  # wrong ids show in the gradients
+        return tuple(grad * torch.nan for grad in found)  # wrong ids make the gradients NaN
 
     return {
         "info_nce_total_forward": info_nce_total_forward,

@@ -10,7 +10,7 @@ from itm_kernels import reference
 
 
 def hinge(scores: Tensor, positive: Tensor, margin: float, semihard: bool) -> Tensor:
-    """Return the index of the hardest negative `[rows]`, -1 where its hinge is not active."""
+    """Return the index of the hardest negative `[rows]`, -1 if its hinge is not active."""
     allowed = scores.masked_fill(scores >= positive[:, None], -torch.inf) if semihard else scores
     value, index = allowed.max(1)
     return torch.where((margin + value - positive > 0) | value.isnan(), index, -1)
@@ -78,7 +78,7 @@ BITS = torch.arange(32)
 
 
 def inside(x: Tensor, ids: Tensor | None, lower: float, upper: float) -> Tensor:
-    """Return the pairs in the official band of cosines, and rows whose sums are not finite."""
+    """Mark pairs in the official band of cosines, and the diagonal of rows with infinite sums."""
     scores = reference.similarity(x, x, "dot")
     own = torch.arange(len(x)) if ids is None else ids
     negative = (own[:, None] != own) | scores.isnan()

@@ -1,4 +1,4 @@
-"""`unit_synthesis` of the backend in eager PyTorch."""
+"""`unit_synthesis` in eager PyTorch, for eager_backend.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Inputs of every operator, to hold its schema and its fake against a kernel."""
+"""Sample inputs of every operator, to compare its schema and its fake kernel with a kernel."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ N, M, D, K = 3, 5, 4, 2
 
 
 def sample_inputs(name: str) -> list[tuple[Any, ...]]:
-    """Return inputs for an operator, by what its arguments are called; with and without ids."""
+    """Return sample inputs of an operator by its name in the dispatcher, with and without ids."""
     torch.manual_seed(0)
     image, text = torch.randn(N, D), torch.randn(M, D)
     image_ids, text_ids = torch.arange(N), torch.tensor([2, 0, 1, 1, 0])
@@ -21,7 +21,12 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     whole = image, text, positive, *ids
     synthesis = image, text, torch.tensor([0, 1, 0, 0, 1]), image_ids, text_ids, K, 0.5
     grad, rows = torch.randn(M), torch.randn(N)
-    sums = rows, grad, rows.clone(), grad.clone()  # relative, and what they are relative to
+    sums = (
+        rows,
+        grad,
+        rows.clone(),
+        grad.clone(),
+    )  # relative sums, and the maxima that they are relative to
     masks = torch.tensor([[2], [1], [0]]).int(), torch.tensor([[2], [5], [2], [0], [0]]).int()
     no_mask = torch.empty(0, 0, dtype=torch.int32)
     none, scores = torch.empty(0, 0), torch.randn(N, M)
