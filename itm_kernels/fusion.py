@@ -1,4 +1,4 @@
-"""Training-time fusion of image and text tokens into one vector per pair (maths, section 6)."""
+"""Training-time fusion of image and text tokens into one vector per pair (ITO)."""
 
 from typing import TYPE_CHECKING
 

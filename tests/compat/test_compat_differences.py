@@ -19,7 +19,7 @@ from itm_kernels.compat.vsepp import ContrastiveLoss
 from itm_kernels.losses import MaxOfHingesLoss
 from oracles.batches import unit_pair
 
-PAGE = Path(__file__).parents[2] / "docs" / "coming_from.md"
+PAGE = Path(__file__).parents[2] / "docs/coming_from.md"
 IM, S = (x.detach() for x in unit_pair(6, torch.float64))
 
 

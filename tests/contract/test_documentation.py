@@ -111,6 +111,17 @@ def test_missing_links_and_paths_are_found(tmp_path: Path) -> None:
     assert missing_paths(text) == ["csrc/cpu/none.cpp", "csrc/cuda/*.none"]
 
 
+def test_source_files_cite_no_page_that_is_not_in_the_repository() -> None:
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    found = [
+        f"{name}: {cited}"
+        for name in tracked()
+        if (name.endswith(CODE) or name in ("Makefile", ".ci/run")) and name != own
+        for cited in foreign_pages((ROOT / name).read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
 def test_foreign_pages_are_found() -> None:
     text = "Paper 3 (maths, section 6), style.md, docs/none.md; docs/maths.md and README.md"
     assert foreign_pages(text) == ["Paper 3", "maths, section 6", "style.md", "docs/none.md"]

@@ -159,7 +159,7 @@ def test_noise_is_precise_in_both_tails() -> None:
     assert ((found - exact).abs() <= 5e-7 * exact.abs().clamp_min(1)).all()
 
 
-SCORES = torch.tensor([[2.0, 1, 0], [0, 3, 1], [1, 1, 1]])  # maths.md, check H
+SCORES = torch.tensor([[2.0, 1, 0], [0, 3, 1], [1, 1, 1]])  # as in test_hand_checks.py
 LIKELY = np.array([[0, 0.7310586, 0.2689414], [0.2689414, 0, 0.7310586], [0.5, 0.5, 0]])
 DRAWS = 4000
 
