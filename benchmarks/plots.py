@@ -98,7 +98,7 @@ def limit(name: str, rows: dict[str, dict[str, Any]], folder: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(rows) + 1), layout="constrained")
     for place, row in enumerate(rows.values()):
         mode = tables.mode_of(row)
-        for contender, colour, height in (("eager", OTHER, 0.4), ("ours", OURS, 0.8)):
+        for contender, colour, height in (("ours", OURS, 0.8), ("eager", OTHER, 0.4)):
             found = row["contenders"].get(contender, {}).get(mode)
             if found:
                 axis.barh(place, found["percent_of_limit"], height, color=colour, alpha=0.8)
