@@ -96,7 +96,7 @@ def _centroid_sums(launch: Launch) -> Count:
         triton=True,
         kind=kind,
         flop=2.0 * marks * launch.COLUMNS * terms,
-        depth=min(launch.N, launch.rows_of_share),
+        depth=min(launch.N, launch.split_rows),
         ceiling=waves(launch.programs)
         * ceiling_of(kind, launch.ROWS, launch.COLUMNS, launch.num_warps),
         # Which rows are a cluster's; whether a number is finite, and its parts.

@@ -1,7 +1,8 @@
-"""Weights alpha khat of rows in the gradient of a cosine's anchors, and what makes them one.
+"""The gradient of a cosine's anchors with constant vectors: weights alpha khat, and the last step.
 
-Weights are two parts of fp16, which hold no number above 65504: powers of two of a row of weights
-and of all rows bring them below, and are taken back in the end.
+Between the two kernels the library multiplies weights with the rows that the vectors sum up.
+Weights are two fp16 parts, and fp16 ends at 65504: weights are scaled by a power of two per row and
+by one for all rows, which the last step divides out.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._member_sums import anchor_and_cluster
+from itm_kernels.triton._clusters import anchor_and_cluster, in_cluster
 from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import row_blocks
 from itm_kernels.triton._products import precision_of, store_parts
@@ -19,16 +20,16 @@ from itm_kernels.triton._synthesis_blocks import Block, list_arguments
 
 @triton.jit
 def _below_one(largest):
-    """Return the power of two that brings numbers up to an fp32 one below 1."""
-    return power_of_two_scale(largest, 3) * 0.125  # of infinity it is a number
+    """Return the power of two that scales fp32 values up to `largest` to below 1."""
+    return power_of_two_scale(largest, 3) * 0.125  # finite even if `largest` is infinite
 
 
 @triton.jit(do_not_specialize=["P", "tiles", "M"])
 def _weights_kernel(
     khat,  # [R, M]
     alpha,  # [R, K]
-    largest,  # [R] of a row's alpha
-    factor,  # [M] of the rows as they are laid out
+    largest,  # [R] maximum of |alpha|
+    factor,  # [M] scale of the rows as laid out
     unit,  # []
     weights,  # [PARTS, R, M]
     starts,
@@ -47,7 +48,7 @@ def _weights_kernel(
     FACTORS: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """Write alpha khat of every column of a list, and 0 for columns after the last cluster's."""
+    """Write alpha khat for the columns of every list, and 0 beyond the last cluster."""
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
@@ -62,11 +63,8 @@ def _weights_kernel(
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
         inside = (m < last)[None, :] & (p < P)[:, None]
-        own = (m < end)[None, :] & (p < P)[:, None]
-        to = inside
-        if PER_ANCHOR:
-            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
-            to = own
+        own = in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR)
+        to = own if PER_ANCHOR else inside
         value = tl.load(khat + at, mask=own, other=0.0) * scale[:, None]
         if FACTORS:
             value *= tl.load(factor + m, mask=m < end, other=0.0)[None, :]
@@ -78,7 +76,7 @@ def _weights_kernel(
 @triton.jit
 def _gradient_kernel(
     anchors,  # [N, D]
-    pull,  # [N, D]
+    product,  # [N, D] of weights with rows
     largest,  # [N]
     along,  # [N]
     unit,  # []
@@ -90,9 +88,10 @@ def _gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Divide the scales out of a product, and subtract its component along the anchor."""
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(n, N - 1)
-    back = tl.full((ROWS,), 1.0, pull.dtype.element_ty)
+    back = tl.full((ROWS,), 1.0, product.dtype.element_ty)
     if UNIT:
         back /= _below_one(tl.load(largest + rows))
     of_anchor = tl.load(along + rows)
@@ -100,8 +99,8 @@ def _gradient_kernel(
         d = (first + tl.arange(0, COLUMNS))[None, :]
         inside = (n < N)[:, None] & (d < D)
         anchor = tl.load(anchors + rows[:, None] * stride + d, mask=inside, other=0.0)
-        found = tl.load(pull + rows[:, None] * D + d, mask=inside, other=0.0)
-        if UNIT:  # one after the other: together the powers are beyond fp32
+        found = tl.load(product + rows[:, None] * D + d, mask=inside, other=0.0)
+        if UNIT:  # one after the other: their product can exceed fp32
             found = found / tl.load(unit) * back[:, None]
         found -= of_anchor[:, None] * anchor.to(found.dtype)
         tl.store(out + n[:, None] * D + d, found, mask=inside)
@@ -111,11 +110,11 @@ def weigh(
     block: Block,
     alpha: Tensor,  # [R, K]
     largest: Tensor,  # [R]
-    factor: Tensor,  # [M] of the rows as they are laid out
+    factor: Tensor,  # [M] scale of the rows as laid out
     unit: Tensor | None,  # []
     weights: Tensor,  # [parts, R, M] to write
 ) -> None:
-    """Write alpha khat of the rows that the vectors are sums of."""
+    """Write the weights alpha khat of the rows that the vectors sum up."""
     arguments: dict[str, Any] = list_arguments(block.clusters, block.q.shape[0])
     _weights_kernel[arguments.pop("grid")](
         khat=block.weights, alpha=alpha, largest=largest, factor=factor,
@@ -128,15 +127,15 @@ def weigh(
 
 def finish(
     anchors: Tensor,  # [R, D]
-    pull: Tensor,  # [R, D]
+    product: Tensor,  # [R, D] of weights with rows
     largest: Tensor,  # [R]
     along: Tensor,  # [R]
     unit: Tensor | None,  # []
     out: Tensor,  # [R, D]
 ) -> None:
-    """Write the gradient of some anchors."""
+    """Write the gradient of a range of anchors."""
     (R, D), options = anchors.shape, row_blocks(anchors.shape[1])
     _gradient_kernel[(triton.cdiv(R, options["ROWS"]),)](
-        anchors, pull, largest, along, largest if unit is None else unit, out, anchors.stride(0),
-        R, D, UNIT=unit is not None, **options,
+        anchors, product, largest, along, largest if unit is None else unit, out,
+        anchors.stride(0), R, D, UNIT=unit is not None, **options,
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""The update of k-means: sums of every cluster's rows, and their means as operands.
+"""The centroid update of k-means: sums of the rows of every cluster, and their means as operands.
 
-A sum is a product with one-hot rows. Shares of rows are summed by programs of their own, so that
-chains are short, and a second launch adds the shares up. A single share leaves means at once.
+A sum is a product with one-hot assignments. Rows are split over programs to keep accumulation
+chains short, and a second launch adds the partial sums. Without a split, the first launch writes
+the means.
 """
 
 import triton
@@ -11,14 +12,14 @@ from itm_kernels.triton._norms import power_of_two_scale, reciprocal, square_roo
 from itm_kernels.triton._operands import INTERPRETED, to_tf32
 from itm_kernels.triton._score_tiles import wide_type
 
-# The interpreter multiplies bf16 wrongly.
+# The interpreter's bf16 products are wrong.
 _PART = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
-_MOST = tl.constexpr(3.38e38)  # that is finite in bf16
+_MOST = tl.constexpr(3.38e38)  # the largest value that stays finite in bf16
 
 
 @triton.jit
-def _own(assignment, problem, k, m, end, N, SHARED: tl.constexpr):
-    """Mark the rows `[M]` of clusters `[C]`; cluster -2 has none."""
+def _one_hot(assignment, problem, k, m, end, N, SHARED: tl.constexpr):
+    """Mark `[C, M]` the rows m of the clusters k; cluster -2 is empty."""
     here = m < end
     if SHARED:
         nearest = tl.load(assignment + m, mask=here, other=-1)[None, :]
@@ -29,16 +30,16 @@ def _own(assignment, problem, k, m, end, N, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _counted(
+def _count_rows(
     assignment, x_factor, problem, k, begin, end, N,
     DEPTH: tl.constexpr, SHARED: tl.constexpr, POWERS: tl.constexpr,
 ):  # fmt: skip
-    """Return how many rows clusters `[C]` have, and the largest of these rows' factors."""
+    """Return the number of rows of clusters `[C]`, and the largest scale of these rows."""
     count = tl.zeros((k.shape[0],), tl.int32)
     largest = tl.zeros((k.shape[0],), tl.float32)
     for first in range(begin, end, DEPTH):
         m = first + tl.arange(0, DEPTH)
-        own = _own(assignment, problem, k, m, end, N, SHARED)
+        own = _one_hot(assignment, problem, k, m, end, N, SHARED)
         count += tl.sum(own.to(tl.int32), 1)
         if POWERS:
             factor = tl.load(x_factor + m, mask=m < end, other=0.0)
@@ -47,12 +48,12 @@ def _counted(
 
 
 @triton.jit
-def _leave(
+def _store_centroids(
     value,  # [C, COLUMNS]
-    factor,  # [C], unless POWERS
-    some,  # [C] that are written
+    factor,  # [C] with POWERS
+    some,  # [C] which are written
     r,  # [C]
-    tile,  # of D
+    tile,  # tile of D
     centroids,
     squares,
     y,
@@ -65,7 +66,7 @@ def _leave(
     ROUND: tl.constexpr,
     POWERS: tl.constexpr,
 ):
-    """Write a tile of centroids: their numbers, squares, and what is multiplied with rows."""
+    """Write a tile of centroids: values, squared norms, and operands of the products with rows."""
     COLUMNS: tl.constexpr = value.shape[1]
     d = tile * COLUMNS + tl.arange(0, COLUMNS)
     inside = some[:, None] & (d < D)[None, :]
@@ -86,14 +87,14 @@ def _leave(
         value -= high.to(value.dtype)
 
 
-@triton.jit(do_not_specialize=["N", "rows_of_share"])
+@triton.jit(do_not_specialize=["N", "split_rows"])
 def sums_kernel(
     x,  # [N, width], zeros from D on
-    x_factor,  # [N] that rows of the operands are multiplied by
+    x_factor,  # [N] scale of the operands' rows
     assignment,  # [B, N]
-    sums,  # [shares, R, tiles of D x COLUMNS]
-    counts,  # [shares, R]
-    factors,  # [shares, R]
+    sums,  # [splits, R, tiles of D x COLUMNS]
+    counts,  # [splits, R]
+    factors,  # [splits, R]
     centroids,  # [R, D]
     squares,  # [tiles of D, R]
     y,  # [PARTS, R, WIDE] operands
@@ -106,50 +107,50 @@ def sums_kernel(
     K,
     D,
     width,
-    rows_of_share,
+    split_rows,  # rows per split
     ROWS: tl.constexpr,  # clusters
-    COLUMNS: tl.constexpr,  # of D
-    DEPTH: tl.constexpr,  # rows of x at once
-    TERMS: tl.constexpr,  # bf16 parts that rows are split into; 0: they are multiplied as they are
+    COLUMNS: tl.constexpr,  # columns of D
+    DEPTH: tl.constexpr,  # rows of x per iteration
+    TERMS: tl.constexpr,  # number of bf16 parts of a row; 0: rows are not split into parts
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
     SHARED: tl.constexpr,  # one problem
-    FINISH: tl.constexpr,  # one share
+    FINISH: tl.constexpr,  # one split: write the means
     PARTS: tl.constexpr,
     ROUND: tl.constexpr,
     POWERS: tl.constexpr,
 ):
-    """Sum the rows of a share in some clusters; programs of their own count them."""
+    """Sum the rows of a split in a tile of clusters; separate programs count them."""
     x_stride, width = x_stride // ALIGN * ALIGN, width // ALIGN * ALIGN
     tiles = tl.cdiv(D, COLUMNS)
     slots = tiles if FINISH else tiles + 1
     tile, place = tl.program_id(0) % slots, tl.program_id(0) // slots
     groups = tl.cdiv(R, ROWS)
-    share = place // groups
+    split = place // groups
     r = (place % groups) * ROWS + tl.arange(0, ROWS)
     some = r < R
     problem = tl.minimum(r, R - 1) // K
     k = tl.where(some, r - problem * K, -2)
-    begin = share * rows_of_share
-    end = tl.minimum(begin + rows_of_share, N)
-    at = share.to(tl.int64) * R + r
+    begin = split * split_rows
+    end = tl.minimum(begin + split_rows, N)
+    at = split.to(tl.int64) * R + r
     if tile < tiles:
         d = tile * COLUMNS + tl.arange(0, COLUMNS)
         DTYPE: tl.constexpr = wide_type(x.dtype)
         total = tl.zeros((ROWS, COLUMNS), DTYPE)
-        lost = tl.zeros((ROWS,), tl.int32)
+        invalid = tl.zeros((ROWS,), tl.int32)
         row_at = x + tl.arange(0, DEPTH).to(tl.int64)[:, None] * x_stride + d[None, :]
         for first in range(begin, end, DEPTH):
             m = first + tl.arange(0, DEPTH)
-            own = _own(assignment, problem, k, m, end, N, SHARED)
+            own = _one_hot(assignment, problem, k, m, end, N, SHARED)
             inside = (m < end)[:, None] if EVEN else (m < end)[:, None] & (d < width)[None, :]
             row = tl.load(row_at + tl.cast(first, tl.int64) * x_stride, mask=inside, other=0.0)
-            # A row that is not finite makes its cluster NaN; 0 x NaN would make all of them.
+            # A non-finite row makes only its own cluster NaN; 0 x NaN would reach all of them.
             finite = tl.abs(row.to(DTYPE)) < (_MOST if TERMS > 0 else float("inf"))
             bad = tl.max((~finite).to(tl.int32), 1)
             if tl.max(bad, 0) > 0:
-                lost = tl.maximum(lost, tl.max(own.to(tl.int32) * bad[None, :], 1))
+                invalid = tl.maximum(invalid, tl.max(own.to(tl.int32) * bad[None, :], 1))
             row = tl.where(finite, row, tl.zeros_like(row))
             if TERMS == 0:
                 one = own.to(row.dtype)
@@ -160,14 +161,14 @@ def sums_kernel(
                     high = row.to(tl.bfloat16)
                     total = tl.dot(one, high.to(_PART), total)
                     row -= high.to(tl.float32)
-        total = tl.where((lost != 0)[:, None], float("nan"), total)
+        total = tl.where((invalid != 0)[:, None], float("nan"), total)
         if FINISH:
-            count, largest = _counted(
+            count, largest = _count_rows(
                 assignment, x_factor, problem, k, begin, end, N, DEPTH, SHARED, POWERS
             )
             # An empty cluster keeps its centroid.
             value = total / tl.maximum(count, 1).to(DTYPE)[:, None]
-            _leave(
+            _store_centroids(
                 value, largest, some & (count > 0), r, tile, centroids, squares, y, y_factor,
                 y_stride, y_part, R, D, PARTS, ROUND, POWERS,
             )  # fmt: skip
@@ -175,7 +176,7 @@ def sums_kernel(
             to = sums + at[:, None] * (tiles * COLUMNS) + d[None, :]
             tl.store(to, total, mask=some[:, None])
     else:
-        count, largest = _counted(
+        count, largest = _count_rows(
             assignment, x_factor, problem, k, begin, end, N, DEPTH, SHARED, POWERS
         )
         tl.store(counts + at, count, mask=some)
@@ -183,12 +184,12 @@ def sums_kernel(
             tl.store(factors + at, largest, mask=some)
 
 
-@triton.jit(do_not_specialize=["shares", "R"])
+@triton.jit(do_not_specialize=["splits", "R"])
 def mean_kernel(
     start,  # [R, D]
-    sums,  # [shares, R, tiles of D x COLUMNS]
-    counts,  # [shares, R]
-    factors,  # [shares, R]
+    sums,  # [splits, R, tiles of D x COLUMNS]
+    counts,  # [splits, R]
+    factors,  # [splits, R]
     centroids,  # [R, D]
     squares,  # [tiles of D, R]
     y,  # [PARTS, R, WIDE]
@@ -196,18 +197,18 @@ def mean_kernel(
     start_stride,
     y_stride,
     y_part,
-    shares,
+    splits,
     R,
     D,
-    START: tl.constexpr,  # centroids are those given
+    START: tl.constexpr,  # copy the initial centroids
     PARTS: tl.constexpr,
     ROUND: tl.constexpr,
     POWERS: tl.constexpr,
-    SHARES: tl.constexpr,
+    SPLITS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,  # clusters of a program; of means 1
+    GROUP: tl.constexpr,  # clusters per program; 1 unless START
 ):
-    """Write centroids: the means of all shares' rows, or those to start from."""
+    """Write centroids: the means over all splits, or the initial centroids."""
     r, tile = tl.program_id(0), tl.program_id(1)
     d = tile * COLUMNS + tl.arange(0, COLUMNS)
     one = r * GROUP + tl.arange(0, GROUP)
@@ -219,16 +220,16 @@ def mean_kernel(
         value = tl.load(from_row[:, None] + d[None, :], mask=inside, other=0.0).to(DTYPE)
         factor = tl.full((GROUP,), 1.0, DTYPE)
         if POWERS:
-            length = square_root(squared_norms(from_row, 1, D, tl.arange(0, COLUMNS)))
-            factor = reciprocal(power_of_two_scale(length.to(DTYPE), 14))
+            norm = square_root(squared_norms(from_row, 1, D, tl.arange(0, COLUMNS)))
+            factor = reciprocal(power_of_two_scale(norm.to(DTYPE), 14))
     else:
-        total = tl.zeros((SHARES, COLUMNS), tl.float64)
-        number = tl.zeros((SHARES,), tl.int32)
-        largest = tl.zeros((SHARES,), tl.float32)
-        for first in range(0, shares, SHARES):
-            share = (first + tl.arange(0, SHARES)).to(tl.int64)
-            here = share < shares
-            at = share * R + r
+        total = tl.zeros((SPLITS, COLUMNS), tl.float64)
+        number = tl.zeros((SPLITS,), tl.int32)
+        largest = tl.zeros((SPLITS,), tl.float32)
+        for first in range(0, splits, SPLITS):
+            split = (first + tl.arange(0, SPLITS)).to(tl.int64)
+            here = split < splits
+            at = split * R + r
             number += tl.load(counts + at, mask=here, other=0)
             if POWERS:
                 largest = tl.maximum(largest, tl.load(factors + at, mask=here, other=0.0))
@@ -236,10 +237,10 @@ def mean_kernel(
             total += tl.load(found, mask=here[:, None], other=0.0).to(tl.float64)
         count = tl.sum(number, 0)
         value = (tl.sum(total, 0) / tl.maximum(count, 1)).to(DTYPE)[None, :]
-        # A mean is no longer than the longest row.
+        # The norm of a mean is at most that of the largest row.
         factor = tl.max(largest, 0) + tl.zeros((1,), tl.float32)
         some = (one < R) & (count > 0)
-    _leave(
+    _store_centroids(
         value, factor, some, one, tile, centroids, squares, y, y_factor, y_stride, y_part, R, D,
         PARTS, ROUND, POWERS,
     )  # fmt: skip

@@ -1,13 +1,13 @@
-"""Cholesky factors of the matrices K + ridge I of all clusters side by side.
+"""Batched Cholesky factorization of K + ridge I of every cluster, in blocks of 64 x 64.
 
-In fp64: near-duplicates leave K + ridge I a condition of 1 / ridge. Only the lower blocks of each
-cluster's factor exist, in rows of blocks one after another; where the factor would have its
-diagonal blocks it holds their inverses, which is how they are used. Entries of K are computed where
-the factor needs them.
+It is in fp64, because near-duplicates give K + ridge I a condition number of 1 / ridge. Only lower
+blocks are stored, one row of blocks after another. Diagonal blocks hold the inverse of their
+factor, the form in which they are used. Entries of K are computed on the fly.
 
-A factor is cut into panels, as many for a large cluster as for a small one, so that the number of
-launches does not follow the clusters' sizes: one writes a panel less what the panels before it
-explain, one factorises the panel's diagonal blocks (a program per cluster), one the blocks below.
+Every factor is divided into the same number of panels, so that the number of launches does not
+depend on cluster sizes. A panel takes three launches: write its blocks of K + ridge I minus the
+products of earlier panels, factorize its diagonal blocks (one program per cluster), and solve the
+blocks below.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ from itm_kernels.triton._clusters import spans_of, tiles_before
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import float_argument
 
-DEPTH = 64 if INTERPRETED else 16  # of a product's operands
+DEPTH = 64 if INTERPRETED else 16  # inner dimension of a product
 _MOST_PANELS = 16
-_PANEL = 8  # blocks of a panel, up to the largest number of panels
-# Pivots of a matrix with 1 on its diagonal that are nothing but rounding: with ridge 0, duplicates
-# leave 1e-16 |x|^2 / sigma^2 or 0, as it happens.
+_PANEL = 8  # blocks per panel, until the number of panels reaches its limit
+# Smaller pivots are rounding errors: the diagonal of K is 1, and without a ridge duplicates leave
+# 1e-16 |x|^2 / sigma^2 or exactly 0.
 _SMALLEST_PIVOT = tl.constexpr(1e-13)
 
 
@@ -36,12 +36,12 @@ def factor_of_cluster(
     starts,
     problem,
     cluster,
-    blocks_at_most,  # of a problem
+    blocks_at_most,  # allocated per problem
     K,
     CLUSTERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Return a cluster's factor and its first and last columns."""
+    """Return a pointer to a cluster's factor, its first column and the one after its last."""
     starts += problem * (K + 1)
     blocks = tiles_before(starts, cluster, CLUSTERS, BLOCK).to(tl.int64)
     before = tl.sum(blocks * (blocks + 1) // 2, 0)
@@ -62,8 +62,17 @@ def block_row(factor, i, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def transposed_tile(factor, i, column, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Return the tile `[BLOCK, DEPTH]` of the factor's transpose at row block i and a column."""
+    lower = tl.cast(column // BLOCK, tl.int64)
+    at = factor + lower * (lower + 1) // 2 * (BLOCK * BLOCK) + i * BLOCK
+    at += (column % BLOCK + tl.arange(0, DEPTH))[:, None] * ((lower + 1) * BLOCK)
+    return tl.trans(tl.load(at + tl.arange(0, BLOCK)[None, :]))
+
+
+@triton.jit
 def _products(rows_i, rows_j, first, last, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """Return the products of two rows of blocks over some columns."""
+    """Return the product of two rows of blocks over columns [first, last)."""
     depth = tl.arange(0, DEPTH)[None, :]
     total = tl.zeros((BLOCK, BLOCK), tl.float64)
     for column in range(first, last, DEPTH):
@@ -73,8 +82,8 @@ def _products(rows_i, rows_j, first, last, BLOCK: tl.constexpr, DEPTH: tl.conste
 
 
 @triton.jit
-def _rest(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """Return block i, j less what the blocks of its row from `first` on explain."""
+def _updated(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Return block i, j minus the products of blocks [first, j) of both rows (Schur complement)."""
     rows_i, rows_j = block_row(factor, i, BLOCK), block_row(factor, j, BLOCK)
     total = _products(rows_i, rows_j, first * BLOCK, j * BLOCK, BLOCK, DEPTH)
     return tl.load(rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]) - total
@@ -82,12 +91,12 @@ def _rest(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
 
 @triton.jit
 def _lower_block(factor, i, j, first, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """Replace block i, j of a panel that begins with block `first` by the factor's."""
+    """Replace block i, j by that of the factor; its panel starts at block `first`."""
     rows_i, rows_j = block_row(factor, i, BLOCK), block_row(factor, j, BLOCK)
     to = rows_i + j * BLOCK + tl.arange(0, BLOCK)[None, :]
-    # By way of memory: operands of 64 x 64 numbers in registers are 1,000 spills without DMMA.
-    tl.store(to, _rest(factor, i, j, first, BLOCK, DEPTH))
-    tl.debug_barrier()  # between the threads that write and those that read
+    # Through memory: 64 x 64 operands in registers cost 1,000 spills without DMMA.
+    tl.store(to, _updated(factor, i, j, first, BLOCK, DEPTH))
+    tl.debug_barrier()  # other threads read the stored values
     lower = _products(rows_i, rows_j, j * BLOCK, (j + 1) * BLOCK, BLOCK, DEPTH)
     tl.debug_barrier()
     tl.store(to, lower)
@@ -105,7 +114,7 @@ def rbf_block(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Return K of some rows and others, `[BLOCK, BLOCK]` fp64."""
+    """Return the RBF kernel K of two sets of rows, `[BLOCK, BLOCK]` in fp64."""
     depth = tl.arange(0, DEPTH)
     total = tl.zeros((BLOCK, BLOCK), tl.float64)
     square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
@@ -124,7 +133,7 @@ def rbf_block(
 
 @triton.jit
 def _inverse_factor(block, size, BLOCK: tl.constexpr):
-    """Return the inverse of the Cholesky factor of a block, the identity from row `size` on."""
+    """Return the inverse of a block's Cholesky factor, which is the identity from row `size` on."""
     at = tl.arange(0, BLOCK)
     inverse = (at[:, None] == at[None, :]).to(tl.float64)
     for pivot in range(0, size):
@@ -163,7 +172,7 @@ def _panel_kernel(
     DEPTH: tl.constexpr,
     HAS_ORDER: tl.constexpr,
 ):
-    """Write one block of a panel of K + ridge I, less what the panels before it explain."""
+    """Write one block of a panel: K + ridge I minus the products of earlier panels."""
     problem = tl.program_id(0) // T
     cluster = tl.load(span_cluster + tl.program_id(0))
     first = tl.load(span_first + tl.program_id(0))
@@ -173,7 +182,7 @@ def _panel_kernel(
     blocks = (end - begin + BLOCK - 1) // BLOCK
     width = (blocks + steps - 1) // steps
     i, j = (first - begin) // BLOCK, step * width + tl.program_id(1)
-    # The first column of an empty tile is 0, where no cluster after the first begins.
+    # An empty tile has first column 0, which lies in no cluster but the first.
     if (tl.program_id(1) < width) & (j <= i) & (first < end) & (i < blocks):
         at = tl.arange(0, BLOCK)
         m, n = begin + i * BLOCK + at, begin + j * BLOCK + at
@@ -202,7 +211,7 @@ def _diagonal_kernel(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Factorise the blocks of a panel that lie on its own rows; a program takes a cluster's."""
+    """Factorize the diagonal blocks of a panel; one program per cluster."""
     problem, cluster = tl.program_id(0) // K, tl.program_id(0) % K
     own, begin, end = factor_of_cluster(
         factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
@@ -213,10 +222,10 @@ def _diagonal_kernel(
     last = tl.minimum(first + width, blocks)
     to = tl.arange(0, BLOCK)[None, :]
     for j in range(first, last):
-        inverse = _rest(own, j, j, first, BLOCK, DEPTH)
+        inverse = _updated(own, j, j, first, BLOCK, DEPTH)
         inverse = _inverse_factor(inverse, tl.minimum(end - begin - j * BLOCK, BLOCK), BLOCK)
         tl.store(block_row(own, j, BLOCK) + j * BLOCK + to, inverse)
-        tl.debug_barrier()  # other threads read it
+        tl.debug_barrier()  # other threads read the stored values
         for i in range(j + 1, last):
             _lower_block(own, i, j, first, BLOCK, DEPTH)
 
@@ -236,7 +245,7 @@ def _below_kernel(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Factorise one row of blocks below a panel's own."""
+    """Solve one row of blocks below the diagonal blocks of a panel."""
     problem = tl.program_id(0) // T
     cluster = tl.load(span_cluster + tl.program_id(0))
     first = tl.load(span_first + tl.program_id(0))
@@ -253,36 +262,28 @@ def _below_kernel(
 def cholesky_factors(
     rows: Tensor,  # [M, D]
     starts: Tensor,  # [B, K + 1]; clusters outside the batch are empty
-    order: Tensor | None,  # [B, M] row of every column; None: as they come
+    order: Tensor | None,  # [B, M] row of every column; None: the same
     sigma: float,
     ridge: float,
     batch: ClusterBatch,
 ) -> Tensor:  # [B, size] fp64
-    """Factorise K + ridge I of every cluster `[start, next start)` of rows in that order.
+    """Factorize K + ridge I of every cluster `[start, next start)` of ordered rows.
 
-    NaN where it is not positive definite.
+    A matrix that is not positive definite gives NaN.
     """
     (M, D), (B, K) = rows.shape, (starts.shape[0], starts.shape[1] - 1)
-    # From rows of bf16 and fp16 the compiler makes no operands of fp64 (3.7.1, sm_90).
+    # The compiler cannot convert bf16 or fp16 rows to fp64 operands (3.7.1, sm_90).
     rows = contiguous_rows(rows.to(wide_dtype(rows)))
     factor = torch.empty((B, batch.size), dtype=torch.float64, device=rows.device)
     spans = spans_of(starts, batch.end - batch.begin, BLOCK)
     T, blocks = spans.first.shape[1], triton.cdiv(batch.largest, BLOCK)
-    # Panels of a batch, which is of large clusters, are as narrow as they get: they are a chain.
+    # Panels are a chain: those of a batch, which holds large clusters, are as narrow as possible.
     panel = _PANEL if batch.largest == M else 1
     steps = min(_MOST_PANELS, triton.cdiv(blocks, panel))
     shared: dict[str, Any] = {
-        "K": K,
-        "CLUSTERS": triton.next_power_of_2(K),
-        "BLOCK": BLOCK,
-        "DEPTH": DEPTH,
-    }
-    shared |= {
-        "factor": factor,
-        "starts": starts,
-        "blocks_at_most": batch.size // BLOCK**2,
-        "steps": steps,
-        "num_warps": 8,
+        **{"factor": factor, "starts": starts, "blocks_at_most": batch.size // BLOCK**2},
+        **{"K": K, "CLUSTERS": triton.next_power_of_2(K), "steps": steps},
+        **{"BLOCK": BLOCK, "DEPTH": DEPTH, "num_warps": 8},
     }
     tiles = {"span_cluster": spans.cluster, "span_first": spans.first, "T": T}
     for step in range(steps):

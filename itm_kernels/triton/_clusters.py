@@ -1,9 +1,10 @@
-"""Clusters of members: which columns are whose, and how kernels run over them.
+"""Clusters of members as ranges of sorted columns, or as masks.
 
-How large a cluster is only the device knows, so that no library's product has its shape. With one
-clustering for all anchors, members are sorted: a cluster is a list of columns, and its kernel runs
-over those alone. When every anchor has its own, there is one list of all columns, rows are pairs
-(anchor, cluster), and a cluster is a mask over them: more products, but no gathered rows.
+Cluster sizes exist only on the device, so no library product can have their shapes. With one
+clustering for all anchors, members are sorted by cluster: a cluster is a list of consecutive
+columns, and its kernel reads only those. If every anchor has its own clustering, one list holds all
+columns, rows are pairs (anchor, cluster), and a cluster is a mask: more products, but no gathered
+rows.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHUNK = 1024  # members, or tiles, that a program looks at at once
+_CHUNK = 1024  # members, or tiles, per iteration of a program
 
 
 class Spans(NamedTuple):
-    """Clusters cut into tiles of columns; the last tiles, of which there are enough, are empty."""
+    """Clusters split into tiles of columns; T is an upper bound, and the last tiles are empty."""
 
     cluster: Tensor  # [B, T] int32, of B clusterings
     begin: Tensor  # [B, T] first column of the cluster
@@ -31,9 +32,9 @@ class Spans(NamedTuple):
 
 @triton.jit
 def tiles_before(starts, cluster, CLUSTERS: tl.constexpr, SIZE: tl.constexpr):
-    """Return how many tiles of so many columns each of the clusters before one has: 0 for others.
+    """Return the number of tiles of SIZE columns `[CLUSTERS]` of every cluster before a given one.
 
-    The result is `[CLUSTERS]`, a power of two.
+    It is 0 for the other clusters. CLUSTERS is a power of two.
     """
     k = tl.arange(0, CLUSTERS)
     before = k < cluster
@@ -51,7 +52,7 @@ def _spans_kernel(
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Write one cluster's tiles; the program after the last cluster's writes the empty ones."""
+    """Write the tiles of one cluster per program; the last program writes the empty tiles."""
     problem, own = tl.program_id(0) // (K + 1), tl.program_id(0) % (K + 1)
     starts += problem * (K + 1)
     tile = tl.sum(tiles_before(starts, own, CLUSTERS, SIZE), 0)
@@ -70,7 +71,7 @@ def _spans_kernel(
 
 
 def spans_of(starts: Tensor, columns: int, at_once: int) -> Spans:
-    """Cut clusters `[start, next start)` `[B, K + 1]` into tiles of so many columns."""
+    """Split clusters `[start, next start)` `[B, K + 1]` into tiles of `at_once` columns."""
     B, K = starts.shape[0], starts.shape[1] - 1
     most = (columns + min(K, columns) * (at_once - 1)) // at_once
     spans = torch.empty((4, B, most), dtype=torch.int32, device=starts.device)
@@ -81,29 +82,29 @@ def spans_of(starts: Tensor, columns: int, at_once: int) -> Spans:
 
 
 class Clusters(NamedTuple):
-    """Which columns are whose, for N anchors and M members."""
+    """The assignment of M members to clusters, for N anchors."""
 
     number: int  # K
-    order: Tensor | None  # [M] member of every column; None: as they come
-    starts: Tensor  # [1, lists + 1] of the lists of columns
-    assignment: Tensor  # [N, M]; [M] of one clustering, which kernels do not read
+    order: Tensor | None  # [M] member of every column; None: unsorted
+    starts: Tensor  # [1, lists + 1] first column of every list
+    assignment: Tensor  # [N, M]; [M] for one clustering, which kernels do not read
 
     @property
     def per_anchor(self) -> bool:
-        """Return whether every anchor has a clustering of its own."""
+        """Return whether every anchor has its own clustering."""
         return self.order is None
 
     def rows(self, anchors: int) -> int:
-        """Return how many rows a list has for so many anchors."""
+        """Return the number of rows per list for a number of anchors."""
         return anchors * self.number if self.per_anchor else anchors
 
     @property
     def lists(self) -> int:
-        """Return how many lists of columns there are."""
+        """Return the number of lists of columns."""
         return self.starts.shape[1] - 1
 
     def of_anchors(self, first: int, anchors: int) -> "Clusters":
-        """Return the clusters of some anchors."""
+        """Return the clusters of a range of anchors."""
         if not self.per_anchor:
             return self
         return self._replace(assignment=self.assignment[first : first + anchors])
@@ -114,6 +115,24 @@ class Clusters(NamedTuple):
             **{"starts": self.starts, "assignment": self.assignment, "K": self.number},
             **{"M": self.assignment.shape[-1], "PER_ANCHOR": self.per_anchor},
         }
+
+
+@triton.jit
+def anchor_and_cluster(p, P, K, group, PER_ANCHOR: tl.constexpr):
+    """Return the anchors and the clusters of rows `[p]` of a list: P rows, fewer than 2^31."""
+    row = tl.minimum(p, P - 1)
+    anchor = (row // K if PER_ANCHOR else row).to(tl.int64)
+    cluster = row % K if PER_ANCHOR else group
+    return anchor, cluster
+
+
+@triton.jit
+def in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR: tl.constexpr):
+    """Mark `[p, m]` where column m is in the cluster of row p; `at` are offsets in assignment."""
+    own = (m < end)[None, :] & (p < P)[:, None]
+    if PER_ANCHOR:
+        own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+    return own
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -128,7 +147,7 @@ def _sort_kernel(
     CHUNK: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    """Write one cluster's members in order; the program after the last cluster's, all others."""
+    """Write the members of one cluster per program, in order; the last program writes the rest."""
     problem, own = (tl.program_id(0) // (K + 1)).to(tl.int64), tl.program_id(0) % (K + 1)
     assignment += problem * M
     order += problem * M
@@ -156,9 +175,9 @@ def sorted_by_cluster(
     number: int,
     ids: Tensor | None = None,  # [M]
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # [B, M], [B, K + 1], [B, M]
-    """Return members by cluster in their order, where every cluster starts, and members' ids.
+    """Return members sorted by cluster, the start of every cluster, and the sorted ids.
 
-    What is in no cluster comes last.
+    The sort is stable. Members of no cluster come last.
     """
     B, M = assignment.shape
     order = torch.empty((B, M), dtype=torch.int64, device=assignment.device)
@@ -175,7 +194,7 @@ def sorted_by_cluster(
 def clusters_of(
     assignment: Tensor, number: int, ids: Tensor | None = None
 ) -> tuple["Clusters", Tensor | None]:
-    """Describe one clustering `[M]`, or one per anchor `[N, M]`; return it with columns' ids."""
+    """Return one clustering `[M]`, or one per anchor `[N, M]`, and the ids of its columns."""
     if assignment.dim() == 1:
         order, starts, ids = sorted_by_cluster(assignment[None], number, ids)
         return Clusters(number, order[0], starts, assignment), None if ids is None else ids[0]
@@ -185,9 +204,9 @@ def clusters_of(
 
 
 class Grid(NamedTuple):
-    """Programs over tiles of the rows of every list."""
+    """The grid of a kernel with one program per tile of rows of every list."""
 
-    P: int  # rows of a list
+    P: int  # rows per list
     tiles: int
     programs: int
 
@@ -197,6 +216,6 @@ class Grid(NamedTuple):
 
 
 def grid_of(clusters: Clusters, anchors: int, rows: int) -> Grid:
-    """Return the grid for so many anchors, and rows of a tile."""
+    """Return the grid for a number of anchors and of rows per tile."""
     P = clusters.rows(anchors)
     return Grid(P, triton.cdiv(P, rows), clusters.lists * triton.cdiv(P, rows))

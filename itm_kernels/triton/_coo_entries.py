@@ -1,7 +1,7 @@
-"""What rows receive from rows of the other side, sorted by who receives it.
+"""Sparse gradients as COO entries (target row, source row, weight), sorted by target.
 
-Entries that any row may receive are sorted by target: few of them by counting, in one launch, many
-by the library. Terms at a fixed place, a pair's other row or the row that it mined, need no sort.
+Few entries are sorted by counting, in one launch; many by the library. Terms that every target has
+exactly once, from the other row of its pair or from the row that it mined, need no sort.
 """
 
 from typing import Any, NamedTuple
@@ -13,34 +13,34 @@ from torch import Tensor
 
 from itm_kernels.triton._operands import INTERPRETED, wide_dtype
 
-# Entries of a side that are sorted by comparing all with all, in one launch instead of the ten of
-# a sort: at this many it is 10^8 comparisons, and takes as long as those.
+# Up to this many entries per side, all pairs are compared in one launch instead of the ten launches
+# of a sort. At this size that is 10^8 comparisons, and takes as long as the sort.
 _FEW = 8192
 _BLOCK = 256 if INTERPRETED else 16
 
 
 class Entries(NamedTuple):
-    """What every row of image `[N, D]` and text `[M, D]` receives from rows of the other side.
+    """Weighted rows of one side that are added to rows of the other, image `[N, D]`, text `[M, D]`.
 
-    A target is a row of image, or N + a row of text; N + M is none.
+    A target is a row index of image, or N + a row index of text; N + M is no target.
     """
 
     key: Tensor  # [E] targets
-    source: Tensor  # [E] row of the other side
+    source: Tensor  # [E] row index of the other side
     weight: Tensor  # [E]
-    own_source: Tensor  # [N + M, 2] row of the other side, -1 for none
+    own_source: Tensor  # [N + M, 2] row index of the other side, -1 for none
     own_weight: Tensor  # [N + M, 2]
-    first: Tensor  # [N + M] zeros: where a target's entries begin, once they are sorted
-    end: Tensor  # [N + M] zeros: where they end
-    to_images: int  # the first entries, which go to images; the others go to texts
+    first: Tensor  # [N + M] start of a target's sorted entries, initially 0
+    end: Tensor  # [N + M] their end, initially 0
+    to_images: int  # number of entries whose target is an image; they come first
 
     def arguments(self) -> dict[str, Any]:
-        """Return the tensors that a kernel fills."""
+        """Return the tensors that a kernel writes, as its arguments."""
         return {name: getattr(self, name) for name in self._fields[:-1]}
 
 
 def entries_empty(image: Tensor, N: int, M: int, to_images: int, to_texts: int) -> Entries:
-    """Return entries for a kernel to fill, in 32 bits where that is enough."""
+    """Return uninitialized entries, with 32-bit indices if they suffice."""
     E, T = to_images + to_texts, N + M
     number = torch.int32 if max(E, 2 * T) < 2**31 - 1 else torch.int64
 
@@ -54,26 +54,26 @@ def entries_empty(image: Tensor, N: int, M: int, to_images: int, to_texts: int) 
 
 
 @triton.jit
-def set_entry(key, source, weight, e, target, sent, share, mask):
-    """Write entries number e."""
+def set_entry(key, source, weight, e, target, row, value, mask):
+    """Write the entries at indices e."""
     tl.store(key + e, target.to(key.dtype.element_ty), mask=mask)
-    tl.store(source + e, sent.to(source.dtype.element_ty), mask=mask)
-    tl.store(weight + e, share, mask=mask)
+    tl.store(source + e, row.to(source.dtype.element_ty), mask=mask)
+    tl.store(weight + e, value, mask=mask)
 
 
 @triton.jit
-def set_own(own_source, own_weight, target, which, sent, share, mask):
-    """Write a target's own term of two; a negative row is none."""
+def set_own(own_source, own_weight, target, which, row, value, mask):
+    """Write one of the two terms that a target has without sorting; a negative row is no term."""
     at = 2 * target.to(tl.int64) + which
-    tl.store(own_source + at, sent.to(own_source.dtype.element_ty), mask=mask)
-    tl.store(own_weight + at, share, mask=mask)
+    tl.store(own_source + at, row.to(own_source.dtype.element_ty), mask=mask)
+    tl.store(own_weight + at, value, mask=mask)
 
 
 @triton.jit
 def _sort_kernel(
     key,  # [E]
-    ordered,  # [E] keys in order
-    order,  # [E] numbers of their entries
+    ordered,  # [E] sorted keys
+    order,  # [E] indices of their entries
     first,  # [N + M]
     end,  # [N + M]
     E,
@@ -83,17 +83,17 @@ def _sort_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Sort few entries by counting: an entry's place is the number of those before it."""
+    """Sort few entries by counting: the position of an entry is the number of entries before it."""
     of_images = tl.program_id(1) == 0
     begin = tl.where(of_images, 0, to_images)
     stop = tl.where(of_images, to_images, E)
     low = tl.where(of_images, 0, N)
     targets = tl.where(of_images, N, M)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # numbers of entries, and of targets
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # index of an entry, and of a target
     entry = begin + at
     target = (low + at)[:, None]
     own = tl.load(key + entry, mask=entry < stop, other=0)
-    beyond = tl.cast(N, key.dtype.element_ty) + M + 1  # above every target, and none
+    beyond = tl.cast(N, key.dtype.element_ty) + M + 1  # greater than every key
     place = tl.zeros((BLOCK,), tl.int32)
     start = tl.zeros((BLOCK,), tl.int32)
     for chunk in range(begin, stop, CHUNK):
@@ -109,7 +109,7 @@ def _sort_kernel(
 
 
 def sort_by_target(entries: Entries, N: int, M: int) -> tuple[Tensor, Tensor, bool]:
-    """Return sorted targets, their entries, and whether the spans of targets are known."""
+    """Return sorted targets, their entry indices, and whether `first` and `end` are set."""
     E, to_images = entries.key.shape[0], entries.to_images
     most = max(to_images, E - to_images)
     if most > _FEW:
@@ -146,7 +146,7 @@ def _by_target_kernel(
 
 
 def by_target(target: Tensor, rows: Tensor, N: int) -> Entries:
-    """Return entries that send row m of rows to target m of N; a negative one takes no part."""
+    """Return entries that add row m of rows to row target[m] of N; a negative target is skipped."""
     M = rows.shape[0]
     entries = entries_empty(rows, N, M, M, 0)
     _by_target_kernel[(triton.cdiv(N + M, 128),)](

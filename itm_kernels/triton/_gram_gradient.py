@@ -1,15 +1,21 @@
-"""The gradient of members by way of the Gram matrices of their clusters, in fp64.
+"""The gradient of members through the Gram matrices K of their clusters, in fp64.
 
-With H = A^-1 dL/dW and A = K + ridge I, dL/dK = -H W^T, and x_i gets the sum over its cluster of
-F_ij (x_j - x_i) / sigma^2, F_ij = -K_ij (H_i W_j + W_i H_j). F is symmetric: its lower blocks are
-written where the cluster's factor was, which nothing needs any more.
+With A = K + ridge I and H = A^-1 dL/dW, dL/dK = -H W^T. The gradient of x_i is the sum over its
+cluster of F_ij (x_j - x_i) / sigma^2, F_ij = -K_ij (H_i W_j + W_i H_j). F is symmetric: its lower
+blocks overwrite the cluster's Cholesky factor, which is no longer needed.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._cholesky import DEPTH, block_row, factor_of_cluster, rbf_block
+from itm_kernels.triton._cholesky import (
+    DEPTH,
+    block_row,
+    factor_of_cluster,
+    rbf_block,
+    transposed_tile,
+)
 from itm_kernels.triton._cluster_batches import BLOCK
 from itm_kernels.triton._clusters import spans_of
 from itm_kernels.triton._kam_solve import ClusterSystems
@@ -44,8 +50,8 @@ def _both_products(
 def _blocks_kernel(
     x,  # [M, D]
     memory,  # [M, D] W
-    of_memory,  # [M, D] H, fp64, from row `base` on
-    blocks,  # [1, size] fp64, as factors lie
+    of_memory,  # [m, D] H in fp64, of rows from `base` on
+    blocks,  # [1, size] fp64, in the layout of factors
     starts,  # [1, K + 1]
     span_cluster,
     span_first,
@@ -89,7 +95,7 @@ def _members_kernel(
     span_cluster,
     span_first,
     span_end,
-    out,  # [M, D], added to
+    out,  # [M, D], accumulated
     blocks_at_most,
     K,
     D,
@@ -99,7 +105,7 @@ def _members_kernel(
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Add sum F_ij (x_j - x_i) for a row of blocks; both sums apart, as alike rows cancel."""
+    """Add sum F_ij (x_j - x_i) for a row of blocks, as two sums: near-equal rows cancel."""
     tile = tl.program_id(0)
     cluster, first = tl.load(span_cluster + tile), tl.load(span_first + tile)
     own, begin, end = factor_of_cluster(
@@ -107,7 +113,7 @@ def _members_kernel(
     )
     i, size = (first - begin) // BLOCK, end - begin
     if first < tl.load(span_end + tile):
-        at, depth = tl.arange(0, BLOCK), tl.arange(0, DEPTH)
+        depth = tl.arange(0, DEPTH)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         there = column < D
         rows = block_row(own, i, BLOCK)
@@ -119,10 +125,7 @@ def _members_kernel(
             if n < (i + 1) * BLOCK:
                 left = tl.load(rows + n + depth[None, :])
             else:
-                lower = tl.cast(n // BLOCK, tl.int64)
-                of_row = own + lower * (lower + 1) // 2 * (BLOCK * BLOCK) + i * BLOCK
-                of_row += (n % BLOCK + depth)[:, None] * ((lower + 1) * BLOCK)
-                left = tl.trans(tl.load(of_row + at[None, :]))
+                left = transposed_tile(own, i, n, BLOCK, DEPTH)
             row = (n + depth)[:, None]
             right = tl.load(
                 of_cluster + row.to(tl.int64) * D + column, mask=(row < size) & there, other=0.0
@@ -131,7 +134,7 @@ def _members_kernel(
             total = tl.dot(
                 left, right.to(tl.float64), total, input_precision="ieee", out_dtype=tl.float64
             )
-        row = (i * BLOCK + at)[:, None]
+        row = (i * BLOCK + tl.arange(0, BLOCK))[:, None]
         inside = (row < size) & there
         place = row.to(tl.int64) * D + column
         own_x = tl.load(of_cluster + place, mask=inside, other=0.0).to(tl.float64)
@@ -145,11 +148,11 @@ def add_gradient_of_members(
     systems: ClusterSystems,  # whose factors are overwritten
     x: Tensor,  # [M, D]
     memory: Tensor,  # [M, D] W
-    of_memory: Tensor,  # [m, D] H of the systems' batch, fp64
+    of_memory: Tensor,  # [m, D] H of the systems' batch, in fp64
     sigma: float,
-    out: Tensor,  # [M, D] to add to
+    out: Tensor,  # [M, D], accumulated
 ) -> None:
-    """Add what members get by way of K."""
+    """Add the gradient of the members through K."""
     batch, starts = systems.batch, systems.starts
     spans = spans_of(starts, batch.end - batch.begin, BLOCK)
     T, D, K = spans.first.shape[1], x.shape[1], starts.shape[1] - 1

@@ -1,7 +1,8 @@
-"""Noise without a state: what is drawn for a pair of rows is the same in every backend.
+"""Counter-based Gumbel noise: every backend draws the same noise for a pair of rows.
 
-csrc/cpu/simd/philox.h defines the layout: a counter of Philox4x32-10 is (column / 2, row, stream),
-its four words are two columns of direction 0 and two of direction 1, and the key is the seed's.
+csrc/cpu/simd/philox.h defines the layout: the counter of Philox4x32-10 is (column / 2, row,
+stream), its four words serve two columns of direction 0 and two of direction 1, and the key comes
+from the seed.
 """
 
 import triton
@@ -20,7 +21,7 @@ def philox_words(
     n,  # [R] rows
     m,  # [C / 2] even columns
 ):
-    """Return four words `[R, C / 2]` per two columns, two for either direction."""
+    """Return four words `[R, C / 2]` per pair of columns: two for each direction."""
     key, key_high = _halves(tl.load(seed))
     stream, stream_high = _halves(tl.load(seed + 1))
     column, row = (m // 2).to(tl.uint32)[None, :], n.to(tl.uint32)[:, None]
@@ -36,8 +37,8 @@ def _unit(word):
 @triton.jit
 def gumbel(word):
     """Return -log(-log(1 - u)) in fp32, for u = (word + 1/2) / 2^32: from -3.2 to 22.9."""
-    # 1 - u from the word's complement loses nothing near 0. Near 1 it rounds, and its logarithm is
-    # short by the ratio of u to what was left of it.
+    # 1 - u comes from the complement of the word, which is exact near 0. Near 1 it rounds, and its
+    # logarithm is corrected by the ratio of u to the rounded u.
     u, rest = _unit(word), _unit(word ^ 0xFFFFFFFF)
     left = 1 - rest
     exponential = tl.where(left == 0, u, -tl.log(rest) * (u / tl.where(left == 0, 1.0, left)))
@@ -46,5 +47,5 @@ def gumbel(word):
 
 @triton.jit
 def gumbel_of_columns(even, odd):
-    """Return the noise `[R, C]` of neighbouring columns' words `[R, C / 2]`."""
+    """Return the noise `[R, C]` of the words `[R, C / 2]` of even and odd columns."""
     return tl.interleave(gumbel(even), gumbel(odd))

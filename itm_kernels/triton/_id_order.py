@@ -1,7 +1,7 @@
-"""Queries and candidates in the order of their ids, so that positives lie side by side.
+"""Queries and candidates sorted by id, so that the positives of a query are consecutive.
 
-Few ids are sorted by counting, in one launch; many by the library. Rows stay where they are: an
-order says where the row at a place is.
+Few ids are sorted by counting, in one launch; many by the library. Rows are not moved: an order
+holds the row index at every sorted position.
 """
 
 from typing import NamedTuple
@@ -14,53 +14,60 @@ from torch import Tensor
 from itm_kernels.triton._operands import INTERPRETED
 from itm_kernels.triton._score_tiles import no_key
 
-# Ids of a side that are sorted by comparing all with all, in one launch instead of the twenty of
-# two sorts: at this many it is 2 x 10^8 comparisons of 64 bits, and takes as long as those.
+# Up to this many ids per side, all pairs are compared in one launch instead of the twenty launches
+# of two sorts. At this size that is 2 x 10^8 64-bit comparisons, and takes as long as the sorts.
 _FEW = 8192
 _BLOCK = 256 if INTERPRETED else 16
 
 
 class Order(NamedTuple):
-    """Rows sorted by id: which row has a place, and the candidates of every query."""
+    """Rows sorted by id, and the candidates that share the id of every query."""
 
-    query: Tensor  # [Q] the query at a place
-    candidate: Tensor  # [G]
-    first: Tensor  # [Q] place of the first candidate with the id of the query at a place
+    query: Tensor  # [Q] query at a sorted position
+    candidate: Tensor  # [G] candidate at a sorted position
+    first: Tensor  # [Q] position of the first candidate with the id of the query at a position
     end: Tensor  # [Q] one beyond the last
 
 
 class Counts(NamedTuple):
-    """Counts of every query, which tiles of scores add to."""
+    """Counters of every query, which tiles of scores update."""
 
-    best: Tensor  # [Q] highest key << 32 | candidate; the key alone for fp64
+    best: Tensor  # [Q] highest key << 32 | candidate; for fp64 the key alone
     above: Tensor  # [Q] int64
     ties: Tensor
     positives: Tensor
-    negatives: Tensor  # [Q] int64, candidates with another id
+    negatives: Tensor  # [Q] int64, number of candidates with another id
 
 
 @triton.jit
 def _start(best, above, ties, positives, negatives, q, number, mask):
-    """Set what tiles add to, and how many negatives a query has."""
+    """Initialize the counters, and store the number of negatives of a query."""
     zero = tl.zeros_like(q).to(tl.int64)
     tl.store(above + q, zero, mask=mask)
     tl.store(ties + q, zero, mask=mask)
     tl.store(positives + q, zero, mask=mask)
     tl.store(negatives + q, number.to(tl.int64), mask=mask)
-    # The key of none in the high half too.
+    # The high half is the lowest 32-bit key as well.
     tl.store(best + q, tl.full(q.shape, no_key(tl.int64), tl.int64), mask=mask)
 
 
 @triton.jit
-def _places(ids, r, own, count, CHUNK: tl.constexpr):
-    """Return how many of some ids come before those at r: smaller ones, and equal ones above."""
-    place = tl.zeros((r.shape[0],), tl.int32)
+def _compare(ids, c, own, count):
+    """Mark which of the ids at c are smaller than `own`, which are equal, and which exist."""
+    other = tl.load(ids + c, mask=c < count, other=0)[None, :]
+    return other < own, other == own, (c < count)[None, :]
+
+
+@triton.jit
+def _positions(ids, r, own, count, CHUNK: tl.constexpr):
+    """Return the sorted positions of the ids at r; equal ids keep their order."""
+    position = tl.zeros((r.shape[0],), tl.int32)
     for chunk in range(0, count, CHUNK):
         c = chunk + tl.arange(0, CHUNK)
-        other = tl.load(ids + c, mask=c < count, other=0)[None, :]
-        before = (other < own) | ((other == own) & (c[None, :] < r[:, None]))
-        place += tl.sum((before & (c < count)[None, :]).to(tl.int32), 1)
-    return place
+        smaller, equal, inside = _compare(ids, c, own, count)
+        before = smaller | (equal & (c[None, :] < r[:, None]))
+        position += tl.sum((before & inside).to(tl.int32), 1)
+    return position
 
 
 @triton.jit
@@ -81,32 +88,30 @@ def _sort_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Sort by counting: a row's place is the number of those before it."""
+    """Sort by counting: the position of a row is the number of rows before it."""
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(1) == 0:
         own = tl.load(x_ids + r, mask=r < Q, other=0)[:, None]
         below = tl.zeros((BLOCK,), tl.int32)
         equal = tl.zeros((BLOCK,), tl.int32)
-        place = _places(x_ids, r, own, Q, CHUNK)
+        position = _positions(x_ids, r, own, Q, CHUNK)
         for chunk in range(0, G, CHUNK):
-            c = chunk + tl.arange(0, CHUNK)
-            ids = tl.load(y_ids + c, mask=c < G, other=0)[None, :]
-            inside = (c < G)[None, :]
-            below += tl.sum(((ids < own) & inside).to(tl.int32), 1)
-            equal += tl.sum(((ids == own) & inside).to(tl.int32), 1)
-        tl.store(query + place, r, mask=r < Q)
-        tl.store(first + place, below, mask=r < Q)
-        tl.store(end + place, below + equal, mask=r < Q)
+            is_smaller, is_equal, inside = _compare(y_ids, chunk + tl.arange(0, CHUNK), own, G)
+            below += tl.sum((is_smaller & inside).to(tl.int32), 1)
+            equal += tl.sum((is_equal & inside).to(tl.int32), 1)
+        tl.store(query + position, r, mask=r < Q)
+        tl.store(first + position, below, mask=r < Q)
+        tl.store(end + position, below + equal, mask=r < Q)
         _start(best, above, ties, positives, negatives, r, G - equal, r < Q)
     else:
         own = tl.load(y_ids + r, mask=r < G, other=0)[:, None]
-        place = _places(y_ids, r, own, G, CHUNK)
-        tl.store(candidate + place, r, mask=r < G)
+        position = _positions(y_ids, r, own, G, CHUNK)
+        tl.store(candidate + position, r, mask=r < G)
 
 
 @triton.jit
 def _search(ids, G, value, RIGHT: tl.constexpr, STEPS: tl.constexpr):
-    """Return how many of G ascending ids are below a value, or not above it if RIGHT."""
+    """Return how many of G ascending ids are < value, or <= value with RIGHT."""
     low = tl.zeros_like(value).to(tl.int32)
     high = low + G
     for _ in range(0, STEPS):
@@ -136,19 +141,19 @@ def _search_kernel(
     STEPS: tl.constexpr,
 ):
     """Find the candidates of every query among sorted ids."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = place < Q
-    own = tl.load(x_ids + place, mask=mask, other=0)
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = position < Q
+    own = tl.load(x_ids + position, mask=mask, other=0)
     below = _search(y_ids, G, own, False, STEPS)
     beyond = _search(y_ids, G, own, True, STEPS)
-    tl.store(first + place, below, mask=mask)
-    tl.store(end + place, beyond, mask=mask)
-    q = tl.load(query + place, mask=mask, other=0)
+    tl.store(first + position, below, mask=mask)
+    tl.store(end + position, beyond, mask=mask)
+    q = tl.load(query + position, mask=mask, other=0)
     _start(best, above, ties, positives, negatives, q, G - (beyond - below), mask)
 
 
 def order_by_id(x_ids: Tensor, y_ids: Tensor) -> tuple[Order, Counts]:
-    """Return the order of queries and candidates, and counts of 0 with the lowest best key."""
+    """Return queries and candidates sorted by id, and counters at 0 with the lowest best key."""
     Q, G, device = len(x_ids), len(y_ids), x_ids.device
     first, end = (torch.empty(Q, dtype=torch.int32, device=device) for _ in range(2))
     counts = Counts(*(torch.empty(Q, dtype=torch.int64, device=device) for _ in range(5)))

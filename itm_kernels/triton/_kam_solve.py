@@ -1,8 +1,8 @@
-"""The kernel associative memory: systems (K + ridge I) C = R of all clusters side by side.
+"""The kernel associative memory: solve (K + ridge I) C = R for every cluster.
 
-A program takes some right-hand sides of a cluster through its factor (`_cholesky`), block by block:
-launches depend neither on the clusters' sizes nor on the number of right-hand sides, unless the
-factors are too large to exist all at once (`AssociativeMemory`).
+A program substitutes a tile of right-hand sides through the Cholesky factor of one cluster
+(`_cholesky`), block by block. The number of launches depends neither on cluster sizes nor on the
+number of right-hand sides, unless the factors do not fit in memory together (`AssociativeMemory`).
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _cluster_batches
-from itm_kernels.triton._cholesky import DEPTH, block_row, cholesky_factors, factor_of_cluster
+from itm_kernels.triton._cholesky import (
+    DEPTH,
+    block_row,
+    cholesky_factors,
+    factor_of_cluster,
+    transposed_tile,
+)
 from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch, single_batch
 
-_COLUMNS = 64  # right-hand sides of a program
-_PROGRAMS = 128  # below that, programs of a batch take half as many right-hand sides
+_COLUMNS = 64  # right-hand sides per program
+_PROGRAMS = 128  # with fewer programs per batch, a program takes half as many right-hand sides
 
 
 @triton.jit
-def _explained(
+def _factor_times_solved(
     factor,
-    known,  # of the cluster's first row
+    known,  # solved values, from the cluster's first row on
     column,  # [1, COLUMNS] int32
     stride,
     i,
@@ -36,19 +42,16 @@ def _explained(
     DEPTH: tl.constexpr,
     UP: tl.constexpr,
 ):
-    """Return rows of block i of the factor, or up of its transpose, times what is known."""
+    """Return row block i of the factor, with UP of its transpose, times the solved values."""
     depth = tl.arange(0, DEPTH)
     rows = block_row(factor, i, BLOCK)
     total = tl.zeros((BLOCK, COLUMNS), tl.float64)
     for begin in range(first, last, DEPTH):
         if UP:
-            lower = tl.cast(begin // BLOCK, tl.int64)
-            at = factor + lower * (lower + 1) // 2 * (BLOCK * BLOCK) + i * BLOCK
-            at += (begin % BLOCK + depth)[:, None] * ((lower + 1) * BLOCK)
-            left = tl.trans(tl.load(at + tl.arange(0, BLOCK)[None, :]))
+            left = transposed_tile(factor, i, begin, BLOCK, DEPTH)
         else:
             left = tl.load(rows + begin + depth[None, :])
-        # A scalar in 64 bits, the tile in 32: registers.
+        # A 64-bit scalar and 32-bit offsets in the tile save registers.
         at = known + tl.cast(begin, tl.int64) * stride + (depth[:, None] * stride + column)
         right = tl.load(at, mask=(begin + depth < end)[:, None], other=0.0)
         total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
@@ -60,8 +63,8 @@ def _substitute_kernel(
     factor,
     starts,
     order,
-    right,  # of problem b, row m, column c at b * problem_stride + m * row_stride + c
-    work,  # [B, M, C] fp64, of one problem from row `base` on
+    right,  # [B, M, C] with strides right_problem, right_row and 1
+    work,  # [B, m, C] fp64; rows start at `base`
     out,  # [B, M, C]
     blocks_at_most,
     base,
@@ -78,7 +81,7 @@ def _substitute_kernel(
     UP: tl.constexpr,
     HAS_OUT: tl.constexpr,
 ):
-    """Solve with a cluster's factor down its rows, or up with its transpose, for some columns."""
+    """Substitute a tile of columns forward through a factor, with UP back through its transpose."""
     problem, cluster = tl.program_id(0) // K, tl.program_id(0) % K
     own, begin, end = factor_of_cluster(
         factor, starts, problem, cluster, blocks_at_most, K, CLUSTERS, BLOCK
@@ -86,7 +89,7 @@ def _substitute_kernel(
     end -= begin
     problem = problem.to(tl.int64)
     first = problem * M + begin
-    # Columns beyond the last are computed as the last, and not stored where others are read.
+    # Columns beyond the last repeat it and are not stored.
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = (column < C)[None, :]
     column = tl.minimum(column, C - 1)[None, :]
@@ -97,7 +100,9 @@ def _substitute_kernel(
         i = blocks - 1 - step if UP else step
         begin_i, last = i * BLOCK, (i + 1) * BLOCK
         from_, to = (last, blocks * BLOCK) if UP else (0, begin_i)
-        rest = _explained(own, known, column, C, i, from_, to, end, COLUMNS, BLOCK, DEPTH, UP)
+        rest = _factor_times_solved(
+            own, known, column, C, i, from_, to, end, COLUMNS, BLOCK, DEPTH, UP
+        )
         inside = there & (begin_i + at_row < end)[:, None]
         row = begin + begin_i + at_row.to(tl.int64)
         if HAS_ORDER:
@@ -108,10 +113,12 @@ def _substitute_kernel(
         else:
             at = right + problem * right_problem + row[:, None] * right_row + column
         rest = tl.load(at, mask=inside, other=0.0).to(tl.float64) - rest
-        tl.debug_barrier()  # between the threads that write and those that read
+        tl.debug_barrier()  # other threads read the stored values
         tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
         tl.debug_barrier()
-        rest = _explained(own, known, column, C, i, begin_i, last, end, COLUMNS, BLOCK, DEPTH, UP)
+        rest = _factor_times_solved(
+            own, known, column, C, i, begin_i, last, end, COLUMNS, BLOCK, DEPTH, UP
+        )
         tl.debug_barrier()
         tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
         tl.debug_barrier()
@@ -121,21 +128,21 @@ def _substitute_kernel(
 
 
 class ClusterSystems(NamedTuple):
-    """Factors of K + ridge I: of some clusters of one clustering, or of every anchor's."""
+    """Factorized systems of a batch of clusters of one clustering, or of every anchor's."""
 
     factor: Tensor  # [B, size] fp64
     starts: Tensor  # [B, K + 1]
-    order: Tensor | None  # [B, M] row of every column; None: as they come
+    order: Tensor | None  # [B, M] row of every column; None: the same
     batch: ClusterBatch
 
     def solve(
         self,
-        right: Tensor,  # [B, M, C], elements of a row side by side
-        out: Tensor | None,  # [B, M, C] to write where a row is in one of the clusters
+        right: Tensor,  # [B, M, C], contiguous rows
+        out: Tensor | None,  # [B, M, C] to write, for rows in one of the clusters
     ) -> Tensor:  # [B, m, C] fp64, of the batch's rows
-        """Return the solutions of all clusters; without `out`, 0 in rows that are in none.
+        """Return the solutions of all clusters; without `out`, rows in no cluster are 0.
 
-        With an order they are in the order of columns here, and of rows in `out`.
+        The result is in the order of columns, `out` in the order of rows.
         """
         B, M, C = right.shape
         K, batch = self.starts.shape[1] - 1, self.batch
@@ -164,14 +171,14 @@ def factorize(
     ridge: float,
     batch: ClusterBatch | None = None,  # None: all clusters
 ) -> ClusterSystems:
-    """Return the systems of every cluster `[start, next start)` of rows in that order."""
+    """Factorize the systems of every cluster `[start, next start)` of ordered rows."""
     batch = batch or single_batch(rows.shape[0], starts.shape[1] - 1)
     factor = cholesky_factors(rows, starts, order, sigma, ridge, batch)
     return ClusterSystems(factor, starts, order, batch)
 
 
 class AssociativeMemory:
-    """K + ridge I of one clustering of sorted rows, to be solved for any right-hand sides."""
+    """K + ridge I of one clustering of sorted rows, solved in one batch of clusters or several."""
 
     def __init__(
         self,
@@ -179,7 +186,7 @@ class AssociativeMemory:
         starts: Tensor,  # [1, K + 1]
         sigma: float,
         ridge: float,
-        keep: bool,  # there is a second round over the batches: keep factors that all exist at once
+        keep: bool,  # systems are needed twice: keep the factors if one batch holds all clusters
     ) -> None:
         self.given = rows, starts, sigma, ridge
         self.batches = _cluster_batches.batches_of(starts, rows.shape[0], rows.shape[1], keep)
@@ -187,9 +194,11 @@ class AssociativeMemory:
         self._kept: ClusterSystems | None = None
 
     def factorized(self, last: Tensor | None = None) -> Iterator[ClusterSystems]:
-        """Yield the systems of all clusters in batches, each of which is gone before the next.
+        """Yield the systems of every batch of clusters; drop one before asking for the next.
 
-        The last time, factors may be overwritten, and rows are handed in: in fp32 or better.
+        Args:
+            last: `[M, D]`, the rows in fp32 or fp64, given at the last use. The caller may then
+                overwrite the factors.
         """
         rows, starts, sigma, ridge = self.given
         if last is not None:
@@ -207,7 +216,7 @@ class AssociativeMemory:
             del found
 
     def solve(self, right: Tensor, dtype: torch.dtype) -> Tensor:  # [M, C] -> [M, C]
-        """Return the solutions of all clusters; 0 in rows that are in none."""
+        """Return the solutions of all clusters; rows in no cluster are 0."""
         out = torch.zeros(right.shape, dtype=dtype, device=right.device)
         for one in self.factorized():
             one.solve(right[None], out[None])

@@ -1,8 +1,8 @@
-"""Weighted sums of the members' rows, per anchor and cluster.
+"""Weighted sums of member rows, per anchor and cluster.
 
-Weights are in fp32, and so are the sums: rows and weights are parts on tensor cores, of fp16 where
-weights are at most 1, of bf16 otherwise. The sums are stored, or leave only their product with the
-anchor and their square.
+Weights and sums are fp32. Tensor cores multiply rows and weights split into parts: of fp16 where
+weights are at most 1, of bf16 otherwise. A kernel stores the sums, or only their dot products with
+the anchor and their squared norms.
 """
 
 import math
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._clusters import Clusters, grid_of
+from itm_kernels.triton._clusters import Clusters, anchor_and_cluster, grid_of
 from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
@@ -31,17 +31,17 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class RowOperand(NamedTuple):
-    """Rows that are multiplied with weights in fp32."""
+    """Rows prepared for products with fp32 weights."""
 
     rows: Tensor  # [parts, M, D]
-    terms: int  # parts that a weight is split into; 0: it is multiplied as it is
+    terms: int  # number of parts of a weight; 0: weights are not split
     precision: str
     tile: Tile
-    factor: Tensor | None = None  # [M] of rows in fp16
-    unit: Tensor | None = None  # [] that brings weight x factor below 2^15
+    factor: Tensor | None = None  # [M] scale of every fp16 row
+    unit: Tensor | None = None  # [] scale that keeps weight x factor below 2^15
 
     def scaling(self, stand_in: Tensor) -> dict[str, Any]:
-        """Return what weights are multiplied by as a kernel's arguments."""
+        """Return the scales of weights as a kernel's arguments."""
         if self.factor is None or self.unit is None:
             return {"factor": stand_in, "unit": stand_in, "FACTORS": False}
         return {"factor": self.factor, "unit": self.unit, "FACTORS": True}
@@ -57,26 +57,26 @@ class RowOperand(NamedTuple):
 
 
 def row_operand(x: Tensor, cancelling: bool = False) -> RowOperand:
-    """Prepare rows: bf16 is exact as it is, and a weight is three such numbers."""
+    """Prepare rows: bf16 rows need no split, and a weight is split into three bf16 parts."""
     if x.dtype == torch.float16:
-        x = x.float()  # its smallest numbers are below those of a weight's parts
+        x = x.float()  # the smallest fp16 values are below those of a weight's parts
     kind, parts = kind_and_parts(x, cancelling)
     terms = parts if kind in ("half", "parts") else 0
     tile = tile_of("sum" if terms or kind == "tf32" else kind, 1, 1, x.shape[1])
-    tile = tile._replace(warps=8)  # weights of a mask in 4 warps are 10 to 146 spills
+    tile = tile._replace(warps=8)  # masked weights in 4 warps: 10 to 146 spills
     return RowOperand(prepare(x, kind, parts), terms, "tf32" if kind == "tf32" else "ieee", tile)
 
 
 def scaled_row_operand(rows: Tensor, factor: Tensor, like: Tensor) -> RowOperand:
     """Prepare rows laid out by `_scaled_operands` for weights of at most 1, as a softmax has.
 
-    Rows are one or two parts of fp16, and weights two: half as many products as of bf16 parts.
-    Weights lose what is below 2^-39 of the longest row.
+    Rows are one or two fp16 parts, and weights two: half as many products as with bf16 parts.
+    Weighted rows below 2^-39 of the largest norm are lost.
 
     Args:
         rows: `[parts, M, D']`.
         factor: `[M]`.
-        like: `[M, D]`, rows as they came.
+        like: `[M, D]`, the original rows.
     """
     one = factor.new_ones(1)
     tile = tile_of("sum", 1, 1, like.shape[1])
@@ -86,9 +86,9 @@ def scaled_row_operand(rows: Tensor, factor: Tensor, like: Tensor) -> RowOperand
 
 
 def _wide_tile(members: RowOperand, clusters: Clusters, R: int) -> RowOperand:
-    """Take a large tile for many rows without masks, whose sums are not stored.
+    """Use a large tile for many rows, if the kernel needs no mask and stores no sums.
 
-    A mask beside it, of rows or of D, is 18 spills on sm_90, pointers to store at are 22.
+    With a mask of rows or of D it has 18 spills on sm_90, with pointers for a store 22.
     """
     width = members.rows.shape[2]
     if clusters.per_anchor or not (members.terms or members.precision == "tf32"):
@@ -98,22 +98,13 @@ def _wide_tile(members: RowOperand, clusters: Clusters, R: int) -> RowOperand:
 
 
 @triton.jit
-def anchor_and_cluster(p, P, K, group, PER_ANCHOR: tl.constexpr):
-    """Return the anchors and the clusters of rows `[p]` of a block's list, fewer than 2^31."""
-    row = tl.minimum(p, P - 1)
-    anchor = (row // K if PER_ANCHOR else row).to(tl.int64)
-    cluster = row % K if PER_ANCHOR else group
-    return anchor, cluster
-
-
-@triton.jit
 def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr):
-    """Return total + weights . rows; with terms, of weights split into so many numbers of 16 bits.
+    """Return total + weights . rows, with weights split into TERMS parts of 16 bits, 0 for none.
 
-    They are fp16 beside rows of fp16, bf16 otherwise.
+    Parts are fp16 if the rows are fp16, bf16 otherwise.
     """
     if TERMS == 0:
-        if PRECISION == "tf32" and not _INTERPRETED:  # which multiplies tf32 in fp32
+        if PRECISION == "tf32" and not _INTERPRETED:  # the interpreter multiplies tf32 in fp32
             weights = to_tf32(weights)
         total = tl.dot(weights, rows, total, input_precision=PRECISION, out_dtype=total.dtype)
     else:
@@ -126,7 +117,7 @@ def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr
     return total
 
 
-# With M = 1 folded in, sm_100 spills: M says by its divisor what loads may assume.
+# Specialized for M = 1, sm_100 spills; DIVISOR gives loads the alignment of M instead.
 @triton.jit(do_not_specialize=["M", "P", "tiles", "R"])
 def _sums_kernel(
     weights,  # [R, M]
@@ -135,14 +126,14 @@ def _sums_kernel(
     assignment,  # [R, M] int32
     valid,  # [R, K]
     anchors,  # [R, D]
-    out,  # [R, K, D]; of cosines [2, depth tiles, R, K]
+    out,  # [R, K, D]; for cosines [2, depth tiles, R, K]
     factor,  # [M]
     unit,  # []
     anchor_stride,
     row_stride,
     row_part,
-    P,  # rows of a list
-    tiles,  # of its rows
+    P,  # rows per list
+    tiles,  # tiles of these rows
     R,
     K,
     M,
@@ -157,10 +148,11 @@ def _sums_kernel(
     PER_ANCHOR: tl.constexpr,
     FACTORS: tl.constexpr,
     OF: tl.constexpr,
-    DIVISOR: tl.constexpr,  # of M, a power of two
+    DIVISOR: tl.constexpr,  # a power of two that divides M
 ):
+    """Sum the weighted members of every cluster; store the sums, or dot products and squares."""
     M = M // DIVISOR * DIVISOR
-    # Tiles of one row of weights run side by side, so that these are read from memory once.
+    # Programs that read the same weights are adjacent, so that HBM is read once.
     depths = tl.cdiv(D, COLUMNS)
     rows_tile, column_tile = tl.program_id(0) // depths, tl.program_id(0) % depths
     group = rows_tile // tiles
@@ -170,7 +162,8 @@ def _sums_kernel(
     DTYPE: tl.constexpr = wide_type(rows.dtype)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     total = tl.full((ROWS, COLUMNS), 0, DTYPE)
-    # Pointers before the loop: 64-bit offsets of every element in it are hundreds of spills.
+    # Pointers are computed before the loop: 64-bit offsets per element inside it cost hundreds of
+    # spills.
     depth = tl.arange(0, DEPTH)
     at = n[:, None] * M + depth[None, :]
     row_at = rows + depth[:, None].to(tl.int64) * row_stride + d[None, :]
@@ -189,14 +182,14 @@ def _sums_kernel(
                 here &= (d < WIDTH)[None, :]
             skip = part * row_part + tl.cast(first, tl.int64) * row_stride
             row = tl.load(row_at + skip, mask=here, other=0.0)
-            # Parts of weights that meet a low part of a row are not seen in fp32.
+            # Products of the low parts of both are below fp32's resolution.
             terms: tl.constexpr = 0 if TERMS == 0 else TERMS - part
             total = split_dot(total, weight, row, terms, PRECISION)
     at = n * K + k
     some = p < P
     if FACTORS:
         total *= 1 / tl.load(unit)
-    # Without a member nothing depends on the cluster, whatever 0 was multiplied with.
+    # A cluster without members yields 0, even if 0 was multiplied with NaN or Inf.
     total = tl.where((tl.load(valid + at) != 0)[:, None], total, 0.0)
     if OF == "vectors":
         inside = some[:, None] & (d < D)[None, :]
@@ -217,7 +210,7 @@ def store_vectors(
     valid: Tensor,  # [R, K]
     out: Tensor,  # [R, K, D] to write
 ) -> None:
-    """Sum weight * member over every cluster's members."""
+    """Write the sum of weight * member over the members of every cluster."""
     (R, _, D), M = out.shape, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
     _sums_kernel[(grid.programs * triton.cdiv(D, members.tile.columns),)](
@@ -232,9 +225,12 @@ def cosine_terms(
     weights: Tensor,  # [R, M]
     members: RowOperand,
     valid: Tensor,  # [R, K]
-    anchors: Tensor,  # [R, D], elements side by side
+    anchors: Tensor,  # [R, D], contiguous rows
 ) -> Tensor:  # [2, tiles of D, R, K]
-    """Return parts of the sums' products with the anchors, and of their squares: none is stored."""
+    """Return dot products of the sums with the anchors and squared norms, per tile of D.
+
+    The sums themselves are not stored.
+    """
     (R, D), K, M = anchors.shape, clusters.number, weights.shape[1]
     members = _wide_tile(members, clusters, R)
     grid = grid_of(clusters, R, members.tile.rows)

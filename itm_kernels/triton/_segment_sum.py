@@ -1,8 +1,9 @@
-"""Gradients that are sums of few rows each, with the same bits every time.
+"""Deterministic segment sums: gradients that are weighted sums of a few rows each.
 
-A row of one side receives terms weight * row of the other side (`_coo_entries`). Entries are sorted
-by target and one program owns a target; atomics would add in any order. Where everyone mined one
-row, chunks of its entries are summed apart, so that no program adds up more than N / 128 rows.
+A row of one side accumulates weight * row of the other side (`_coo_entries`). Entries are sorted by
+target and one program sums each target; atomics would add in an arbitrary order. If one row is the
+target of most entries, chunks of them are summed by separate programs first, so that no program
+adds more than N / 128 rows.
 """
 
 import torch
@@ -15,19 +16,19 @@ from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, stored_dt
 from itm_kernels.triton._score_tiles import wide_type
 from itm_kernels.triton._tile_table import architecture
 
-_ENTRIES = 8  # of a target, read at once
-_CHUNK = 128  # entries that are summed apart where one target has them all
-_TARGETS = 32 if INTERPRETED else 1  # the interpreter pays per program
+_ENTRIES = 8  # entries of a target per iteration
+_CHUNK = 128  # entries summed by a separate program if they all have one target
+_TARGETS = 32 if INTERPRETED else 1  # the interpreter's time is per program
 _MOST_DEPTH = 1024
 
 
 @triton.jit
-def _terms(rows, stride, source, weight, number, here, depth, D):
-    """Return the sum `[T, DEPTH]` of the terms whose numbers are `[T, E]`."""
+def _sum_terms(rows, stride, source, weight, index, here, depth, D):
+    """Return the sum `[T, DEPTH]` of weight * row over the entries at indices `[T, E]`."""
     DTYPE: tl.constexpr = wide_type(rows.dtype)
-    row = tl.load(source + number, mask=here, other=-1).to(tl.int64)
+    row = tl.load(source + index, mask=here, other=-1).to(tl.int64)
     here = row >= 0
-    factor = tl.load(weight + number, mask=here, other=0.0)
+    factor = tl.load(weight + index, mask=here, other=0.0)
     at = row[:, :, None] * stride + depth[None, None, :]
     inside = here[:, :, None] & (depth < D)[None, None, :]
     chunk = tl.load(rows + at, mask=inside, other=0.0).to(DTYPE)
@@ -54,9 +55,9 @@ def _chunks_kernel(
     CHUNK: tl.constexpr,
     ENTRIES: tl.constexpr,
     DEPTH: tl.constexpr,
-    SPANS: tl.constexpr,  # find where targets begin and end
+    SPANS: tl.constexpr,  # find the start and end of every target
 ):
-    """Sum the chunks of sorted entries that have one target."""
+    """Sum every chunk of sorted entries that has a single target."""
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     if SPANS:
         at = begin + tl.arange(0, CHUNK)
@@ -73,12 +74,12 @@ def _chunks_kernel(
             total = tl.zeros((1, DEPTH), tl.float64)
             for step in range(0, CHUNK, ENTRIES):
                 e = (begin + step + tl.arange(0, ENTRIES))[None, :]
-                number = tl.load(order + e)
-                here = number >= 0
+                index = tl.load(order + e)
+                here = index >= 0
                 if target < N:
-                    total += _terms(text, text_stride, source, weight, number, here, depth, D)
+                    total += _sum_terms(text, text_stride, source, weight, index, here, depth, D)
                 else:
-                    total += _terms(image, image_stride, source, weight, number, here, depth, D)
+                    total += _sum_terms(image, image_stride, source, weight, index, here, depth, D)
             sums = tl.program_id(0).to(tl.int64) * D + depth
             total = tl.reshape(total, (DEPTH,))
             tl.store(partial + sums, total.to(partial.dtype.element_ty), mask=depth < D)
@@ -86,9 +87,9 @@ def _chunks_kernel(
 
 @triton.jit
 def _gradient(
-    rows,  # of the other side
+    rows,  # rows of the other side
     stride,
-    base,  # [targets, D] instead of own terms
+    base,  # [targets, D] initial values, instead of own terms
     out,  # [targets, D]
     order,
     source,
@@ -98,7 +99,7 @@ def _gradient(
     first,
     end,
     partial,
-    low,  # number of the first target
+    low,  # index of the first target
     targets,
     D,
     TARGETS: tl.constexpr,
@@ -107,18 +108,19 @@ def _gradient(
     CHUNK: tl.constexpr,
     HAS_BASE: tl.constexpr,
 ):
+    """Write the sums of a program's targets: base or own terms, entries, and sums of chunks."""
     target = tl.program_id(0).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)
     there = target < targets
     depth = tl.program_id(2) * DEPTH + tl.arange(0, DEPTH)
     at = target[:, None] * D + depth[None, :]
     inside = there[:, None] & (depth < D)[None, :]
-    total = tl.zeros((TARGETS, DEPTH), tl.float64)  # a row that everyone mined is a long chain
+    total = tl.zeros((TARGETS, DEPTH), tl.float64)  # most entries may have one target: a long sum
     if HAS_BASE:
         total += tl.load(base + at, mask=inside, other=0.0).to(tl.float64)
     else:
         two = 2 * (low + target)[:, None] + tl.arange(0, 2)[None, :]
         both = tl.broadcast_to(there[:, None], two.shape)
-        total += _terms(rows, stride, own_source, own_weight, two, both, depth, D)
+        total += _sum_terms(rows, stride, own_source, own_weight, two, both, depth, D)
     begin = tl.load(first + low + target, mask=there, other=0).to(tl.int64)
     stop = tl.load(end + low + target, mask=there, other=0).to(tl.int64)
     chunk = tl.zeros_like(begin)
@@ -126,7 +128,7 @@ def _gradient(
     if CHUNK > 0:
         chunk = (begin + CHUNK - 1) // CHUNK
         chunks = tl.maximum(stop // CHUNK - chunk, 0)
-    # Whole chunks are left out: entries go on behind them.
+    # Skip complete chunks; entries continue after them.
     left_out = chunks * CHUNK
     count = stop - begin - left_out
     for step in range(0, tl.max(count, 0), ENTRIES):
@@ -134,8 +136,8 @@ def _gradient(
         here = e < count[:, None]
         e = begin[:, None] + e
         e = tl.where(e >= (chunk * CHUNK)[:, None], e + left_out[:, None], e)
-        number = tl.load(order + e, mask=here, other=0)
-        total += _terms(rows, stride, source, weight, number, here, depth, D)
+        index = tl.load(order + e, mask=here, other=0)
+        total += _sum_terms(rows, stride, source, weight, index, here, depth, D)
     if CHUNK > 0:
         for step in range(0, tl.max(chunks, 0), ENTRIES):
             c = step + tl.arange(0, ENTRIES)[None, :]
@@ -170,8 +172,8 @@ def _gradients_kernel(
     TARGETS: tl.constexpr,
     ENTRIES: tl.constexpr,
     DEPTH: tl.constexpr,
-    CHUNK: tl.constexpr,  # 0: there are no sums of chunks
-    ONLY_IMAGES: tl.constexpr,  # which have a base, and no terms of their own
+    CHUNK: tl.constexpr,  # 0: no chunks were summed
+    ONLY_IMAGES: tl.constexpr,  # targets are images with a base and no own terms
 ):
     if ONLY_IMAGES or tl.program_id(1) == 0:
         _gradient(
@@ -189,7 +191,7 @@ def segment_sum(
     entries: Entries,
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
-    base: Tensor | None = None,  # [N, D] what images have already; texts then receive nothing
+    base: Tensor | None = None,  # [N, D] initial value of images; texts are then no targets
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text, each in its dtype."""
     (N, D), M, E = image.shape, text.shape[0], entries.key.shape[0]
@@ -200,7 +202,7 @@ def segment_sum(
     ]
     depth = min(triton.next_power_of_2(D), _MOST_DEPTH)
     depths = triton.cdiv(D, depth)
-    # 4 warps are 2 spills on sm_100, 8 are 7 on sm_80.
+    # 4 warps: 2 spills on sm_100; 8 warps: 7 on sm_80.
     warps = max(1, min(8 if architecture() == 100 else 4, depth // 128))
     options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": warps}
     partial, chunk = entries.weight, 0
@@ -213,7 +215,7 @@ def segment_sum(
             entries.end, partial, image.stride(0), text.stride(0), E, N, N + M, D,
             CHUNK=chunk, SPANS=not known, **options,
         )  # fmt: skip
-    # Where a kernel reads nothing, something stands in.
+    # Unused arguments get a placeholder.
     sides = (max(N, M), 2) if base is None else (N, 1)
     _gradients_kernel[(triton.cdiv(sides[0], _TARGETS), sides[1], depths)](
         image, text, order if base is None else base, *grads, order, entries.source, entries.weight,
@@ -227,8 +229,8 @@ def segment_sum(
 def add_rows(
     base: Tensor,  # [N, D]
     rows: Tensor,  # [M, D] in the same precision
-    target: Tensor,  # [M] int64; a negative one takes no part
+    target: Tensor,  # [M] int64; negative targets are skipped
     like: Tensor,  # [N, D]
 ) -> Tensor:  # [N, D] in the dtype of like
-    """Return base plus, for every target, the sum of its rows in order."""
+    """Return base plus the sum of the rows of every target, added in order."""
     return segment_sum(by_target(target, rows, base.shape[0]), like, rows, base)[0]

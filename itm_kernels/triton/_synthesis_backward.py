@@ -1,8 +1,8 @@
-"""The gradient of the vectors, block by block of anchors, on its way to the scores and the members.
+"""The backward pass from the synthetic vectors to scores and members, in blocks of anchors.
 
-Beyond inputs and outputs it holds two [M, D] of fp32 that sums over all anchors end in (one for
-attention), the rows that vectors are sums of as tensor cores take them, and a block's softmax and
-its gradient.
+Workspace beyond inputs and outputs: two fp32 accumulators [M, D] of sums over all anchors (one for
+attention), the rows that the vectors sum up in the layout of the tensor cores, and the softmax of
+one block and its gradient.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from itm_kernels.triton._synthesis_kernels import (
     weights_gradient_kernel,
 )
 
-# Beyond so many bytes in fp32, rows of half precision are widened a quarter at a time, and blocks
-# beside an associative memory are half as long: at N = 32,768, D = 1024, bf16, workspace is 675 MB
-# (kam) and 656 MB (attention) beyond inputs, outputs and the gradients of both.
+# Members above this size (in fp32) are converted from half precision a quarter at a time, and
+# blocks next to an associative memory have half as many anchors: at N = 32,768, D = 1024, bf16, the
+# workspace is 675 MB (kam) and 656 MB (attention) beyond inputs, outputs and the gradients of both.
 _LARGE = 32 << 20
 _CHUNKS = 4
 
 
 class Backward:
-    """Sums over blocks, and what all blocks share."""
+    """Accumulators over all blocks of anchors, and the operands that blocks share."""
 
     def __init__(self, synthesis: Synthesis) -> None:
         self.synthesis = synthesis
@@ -47,14 +47,14 @@ class Backward:
             self.prepared = prepare(rows.to(self.dtype), self.kind, self.parts)
         self.whole = self.kind == "parts" and self.parts == 3
         if self.whole and synthesis.memory is not None:
-            del synthesis.rows  # the parts' sum
+            del synthesis.rows  # equal to the sum of the parts
         tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
-        self.tile = tile._replace(warps=8)  # rows that are pairs: 40 to 60 spills in 4 warps
+        self.tile = tile._replace(warps=8)  # rows of (anchor, cluster): 40 to 60 spills in 4 warps
         self.terms = self.parts if self.kind == "parts" else 0
         self.sum_tile = tile_of("sum", 1, 1, D) if self.terms else self.tile
         starts = synthesis.clusters.starts
         self.spans = [spans_of(starts, M, n) for n in (self.tile.columns, self.sum_tile.rows)]
-        # Of the rows that vectors are sums of: members, or W; in columns' order.
+        # Gradient of the rows that the vectors sum up, members or W, in the order of columns.
         self.rows = torch.zeros((M, D), dtype=self.dtype, device=x.device)
         self.total = torch.zeros(M, dtype=self.dtype, device=x.device)
         M = M if synthesis.kam and synthesis.memory is None else 0
@@ -62,11 +62,11 @@ class Backward:
 
     @property
     def large(self) -> bool:
-        """Return whether rows are widened in pieces."""
+        """Return whether members are converted to fp32 in chunks."""
         return self.x.numel() * self.dtype.itemsize > _LARGE
 
     def at_once(self, per_row: int) -> int:
-        """Return how many anchors a block has, when it also holds so many numbers of each."""
+        """Return the number of anchors per block, given further values held per anchor."""
         M, one = self.x.shape[0], self.synthesis
         return one.at_once(max((4 if self.large and one.memory else 2) * M, per_row))
 
@@ -76,7 +76,7 @@ class Backward:
         grad: Tensor,  # [R, K, D] of the vectors
         out: Tensor,  # [R, M] to write
     ) -> None:
-        """Add to the members' gradient, and return that of q x^T."""
+        """Accumulate the gradient of the members, and write that of q x^T."""
         R, K, D = grad.shape
         one = self.synthesis
         rows = grad.to(self.dtype).reshape(R * K, D)
@@ -90,7 +90,7 @@ class Backward:
             of_khat = solve_weights(block.own, of_khat)
             self._to_kernel(block, of_khat)
             out.zero_()
-        # In place: a program reads its cluster's columns of its rows before it writes them.
+        # In place is safe: a program reads all columns of its cluster before it writes them.
         arguments = list_arguments(block.clusters, R)
         softmax_gradient_kernel[arguments.pop("grid")](
             softmax=block.khat, grad=of_khat, out=out, scale=one.scale, **arguments
@@ -132,9 +132,10 @@ class Backward:
         anchors: Tensor,
         members: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return what reaches anchors and members when `fill` visits all blocks.
+        """Return the gradients of anchors and members, calling `fill` for every block of anchors.
 
-        `fill` returns what reaches a block's anchors otherwise, in fp32 or better.
+        `fill` writes the gradient of the scores, and returns any further gradient of the block's
+        anchors, in fp32 or fp64.
         """
         (N, _), M, one = anchors.shape, self.x.shape[0], self.synthesis
         of_anchors = torch.empty_like(anchors, memory_format=torch.contiguous_format)
@@ -152,7 +153,7 @@ class Backward:
         return of_anchors, self._members(of_members).to(members.dtype)
 
     def _times_members(self, weights: Tensor) -> Tensor:  # [R, M] -> [R, D]
-        """Multiply weights with the members."""
+        """Return weights times members."""
         M, chunks = self.x.shape[0], _CHUNKS if self.large and self.x.dtype != self.dtype else 1
         size, total = triton.cdiv(M, chunks), None
         for first in range(0, M, size):
@@ -163,7 +164,11 @@ class Backward:
         return total
 
     def _members(self, rows: Tensor) -> Tensor:
-        """Return the gradient of the members as they came, given W^T q of the scores' W."""
+        """Return the gradient of the members in their original order.
+
+        Args:
+            rows: `[M, D]`, the transposed gradient of the scores times the anchors; overwritten.
+        """
         one, D = self.synthesis, self.x.shape[1]
         rows -= self.total[:, None] * self.x
         if one.memory is not None:
@@ -174,7 +179,7 @@ class Backward:
                     one.rows += part[:, :D]
                 del part, self.prepared
             x = self.x.to(self.dtype)
-            del self.x, one.x, one.both, one.q  # rows of half precision
+            del self.x, one.x, one.both, one.q  # half-precision rows
             for systems in one.memory.factorized(x):
                 (solution,) = systems.solve(self.rows[None], None)
                 rows[systems.batch.begin : systems.batch.end] += solution
@@ -189,10 +194,10 @@ class Backward:
         return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)
 
     def _through_kernel(self, own: slice) -> Tensor:  # [R, D]
-        """Return the gradient of some members by way of K: -K_ij (x_i - x_j) (dx_i - dx_j)."""
+        """Return the gradient through K for a range of members: -K_ij (x_i - x_j) (dx_i - dx_j)."""
         one, x = self.synthesis, self.x.double()
         factor = self.of_kernel[own] + self.of_kernel.mT[own]
         factor *= one.kernel_rows(own.start, own.stop)
         factor.diagonal(own.start).fill_(0)
-        # Differences with x_i, which cancel where rows are alike, are summed apart from it.
+        # The sums over j and over x_i are separate: they cancel for near-equal rows.
         return (factor @ x - factor.sum(1, keepdim=True) * x[own]).mul_(one.scale)

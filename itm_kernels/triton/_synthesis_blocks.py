@@ -1,4 +1,4 @@
-"""Blocks of anchors: which members stand in which columns, their softmax and their weights."""
+"""Blocks of anchors: their softmax over the members of every cluster, and their weights."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -17,33 +17,33 @@ from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, kind_and_
 from itm_kernels.triton._scaled_operands import scaled_operands, scaled_rows, unit_rows
 from itm_kernels.triton._synthesis_kernels import logits_kernel, softmax_kernel
 
-# Numbers in the factors of anchors with clusters of their own that exist at a time: 128 MiB.
+# Values in the Cholesky factors of a block of anchors with their own clusters: 128 MiB.
 _FACTORS = 1 << 24
-# Of a softmax: 16 rows of 64 are 6 spills on sm_90. The interpreter pays per program.
+# Tile of a softmax: 16 x 64 has 6 spills on sm_90. The interpreter's time is per program.
 _ROWS, _COLUMNS = (64, 128) if INTERPRETED else (4, 128)
 
 
 def solve_weights(systems: ClusterSystems, weights: Tensor) -> Tensor:  # [R, M], [R, M]
-    """Solve for every anchor's weights, in fp64: thousands that cancel."""
+    """Solve for the weights of every anchor, in fp64: they are in the thousands, and cancel."""
     out = torch.zeros((*weights.shape, 1), dtype=torch.float64, device=weights.device)
     systems.solve(weights[..., None], out)
     return out[..., 0]
 
 
 class Block(NamedTuple):
-    """Anchors from `first` on, and their weights; columns are members."""
+    """A block of anchors that starts at `first`; columns are members."""
 
     first: int
     q: Tensor  # [R, D]
     clusters: Clusters
     khat: Tensor  # [R, M]
-    weights: Tensor  # [R, M] of `Synthesis.rows` in the vectors
+    weights: Tensor  # [R, M] weights of `Synthesis.rows` in the vectors
     valid: Tensor  # [R, K]
-    own: ClusterSystems | None  # of anchors with clusters of their own
+    own: ClusterSystems | None  # systems of anchors with their own clusters
 
 
 def list_arguments(clusters: Clusters, anchors: int) -> dict[str, Any]:
-    """Return what a kernel over rows of lists needs, and its grid."""
+    """Return the arguments of a kernel over the rows of every list, and its grid."""
     grid = grid_of(clusters, anchors, _ROWS)
     return {
         **{**clusters.arguments(), **grid.arguments()},
@@ -52,7 +52,7 @@ def list_arguments(clusters: Clusters, anchors: int) -> dict[str, Any]:
 
 
 class Synthesis:
-    """Anchors, members in the order of columns, and what all blocks share."""
+    """Anchors, members in the order of columns, and the operands that all blocks share."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Synthesis:
         ridge: float,
         *,
         keep_memory: bool = False,
-        cosine: bool = False,  # rows are scaled to length 1 here, with one clustering for all
+        cosine: bool = False,  # normalize the rows here; needs one clustering for all anchors
     ) -> None:
         known = anchor_ids is not None and member_ids is not None
         self.clusters, ids = clusters_of(assignment, num_clusters, member_ids if known else None)
@@ -77,7 +77,7 @@ class Synthesis:
         self.ids = None
         if anchor_ids is not None and ids is not None:
             self.ids = anchor_ids.contiguous(), ids.contiguous()
-        # Scores of half precision are of rows as they came, which is exact, and factors.
+        # Half-precision rows are multiplied exactly as given, and scores are scaled by factors.
         wide = wide_dtype(self.x)
         self.both = scaled_operands(self.q, self.x, cosine, fine=cosine and self.x.dtype == wide)
         unit = unit_rows(self.x) if cosine else self.x
@@ -86,7 +86,7 @@ class Synthesis:
         self.scale = 1 / sigma**2
         self.for_gradients = keep_memory
         self.memory: AssociativeMemory | None = None
-        self.rows = unit  # [M, D] whose sums the vectors are
+        self.rows = unit  # [M, D], the rows that the vectors sum up
         if self.kam and order is not None:
             memory = AssociativeMemory(unit, self.clusters.starts, sigma, ridge, keep_memory)
             self.rows = memory.solve(unit, wide)
@@ -94,13 +94,14 @@ class Synthesis:
 
     @cached_property
     def members(self) -> RowOperand:
-        """The rows whose sums the vectors are, prepared for products with weights.
+        """The rows that the vectors sum up, prepared for products with weights.
 
-        Those of the memory are large: in tf32 the vectors erred three times as much as eager's.
+        The rows of an associative memory are large: in tf32 the error of the vectors was three
+        times that of eager PyTorch.
         """
         kind, _ = kind_and_parts(self.rows, cancelling=self.kam)
-        # Weights of anchors with clusters of their own are thousands where rows are alike; the
-        # gradient of vectors multiplies the same bf16 parts (`_synthesis_backward`).
+        # Weights of anchors with their own clusters reach thousands for near-equal rows; the
+        # gradient of the vectors multiplies the same bf16 parts (`_synthesis_backward`).
         bounded = not (self.kam and self.clusters.per_anchor)
         if kind in ("half", "parts") and bounded and not self.for_gradients:
             return scaled_row_operand(*scaled_rows(self.rows, kind, False, fine=True), self.rows)
@@ -109,7 +110,7 @@ class Synthesis:
     # -- blocks ------------------------------------------------------------------------------------
 
     def at_once(self, per_row: int = 0) -> int:
-        """Return how many anchors a block has, when it also holds so many numbers of each."""
+        """Return the number of anchors per block, given further values held per anchor."""
         rows = rows_per_block(self.q, self.x, max(self.x.shape[0], per_row))
         if self.kam and self.clusters.per_anchor:
             size = factor_size(self.x.shape[0], self.clusters.number)
@@ -117,13 +118,13 @@ class Synthesis:
         return rows
 
     def blocks(self, at_once: int, valid: Tensor) -> Iterator[Block]:  # valid: [N, K] to write
-        """Yield all anchors in order; a block is gone before there is the next."""
+        """Yield all anchors in order, in blocks; drop a block before asking for the next."""
         for first in range(0, self.q.shape[0], at_once):
             R = min(at_once, self.q.shape[0] - first)
             yield self.block(first, R, valid[first : first + R])
 
     def block(self, first: int, R: int, valid: Tensor | None = None) -> Block:
-        """Return the softmax of some anchors over every cluster, and the weights it leads to."""
+        """Return the softmax of R anchors over every cluster, and the weights that follow."""
         (M, _), K = self.x.shape, self.clusters.number
         logits = torch.empty((R, M), dtype=wide_dtype(self.q), device=self.q.device)
         logits_kernel[self.both.tile.programs(R, M)](
@@ -148,7 +149,7 @@ class Synthesis:
         return Block(first, q, clusters, logits, weights, valid, own)
 
     def kernel_rows(self, first: int, last: int) -> Tensor:  # [R, M] fp64
-        """Return e^(-|x_i - x_j|^2 / 2 sigma^2) for some members i."""
+        """Return e^(-|x_i - x_j|^2 / 2 sigma^2) for members i in [first, last)."""
         x = self.x.double()
         square = x.square().sum(1)
         kernel = x[first:last] @ x.mT

@@ -1,13 +1,14 @@
-"""The softmax of anchors over the members of their clusters, and the gradients behind it.
+"""The softmax of anchors over the members of every cluster, and its gradients.
 
-A block of anchors has whole rows of scores in memory: every softmax needs all of its cluster.
-Everything else of N x M is made and used up in a tile.
+Scores of a block of anchors are in memory, because a softmax needs its whole cluster. All other
+N x M quantities exist one tile at a time.
 """
 
 import triton
 import triton.language as tl
 
-from itm_kernels.triton._member_sums import anchor_and_cluster, split_dot
+from itm_kernels.triton._clusters import anchor_and_cluster, in_cluster
+from itm_kernels.triton._member_sums import split_dot
 from itm_kernels.triton._score_tiles import (
     float_argument,
     program_tile,
@@ -21,12 +22,13 @@ from itm_kernels.triton._score_tiles import (
 def logits_kernel(
     operands,  # `ScoreOperands`
     offset,  # [M] |y|^2
-    out,  # [R, M] of rows from `first` on
+    out,  # [R, M] for rows of x from `first` on
     first,
     R,
     M,
     scale: tl.float64,
 ):
+    """Write the logits (x . y - |y|^2 / 2) * scale of a block of rows."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     r, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
@@ -40,7 +42,7 @@ def logits_kernel(
 
 @triton.jit
 def _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS):
-    """Mark the columns `[P, C]` of every row's cluster, and those that take part for the anchor."""
+    """Mark the columns `[P, C]` in every row's cluster, and those whose id differs as well."""
     inside = (m < end)[None, :]
     own = inside & (n >= 0)[:, None]
     if PER_ANCHOR:
@@ -54,7 +56,7 @@ def _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, 
 
 @triton.jit
 def softmax_kernel(
-    logits,  # [R, M], replaced where a column is in a cluster
+    logits,  # [R, M], overwritten where a column is in a cluster
     valid,  # [R, K]
     starts,
     assignment,  # [R, M] int32
@@ -69,33 +71,34 @@ def softmax_kernel(
     PER_ANCHOR: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
+    """Replace logits by their softmax over every cluster; columns with the row's id get 0."""
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     DTYPE: tl.constexpr = logits.dtype.element_ty
     largest = tl.full((ROWS,), float("-inf"), DTYPE)
-    total = tl.full((ROWS,), 0, tl.float64)  # over as many chunks as a cluster has
+    total = tl.full((ROWS,), 0, tl.float64)  # a long sum: one term per chunk of the cluster
     any_ = tl.full((ROWS,), 0, tl.int32)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
         _, on = _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS)
         value = tl.load(logits + at, mask=on, other=float("-inf"))
-        # NaN is in no maximum and in every sum.
+        # The maximum excludes NaN, the sum includes it.
         before = largest
         largest = tl.maximum(largest, tl.max(tl.where(value == value, value, float("-inf")), 1))
         shift = tl.where(largest == float("-inf"), 0.0, largest)
-        # In fp32: an exponential of fp64 is tens of instructions at 1/64 of the rate on many cards.
+        # exp in fp32: in fp64 it takes tens of instructions at 1/64 of the rate on many GPUs.
         total *= tl.exp(before - shift).to(tl.float64)
         total += tl.sum(tl.exp(value - shift[:, None]), 1).to(tl.float64)
         any_ = tl.maximum(any_, tl.max(on.to(tl.int32), 1))
     shift = tl.where(largest == float("-inf"), 0.0, largest)
     tl.store(valid + n * K + k, any_ != 0, mask=p < P)
     total = total.to(DTYPE)
-    # Members that are all infinitely far are 0 / 0; where there is no member nothing is divided.
+    # If all members are infinitely far the softmax is 0 / 0; without members the divisor is 1.
     total = tl.where(total == 0, tl.where(any_ != 0, float("nan"), 1.0), total)
-    # Loaded again, so that no register holds them till here.
+    # Reload instead of keeping both in registers.
     begin, end = tl.load(starts + group), tl.load(starts + group + 1)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
@@ -104,15 +107,15 @@ def softmax_kernel(
             at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, HAS_IDS
         )
         value = tl.load(logits + at, mask=on, other=float("-inf"))
-        share = tl.exp(value - shift[:, None]) / total[:, None]
-        tl.store(logits + at, tl.where(on, share, 0.0), mask=own & (p < P)[:, None])
+        probability = tl.exp(value - shift[:, None]) / total[:, None]
+        tl.store(logits + at, tl.where(on, probability, 0.0), mask=own & (p < P)[:, None])
 
 
 @triton.jit
 def softmax_gradient_kernel(
     softmax,  # [R, M]
     grad,  # [R, M]
-    out,  # [R, M], 0 where a column is in no cluster
+    out,  # [R, M], already 0 where a column is in no cluster
     starts,
     assignment,  # [R, M] int32
     P,
@@ -124,6 +127,7 @@ def softmax_gradient_kernel(
     COLUMNS: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
 ):
+    """Write the gradient of the scores: scale * softmax * (grad - softmax . grad)."""
     group = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     n, k = anchor_and_cluster(p, P, K, group, PER_ANCHOR)
@@ -133,22 +137,18 @@ def softmax_gradient_kernel(
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
-        own = (m < end)[None, :] & (p < P)[:, None]
-        if PER_ANCHOR:
-            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
-        share = tl.load(softmax + at, mask=own, other=0.0)
-        here = share * tl.load(grad + at, mask=own, other=0.0).to(DTYPE)
-        along += tl.sum(here, 1).to(tl.float64)
+        own = in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR)
+        probability = tl.load(softmax + at, mask=own, other=0.0)
+        product = probability * tl.load(grad + at, mask=own, other=0.0).to(DTYPE)
+        along += tl.sum(product, 1).to(tl.float64)
     along = along.to(DTYPE)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
-        own = (m < end)[None, :] & (p < P)[:, None]
-        if PER_ANCHOR:
-            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
-        share = tl.load(softmax + at, mask=own, other=0.0)
+        own = in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR)
+        probability = tl.load(softmax + at, mask=own, other=0.0)
         value = tl.load(grad + at, mask=own, other=0.0).to(DTYPE) - along[:, None]
-        value *= share * float_argument(scale, DTYPE)
+        value *= probability * float_argument(scale, DTYPE)
         tl.store(out + at, value, mask=own)
 
 
@@ -166,7 +166,7 @@ def weights_gradient_kernel(
     M,
     PER_ANCHOR: tl.constexpr,
 ):
-    """Multiply every member with the gradient of the vector that it is in."""
+    """Write the gradient of the weights: every member times the gradient of its vector."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     tile = tl.program_id(0) % T
@@ -178,9 +178,7 @@ def weights_gradient_kernel(
         m = first + tl.arange(0, COLUMNS)
         scores = score_tile(operands, n * K + k, tl.minimum(m, end - 1))
         at = n[:, None] * M + m[None, :]
-        own = (p < P)[:, None] & (m < end)[None, :]
-        if PER_ANCHOR:
-            own &= tl.load(assignment + at, mask=own, other=-1) == k[:, None]
+        own = in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR)
         tl.store(out + at, scores, mask=own)
 
 
@@ -208,7 +206,7 @@ def members_gradient_kernel(
     PRECISION: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
 ):
-    """Sum weight * gradient over the vectors that a member is in."""
+    """Add the gradient of the members: weight * gradient, over all vectors with the member."""
     tile = tl.program_id(0)
     first, end = tl.load(span_first + tile), tl.load(span_end + tile)
     if first < end:

@@ -1,8 +1,8 @@
-"""The cosine of every anchor with its synthetic vectors, and its gradient where these are constant.
+"""Cosines of every anchor with its synthetic vectors, and their gradient for constant vectors.
 
-cos_k = a v_k / (|a| |v_k|), of which a product leaves a v_k and |v_k|^2. The gradient of the anchor
-is the sum over k of alpha_k v_k - (g_k cos_k / a^2) a, alpha_k = g_k / (|a| |v_k|): a product of
-weights alpha_k khat with the rows that the vectors are sums of.
+cos_k = a v_k / (|a| |v_k|), where `_member_sums` leaves a v_k and |v_k|^2 without storing v_k. The
+gradient of the anchor is the sum over k of alpha_k v_k - (g_k cos_k / a^2) a, with
+alpha_k = g_k / (|a| |v_k|): a product of weights alpha_k khat with the rows that v_k sums up.
 """
 
 import torch
@@ -19,7 +19,7 @@ from itm_kernels.triton._products import add_product, row_parts, weight_scale, w
 from itm_kernels.triton._synthesis_blocks import Synthesis
 
 _ROWS, _CLUSTERS = 16, 16
-_SMALLEST = tl.constexpr(1e-8)  # of a length, as torch.nn.functional.cosine_similarity
+COSINE_EPS = tl.constexpr(1e-8)  # least norm, as in torch.nn.functional.cosine_similarity
 
 
 @triton.jit(do_not_specialize=["first", "R"])
@@ -31,25 +31,26 @@ def _cosine_kernel(
     cosine,  # [N, K]; with GRADIENT alpha [R, K]
     largest_alpha,  # [N]
     along,  # [N] sum over k of g_k cos_k / a^2
-    sums,  # [2, N, K] products and squares, with KEEP
+    sums,  # [2, N, K] dot products and squared norms, with KEEP
     anchor_stride,
     first,
     R,
     K,
     D,
     depths,
-    of_sums,  # stride between products and squares, int64
+    of_sums,  # stride between dot products and squared norms, int64
     ROWS: tl.constexpr,
     CLUSTERS: tl.constexpr,
     CHUNK: tl.constexpr,
     GRADIENT: tl.constexpr,
     KEEP: tl.constexpr,
-    LEAST: tl.constexpr,  # length of an anchor that a shorter one is divided by
+    LEAST: tl.constexpr,  # divisor of an anchor with a smaller norm
 ):
+    """Add up the tiles of D; write the cosines, or with GRADIENT the weights alpha."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = r < R
     row = tl.minimum(r, R - 1).to(tl.int64)
-    length = square_root(squared_norms(anchors + row * anchor_stride, 1, D, tl.arange(0, CHUNK)))
+    norm = square_root(squared_norms(anchors + row * anchor_stride, 1, D, tl.arange(0, CHUNK)))
     DTYPE: tl.constexpr = parts.dtype.element_ty
     total, largest = tl.zeros((ROWS,), DTYPE), tl.zeros((ROWS,), DTYPE)
     for first_k in range(0, K, CLUSTERS):
@@ -63,14 +64,14 @@ def _cosine_kernel(
             square += tl.load(parts + (depths + depth) * size + at, mask=inside, other=0.0)
         whole = at + tl.cast(first, tl.int64) * K
         known = tl.load(valid + whole, mask=inside, other=0) != 0
-        below = norm_divisor(square_root(square), _SMALLEST)
-        found = tl.where(known, dot / below / norm_divisor(length, LEAST)[:, None], 0.0)
+        below = norm_divisor(square_root(square), COSINE_EPS)
+        found = tl.where(known, dot / below / norm_divisor(norm, LEAST)[:, None], 0.0)
         if GRADIENT:
             of_k = tl.load(grad + whole, mask=inside, other=0.0).to(DTYPE)
             of_k = tl.where(known, of_k, 0.0)
-            alpha = of_k / below / norm_divisor(length, LEAST)[:, None]
+            alpha = of_k / below / norm_divisor(norm, LEAST)[:, None]
             total += tl.sum(of_k * found, 1)
-            # NaN shows in the product, whatever the power.
+            # NaN propagates through the product; here it would only spoil the power of two.
             largest = tl.maximum(largest, tl.max(tl.where(alpha == alpha, tl.abs(alpha), 0.0), 1))
             tl.store(cosine + at, alpha, mask=inside)
         else:
@@ -79,8 +80,8 @@ def _cosine_kernel(
             tl.store(sums + whole, dot, mask=inside)
             tl.store(sums + tl.cast(of_sums, tl.int64) + whole, square, mask=inside)
     if GRADIENT:
-        # Where the length is 0, over infinity.
-        total /= norm_divisor(length, LEAST) * tl.where(length == 0, 1.0, length)
+        # An anchor of norm 0 is divided by infinity.
+        total /= norm_divisor(norm, LEAST) * tl.where(norm == 0, 1.0, norm)
         tl.store(along + first + r, total, mask=here)
         tl.store(largest_alpha + first + r, largest, mask=here)
 
@@ -92,9 +93,9 @@ def cosine_of(
     out: Tensor,  # [N, K]
     first: int = 0,
     sums: Tensor | None = None,  # [2, N, K]
-    least: float = _SMALLEST.value,
+    least: float = COSINE_EPS.value,
 ) -> None:
-    """Write the cosines of some anchors, and the sums that their gradient needs."""
+    """Write the cosines of a range of anchors, and the sums that their gradient needs."""
     _launch(
         parts, anchors, valid, out, out, out, out, first=first, sums=sums, least=least,
         gradient=False,
@@ -106,12 +107,12 @@ def alpha_of(
     anchors: Tensor,  # [R, D]
     valid: Tensor,  # [N, K]
     grad: Tensor,  # [N, K]
-    largest: Tensor,  # [N] to write: of a row's alpha
+    largest: Tensor,  # [N] to write: maximum of |alpha|
     along: Tensor,  # [N] to write
     first: int = 0,
-    least: float = _SMALLEST.value,
+    least: float = COSINE_EPS.value,
 ) -> Tensor:  # [R, K]
-    """Return the weights of the vectors in the gradient of some anchors."""
+    """Return the weights of the vectors in the gradient of a range of anchors."""
     alpha = torch.empty(parts.shape[2:], dtype=largest.dtype, device=grad.device)
     _launch(
         parts, anchors, valid, grad, alpha, largest, along, first=first, sums=None, least=least,
@@ -139,7 +140,7 @@ def _launch(
 
 
 def cosines(one: Synthesis) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
-    """Return the cosine of every anchor with its vectors, 0 where there is none, and where not."""
+    """Return the cosine of every anchor with its vectors, 0 without members, and which have any."""
     N, K = one.q.shape[0], one.clusters.number
     cosine = torch.empty((N, K), dtype=wide_dtype(one.q), device=one.q.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=one.q.device)
@@ -150,19 +151,19 @@ def cosines(one: Synthesis) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
 
 
 def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Tensor:  # [N, D]
-    """Return the gradient of the cosine's anchors; the vectors are constants."""
+    """Return the gradient of the anchors of the cosines; the vectors are constant."""
     (N, D), (M, _), K = one.q.shape, one.x.shape, one.clusters.number
     wide = wide_dtype(one.q)
     like = one.rows
     if one.kam and one.clusters.per_anchor:
-        like = like.double()  # weights of thousands that cancel
+        like = like.double()  # weights in the thousands that cancel
     kind, _ = kind_and_parts(like, cancelling=one.kam)
     rows, factor = _scaled_operands.scaled_rows(like, kind, False)
     ones = torch.ones(1, dtype=torch.float32, device=grad.device)
     laid_out = one.both._replace(y=rows, x_factor=ones, y_factor=factor)
     in_parts = like.dtype != torch.float64
     unit = weight_scale(like, laid_out, ones[0], ones) if in_parts else None
-    pull = torch.empty((N, D), dtype=wide_dtype(like), device=grad.device)
+    product = torch.empty((N, D), dtype=wide_dtype(like), device=grad.device)
     valid = torch.empty((N, K), dtype=torch.bool, device=grad.device)
     largest, along = (torch.empty(N, dtype=wide, device=grad.device) for _ in range(2))
     grad = grad.contiguous()
@@ -174,8 +175,8 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
         if block.clusters.per_anchor:
             weights.zero_()
         weigh(block, alpha, largest[own], factor, unit, weights)
-        add_product(None, weights, row_parts(laid_out, D)[1], out=pull[own])
+        add_product(None, weights, row_parts(laid_out, D)[1], out=product[own])
         del block, weights
     out = torch.empty((N, D), dtype=stored_dtype(dtype), device=grad.device)
-    finish(one.q, pull, largest, along, unit, out)
+    finish(one.q, product, largest, along, unit, out)
     return out.to(dtype)

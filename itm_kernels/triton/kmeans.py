@@ -1,11 +1,11 @@
-"""k-means: a launch finds every row's nearest centroid, a second one moves the centroids.
+"""k-means: one launch finds the nearest centroid of every row, another updates the centroids.
 
-Rows in half precision are fp16 with a power of two each, exact, and centroids two parts of fp16:
-two products; rows of fp32 are two parts as well: three products (`_scaled_operands`). A tile is as
-wide as there are centroids, so that rows are read once.
+Half-precision rows are exact as fp16 times a power of two, and centroids are two fp16 parts: two
+products. fp32 rows are two parts as well: three products (`_scaled_operands`). A tile holds all
+centroids if it can, so that rows are read once.
 
-With one set of members per anchor there are as many problems as anchors, and a tile holds the
-centroids of several.
+With one set of members per anchor every anchor is a problem of its own, and a tile holds the
+centroids of several problems.
 """
 
 import math
@@ -37,26 +37,27 @@ from itm_kernels.triton._score_tiles import (
 )
 from itm_kernels.triton._tile_table import Tile, tile_of
 
-_MOST_COLUMNS = 64  # of several problems
-_PROGRAMS = 264  # two for every processor of an H100
-_ALONE = 256  # rows that are one share: a launch takes longer
-_CHAIN = 1024  # rows that a program adds up, while the sums of all programs are fewer than the rows
+_MOST_COLUMNS = 64  # columns of a tile with several problems
+_PROGRAMS = 264  # two per processor of an H100
+_ALONE = 256  # up to this many rows are not split: another launch would take longer
+_CHAIN = 1024  # rows that a program adds, unless partial sums then exceed the size of the rows
 
 
 @triton.jit(do_not_specialize=["N", "B"])
 def _nearest_kernel(
     operands,  # `ScoreOperands`
-    squares,  # [tiles of D, B * K] of the centroids
+    squares,  # [tiles of D, B * K] squared norms of the centroids
     member,  # [B, N]
     assignment,  # [B, N] int32
     N,  # rows of x
     B,
     K,
-    tiles,  # of squares
+    tiles,  # tiles of squares
     X_PARTS: tl.constexpr,
     WIDTH: tl.constexpr,  # columns of a problem: a power of two
     HAS_MEMBER: tl.constexpr,
 ):
+    """Write the nearest centroid of every row and problem, -1 for rows that are not members."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     PROBLEMS: tl.constexpr = COLUMNS // WIDTH
@@ -79,8 +80,8 @@ def _nearest_kernel(
         square = tl.zeros((COLUMNS,), scores.dtype)
         for tile in range(0, tiles):
             square += tl.load(squares + tl.cast(tile, tl.int64) * B * K + columns)
-        # |x|^2 is the same for every centroid. NaN is nearest, as for torch's argmin. A column
-        # beyond the last repeats it, and the lowest of equal columns wins.
+        # |x|^2 is the same for every centroid and omitted. NaN is nearest, as in torch.argmin.
+        # Columns beyond the last repeat it, and ties go to the lowest column.
         keys = ordered_key(scores - (square / 2)[None, :])
         index = (first + tl.arange(0, WIDTH)).to(tl.int32)
         if PROBLEMS == 1:
@@ -98,48 +99,48 @@ def _nearest_kernel(
     tl.store(assignment + at, nearest, mask=inside)
 
 
-def rows_of_share(M: int, R: int, programs: int, depth: int) -> int:
-    """Return how many of M rows a program adds up, of R clusters in so many programs a share.
+def split_rows(M: int, R: int, programs: int, depth: int) -> int:
+    """Return how many of M rows a program adds, for R clusters and a number of programs per split.
 
-    Programs enough, chains short enough, and fewer numbers in all sums than in the rows.
+    The split gives enough programs and short chains, with fewer partial sums than input values.
     """
-    shares = max(triton.cdiv(_PROGRAMS, programs), triton.cdiv(M, _CHAIN))
-    shares = 1 if M <= _ALONE else max(1, min(shares, M // (4 * R)))
-    return triton.cdiv(triton.cdiv(M, shares), depth) * depth
+    splits = max(triton.cdiv(_PROGRAMS, programs), triton.cdiv(M, _CHAIN))
+    splits = 1 if M <= _ALONE else max(1, min(splits, M // (4 * R)))
+    return triton.cdiv(triton.cdiv(M, splits), depth) * depth
 
 
 def _tile(kind: str, M: int, width: int) -> Tile:
-    """Return the tile of sums over rows of a kind: clusters, columns of D, rows at once."""
+    """Return the tile of the sums: clusters, columns of D, and rows per iteration."""
     name = "sum" if kind in ("half", "parts") else kind
     tile = tile_of(name, M, M, width, "means")
-    # Masks of columns are hundreds of spills in a large tile; on fp32 units of sm_86 it has 4.
+    # Column masks cost hundreds of spills in a large tile; on fp32 units of sm_86 it spills 4.
     if width % tile.columns or kind == "ieee":
         tile = tile_of(name, 1, 1, width, "means")
-    # Two stages on fp32 units are 5 spills there.
+    # Two stages on fp32 units: 5 spills there.
     return tile._replace(warps=4, stages=1) if kind == "ieee" else tile
 
 
 class Centroids:
-    """Centroids as they are and as operands, and the launches that update them."""
+    """Centroids, their operands, and the launches that update both."""
 
     def __init__(
         self,
-        both: Operands,  # rows of x, and room for parts of centroids, or these themselves
-        rows: Tensor,  # [M, D] as they are summed
+        both: Operands,  # rows of x, and a buffer for parts of centroids, or `flat` itself
+        rows: Tensor,  # [M, D] rows to sum
         flat: Tensor,  # [R, D] centroids to write
-        shape: tuple[int, int],  # of problems, B and K
-        parts: int,  # of centroids that are written beside them
+        shape: tuple[int, int],  # B problems and K centroids
+        parts: int,  # number of parts of centroids to write
     ) -> None:
         M, (R, D), split = rows.shape[0], flat.shape, both.kind in ("half", "parts")
         tile = _tile(both.kind, *rows.shape)
-        # Instructions of sm_90 take 64 rows.
+        # Matrix instructions of sm_90 have 64 rows.
         tile = tile._replace(rows=min(tile.rows, max(64, triton.next_power_of_2(R))))
         tiles, groups = triton.cdiv(D, tile.columns), triton.cdiv(R, tile.rows)
-        of_share = rows_of_share(M, R, groups * tiles, tile.depth)
-        self.shares = triton.cdiv(M, of_share)
+        of_split = split_rows(M, R, groups * tiles, tile.depth)
+        self.splits = triton.cdiv(M, of_split)
         self.squares = flat.new_empty((tiles, R))
-        self.programs = groups * (tiles if self.shares == 1 else self.shares * (tiles + 1))
-        kept = 0 if self.shares == 1 else self.shares  # sums of one share are not
+        self.programs = groups * (tiles if self.splits == 1 else self.splits * (tiles + 1))
+        kept = 0 if self.splits == 1 else self.splits  # one split stores no partial sums
         sums, factors = flat.new_empty((kept, R, tiles * tile.columns)), flat.new_empty((kept, R))
         counts = torch.empty((kept, R), dtype=torch.int32, device=flat.device)
         self.arguments: dict[str, Any] = {
@@ -151,29 +152,29 @@ class Centroids:
         }
         self.of_sums: dict[str, Any] = {
             **{"x": rows, "x_factor": both.x_factor, "x_stride": rows.stride(0), "N": M},
-            **{"K": shape[1], "SHARED": shape[0] == 1, "rows_of_share": of_share},
+            **{"K": shape[1], "SHARED": shape[0] == 1, "split_rows": of_split},
             **{"TERMS": 3 if both.kind == "parts" else 0, "PRECISION": both.precision},
             **{"width": rows.shape[1], "ALIGN": math.gcd(16, rows.shape[1], rows.stride(0))},
-            **{"EVEN": rows.shape[1] % tile.columns == 0, "FINISH": self.shares == 1},
+            **{"EVEN": rows.shape[1] % tile.columns == 0, "FINISH": self.splits == 1},
             **tile.options(),
         }
 
     def begin(self, start: Tensor) -> None:
-        """Take the centroids `[R, D]` to start from."""
+        """Set the initial centroids `[R, D]`."""
         self._means(start, True)
 
     def update(self, assignment: Tensor) -> None:
-        """Move the centroids to the means of the rows that are assigned to them."""
+        """Replace the centroids by the means of the rows assigned to them."""
         sums_kernel[(self.programs,)](assignment=assignment, **{**self.arguments, **self.of_sums})
-        if self.shares > 1:
+        if self.splits > 1:
             self._means(self.arguments["sums"][0], False)
 
     def _means(self, start: Tensor, begins: bool) -> None:
         tiles, R = self.squares.shape
-        group = 64 if begins and INTERPRETED else 1  # a program takes milliseconds there
+        group = 64 if begins and INTERPRETED else 1  # an interpreted program takes milliseconds
         mean_kernel[(triton.cdiv(R, group), tiles)](
-            start=start, start_stride=start.stride(0), shares=self.shares, START=begins,
-            SHARES=16, GROUP=group, num_warps=4, **self.arguments,
+            start=start, start_stride=start.stride(0), splits=self.splits, START=begins,
+            SPLITS=16, GROUP=group, num_warps=4, **self.arguments,
         )  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def _operands(
     flat: Tensor,  # [R, D] centroids
     problems: int,
 ) -> tuple[Operands, Tensor, int]:
-    """Return rows with room for centroids, rows to sum, and how many parts centroids have there."""
+    """Return operands with a buffer for centroids, the rows to sum, and the centroids' parts."""
     kind, (M, D), R = kind_of(x), x.shape, flat.shape[0]
     shape = (M, M) if problems == 1 else (1, 1)
     tile, precision = tile_and_precision(kind, x, x, shape, "nearest")
@@ -207,7 +208,7 @@ def kmeans(
     centroids: Tensor,  # [B, K, D]
     iterations: int,
 ) -> tuple[Tensor, Tensor]:  # [B, M], [B, K, D]
-    """Return every member's nearest centroid, -1 for others, after so many updates of these."""
+    """Return the nearest centroid of every member after some updates, -1 for others, and these."""
     (B, K, D), M = centroids.shape, x.shape[0]
     flat = torch.empty((B * K, D), dtype=wide_dtype(x), device=x.device)
     both, rows, parts = _operands(x, flat, B)
@@ -218,7 +219,7 @@ def kmeans(
     columns = 16 if B * width <= 16 else max(16, width) if B == 1 else _MOST_COLUMNS
     width = columns if B == 1 else width
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
-    warps = 4 if columns == 16 else both.tile.warps  # 8 are 7 spills on sm_80
+    warps = 4 if columns == 16 else both.tile.warps  # 8 warps: 7 spills on sm_80
     arguments = {
         **both.arguments(both.tile._replace(columns=columns, warps=warps), both.y.shape[0]),
         "X_PARTS": both.x.shape[0],

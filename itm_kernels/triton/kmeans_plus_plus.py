@@ -1,7 +1,7 @@
-"""k-means++: a launch draws one row for every problem and takes all rows' distances from it.
+"""k-means++: a launch draws one row per problem and computes the distances of all rows from it.
 
-Rows are shared out: a program leaves the best draw among its own, and every program of the next
-launch takes the best of those, so that nothing waits within a launch.
+Rows are split over programs. Every program stores the best draw among its rows, and every program
+of the next launch selects the best of those, so that no launch needs a grid-wide barrier.
 """
 
 import torch
@@ -18,23 +18,22 @@ from itm_kernels.triton._score_tiles import (
     wide_type,
 )
 
-# Of a program: so many rows, and differences of them with the rows of its problems at once.
-_ROWS = 64
-_DIFFERENCES = 4096
-_MOST_PROBLEMS = 16
-_MOST_BLOCKS = 64  # whose draws are compared at once
+_ROWS = 64  # rows per program
+_DIFFERENCES = 4096  # differences in registers: rows x problems x elements of D
+_MOST_PROBLEMS = 16  # problems per program
+_MOST_BLOCKS = 64  # blocks of rows whose draws are compared per iteration
 
 
 @triton.jit
 def _drawn(
-    keys,  # of every program's draw, as `ordered_key` makes them
+    keys,  # `ordered_key` of the best draw of every block
     found,  # its row
-    sums,
-    place,  # [P] int64: where those of a problem begin
+    sums,  # sum of the distances of every block
+    place,  # [P] int64 offset of a problem's blocks
     blocks,
     BLOCKS: tl.constexpr,
 ):
-    """Return the rows `[P]` that all blocks draw, and whether any distance was positive."""
+    """Return the rows `[P]` drawn over all blocks, and whether any distance is positive."""
     KEY: tl.constexpr = keys.dtype.element_ty
     best = tl.full((place.shape[0],), no_key(KEY), KEY)
     row = tl.zeros((place.shape[0],), tl.int32)
@@ -60,7 +59,7 @@ def _draw_kernel(
     member,  # [B, M]
     draws,  # [K, M]
     distance,  # [B, M]
-    keys,  # [B, 2, blocks]: of even and of odd launches
+    keys,  # [B, 2, blocks], of even and of odd launches
     found,
     sums,
     chosen,  # [B, K] int32
@@ -70,13 +69,14 @@ def _draw_kernel(
     K,
     D,
     blocks,
-    k,  # the launch: k - 1 is the draw that it ends, k the one that it begins
+    k,  # index of the launch, which completes draw k - 1 and starts draw k
     ROWS: tl.constexpr,
     PROBLEMS: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCKS: tl.constexpr,
     HAS_MEMBER: tl.constexpr,
 ):
+    """Complete the previous draw, update distances with its row, and start the next draw."""
     DTYPE: tl.constexpr = wide_type(x.dtype)
     own_block = tl.program_id(0) % blocks
     p = (tl.program_id(0) // blocks) * PROBLEMS + tl.arange(0, PROBLEMS)
@@ -93,7 +93,7 @@ def _draw_kernel(
         before = (2 * problem + (k + 1) % 2) * blocks
         row, positive = _drawn(keys, found, sums, before, blocks, BLOCKS)
         if k > 1:
-            # Where all rows lie on centroids, or a distance is NaN, the first one once more.
+            # If all distances are 0 or one is NaN, the first row is drawn again.
             row = tl.where(positive, row, tl.load(chosen + problem * K))
         if own_block == 0:
             tl.store(chosen + problem * K + k - 1, row, mask=p < B)
@@ -102,7 +102,7 @@ def _draw_kernel(
     if k < K:
         if k > 1:
             earlier = tl.load(distance + at, mask=inside, other=0.0)
-            # NaN, once there, stays.
+            # NaN is kept.
             nearest = tl.where((nearest < earlier) | (nearest != nearest), nearest, earlier)
         if k > 0:
             tl.store(distance + at, nearest, mask=inside)
@@ -121,7 +121,7 @@ def kmeans_plus_plus(
     member: Tensor | None,  # [B, M]
     draws: Tensor,  # [K, M]
 ) -> Tensor:  # [B, K, D]
-    """Return start centroids, each a member drawn in proportion to its squared distance so far."""
+    """Return initial centroids: members drawn in proportion to their squared distance so far."""
     (M, D), K = x.shape, draws.shape[0]
     B = 1 if member is None else member.shape[0]
     dtype = wide_dtype(x)

@@ -1,10 +1,10 @@
-"""Where every query's best positive stands: candidates are counted in the tile that scores them.
+"""The rank of every query's best positive, from counts taken in the tiles of scores.
 
-The best positive is known before anything is compared with it. Its score comes from a tile of the
-same shape, over the same chunks of D, as those that it is compared in: tensor cores add up an
-element of a tile in one order wherever it stands, and computed another way it would round
-differently. In the order of ids the positives of a tile of queries lie side by side, so that few
-tiles are computed again. Copies of the best positive tie with it, however their scores round.
+A first pass finds the best positive, a second one compares all candidates with it. The best score
+must round exactly as the scores that it is compared with, so it comes from a tile of the same shape
+over the same chunks of D: tensor cores sum an element of a tile in the same order at any position.
+With rows sorted by id, the positives of a tile of queries are consecutive, so that few tiles are
+computed twice. Copies of the best positive tie with it, however their scores round.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from itm_kernels.triton._score_tiles import (
     score_tile,
 )
 
-_PROGRAMS = 256  # that share few queries with many positives
+_PROGRAMS = 256  # fewer tiles of queries are split over their positives
 
 
 @triton.jit
@@ -33,17 +33,18 @@ def _positives_kernel(
     operands,  # `ScoreOperands`
     x_ids,  # [Q]
     y_ids,  # [G]
-    query,  # [Q] the query at a place in the order of ids
-    candidate,  # [G]
-    first,  # [Q] of a query's positives in that order, by the query's place
+    query,  # [Q] query at a sorted position
+    candidate,  # [G] candidate at a sorted position
+    first,  # [Q] position of the first positive of the query at a position
     end,
-    best,  # [Q] key of the best score << 32 | the last candidate that has it; for fp64 the key
-    best_column,  # [Q] that candidate if FIND
+    best,  # [Q] key of the best score << 32 | last candidate with that score; for fp64 the key
+    best_column,  # [Q] this candidate, with FIND
     Q,
     G,
-    WIDE: tl.constexpr,  # keys fill 64 bits: their maximum first, in another launch its candidate
+    WIDE: tl.constexpr,  # 64-bit keys: one launch finds the maximum, another its candidate
     FIND: tl.constexpr,
 ):
+    """Find the best score of a positive of every query, and the last candidate that has it."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     begin = tl.program_id(0) * ROWS
@@ -57,7 +58,7 @@ def _positives_kernel(
         columns = tl.load(candidate + tl.minimum(at + tl.arange(0, COLUMNS), G - 1)).to(tl.int32)
         scores = score_tile(operands, rows, columns)
         positive = same_id(rows, columns, x_ids, y_ids, True)
-        # Scores that are not finite are no positive's best.
+        # A non-finite score is never the best.
         ranked = positive & (tl.abs(scores) < float("inf"))
         keys = tl.where(ranked, ordered_key(scores), none)
         if FIND:
@@ -69,7 +70,7 @@ def _positives_kernel(
                 last = tl.max(tl.where(keys == here[:, None], columns[None, :], -1), 1)
                 here = (here.to(tl.int64) << 32) | last.to(tl.int64)
         highest = tl.maximum(highest, here)
-    # Integers: the order of programs does not show.
+    # An integer maximum does not depend on the order of programs.
     tl.atomic_max((best_column if FIND else best) + rows, highest, mask=q < Q, sem="relaxed")
 
 
@@ -79,8 +80,8 @@ def _count_kernel(
     x_ids,  # [Q]
     y_ids,  # [G]
     y_keys,  # [G]
-    best,  # [Q] as _positives_kernel leaves it
-    best_column,  # [Q] if WIDE
+    best,  # [Q] as stored by _positives_kernel
+    best_column,  # [Q] with WIDE
     above,  # [Q] int64
     ties,  # [Q] int64
     positives,  # [Q] int64
@@ -88,6 +89,7 @@ def _count_kernel(
     G,
     WIDE: tl.constexpr,
 ):
+    """Count the candidates above the best positive and those that tie with it, per query."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     q, g, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, Q, G)
@@ -105,7 +107,7 @@ def _count_kernel(
     is_copy = best_row[:, None] == tl.load(y_keys + columns)[None, :]
     own = same_id(rows, columns, x_ids, y_ids, True)
     inside = (g < G)[None, :]
-    # NaN is the highest key, and above nothing. A positive is above the best if it is infinite.
+    # NaN has the highest key but is above nothing. Only an infinite positive is above the best.
     is_above = (keys > limit) & (keys != key_of_nan(scores.dtype)) & inside
     is_above = is_above & (is_copy == 0) & (own == 0)
     none: tl.constexpr = no_key(tl.int64 if WIDE else tl.int32)
@@ -121,21 +123,21 @@ def _add_counts(
     which,  # [R, C]
     mask,  # [R]
 ):
-    """Add to every row's number how many of its entries are marked."""
+    """Add the number of marked entries of every row to its counter."""
     number = tl.sum(which.to(tl.int32), 1).to(tl.int64)
     tl.atomic_add(to, number, mask=mask, sem="relaxed")
 
 
 @triton.jit
 def _ranks_kernel(above, ties, positives, negatives, rank, Q, BLOCK: tl.constexpr):
-    """Write ranks, and put queries without a finite positive behind all of their negatives."""
+    """Write ranks; a query without a finite positive ranks behind all of its negatives."""
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = q < Q
     higher = tl.load(above + q, mask=mask, other=0)
     behind_all = tl.load(positives + q, mask=mask, other=0) == 0
     higher = tl.where(behind_all, tl.load(negatives + q, mask=mask, other=0), higher)
     tl.store(above + q, higher, mask=mask)
-    # Twice the rank is an integer; the product is exact.
+    # Twice the rank is an integer, so that the product is exact.
     twice = 2 + 2 * higher + tl.load(ties + q, mask=mask, other=0)
     tl.store(rank + q, twice.to(tl.float64) * 0.5, mask=mask)
 
@@ -147,7 +149,7 @@ def ranks_total(
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [Q] each
-    """Return ranks, how many negatives are above the best positive, and what ties with it."""
+    """Return ranks, the negatives above the best positive, and the negatives and positives tied."""
     both = operands(queries, gallery)
     ids = {"x_ids": query_ids.contiguous(), "y_ids": gallery_ids.contiguous()}
     order, counts = order_by_id(**ids)
@@ -172,7 +174,7 @@ def ranks_forward(
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [Q] each
-    """Return what the other backends return: the same without ranks."""
+    """Return the counts of `ranks_total` without the ranks, as the other backends do."""
     _, above, ties, positives = ranks_total(queries, gallery, query_ids, gallery_ids, gallery_keys)
     return above, ties, positives
 
@@ -184,13 +186,13 @@ def _best_positives(
     ids: dict[str, Tensor],
     sizes: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Find the best score of a positive of every query, and the last candidate that has it."""
+    """Return the best score of a positive of every query, and the last candidate that has it."""
     (Q, G), tile = both.shape, both.tile
     tiles = triton.cdiv(Q, tile.rows)
-    shares = max(1, min(triton.cdiv(G, tile.columns), _PROGRAMS // tiles))
+    splits = max(1, min(triton.cdiv(G, tile.columns), _PROGRAMS // tiles))
     found = {"best": best, "best_column": torch.full_like(best, -1) if sizes["WIDE"] else best}
     for find in (False, True) if sizes["WIDE"] else (False,):
-        _positives_kernel[(tiles, shares)](
+        _positives_kernel[(tiles, splits)](
             **both.arguments(), **ids, **order._asdict(), **found, **sizes, FIND=find
         )
     return found

@@ -1,9 +1,10 @@
 """Synthetic vectors and their cosines: scores, a softmax per cluster, a product with its members.
 
-A block of anchors has its scores in memory, and nothing of N x M outlives it. Vectors whose cosine
-alone is wanted do not leave registers. With one clustering the kernel associative memory is solved
-once, W = A^-1 X with A = K + ridge I: vectors are then sums of its rows as those of attention are
-sums of members. With a clustering per anchor the anchor's weights are solved instead.
+Anchors are processed in blocks whose scores are in memory; no N x M tensor is stored. If only
+cosines are needed, the vectors stay in registers. With one clustering the kernel associative memory
+is solved once, W = A^-1 X with A = K + ridge I: vectors are weighted sums of the rows of W, as
+attention's are weighted sums of members. With a clustering per anchor, the weights of every anchor
+are solved instead.
 
 Backward, with vector v = W^T khat and g = dL/dv (attention: W = X):
   dL/dkhat = W g and dL/dW += khat g^T, H = A^-1 dL/dW; dL/dX += H and dL/dA = -H W^T;
@@ -21,16 +22,14 @@ from itm_kernels.triton._member_sums import store_vectors
 from itm_kernels.triton._operands import wide_dtype
 from itm_kernels.triton._synthesis_backward import Backward
 from itm_kernels.triton._synthesis_blocks import Synthesis
-from itm_kernels.triton._synthesis_logits import cosines, gradient_of_anchors
-
-_SMALLEST = 1e-8  # of a length, as torch.nn.functional.cosine_similarity
+from itm_kernels.triton._synthesis_logits import COSINE_EPS, cosines, gradient_of_anchors
 
 
 def rbf_synthesis_forward(
     anchors: Tensor,  # [N, D]
-    *inputs: Any,  # as `Synthesis`, and whether to keep scores: False
+    *inputs: Any,  # those of `Synthesis`, and whether to keep scores: False
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, D], [N, K], [0, 0]
-    """Return one vector per anchor and cluster, 0 where it has no member, and where it has."""
+    """Return one vector per anchor and cluster, 0 without members, and which have members."""
     one = Synthesis(anchors, *inputs[:-1])
     shape = anchors.shape[0], one.clusters.number, anchors.shape[1]
     vectors = torch.empty(shape, dtype=wide_dtype(anchors), device=anchors.device)
@@ -61,24 +60,24 @@ def rbf_synthesis_backward(
 
 def rbf_synthesis_logits_forward(
     anchors: Tensor,  # [N, D]
-    *inputs: Any,  # as `Synthesis`, whether vectors are constants, whether to keep scores: False
+    *inputs: Any,  # those of `Synthesis`, whether vectors are constant, and to keep scores: False
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N, K], [0, 0]
-    """Return the cosine of every anchor with its vectors, 0 where there is none, and where not."""
+    """Return the cosine of every anchor with its vectors, 0 without members, and which have any."""
     return *cosines(Synthesis(anchors, *inputs[:-2])), no_scores(anchors)
 
 
-def _length(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
+def _norm(rows: Tensor) -> Tensor:  # [..., D] -> [..., 1]
     return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide_dtype(rows))
 
 
-def _divisor(length: Tensor) -> Tensor:
-    """Return what a cosine is divided by: infinity for a row of 0, which has no direction."""
-    return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
+def _divisor(norm: Tensor) -> Tensor:
+    """Return the divisor of a cosine: infinity for a row of zeros, which has no direction."""
+    return norm.clamp_min(COSINE_EPS.value).masked_fill_(norm == 0, torch.inf)
 
 
-def _over_length(x: Tensor, length: Tensor) -> Tensor:
-    """Return x / length, 0 where that is: a length has no slope at 0."""
-    return (x / length).masked_fill_(length == 0, 0)
+def _over_norm(x: Tensor, norm: Tensor) -> Tensor:
+    """Return x / norm, and 0 where the norm is 0: its gradient there is defined as 0."""
+    return (x / norm).masked_fill_(norm == 0, 0)
 
 
 def _through_cosine(
@@ -86,17 +85,17 @@ def _through_cosine(
     anchors: Tensor,  # [R, D]
     vectors: Tensor,  # [R, K, D]
 ) -> tuple[Tensor, Tensor]:  # [R, D], [R, K, D]
-    """Return what the anchor of a cosine gets, and its vectors.
+    """Return the gradients of a cosine's anchors and vectors.
 
     cos = a v / (|a| |v|), dL/dv = alpha a + beta v: alpha = g / (|a| |v|), beta = -g cos / v^2.
     """
     a = anchors.to(vectors.dtype)[:, None]  # [R, 1, D]
-    of_a, of_v = _length(a), _length(vectors)
+    of_a, of_v = _norm(a), _norm(vectors)
     a_least, v_least = _divisor(of_a), _divisor(of_v)
     alpha = grad.to(vectors.dtype)[..., None] / a_least / v_least
     through = -alpha * (vectors * a).sum(-1, keepdim=True)  # -g cos
-    to_a = alpha * vectors + _over_length(through / a_least, of_a) * a
-    return to_a.sum(1), alpha * a + _over_length(through / v_least, of_v) * vectors
+    to_a = alpha * vectors + _over_norm(through / a_least, of_a) * a
+    return to_a.sum(1), alpha * a + _over_norm(through / v_least, of_v) * vectors
 
 
 def rbf_synthesis_logits_backward(
@@ -106,13 +105,13 @@ def rbf_synthesis_logits_backward(
     members: Tensor,
     *inputs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of anchors and members; with detach, that of the cosine's anchor."""
+    """Return the gradients of anchors and members; with detach, of anchors only."""
     if inputs[-1]:
         one = Synthesis(anchors, members, *inputs[:-1])
         return gradient_of_anchors(one, grad, anchors.dtype), torch.zeros_like(members)
     one = Synthesis(anchors, members, *inputs[:-1], keep_memory=True)
     D, K = anchors.shape[1], one.clusters.number
-    found = one.members  # before the rows of which they are made are gone
+    found = one.members  # prepared before `Backward` deletes the rows
     backward = Backward(one)
 
     def fill(first: int, weights: Tensor) -> Tensor:

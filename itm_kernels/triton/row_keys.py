@@ -1,4 +1,4 @@
-"""Keys of rows: the hash of `ops.ranks.row_keys` in one pass, with the same 64 bits."""
+"""Row hashes in one pass, bit-identical to the reference hash of the operator."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from itm_kernels.triton._operands import INTERPRETED, contiguous_rows
 
 @triton.jit
 def _mixed(numbers):
-    """Return 64 random-looking bits for every int64: splitmix64, with wrapping products."""
+    """Return the splitmix64 hash of every int64; products wrap around."""
     bits = numbers * -7046029254386353131  # 0x9E3779B97F4A7C15
     bits = (bits ^ ((bits >> 30) & ((1 << 34) - 1))) * -4658895280553007687
     bits = (bits ^ ((bits >> 27) & ((1 << 37) - 1))) * -7723592293110705685
@@ -19,7 +19,7 @@ def _mixed(numbers):
 
 @triton.jit
 def _keys_kernel(
-    bits,  # [G, D] integers of the width of a number
+    bits,  # [G, D] bit patterns as integers
     keys,  # [G] int64
     stride,
     G,
@@ -27,6 +27,7 @@ def _keys_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Write the sum over D of hashed values times odd pseudo-random coefficients."""
     g = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = tl.minimum(g, G - 1)[:, None] * stride
     WIDTH: tl.constexpr = bits.dtype.element_ty.primitive_bitwidth
@@ -35,7 +36,7 @@ def _keys_kernel(
         d = first + tl.arange(0, COLUMNS)
         found = tl.load(bits + at + d[None, :], mask=(d < D)[None, :], other=0).to(tl.int64)
         found = tl.where(found == -(1 << (WIDTH - 1)), 0, found)  # -0 becomes 0
-        # A product carries differences upwards only: the high half joins the low half.
+        # A product carries differences to higher bits only, so the high half is mixed into the low.
         found = found ^ (found >> (WIDTH // 2))
         total += found * (_mixed(d.to(tl.int64) + 1) | 1)[None, :]
     tl.store(keys + g, tl.sum(total, 1), mask=g < G)
@@ -45,7 +46,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
-    """Return int64 keys: equal rows have equal keys, others only by chance."""
+    """Return int64 keys: equal rows have equal keys, and different rows rarely do."""
     G, D = x.shape
     bits = contiguous_rows(x).view(_BITS[x.element_size()])
     keys = torch.empty(G, dtype=torch.int64, device=x.device)

@@ -1,7 +1,7 @@
-"""One mined negative per anchor, both ways: noise is drawn where a tile of scores needs it.
+"""One sampled negative per anchor in both directions, with noise drawn inside the score tiles.
 
-The largest score + Gumbel noise is a draw from the softmax. A tile leaves its best per row and per
-column as for hardest negatives, which are the draw without noise.
+The argmax of score + Gumbel noise is a sample from the softmax. Every tile stores its maximum per
+row and per column, as the kernel of hardest negatives does; those are the sample without noise.
 """
 
 import torch
@@ -40,6 +40,7 @@ def _draw_kernel(
     of_noise: tl.float64,
     HAS_IDS: tl.constexpr,
 ):
+    """Store the maximum of score + noise of a tile's rows and columns, over valid negatives."""
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
@@ -68,11 +69,12 @@ def _select_kernel(
     image_index,  # [M]
     N,
     M,
-    row_tiles,  # of texts
+    row_tiles,  # number of tiles of texts
     column_tiles,
     ANCHORS: tl.constexpr,
     TILES: tl.constexpr,
 ):
+    """Write the index of the best candidate over all tiles, for images and for texts."""
     a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     if tl.program_id(1) == 0:
         found = maximum_over_tiles(row_key, row_index, row_tiles, N, tl.minimum(a, N - 1), TILES)
@@ -93,14 +95,14 @@ def sample_negatives(
     temperature: float,
     seed: Tensor,  # [2] int64
 ) -> tuple[Tensor, Tensor]:  # [N], [M]
-    """Return a negative text of every image and a negative image of every text, -1 for none."""
+    """Return a negative text per image and a negative image per text, -1 for none."""
     if strategy == "hardest":
         best_text, best_image = hardest(image, text, None, image_ids, text_ids, semihard=False)
     else:
         uniform = strategy == "uniform"
         if uniform:
-            # Equal scores are the product of zeros, as few as tensor cores take: nothing of the
-            # rows is read.
+            # Equal scores come from products of zeros, with the smallest D of tensor cores; the
+            # rows are not read.
             image, text = (x.new_zeros((x.shape[0], 16), dtype=torch.half) for x in (image, text))
             temperature = 1.0
         best_text, best_image = _draw(image, text, image_ids, text_ids, temperature, seed)
@@ -122,13 +124,13 @@ def _draw(
     temperature: float,
     seed: Tensor,
 ) -> tuple[TileMaxima, TileMaxima]:
-    """Find the largest score + noise of every image and of every text, per tile."""
+    """Return the largest score + noise of every image and of every text, per tile."""
     both = operands(image, text, parts=2, epilogue="narrow")
     N, M = both.shape
     best_text = empty_tile_maxima(both, M, N, both.tile.columns)
     best_image = empty_tile_maxima(both, N, M, both.tile.rows)
-    # s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
-    # leave the range of fp32.
+    # s / t + noise and s + t noise have the same argmax. The choice keeps t and 1 / t in the range
+    # of fp32.
     divide = temperature > 1
     _draw_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, image_ids, text_ids), seed=seed.contiguous(),

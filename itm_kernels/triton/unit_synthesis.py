@@ -1,10 +1,10 @@
-"""Cosines with constant synthetic vectors, one clustering for all, of rows as they came.
+"""Cosines with constant synthetic vectors, from unnormalized rows and one shared clustering.
 
-What a loss needs of `rbf_synthesis_logits`: rows are scaled to length 1 on the way, so that rows of
-half precision are multiplied as they came, and no unit rows are kept. The forward pass hands over
-what the gradient of the anchors is made of: the vectors' products and squares `[N, K]`, and the
-rows that they are sums of, W, which are solved for once. Backward forms no vector again: scores,
-their softmax, and a product of weights alpha khat with W (`_synthesis_logits`).
+The part of `rbf_synthesis_logits` that a loss needs. Rows are normalized inside the kernels, so
+half-precision rows are multiplied unconverted and no unit rows are stored. The forward pass saves
+the inputs of the anchors' gradient: dot products and squared norms of the vectors `[N, K]`, and the
+rows W that they sum up, solved for once. The backward pass forms no vectors: it recomputes scores
+and their softmax, and multiplies weights alpha khat with W (`_synthesis_logits`).
 """
 
 import torch
@@ -19,17 +19,17 @@ from itm_kernels.triton._scaled_operands import scaled_rows
 from itm_kernels.triton._synthesis_blocks import Synthesis
 from itm_kernels.triton._synthesis_logits import alpha_of, cosine_of
 
-_PADDED = 16  # rows as the library multiplies them; the operator's fake kernel knows it
+_PADDED = 16  # D is padded for the library's products; the operator's fake kernel repeats it
 
 
 def _laid_out(rows: Tensor) -> tuple[Tensor, Tensor]:  # [M, D] -> [parts, M, D'], [M] or [0]
-    """Lay rows out as two parts of fp16 with a factor each, whatever the setting of tf32 is."""
+    """Lay rows out as two fp16 parts with a scale per row, whatever the setting of tf32."""
     kind = "fp64" if rows.dtype == torch.float64 else "parts"
     return scaled_rows(rows, kind, False, padded=_PADDED)
 
 
 def _nothing(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return no rows, as `_laid_out` would."""
+    """Return empty tensors in the layout of `_laid_out`."""
     D = rows.shape[1]
     if rows.dtype == torch.float64:
         return rows.new_empty((1, 0, D)), rows.new_empty(0)
@@ -48,7 +48,10 @@ def unit_synthesis_forward(
     ridge: float,
     gradients: bool,
 ) -> tuple[Tensor, ...]:
-    """Return cosines and where they exist `[N, K]`, and for the gradient sums, rows, factors."""
+    """Return cosines, which of them exist, both `[N, K]`, and what backward needs.
+
+    Saved for backward: the vectors' dot products and squared norms, the rows W, and their scales.
+    """
     known = anchor_ids, member_ids, num_clusters, sigma, weights, ridge
     one = Synthesis(anchors, members, assignment, *known, cosine=True)
     N, K = one.q.shape[0], num_clusters
@@ -84,7 +87,7 @@ def unit_synthesis_backward(
     ridge: float,
 ) -> Tensor:  # [N, D]
     """Return the gradient of the anchors."""
-    # Nothing is solved for again: as if weights were attention's.
+    # W is already solved for, so the scores are those of attention weights.
     known = anchor_ids, member_ids, num_clusters, sigma, "attention", ridge
     one = Synthesis(anchors, members, assignment, *known, cosine=True)
     del one.rows
@@ -98,7 +101,7 @@ def unit_synthesis_backward(
         laid_out = one.both._replace(x=rows, y=rows, x_factor=ones, y_factor=factor)
         unit = weight_scale(anchors, laid_out, ones[0], ones)
     out = torch.empty((N, D), dtype=stored_dtype(anchors.dtype), device=grad.device)
-    # A block has its softmax and as many bytes of weights.
+    # A block holds its softmax and as many bytes of weights.
     at_once = one.at_once(2 * M)
     for first in range(0, N, at_once):
         own = slice(first, min(first + at_once, N))
@@ -107,8 +110,8 @@ def unit_synthesis_backward(
         of_block = rows.new_empty((rows.shape[0], R, columns))[..., :M]
         weigh(block, alpha[own], largest[own], factor, unit, of_block)
         del block
-        pull = add_product(None, of_block, rows[..., :D], out=sums.new_empty((R, D)))
+        product = add_product(None, of_block, rows[..., :D], out=sums.new_empty((R, D)))
         del of_block
-        finish(one.q[own], pull, largest[own], along[own], unit, out[own])
-        del pull
+        finish(one.q[own], product, largest[own], along[own], unit, out[own])
+        del product
     return out.to(anchors.dtype)

@@ -60,10 +60,10 @@ def test_softmax_over_many_members() -> None:
 
 
 def test_means_of_many_rows_are_shared_out() -> None:
-    from itm_kernels.triton.kmeans import rows_of_share
+    from itm_kernels.triton.kmeans import split_rows
 
-    # Programs of a share: tiles of D times those of clusters.
-    assert rows_of_share(1 << 21, 8, 8, 32) == 1024  # chains of 1,024 rows
-    assert rows_of_share(1 << 21, 4096, 512, 32) == 1 << 14  # sums of rows / 4
-    assert rows_of_share(4096, 8, 8, 32) == 128  # two programs for every processor
-    assert rows_of_share(128, 1024, 128, 32) == 128  # one share
+    # Programs of a split: tiles of D times those of clusters.
+    assert split_rows(1 << 21, 8, 8, 32) == 1024  # chains of 1,024 rows
+    assert split_rows(1 << 21, 4096, 512, 32) == 1 << 14  # sums of rows / 4
+    assert split_rows(4096, 8, 8, 32) == 128  # two programs for every processor
+    assert split_rows(128, 1024, 128, 32) == 128  # no split
