@@ -57,14 +57,14 @@ class Range(NamedTuple):
 # 1.3 times at 512, with the largest factors for fp32 rows.
 _MAXIMA_ON_CUDA = Range("three launches, no Python between them", first_rows=256, most_rows=1024)
 _SUMS_ON_CUDA = Range("four launches, no Python between them", first_rows=256, most_rows=1024)
-_WHOLE_ON_CUDA = Range("a loss in three launches, reduced", first_rows=256, most_rows=1024)
+_WHOLE_ON_CUDA = Range("the reduced loss in three launches", first_rows=256, most_rows=1024)
 _BOUNDS_ON_CUDA = Range("five or six launches, no Python between them", first_rows=256)
-_SYNTHESIS_ON_CUDA = Range("a block an anchor, five launches", first_rows=256)
+_SYNTHESIS_ON_CUDA = Range("one block per anchor, five launches", first_rows=256)
 # One block reads all rows of a problem: a single large problem would leave the other blocks idle.
-_CLUSTERS_ON_CUDA = Range("a block a problem, up to 3 launches", first_rows=256, most_rows=1024)
-_START_ON_CUDA = Range("a block a problem, two launches", first_rows=512, most_rows=1024)
-_INFO_CMR_ON_CUDA = Range("seven launches in all", first_rows=256, most_rows=1024)
-_L1_ON_CUDA = Range("l1 has no form in products", first_rows=MANY)
+_CLUSTERS_ON_CUDA = Range("one block per problem, up to 3 launches", first_rows=256, most_rows=1024)
+_START_ON_CUDA = Range("one block per problem, two launches", first_rows=512, most_rows=1024)
+_INFO_CMR_ON_CUDA = Range("seven launches", first_rows=256, most_rows=1024)
+_L1_ON_CUDA = Range("l1 is not a matrix product", first_rows=MANY)
 # (device, backend, operator, metric), with "" for every metric. Other kernels support all sizes.
 RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "max_of_hinges", ""): _MAXIMA_ON_CUDA,

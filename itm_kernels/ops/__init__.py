@@ -1,4 +1,4 @@
-"""The fused operators, differentiable, each behind `backend="auto"`."""
+"""Differentiable fused operators; `backend="auto"` picks the backend of each call."""
 
 from itm_kernels.ops import (  # noqa: F401  (importing a module defines its operators)
     _cross_entropy,

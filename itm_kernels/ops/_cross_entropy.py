@@ -30,7 +30,7 @@ define("cross_entropy_forward", f"({_INPUTS}) -> Tensor", _forward_fake)
 define("cross_entropy_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor)", _backward_fake)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class CrossEntropyFunction(torch.autograd.Function):
     """Recomputes the softmax weights in the backward pass."""
 
     @staticmethod
@@ -70,4 +70,4 @@ def fused_cross_entropy(
     namespace = resolve("cross_entropy", positive, chosen)
     if namespace is None:
         return reference.cross_entropy(positive, negatives, highest, weight)
-    return _CrossEntropy.apply(namespace, positive, negatives, highest, weight)
+    return CrossEntropyFunction.apply(namespace, positive, negatives, highest, weight)

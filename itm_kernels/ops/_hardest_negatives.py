@@ -67,7 +67,7 @@ define(
 )
 
 
-class _HardestNegatives(torch.autograd.Function):
+class HardestNegativesFunction(torch.autograd.Function):
     """Propagates the gradient of every score to the two rows that it compares."""
 
     @staticmethod
@@ -106,7 +106,9 @@ def fused_hardest_negatives(
     namespace = resolve("hardest_negatives", image, backend, sides)
     if namespace is None:
         return HardestNegatives(*reference.hardest_negatives(image, text, *pairs))
-    return HardestNegatives(*_HardestNegatives.apply(namespace, *distinct(image, text, *pairs)))
+    return HardestNegatives(
+        *HardestNegativesFunction.apply(namespace, *distinct(image, text, *pairs))
+    )
 
 
 @public

@@ -70,7 +70,7 @@ define(
 )
 
 
-class IMCTotal(torch.autograd.Function):
+class IMCTotalFunction(torch.autograd.Function):
     """The gradient multiplies rows by counts of violated hinges and by the bits of the band."""
 
     @staticmethod
@@ -121,4 +121,4 @@ def fused_imc_total(
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)
-    return IMCTotal.apply(namespace, *given, margin, lower, upper, weight)
+    return IMCTotalFunction.apply(namespace, *given, margin, lower, upper, weight)

@@ -51,7 +51,7 @@ define(
 )
 
 
-class _InfoCMRTotal(torch.autograd.Function):
+class InfoCMRTotalFunction(torch.autograd.Function):
     """The forward pass saves the weights of the gradient; the backward pass multiplies rows."""
 
     @staticmethod
@@ -111,7 +111,7 @@ def fused_info_cmr_total(
     settings = number, K, iterations, *kernel, weight
     floats = image, text, learnt
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats):
-        return _InfoCMRTotal.apply(namespace, *inputs, *settings)
+        return InfoCMRTotalFunction.apply(namespace, *inputs, *settings)
     return torch_op(namespace, "info_cmr_total_forward")(*inputs, *settings, False)[0]
 
 

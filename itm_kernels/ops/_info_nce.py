@@ -72,7 +72,7 @@ define(
 )
 
 
-class InfoNCETotal(torch.autograd.Function):
+class InfoNCETotalFunction(torch.autograd.Function):
     """The backward pass recomputes the softmax weights from the kept scores."""
 
     @staticmethod
@@ -113,7 +113,7 @@ def fused_info_nce_total(
     text: Tensor,  # [M, D]
     scale: float | Tensor,  # []
     pairs: Pairs,
-    share: float,  # weight of each direction in the loss of a pair
+    weight: float,  # of each direction in the loss of a pair
     mean: bool,  # over pairs; otherwise their sum
     backend: str,
     cosine: bool = True,  # scores are cosines of rows of any norm; otherwise dot products
@@ -126,7 +126,7 @@ def fused_info_nce_total(
     namespace = backends.resolve_total("info_nce_total", image, backend, sides)
     if namespace is None:
         return None
-    weight = share / sides[1] if mean else share
+    weight = weight / sides[1] if mean else weight
     learnt, fixed = (scale, 0.0) if isinstance(scale, Tensor) else (None, scale)
     given = distinct(image, text, learnt, *pairs)
-    return InfoNCETotal.apply(namespace, *given[:3], fixed, *given[3:], weight, cosine)
+    return InfoNCETotalFunction.apply(namespace, *given[:3], fixed, *given[3:], weight, cosine)

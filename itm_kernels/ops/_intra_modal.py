@@ -69,7 +69,7 @@ define(
 )
 
 
-class IntraModal(torch.autograd.Function):
+class IntraModalFunction(torch.autograd.Function):
     """The backward pass reads pairs inside from the mask, or recomputes them from the bounds."""
 
     @staticmethod
@@ -116,7 +116,7 @@ def fused_intra_modal(
     namespace = resolve("intra_modal", x, backend, (x.shape[0], x.shape[0]), metric)
     if namespace is None:
         return reference.intra_modal(x, ids, *options)
-    return IntraModal.apply(namespace, x, ids, *options)
+    return IntraModalFunction.apply(namespace, x, ids, *options)
 
 
 @public

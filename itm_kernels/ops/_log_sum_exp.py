@@ -97,7 +97,7 @@ define(
 )
 
 
-class _LogSumExp(torch.autograd.Function):
+class LogSumExpFunction(torch.autograd.Function):
     """Recomputes tiles of softmax from the saved log-sum-exp in the backward pass."""
 
     @staticmethod
@@ -154,7 +154,7 @@ def fused_log_sum_exp(
     if namespace is None:
         return RelativeSums(*reference.log_sum_exp(x, y, scale, x_ids, y_ids, positive))
     inputs = distinct(x, y, scale, x_ids, y_ids, positive)
-    return RelativeSums(*_LogSumExp.apply(namespace, *inputs, cosine))
+    return RelativeSums(*LogSumExpFunction.apply(namespace, *inputs, cosine))
 
 
 def normalises_rows(x: Tensor, y: Tensor, backend: str) -> bool:

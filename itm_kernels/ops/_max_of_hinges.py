@@ -93,7 +93,7 @@ define(
 )
 
 
-class MaxOfHinges(torch.autograd.Function):
+class MaxOfHingesFunction(torch.autograd.Function):
     """The gradient gathers the rows at the saved indices, without scores `[N, M]`."""
 
     @staticmethod
@@ -123,8 +123,8 @@ class MaxOfHinges(torch.autograd.Function):
         return None, grad_image, grad_text, None, None, None, None, None
 
 
-class MaxOfHingesTotal(torch.autograd.Function):
-    """As `MaxOfHinges`, for the gradient of one value."""
+class MaxOfHingesTotalFunction(torch.autograd.Function):
+    """As `MaxOfHingesFunction`, for the gradient of one value."""
 
     @staticmethod
     def forward(
@@ -168,7 +168,7 @@ def fused_max_of_hinges(
     namespace = resolve("max_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.max_of_hinges(image, text, *pairs, margin, semihard)
-    return MaxOfHinges.apply(namespace, *distinct(image, text, *pairs), margin, semihard)
+    return MaxOfHingesFunction.apply(namespace, *distinct(image, text, *pairs), margin, semihard)
 
 
 @outside_autocast
@@ -190,4 +190,4 @@ def fused_max_of_hinges_total(
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)
-    return MaxOfHingesTotal.apply(namespace, *given, margin, semihard, weight)
+    return MaxOfHingesTotalFunction.apply(namespace, *given, margin, semihard, weight)

@@ -17,7 +17,7 @@ from itm_kernels.ops._define import distinct, torch_op
 from itm_kernels.ops._unit_rows import UnitSides
 
 
-class _PairEntropy(torch.autograd.Function):
+class PairEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -82,4 +82,4 @@ def fused_pair_entropy(
     parts = ("cross_entropy",) if unit else ("cross_entropy", "unit_rows")
     if any(resolve(part, image, "auto") != namespace for part in parts):
         return None
-    return _PairEntropy.apply(namespace, *distinct(image, text, scale), weight, unit)
+    return PairEntropyFunction.apply(namespace, *distinct(image, text, scale), weight, unit)

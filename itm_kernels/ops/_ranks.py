@@ -43,7 +43,7 @@ define(
 )
 
 
-def _total_fake(
+def _middle_ranks_fake(
     queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, gallery_keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     counts = _fake(queries, gallery, query_ids, gallery_ids, gallery_keys)
@@ -51,10 +51,10 @@ def _total_fake(
 
 
 define(
-    "ranks_total",
+    "middle_ranks",
     "(Tensor queries, Tensor gallery, Tensor query_ids, Tensor gallery_ids, Tensor gallery_keys) "
     "-> (Tensor rank, Tensor above, Tensor ties, Tensor positives)",
-    _total_fake,
+    _middle_ranks_fake,
     runs_with="ranks",
     triton_file="ranks",
 )
@@ -109,7 +109,7 @@ def fused_ranks(
     inputs = queries, gallery, query_ids, gallery_ids, gallery_keys
     namespace = resolve("ranks", queries, backend)
     if namespace in RANKS_IN_KERNEL:
-        return Ranks(*torch_op(namespace, "ranks_total")(*inputs))
+        return Ranks(*torch_op(namespace, "middle_ranks")(*inputs))
     implementation = reference.ranks if namespace is None else torch_op(namespace, "ranks_forward")
     above, ties, positives = implementation(*inputs)
     # A query whose positives have no finite score ranks behind all of its negatives.

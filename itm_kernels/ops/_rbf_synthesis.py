@@ -92,7 +92,7 @@ for _name, _inputs, _fake in (
     )
 
 
-class RbfSynthesis(torch.autograd.Function):
+class RbfSynthesisFunction(torch.autograd.Function):
     """Vectors or their cosines, by the name of the operator; backward recomputes the softmax."""
 
     @staticmethod
@@ -141,7 +141,9 @@ def fused_rbf_synthesis(
     namespace = resolve("rbf_synthesis", anchors, backend, sides)
     if namespace is None:
         return Synthesis(*reference.rbf_synthesis(*inputs, *options))
-    return Synthesis(*RbfSynthesis.apply(namespace, "rbf_synthesis", *distinct(*inputs), *options))
+    return Synthesis(
+        *RbfSynthesisFunction.apply(namespace, "rbf_synthesis", *distinct(*inputs), *options)
+    )
 
 
 @outside_autocast
@@ -163,7 +165,7 @@ def fused_rbf_synthesis_logits(
     if namespace is None:
         return SynthesisLogits(*reference.rbf_synthesis_logits(*inputs, *options, detach))
     return SynthesisLogits(
-        *RbfSynthesis.apply(namespace, name, *distinct(*inputs), *options, detach)
+        *RbfSynthesisFunction.apply(namespace, name, *distinct(*inputs), *options, detach)
     )
 
 

@@ -125,7 +125,7 @@ define(
 )
 
 
-class Sigmoid(torch.autograd.Function):
+class SigmoidFunction(torch.autograd.Function):
     """The backward pass reads kept scores, or recomputes tiles of them."""
 
     @staticmethod
@@ -167,7 +167,7 @@ class Sigmoid(torch.autograd.Function):
         return None, *of_sides, of_scale, of_bias, None, None, None, None, None
 
 
-class SigmoidTotal(torch.autograd.Function):
+class SigmoidTotalFunction(torch.autograd.Function):
     """The forward pass forms the gradients of the sum, or keeps scores for the backward pass.
 
     The backward pass finishes them with the gradient of the sum.
@@ -238,7 +238,9 @@ def fused_sigmoid(
         cosine = False
     if namespace is None:
         return reference.sigmoid(image, text, scale, bias, *pairs)
-    return Sigmoid.apply(namespace, *distinct(image, text, scale, bias, *pairs), keep, cosine)
+    return SigmoidFunction.apply(
+        namespace, *distinct(image, text, scale, bias, *pairs), keep, cosine
+    )
 
 
 @outside_autocast
@@ -267,5 +269,5 @@ def fused_sigmoid_total(
     scalars = given[2], numbers[0], given[3], numbers[1]
     inputs = *given[:2], *scalars, *given[4:], 1 / sides[1] if mean else 1.0, cosine
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:4]):
-        return SigmoidTotal.apply(namespace, *inputs)
+        return SigmoidTotalFunction.apply(namespace, *inputs)
     return torch_op(namespace, "sigmoid_total_forward")(*inputs, False, False)[0]

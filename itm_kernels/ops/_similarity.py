@@ -33,7 +33,7 @@ define(
 )
 
 
-class Similarity(torch.autograd.Function):
+class SimilarityFunction(torch.autograd.Function):
     """The backward pass recomputes what the gradient of the metric needs."""
 
     @staticmethod
@@ -55,7 +55,7 @@ def fused_similarity(x: Tensor, y: Tensor, metric: str, backend: str) -> Tensor:
     namespace = resolve("similarity", x, backend, metric=metric)
     if namespace is None:
         return reference.similarity(x, y, metric).to(x.dtype)
-    return Similarity.apply(namespace, *distinct(x, y), metric)
+    return SimilarityFunction.apply(namespace, *distinct(x, y), metric)
 
 
 @public

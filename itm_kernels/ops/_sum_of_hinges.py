@@ -60,7 +60,7 @@ define(
 )
 
 
-class SumOfHinges(torch.autograd.Function):
+class SumOfHingesFunction(torch.autograd.Function):
     """The backward pass reads kept scores, or recomputes tiles of them."""
 
     @staticmethod
@@ -101,4 +101,4 @@ def fused_sum_of_hinges(
     namespace = resolve("sum_of_hinges", image, backend, sides)
     if namespace is None:
         return reference.sum_of_hinges(image, text, *pairs, margin)
-    return SumOfHinges.apply(namespace, *distinct(image, text, *pairs), margin)
+    return SumOfHingesFunction.apply(namespace, *distinct(image, text, *pairs), margin)

@@ -29,7 +29,7 @@ define(
 )
 
 
-class _UnitRows(torch.autograd.Function):
+class UnitRowsFunction(torch.autograd.Function):
     """The gradient is computed from the unit rows; the input is not saved."""
 
     @staticmethod
@@ -63,7 +63,7 @@ class UnitSides:
         raises an error.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return tuple(_UnitRows.apply(namespace, x) for x in saved[:2])
+            return tuple(UnitRowsFunction.apply(namespace, x) for x in saved[:2])
         return tuple(saved[2:4])
 
     @staticmethod
@@ -89,4 +89,4 @@ def fused_unit_rows(x: Tensor, backend: str) -> Tensor:
     namespace = resolve("unit_rows", x, chosen)
     if namespace is None:
         return reference.unit_rows(x)
-    return _UnitRows.apply(namespace, x)
+    return UnitRowsFunction.apply(namespace, x)

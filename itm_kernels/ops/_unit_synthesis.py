@@ -66,7 +66,7 @@ define(
 )
 
 
-class _UnitSynthesis(torch.autograd.Function):
+class UnitSynthesisFunction(torch.autograd.Function):
     """Solves for the rows of the vectors once, and saves them for the gradient of the anchors."""
 
     @staticmethod
@@ -117,4 +117,4 @@ def fused_unit_synthesis(
     namespace = resolve("rbf_synthesis_logits", anchors, backend, sides)
     assert namespace is not None
     inputs = distinct(anchors, members.detach(), assignment, anchor_ids, member_ids)
-    return SynthesisLogits(*_UnitSynthesis.apply(namespace, *inputs, *options))
+    return SynthesisLogits(*UnitSynthesisFunction.apply(namespace, *inputs, *options))

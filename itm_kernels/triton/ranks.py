@@ -142,7 +142,7 @@ def _ranks_kernel(above, ties, positives, negatives, rank, Q, BLOCK: tl.constexp
     tl.store(rank + q, twice.to(tl.float64) * 0.5, mask=mask)
 
 
-def ranks_total(
+def middle_ranks(
     queries: Tensor,  # [Q, D]
     gallery: Tensor,  # [G, D]
     query_ids: Tensor,  # [Q]
@@ -174,8 +174,8 @@ def ranks_forward(
     gallery_ids: Tensor,  # [G]
     gallery_keys: Tensor,  # [G]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [Q] each
-    """Return the counts of `ranks_total` without the ranks, as the other backends do."""
-    _, above, ties, positives = ranks_total(queries, gallery, query_ids, gallery_ids, gallery_keys)
+    """Return the counts of `middle_ranks` without the ranks, as the other backends do."""
+    _, above, ties, positives = middle_ranks(queries, gallery, query_ids, gallery_ids, gallery_keys)
     return above, ties, positives
 
 

@@ -69,7 +69,7 @@ def test_auto_takes_native_l1_on_cuda() -> None:
         for operator in ("similarity", "intra_modal"):
             assert backends.choose(operator, "cuda", metric="l1") == "native"
             assert backends.choose(operator, "cuda", metric="cosine") == "triton"
-        assert "native for l1 (l1 has no form in products)" in __main__.info()
+        assert "native for l1 (l1 is not a matrix product)" in __main__.info()
         assert "native up to 256 rows (five or six launches" in __main__.info()  # or any number
 
 
@@ -234,10 +234,10 @@ def test_operators_of_the_table_are_those_defined() -> None:
     assert chosen == {*backends.OPERATORS, *backends.TOTALS}
     assert len(chosen) == len(backends.OPERATORS) + len(backends.TOTALS)
     others = {d.operator: d.runs_with for d in _define.DEFINITIONS if d.runs_with is not None}
-    # Ranks of counts and keys of rows, where ranks run; cosines of rows of any norm, where those of
-    # unit rows run.
+    # Middle ranks and keys of rows run with ranks; cosines of rows of any norm, with those of unit
+    # rows.
     assert others == {
-        "ranks_total": "ranks",
+        "middle_ranks": "ranks",
         "row_keys": "ranks",
         "unit_synthesis": "rbf_synthesis_logits",
     }

@@ -26,7 +26,7 @@ def emulated() -> Iterator[None]:
 
 def operator(case: Problem, options: Options) -> Tensor:
     image, text, scale, *rest = case
-    return _info_cmr._InfoCMRTotal.apply(NAMESPACE, image, text, scale, *rest, 0.0, *options)
+    return _info_cmr.InfoCMRTotalFunction.apply(NAMESPACE, image, text, scale, *rest, 0.0, *options)
 
 
 def results(function: Any, case: Problem, options: Options) -> list[Tensor]:

@@ -221,7 +221,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "kmeans_plus_plus": reference.kmeans_plus_plus,
     "sample_negatives": sample_negatives,
     "ranks_forward": reference.ranks,
-    "ranks_total": partial(fused_ranks, backend="reference"),
+    "middle_ranks": partial(fused_ranks, backend="reference"),
     "row_keys": partial(row_keys, backend="reference"),
 }
 

@@ -150,7 +150,7 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (image, text, image_ids, text_ids, "multinomial", 0.1, torch.tensor([5, 6]))
         ],
         **dict.fromkeys(
-            ("ranks_forward", "ranks_total"),
+            ("ranks_forward", "middle_ranks"),
             [(text, image, text_ids, image_ids, torch.arange(len(image)))],
         ),
         "row_keys": [(image,)],
