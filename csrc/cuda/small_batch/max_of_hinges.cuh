@@ -155,7 +155,7 @@ struct Gather {
   static constexpr int kOwn = kColumns / 32;  // columns of a lane
   static constexpr int kRun = 4;              // gradients in one memory sector
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  static constexpr bool kFew = true;  // registers: bf16 would take more than 128 there
+  static constexpr bool kFew = true;  // registers are left: bf16 takes 128 there
 #else
   static constexpr bool kFew = false;
 #endif

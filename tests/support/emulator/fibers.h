@@ -39,8 +39,8 @@ constexpr bool kRaces = false;
 constexpr size_t kStack = 64 << 10;
 #endif
 
-// Where a fiber resumes. ucontext starts a fiber; switching with it takes a system call, which was
-// half of the time of the tests.
+// The resume point of a fiber. ucontext starts a fiber; switching with it takes a system call,
+// which was half of the time of the tests.
 using Jump = std::array<void*, 5>;
 
 // The sanitizers track stacks and are notified of every switch between them.

@@ -150,6 +150,7 @@ void check_band(Type type, int64_t N, int64_t D, std::mt19937& random) {
 #include "sanitized_dot_products.inl"
 #include "sanitized_info_cmr.inl"
 #include "sanitized_small_batch.inl"
+#include "sanitized_small_batch_imc.inl"
 
 template <typename T>
 void check(Type type, std::mt19937& random) {
