@@ -11,7 +11,6 @@ from synthesis_problems import (
     WEIGHTS,
     hold_on_average,
     hold_to_the_rule,
-    in_every_form,
     near_duplicates,
     problem,
     results,
@@ -19,22 +18,6 @@ from synthesis_problems import (
 )
 
 pytestmark = MARKS["triton"]
-# Aligned to nothing; (3, 200, ..): a cluster of two blocks of a matrix, and an empty one; (9, 17,
-# ..): more than a tile of pairs, ragged; (2, 3, ..): more clusters than members.
-SIZES = [(1, 2, 1, 1), (2, 3, 3, 5), (3, 200, 33, 2), (9, 17, 333, 8)]
-
-
-@in_every_form
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_error_is_at_most_twice_the_formulas(size, weights, layout, logits) -> None:
-    hold_to_the_rule(problem(*size, layout), torch.float32, weights, logits, backend="triton")
-
-
-@in_every_form
-def test_fp64_is_the_formula(weights, layout, logits) -> None:
-    for size, ids in (((2, 3, 3, 5), True), ((5, 33, 96, 3), False)):
-        case = problem(*size, layout, ids)
-        same(*(results(case, name, weights, logits) for name in ("triton", "reference")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -123,42 +106,6 @@ def test_strides_do_not_matter() -> None:
         )
         wanted, found = (results(c, "triton", "attention", logits) for c in (case, strided))
         same(found, wanted)
-
-
-def test_assignments_out_of_range_are_no_cluster() -> None:
-    case = problem(5, 12, 7, 3, ids=False)
-    for layout in (case.assignment, case.assignment.expand(5, 12)):
-        wild = torch.where(layout < 0, 2**40, layout)  # 0 in 32 bits
-        wild[..., 0] = -(2**40)
-        tame = torch.where(wild == layout, layout, -1)
-        same(*(results(case._replace(assignment=a), "triton", "kam", False) for a in (wild, tame)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_and_singular_clusters_are_alone(layout) -> None:
-    case = problem(3, 12, 7, 3, layout, ids=False)
-    case.assignment[..., :] = torch.arange(12) % 2  # cluster 2 is empty
-    case.members[10] = case.members[4]
-    for logits in (False, True):
-        found = results(case, "triton", "kam", logits, ridge=0.0)[0]
-        assert found[:, 0].isnan().all()
-        assert found[:, 1].isfinite().all()
-        assert (found[:, 2] == 0).all()
-        assert results(case, "triton", "kam", logits)[0].isfinite().all()
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf - inf
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_nan_rows_show_in_what_depends_on_them(weights) -> None:
-    for layout, bad in product(LAYOUTS, (torch.nan, torch.inf)):
-        case = problem(3, 12, 7, 3, layout, ids=False)
-        case.assignment[..., :] = torch.arange(12) % 2
-        case.anchors[2, 2] = bad
-        found = results(case, "triton", weights, False)
-        assert found[0][2, :2].isnan().all()
-        assert found[0][:2].isfinite().all()
-        assert found[2][2].isnan().any()
-        assert found[3].isnan().any()
 
 
 @pytest.mark.parametrize("panels", [1, 3])
