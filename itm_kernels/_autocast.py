@@ -1,4 +1,4 @@
-"""Losses keep their precision inside an autocast region."""
+"""Disabling autocast around the losses, which choose their own precision."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,14 +14,14 @@ R = TypeVar("R")
 def is_on(tensor: Tensor) -> bool:
     """Return whether autocast is on for the device type of a tensor."""
     device = tensor.device.type
-    # Devices without autocast, meta among them, refuse to be asked whether it is on.
+    # is_autocast_enabled raises for devices without autocast, such as meta.
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def outside_autocast(
     function: Callable[Concatenate[Tensor, P], R],
 ) -> Callable[Concatenate[Tensor, P], R]:
-    """Run a function of tensors with autocast off, on the device type of the first one."""
+    """Decorate a function to run without autocast on the device type of its first argument."""
 
     @wraps(function)
     def run(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:

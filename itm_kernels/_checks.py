@@ -1,4 +1,7 @@
-"""Argument checks: one sentence per mistake, naming the function, the values and the remedy."""
+"""Argument checks. A message states the argument, its value and the remedy in one sentence.
+
+The public function is named by `_public.public`.
+"""
 
 import math
 from collections.abc import Collection
@@ -14,11 +17,11 @@ from itm_kernels._describe import shown as shown
 from itm_kernels._public import UnnamedRuntimeError, UnnamedTypeError, UnnamedValueError
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST = 2**63 - 1  # what an operator takes
+_LARGEST = 2**63 - 1  # of an operator's int arguments
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-# What to do about a tensor of another rank than its layout.
+# Remedies for a tensor whose rank differs from its layout.
 _RANKS = {
     "[rows, D]": "encode or pool it to one row per sample first",
     "[views, N, D]": "encode or pool it to one row per view and sample first",
@@ -40,17 +43,17 @@ def is_tensor(name: str, value: object) -> Tensor:
 
 
 def can_read(tensor: Tensor) -> bool:
-    """Return whether values may be read: no device waits, no graph is being made of them."""
+    """Return whether values can be read without device synchronisation or graph break."""
     if not tensor.is_cpu or torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return False
     functorch = torch._C._functorch
     while functorch.is_gradtrackingtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
-    return not functorch.is_functorch_wrapped_tensor(tensor)  # vmap's has many values
+    return not functorch.is_functorch_wrapped_tensor(tensor)  # under vmap: many values
 
 
 def floating(name: str, value: object, layout: str | None = None) -> None:
-    """Check a floating-point tensor, with a layout like "[N, D]" one of its rank and not empty."""
+    """Check for a floating-point tensor; given a layout like "[N, D]", its rank and size too."""
     tensor = is_tensor(name, value)
     if tensor.dtype not in FLOATING:
         raise UnnamedTypeError(
@@ -71,10 +74,10 @@ def floating(name: str, value: object, layout: str | None = None) -> None:
 
 
 def _to_floating(name: str, tensor: Tensor, layout: str | None) -> str:
-    """Return how a tensor of another dtype becomes floating point."""
+    """Return how to make a tensor of another dtype floating point."""
     x = argument(name)
     if tensor.dtype.is_complex:
-        return f"pass its parts side by side: torch.cat([{x}.real, {x}.imag], -1)"
+        return f"concatenate its parts: torch.cat([{x}.real, {x}.imag], -1)"
     embeddings = layout is not None and layout.endswith(("D]", "dim]"))
     if embeddings and tensor.dtype in INTEGER:
         return "integers are token ids, labels or pixels: encode them first"
@@ -82,11 +85,11 @@ def _to_floating(name: str, tensor: Tensor, layout: str | None) -> str:
 
 
 def alike(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """Check that tensors share dtype, device and their last dimension; return them.
+    """Check that tensors share dtype, device and last dimension; return them.
 
-    Inside autocast a model's two encoders may differ in dtype (a linear layer gives bf16, a
-    normalisation fp32): the tensors are promoted as PyTorch promotes, and their gradients come back
-    in the dtype of each.
+    Inside autocast the two encoders of a model may differ in dtype (a linear layer returns bf16, a
+    normalisation fp32): the tensors are promoted by PyTorch's rules, and each gets its gradient in
+    its own dtype.
     """
     (first_name, first), *others = tensors.items()
     dtype = first.dtype
@@ -121,7 +124,7 @@ def _both(first_name: str, first: Tensor, name: str, other: Tensor) -> str:
 def embeddings(**tensors: object) -> tuple[Tensor, ...]:
     """Check floating-point matrices [rows, D] of one width, dtype and device; return them.
 
-    The caller continues with the returned tensors: see `alike`.
+    Use the returned tensors: `alike` may promote them.
     """
     for name, value in tensors.items():
         floating(name, value, "[rows, D]")
@@ -130,7 +133,7 @@ def embeddings(**tensors: object) -> tuple[Tensor, ...]:
 
 def option(name: str, value: object, allowed: Collection[str]) -> None:
     """Check that a value is one of the allowed words."""
-    # An array compares with every word, and has no truth.
+    # isinstance first: an array compared with a word gives an array, which has no truth value.
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(repr(word) for word in allowed)
         raise UnnamedValueError(f"{name} must be one of {words}, got {shown(value)}")
@@ -145,9 +148,9 @@ def number(
     below: float = math.inf,
     power: float = 1,
 ) -> None:
-    """Check a finite real number, Python's or NumPy's, > above, >= least and < below.
+    """Check a finite real number of Python or NumPy, > above, >= least and < below.
 
-    fp32 holds its power, and with above = 0 the reciprocal of that.
+    Its power must fit fp32, and with above = 0 also the reciprocal of the power.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         item = f"; use {argument(name)}.item()" if isinstance(value, Tensor) else ""
@@ -156,7 +159,7 @@ def number(
         x = float(value)
     except OverflowError:  # an int beyond fp64
         x = math.inf
-    # In comparisons alone: torch.compile(dynamic=True) makes a symbol of a Module's number.
+    # Comparisons only: torch.compile(dynamic=True) turns a number of a Module into a symbol.
     if not (above < x < below and least <= x):
         bounds = [f"> {above:g}"] if above > -math.inf else []
         bounds += [f">= {least:g}"] if least > -math.inf else []
@@ -167,7 +170,7 @@ def number(
 
 
 def integer(name: str, value: object, least: int) -> None:
-    """Check an integer >= least, Python's or NumPy's."""
+    """Check an integer of Python or NumPy, >= least."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UnnamedTypeError(f"{name} must be an int, got {describe(value)}")
     if not least <= int(value):
@@ -201,7 +204,7 @@ def identifiers(name: str, value: object, rows: int, like: Tensor, *, what: str 
             f"{name} is on {ids.device}, the embeddings on {like.device}; "
             f"move it with .to({str(like.device)!r})"
         )
-    # A replay of the graph would read the memory of these ids again, whatever is in it by then.
+    # A replay of the graph would read the host memory of the ids again, after it may have changed.
     if ids.device != like.device and _devices.is_capturing():
         raise UnnamedRuntimeError(
             f"{name} is on the CPU while a CUDA graph is captured; "
@@ -214,7 +217,7 @@ def id_pair(
     ids: tuple[Tensor | None, Tensor | None],
     sides: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Check that ids come for both sides or for neither; return them as int64 on their device."""
+    """Check that both or neither of two ids are given; return them as int64 on the device."""
     if (ids[0] is None) != (ids[1] is None):
         given, missing = names if ids[1] is None else names[::-1]
         raise UnnamedValueError(f"{given} is given without {missing}; pass both or neither")
@@ -232,9 +235,10 @@ _FP32 = torch.finfo(torch.float32)
 
 
 def _fits_fp32(name: str, x: float, *, reciprocal: bool, power: float) -> None:
-    """Check that fp32 holds a power of a number, and its reciprocal where kernels take that.
+    """Check that fp32 holds a power of a number, and its reciprocal where kernels use that.
 
-    Python's numbers and fp64 hold more, and would go on where kernels have infinities and zeros.
+    Python floats and fp64 have a larger range and would give results where kernels overflow to
+    infinity or underflow to zero.
     """
     low, high = (_FP32.tiny, 1 / _FP32.tiny) if reciprocal else (_FP32.min, _FP32.max)
     if power == 2:
@@ -249,7 +253,7 @@ def _fits_fp32(name: str, x: float, *, reciprocal: bool, power: float) -> None:
 
 
 def generator(value: object) -> None:
-    """Check a source of random draws: a torch.Generator, or None for torch's own."""
+    """Check a source of random draws: a torch.Generator, or None for the default generator."""
     if value is not None and not isinstance(value, torch.Generator):
         raise UnnamedTypeError(
             f"generator must be a torch.Generator, got {describe(value)}; "

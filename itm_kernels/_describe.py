@@ -1,4 +1,4 @@
-"""What an error message shows of a value: type, dtype, shape or size, never the contents."""
+"""Descriptions of values for error messages: type, dtype, shape or size, never the contents."""
 
 from collections.abc import Collection
 from numbers import Number
@@ -6,12 +6,12 @@ from numbers import Number
 import torch
 from torch import Tensor
 
-_MOST = 40  # characters of one value: a message shows up to three, and fits in two lines
+_MOST = 40  # characters per value, so that a message with three values fits in two lines
 _MOST_SIZES = 6
 
 
 def describe(value: object) -> str:
-    """Return type and size of a value in one short line, as "list of 512" or "float 0.2"."""
+    """Return type and size of a value in one short line, like "list of 512" or "float 0.2"."""
     kind = _short(type(value).__name__)
     if isinstance(value, Tensor):
         return _tensor(value)
@@ -19,30 +19,30 @@ def describe(value: object) -> str:
         text = shown(value)
         return text if text.startswith(kind) else f"{kind} {text}"
     dtype, sizes = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype is not None and isinstance(sizes, tuple):  # NumPy's, or another library's
+    if dtype is not None and isinstance(sizes, tuple):  # of NumPy or another library
         return f"{kind} {_short(str(dtype))} {shape(sizes)}"
     if isinstance(value, Collection):
         try:
             return f"{kind} of {len(value)}"
-        except Exception:  # a container of someone else's
+        except Exception:  # the container of another library
             return kind
     return kind
 
 
 def shown(value: object) -> str:
-    """Return how a message shows a word or number: itself if it is short, else what it is."""
+    """Return a word or number if it is short, else a description of it."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _MOST else f"str of {len(value)} characters"
     if value is None or isinstance(value, (bool, Number, torch.dtype, torch.device)):
         try:
             return _short(str(value))
-        except ValueError:  # Python prints no int of more than 4300 digits
+        except ValueError:  # Python refuses to print ints of more than 4300 digits
             return type(value).__name__
     return describe(value)
 
 
 def shape(sizes: Collection[int]) -> str:
-    """Return a shape as a message shows it."""
+    """Return a shape as text, abbreviated beyond six dimensions."""
     if len(sizes) <= _MOST_SIZES:
         return str(list(sizes))
     first = ", ".join(str(size) for size, _ in zip(sizes, range(_MOST_SIZES), strict=False))
@@ -50,7 +50,7 @@ def shape(sizes: Collection[int]) -> str:
 
 
 def as_tensor(name: str, value: object) -> str:
-    """Return how to make a tensor of a value that is none, to end a message with."""
+    """Return the end of a message: how to convert a value to a tensor."""
     value_name = argument(name)
     first = None
     if isinstance(value, (list, tuple)) and value:
@@ -58,7 +58,7 @@ def as_tensor(name: str, value: object) -> str:
     if isinstance(first, Tensor):
         return f"; pass one of its tensors, or torch.stack({value_name})"
     if isinstance(value, str) or isinstance(first, str):
-        return "; words must be encoded, and ids numbered, first"
+        return "; encode words, and number ids, first"
     if isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
         return f"; use torch.as_tensor({value_name})"
     if isinstance(value, Collection):
@@ -67,7 +67,7 @@ def as_tensor(name: str, value: object) -> str:
 
 
 def as_dense(name: str, value: Tensor) -> str:
-    """Return how to make a tensor dense, to end a message with."""
+    """Return the end of a message: how to make a tensor dense."""
     if value.is_nested:
         return "; pool every sample to one row, and torch.stack the rows"
     way = "dequantize" if value.is_quantized else "to_dense"
@@ -75,12 +75,12 @@ def as_dense(name: str, value: Tensor) -> str:
 
 
 def argument(name: str) -> str:
-    """Return what a remedy calls an argument."""
+    """Return the name of an argument for a remedy, "it" for anything but an identifier."""
     return name if name.isidentifier() else "it"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype without its module."""
+    """Return the name of a dtype without its module."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -1,4 +1,4 @@
-"""Numbers that say how a loss sees a batch, for a logger."""
+"""Statistics of a batch for logging: scores, violations, bands and scales."""
 
 import torch
 from torch import Tensor, nn
@@ -25,32 +25,32 @@ def diagnostics(
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
 ) -> dict[str, float]:
-    """Return numbers that say how a loss sees a batch, without gradient.
+    """Return statistics of a batch under a loss, without gradient.
 
-    It waits for the device, and constraints store `[N, N]`: call it once in a while.
+    Call it only occasionally: it synchronises with the device, and constraints store `[N, N]`.
 
     Args:
         loss: a Module of `itm_kernels.losses`.
-        image: `[N, D]` embeddings as the loss takes them.
+        image: `[N, D]` embeddings, as passed to the loss.
         text: `[M, D]` embeddings; M = N without ids.
         image_ids: `[N]` integers.
         text_ids: `[M]` integers.
 
     Returns:
-        What applies of:
+        The statistics that apply to the loss:
 
         - `positive`, `hardest_text`, `hardest_image`: mean scores of the pairs and of their hardest
-          negatives, cosines where the loss normalises inside, dot products elsewhere;
-        - `violated_by_text`, `violated_by_image`: shares of pairs whose hardest negative scores
-          above the positive less the loss's margin (0 for losses without one);
-        - `image_in_band`, `text_in_band`: shares of the pairs of one modality that the constraint
-          of `IMCLoss` and `IntraModalConstraint` selects;
-        - `logit_scale`, `temperature`, `logit_bias`: in use, learnt or fixed.
+          negatives; cosines if the loss normalises internally, else dot products;
+        - `violated_by_text`, `violated_by_image`: fraction of pairs whose hardest negative scores
+          above the positive minus the margin (0 for losses without a margin);
+        - `image_in_band`, `text_in_band`: fraction of the pairs of one modality inside the band of
+          `IMCLoss` or `IntraModalConstraint`;
+        - `logit_scale`, `temperature`, `logit_bias`: current values, learnt or fixed.
 
-        A share or mean of nothing is NaN.
+        A fraction or mean over no pairs is NaN.
 
     Raises:
-        TypeError: loss is not a Module of `itm_kernels.losses`, or as the loss.
+        TypeError: loss is not a Module of `itm_kernels.losses`, or an error of the loss itself.
         ValueError: shapes, devices or ids do not fit.
 
     >>> import torch
@@ -89,7 +89,7 @@ def diagnostics(
 
 
 def _numbers(found: dict[str, Tensor | float], like: Tensor) -> dict[str, float]:
-    """Bring all numbers to the host at once."""
+    """Copy all statistics to the host at once."""
     values = [torch.as_tensor(value, device=like.device).double() for value in found.values()]
     return dict(zip(found, torch.stack(values).tolist(), strict=True))
 

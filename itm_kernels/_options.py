@@ -1,4 +1,4 @@
-"""The words that options take, and objects whose options are checked whenever they are set."""
+"""Types of options, and a base class whose options are checked whenever they are set."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ Check = Callable[[str, Any], Any]
 
 
 def word(words: Any, *, optional: bool = False) -> Check:
-    """Return the check of an option that is one of a Literal's words, or None."""
+    """Return a check for one of the words of a Literal; with optional, also None."""
 
     def check(name: str, value: Any) -> Any:
         if not (optional and value is None):
@@ -37,19 +37,19 @@ def word(words: Any, *, optional: bool = False) -> Check:
 
 
 def number(*, optional: bool = False, **bounds: float) -> Check:
-    """Return the check of an option that is a number within bounds, or None."""
+    """Return a check for a number within bounds; with optional, also None."""
 
     def check(name: str, value: Any) -> Any:
         if optional and value is None:
             return value
         _checks.number(name, value, **bounds)
-        return value if type(value) in (int, float) else float(value)  # numpy's: not for graphs
+        return value if type(value) in (int, float) else float(value)  # graphs cannot hold NumPy's
 
     return check
 
 
 def number_or_tensor(*, above: float) -> Check:
-    """Return the check of an option that is a number, or a tensor whose value is not read."""
+    """Return a check for a number, or for a tensor of one element, whose value is not read."""
     of_number = number(above=above)
 
     def check(name: str, value: Any) -> Any:
@@ -62,7 +62,7 @@ def number_or_tensor(*, above: float) -> Check:
 
 
 def integer(least: int) -> Check:
-    """Return the check of an option that is an integer, at least so large."""
+    """Return a check for an integer >= least."""
 
     def check(name: str, value: Any) -> Any:
         _checks.integer(name, value, least)
@@ -72,20 +72,20 @@ def integer(least: int) -> Check:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Check an option that is True or False."""
+    """Check for True or False."""
     if not isinstance(value, bool):
         raise UnnamedTypeError(f"{name} must be True or False, got {_checks.describe(value)}")
     return value
 
 
 class Checked:
-    """An object whose options are attributes that cannot be set to what they must not be.
+    """An object whose options are attributes that are checked when they are set.
 
-    Options that depend on each other are checked alone when they are set, together when used.
+    Options that depend on each other are checked separately when set, and together when used.
     """
 
     checks: ClassVar[Mapping[str, Check]] = {}
-    fixed: ClassVar[tuple[str, ...]] = ()  # what construction decides for good
+    fixed: ClassVar[tuple[str, ...]] = ()  # options that cannot change after construction
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; check it first if it is an option."""

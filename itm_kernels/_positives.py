@@ -1,4 +1,4 @@
-"""Which image is the positive of which text (maths, "Pairs"), decided once per call."""
+"""The positive image of every text, found from ids once per call."""
 
 from typing import NamedTuple, get_args
 
@@ -11,20 +11,21 @@ from itm_kernels._public import UnnamedValueError
 
 
 class Pairs(NamedTuple):
-    """The pairs of a batch; all None when they are the diagonal."""
+    """The positive pairs of a batch; all None if they are the diagonal."""
 
-    # [M] index of each text's image, -1 where it has none or several
+    # [M] index of each text's image, -1 if it has none or several
     positive: Tensor | None
     image_ids: Tensor | None  # [N] int64, on the embeddings' device
     text_ids: Tensor | None  # [M]
 
 
 class Matched(NamedTuple):
-    """The pairs of a batch in which a text may have no image."""
+    """The positive pairs of a batch in which a text may have no image."""
 
     pairs: Pairs
-    absent: Tensor | None  # [M] bool, texts that are negatives only; None where that is an error
-    # [M] bool, texts without a positive by mistake; None where ids were read, which is an error
+    # [M] bool, texts that are only negatives; None if every text must have an image
+    absent: Tensor | None
+    # [M] bool, texts with invalid ids; None if the ids could be read, and errors were raised
     mistaken: Tensor | None = None
 
 
@@ -36,7 +37,7 @@ def resolve(
 ) -> Pairs:
     """Check the ids and find every text's positive image.
 
-    Values of ids are checked where that costs no device synchronisation and breaks no graph: in
+    The values of ids are checked where that needs no device synchronisation and breaks no graph: in
     eager mode, for ids on the CPU. Elsewhere a text without exactly one image gets positive -1.
 
     Raises:
@@ -52,9 +53,9 @@ def match(
     text_ids: Tensor | None,
     unmatched: str,
 ) -> Matched:
-    """Do the same for a loss that may take texts without an image as negatives only.
+    """Do the same for a loss that may use texts without an image as negatives.
 
-    Their positive is -1 too: a kernel's value for them is NaN, which the loss replaces.
+    The positive of such a text is -1, and a kernel returns NaN for it, which the loss replaces.
 
     Raises:
         ValueError: as `resolve`, but `unmatched="negative"` allows a text to match no image.
@@ -68,7 +69,7 @@ def _resolve(
     text: Tensor,
     image_ids: Tensor | None,
     text_ids: Tensor | None,
-    unmatched: str | None,  # None: the caller has no such option
+    unmatched: str | None,  # None: the public function has no such option
 ) -> Matched:
     names = ("image_ids", "text_ids")
     on_device = _checks.id_pair(names, (image_ids, text_ids), (image, text))
@@ -82,7 +83,7 @@ def _resolve(
     allowed = unmatched == "negative"
     read = False
     if image_ids.is_cpu and text_ids.is_cpu:
-        # Decided where the ids are: a check of their values then waits for no device.
+        # Matched on the CPU, where values can be checked without synchronisation.
         positive, none = _positives(image_ids.long(), text_ids.long())
         read = _checks.can_read(positive)
         if read:
@@ -95,21 +96,21 @@ def _resolve(
 
 
 def _mistaken(positive: Tensor, none: Tensor, allowed: bool) -> Tensor:  # [M] bool
-    """Mark the texts that must have an image and have none, or several."""
+    """Mark the texts whose number of images is not allowed."""
     return (positive < 0) & ~none if allowed else positive < 0
 
 
 def _positives(image_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every text's image, -1 unless there is exactly one, and which texts have none."""
+    """Return the image of every text, -1 unless there is exactly one, and the texts without one."""
     ordered, order = image_ids.sort(stable=True)
-    text_ids = text_ids.contiguous()  # searchsorted warns of others
+    text_ids = text_ids.contiguous()  # searchsorted warns of non-contiguous tensors
     first = torch.searchsorted(ordered, text_ids)
     matches = torch.searchsorted(ordered, text_ids, right=True) - first
     found = order[first.clamp_max(order.shape[0] - 1)]
     positive, none = torch.where(matches == 1, found, -1), matches == 0
     if image_ids.shape[0] != text_ids.shape[0]:
         return positive, none
-    # The same image drawn twice: a square batch with equal ids keeps its diagonal.
+    # An image may be drawn twice: with equal ids on both sides, the diagonal is positive.
     diagonal = torch.arange(text_ids.shape[0], device=text_ids.device)
     return torch.where((image_ids == text_ids).all(), diagonal, positive), none
 
@@ -122,10 +123,10 @@ def _refuse(mistake: Tensor, image_ids: Tensor, text_ids: Tensor, unmatched: str
     count = int((image_ids == text_ids[j]).sum())
     remedy = "every text needs exactly one image with its id"
     if count == 0 and unmatched is not None:
-        remedy += ', or pass unmatched="negative": texts without an image are then negatives only'
+        remedy += ', or pass unmatched="negative": texts without an image are then only negatives'
     if not torch.isin(text_ids, image_ids).any():
         (a, b), (c, d) = ((int(x) for x in ids.aminmax()) for ids in (image_ids, text_ids))
-        remedy = f"no id is on both sides ({a} to {b}, {c} to {d}): number images and texts alike"
+        remedy = f"no id is on both sides ({a} to {b}, {c} to {d}): use the same ids for both"
     raise UnnamedValueError(
         f"text_ids[{j}] = {int(text_ids[j])} matches {count} of image_ids "
         f"({len(mistakes)} of {text_ids.shape[0]} have no single match); {remedy}"

@@ -1,3 +1,3 @@
-"""The one place where the version stands; pyproject.toml reads it without importing the package."""
+"""The version; pyproject.toml reads it without importing the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Warnings point at the caller's line, whatever wrappers stand between it and the package."""
+"""Warnings attributed to the line of user code that called into the package."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-# What a caller is not: the package itself, torch's wrappers around it, the machinery of imports.
+# Frames to skip: those of the package, of torch's wrappers and of the import system.
 _INNER = (
     *(str(Path(file).parent) + sep for file in (__file__, torch.__file__)),
     "<frozen importlib",
@@ -15,7 +15,7 @@ _INNER = (
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning at the line that called into the package."""
+    """Issue a warning at the line of user code that called into the package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INNER):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The losses as functions; `itm_kernels.losses` holds them as Modules."""
+"""The losses as functions; `itm_kernels.losses` has them as Modules."""
 
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
 from itm_kernels.losses.imc import imc_loss

@@ -13,24 +13,27 @@ _NAME = "FusionHead"
 
 
 class FusionHead(Checked, nn.Module):
-    """A small transformer encoder over ``[image tokens; text tokens]``, read out at the first.
+    """A small transformer encoder over ``[image tokens; text tokens]``; its output is the first.
 
-    Every token gets a learned position within its own modality and its modality's embedding; the
-    blocks normalise first. Train with it and drop it at inference: the encoders' embeddings do
-    not depend on it. Options are attributes; `dropout` may be set between steps, the others are
-    fixed at construction. Source: ITO, training-time multimodal fusion.
+    Every token gets a learnt position embedding within its own modality and an embedding of the
+    modality; the blocks are pre-norm. Train with it and drop it at inference: the embeddings of the
+    encoders do not depend on it. Options are attributes; `dropout` may be set between steps, the
+    others are fixed at construction.
 
     Args:
         dim: width of the tokens and of the fused vector.
         heads: attention heads; must divide `dim`.
         layers: number of blocks.
-        mlp_ratio: width of the feed-forward part in units of `dim`.
+        mlp_ratio: width of the feed-forward layer, in units of `dim`.
         dropout: probability, in [0, 1).
-        max_tokens: longest sequence of either modality that gets positions.
+        max_tokens: maximum sequence length of either modality.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option is out of range or `heads` does not divide `dim`.
+
+    Source: ITO: Images and Texts as One via Synergizing Multiple Alignment and Training-Time
+    Fusion, 2026, training-time multimodal fusion.
 
     Example:
         >>> import torch
@@ -73,10 +76,10 @@ class FusionHead(Checked, nn.Module):
             raise ValueError(
                 f"{_NAME}: heads {heads} does not divide dim {dim}; choose a divisor of dim"
             )
-        # Positions start small, so that at first the tokens' content decides.
+        # Positions start small, so that the content of the tokens dominates at first.
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(max_tokens, dim), std=0.02))
         self.modality = nn.Parameter(nn.init.trunc_normal_(torch.empty(2, dim), std=0.02))
-        # Not nn.TransformerEncoder: it copies one block, so that all layers would start equal.
+        # nn.TransformerEncoder copies one block, so all layers would start with equal weights.
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 dim,
@@ -93,7 +96,7 @@ class FusionHead(Checked, nn.Module):
 
     @property
     def dropout(self) -> float:
-        """Probability of dropping an element, in training."""
+        """Probability of dropping an element during training."""
         return self._dropout
 
     @dropout.setter
@@ -115,13 +118,12 @@ class FusionHead(Checked, nn.Module):
         """Return one fused vector per pair.
 
         Args:
-            image_tokens: ``[N, P, dim]``, the token to read out at first.
-            text_tokens: ``[N, L, dim]``, text i belonging to image i.
-            text_padding_mask: ``[N, L]`` bool, True where a text is padding; what stands there
-                has no influence.
+            image_tokens: ``[N, P, dim]``; the fused vector is read at the first token.
+            text_tokens: ``[N, L, dim]``; text i belongs to image i.
+            text_padding_mask: ``[N, L]`` bool, True for padding, whose content has no influence.
 
         Returns:
-            ``[N, dim]`` after the last LayerNorm.
+            ``[N, dim]``, after the final LayerNorm.
 
         Raises:
             TypeError: tokens are not floating point, or the mask is not bool.
@@ -130,7 +132,7 @@ class FusionHead(Checked, nn.Module):
         self._check(image_tokens, text_tokens, text_padding_mask)
         padding = None
         if text_padding_mask is not None:
-            # Weights of 0 would still let NaN through, which uninitialised padding may hold.
+            # Attention weights of 0 would still propagate NaN from uninitialised padding.
             text_tokens = text_tokens.masked_fill(text_padding_mask[:, :, None], 0)
             image_padding = text_padding_mask.new_zeros(image_tokens.shape[:2])
             padding = torch.cat([image_padding, text_padding_mask], 1)

@@ -1,4 +1,4 @@
-"""Mining of hard negatives for image-text matching."""
+"""Sampling of hard negatives for image-text matching."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ _temperature = number_or_tensor(above=0)
 
 
 class HardNegatives(NamedTuple):
-    """One negative per anchor; -1 where it has none."""
+    """One negative per anchor; -1 for an anchor without a negative."""
 
     text_index: Tensor  # [N] int64, a negative text for every image
     image_index: Tensor  # [M] int64, a negative image for every text
@@ -25,13 +25,13 @@ class HardNegativeSampler(Checked):
 
     .. math:: p(j | i) = \mathrm{softmax}_j (s_{ij} / t)
 
-    over valid negatives: same-id pairs are masked before the softmax, not after it.
-    Options are attributes, which may be set between calls and are checked then.
+    over valid negatives: pairs that share an id are masked before the softmax, not after it.
+    Options are attributes: they may be changed between calls, and are checked when they are set.
 
     Args:
         strategy: `"multinomial"`, `"hardest"` (its zero-temperature limit), or `"uniform"`.
-        temperature: t > 0: a number, or a tensor of one element, which no device waits for (a
-            model may learn it; negatives carry no gradient into it).
+        temperature: t > 0: a number, or a tensor of one element, whose value is not read by the
+            host (it may be learnt by the model; negatives have no gradient).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
@@ -66,7 +66,7 @@ class HardNegativeSampler(Checked):
     @public
     def __call__(
         self,
-        image: Tensor,  # [N, D], scored by dot product as it is
+        image: Tensor,  # [N, D], scored by dot product without normalisation
         text: Tensor,  # [M, D]; M = N without ids
         *,
         image_ids: Tensor | None = None,
@@ -76,7 +76,7 @@ class HardNegativeSampler(Checked):
     ) -> HardNegatives:
         """Return the indices of the negatives, without gradient.
 
-        A temperature given here replaces the sampler's own.
+        A temperature passed here replaces the sampler's own.
         """
         image, text = _checks.embeddings(image=image, text=text)
         _checks.generator(generator)
@@ -96,20 +96,20 @@ class HardNegativeSampler(Checked):
     @public
     def from_scores(
         self,
-        image_to_text: Tensor,  # [N, M], by which images choose texts; M = N without ids
-        text_to_image: Tensor | None = None,  # [M, N], by which texts choose images
+        image_to_text: Tensor,  # [N, M], scores of texts for every image; M = N without ids
+        text_to_image: Tensor | None = None,  # [M, N], scores of images for every text
         *,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
         temperature: float | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> HardNegatives:
-        """Return the negatives of scores that a model has already, one matrix per direction.
+        """Draw negatives from given scores, one matrix per direction.
 
-        ALBEF's two matrices differ: each compares features of one encoder with a momentum
-        encoder's of the other modality, and both are divided by the temperature, which is then 1
-        here. Without `text_to_image` both directions choose by `image_to_text`. This is plain
-        PyTorch on every backend: the matrices, which kernels avoid, are already there.
+        The two matrices of ALBEF differ: each compares the features of one encoder with those of a
+        momentum encoder of the other modality. Both are already divided by the temperature, so pass
+        1 here. Without `text_to_image`, both directions use `image_to_text`. Every backend runs
+        plain PyTorch here, because the matrices that kernels avoid storing exist already.
 
         >>> import torch
         >>> scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]])

@@ -1,4 +1,4 @@
-"""Hard negative synthesis by clustering (SynHNC)."""
+"""Synthesis of hard negatives from clusters (SynHNC of ITContrast)."""
 
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,9 @@ def logits_of_unit_rows(
     iterations: int = ITERATIONS,
     draw: bool = True,
 ) -> SynthesisLogits:
-    """Return the cosines with synthetic vectors on behalf of a loss that has unit rows already."""
+    """Return the cosines of anchors with synthetic vectors, for losses that have unit rows."""
     if detach:
-        members = members.detach()  # their gradient, zeros, need not be made and added up
+        members = members.detach()  # saves the zeros of their gradient
     sides = anchors, anchor_ids, members, member_ids
     K = options.num_clusters
     inputs = _clustered(*sides, K, clustering, iterations, generator, backend, draw)
@@ -88,7 +88,7 @@ def _clustered(
     backend: str,
     draw: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cluster the members; return what synthesis takes."""
+    """Cluster the members; return the tensor arguments of the synthesis operators."""
     own = anchor_ids[:, None] != member_ids if clustering == "per_anchor" else None
     assignment, _ = fused_kmeans(
         x.detach(), own, num_clusters, iterations, None, generator, backend, draw
@@ -99,34 +99,36 @@ def _clustered(
 class HardNegativeSynthesis(Checked, nn.Module):
     r"""Synthesise hard negatives for every anchor from the clusters of the other modality.
 
-    The members that do not share an anchor's id are clustered; each cluster yields one vector,
+    The members that do not share the id of an anchor are clustered. Each cluster yields one vector,
     :math:`\bar q_k = \sum_{n \in k} w_n \hat k_n` (see `ops.rbf_synthesis`). Has no parameters.
-    SynthesisOptions are attributes, which may be set between calls and are checked then.
+    Options are attributes: they may be changed between calls, and are checked when they are set.
 
     Args:
-        num_clusters: K >= 1; more than there are members is allowed, the surplus is invalid.
+        num_clusters: K >= 1; clusters beyond the number of members are invalid.
         sigma: width of the kernel on unit vectors, > 0.
         weights: `"kam"` (kernel associative memory) or `"attention"`.
-        clustering: `"shared"`, one k-means per call in which each anchor ignores the members that
-            share its id, or `"per_anchor"`, the paper's literal reading: one k-means per anchor.
-        iterations: k-means iterations.
+        clustering: `"shared"`, one k-means per call, of which each anchor ignores the members that
+            share its id, or `"per_anchor"`, the paper read literally: one k-means per anchor.
+        iterations: number of k-means iterations.
         ridge: regularisation of the kam weights, >= 0.
-        detach: stop gradients into the synthetic vectors; `False` sends them to anchors, members
-            and weights (assignments never carry one).
+        detach: stop the gradient through the synthetic vectors; if False, it reaches anchors,
+            members and weights (assignments have no gradient).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or ids are not integers.
         ValueError: shapes, devices, ids or options do not fit.
 
-    Memory: kam weights are solved for exactly, with n^2 / 2 numbers of fp64 per cluster of n
-    members. In Triton, up to 11,520 members, memory is that of one cluster with all members (at
-    most 537 MB), and nothing waits for the device. Beyond, with a shared clustering, the host reads
-    the clusters' sizes once in a forward pass (on CUDA one synchronisation) and takes clusters in
-    parts: at 32,768 members of D = 1024, 8 equal clusters take 306 MB, one cluster with all members
-    4.6 GB. While a CUDA graph is captured nothing can be read, and 4.6 GB are allocated.
+    Memory: kam weights are the exact solution of a linear system, with n^2 / 2 fp64 numbers per
+    cluster of n members. In Triton, up to 11,520 members, the memory is that of one cluster with
+    all members (at most 537 MB), without synchronisation. Beyond, with a shared clustering, the
+    host reads the sizes of the clusters once per forward pass (one synchronisation on CUDA) and
+    processes clusters in parts: at 32,768 members of D = 1024, 8 equal clusters take 306 MB, and
+    one cluster with all members 4.6 GB. During capture of a CUDA graph nothing can be read, and
+    4.6 GB are allocated.
 
-    Source: ITContrast, section 3.2.
+    Source: Wu et al., ITContrast: Contrastive Learning with Hard Negative Synthesis for Image-Text
+    Matching, 2023, section 3.2.
 
     >>> import torch
     >>> synthesis = HardNegativeSynthesis(num_clusters=2, sigma=0.5)
@@ -169,7 +171,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
 
     @property
     def options(self) -> SynthesisOptions:
-        """Return what the operator takes."""
+        """Return the options of the operator."""
         return SynthesisOptions(
             self.num_clusters, float(self.sigma), self.weights, float(self.ridge)
         )
@@ -184,7 +186,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
         member_ids: Tensor | None = None,  # [M]
         generator: torch.Generator | None = None,
     ) -> Synthesis:
-        """Return synthetic vectors `[N, K, D]` and where they exist `[N, K]`."""
+        """Return synthetic vectors `[N, K, D]` and a mask of those that exist `[N, K]`."""
         _checks.generator(generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             sides = self._sides(anchors, members, anchor_ids, member_ids)
@@ -202,9 +204,9 @@ class HardNegativeSynthesis(Checked, nn.Module):
         member_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> SynthesisLogits:
-        """Return the cosine of every anchor with its synthetic vectors, `[N, K]`.
+        """Return the cosines of every anchor with its synthetic vectors, `[N, K]`.
 
-        With detach the vectors are constants and the cosine is differentiable in the anchor.
+        With detach, the vectors are constants: only the anchors get a gradient.
         """
         _checks.generator(generator)
         sides = self._sides(anchors, members, anchor_ids, member_ids)

@@ -1,7 +1,7 @@
-"""Losses under the names, argument order and defaults of the projects that people come from.
+"""Drop-in losses with the names, argument order and defaults of other projects.
 
-They compute what the originals compute, fp16 and bf16 in fp32; docs/coming_from.md lists every
-difference.
+Results match those of the originals; fp16 and bf16 are computed in fp32. docs/coming_from.md lists
+every difference.
 """
 
 from itm_kernels.compat import imc, open_clip, vsepp

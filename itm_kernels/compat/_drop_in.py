@@ -1,4 +1,4 @@
-"""What the drop-in classes share: their attributes may be set between steps, as the originals'."""
+"""Base class of the drop-in losses, whose attributes may be set between steps."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from itm_kernels.backends import CHOICES
 
 
 class DropIn(nn.Module):
-    """A Module that checks an attribute when it is set, not when a wrong loss shows it.
+    """A Module that checks its attributes when they are set.
 
-    `backend` is ours and may be set on an object: ``"auto"``, ``"native"``, ``"triton"`` or
-    ``"reference"``, plain PyTorch as the originals are.
+    `backend`, which the originals do not have, may be set on an object: ``"auto"``, ``"native"``,
+    ``"triton"`` or ``"reference"`` (plain PyTorch, like the originals).
     """
 
     backend: str = "auto"
@@ -26,7 +26,7 @@ class DropIn(nn.Module):
         super().__setattr__(name, value)
 
     def _checked(self, name: str, value: Any) -> Any:
-        """Return the value that an attribute takes.
+        """Check a value and return what the attribute is set to.
 
         Raises:
             TypeError: the value has a type that the loss cannot use.
@@ -37,7 +37,7 @@ class DropIn(nn.Module):
         return value
 
     def _replaces(self, original: type, *methods: str) -> bool:
-        """Return whether a subclass or this object has its own version of a class's methods."""
+        """Return whether a subclass or this object overrides any of a class's methods."""
         return any(
             name in self.__dict__ or getattr(type(self), name) is not getattr(original, name)
             for name in methods

@@ -1,6 +1,6 @@
-"""The sigmoid loss of blocks that the fused operator does not take, in plain PyTorch.
+"""Sigmoid loss of blocks that the fused operator does not support, in plain PyTorch.
 
-Rows are processed a block at a time, and the backward pass computes each block again.
+Rows are processed in blocks, and the backward pass recomputes every block.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ def sum_in_blocks(
     negative_only: bool,
     rows: int,
 ) -> Tensor:
-    """Sum -log sigmoid over all pairs; the diagonal is positive without `negative_only`."""
+    """Sum -log sigmoid over all pairs; the diagonal is positive unless `negative_only`."""
 
     def block(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, first: int) -> Tensor:
         logits = scale * (wide(image) @ wide(text).T) + bias

@@ -1,4 +1,4 @@
-"""The intra-modal constraint as its authors' code has it."""
+"""The intra-modal constraint with the interface of its authors' code."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ class IntraLoss(DropIn):
 
     Args:
         margin: not used, as in the original.
-        measure: ``"cosine"``, ``"msd"``, ``"l1"`` or ``"l2"``. The original's default has no
-            measure and cannot run.
+        measure: ``"cosine"``, ``"msd"``, ``"l1"`` or ``"l2"``. The default, as in the original, is
+            no measure and raises ValueError when called.
         max_violation: not used, as in the original.
         up: upper bound, a fraction of the batch; the lower bound of a cosine.
-        down: lower bound, a fraction of the batch; a cosine has to stay below ``1 - down``.
+        down: lower bound, a fraction of the batch; a cosine must be below ``1 - down``.
         lamb: factor of the result, a number or a tensor of one element.
 
     Raises:
@@ -62,7 +62,7 @@ class IntraLoss(DropIn):
             _checks.scalar(name, value)
         if name == "sim":
             raise AttributeError(
-                f"{_NAME}: sim cannot be set, the kernels hold four measures; "
+                f"{_NAME}: sim cannot be set, because the kernels support four measures; "
                 f"set measure to one of {_measures()}"
             )
         return super()._checked(name, value)
@@ -76,7 +76,7 @@ class IntraLoss(DropIn):
 
         Raises:
             TypeError: `mx` is not a floating-point tensor.
-            ValueError: `measure` is none of the four, `mx` is not a matrix, or a bound of a
+            ValueError: `measure` is not one of the four, `mx` is not a matrix, or a bound of a
                 distance is negative.
         """
         if not isinstance(self.measure, str) or self.measure not in _METRICS:
@@ -92,8 +92,8 @@ class IntraLoss(DropIn):
         bounds = "official", self.down, self.up, False
         loss = fused_intra_modal(mx, None, metric, *bounds, self.backend).mean()
         if self.measure == "cosine":
-            # The original takes 1 from the diagonal instead of leaving it out: rows longer than 1
-            # may bring |x|^2 - 1 into the band.
+            # The original subtracts 1 from the diagonal instead of masking it, so for rows of norm
+            # above 1, |x|^2 - 1 may lie inside the band.
             diagonal = mx.to(loss.dtype).square().sum(1) - 1
             outside = (diagonal <= self.up) | (diagonal >= 1 - self.down)
             loss = loss + diagonal.masked_fill(outside, 0).mean()

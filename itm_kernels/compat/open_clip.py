@@ -1,7 +1,7 @@
-"""The contrastive losses of open_clip (mlfoundations/open_clip); features come as they are.
+"""The contrastive losses of open_clip (mlfoundations/open_clip); features are not normalised.
 
-Attributes and methods are the originals', up to the versions after 3.3.0: losses that subclass
-them, distillation and CoCa among them, run on these. Labels and logits exist for subclasses only;
+Attributes and methods match the originals, including versions after 3.3.0, so that losses which
+subclass them (distillation, CoCa) also subclass these. Labels and logits are only for subclasses:
 the forward passes here use the fused operators and need neither.
 """
 
@@ -26,7 +26,7 @@ _EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
 class _OneProcess(DropIn):
-    """What both losses keep of the originals' state."""
+    """The state of the originals that both losses share."""
 
     rank: int
     world_size: int
@@ -59,9 +59,9 @@ class ClipLoss(_OneProcess):
     Args:
         local_loss: no effect in one process.
         gather_with_grad: no effect in one process.
-        cache_labels: keep what `get_ground_truth` returns in `labels`, for as long as the number of
-            logits stays `prev_num_logits`. `forward` takes labels that it finds there.
-        rank: of this process.
+        cache_labels: store the result of `get_ground_truth` in `labels` as long as the number of
+            logits equals `prev_num_logits`. `forward` uses labels stored there.
+        rank: rank of this process.
         world_size: number of processes, 1 in this version.
         use_horovod: no effect in one process.
 
@@ -108,7 +108,7 @@ class ClipLoss(_OneProcess):
         logit_bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # [N, N] each
         """Return the logits per image and per text, in plain PyTorch."""
-        # Two products, as in the original: neither result is a view of the other.
+        # Two products, as in the original, so that neither result is a view of the other.
         per_image = logit_scale * image_features @ text_features.T
         per_text = logit_scale * text_features @ image_features.T
         if logit_bias is None:
@@ -126,7 +126,7 @@ class ClipLoss(_OneProcess):
     ) -> Tensor | dict[str, Tensor]:
         """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`.
 
-        A subclass's own `get_logits` or `get_ground_truth`, and labels that are there, are used.
+        Overridden `get_logits` or `get_ground_truth`, and stored labels, are used.
         """
         inputs = image_features, text_features, logit_scale, logit_bias
         if self._replaces(ClipLoss, "get_logits", "get_ground_truth") or (
@@ -139,8 +139,8 @@ class ClipLoss(_OneProcess):
             how = self.backend, False  # dot products
             v, c = Embeddings(image, *how), Embeddings(text, *how)
             values = mean_cross_entropy(v, c, scale, _DIAGONAL)
-            # A bias of all logits cancels: its gradient is 0, but not missing, and an infinite one
-            # makes the loss and every gradient NaN.
+            # A bias added to all logits cancels. Its gradient must be 0, not None, and an infinite
+            # bias must make the loss and all gradients NaN.
             loss = values.mean() * (1 + 0 * bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -162,18 +162,18 @@ class ClipLoss(_OneProcess):
 
 
 class SigLipLoss(_OneProcess):
-    """Sum over all pairs of the binary cross-entropy of being a pair, divided by the batch.
+    """Sum of the binary cross-entropy of match and mismatch over all pairs, divided by the batch.
 
     Every attribute may be set between steps.
 
     Args:
         cache_labels: no effect, as in the original.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes, 1 in this version.
         dist_impl: how processes exchange features; no effect in one process.
-        chunk_size: above 0, no score matrix is kept for the backward pass: the fused operator
-            multiplies again, and where there is none, plain PyTorch takes so many rows at a time.
-            The loss stays the same.
+        chunk_size: if above 0, no score matrix is stored for the backward pass: the fused operator
+            recomputes the scores, or without one, plain PyTorch processes this many rows at a time.
+            The loss is the same.
 
     Raises:
         RuntimeError: `world_size` exceeds 1.
@@ -210,7 +210,7 @@ class SigLipLoss(_OneProcess):
     def get_ground_truth(
         self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False
     ) -> Tensor:  # [num_logits, num_logits]
-        """Return 1 for a pair and -1 for no pair; -1 everywhere with `negative_only`."""
+        """Return 1 on the diagonal and -1 elsewhere; -1 everywhere with `negative_only`."""
         labels = torch.full((num_logits, num_logits), -1, device=device, dtype=dtype)
         return labels if negative_only else labels.fill_diagonal_(1)
 
@@ -236,7 +236,7 @@ class SigLipLoss(_OneProcess):
     ) -> Tensor | dict[str, Tensor]:
         """Return the loss, or ``{"contrastive_loss": loss}`` with `output_dict`.
 
-        A subclass's own `get_logits` or `get_ground_truth` is used.
+        Overridden `get_logits` or `get_ground_truth` are used.
         """
         inputs = image_features, text_features, logit_scale, logit_bias
         if not self._replaces(SigLipLoss, "get_logits", "get_ground_truth", "_loss"):
@@ -254,7 +254,7 @@ class SigLipLoss(_OneProcess):
         logit_bias: float | Tensor | None = None,
         negative_only: bool = False,
     ) -> Tensor:
-        """Return the loss of a block of pairs; its diagonal is positive without `negative_only`."""
+        """Return the loss of a block of pairs; its diagonal is positive unless `negative_only`."""
         inputs = image_features, text_features, logit_scale, logit_bias
         if self._replaces(SigLipLoss, "get_logits", "get_ground_truth"):
             logits = self.get_logits(*inputs)
@@ -292,7 +292,7 @@ def _checked(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check a forward's arguments; return features, scale and bias as tensors, no bias as 0."""
+    """Check the arguments of forward; return features, scale and bias (default 0) as tensors."""
     image, text = _checks.embeddings(image_features=image_features, text_features=text_features)
     logit_bias = 0.0 if logit_bias is None else logit_bias
     _checks.scalar("logit_scale", logit_scale)

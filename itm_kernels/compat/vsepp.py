@@ -1,6 +1,6 @@
-"""The loss of VSE++ (fartashf/vsepp), which VSRN, IMC and others carry along.
+"""The loss of VSE++ (fartashf/vsepp), which VSRN, IMC and other projects copied.
 
-SCAN and SGRAF have classes of the same name with other arguments; this is not theirs.
+SCAN and SGRAF have classes of the same name with other arguments, which are not supported here.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def cosine_sim(
     im: Tensor,  # [N, D]
     s: Tensor,  # [M, D]
 ) -> Tensor:  # [N, M]
-    """Return the dot products of all images and texts; encoders have normalised the rows."""
+    """Return the dot products of all images and texts; the encoders normalise the rows."""
     return im @ s.T
 
 
@@ -40,14 +40,14 @@ def order_sim(
     im: Tensor,  # [N, D]
     s: Tensor,  # [M, D]
 ) -> Tensor:  # [N, M]
-    """Return minus the order violation of all images and texts, through `[N, M, D]` differences."""
+    """Return the negated order violations of all images and texts, via `[N, M, D]` differences."""
     violation = wide(s)[None, :] - wide(im)[:, None]
-    # Not clamp, which gives NaN the gradient 0. vector_norm has gradient 0 at 0, a root has none.
+    # clamp would give NaN the gradient 0. vector_norm has gradient 0 at 0, where sqrt has none.
     return -torch.linalg.vector_norm(violation.masked_fill(violation <= 0, 0), dim=2)
 
 
 def _like_vsepp(method: F) -> F:
-    """Name SCAN's and SGRAF's classes when a method is called as theirs are."""
+    """Raise TypeError for the constructor arguments of the classes of SCAN and SGRAF."""
 
     @wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ def _like_vsepp(method: F) -> F:
 
 
 def _two_embeddings(method: F) -> F:
-    """Name SCAN's and SGRAF's forwards when `forward` is called as theirs are."""
+    """Raise TypeError for the forward arguments of the classes of SCAN and SGRAF."""
 
     @wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,16 +82,16 @@ def _two_embeddings(method: F) -> F:
 class ContrastiveLoss(DropIn):
     """Sum or maximum of hinges, summed over the batch.
 
-    Every attribute may be set between steps. `sim`, the original's function of (im, s), follows
-    `measure`; setting it to another function scores with that one, in plain PyTorch.
+    Every attribute may be set between steps. Setting `measure` sets `sim`, the function of (im, s)
+    that computes scores. If `sim` is set to another function, the loss runs in plain PyTorch.
 
     Args:
-        margin: by how much a positive has to outscore a negative.
+        margin: by how much a positive must outscore a negative.
         measure: ``"order"`` scores by order violation; anything else by dot product.
-        max_violation: take each anchor's hardest negative alone.
+        max_violation: use only the hardest negative of every anchor.
 
     Raises:
-        TypeError: `margin` is not a number, or the arguments are those of SCAN's class.
+        TypeError: `margin` is not a number, or the arguments are those of the class of SCAN.
 
     Source: Faghri et al., VSE++, 2018, eqs 5-6; Vendrov et al., Order-embeddings, 2016, eq. 2.
 
@@ -113,7 +113,7 @@ class ContrastiveLoss(DropIn):
 
     @property
     def measure(self) -> str | bool:
-        """The measure that `sim` was last chosen by."""
+        """The measure that last set `sim`."""
         return self._measure
 
     @measure.setter

@@ -1,4 +1,4 @@
-"""The losses as nn.Modules; `itm_kernels.functional` holds them as functions."""
+"""The losses as nn.Modules; `itm_kernels.functional` has them as functions."""
 
 from itm_kernels.losses.fusion_contrastive import FusionContrastiveLoss
 from itm_kernels.losses.imc import IMCLoss

@@ -155,8 +155,8 @@ class MaxOfHingesLoss(OptionsModule):
     ) -> Tensor:
         """Return the loss of a score matrix, for models that compute scores without embeddings.
 
-        Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
-        exists already.
+        Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
+        already.
         """
         pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
         semihard = self.mining == "semihard"

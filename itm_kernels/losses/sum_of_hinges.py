@@ -132,8 +132,8 @@ class SumOfHingesLoss(OptionsModule):
     ) -> Tensor:
         """Return the loss of a score matrix, for models that compute scores without embeddings.
 
-        Every backend runs plain PyTorch here: kernels save memory by not storing the matrix, and it
-        exists already.
+        Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
+        already.
         """
         pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)

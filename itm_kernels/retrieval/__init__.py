@@ -1,4 +1,4 @@
-"""Retrieval figures in both directions, without an N x M matrix in memory."""
+"""Retrieval metrics in both directions, without an N x M score matrix in memory."""
 
 from itm_kernels.retrieval.average_precision import mean_average_precision
 from itm_kernels.retrieval.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""Rows that are scored: whether they are finite, and what a metric makes of them."""
+"""Checks of the inputs of retrieval metrics, and normalisation for the cosine metric."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,19 @@ METRICS = ("dot", "cosine")
 
 
 def finite(**tensors: Tensor) -> None:
-    """Raise ValueError for a row that is not finite."""
+    """Raise ValueError for rows that are not finite."""
     for name, embeddings in tensors.items():
         bad = ~embeddings.isfinite().all(1)
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             raise UnnamedValueError(
                 f"{name}[{row}] is not finite ({int(bad.sum())} of {len(embeddings)} "
-                "rows are not); a rank among such scores means nothing"
+                "rows are not); ranks among such scores are meaningless"
             )
 
 
 def partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) -> None:
-    """Raise ValueError for ids that do not appear on the other side."""
+    """Raise ValueError for ids that are missing on the other side."""
     alone = ids[~torch.isin(ids, other)].unique()
     if len(alone):
         shown = ", ".join(map(str, alone[:5].tolist())) + (", ..." if len(alone) > 5 else "")
@@ -32,10 +32,10 @@ def partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) ->
 
 
 def scored(x: Tensor, metric: str) -> Tensor:
-    """Return rows whose dot products are the scores of a metric."""
+    """Return rows whose dot products are the scores of the metric."""
     if metric == "dot":
         return x
-    # The largest number first: squares of finite numbers overflow and vanish.
+    # Divide by the largest element first: squares of finite numbers may overflow or underflow.
     x = wide(x)
     largest = x.abs().amax(1, keepdim=True)
     x = x / largest.masked_fill(largest == 0, 1)

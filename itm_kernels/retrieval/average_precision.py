@@ -1,4 +1,4 @@
-"""Mean average precision where many items share a class, a block of queries at a time."""
+"""Mean average precision for classes of many items, computed in blocks of queries."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from itm_kernels.reference._precision import wide
 from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
 
 _FUNCTION = "mean_average_precision"
-_SCORES_AT_ONCE = 1 << 20  # about ten tensors of so many numbers are there at a time
+_SCORES_AT_ONCE = 1 << 20  # elements; about ten tensors of this size exist at a time
 
 
 @public
@@ -25,24 +25,24 @@ def mean_average_precision(
     metric: str = "dot",
     at_r: bool = False,
 ) -> float:
-    r"""Return the mean average precision of queries among candidates of many classes.
+    r"""Compute the mean average precision of queries among candidates of many classes.
 
     .. math:: AP_i = \frac{1}{R_i} \sum_{t=1}^{T_i} \mathrm{rel}_i(t) \,
         \frac{1}{t} \sum_{u \le t} \mathrm{rel}_i(u), \quad T_i = G \text{ or } R_i
 
-    Candidate t of query i is relevant if it has the query's class; R_i candidates are. All G
-    candidates are looked at (MAP), or with ``at_r=True`` the first R_i alone (MAP@R of Musgrave et
-    al.). Candidates that tie count with their expectation over all orders, so that an encoder whose
-    rows are all equal scores chance. A relevant candidate whose score is not finite is ranked last.
+    Candidate t of query i is relevant if it has the query's class; R_i candidates are relevant.
+    The sum runs over all G candidates (MAP), or with ``at_r=True`` over the first R_i (MAP@R of
+    Musgrave et al.). Ties contribute their expectation over all orders, so an encoder whose rows
+    are all equal scores chance. A relevant candidate whose score is not finite is ranked last.
 
     Args:
-        queries: ``[Q, D]``, one row per query; images, say.
-        gallery: ``[G, D]``, the candidates; texts, say. Exchange both for the other direction.
+        queries: ``[Q, D]``, one row per query, for example images.
+        gallery: ``[G, D]``, the candidates, for example texts. Swap both for the other direction.
         query_ids: ``[Q]`` integers, the class of every query.
         gallery_ids: ``[G]`` integers, the class of every candidate.
-        metric: ``"dot"`` scores dot products of the rows as given, ``"cosine"`` those of rows
-            scaled to length 1; a zero row then scores 0.
-        at_r: look at the first R_i candidates of every query alone.
+        metric: ``"dot"`` scores dot products of the rows as given, ``"cosine"`` those of
+            normalised rows; a zero row then scores 0.
+        at_r: use only the first R_i candidates of every query.
 
     Returns:
         The mean over all queries, between 0 and 1.
@@ -81,7 +81,7 @@ def mean_average_precision(
     at_once = max(1, _SCORES_AT_ONCE // len(gallery))
     total = torch.zeros((), dtype=torch.float64, device=queries.device)
     for block, ids in zip(queries.split(at_once), query_ids.split(at_once), strict=True):
-        # Equal rows tie, even if the product's blocks round their scores differently.
+        # Equal rows tie, even if the blocks of the product round their scores differently.
         scores = _products(block, gallery)[:, first]
         total += _average_precision(scores, ids[:, None] == gallery_ids, at_r).sum()
     return float(total) / len(queries)
@@ -91,7 +91,7 @@ _products = outside_autocast(torch.nn.functional.linear)
 
 
 def _first_copies(keys: Tensor) -> Tensor:  # [G] -> [G]
-    """Return for every row the first one that equals it."""
+    """Return the index of the first row that equals each row."""
     _, group = keys.unique(return_inverse=True)
     order = torch.arange(len(keys), device=keys.device)
     return torch.full_like(order, len(order)).scatter_reduce(0, group, order, "amin")[group]
@@ -102,14 +102,14 @@ def _average_precision(
     relevant: Tensor,  # [Q, G] bool
     at_r: bool,
 ) -> Tensor:  # [Q]
-    # NaN comes last, and equals nothing.
+    # NaN is sorted last, and ties with nothing.
     cost = (-scores).masked_fill(scores.isnan(), torch.inf)
     cost = cost.masked_fill(relevant & ~scores.isfinite(), torch.nan)
     cost, order = cost.sort(dim=1, stable=True)
     place = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     seen = relevant.gather(1, order).cumsum(1)
     R = seen[:, -1:]
-    # Candidates begin .. end - 1 tie; r of these n are relevant, and r_before of those before them.
+    # Candidates begin .. end - 1 tie: r of these n are relevant, and r_before of those before them.
     new = torch.ones_like(relevant)
     new[:, 1:] = cost[:, 1:] != cost[:, :-1]
     begin = torch.where(new, place, 0).cummax(1).values
@@ -118,8 +118,8 @@ def _average_precision(
     end = 1 + torch.where(last, place, len(place[0])).flip(1).cummin(1).values.flip(1)
     r_before = torch.where(begin > 0, seen.gather(1, (begin - 1).clamp_min(0)), 0)
     r, n = seen.gather(1, end - 1) - r_before, end - begin
-    # At any of their places a relevant one stands with probability r / n; of the places between it
-    # and the first, the others are as likely to hold the remaining ones.
+    # Each of the tied places holds a relevant candidate with probability r / n. Given that, the
+    # other r - 1 are spread uniformly over the other n - 1 places.
     others = (place - begin) * (r - 1).double() / (n - 1).clamp_min(1)
     expected = r / n.double() * (r_before + 1 + others) / (place + 1)
     if at_r:

@@ -1,4 +1,4 @@
-"""Evaluation of retrieval in both directions: checks, ids, folds."""
+"""Evaluation of retrieval in both directions: checks, ids and folds."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,38 +27,37 @@ def evaluate(
     ks: Sequence[int] = (1, 5, 10),
     folds: int = 1,
 ) -> RetrievalReport:
-    r"""Measure how well images retrieve their texts and texts their images.
+    r"""Measure how well images retrieve their texts, and texts their images.
 
     .. math:: r_i = 1 + a_i + t_i / 2, \quad
         R@k = \frac{100}{N} \sum_i \left[1 - \binom{t_i}{k - a_i} \Big/
             \binom{t_i + p_i}{k - a_i}\right]
 
-    Of the candidates of query i, :math:`a_i` score above its best positive, and :math:`t_i`
-    negatives and :math:`p_i` positives score the same; below 0 draws the bracket is 0, above
-    :math:`t_i` draws it is 1. Median and mean rank are those of :math:`r_i`, the middle rank. R@k
-    and MRR, the mean of 1 / rank, are expectations over all orders of the candidates that tie.
-    Without ties these are the usual figures. An encoder whose rows are all equal scores chance.
+    Among the candidates of query i, :math:`a_i` score above its best positive, and :math:`t_i`
+    negatives and :math:`p_i` positives tie with it. The bracket is 0 for k < :math:`a_i` and 1 for
+    k > :math:`a_i + t_i`. Median and mean rank are those of :math:`r_i`, the middle rank. R@k and
+    MRR, the mean of 1 / rank, are expectations over all orders of the tied candidates. Without ties
+    these are the usual metrics. An encoder whose rows are all equal scores chance.
 
-    The metric is the caller's choice: pass ``metric="cosine"`` for a model trained with a loss
-    that scores cosines (InfoNCE, InfoCMR, the sigmoid, ITO), and ``"dot"`` where rows are compared
-    as they are (the hinges). For rows of unit length both are the same. Float16 and bfloat16 are
-    scored in float32.
+    Choose the metric by the loss: ``metric="cosine"`` for a model trained on cosines (InfoNCE,
+    InfoCMR, the sigmoid loss, ITO), and ``"dot"`` for a model trained on dot products (the hinge
+    losses). For rows of norm 1 both are the same. Float16 and bfloat16 are scored in float32.
 
     Args:
         image: ``[N, D]``, one row per image.
         text: ``[M, D]``, one row per text.
-        metric: ``"dot"`` scores dot products of the rows as given, ``"cosine"`` those of rows
-            scaled to length 1; a zero row then scores 0.
+        metric: ``"dot"`` scores dot products of the rows as given, ``"cosine"`` those of
+            normalised rows; a zero row then scores 0.
         image_ids: ``[N]`` integers; given together with `text_ids`. Without ids, M is a multiple
             of N and text j belongs to image ``j // (M // N)``, the layout of VSE++.
         text_ids: ``[M]`` integers; a text belongs to every image with its id.
-        ks: numbers of candidates looked at, each at least 1, without repetition.
-        folds: the images are cut into so many folds of consecutive rows, each evaluated with its
-            own texts alone, and every figure is the mean of the folds': ``folds=5`` is MSCOCO's
-            protocol for 1,000 images at a time. Ties are summed up.
+        ks: cutoffs k of R@k, each at least 1, without repetition.
+        folds: number of folds of consecutive images. Each fold is evaluated with only its own
+            texts, and every metric is the mean over folds: ``folds=5`` is the MSCOCO protocol with
+            1,000 images per fold. Numbers of ties are summed.
 
     Returns:
-        Recalls in percent, median ranks, mean ranks, MRR and the number of queries with ties, of
+        Recalls in percent, median ranks, mean ranks, MRR and the number of queries with ties, for
         both directions, and the sum of the recalls.
 
     Raises:
@@ -68,10 +67,10 @@ def evaluate(
 
     Warns:
         UserWarning: a k exceeds the number of candidates; rows without ids come in runs of equal
-            rows, as where an image is repeated for each of its texts; products of finite rows are
+            rows, as if an image were repeated for each of its texts; or products of finite rows are
             not finite. A positive with such a score ranks behind all negatives.
 
-    Source: Faghri et al., VSE++, 2018, section 4; a rank is its query's best over all positives.
+    Source: Faghri et al., VSE++, 2018, section 4; the rank of a query is the best of its positives.
 
     Example:
         >>> import torch
@@ -123,14 +122,14 @@ def _ids(
     image_ids: Tensor | None,  # [N]
     text_ids: Tensor | None,  # [M]
 ) -> tuple[Tensor, Tensor]:
-    """Return checked ids on the embeddings' device; without ids, those of the VSE++ layout."""
+    """Return checked ids on the device; without ids, those of the VSE++ layout."""
     names, sides = ("image_ids", "text_ids"), (image, text)
     image_ids, text_ids = _checks.id_pair(names, (image_ids, text_ids), sides)
     if image_ids is None or text_ids is None:
         texts_per_image, surplus = divmod(len(text), len(image))
         if surplus or not texts_per_image:
             raise UnnamedValueError(
-                f"text {list(text.shape)} is no multiple of image "
+                f"text {list(text.shape)} is not a multiple of image "
                 f"{list(image.shape)} in rows; pass image_ids and text_ids"
             )
         image_ids = torch.arange(len(image), device=image.device)
@@ -142,11 +141,11 @@ def _ids(
 
 
 def _warn_of_runs(name: str, keys: Tensor) -> None:
-    """Tell of rows that repeat, as in VSE++'s arrays: one row of image for every caption."""
+    """Warn of repeated rows, as in the arrays of VSE++: one image row for every caption."""
     first = torch.cat((keys.new_ones(1, dtype=torch.bool), keys[1:] != keys[:-1]))
     rows, distinct = len(keys), int(first.sum())
-    # A few equal rows are chance, or an encoder that fails; all of them are a dead encoder. Neither
-    # are copies, and the report counts their ties.
+    # A few equal rows occur by chance or in a failing encoder; if all are equal, the encoder is
+    # constant. Neither case means copies, and the report counts the ties.
     if distinct == 1 or 2 * distinct > rows:
         return
     remedy, runs = "", rows // distinct
@@ -163,8 +162,8 @@ def _warn_of_large_ks(ks: Sequence[int], ranked: Sequence[tuple[Ranks, Ranks]]) 
     large = [k for k in ks if k > fewest]
     if large:
         warn(
-            f"{_FUNCTION}: ks holds {', '.join(map(str, large))}, but one side has {fewest} "
-            "candidates only: recall is 100 % whatever the encoder; leave out larger k",
+            f"{_FUNCTION}: ks holds {', '.join(map(str, large))}, but one side has only "
+            f"{fewest} candidates, so recall is always 100 %; leave out larger k",
         )
 
 
@@ -181,7 +180,7 @@ Side = tuple[Tensor, Tensor, Tensor]  # rows to score, ids, keys of equal rows
 
 
 def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
-    """Yield consecutive images, each with the texts that share an id with them."""
+    """Yield folds of consecutive images with the texts that share an id with them."""
     image, text = sides
     if folds == 1:
         yield sides

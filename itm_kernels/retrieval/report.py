@@ -1,4 +1,4 @@
-"""What an evaluation found: from ranks to recalls, and a table of them."""
+"""The report of an evaluation: metrics computed from ranks, and their table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,10 +14,10 @@ _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """What `evaluate` found; ``str()`` prints it as a table."""
+    """The metrics that `evaluate` returns; ``str()`` formats them as a table."""
 
-    i2t: dict[int, float]  # k -> percent of images with one of their texts among the first k
-    t2i: dict[int, float]  # k -> percent of texts with one of their images among the first k
+    i2t: dict[int, float]  # k -> percentage of images with one of their texts in the top k
+    t2i: dict[int, float]  # k -> percentage of texts with one of their images in the top k
     i2t_median_rank: float  # 1 is best
     t2i_median_rank: float
     rsum: float  # sum of all recalls of both directions
@@ -29,9 +29,9 @@ class RetrievalReport:
     t2i_ties: int  # texts whose best image ties with images of other texts
 
     def as_dict(self) -> dict[str, float]:
-        """Return all figures under flat names for a logger: ``i2t_r1``, ``i2t_mrr``, ``rsum``.
+        """Return all metrics under flat names for a logger: ``i2t_r1``, ``i2t_mrr``, ``rsum``.
 
-        Recalls in percent, with the k of every recall in its name.
+        Recalls are percentages, with their k in the name.
         """
         found: dict[str, float] = {}
         for field in fields(self):
@@ -43,7 +43,7 @@ class RetrievalReport:
         return found
 
     def __str__(self) -> str:
-        """Return one line per direction under a heading, and R-sum with the ties, if any."""
+        """Return a table with one line per direction, and R-sum with the number of ties."""
         heading = "".join(f"{f'R@{k}':>8}" for k in self.i2t)
         lines = [f"{'':<14}{heading}{'median rank':>13}{'mean rank':>11}{'MRR':>8}"]
         for name, title in _DIRECTIONS.items():
@@ -59,7 +59,7 @@ class RetrievalReport:
 
 
 def report(image: Ranks, text: Ranks, ks: Sequence[int]) -> RetrievalReport:
-    """Sum up the ranks of images among texts and of texts among images."""
+    """Compute the metrics from ranks of images among texts and of texts among images."""
     figures: dict[str, dict[int, float] | float] = {}
     for name, ranks in (("i2t", image), ("t2i", text)):
         recalls, mrr = _recalls_and_mrr(ranks, ks)
@@ -77,7 +77,7 @@ def report(image: Ranks, text: Ranks, ks: Sequence[int]) -> RetrievalReport:
 
 
 def mean(reports: Sequence[RetrievalReport]) -> RetrievalReport:
-    """Return the mean of every figure over folds, and the sum of the ties."""
+    """Return the mean of every metric over folds, and the sum of the ties."""
     figures: dict[str, dict[int, float] | float] = {}
     for field in fields(RetrievalReport):
         values = [getattr(fold, field.name) for fold in reports]
@@ -92,15 +92,15 @@ def mean(reports: Sequence[RetrievalReport]) -> RetrievalReport:
 
 
 def _recalls_and_mrr(ranks: Ranks, ks: Sequence[int]) -> tuple[dict[int, float], float]:
-    """Return R@k in percent and the mean of 1 / rank, each its mean over all orders of the ties."""
+    """Return R@k in percent and MRR, as expectations over all orders of the ties."""
     Q = len(ranks.rank)
     tied = ranks.ties > 0
-    certain = 1 + ranks.above[~tied].sort().values  # sums in one order, whatever that of the rows
+    certain = 1 + ranks.above[~tied].sort().values  # sums do not depend on row order
     hits = {k: float((certain <= k).sum()) for k in ks}
     reciprocal = float((1 / certain.double()).sum())
     if tied.any():
         standing = torch.stack([counts[tied] for counts in ranks[1:]], 1)
-        # A blind encoder has one kind of query.
+        # Equal counts are computed once: if all rows are equal, there is one kind of query.
         kinds, number = standing.unique(dim=0, return_counts=True)
         rows = max(1, _ORDERS_AT_ONCE // (1 + int(kinds[:, 1].max())))
         for some, queries in zip(kinds.split(rows), number.split(rows), strict=True):
@@ -115,14 +115,15 @@ def _over_all_orders(
     standing: Tensor,  # [K, 3] above, ties, positives
     ks: Sequence[int],
 ) -> tuple[dict[int, Tensor], Tensor]:  # k -> [K], [K]
-    """Return the probability of a rank of k or better, and the expectation of 1 / rank.
+    """Return the probability of a rank <= k, and the expectation of 1 / rank.
 
-    The candidates that tie are drawn one by one, until the first positive.
+    The tied candidates are drawn one by one until the first positive.
     """
     above, ties, positives = standing[:, :, None].unbind(1)  # [K, 1]
     drawn = torch.arange(int(ties.max()) + 1, device=ties.device)
     left = (ties + positives - drawn).clamp_min(1).double()
-    missed = ((ties - drawn).clamp_min(0) / left).cumprod(1)  # and none of the first drawn + 1 is
+    # probability that the first drawn + 1 candidates are all negatives
+    missed = ((ties - drawn).clamp_min(0) / left).cumprod(1)
     before = torch.cat((torch.ones_like(missed[:, :1]), missed[:, :-1]), 1)
     expected = (before * positives / left / (above + drawn + 1)).sum(1)
     chances = {}

@@ -81,7 +81,7 @@ def test_embeddings(
             (LONG, LONG + 100),
             ValueError,
             r"text_ids\[0\] = 100 matches 0 of image_ids \(4 of 4 have no single match\); "
-            r"no id is on both sides \(0 to 3, 100 to 103\): number images and texts alike$",
+            r"no id is on both sides \(0 to 3, 100 to 103\): use the same ids for both$",
         ),
         ((LONG // 2, LONG.flip(0) // 2), ValueError, r"text_ids\[0\] = 1 matches 2 of image_ids"),
     ],

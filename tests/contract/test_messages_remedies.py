@@ -22,11 +22,11 @@ REMEDIES: dict[str, tuple[Any, str]] = {
         np.zeros((31, 32), dtype=np.float32),
         r"got ndarray float32 \[31, 32\]; use torch.as_tensor\(image\)",
     ),
-    "captions": (["a dog"] * 5, "got list of 5; words must be encoded, and ids numbered, first"),
+    "captions": (["a dog"] * 5, "got list of 5; encode words, and number ids, first"),
     "tokens": (TENSORS["tokens"], "integers are token ids, labels or pixels: encode them first"),
     "complex": (
         TENSORS["complex"],
-        r"pass its parts side by side: torch.cat\(\[image.real, image.imag\], -1\)",
+        r"concatenate its parts: torch.cat\(\[image.real, image.imag\], -1\)",
     ),
     "float8": (TENSORS["float8"], r"convert it with image.float\(\)"),
     "one-row": (
@@ -87,7 +87,7 @@ def test_embeddings(function: Callable[..., Any], given: str) -> None:
         ),
         (
             lambda: F.max_of_hinges_loss(X, Y, image_ids=["COCO_1"] * 4, text_ids=IDS),  # type: ignore[arg-type]
-            "image_ids must be a torch.Tensor, got list of 4; words must be encoded, and ids num",
+            "image_ids must be a torch.Tensor, got list of 4; encode words, and number ids, f",
         ),
         (
             lambda: F.max_of_hinges_loss(X, Y, image_ids=list(range(4)), text_ids=IDS),  # type: ignore[arg-type]

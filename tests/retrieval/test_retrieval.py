@@ -182,9 +182,10 @@ IMAGE, TEXT = related(3, 2)
         (
             {"text": TEXT[:5]},
             ValueError,
-            r"text \[5, 8\] is no multiple of image \[3, 8\] in rows; pass image_ids and text_ids",
+            r"text \[5, 8\] is not a multiple of image \[3, 8\] in rows; "
+            "pass image_ids and text_ids",
         ),
-        ({"text": TEXT[:2]}, ValueError, r"text \[2, 8\] is no multiple of image \[3, 8\]"),
+        ({"text": TEXT[:2]}, ValueError, r"text \[2, 8\] is not a multiple of image \[3, 8\]"),
         ({"text": TEXT[:, :4]}, ValueError, r"image \[3, 8\] and text \[6, 4\] differ in the last"),
         ({"image": IMAGE.long()}, TypeError, r"image must be floating point"),
         ({"image": IMAGE[0]}, ValueError, r"image must have shape \[rows, D\], got \[8\]"),

@@ -104,13 +104,13 @@ def test_k_beyond_the_candidates_is_told_once() -> None:
     with pytest.warns(UserWarning) as told:
         report = evaluate(image, text)
     assert [str(warning.message) for warning in told] == [
-        "evaluate: ks holds 10, but one side has 7 candidates only: recall is 100 % whatever the "
-        "encoder; leave out larger k"
+        "evaluate: ks holds 10, but one side has only 7 candidates, so recall is always 100 %; "
+        "leave out larger k"
     ]
     assert told[0].filename == __file__
     assert report.t2i[10] == 100
     evaluate(image, text, ks=(1, 7))
-    with pytest.warns(UserWarning, match=r"ks holds 5, 10, but one side has 4"):
+    with pytest.warns(UserWarning, match=r"ks holds 5, 10, but one side has only 4"):
         evaluate(*related(8, 2), folds=2)
 
 
