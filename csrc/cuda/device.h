@@ -30,14 +30,14 @@ namespace itm::cuda {
 struct OnDevice {
   explicit OnDevice(const Tensor&) {}
   void* stream() const { return nullptr; }
-  void launched() const {}
+  void check_launch() const {}
 };
 #else
 struct OnDevice {
   const c10::cuda::CUDAGuard guard;
   explicit OnDevice(const Tensor& like) : guard(like.device()) {}
   void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
-  void launched() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
+  void check_launch() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 };
 #endif
 

@@ -180,7 +180,7 @@ struct Bands {
         options{by.metric, low.const_data_ptr(), high.const_data_ptr(),
                 by.repel,  ids_or_null(ids),     finite.const_data_ptr<uint8_t>()} {
     find_finite(type, matrix_of(x), D, finite.mutable_data_ptr<uint8_t>(), by.device.stream());
-    by.device.launched();
+    by.device.check_launch();
   }
 };
 
@@ -207,7 +207,7 @@ Tensor sums_of_tiles(const Comparison& by, const Bands& bands, Tensor& mask) {
           .mask = bits,
           .words = mask.size(1)},
          by.device.stream());
-    by.device.launched();
+    by.device.check_launch();
   }
   return row;
 }
@@ -220,8 +220,8 @@ Tensor gradient_of_bits(const Comparison& by, const Bands& bands, const Tensor& 
   const bool kept = mask.size(0) == bands.N;
   const int64_t most =
       kept ? bands.tiles : std::clamp<int64_t>(32 * bands.D / bands.side, 1, bands.tiles);
-  Tensor again = at::empty({kept ? 0 : most * bands.side * words}, mask.options());
-  const Tensor& from = kept ? mask : again;
+  Tensor recomputed = at::empty({kept ? 0 : most * bands.side * words}, mask.options());
+  const Tensor& from = kept ? mask : recomputed;
   const Tensor row_grad = grad.to(wide_type(by.x)).mul(by.repel ? -1 : 1).contiguous();
   const Metric kind = by.metric == Metric::kL1 ? Metric::kL1 : Metric::kSquare;
   std::vector<Tensor> found;
@@ -233,10 +233,10 @@ Tensor gradient_of_bits(const Comparison& by, const Bands& bands, const Tensor& 
            {.first = first,
             .count = std::min(most, bands.tiles - first),
             .triangle = false,
-            .mask = reinterpret_cast<uint32_t*>(again.mutable_data_ptr<int32_t>()),
+            .mask = reinterpret_cast<uint32_t*>(recomputed.mutable_data_ptr<int32_t>()),
             .words = words},
            by.device.stream());
-      by.device.launched();
+      by.device.check_launch();
     }
     const PairWeights weights{.row_stride = words,
                               .bits = bits,

@@ -16,7 +16,7 @@ Tensor distances_of(const OnDevice& device, Metric metric, const Tensor& x, cons
       at::empty({plan.parts > 1 ? plan.parts * out.numel() : 0}, x.options().dtype(wide_type(x)));
   distances(type_of(x), metric, matrix_of(x), matrix_of(y), batch, D, plan, out.mutable_data_ptr(),
             partial.mutable_data_ptr(), device.stream());
-  device.launched();
+  device.check_launch();
   return out;
 }
 
@@ -25,7 +25,7 @@ Tensor distance_gradient_of(const OnDevice& device, Metric metric, const Tensor&
   Tensor out = at::empty(x.sizes(), x.options().dtype(wide_type(x)));
   distance_gradient(type_of(x), metric, matrix_of(x), matrix_of(y), weights, x.size(0), x.size(2),
                     out.mutable_data_ptr(), device.stream());
-  device.launched();
+  device.check_launch();
   return out.narrow(2, 0, columns).contiguous();
 }
 

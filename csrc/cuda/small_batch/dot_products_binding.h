@@ -41,7 +41,7 @@ struct StoredDotProducts {
       all.of[0].y_squares = y_squares.mutable_data_ptr();
     }
     dot_products(type_of(any), all, device.stream());
-    device.launched();
+    device.check_launch();
   }
 
   unsigned* counter() const { return reinterpret_cast<unsigned*>(ticket.mutable_data_ptr<int>()); }

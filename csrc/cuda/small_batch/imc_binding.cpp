@@ -7,7 +7,7 @@
 namespace itm::cuda {
 namespace {
 
-uint32_t* words_in(const Tensor& mask) {
+uint32_t* mask_words(const Tensor& mask) {
   return reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>());
 }
 
@@ -29,7 +29,7 @@ ImcResult imc_total_forward(const Tensor& image, const Tensor& text, const Optio
   Tensor image_mask = at::empty({N, (N + 31) / 32}, hardest_text.options());
   Tensor text_mask = at::empty({M, (M + 31) / 32}, hardest_text.options());
   const auto band = [&](int product, const OptionalTensor& own, const Tensor& mask) {
-    return ImcBand{scores.from[product], ids_or_null(own), words_in(mask), mask.size(1),
+    return ImcBand{scores.from[product], ids_or_null(own), mask_words(mask), mask.size(1),
                    weight / static_cast<double>(mask.size(0))};
   };
   imc(type_of(image),
@@ -47,7 +47,7 @@ ImcResult imc_total_forward(const Tensor& image, const Tensor& text, const Optio
        .values = values.mutable_data_ptr(),
        .total = {1, scores.counter(), total.mutable_data_ptr()}},
       device.stream());
-  device.launched();
+  device.check_launch();
   return {total, text_index, image_index, hardest_text, violations, image_mask, text_mask};
 }
 
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> imc_total_backward(const Tensor& grad, const Tensor& 
   const OnDevice device(image);
   const Tensor x = pad_to_four(image.unsqueeze(0)), y = pad_to_four(text.unsqueeze(0));
   const Tensor pair_grad = grad.to(wide_type(image));
-  const OptionalTensor own = PairIds::whole(positive);
+  const OptionalTensor own = PairIds::contiguous(positive);
   const Tensor texts = text_index.contiguous(), images = image_index.contiguous();
   const Tensor hardest = hardest_text.contiguous(), counts = violations.contiguous();
   const Tensor image_bits = image_mask.contiguous(), text_bits = text_mask.contiguous();
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> imc_total_backward(const Tensor& grad, const Tensor& 
   Tensor to_text = at::empty(text.sizes(), text.options());
   const auto band = [&](const Tensor& mask) {
     return ImcBand{
-        {}, nullptr, words_in(mask), mask.size(1), weight / static_cast<double>(mask.size(0))};
+        {}, nullptr, mask_words(mask), mask.size(1), weight / static_cast<double>(mask.size(0))};
   };
   imc_gradient(type_of(image),
                {.scores = {},
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor> imc_total_backward(const Tensor& grad, const Tensor& 
                {matrix_of(x), matrix_of(y), image.size(1), to_image.mutable_data_ptr(),
                 to_text.mutable_data_ptr()},
                device.stream());
-  device.launched();
+  device.check_launch();
   return {to_image, to_text};
 }
 

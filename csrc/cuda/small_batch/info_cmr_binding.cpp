@@ -132,22 +132,22 @@ Found info_cmr_total_forward(const Tensor& image, const Tensor& text, const Opti
 
   const Type type = type_of(image);
   cmr_unit_rows(type, step.units, device.stream());
-  device.launched();
+  device.check_launch();
   dot_products(Type::kDouble, step.all, device.stream());
-  device.launched();
+  device.check_launch();
   if (num_clusters) {
     cmr_cluster(cmr, device.stream());
-    device.launched();
+    device.check_launch();
   }
   cmr_total(type, cmr, device.stream());
-  device.launched();
+  device.check_launch();
   if (gradients) {
     step.weights.of_image = of_image.mutable_data_ptr();
     step.weights.of_text = of_text.mutable_data_ptr();
     step.weights.along = of_rows.mutable_data_ptr();
     step.weights.inverse = of_rows.select(0, 1).mutable_data_ptr();
     cmr_score_gradient(type, cmr, step.weights, device.stream());
-    device.launched();
+    device.check_launch();
   }
   return {total, of_image, of_text, of_rows, of_scale};
 }
@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> info_cmr_total_backward(
                {matrix_of(x), matrix_of(y), image.size(1), to_image.mutable_data_ptr(),
                 to_text.mutable_data_ptr()},
                device.stream());
-  device.launched();
+  device.check_launch();
   return {to_image, to_text, to_scale};
 }
 

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_total_forward(
   const ScalarTensor factor(scale, fixed_scale, image);
   const ContrastiveTensors found(cosines, weight, keep_scores, 4);
   info_nce(type_of(image), cosines.from(), ids.at(), factor.at(), found.to, device.stream());
-  device.launched();
+  device.check_launch();
   return {found.total, found.scores, found.anchors, found.of_scale};
 }
 
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_total_backward(
   const ContrastiveOperands rows(grad, scores, anchors, image, text);
   info_nce_gradient(type_of(image), ids.at(), factor.at(),
                     rows.from(of_scale, of_scale, weight, cosine), device.stream());
-  device.launched();
+  device.check_launch();
   return {rows.to_x, rows.to_y, rows.to_scale};
 }
 

@@ -12,7 +12,7 @@ namespace {
 std::tuple<Tensor, Tensor> kmeans_of(const Tensor& x, const OptionalTensor& member,
                                      const Tensor& centroids, int64_t iterations) {
   const OnDevice device(x);
-  const Tensor product = StoredScores(device, x, x).added(device, type_of(x));
+  const Tensor product = StoredScores(device, x, x).sum_of_parts(device, type_of(x));
   const Tensor rows = pad_to_four(x.unsqueeze(0));
   const int64_t B = centroids.size(0), K = centroids.size(1), M = x.size(0), D = x.size(1);
   Tensor found = centroids.to(wide_type(x), /*non_blocking=*/false, /*copy=*/true,
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> kmeans_of(const Tensor& x, const OptionalTensor& memb
           .order = order.mutable_data_ptr<int32_t>(),
           .span = span.mutable_data_ptr<int32_t>()},
          device.stream());
-  device.launched();
+  device.check_launch();
   return {assignment, found.narrow(2, 0, D).contiguous()};
 }
 

@@ -6,7 +6,7 @@
 namespace itm::cuda {
 namespace {
 
-Tensor start_of(const Tensor& x, const OptionalTensor& member, const Tensor& draws) {
+Tensor start_centroids(const Tensor& x, const OptionalTensor& member, const Tensor& draws) {
   const OnDevice device(x);
   const StoredScores squares(device, x, x, square_parts);
   const Tensor members = member.has_value() ? member->contiguous() : Tensor();
@@ -20,11 +20,11 @@ Tensor start_of(const Tensor& x, const OptionalTensor& member, const Tensor& dra
                     .draws = numbers.const_data_ptr<float>(),
                     .centroids = centroids.mutable_data_ptr()},
                    device.stream());
-  device.launched();
+  device.check_launch();
   return centroids;
 }
 
-TORCH_LIBRARY_IMPL(ITM_LIBRARY, ITM_KEY, m) { m.impl("kmeans_plus_plus", start_of); }
+TORCH_LIBRARY_IMPL(ITM_LIBRARY, ITM_KEY, m) { m.impl("kmeans_plus_plus", start_centroids); }
 
 }  // namespace
 }  // namespace itm::cuda

@@ -26,7 +26,7 @@ Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
               {row.mutable_data_ptr(), column.mutable_data_ptr(), row_highest.mutable_data_ptr(),
                column_highest.mutable_data_ptr(), data_or_null(own)},
               data_or_null(kept), device.stream());
-  device.launched();
+  device.check_launch();
   return {row, column, own, row_highest, column_highest, kept};
 }
 
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
                         sums[2].const_data_ptr(), sums[3].const_data_ptr(), nullptr},
                        kept.from, ids.at(), factor.const_data_ptr(), sides.work(), sides.rows(),
                        grad_scale.mutable_data_ptr(), device.stream());
-  device.launched();
+  device.check_launch();
   return {sides.to_x, sides.to_y, grad_scale.to(scale.scalar_type())};
 }
 

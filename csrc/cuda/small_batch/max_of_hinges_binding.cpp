@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, co
   max_of_hinges(type_of(image), scores.from, ids.at(), margin, semihard, loss.mutable_data_ptr(),
                 text_index.mutable_data_ptr<int64_t>(), image_index.mutable_data_ptr<int64_t>(), {},
                 device.stream());
-  device.launched();
+  device.check_launch();
   return {loss, text_index, image_index};
 }
 
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_total_forward(
   max_of_hinges(type_of(image), scores.from[0], ids.at(), margin, semihard, loss.mutable_data_ptr(),
                 text_index.mutable_data_ptr<int64_t>(), image_index.mutable_data_ptr<int64_t>(),
                 {weight, scores.counter(), total.mutable_data_ptr()}, device.stream());
-  device.launched();
+  device.check_launch();
   return {total, text_index, image_index};
 }
 
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> gathered(const Tensor& image, const Tensor& text, Lau
   const RowGradients rows{any_rows_of(image), any_rows_of(text), image.size(1),
                           to_image.mutable_data_ptr(), to_text.mutable_data_ptr()};
   launch(rows, device.stream());
-  device.launched();
+  device.check_launch();
   return {to_image, to_text};
 }
 
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tens
                                                   const Tensor& text_index,
                                                   const Tensor& image_index) {
   const RowGradient pair_grad(grad, image);
-  const OptionalTensor own = PairIds::whole(positive);
+  const OptionalTensor own = PairIds::contiguous(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
     max_of_hinges_gradient(type_of(image), {pair_grad.at()}, ids_or_null(own),
                            text_index.const_data_ptr<int64_t>(),
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> max_of_hinges_total_backward(const Tensor& grad, cons
                                                         const Tensor& text_index,
                                                         const Tensor& image_index, double weight) {
   const Tensor pair_grad = grad.to(wide_type(image));
-  const OptionalTensor own = PairIds::whole(positive);
+  const OptionalTensor own = PairIds::contiguous(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
     max_of_hinges_gradient(type_of(image), {{pair_grad.const_data_ptr(), 0}, weight, true},
                            ids_or_null(own), text_index.const_data_ptr<int64_t>(),
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hardest_negatives_forward(
                      text_index.mutable_data_ptr<int64_t>(), image_score.mutable_data_ptr(),
                      image_index.mutable_data_ptr<int64_t>()},
                     device.stream());
-  device.launched();
+  device.check_launch();
   return {own, text_score, text_index, image_score, image_index};
 }
 
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor> hardest_negatives_backward(
     const Tensor& text_index, const Tensor& image_index) {
   const RowGradient of_positive(grad_positive, image), of_text(grad_text, image);
   const RowGradient of_image(grad_image, image);
-  const OptionalTensor own = PairIds::whole(positive);
+  const OptionalTensor own = PairIds::contiguous(positive);
   return gathered(image, text, [&](const RowGradients& rows, void* stream) {
     hardest_negatives_gradient(type_of(image), of_positive.at(), of_text.at(), of_image.at(),
                                ids_or_null(own), text_index.const_data_ptr<int64_t>(),

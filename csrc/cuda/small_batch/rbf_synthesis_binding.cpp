@@ -76,12 +76,12 @@ class Rounds {
       const SynthesisRound round = round_from(first, valid);
       if (per_anchor_ || first == 0) {
         list_members(round, device_.stream());
-        device_.launched();
+        device_.check_launch();
         if (kam_) kam_solve(round, device_.stream());
-        device_.launched();
+        device_.check_launch();
       }
       visit(first, round.anchors.rows, round);
-      device_.launched();
+      device_.check_launch();
     }
   }
 
@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
                      .of_anchors = from_row(of_anchors, first)},
                     rounds.device().stream());
     if (detach) return;
-    rounds.device().launched();
+    rounds.device().check_launch();
     member_gradient(round,
                     {.of_vectors = of_vectors,
                      .of_scores = of_scores.const_data_ptr(),
@@ -186,11 +186,11 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
                      .of_members = of_members.mutable_data_ptr()},
                     rounds.device().stream());
   });
-  const auto as_it_came = [](const Tensor& found, const Tensor& like) {
+  const auto as_input = [](const Tensor& found, const Tensor& like) {
     return found.narrow(1, 0, like.size(1)).to(like.scalar_type()).contiguous();
   };
-  return {as_it_came(of_anchors, anchors),
-          detach ? at::zeros_like(members) : as_it_came(of_members, members)};
+  return {as_input(of_anchors, anchors),
+          detach ? at::zeros_like(members) : as_input(of_members, members)};
 }
 
 std::tuple<Tensor, Tensor> rbf_synthesis_backward(

@@ -9,14 +9,14 @@ namespace itm::cuda {
 // The scores of a forward pass: kept [N, M], or recomputed.
 struct KeptScores {
   const Tensor kept;
-  std::optional<StoredScores> again;
+  std::optional<StoredScores> recomputed;
   ScoreParts from;
 
   KeptScores(const OnDevice& device, const Tensor& scores, const Tensor& x, const Tensor& y)
       : kept(scores.contiguous()), from{kept.const_data_ptr(), 1, x.size(0), y.size(0)} {
     if (kept.numel()) return;
-    again.emplace(device, x, y);
-    from = again->from;
+    recomputed.emplace(device, x, y);
+    from = recomputed->from;
   }
 };
 

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
   Tensor loss = at::empty({text.size(0)}, scores.parts.options());
   sigmoid(type_of(image), scores.from, ids.at(), factor.const_data_ptr(), offset.const_data_ptr(),
           loss.mutable_data_ptr(), data_or_null(kept), device.stream());
-  device.launched();
+  device.check_launch();
   return {loss, kept};
 }
 
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
   sigmoid_gradient(type_of(image), pair_grad.at(), kept.from, ids.at(), factor.const_data_ptr(),
                    offset.const_data_ptr(), sides.work(), sides.rows(),
                    grad_scale.mutable_data_ptr(), grad_bias.mutable_data_ptr(), device.stream());
-  device.launched();
+  device.check_launch();
   return {sides.to_x, sides.to_y, grad_scale.to(scale.scalar_type()),
           grad_bias.to(bias.scalar_type())};
 }

@@ -24,7 +24,7 @@ Parts sigmoid_total_forward(const Tensor& image, const Tensor& text, const Optio
   const ContrastiveTensors found(cosines, weight, keep_scores, 1);
   sigmoid_total(type_of(image), cosines.from(), ids.at(), factor.at(), offset.at(), found.to,
                 device.stream());
-  device.launched();
+  device.check_launch();
   const auto none = [&](const Tensor& rows) {
     return at::empty({0, rows.size(1)}, found.total.options());
   };
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_total_backward(
   const ContrastiveOperands rows(grad, scores, inverses, image, text);
   sigmoid_total_gradient(type_of(image), ids.at(), factor.at(), offset.at(),
                          rows.from(of_scale, of_bias, weight, cosine), device.stream());
-  device.launched();
+  device.check_launch();
   return {rows.to_x, rows.to_y, rows.to_scale, rows.to_bias};
 }
 

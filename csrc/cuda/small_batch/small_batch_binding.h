@@ -28,16 +28,16 @@ struct StoredScores {
     parts = at::empty({plan.parts, N, M}, left.options().dtype(wide_type(left)));
     launch(type_of(left), matrix_of(x), matrix_of(y), x.size(2), plan, parts.mutable_data_ptr(),
            device.stream());
-    device.launched();
+    device.check_launch();
     from = {parts.const_data_ptr(), plan.parts, N, M};
   }
 
   // The sum of all parts, [N, M].
-  Tensor added(const OnDevice& device, Type type) const {
+  Tensor sum_of_parts(const OnDevice& device, Type type) const {
     if (from.parts == 1) return parts.select(0, 0);
     Tensor out = at::empty({from.N, from.M}, parts.options());
     add_parts(type, from, out.mutable_data_ptr(), device.stream());
-    device.launched();
+    device.check_launch();
     return out;
   }
 };
@@ -48,11 +48,13 @@ struct PairIds {
 
   PairIds(const OptionalTensor& positive_of, const OptionalTensor& image_ids,
           const OptionalTensor& text_ids)
-      : positive(whole(positive_of)), image(whole(image_ids)), text(whole(text_ids)) {}
+      : positive(contiguous(positive_of)),
+        image(contiguous(image_ids)),
+        text(contiguous(text_ids)) {}
 
   Pairing at() const { return {ids_or_null(positive), ids_or_null(image), ids_or_null(text)}; }
 
-  static OptionalTensor whole(const OptionalTensor& ids) {
+  static OptionalTensor contiguous(const OptionalTensor& ids) {
     return ids.has_value() ? OptionalTensor(ids->contiguous()) : ids;
   }
 };

@@ -26,7 +26,7 @@ struct StoredRows {
     norm = at::empty({x.size(0)}, rows.options());
     unit_rows(type_of(x), any_rows_of(from[0]), from.size(2), rows.mutable_data_ptr(),
               norm.mutable_data_ptr(), device.stream());
-    device.launched();
+    device.check_launch();
   }
 };
 
@@ -61,7 +61,7 @@ inline void stored_sums(const OnDevice& device, const Tensor& x, const OptionalT
     band.scores.data = scores.const_data_ptr();
   }
   stored_band(type_of(in.rows), band, device.stream());
-  device.launched();
+  device.check_launch();
 }
 
 // The gradient [N, D] of these sums, from the mask, in the type of x or wider.
@@ -92,12 +92,12 @@ inline Tensor stored_gradient(const OnDevice& device, const Tensor& x, const Ten
        .row_sum = product && !unit ? sums.const_data_ptr() : nullptr,
        .out = out.mutable_data_ptr()},
       columns, device.stream());
-  device.launched();
+  device.check_launch();
   if (!unit) return out;
   const Tensor of_x = at::empty(out.sizes(), x.options());
   unit_rows_gradient(type_of(x), any_rows_of(out), columns, rows.const_data_ptr(),
                      units->norm.const_data_ptr(), of_x.mutable_data_ptr(), device.stream());
-  device.launched();
+  device.check_launch();
   return of_x.narrow(1, 0, x.size(1)).contiguous();
 }
 

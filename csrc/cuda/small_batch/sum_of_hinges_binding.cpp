@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   Tensor loss = at::empty({text.size(0)}, scores.parts.options());
   sum_of_hinges(type_of(image), scores.from, ids.at(), margin, loss.mutable_data_ptr(),
                 data_or_null(kept), device.stream());
-  device.launched();
+  device.check_launch();
   return {loss, kept};
 }
 
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
   const BothSides sides(image, text);
   sum_of_hinges_gradient(type_of(image), pair_grad.at(), kept.from, ids.at(), margin, sides.work(),
                          sides.rows(), device.stream());
-  device.launched();
+  device.check_launch();
   return {sides.to_x, sides.to_y};
 }
 

@@ -21,7 +21,7 @@ pytestmark = needs_compiler
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     try:
         return library("raced", sources, *FLAGS, link=())
     except RuntimeError as error:

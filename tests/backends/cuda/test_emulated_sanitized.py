@@ -14,7 +14,7 @@ pytestmark = needs_compiler
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     try:
         return library("sanitized", sources, "-O1", *SANITIZERS, link=())
     except RuntimeError as error:
