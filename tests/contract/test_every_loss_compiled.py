@@ -16,13 +16,13 @@ def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Ten take half a minute in symbols. `test_compiles_into_one_graph` has all of them.
     """
-    kmeans = synthesis.kmeans
+    kmeans = synthesis.fused_kmeans
 
     def short(x: Tensor, member: Tensor | None, K: int, iterations: int, *how: object) -> object:
         assert iterations == 10
         return kmeans(x, member, K, 2, *how)
 
-    monkeypatch.setattr(synthesis, "kmeans", short)
+    monkeypatch.setattr(synthesis, "fused_kmeans", short)
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES))
