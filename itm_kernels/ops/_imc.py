@@ -11,17 +11,7 @@ from itm_kernels._positives import Pairs
 from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
 
-def _forward_fake(
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    margin: float,
-    lower: float,
-    upper: float,
-    weight: float,
-) -> tuple[Tensor, ...]:
+def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     N, M = image.shape[0], text.shape[0]
     hardest_text = image.new_empty((N,), dtype=torch.int32)
     masks = (image.new_empty((n, (n + 31) // 32), dtype=torch.int32) for n in (N, M))
@@ -30,17 +20,7 @@ def _forward_fake(
 
 
 def _backward_fake(
-    grad: Tensor,
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    text_index: Tensor,
-    image_index: Tensor,
-    hardest_text: Tensor,
-    violations: Tensor,
-    image_mask: Tensor,
-    text_mask: Tensor,
-    weight: float,
+    grad: Tensor, image: Tensor, text: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
@@ -80,19 +60,12 @@ class IMCTotalFunction(torch.autograd.Function):
         image: Tensor,
         text: Tensor,
         positive: Tensor | None,
-        image_ids: Tensor | None,
-        text_ids: Tensor | None,
-        margin: float,
-        lower: float,
-        upper: float,
-        weight: float,
+        *others: Any,
     ) -> Tensor:
         forward = torch_op(namespace, "imc_total_forward")
-        total, *found = forward(
-            image, text, positive, image_ids, text_ids, margin, lower, upper, weight
-        )
+        total, *found = forward(image, text, positive, *others)
         ctx.save_for_backward(image, text, positive, *found)
-        ctx.options = namespace, weight
+        ctx.options = namespace, others[-1]
         return total
 
     @staticmethod

@@ -11,18 +11,8 @@ from itm_kernels._positives import Pairs
 from itm_kernels.ops._define import define, distinct, scores_empty, torch_op, wide_empty
 
 
-def _forward_fake(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor | None,
-    fixed_scale: float,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    weight: float,
-    cosine: bool,
-    keep_scores: bool,
-) -> tuple[Tensor, ...]:
+def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    keep_scores = inputs[-1]
     anchors = wide_empty(image, image.shape[0] + text.shape[0], 4)
     scores = scores_empty(keep_scores, image, text)
     return wide_empty(image), scores, anchors, wide_empty(image)
@@ -35,13 +25,7 @@ def _backward_fake(
     of_scale: Tensor,
     image: Tensor,
     text: Tensor,
-    scale: Tensor | None,
-    fixed_scale: float,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    weight: float,
-    cosine: bool,
+    *inputs: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return image.new_empty(image.shape), text.new_empty(text.shape), wide_empty(image)
 

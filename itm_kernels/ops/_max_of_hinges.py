@@ -12,54 +12,20 @@ from itm_kernels.backends import resolve
 from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 
 
-def _forward_fake(
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    margin: float,
-    semihard: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     M = text.shape[0]
     return wide_empty(text, M), index_empty(text, M), index_empty(text, M)
 
 
 def _backward_fake(
-    grad: Tensor,
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    text_index: Tensor,
-    image_index: Tensor,
+    grad: Tensor, image: Tensor, text: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
-def _total_fake(
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    margin: float,
-    semihard: bool,
-    weight: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _total_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     M = text.shape[0]
     return wide_empty(text), index_empty(text, M), index_empty(text, M)
-
-
-def _total_backward_fake(
-    grad: Tensor,
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    text_index: Tensor,
-    image_index: Tensor,
-    weight: float,
-) -> tuple[Tensor, Tensor]:
-    return image.new_empty(image.shape), text.new_empty(text.shape)
 
 
 # text_index, image_index [M]: the hardest negative of pair j, -1 if its hinge is not active; both
@@ -89,7 +55,7 @@ define(
     "max_of_hinges_total_backward",
     "(Tensor grad, Tensor image, Tensor text, Tensor? positive, Tensor text_index, "
     "Tensor image_index, float weight) -> (Tensor, Tensor)",
-    _total_backward_fake,
+    _backward_fake,
 )
 
 
@@ -103,16 +69,11 @@ class MaxOfHingesFunction(torch.autograd.Function):
         image: Tensor,
         text: Tensor,
         positive: Tensor | None,
-        image_ids: Tensor | None,
-        text_ids: Tensor | None,
-        margin: float,
-        semihard: bool,
+        *others: Any,
     ) -> Tensor:
         forward = torch_op(namespace, "max_of_hinges_forward")
-        loss, text_index, image_index = forward(
-            image, text, positive, image_ids, text_ids, margin, semihard
-        )
-        ctx.save_for_backward(image, text, positive, text_index, image_index)
+        loss, *indices = forward(image, text, positive, *others)
+        ctx.save_for_backward(image, text, positive, *indices)
         ctx.namespace = namespace
         return loss
 
@@ -133,18 +94,12 @@ class MaxOfHingesTotalFunction(torch.autograd.Function):
         image: Tensor,
         text: Tensor,
         positive: Tensor | None,
-        image_ids: Tensor | None,
-        text_ids: Tensor | None,
-        margin: float,
-        semihard: bool,
-        weight: float,
+        *others: Any,
     ) -> Tensor:
         forward = torch_op(namespace, "max_of_hinges_total_forward")
-        total, text_index, image_index = forward(
-            image, text, positive, image_ids, text_ids, margin, semihard, weight
-        )
-        ctx.save_for_backward(image, text, positive, text_index, image_index)
-        ctx.options = namespace, weight
+        total, *indices = forward(image, text, positive, *others)
+        ctx.save_for_backward(image, text, positive, *indices)
+        ctx.options = namespace, others[-1]
         return total
 
     @staticmethod

@@ -20,17 +20,8 @@ from itm_kernels.ops._define import (
 from itm_kernels.ops._unit_rows import UnitSides, fused_unit_rows
 
 
-def _forward_fake(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    keep_scores: bool,
-    cosine: bool,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    keep_scores = inputs[-2]
     return wide_empty(text, text.shape[0]), scores_empty(keep_scores, image, text)
 
 
@@ -41,29 +32,13 @@ def _backward_fake(
     text: Tensor,
     scale: Tensor,
     bias: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    cosine: bool,
+    *inputs: Any,
 ) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in (image, text, scale, bias))
 
 
-def _total_fake(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor | None,
-    fixed_scale: float,
-    bias: Tensor | None,
-    fixed_bias: float,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    weight: float,
-    cosine: bool,
-    gradients: bool,
-    keep_scores: bool,
-) -> tuple[Tensor, ...]:
+def _total_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    gradients, keep_scores = inputs[-2:]
     sides = image.shape[0], text.shape[0]
     of_rows = (
         wide_empty(rows, rows.shape[0] if gradients else 0, rows.shape[1]) for rows in (image, text)

@@ -19,27 +19,13 @@ from itm_kernels.ops._define import (
 )
 
 
-def _forward_fake(
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    margin: float,
-    keep_scores: bool,
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    keep_scores = inputs[-1]
     return wide_empty(text, text.shape[0]), scores_empty(keep_scores, image, text)
 
 
 def _backward_fake(
-    grad: Tensor,
-    scores: Tensor,
-    image: Tensor,
-    text: Tensor,
-    positive: Tensor | None,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    margin: float,
+    grad: Tensor, scores: Tensor, image: Tensor, text: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     return image.new_empty(image.shape), text.new_empty(text.shape)
 
