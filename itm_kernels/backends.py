@@ -184,7 +184,6 @@ def resolve(
     """Choose the operator namespace for a tensor's device; None means the reference.
 
     Args:
-        function: the public function, for messages.
         operator: its name in `OPERATORS`.
         like: a tensor on the device.
         backend: "auto", or a backend by name.

@@ -31,9 +31,9 @@ ITERATIONS, RIDGE = 10, 1e-4
 
 
 def logits_of_unit_rows(
-    anchors: Tensor,  # [N, D] of length 1, checked
+    anchors: Tensor,  # [N, D] of norm 1, checked
     anchor_ids: Tensor,  # [N]
-    members: Tensor,  # [M, D] of length 1
+    members: Tensor,  # [M, D] of norm 1
     member_ids: Tensor,  # [M]
     options: SynthesisOptions,
     clustering: Clustering,
@@ -54,7 +54,7 @@ def logits_of_unit_rows(
 
 
 def logits_of_rows(
-    anchors: Tensor,  # [N, D] as they came, checked
+    anchors: Tensor,  # [N, D], raw, checked
     anchor_ids: Tensor,  # [N]
     members: Tensor,  # [M, D]
     member_ids: Tensor,  # [M]
@@ -107,7 +107,7 @@ class HardNegativeSynthesis(Checked, nn.Module):
         num_clusters: K >= 1; clusters beyond the number of members are invalid.
         sigma: width of the kernel on unit vectors, > 0.
         weights: `"kam"` (kernel associative memory) or `"attention"`.
-        clustering: `"shared"`, one k-means per call, of which each anchor ignores the members that
+        clustering: `"shared"`, one k-means per call, where each anchor ignores the members that
             share its id, or `"per_anchor"`, the paper read literally: one k-means per anchor.
         iterations: number of k-means iterations.
         ridge: regularisation of the kam weights, >= 0.

@@ -69,13 +69,13 @@ class LogSums(NamedTuple):
     highest: Tensor  # of the same shape, without gradient
 
 
-def logs_of_each(scale: Tensor, cosine: Tensor, valid: Tensor) -> LogSums:  # [N, K]
+def log_sums_of_synthetic(scale: Tensor, cosine: Tensor, valid: Tensor) -> LogSums:  # [N, K]
     """Return the logit of every synthetic vector as the log-sum of one negative, or of none."""
     logits = torch.where(valid, scale * cosine, -torch.inf)
     return LogSums(logits, torch.zeros_like(logits))
 
 
-def logs_of_noise(
+def log_sums_of_noise(
     sides: Sequence[Embeddings],
     number: int,  # of noise vectors drawn from N(0, I)
     generator: torch.Generator | None,
@@ -116,7 +116,7 @@ def cross_entropy(
     return fused_cross_entropy(positive, negatives, highest, weight, backend)
 
 
-def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
+def ids_or_indices(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ids of both sides; without ids, row indices serve as ids."""
     if pairs.image_ids is None or pairs.text_ids is None:
         own = torch.arange(image.shape[0], device=image.device)
@@ -124,7 +124,7 @@ def ids_of(pairs: Pairs, image: Tensor) -> tuple[Tensor, Tensor]:
     return pairs.image_ids, pairs.text_ids
 
 
-def of_image(logs: LogSums, pairs: Pairs) -> LogSums:
+def gather_image(logs: LogSums, pairs: Pairs) -> LogSums:
     """Gather the values `[N, ...]` of every pair's image into `[M, ...]`."""
     if pairs.positive is None:
         return logs
@@ -155,12 +155,12 @@ def contrast(
     absent: Tensor | None = None,  # [M] bool: texts that are only negatives
 ) -> Contrast:
     """Compute the logit of every positive and the logs of both sums over negatives."""
-    ids = ids_of(pairs, image.raw)
+    ids = ids_or_indices(pairs, image.raw)
     own = ids[1] if pairs.positive is None else pairs.positive  # row indices on a diagonal
     found = log_sums(image, text, scale, *ids, own)
     # The value of a text without an image is NaN; 0 instead keeps NaN out of the gradients.
     positive = zero_absent(found.positive, absent)
-    from_image = of_image(LogSums(found.row, found.row_highest), pairs)
+    from_image = gather_image(LogSums(found.row, found.row_highest), pairs)
     return Contrast(positive, from_image, LogSums(found.column, found.column_highest))
 
 

@@ -12,11 +12,11 @@ from itm_kernels.losses._contrast import (
     Embeddings,
     contrast,
     cross_entropy,
-    ids_of,
-    logs_of_each,
-    logs_of_noise,
+    gather_image,
+    ids_or_indices,
+    log_sums_of_noise,
+    log_sums_of_synthetic,
     mean_cross_entropy,
-    of_image,
 )
 from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.ops._rbf_synthesis import SynthesisLogits, SynthesisOptions
@@ -41,25 +41,25 @@ def values_by_parts(
     scale: Tensor,  # []
     pairs: Pairs,
     absent: Tensor | None,  # [M] bool: texts that are only negatives
-    beside: Negatives,
+    extra: Negatives,
 ) -> Tensor:  # [M]
     """Return the loss of every pair, and 0 for texts without one."""
-    options, clustering, detach, num_noise, generator, draw = beside
+    options, clustering, detach, num_noise, generator, draw = extra
     if not (options.num_clusters or (num_noise and draw)):
         return mean_cross_entropy(images, texts, scale, pairs, absent, weight=1.0)
-    v_ids, c_ids = ids_of(pairs, images.raw)
+    v_ids, c_ids = ids_or_indices(pairs, images.raw)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
     positive, *others = contrast(images, texts, scale, pairs, absent)
     from_image, from_text = ([negatives] for negatives in others)
     if options.num_clusters:
         logits = logits_of(images, texts, options, clustering, detach, generator, draw)
         from_image.append(
-            of_image(logs_of_each(scale, *logits(images, v_ids, texts, c_ids)), pairs)
+            gather_image(log_sums_of_synthetic(scale, *logits(images, v_ids, texts, c_ids)), pairs)
         )
-        from_text.append(logs_of_each(scale, *logits(texts, c_ids, images, v_ids)))
+        from_text.append(log_sums_of_synthetic(scale, *logits(texts, c_ids, images, v_ids)))
     if num_noise and draw:
-        of_v, of_c = logs_of_noise((images, texts), num_noise, generator, scale)
-        from_image.append(of_image(of_v, pairs))
+        of_v, of_c = log_sums_of_noise((images, texts), num_noise, generator, scale)
+        from_image.append(gather_image(of_v, pairs))
         from_text.append(of_c)
     values = cross_entropy(positive, from_image, from_text, 1.0, images.backend)
     return zero_absent(values, absent)

@@ -16,7 +16,7 @@ LOGIT_SCALE = 20.0  # 1 / .05, the default of every loss
 MAX_SCALE = 100.0  # CLIP's bound of a learnt scale
 
 
-def inverse_of_each_other(logit_scale: Any, temperature: Any, default: float | None = None) -> Any:
+def scale_or_inverse(logit_scale: Any, temperature: Any, default: float | None = None) -> Any:
     """Check that a scale or a temperature is given, not both; return the scale."""
     if temperature is None:
         logit_scale = default if logit_scale is None else logit_scale
@@ -46,9 +46,9 @@ def checked_scale(
     dtype of the scores.
     """
     check_max_scale("max_scale", max_scale)
-    given = inverse_of_each_other(logit_scale, temperature, default)
+    given = scale_or_inverse(logit_scale, temperature, default)
     if isinstance(given, Tensor):
-        return bounded(as_scalar(given, like), max_scale)
+        return clamped(as_scalar(given, like), max_scale)
     return given if max_scale is None else min(given, max_scale)
 
 
@@ -64,7 +64,7 @@ def scale_as_tensor(
     return as_scalar(given, like)
 
 
-def bounded(scale: Tensor, max_scale: float | None) -> Tensor:
+def clamped(scale: Tensor, max_scale: float | None) -> Tensor:
     """Clamp a scale to its upper bound; a clamped scale has no gradient."""
     return scale if max_scale is None else scale.clamp(max=max_scale)
 
@@ -179,7 +179,7 @@ class ScaledLoss(OptionsModule):
         with naming(owner):
             if temperature is not None:
                 _checks.number("temperature", temperature, above=0)
-            value = inverse_of_each_other(logit_scale, temperature, default)
+            value = scale_or_inverse(logit_scale, temperature, default)
             self.learnable = flag("learnable", learnable)
         self.logit_scale = LogitScale(owner, value, learnable, max_scale)
         if temperature is not None:
@@ -222,4 +222,4 @@ class ScaledLoss(OptionsModule):
         if given is None:
             return self.logit_scale()
         _checks.scalar("logit_scale", given, above=0)
-        return bounded(given, self.max_scale) if isinstance(given, Tensor) else given
+        return clamped(given, self.max_scale) if isinstance(given, Tensor) else given

@@ -9,7 +9,12 @@ from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, n
 from itm_kernels._public import naming, public
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
-from itm_kernels.losses.intra_modal import BAND, check_constraint, own_reduction, tell_empty_band
+from itm_kernels.losses.intra_modal import (
+    BAND,
+    check_constraint,
+    default_reduction,
+    warn_of_empty_band,
+)
 from itm_kernels.ops._imc import fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
@@ -85,8 +90,8 @@ def imc_loss(
     sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
     for side, rows, ids in sides:
         values = fused_intra_modal(rows, ids, *band)
-        tell_empty_band("imc_loss", side, values, weight, **bounds)
-        loss = loss + float(weight) * reduce(values, own_reduction(mode))
+        warn_of_empty_band("imc_loss", side, values, weight, **bounds)
+        loss = loss + float(weight) * reduce(values, default_reduction(mode))
     return loss
 
 

@@ -160,9 +160,9 @@ def _info_cmr(
             weight = 1 / text.shape[0] if reduction == "mean" else 1.0
             how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
             return fused_info_cmr_total(image, text, scale, pairs, *how)
-    beside = Negatives(options, clustering, detach, num_noise, generator, draw)
+    extra = Negatives(options, clustering, detach, num_noise, generator, draw)
     rows = Embeddings(image, backend), Embeddings(text, backend)
-    values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, beside)
+    values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, extra)
     return reduce(values, reduction, absent)
 
 

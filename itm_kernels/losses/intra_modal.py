@@ -110,7 +110,7 @@ def intra_modal_constraint(
     """
     _checks.embeddings(embeddings=embeddings)
     check_constraint(metric, lower, upper, weight, mode, thresholds)
-    reduction = own_reduction(mode) if reduction is None else reduction
+    reduction = default_reduction(mode) if reduction is None else reduction
     check_options(reduction, backend)
     if ids is not None:
         _checks.identifiers("ids", ids, embeddings.shape[0], embeddings)
@@ -118,26 +118,26 @@ def intra_modal_constraint(
         embeddings, ids, metric, mode, lower, upper, thresholds == "per_row", backend
     )
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
-    tell_empty_band("intra_modal_constraint", "embeddings", values, weight, **bounds)
+    warn_of_empty_band("intra_modal_constraint", "embeddings", values, weight, **bounds)
     return reduce(float(weight) * values, reduction)
 
 
-_told: set[str] = set()  # functions and arguments whose empty band has been warned of
+_warned: set[str] = set()  # functions and arguments whose empty band has been warned of
 
 
-def tell_empty_band(
+def warn_of_empty_band(
     function: str, name: str, values: Tensor, weight: float, **options: object
 ) -> None:
     """Warn once per process that a constraint is 0 because its band is empty.
 
     Values are only read where that needs no device synchronisation and breaks no graph.
     """
-    told = f"{function}: {name}"
+    key = f"{function}: {name}"
     if not _checks.can_read(values) or torch._C._are_functorch_transforms_active():
         return
-    if told in _told or weight == 0 or len(values) < 2 or values.any():
+    if key in _warned or weight == 0 or len(values) < 2 or values.any():
         return
-    _told.add(told)
+    _warned.add(key)
     shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
     warn(
         f"{function}: the band of the constraint selects no pair of {name} in this batch "
@@ -152,7 +152,7 @@ class EmptyBandWarning(UserWarning):
     """An intra-modal constraint is 0 because no pair of a batch lies in its band."""
 
 
-def own_reduction(mode: Mode) -> Reduction:
+def default_reduction(mode: Mode) -> Reduction:
     """Return the reduction over rows that a mode's source uses."""
     return "sum" if mode == "paper" else "mean"
 

@@ -209,8 +209,8 @@ class ITMLoss(OptionsModule):
             generator: source of the sampler's draws.
 
         An anchor without a negative adds no row to the loss. A batch of one pair has no negatives.
-        With ids, whose values must not shape a graph, a missing negative is replaced by a pair of
-        index 0, which the loss ignores.
+        With ids, shapes must not depend on their values, so a missing negative is replaced by a
+        pair of index 0, which the loss ignores.
         """
         if not callable(match):
             raise UnnamedTypeError(

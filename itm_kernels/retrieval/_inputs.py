@@ -9,7 +9,7 @@ from itm_kernels.reference._precision import wide
 METRICS = ("dot", "cosine")
 
 
-def finite(**tensors: Tensor) -> None:
+def check_finite(**tensors: Tensor) -> None:
     """Raise ValueError for rows that are not finite."""
     for name, embeddings in tensors.items():
         bad = ~embeddings.isfinite().all(1)
@@ -21,7 +21,7 @@ def finite(**tensors: Tensor) -> None:
             )
 
 
-def partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) -> None:
+def check_partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) -> None:
     """Raise ValueError for ids that are missing on the other side."""
     alone = ids[~torch.isin(ids, other)].unique()
     if len(alone):
@@ -31,7 +31,7 @@ def partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: str) ->
         )
 
 
-def scored(x: Tensor, metric: str) -> Tensor:
+def for_metric(x: Tensor, metric: str) -> Tensor:
     """Return rows whose dot products are the scores of the metric."""
     if metric == "dot":
         return x

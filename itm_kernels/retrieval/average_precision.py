@@ -8,7 +8,7 @@ from itm_kernels._autocast import outside_autocast
 from itm_kernels._public import public
 from itm_kernels.ops._ranks import row_keys
 from itm_kernels.reference._precision import wide
-from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
+from itm_kernels.retrieval._inputs import METRICS, check_finite, check_partners, for_metric
 
 _FUNCTION = "mean_average_precision"
 _SCORES_AT_ONCE = 1 << 20  # elements; about ten tensors of this size exist at a time
@@ -72,12 +72,12 @@ def mean_average_precision(
     ):
         _checks.identifiers(name, ids, len(rows), queries)
     _checks.option("metric", metric, METRICS)
-    finite(queries=queries, gallery=gallery)
+    check_finite(queries=queries, gallery=gallery)
     query_ids, gallery_ids = (ids.to(queries.device).long() for ids in (query_ids, gallery_ids))
     remedy = "leave out queries without a relevant candidate"
-    partners(("query_ids", "gallery_ids"), query_ids, gallery_ids, remedy)
+    check_partners(("query_ids", "gallery_ids"), query_ids, gallery_ids, remedy)
     first = _first_copies(row_keys(gallery))
-    queries, gallery = wide(scored(queries, metric)), wide(scored(gallery, metric))
+    queries, gallery = wide(for_metric(queries, metric)), wide(for_metric(gallery, metric))
     at_once = max(1, _SCORES_AT_ONCE // len(gallery))
     total = torch.zeros((), dtype=torch.float64, device=queries.device)
     for block, ids in zip(queries.split(at_once), query_ids.split(at_once), strict=True):

@@ -9,7 +9,7 @@ from itm_kernels import _checks
 from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
 from itm_kernels._warnings import warn
 from itm_kernels.ops._ranks import Ranks, fused_ranks, row_keys
-from itm_kernels.retrieval._inputs import METRICS, finite, partners, scored
+from itm_kernels.retrieval._inputs import METRICS, check_finite, check_partners, for_metric
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
 
 _FUNCTION = "evaluate"
@@ -92,14 +92,17 @@ def evaluate(
             f"folds={folds} does not divide the {len(image)} rows of image; "
             "leave rows out or choose another number of folds"
         )
-    finite(image=image, text=text)
+    check_finite(image=image, text=text)
     keys = row_keys(image), row_keys(text)
     if image_ids is None and text_ids is None:
         _warn_of_runs("image", keys[0])
         if len(image) == len(text):
             _warn_of_runs("text", keys[1])
     image_ids, text_ids = _ids(image, text, image_ids, text_ids)
-    sides = (scored(image, metric), image_ids, keys[0]), (scored(text, metric), text_ids, keys[1])
+    sides = (
+        (for_metric(image, metric), image_ids, keys[0]),
+        (for_metric(text, metric), text_ids, keys[1]),
+    )
     ranked = [_both_ways(*fold) for fold in _folds(sides, folds)]
     _warn_of_large_ks(ks, ranked)
     _warn_of_scores(ranked)
@@ -135,8 +138,8 @@ def _ids(
         image_ids = torch.arange(len(image), device=image.device)
         return image_ids, image_ids.repeat_interleave(texts_per_image)
     remedy = "every row needs a positive on the other side"
-    partners(names, image_ids, text_ids, remedy)
-    partners(names[::-1], text_ids, image_ids, remedy)
+    check_partners(names, image_ids, text_ids, remedy)
+    check_partners(names[::-1], text_ids, image_ids, remedy)
     return image_ids, text_ids
 
 

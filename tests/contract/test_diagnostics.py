@@ -17,9 +17,9 @@ from loss_cases import BY_NAME, batch
 
 @pytest.fixture(autouse=True)
 def untold() -> Iterator[None]:
-    intra_modal._told.clear()
+    intra_modal._warned.clear()
     yield
-    intra_modal._told.clear()
+    intra_modal._warned.clear()
 
 
 def unrelated(N: int = 16, D: int = 512) -> tuple[Tensor, Tensor]:
