@@ -1,10 +1,20 @@
-"""The emulator itself: it runs what is right, and names what is wrong, in every schedule."""
+"""The emulator itself: it runs correct kernels, and names the fault of wrong ones."""
 
 import ctypes
+import math
 
 import pytest
 
-from emulated import AS_ON_A_DEVICE, CONTRACTED, EMULATOR, SCHEDULES, library, needs_compiler
+from emulated import (
+    AS_ON_A_DEVICE,
+    CONTRACTED,
+    EMULATOR,
+    SCHEDULES,
+    as_native,
+    library,
+    needs_compiler,
+    operators,
+)
 
 pytestmark = needs_compiler
 
@@ -96,3 +106,11 @@ def test_products_are_contracted_as_by_nvcc(rules: ctypes.CDLL, schedule: str) -
     said, found = run(rules, "contracted", schedule)
     assert not said
     assert sum(found) > THREADS / 2
+
+
+def test_uninitialised_memory_shows() -> None:
+    sum_too_far = operators().emulator_sum_too_far
+    sum_too_far.restype = ctypes.c_double
+    with as_native():
+        assert math.isnan(sum_too_far(5, False))
+        assert sum_too_far(5, True) >= 2.0**63
