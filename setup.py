@@ -1,12 +1,15 @@
-"""Builds the optional extension ``itm_kernels._C``; pyproject.toml says everything else.
+"""Build the optional extension ``itm_kernels._C``. pyproject.toml holds all other metadata.
 
-``ITM_KERNELS_BUILD`` chooses: ``0`` builds no extension, ``1`` makes a failed build an error, and
-``auto`` (or unset) builds it where possible and otherwise installs the pure Python package.
-``ITM_KERNELS_CUDA`` chooses the same for the CUDA kernels in it, which need a CUDA build of torch
-and the nvcc of that version, and no GPU. ``TORCH_CUDA_ARCH_LIST`` names the architectures, instead
-of those in csrc/cuda/architectures.txt. ``ITM_KERNELS_LINEINFO=1`` keeps the kernels' lines for
-profilers. ``ITM_KERNELS_PRECOMPILED=1`` reads torch's headers once instead of 5 s for every
-file, into 300 MB of the build's folder.
+Environment variables:
+
+- ``ITM_KERNELS_BUILD``: ``0`` builds no extension, ``1`` makes a failed build an error, and
+  ``auto`` (default) builds it if possible and otherwise installs the pure Python package.
+- ``ITM_KERNELS_CUDA``: the same for the CUDA kernels. They need a CUDA build of torch and the nvcc
+  of that CUDA version, but no GPU.
+- ``TORCH_CUDA_ARCH_LIST``: the architectures, instead of those in csrc/cuda/architectures.txt.
+- ``ITM_KERNELS_LINEINFO=1``: include line information in the CUDA kernels, for profilers.
+- ``ITM_KERNELS_PRECOMPILED=1``: precompile torch's headers, which take 5 s per file otherwise, into
+  300 MB of the build folder.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 
 def choice(variable: str, default: str = "auto") -> str:
-    """Return what an environment variable chooses."""
+    """Return the value of an environment variable, "0", "1" or "auto"."""
     value = os.environ.get(variable, default)
     if value not in ("0", "1", "auto"):
         sys.exit(f"setup.py: {variable} is {value!r}; set it to '0', '1' or 'auto'")
@@ -40,13 +43,13 @@ SANITIZED = "-fsanitize" in os.environ.get("CFLAGS", "")
 
 
 def output(*command: str) -> str:
-    """Return what a program prints, "" if it fails."""
+    """Return the output of a program, "" if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode else done.stdout + done.stderr
 
 
 def why_no_cuda() -> str:
-    """Set what torch's build reads of the environment; return what is missing for CUDA."""
+    """Set the environment variables that torch's build reads; return what is missing for CUDA."""
     if CUDA == "0":
         return "ITM_KERNELS_CUDA is 0"
     try:
@@ -64,20 +67,20 @@ def why_no_cuda() -> str:
     if not found or found[1] != wanted.split(".")[0]:
         return f"torch is built with CUDA {wanted}, and {nvcc} is of release {found and found[1]}"
     if not home:
-        # The nvcc on PATH may be a script elsewhere; it knows where its toolkit is.
+        # The nvcc on PATH may be a script outside of its toolkit: a dry run prints the folder.
         top = re.search(r"^#\$ _?TOP=(.*)$", output(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
         root = top[1].strip() if top else os.path.join(os.path.dirname(nvcc), "..")
         os.environ["CUDA_HOME"] = os.path.realpath(root)
     known = output(nvcc, "--list-gpu-arch").split()
     with open("csrc/cuda/architectures.txt") as shipped:
         fitting = [a for a in shipped.read().split() if f"compute_{a.replace('.', '')}" in known]
-    # The driver compiles the newest one's PTX for GPUs that came later.
+    # The driver compiles the PTX of the newest architecture for later GPUs.
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(fitting) + "+PTX")
     return ""
 
 
 def architectures(flags: list[str]) -> str:
-    """Return what nvcc is to compile for, in the words of TORCH_CUDA_ARCH_LIST."""
+    """Return the architectures of nvcc's flags in the format of TORCH_CUDA_ARCH_LIST."""
     found = re.findall(r"code=(sm|compute)_(\d+)(\d[a-z]?)", " ".join(flags))
     named = {kind: [f"{major}.{minor}" for of, major, minor in found if of == kind]
              for kind in ("sm", "compute")}  # fmt: skip
@@ -85,7 +88,7 @@ def architectures(flags: list[str]) -> str:
 
 
 def extension() -> dict[str, Any]:
-    """Return what setup() needs to build ``itm_kernels._C`` or to say why it cannot."""
+    """Return the arguments of setup() that build ``itm_kernels._C`` or report why they cannot."""
     base, torch_missing = build_ext, None
     no_cuda = why_no_cuda()  # first: torch reads the environment when it is imported
     if no_cuda and CUDA == "1":
@@ -98,15 +101,15 @@ def extension() -> dict[str, Any]:
         torch_missing = f"the build environment cannot import torch ({error})"
 
     class BuildOrWarn(base):
-        """Build the extension or, where it is optional, say once why it was left out."""
+        """Build the extension or, if it is optional and the build fails, warn once."""
 
         def finalize_options(self) -> None:
-            """Keep what was given: a second build begins with it."""
+            """Save the options, which a second build starts from."""
             self.given = dict(vars(self))
             super().finalize_options()
 
         def run(self) -> None:
-            """Compile and link, unless the build environment cannot; without CUDA if need be."""
+            """Compile and link if the build environment can, without CUDA if that fails."""
             try:
                 if torch_missing:
                     raise RuntimeError(torch_missing)
@@ -121,30 +124,30 @@ def extension() -> dict[str, Any]:
                     self.compile()
             except Exception as error:
                 message = (
-                    f"itm_kernels._C was not built: {error} (a compiler's own words stand "
-                    "above). The package works without it, in plain PyTorch. To build it, install "
-                    "torch and a C++20 compiler, then: "
+                    f"itm_kernels._C was not built: {error} (the compiler's messages are above). "
+                    "The package works without it, in plain PyTorch. To build it, install torch "
+                    "and a C++20 compiler, then run: "
                     "ITM_KERNELS_BUILD=1 pip install --no-build-isolation ."
                 )
                 if BUILD == "1":
                     sys.exit(f"setup.py: error: {message}")
                 print(f"setup.py: WARNING: {message}", file=sys.stderr)
-                with suppress(OSError):  # what an earlier build left there would be installed
+                with suppress(OSError):  # the result of an earlier build would be installed
                     os.remove(os.path.join(self.build_lib, self.get_ext_filename(NAME)))
                 self.extensions = self.distribution.ext_modules = []
                 wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
-                if wheel:  # for every Python and every machine: py3-none-any
+                if wheel:  # tagged py3-none-any, for every Python and machine
                     wheel.root_is_pure = True
 
         def compile(self) -> None:
-            """Compile and link what is to be built."""
+            """Compile and link the extensions."""
             if not self.debug and not SANITIZED:
                 for extension in self.extensions:
                     release(extension)
             super().run()
 
         def build_extension(self, extension: Extension) -> None:
-            """Compile one extension: here torch has completed the flags."""
+            """Compile one extension, whose flags torch has completed by now."""
             if PRECOMPILED and not SANITIZED:
                 precompile(self.compiler, extension, self.build_temp)
             super().build_extension(extension)
@@ -159,22 +162,22 @@ def extension() -> dict[str, Any]:
 
 
 def without_cuda(error: Exception) -> Extension:
-    """Say why the CUDA kernels are left out, and return the extension without them."""
+    """Warn that the CUDA kernels are not built, and return the extension without them."""
     print(
-        f"setup.py: WARNING: the CUDA kernels were not built: {error} (a compiler's own words "
-        "stand above). The extension is built without them. ITM_KERNELS_CUDA=1 makes this an "
-        "error, ITM_KERNELS_CUDA=0 leaves them out.",
+        f"setup.py: WARNING: the CUDA kernels were not built: {error} (the compiler's messages are "
+        "above). The extension is built without them. ITM_KERNELS_CUDA=1 makes this an error, "
+        "ITM_KERNELS_CUDA=0 leaves them out.",
         file=sys.stderr,
     )
     return module(with_cuda=False)
 
 
 def module(with_cuda: bool) -> Extension:
-    """Return the extension's sources and flags."""
+    """Return the extension with its sources and flags."""
     folders = ("csrc", "csrc/aten", "csrc/cpu", "csrc/cpu/simd")
     sources = [path for folder in folders for path in glob(f"{folder}/*.cpp")]
-    # No -march=native: a wheel has to run on other processors than the one that built it.
-    # With a sanitizer, half the time of compiling is -O3.
+    # No -march=native: a wheel must also run on processors other than the one that built it.
+    # With a sanitizer, -O3 would double the compile time.
     flags = ["-std=c++20", "-O1" if SANITIZED else "-O3", "-fopenmp"]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror=return-type"]
     make, arguments = Extension, flags
@@ -192,7 +195,7 @@ def module(with_cuda: bool) -> Extension:
         arguments = {"cxx": flags, "nvcc": nvcc}
     return make(
         NAME,
-        together(sorted(sources)) if SANITIZED else sorted(sources),
+        merged(sorted(sources)) if SANITIZED else sorted(sources),
         include_dirs=[os.path.abspath("csrc")],  # ninja compiles in another folder
         depends=[
             path
@@ -204,35 +207,36 @@ def module(with_cuda: bool) -> Extension:
     )
 
 
-def together(sources: list[str], units: int = 3) -> list[str]:
-    """Return files that include several of the CPU backend's: torch's headers take 7 s a file."""
-    merged = [source for source in sources if re.match(r"csrc/(aten|cpu)/\w+\.cpp", source)]
-    os.makedirs("build/together", exist_ok=True)
-    files = [f"build/together/cpu_{number}.cpp" for number in range(units)]
+def merged(sources: list[str], units: int = 3) -> list[str]:
+    """Include several files of the CPU backend in each unit: torch's headers take 7 s a unit."""
+    backend = [source for source in sources if re.match(r"csrc/(aten|cpu)/\w+\.cpp", source)]
+    os.makedirs("build/merged", exist_ok=True)
+    files = [f"build/merged/cpu_{number}.cpp" for number in range(units)]
     for number, file in enumerate(files):
         with open(file, "w") as unit:
-            unit.writelines(f'#include "{name[5:]}"\n' for name in merged[number::units])
-    return [source for source in sources if source not in merged] + files
+            unit.writelines(f'#include "{name[5:]}"\n' for name in backend[number::units])
+    return [source for source in sources if source not in backend] + files
+
+
+PRECOMPILED_HEADERS = ("ATen/core/Tensor.h", "ATen/Dispatch.h", "torch/library.h")
 
 
 def precompile(compiler: Any, module: Extension, folder: str) -> None:
-    """Precompile what nearly every file includes; a compiler that cannot goes on without.
+    """Precompile the slow headers, which nearly every file includes.
 
-    It is what score_tiles.h includes, which every file of the CPU backend does, and two headers
-    more: a file that forgets any other is still an error.
+    Without support by the compiler, nothing changes. A test checks that every file includes those
+    that it uses.
     """
     import torch
     from torch.utils import cpp_extension
 
-    with open("csrc/cpu/score_tiles.h") as file:
-        outer = re.findall(r"^#include <.*\n", file.read().partition('#include "')[0], re.M)
-    lines = [*outer, "#include <ATen/Dispatch.h>\n", "#include <torch/library.h>\n"]
+    lines = [f"#include <{header}>\n" for header in PRECOMPILED_HEADERS]
     flags = module.extra_compile_args
     flags = flags["cxx"] if isinstance(flags, dict) else flags
     command = [cpp_extension.get_cxx_compiler(), *compiler.compiler_so[1:], *flags]
     for path in [*compiler.include_dirs, *module.include_dirs]:
         command += ["-isystem", path]  # without their warnings
-    # gcc looks at its own version and flags, and not whether the headers are still the same.
+    # gcc checks its own version and flags, but not whether the headers have changed.
     versions = torch.__version__, torch.version.git_version, output(command[0], "--version")
     key = hashlib.sha256(repr((lines, command, versions)).encode()).hexdigest()[:16]
     header = os.path.abspath(f"{folder}/precompiled/{key}.h")
@@ -248,9 +252,9 @@ def precompile(compiler: Any, module: Extension, folder: str) -> None:
 
 
 def release(module: Extension) -> None:
-    """Leave out assertions, debug information (28 times the size) and symbols.
+    """Build without assertions, debug information (28 times the size) and symbols.
 
-    Python's own flags ask for debug information, and CFLAGS may. ``build_ext --debug`` keeps it.
+    Python's own flags and CFLAGS may enable debug information. ``build_ext --debug`` keeps it.
     """
     flags = module.extra_compile_args
     flags = flags["cxx"] if isinstance(flags, dict) else flags
@@ -259,7 +263,7 @@ def release(module: Extension) -> None:
         module.extra_link_args += ["-Wl,-s"] if sys.platform == "linux" else []
 
 
-# An SPDX expression from the version of setuptools that knows them. In pyproject.toml, one form is
-# an error before that version, and the other is deprecated after it.
+# setuptools 77 introduced SPDX licence expressions. In pyproject.toml, an expression is an error in
+# earlier versions, and the older form is deprecated since.
 licence = "license_expression" if int(setuptools.__version__.split(".")[0]) >= 77 else "license"
 setup(**{licence: "Apache-2.0"}, **({} if BUILD == "0" else extension()))
