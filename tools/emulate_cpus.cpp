@@ -10,7 +10,7 @@
 
 namespace {
 
-using itm::cpu::Kernels;
+using itm::simd::LoopTable;
 
 constexpr int64_t kRows = 37, kColumns = 133, kWidth = 45;  // ragged for vectors of every length
 constexpr int64_t kWords = (kColumns + 31) / 32;
@@ -29,10 +29,8 @@ std::vector<T> draw(int64_t size, uint32_t seed) {
 template <typename T>
 class Report {
  public:
-  explicit Report(const Kernels& kernels)
-      : kernels_(kernels),
-        loop_(itm::cpu::loops<T>(kernels)),
-        tile_(draw<T>(kRows * kColumns, 1)) {}
+  explicit Report(const LoopTable& table)
+      : table_(table), loop_(itm::simd::loops<T>(table)), tile_(draw<T>(kRows * kColumns, 1)) {}
 
   void all() {
     maxima();
@@ -43,8 +41,8 @@ class Report {
   }
 
  private:
-  const Kernels& kernels_;
-  const itm::cpu::Loops<T>& loop_;
+  const LoopTable& table_;
+  const itm::simd::Loops<T>& loop_;
   const std::vector<T> tile_;
 
   template <typename Values>
@@ -55,7 +53,7 @@ class Report {
       sum += value * static_cast<double>(k % 7 + 1);
       squares += value * value * static_cast<double>(k % 5 + 1);
     }
-    std::printf("%s %s %s %.9g %.9g\n", kernels_.instruction_set,
+    std::printf("%s %s %s %.9g %.9g\n", table_.instruction_set,
                 std::is_same_v<T, float> ? "float" : "double", name, sum, squares);
   }
 
@@ -74,8 +72,8 @@ class Report {
     for (int64_t r = 0; r < kRows; ++r)
       loop_.row_max_below(&tile_[r * kColumns], kColumns, 5, T(.3), &row[r], &row_index[r]);
     say("row_max_below", row), say("row_max_below", row_index);
-    const auto standing = loop_.count_above(tile_.data(), kColumns, tile_[kColumns]);
-    say("count_above", std::vector<int64_t>{standing.above, standing.equal});
+    const auto counts = loop_.count_above(tile_.data(), kColumns, tile_[kColumns]);
+    say("count_above", std::vector<int64_t>{counts.above, counts.equal});
   }
 
   void sums() const {
@@ -112,7 +110,7 @@ class Report {
   }
 
   void bands() const {
-    const itm::cpu::Band<T> band{T(-.4), T(.3), T(.5), T(-1)};
+    const itm::simd::Band<T> band{T(-.4), T(.3), T(.5), T(-1)};
     const std::vector<T> b = draw<T>(kColumns, 5);
     std::vector<uint32_t> words(kWords), column_words(kColumns);
     std::vector<T> sum(kColumns), weights(kColumns), row(tile_.begin(), tile_.begin() + kColumns);
@@ -132,11 +130,11 @@ class Report {
     std::vector<T> out(kColumns), unit(kColumns), noisy(tile_.begin(), tile_.begin() + kColumns);
     loop_.sum_of_rows(tile_.data(), kColumns, listed.data(), 5, out.data(), kColumns);
     say("sum_of_rows", out);
-    const T length = loop_.unit_row(tile_.data(), unit.data(), kColumns);
-    loop_.unit_gradient(&tile_[kColumns], unit.data(), length, out.data(), kColumns);
+    const T norm = loop_.unit_row(tile_.data(), unit.data(), kColumns);
+    loop_.unit_gradient(&tile_[kColumns], unit.data(), norm, out.data(), kColumns);
     say("unit_row", unit), say("unit_gradient", out);
     say("product", std::vector<double>{loop_.product(tile_.data(), &tile_[7], kColumns)});
-    loop_.add_gumbel(noisy.data(), kColumns, 3, 4, T(.5), itm::cpu::Seed(5, 6), out.data());
+    loop_.add_gumbel(noisy.data(), kColumns, 3, 4, T(.5), itm::simd::Seed(5, 6), out.data());
     say("add_gumbel", noisy), say("add_gumbel", out);
   }
 
@@ -188,36 +186,36 @@ class Report {
   }
 };
 
-void say_screen(const Kernels& kernels) {
+void say_screen(const LoopTable& table) {
   const auto say = [&](const char* name, double value) {
-    std::printf("%s bf16 %s %.9g\n", kernels.instruction_set, name, value);
+    std::printf("%s bf16 %s %.9g\n", table.instruction_set, name, value);
   };
   const std::vector<float> x = draw<float>(kRows * kColumns, 11);
   std::vector<uint16_t> half(kRows * kColumns);
   double squares[2], sum = 0;
-  kernels.screen.round_row(x.data(), kRows * kColumns, half.data(), squares);
+  table.screen.round_row(x.data(), kRows * kColumns, half.data(), squares);
   say("round_row", squares[0] + squares[1]);
   std::vector<float> best(kColumns, -9), limit(kColumns, .9f);
   std::vector<int32_t> found(kColumns);
-  say("row_max", kernels.screen.row_max(half.data(), kColumns, -9));
-  kernels.screen.column_max(half.data(), kRows, kColumns, kColumns, best.data());
+  say("row_max", table.screen.row_max(half.data(), kColumns, -9));
+  table.screen.column_max(half.data(), kRows, kColumns, kColumns, best.data());
   for (float value : best) sum += value;
   say("column_max", sum);
-  int64_t hits = kernels.screen.row_above(half.data(), kColumns, .9f, found.data());
+  int64_t hits = table.screen.row_above(half.data(), kColumns, .9f, found.data());
   for (int64_t k = 0; k < hits; ++k) sum += found[k];
-  hits = kernels.screen.columns_above(half.data(), kColumns, limit.data(), found.data());
+  hits = table.screen.columns_above(half.data(), kColumns, limit.data(), found.data());
   for (int64_t k = 0; k < hits; ++k) sum += found[k];
   say("row_above, columns_above", sum);
   const uint32_t words[] = {0, 1, 123456789, 0xffffffff};
   float noise[4];
-  kernels.gumbel(words, noise, 4);
+  table.gumbel(words, noise, 4);
   for (float value : noise) say("gumbel", value);
 }
 
 }  // namespace
 
 int main() {
-  for (const Kernels* table : itm::cpu::kTables) {
+  for (const LoopTable* table : itm::simd::kLoopTables) {
     if (!table->runs_here()) continue;
     Report<float>(*table).all();
     Report<double>(*table).all();

@@ -1,16 +1,20 @@
 #pragma once
-// Two batches of rows whose batch dimensions broadcast, and the gradients of their products.
+// Two batches of rows with broadcast batch dimensions, their products and the gradients of these.
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/matmul.h>
 
-#include "cpu/distances.h"
+#include <tuple>
+#include <vector>
+
+#include "aten/unit_rows.h"
+#include "aten/wide.h"
 
 namespace itm {
 
 // x [B, N, D] and y [B, M, D], batch dimensions broadcast and flattened.
 struct Batches {
-  std::vector<int64_t> shape;  // of the batch
+  std::vector<int64_t> shape;  // broadcast batch dimensions
   Tensor x, y;
 
   Batches(const Tensor& left, const Tensor& right)
@@ -23,14 +27,14 @@ struct Batches {
     return t.expand(with(t.size(-2), t.size(-1))).reshape({-1, t.size(-2), t.size(-1)});
   }
 
-  // The sizes of a batch of matrices.
+  // Returns the sizes of a batch of matrices.
   std::vector<int64_t> with(int64_t rows, int64_t columns) const {
     std::vector<int64_t> sizes = shape;
     sizes.insert(sizes.end(), {rows, columns});
     return sizes;
   }
 
-  // The gradient of a tensor that was broadcast: summed over what it was repeated for.
+  // Sums the gradient of a flattened tensor over the dimensions that were broadcast.
   Tensor unflat(const Tensor& grad, const Tensor& like) const {
     const Tensor whole = grad.reshape(with(like.size(-2), like.size(-1)));
     return at::sum_to(whole, like.sizes()).to(like.scalar_type());
@@ -42,7 +46,8 @@ inline Tensor products(const Batches& in, bool cosine) {
   return at::matmul(UnitRows(in.x).rows, UnitRows(in.y).rows.mT());
 }
 
-inline std::tuple<Tensor, Tensor> of_products(const Tensor& grad, const Batches& in, bool cosine) {
+inline std::tuple<Tensor, Tensor> products_gradient(const Tensor& grad, const Batches& in,
+                                                    bool cosine) {
   if (!cosine) return {at::matmul(grad, in.y), at::matmul(grad.mT(), in.x)};
   const UnitRows x(in.x), y(in.y);
   return {x.gradient(at::matmul(grad, y.rows)), y.gradient(at::matmul(grad.mT(), x.rows))};

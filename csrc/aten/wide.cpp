@@ -1,4 +1,4 @@
-#include "cpu/score_tiles.h"
+#include "aten/wide.h"
 
 namespace itm {
 

@@ -1,55 +1,22 @@
 #pragma once
-// Rows compared by direct differences or by their directions, forward and backward.
+// Distances of rows from direct differences, and their gradients.
 
-#include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/where.h>
-
+#include <algorithm>
 #include <limits>
-#include <numeric>
 #include <utility>
+#include <vector>
 
-#include "cpu/score_tiles.h"
+#include "aten/wide.h"
+#include "cpu/instruction_set.h"
+#include "cpu/parallel.h"
 
-namespace itm {
-
-// x / max(|x|, eps), as torch.nn.functional.normalize. A row of length 0 has no direction: over an
-// infinite divisor its unit row and its gradient are 0.
-struct UnitRows {
-  static constexpr double kSmallest = 1e-12;
-  Tensor length, divisor, rows;
-
-  explicit UnitRows(const Tensor& x)
-      : length(at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, true)),
-        divisor(length.clamp_min(kSmallest).masked_fill_(length.eq(0),
-                                                         std::numeric_limits<double>::infinity())),
-        rows(x.div(divisor)) {}
-
-  // The gradient of x from that of its unit rows: along itself a unit vector does not move.
-  Tensor gradient(const Tensor& of_rows) const {
-    const Tensor along = of_rows.mul(rows).sum(-1, true).mul(rows);
-    const Tensor moved = at::where(length.gt(kSmallest), of_rows.sub(along), of_rows);
-    return moved.div(divisor);
-  }
-};
-
-// The sum of x times y, in fp64 and in one order for any number of threads.
-template <typename T>
-double inner(const Tensor& x, const Tensor& y) {
-  const int64_t N = x.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
-  const T *a = x.const_data_ptr<T>(), *b = y.const_data_ptr<T>();
-  std::vector<double> of_row(N);
-  parallel_for(0, N, grain(2 * D), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) of_row[n] = loop.product(a + n * D, b + n * D, D);
-  });
-  return std::accumulate(of_row.begin(), of_row.end(), 0.0);
-}
+namespace itm::cpu {
 
 // out[n][m] = sum over d of |x[n][d] - y[m][d]|, or of its square.
 template <typename T>
 void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const int64_t group = loop.group_size();
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
   T* result = out.mutable_data_ptr<T>();
@@ -64,8 +31,8 @@ void distances(const Tensor& x, const Tensor& y, bool squared, Tensor& out) {
   });
 }
 
-// Columns [first, first + size) of rows of x, side by side; 0 beyond D. Adding 0 leaves no -0,
-// which no difference of two of them then is.
+// Copies columns [first, first + size) of the rows of x densely into a panel, zeros beyond D.
+// Adding 0 turns -0 into 0, so that no difference of two panels is -0.
 template <typename T>
 void pack_panel(const T* x, int64_t rows, int64_t D, int64_t first, int64_t size, T* panel) {
   const int64_t columns = std::min(size, D - first);
@@ -91,7 +58,7 @@ bool all_finite(const T* x, int64_t size) {
 
 // Makes to_x NaN where x - y is NaN for some row of y: the sign of NaN is NaN.
 template <typename T>
-void show_nan(const T* x, int64_t rows, const T* y, int64_t count, int64_t size, T* to_x) {
+void propagate_nan(const T* x, int64_t rows, const T* y, int64_t count, int64_t size, T* to_x) {
   constexpr T kInfinite = std::numeric_limits<T>::infinity();
   for (int64_t c = 0; c < size; ++c) {
     bool nan = false, highest = false, lowest = false;
@@ -109,16 +76,15 @@ void show_nan(const T* x, int64_t rows, const T* y, int64_t count, int64_t size,
 }
 
 // to_x[i] += sum over j of weight[i][j] sign(x[i] - y[j]); to_y[j], unless it is null, gets the
-// opposite. Threads share out the columns; with fewer panels than threads, also the rows.
+// negative. Threads divide the columns and, if there are fewer panels than threads, the rows.
 template <typename T>
-void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& to_x,
-                   Tensor* to_y) {
+void add_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& to_x, Tensor* to_y) {
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const int64_t size = loop.panel_size(), panels = (D + size - 1) / size;
   if (to_y && panels < at::get_num_threads()) {
-    add_all_signs<T>(weight, x, y, to_x, nullptr);
-    return add_all_signs<T>(weight.t().contiguous(), y, x, *to_y, nullptr);
+    add_signs<T>(weight, x, y, to_x, nullptr);
+    return add_signs<T>(weight.t().contiguous(), y, x, *to_y, nullptr);
   }
   const int64_t most = to_y ? N : 64, blocks = (N + most - 1) / most;
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
@@ -127,7 +93,7 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
   parallel_for(0, panels * blocks, grain(most * M * size), [&](int64_t begin, int64_t end) {
     std::vector<T> here(most * size), there(M * size), own(most * size), back(to_y ? M * size : 0);
     int64_t packed = -1;
-    bool finite = true;  // what is packed of y
+    bool finite = true;  // the packed columns of y
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k / blocks * size, i = k % blocks * most;
       const int64_t rows = std::min(most, N - i);
@@ -141,8 +107,8 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
       loop.add_sign_panels(here.data(), own.data(), rows, there.data(),
                            to_y ? back.data() : nullptr, M, w + i * M, M);
       if (!finite || !all_finite(here.data(), rows * size)) {
-        show_nan(here.data(), rows, there.data(), M, size, own.data());
-        if (to_y) show_nan(there.data(), M, here.data(), rows, size, back.data());
+        propagate_nan(here.data(), rows, there.data(), M, size, own.data());
+        if (to_y) propagate_nan(there.data(), M, here.data(), rows, size, back.data());
       }
       add_panel(own.data(), rows, D, first, size, x_sum + i * D);
       if (to_y) add_panel(back.data(), M, D, first, size, y_sum);
@@ -150,15 +116,15 @@ void add_all_signs(const Tensor& weight, const Tensor& x, const Tensor& y, Tenso
   });
 }
 
-// The same for rows against themselves with symmetric weights: of every pair's two differences,
-// which are opposite, one is formed.
+// The same for the pairs of one set of rows with symmetric weights. The two differences of a pair
+// are opposite, so only one of them is computed.
 template <typename T>
-void add_all_signs_among(const Tensor& weight, const Tensor& x, Tensor& to_x) {
-  constexpr int64_t kRows = 64;  // of a block, whose own pairs are formed twice
+void add_symmetric_signs(const Tensor& weight, const Tensor& x, Tensor& to_x) {
+  constexpr int64_t kRows = 64;  // rows of a block; both differences of its own pairs are computed
   const int64_t N = x.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const int64_t size = loop.panel_size(), panels = (D + size - 1) / size;
-  if (panels < at::get_num_threads()) return add_all_signs<T>(weight, x, x, to_x, nullptr);
+  if (panels < at::get_num_threads()) return add_signs<T>(weight, x, x, to_x, nullptr);
   const T *from = x.const_data_ptr<T>(), *w = weight.const_data_ptr<T>();
   T* result = to_x.mutable_data_ptr<T>();
   parallel_for(0, panels, grain(N * N * size), [&](int64_t begin, int64_t end) {
@@ -176,7 +142,7 @@ void add_all_signs_among(const Tensor& weight, const Tensor& x, Tensor& to_x) {
                                w + i * N + j, N);
       }
       if (!all_finite(here.data(), N * size))
-        show_nan(here.data(), N, here.data(), N, size, sum.data());
+        propagate_nan(here.data(), N, here.data(), N, size, sum.data());
       add_panel(sum.data(), N, D, k * size, size, result);
     }
   });
@@ -184,13 +150,13 @@ void add_all_signs_among(const Tensor& weight, const Tensor& x, Tensor& to_x) {
 
 // out[i] += sum over j of weight[i][j] (x[i] - y[j])
 template <typename T>
-void add_all_differences(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& out) {
+void add_differences(const Tensor& weight, const Tensor& x, const Tensor& y, Tensor& out) {
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
   const T* w = weight.const_data_ptr<T>();
   T* result = out.mutable_data_ptr<T>();
-  // Rows of y that stay in a second-level cache while all rows of x pass by.
+  // Rows of y that stay in a second-level cache while the loop passes over all rows of x.
   const int64_t block = std::max<int64_t>(1, (256 << 10) / (D * static_cast<int64_t>(sizeof(T))));
   parallel_for(0, N, grain(M * D), [&](int64_t i0, int64_t i1) {
     for (int64_t j = 0; j < M; j += block)
@@ -199,4 +165,4 @@ void add_all_differences(const Tensor& weight, const Tensor& x, const Tensor& y,
   });
 }
 
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,22 +1,24 @@
+#include "cpu/instruction_set.h"
+
 #include <ATen/Version.h>
 
-#include "cpu/score_tiles.h"
+#include <string>
 
-namespace itm {
+namespace itm::cpu {
 
-// ATen takes ATEN_CPU_CAPABILITY at its word. A set that the CPU lacks would end the process, so
-// the highest of those below is taken instead.
-const cpu::Kernels& kernels() {
-  static const cpu::Kernels& chosen = [&]() -> const cpu::Kernels& {
-    const std::string asked = at::get_cpu_capability();
+// ATen does not check ATEN_CPU_CAPABILITY. An instruction set that the CPU lacks would end the
+// process, so the highest supported one below it is used instead.
+const simd::LoopTable& loop_table() {
+  static const simd::LoopTable& chosen = [&]() -> const simd::LoopTable& {
+    const std::string requested = at::get_cpu_capability();
     bool allowed = false;
-    for (const cpu::Kernels* table : cpu::kTables) {
-      allowed = allowed || asked == table->instruction_set;
+    for (const simd::LoopTable* table : simd::kLoopTables) {
+      allowed = allowed || requested == table->instruction_set;
       if (allowed && table->runs_here()) return *table;
     }
-    return cpu::kernels_default;
+    return simd::loops_default;
   }();
   return chosen;
 }
 
-}  // namespace itm
+}  // namespace itm::cpu

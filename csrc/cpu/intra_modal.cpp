@@ -1,55 +1,62 @@
-// Bounded sums over the pairs of one modality, with the same bounds for every row: a pair counts
-// for both its rows, so the tiles on and above the diagonal say it all. What the backward pass
-// needs is one bit per pair.
+// Bounded sums over the pairs of one modality, with the same bounds for every row. A pair counts
+// for both of its rows, so that the tiles on and above the diagonal suffice. The backward pass
+// needs one bit per pair.
 
 #include "cpu/intra_modal.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <bit>
+#include <utility>
+#include <vector>
 
-namespace itm {
+#include "cpu/accumulate_rows.h"
+
+namespace itm::cpu {
 namespace {
 
 constexpr int64_t kWord = 32;  // pairs in a word of the mask
 
-// From one pair in so many on, a matrix of weights is faster than adding rows pair by pair: in a
-// product for cosines, for l1 with every pair's signs formed once for both its rows.
+// If more than one in this many pairs is inside, a dense matrix of weights is faster than adding
+// rows pair by pair: for cosines as the operand of a product, for l1 because the signs of a pair
+// are computed once for both of its rows.
 constexpr int64_t kPairsPerWeight = 4;
 
-// Of a block of weights: every one adds to all of its rows' gradient.
+// Columns of a block of weights. Every block adds to the gradients of all of its rows.
 constexpr int64_t kWeightColumns = 2048;
 
 int64_t words_of(int64_t columns) { return (columns + kWord - 1) / kWord; }
 
-// Pairs that share an id are no pairs; a NaN stays and shows.
+// Excludes pairs that share an id, unless their key is NaN, which must reach the sum.
 template <typename T>
-void leave_out(const Tile<T>& t, const SameId& same) {
+void exclude_finite(const Tile<T>& t, const SameId& same) {
   for_each_same_id(t, same, [&](int64_t r, int64_t c) {
     T& key = t.row(r)[c];
     if (key == key) key = -std::numeric_limits<T>::infinity();
   });
 }
 
-// Adds the tile's rows to their sums and notes the pairs inside in words, `stride` to a row.
+// Adds the tile's rows to their sums and writes the bits of the pairs inside to words, `stride` per
+// row.
 template <typename T>
-void add_to_rows(const Tile<T>& t, const cpu::Band<T>& band, double* sum, uint32_t* words,
+void add_to_rows(const Tile<T>& t, const simd::Band<T>& band, double* sum, uint32_t* words,
                  int64_t stride) {
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
       sum[r] += loop.band_row(t.row(r), t.columns, band, words + r * stride);
   });
 }
 
-// The same for columns [from, columns), whose words are rows of the mask.
+// The same for columns [from, columns), whose bits form rows of the mask.
 template <typename T>
-void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, double* sum,
+void add_to_columns(const Tile<T>& t, int64_t from, const simd::Band<T>& band, double* sum,
                     uint32_t* mask, int64_t stride) {
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   parallel_for(from, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
     std::vector<T> total(c1 - c0);
     std::vector<uint32_t> words(c1 - c0);
@@ -57,7 +64,7 @@ void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, do
       for (int64_t c = c0; c < c1; ++c) sum[c] += std::exchange(total[c - c0], T(0));
     };
     for (int64_t r = 0; r < t.rows; r += kWord) {
-      if (r % kTileRows == 0) flush();  // a block of many threads is a long chain
+      if (r % kTileRows == 0) flush();  // bounds the chain of additions if threads make blocks tall
       loop.band_columns(t.row(r) + c0, t.columns, std::min(kWord, t.rows - r), c1 - c0, band,
                         total.data(), words.data());
       if (!mask) continue;
@@ -68,9 +75,9 @@ void add_to_columns(const Tile<T>& t, int64_t from, const cpu::Band<T>& band, do
   });
 }
 
-// The sums of all rows; the mask [N, words of N] if it is to be kept.
+// Returns the sums of all rows. Writes the mask [N, words of N], unless it has no entries.
 template <typename T>
-Tensor band_sums(const Keys& keys, const SameId& same, const cpu::Band<T>& band, Tensor& mask) {
+Tensor band_sums(const Keys& keys, const SameId& same, const simd::Band<T>& band, Tensor& mask) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
   const bool keep = mask.size(0) == N;
   auto* kept = reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>());
@@ -78,9 +85,9 @@ Tensor band_sums(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
   std::vector<double> sum(N);
   keys.for_each_upper_tile<T>([&](const Tile<T>& t) {
     const bool diagonal = t.first_row == t.first_column;
-    if (diagonal && keys.official)  // an infinite row is outside every band: its own entry shows
+    if (diagonal && keys.official)  // makes the sum of an infinite row, outside every band, NaN
       for (int64_t r = 0; r < t.rows; ++r) sum[t.first_row + r] += 0 * t.row(r)[r];
-    leave_out(t, same);
+    exclude_finite(t, same);
     uint32_t* words = keep ? kept + t.first_row * stride : unkept.data();
     add_to_rows(t, band, &sum[t.first_row], words + t.first_column / kWord, stride);
     add_to_columns(t, diagonal ? t.rows : 0, band, &sum[t.first_column], keep ? kept : nullptr,
@@ -91,38 +98,38 @@ Tensor band_sums(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
   return row;
 }
 
-// The pairs of a mask's row, with their weights.
+// The pairs of one row of the mask, with their weights.
 template <typename T>
-struct Listed {
+struct PairList {
   std::vector<int64_t> index;
   std::vector<T> weight;
 
-  void read(const uint32_t* words, int64_t stride, T share, const T* shares) {
+  void read(const uint32_t* words, int64_t stride, T of_row, const T* of_columns) {
     index.clear(), weight.clear();
     for (int64_t w = 0; w < stride; ++w)
       for (uint32_t word = words[w]; word; word &= word - 1) {
         index.push_back(w * kWord + std::countr_zero(word));
-        weight.push_back(share + shares[index.back()]);
+        weight.push_back(of_row + of_columns[index.back()]);
       }
   }
 };
 
-// Sends every pair of a block's rows to their gradient. d delta / dx is a sign for l1, (x - y) /
-// delta for l2 (0 at 0) and 2 (x - y) for sqeuclidean.
+// Accumulates the gradient of a block of rows pair by pair. d delta / dx is a sign for l1, (x - y)
+// / delta for l2 (0 at 0) and 2 (x - y) for sqeuclidean.
 template <typename T>
-void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
-                const T* share, T* out) {
+void accumulate_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
+                      const T* of_sums, T* out) {
   const Tensor& compared = keys.compared();
   const int64_t N = compared.size(0), D = compared.size(1), stride = words_of(N);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const auto add = keys.l1 ? loop.add_signs : loop.add_differences;
   const T* x = compared.const_data_ptr<T>();
   parallel_for(0, rows, grain(N * D / 16), [&](int64_t r0, int64_t r1) {
-    Listed<T> pairs;
+    PairList<T> pairs;
     std::vector<T> distance;
     for (int64_t r = r0; r < r1; ++r) {
       const int64_t n = first + r;
-      pairs.read(words + r * stride, stride, share[n], share);
+      pairs.read(words + r * stride, stride, of_sums[n], of_sums);
       const int64_t count = static_cast<int64_t>(pairs.index.size());
       if (keys.l2) {
         distance.resize(count);
@@ -132,7 +139,7 @@ void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t 
       } else if (!keys.l1 && !keys.product) {
         for (T& weight : pairs.weight) weight *= 2;
       }
-      add_in_parts(count, out + n * D, D, [&](int64_t begin, int64_t end, T* to) {
+      accumulate_rows(count, out + n * D, D, [&](int64_t begin, int64_t end, T* to) {
         const int64_t* index = pairs.index.data() + begin;
         const T* weight = pairs.weight.data() + begin;
         if (keys.product)
@@ -144,22 +151,22 @@ void pull_pairs(const Keys& keys, const uint32_t* words, int64_t first, int64_t 
   });
 }
 
-// weights [rows, columns]: what a pair of the mask pulls on its rows with, 0 for the others.
+// Writes weights [rows, columns]: the sum of the gradients of both rows for pairs of the mask, 0
+// for the others.
 template <typename T>
 void fill_weights(const uint32_t* words, int64_t stride, int64_t rows, int64_t columns,
-                  const T* row_share, const T* column_share, T* weights) {
-  const auto& loop = cpu::loops<T>(kernels());
+                  const T* of_rows, const T* of_columns, T* weights) {
+  const auto& loop = loops<T>();
   parallel_for(0, rows, grain(columns), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
-      loop.band_weights(words + r * stride, columns, row_share[r], column_share,
-                        weights + r * columns);
+      loop.band_weights(words + r * stride, columns, of_rows[r], of_columns, weights + r * columns);
   });
 }
 
 // The same as a product of the weights with all rows, tile by tile; for cosines in a dense band.
 template <typename T>
-void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
-                   const T* share, Tensor& out) {
+void accumulate_product(const Keys& keys, const uint32_t* words, int64_t first, int64_t rows,
+                        const T* of_sums, Tensor& out) {
   const Tensor& compared = keys.compared();
   const int64_t N = compared.size(0), stride = words_of(N);
   const int64_t most = std::min(N, kWeightColumns);
@@ -168,19 +175,19 @@ void pull_products(const Keys& keys, const uint32_t* words, int64_t first, int64
   Tensor own = out.narrow(0, first, rows);
   for (int64_t j = 0; j < N; j += most) {
     const int64_t columns = std::min(most, N - j);
-    fill_weights(words + j / kWord, stride, rows, columns, share + first, share + j, weights);
+    fill_weights(words + j / kWord, stride, rows, columns, of_sums + first, of_sums + j, weights);
     const Tensor W = buffer.narrow(0, 0, rows * columns).view({rows, columns});
     own.addmm_(W, compared.narrow(0, j, columns));
   }
 }
 
-// The same for l1 in a dense band, all pairs of a batch of at most D rows at once.
+// The same for l1 in a dense band, for all pairs of a batch of at most D rows.
 template <typename T>
-void pull_signs(const Keys& keys, const uint32_t* mask, const T* share, Tensor& out) {
+void accumulate_signs(const Keys& keys, const uint32_t* mask, const T* of_sums, Tensor& out) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
   const Tensor W = at::empty({N, N}, keys.x.options());
-  fill_weights(mask, stride, N, N, share, share, W.mutable_data_ptr<T>());
-  add_all_signs_among<T>(W, keys.x, out);
+  fill_weights(mask, stride, N, N, of_sums, of_sums, W.mutable_data_ptr<T>());
+  add_symmetric_signs<T>(W, keys.x, out);
 }
 
 int64_t pairs_in(const uint32_t* words, int64_t count) {
@@ -190,7 +197,7 @@ int64_t pairs_in(const uint32_t* words, int64_t count) {
 }
 
 template <typename T>
-Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& band,
+Tensor band_gradient(const Keys& keys, const SameId& same, const simd::Band<T>& band,
                      const Tensor& grad, const Tensor& row, const Tensor& mask) {
   const int64_t N = keys.x.size(0), stride = words_of(N);
   const int64_t most = std::min(N, kKeyRows * at::get_num_threads());
@@ -198,42 +205,42 @@ Tensor band_gradient(const Keys& keys, const SameId& same, const cpu::Band<T>& b
   const auto* all = reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>());
   std::vector<uint32_t> again(kept ? 0 : most * stride);
   std::vector<double> sum(kept ? 0 : most);
-  // Every sum is offset + sign * delta, and a cosine's delta falls as its product rises.
-  const Tensor share = grad.to(keys.x.scalar_type()).mul(keys.unit ? -band.sign : band.sign);
-  const T* shares = share.const_data_ptr<T>();
+  // A sum adds offset + sign * delta, and the delta of a cosine decreases as its product increases.
+  const Tensor scaled = grad.to(keys.x.scalar_type()).mul(keys.unit ? -band.sign : band.sign);
+  const T* of_sums = scaled.const_data_ptr<T>();
   Tensor result = at::zeros_like(keys.x);
   const bool at_once =
       keys.l1 && kept && N <= keys.x.size(1) && pairs_in(all, N * stride) > N * N / kPairsPerWeight;
-  if (at_once) pull_signs<T>(keys, all, shares, result);
+  if (at_once) accumulate_signs<T>(keys, all, of_sums, result);
   for (int64_t i = 0; i < N && !at_once; i += most) {
     const int64_t rows = std::min(most, N - i);
     const uint32_t* words = kept ? all + i * stride : again.data();
     if (!kept)
       keys.for_each_tile<T>(i, rows, 0, [&](const Tile<T>& t) {
-        leave_out(t, same);
+        exclude_finite(t, same);
         add_to_rows(t, band, sum.data(), again.data() + t.first_column / kWord, stride);
       });
     const int64_t inside = pairs_in(words, rows * stride);
     if (keys.product && inside > rows * N / kPairsPerWeight)
-      pull_products<T>(keys, words, i, rows, shares, result);
+      accumulate_product<T>(keys, words, i, rows, of_sums, result);
     else if (inside)
-      pull_pairs<T>(keys, words, i, rows, shares, result.mutable_data_ptr<T>());
+      accumulate_pairs<T>(keys, words, i, rows, of_sums, result.mutable_data_ptr<T>());
   }
   if (keys.l1) {
-    // A pair whose difference is not a number is inside every band; signs alone would hide it.
+    // A pair whose difference is NaN is inside every band, but its sign would not be NaN.
     const int64_t D = keys.x.size(1);
     const T* x = keys.x.const_data_ptr<T>();
-    if (!all_finite(x, N * D)) show_nan(x, N, x, N, D, result.mutable_data_ptr<T>());
+    if (!all_finite(x, N * D)) propagate_nan(x, N, x, N, D, result.mutable_data_ptr<T>());
   }
-  // An infinite row is outside every band, and its sum is NaN: so is its gradient.
+  // An infinite row is outside every band and its sum is NaN, so its gradient must be NaN too.
   if (keys.product && keys.official && !all_finite(row.const_data_ptr<T>(), N))
     result.add_(row.mul(0).unsqueeze(1));
   return keys.unit ? keys.directions->gradient(result) : result;
 }
 
-// A cosine's band is read off its product; repel sums upper - delta.
+// Returns the band of keys whose deltas are summed; repel sums upper - delta.
 template <typename T>
-cpu::Band<T> band_of(const Keys& keys, double low, double high) {
+simd::Band<T> band_of(const Keys& keys, double low, double high) {
   return {static_cast<T>(low), static_cast<T>(high), keys.repel ? static_cast<T>(high) : T(0),
           keys.repel ? T(-1) : T(1)};
 }
@@ -249,7 +256,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> intra_modal_forward(
     const auto [row, low, high, norm] = relative_sums(keys, ids, lower, upper, per_row);
     return {row, low, high, norm, mask};
   }
-  const bool scores = keys.official;  // the similarity itself, between upper and 1 - lower
+  const bool scores = keys.official;  // keys are similarities, between upper and 1 - lower
   const double low = scores ? upper : lower, high = scores ? 1 - lower : upper;
   const SameId same(ids, ids);
   Tensor row;
@@ -281,4 +288,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

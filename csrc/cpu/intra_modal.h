@@ -1,15 +1,22 @@
 #pragma once
-// How a metric and a mode of the intra-modal constraint compare two rows of one modality.
+// The key of two rows of one modality: their similarity or distance under a metric and a mode of
+// the intra-modal constraint.
 
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
 #include <string_view>
+#include <tuple>
 
+#include "aten/unit_rows.h"
 #include "cpu/distances.h"
 #include "cpu/same_id.h"
 
-namespace itm {
+namespace itm::cpu {
 
-constexpr int64_t kKeyRows = 128;    // of a block, per thread
-constexpr int64_t kMostRows = 2048;  // of a block, whose square of keys is then 16 MiB of fp32
+constexpr int64_t kKeyRows = 128;    // rows of a block per thread
+constexpr int64_t kMostRows = 2048;  // rows of a block: its square of keys is 16 MiB in fp32
 
 struct Keys {
   bool product, unit, official, repel, l1, l2;
@@ -27,7 +34,7 @@ struct Keys {
     if (unit) directions.emplace(x);
   }
 
-  // Distances that are divided by the norm of their row, within bounds of their row.
+  // Returns whether distances are divided by the norm of their row and bounds belong to rows.
   bool relative() const { return official && !product; }
   const Tensor& compared() const { return unit ? directions->rows : x; }
 
@@ -52,13 +59,14 @@ struct Keys {
     }
   }
 
-  // Rows of the blocks that the next one visits. A block on the diagonal holds its pairs twice:
-  // distances, which cost more than products, take fewer rows at once. That block is one tile.
+  // Returns the rows of the blocks that for_each_upper_tile visits. A block on the diagonal, which
+  // is one tile, computes its pairs twice: distances, which cost more than products, use fewer
+  // rows.
   int64_t rows_at_once() const {
     return product ? std::min<int64_t>(kKeyRows * at::get_num_threads(), kMostRows) : kKeyRows;
   }
 
-  // The same for every tile on and above the diagonal, in blocks of rows.
+  // Calls visit(tile) for every tile on and above the diagonal, in blocks of rows.
   template <typename T, typename Visit>
   void for_each_upper_tile(Visit&& visit) const {
     const int64_t N = x.size(0);
@@ -67,14 +75,14 @@ struct Keys {
   }
 };
 
-// Sums of distances relative to each row's norm.
+// Returns the bounded sums of distances relative to each row's norm, and the bounds and norms.
 std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
                                                          const OptionalTensor& ids, double lower,
                                                          double upper, bool per_row);
 
-// Their gradient: the saved bounds and norms make every pair's weight again.
+// Returns their gradient. The weights of the pairs are recomputed from the saved bounds and norms.
 Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTensor& ids,
                          const Tensor& row, const Tensor& low, const Tensor& high,
                          const Tensor& norm);
 
-}  // namespace itm
+}  // namespace itm::cpu

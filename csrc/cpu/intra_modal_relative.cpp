@@ -1,20 +1,26 @@
-// Bounded sums of distances relative to their row's norm (the official mode): norms and ranks need
-// whole rows, so a block of rows meets all rows at a time. A batch of at most D rows has a matrix
-// of distances no larger than itself: then every pair is compared once.
+// Bounded sums of distances relative to the norm of their row (the official mode). Norms and ranks
+// need whole rows, so that a block of rows is compared with all rows at a time. The distance matrix
+// of at most D rows is no larger than the rows themselves: then it is computed as a whole, each
+// pair once.
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "cpu/intra_modal.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
 constexpr int64_t kDistancesAtOnce = 8 << 20;  // 32 MiB of fp32
 
-// The whole matrix, from the tiles on and above the diagonal.
+// Returns the whole distance matrix, from the tiles on and above the diagonal.
 template <typename T>
 Tensor all_distances(const Keys& keys) {
   const int64_t N = keys.x.size(0);
@@ -49,7 +55,7 @@ void for_each_block(const Keys& keys, Visit&& visit) {
   }
 }
 
-// The value at a rank of a row, NaN last; beyond the row there is no bound.
+// Returns the value at a rank of a row, NaN sorted last, and infinity for a rank beyond the row.
 template <typename T>
 T at_rank(std::vector<T> row, int64_t rank) {
   if (rank >= static_cast<int64_t>(row.size())) return std::numeric_limits<T>::infinity();
@@ -58,7 +64,7 @@ T at_rank(std::vector<T> row, int64_t rank) {
   return row[rank];
 }
 
-// Divides every row of a block by its Euclidean norm, which it notes.
+// Divides every row of a block by its Euclidean norm and writes the norms.
 template <typename T>
 void divide_by_norm(const Tile<T>& t, T* norm) {
   parallel_for(0, t.rows, grain(2 * t.columns), [&](int64_t r0, int64_t r1) {
@@ -66,8 +72,8 @@ void divide_by_norm(const Tile<T>& t, T* norm) {
       T* row = t.row(r);
       double square = 0;
       for (int64_t c = 0; c < t.columns; ++c) square += static_cast<double>(row[c]) * row[c];
-      const T length = std::max(static_cast<T>(std::sqrt(square)), T(UnitRows::kSmallest));
-      norm[t.first_row + r] = square == square ? length : static_cast<T>(square);
+      const T root = std::max(static_cast<T>(std::sqrt(square)), T(UnitRows::kSmallest));
+      norm[t.first_row + r] = square == square ? root : static_cast<T>(square);
       for (int64_t c = 0; c < t.columns; ++c) row[c] /= norm[t.first_row + r];
     }
   });
@@ -83,25 +89,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> relative_sums(const Keys& keys,
   const auto column = [&] { return at::empty({N}, keys.x.options()); };
   Tensor row = column(), low = column(), high = column(), norm = column();
   AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_forward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto& loop = loops<scalar_t>();
     auto *out = row.mutable_data_ptr<scalar_t>(), *lo = low.mutable_data_ptr<scalar_t>();
-    auto *hi = high.mutable_data_ptr<scalar_t>(), *length = norm.mutable_data_ptr<scalar_t>();
+    auto *hi = high.mutable_data_ptr<scalar_t>(), *norms = norm.mutable_data_ptr<scalar_t>();
     // Round half to even, as Python's round().
-    const auto rank = [&](double share) { return std::llrint(share * static_cast<double>(N)); };
+    const auto rank = [&](double part) { return std::llrint(part * static_cast<double>(N)); };
     const auto thresholds = [&](const scalar_t* relative, int64_t n) {
       const std::vector<scalar_t> copy(relative, relative + N);
       lo[n] = at_rank(copy, rank(lower));
       hi[n] = at_rank(copy, rank(upper));
     };
     for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
-      divide_by_norm(t, length);
+      divide_by_norm(t, norms);
       if (!per_row && t.first_row == 0) {
         thresholds(t.row(0), 0);
         low.fill_(low[0]);
         high.fill_(high[0]);
       }
       parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<uint32_t> words(kTileColumns / 32);  // which pairs are inside: nobody asks
+        std::vector<uint32_t> words(kTileColumns / 32);  // bits of the pairs inside, unused
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;
           scalar_t* key = t.row(r);
@@ -128,17 +134,18 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
   const SameId same(ids, ids);
   Tensor result = at::zeros_like(keys.x);
   AT_DISPATCH_FLOATING_TYPES(keys.x.scalar_type(), "intra_modal_backward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
-    // d(sum of D / |D|): a pair inside pulls on itself, and on every distance through the norm.
+    const auto& loop = loops<scalar_t>();
+    // d(sum of D / |D|): a distance inside has a gradient of its own, and every distance one
+    // through the norm.
     const Tensor share = grad.to(keys.x.scalar_type()).div(norm);
     const Tensor slope = share.mul(row).neg_();
     const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
-    const cpu::RowBands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
+    const simd::RowBands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
     for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
       Tensor W = at::from_blob(t.data, {t.rows, t.columns}, keys.x.options()), distance;
       if (keys.l2) distance = W.clone();
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<std::pair<int64_t, scalar_t>> excluded;  // same id: no pair, but in the norm
+        std::vector<std::pair<int64_t, scalar_t>> excluded;  // share an id: only part of the norm
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t n = t.first_row + r;
           excluded.clear();
@@ -149,8 +156,9 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
                 bands.slope[n] * key / bands.norm[n] + bands.slope[c] * key / bands.norm[c];
         }
       });
-      // W holds both places where a pair appears, so a block's rows get all of their gradient here.
-      // l2: sign(x - y) becomes (x - y) / D, 0 at D = 0; sqeuclidean: 2 (x - y).
+      // W holds the weights of both entries of a pair, so that this product is the whole gradient
+      // of a block's rows. l2: (x - y) / D instead of sign(x - y), 0 at D = 0; sqeuclidean: 2 (x -
+      // y).
       if (keys.l2)
         W.div_(distance).masked_fill_(distance.eq(0), 0);
       else if (!keys.l1)
@@ -158,14 +166,14 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
       const Tensor rows = keys.x.narrow(0, t.first_row, t.rows);
       Tensor own = result.narrow(0, t.first_row, t.rows);
       if (keys.l1 && t.rows == N)
-        add_all_signs_among<scalar_t>(W, rows, own);
+        add_symmetric_signs<scalar_t>(W, rows, own);
       else if (keys.l1)
-        add_all_signs<scalar_t>(W, rows, keys.x, own, nullptr);
+        add_signs<scalar_t>(W, rows, keys.x, own, nullptr);
       else
-        add_all_differences<scalar_t>(W, rows, keys.x, own);
+        add_differences<scalar_t>(W, rows, keys.x, own);
     });
   });
   return result;
 }
 
-}  // namespace itm
+}  // namespace itm::cpu

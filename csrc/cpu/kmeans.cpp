@@ -1,20 +1,24 @@
-// k-means: rows are compared with the centroids of all problems in one product over tiles, and a
-// cluster's mean is the sum of its own rows, not a product with mostly zeros. Many problems over
-// few rows share the products of these, of which a centroid's are the means: an iteration of a
-// problem then adds M x M numbers and multiplies nothing.
+// k-means of many problems over the same rows. Rows are compared with the centroids of all problems
+// in one tiled product; the mean of a cluster is the sum of its own rows, not a product with a
+// mostly zero matrix. Many problems over few rows share the products of rows with rows, whose means
+// are the products of rows with centroids: an iteration of a problem then adds M x M numbers and
+// multiplies nothing.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <limits>
+#include <optional>
 
-#include "cpu/same_id.h"
+#include "aten/optional_ids.h"
+#include "cpu/groups.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
 // Problems b < B over the rows of x, each with its own members and K centroids.
@@ -35,14 +39,14 @@ struct Clustering {
         assigned_(assignment.mutable_data_ptr<int64_t>()) {}
 };
 
-// Writes the mean of a group's rows, `size` columns of rows `stride` apart; of none, nothing.
+// Writes the mean of the rows of group k, for `size` columns of rows `stride` apart. Leaves `mean`
+// unchanged if the group is empty.
 template <typename T>
 void mean_of_rows(const T* rows, int64_t stride, const Groups& groups, int64_t k, T* mean,
                   int64_t size) {
   const int64_t start = groups.start[k], count = groups.start[k + 1] - start;
   if (!count) return;
-  cpu::loops<T>(kernels()).sum_of_rows(rows, stride, groups.order.data() + start, count, mean,
-                                       size);
+  loops<T>().sum_of_rows(rows, stride, groups.order.data() + start, count, mean, size);
   for (int64_t c = 0; c < size; ++c) mean[c] /= static_cast<T>(count);
 }
 
@@ -51,14 +55,15 @@ class Problems : Clustering {
  public:
   using Clustering::Clustering;
 
-  // Sends every member to its nearest centroid, that of the largest x.c - |c|^2 / 2 (|x|^2 is the
-  // same for all); NaN is the nearest, as for torch's argmin. Returns whether any has moved.
+  // Assigns every member to its nearest centroid, the one with the largest x.c - |c|^2 / 2 (|x|^2
+  // is the same for all). NaN counts as nearest, as in torch.argmin. Returns whether any assignment
+  // has changed.
   bool assign() {
     const Tensor flat = centroids_.view({B * K, D});
     const Tensor offset = flat.square().sum(-1).div_(-2);
     const T* const offsets = offset.const_data_ptr<T>();
-    const auto& loop = cpu::loops<T>(kernels());
-    // A row's best so far in the problem that a tile may break off.
+    const auto& loop = loops<T>();
+    // The running maximum of each row in a problem whose centroids span two tiles.
     std::vector<T> best(M);
     std::vector<int64_t> index(M);
     std::atomic<bool> moved = false;
@@ -77,17 +82,17 @@ class Problems : Clustering {
     return moved;
   }
 
-  // Moves every centroid to the mean of its members; without any it stays.
+  // Sets every centroid to the mean of its members. A cluster without members keeps its centroid.
   void update() {
     for (int64_t b = 0; b < B; b += kTogether) update(b, std::min(kTogether, B - b));
   }
 
  private:
-  // Problems whose sums share a strip of columns of x while it lies in a cache.
+  // Problems whose sums read the same strip of columns of x while it is in a cache.
   static constexpr int64_t kTogether = 64, kStrip = 64;
 
   bool nearest_in_tile(const Tile<T>& t, int64_t r, T& best, int64_t& index) {
-    const auto& loop = cpu::loops<T>(kernels());
+    const auto& loop = loops<T>();
     const int64_t i = t.first_row + r, end = t.first_column + t.columns;
     const bool* const member = member_.defined() ? member_.const_data_ptr<bool>() : nullptr;
     bool moved = false;
@@ -121,13 +126,14 @@ class Problems : Clustering {
   }
 };
 
-// The same where products of all rows with all rows, [M, M], are cheaper than those with centroids.
+// The same for batches in which the products of all rows with all rows, [M, M], cost less than
+// those with the centroids.
 template <typename T>
 class SmallProblems : Clustering {
  public:
-  // M additions instead of 2 K D operations for every row and iteration. 512 problems, K = 8: 5
-  // times as fast at M = 512 and D = 1024, 1.3 times at 1024 and 256. 2,048 rows have products of
-  // 16 MiB, which leave the caches: 5 times as slow.
+  // Every row needs M additions per iteration instead of 2 K D operations. 512 problems with K = 8
+  // are 5 times as fast at M = 512 and D = 1024, and 1.3 times at M = 1024 and D = 256. The
+  // products of 2,048 rows are 16 MiB and do not fit a cache: 5 times as slow.
   static bool pays(int64_t B, int64_t K, int64_t M, int64_t D) {
     return B > 1 && M <= B * K && M <= 1024 && 2 * M <= K * D;
   }
@@ -151,19 +157,19 @@ class SmallProblems : Clustering {
   }
 
  private:
-  // Scores of the problems that are multiplied at once.
+  // Scores of the problems whose centroids are multiplied at once.
   static constexpr int64_t kTogether = 1 << 21;
 
-  // One problem, from its scores x.c - |c|^2 / 2, [K, M].
+  // Runs one problem from its scores x.c - |c|^2 / 2, [K, M].
   void run(int64_t b, T* score, int64_t iterations) const {
     int64_t* const assigned = assigned_ + b * M;
     std::optional<Groups> before;
     bool moved = assign(b, score, assigned);
     for (int64_t i = 0; i < iterations && moved; ++i) {
       const Groups groups(assigned, M, K);
-      // A cluster that has lost its last member stays where it was.
+      // A cluster that has lost its last member keeps its centroid.
       if (before) write_means(b, *before, &groups);
-      for (int64_t k = 0; k < K; ++k) compare(groups, k, score + k * M);
+      for (int64_t k = 0; k < K; ++k) score_mean(groups, k, score + k * M);
       before = groups;
       moved = assign(b, score, assigned);
     }
@@ -174,7 +180,7 @@ class SmallProblems : Clustering {
     const bool* const member = member_.defined() ? member_.const_data_ptr<bool>() + b * M : nullptr;
     std::vector<T> best(M, -std::numeric_limits<T>::infinity());
     std::vector<int64_t> index(M, 0);
-    cpu::loops<T>(kernels()).column_max(score, K, M, 0, M, 0, best.data(), index.data());
+    loops<T>().column_max(score, K, M, 0, M, 0, best.data(), index.data());
     bool moved = false;
     for (int64_t m = 0; m < M; ++m) {
       const int64_t found = !member || member[m] ? index[m] : -1;
@@ -184,8 +190,9 @@ class SmallProblems : Clustering {
     return moved;
   }
 
-  // What the mean of a cluster is to all rows; |c|^2 is the mean of x.c over the cluster.
-  void compare(const Groups& groups, int64_t k, T* score) const {
+  // Writes the scores of all rows for the mean of a cluster; |c|^2 is the mean of x.c over the
+  // cluster.
+  void score_mean(const Groups& groups, int64_t k, T* score) const {
     const int64_t begin = groups.start[k], end = groups.start[k + 1], count = end - begin;
     if (!count) return;
     mean_of_rows(product_.const_data_ptr<T>(), M, groups, k, score, M);
@@ -195,7 +202,7 @@ class SmallProblems : Clustering {
     for (int64_t m = 0; m < M; ++m) score[m] -= half;
   }
 
-  // Writes the means of those clusters that have no members in `unless`.
+  // Writes the means of the clusters that have no members in `unless`.
   void write_means(int64_t b, const Groups& groups, const Groups* unless) const {
     for (int64_t k = 0; k < K; ++k) {
       if (unless && unless->start[k] != unless->start[k + 1]) continue;
@@ -218,7 +225,7 @@ std::tuple<Tensor, Tensor> kmeans(const Tensor& x, const OptionalTensor& member,
     if (SmallProblems<scalar_t>::pays(found.size(0), found.size(1), rows.size(0), rows.size(1)))
       return SmallProblems<scalar_t>(rows, member, found, assignment).run(iterations);
     Problems<scalar_t> problems(rows, member, found, assignment);
-    // Where nobody moves, nothing will: the same means again, for all iterations that are left.
+    // Without a changed assignment the means, and all further iterations, stay the same.
     bool moved = problems.assign();
     for (int64_t k = 0; k < iterations && moved; ++k) {
       problems.update();
@@ -231,4 +238,4 @@ std::tuple<Tensor, Tensor> kmeans(const Tensor& x, const OptionalTensor& member,
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("kmeans", kmeans); }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,25 +1,33 @@
-// k-means++: every problem draws its start centroids one after another, each row with a chance in
-// proportion to its squared distance from the nearest before. Problems share their draws, so that
-// most choose the same few rows: from each of these, distances are taken once for all that chose
-// it.
+// k-means++: each problem draws its initial centroids one after another, a row with a probability
+// proportional to its squared distance from the nearest earlier one. Problems share their random
+// draws, so that most of them choose the same few rows: the distances from such a row are computed
+// once for all problems that chose it.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <limits>
 #include <numeric>
+#include <vector>
 
-#include "cpu/score_tiles.h"
+#include "aten/optional_ids.h"
+#include "aten/wide.h"
+#include "cpu/instruction_set.h"
+#include "cpu/parallel.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// Distances of the problems that choose together, [problems, M]: 4 MiB in fp32.
+// Distances [problems, M] of the problems that are processed together: 4 MiB in fp32.
 constexpr int64_t kDistances = 1 << 20;
 
 template <typename T>
-class Start {
+class InitialCentroids {
  public:
-  Start(const Tensor& x, const OptionalTensor& member, const Tensor& draws, const Tensor& centroids)
+  InitialCentroids(const Tensor& x, const OptionalTensor& member, const Tensor& draws,
+                   const Tensor& centroids)
       : B_(centroids.size(0)),
         K_(centroids.size(1)),
         M_(x.size(0)),
@@ -28,8 +36,8 @@ class Start {
         member_(member.has_value() ? member->const_data_ptr<bool>() : nullptr),
         draws_(draws.const_data_ptr<float>()),
         centroids_(centroids.mutable_data_ptr<T>()),
-        every_(M_) {
-    std::iota(every_.begin(), every_.end(), 0);
+        identity_(M_) {
+    std::iota(identity_.begin(), identity_.end(), 0);
   }
 
   void choose() {
@@ -46,35 +54,35 @@ class Start {
     std::iota(order.begin(), order.end(), 0);
     for (int64_t k = 0; k < K_; ++k) {
       parallel_for(0, count, grain(4 * M_), [&](int64_t begin, int64_t end) {
-        std::vector<T> chance(M_);
+        std::vector<T> key(M_);
         for (int64_t p = begin; p < end; ++p) {
           chosen[p] =
-              farthest(distance.data() + p * M_, draws_ + k * M_, chance.data(), k ? start[p] : -1);
+              draw(distance.data() + p * M_, draws_ + k * M_, key.data(), k ? start[p] : -1);
           const T* const row = x_ + chosen[p] * D_;
           std::copy(row, row + D_, centroids_ + ((first + p) * K_ + k) * D_);
         }
       });
       if (k == 0) start = chosen;
-      if (k + 1 < K_) approach(first, k == 0, chosen, order, group, distance);
+      if (k + 1 < K_) lower_distances(first, k == 0, chosen, order, group, distance);
     }
   }
 
-  // The row of the largest distance / draw; where no distance is positive, or one is NaN, the first
-  // centroid once more.
-  int64_t farthest(const T* distance, const float* draws, T* chance, int64_t start) const {
+  // Returns the row of the largest distance / draw, or the first centroid again if no distance is
+  // positive or one is NaN.
+  int64_t draw(const T* distance, const float* draws, T* key, int64_t start) const {
     T sum = 0, best = -std::numeric_limits<T>::infinity();
     for (int64_t m = 0; m < M_; ++m) sum += distance[m];
     if (start >= 0 && !(sum > 0)) return start;
-    for (int64_t m = 0; m < M_; ++m) chance[m] = distance[m] / draws[m];
+    for (int64_t m = 0; m < M_; ++m) key[m] = distance[m] / draws[m];
     int64_t index = 0;
-    cpu::loops<T>(kernels()).row_max(chance, M_, 0, 1, 0, &best, &index);
+    loops<T>().row_max(key, M_, 0, 1, 0, &best, &index);
     return index;
   }
 
-  // Lowers all distances to those from the rows that have just been chosen.
-  void approach(int64_t first, bool is_first, const std::vector<int64_t>& chosen,
-                std::vector<int64_t>& order, std::vector<int64_t>& group,
-                std::vector<T>& distance) const {
+  // Lowers each distance to that from the row that its problem has just chosen, if it is nearer.
+  void lower_distances(int64_t first, bool is_first, const std::vector<int64_t>& chosen,
+                       std::vector<int64_t>& order, std::vector<int64_t>& group,
+                       std::vector<T>& distance) const {
     std::sort(order.begin(), order.end(),
               [&](int64_t a, int64_t b) { return chosen[a] < chosen[b]; });
     std::vector<int64_t> rows;
@@ -87,8 +95,8 @@ class Start {
       for (int64_t stop; begin < end; begin = stop) {
         const int64_t row = begin / M_, m = begin % M_;
         stop = std::min(end, (row + 1) * M_);
-        cpu::loops<T>(kernels()).squared_pairs(x_ + rows[row] * D_, x_, every_.data() + m,
-                                               stop - begin, D_, square.data() + begin);
+        loops<T>().squared_pairs(x_ + rows[row] * D_, x_, identity_.data() + m, stop - begin, D_,
+                                 square.data() + begin);
       }
     });
     parallel_for(0, static_cast<int64_t>(order.size()), grain(2 * M_), [&](int64_t p, int64_t end) {
@@ -98,7 +106,7 @@ class Start {
         T* const to = distance.data() + p * M_;
         for (int64_t m = 0; m < M_; ++m) {
           const T own = !member || member[m] ? from[m] : T(0);
-          // NaN, once there, stays.
+          // A distance that is NaN stays NaN.
           to[m] = is_first || own < to[m] || own != own ? own : to[m];
         }
       }
@@ -110,7 +118,7 @@ class Start {
   const bool* const member_;
   const float* const draws_;
   T* const centroids_;
-  std::vector<int64_t> every_;  // row, as an index of itself
+  std::vector<int64_t> identity_;  // identity_[m] = m: indices of consecutive rows
 };
 
 Tensor kmeans_plus_plus(const Tensor& x, const OptionalTensor& member, const Tensor& draws) {
@@ -119,12 +127,13 @@ Tensor kmeans_plus_plus(const Tensor& x, const OptionalTensor& member, const Ten
       member.has_value() ? OptionalTensor(member->contiguous()) : OptionalTensor();
   const Tensor centroids = at::empty(
       {members.has_value() ? members->size(0) : 1, draws.size(0), rows.size(1)}, rows.options());
-  AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "kmeans_plus_plus",
-                             [&] { Start<scalar_t>(rows, members, numbers, centroids).choose(); });
+  AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "kmeans_plus_plus", [&] {
+    InitialCentroids<scalar_t>(rows, members, numbers, centroids).choose();
+  });
   return centroids;
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("kmeans_plus_plus", kmeans_plus_plus); }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

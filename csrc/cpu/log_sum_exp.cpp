@@ -1,29 +1,29 @@
-// Row and column log-sum-exp: every tile of logits is summed along both sides and forgotten.
+// Row and column log-sum-exp: every tile of logits is reduced along both dimensions and discarded.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <cmath>
 
-#include "aten/refuse_cosine.h"
-#include "cpu/distances.h"
+#include "aten/unit_rows.h"
 #include "cpu/hardest_negatives.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// Maximum and sum of e^(logit - maximum), over what has been seen so far.
+// The running maximum, and the sum of e^(logit - maximum), over the tiles visited so far.
 template <typename T>
-struct Running {
+struct RunningLogSumExp {
   std::vector<T> highest;
   std::vector<double> total;
 
-  explicit Running(int64_t size)
+  explicit RunningLogSumExp(int64_t size)
       : highest(size, -std::numeric_limits<T>::infinity()), total(size) {}
 
-  // The maximum where it is finite, else 0, and the log-sum-exp relative to it: one number for both
-  // would lose the digits that a loss is made of.
+  // Returns the log-sum-exp relative to the maximum, and the maximum if it is finite, else 0. Their
+  // sum in one number would lose the digits that a small loss needs.
   std::tuple<Tensor, Tensor> relative(const at::TensorOptions& options) const {
     const auto size = static_cast<int64_t>(total.size());
     Tensor sums = at::empty({size}, options), bases = at::empty({size}, options);
@@ -48,11 +48,11 @@ Sums log_sum_exp_forward(const Tensor& x, const Tensor& y, const Tensor& scale,
   const Tensor own = at::full({positive_of ? right.size(0) : 0},
                               std::numeric_limits<double>::quiet_NaN(), left.options());
   return AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_forward", [&] {
-    Running<scalar_t> row(left.size(0)), column(right.size(0));
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    RunningLogSumExp<scalar_t> row(left.size(0)), column(right.size(0));
+    const auto& loop = loops<scalar_t>();
     auto add = [&](const Tile<scalar_t>& t) {
       if (positive_of)
-        mask(t, same, positive_of, own.mutable_data_ptr<scalar_t>());
+        extract_positives(t, same, positive_of, own.mutable_data_ptr<scalar_t>());
       else if (x_ids.has_value())
         exclude(t, same);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
@@ -87,12 +87,12 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
   Tensor grad_x, grad_y;
   double grad_scale = 0;
   AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "log_sum_exp_backward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto& loop = loops<scalar_t>();
     const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
-    const cpu::Softmaxes<scalar_t> all{of(a), of(row_highest),    of(row),
-                                       of(b), of(column_highest), of(column)};
+    const simd::Softmaxes<scalar_t> all{of(a), of(row_highest),    of(row),
+                                        of(b), of(column_highest), of(column)};
     const scalar_t* of_positive = of(p);
-    auto weigh = [&](const Tile<scalar_t>& t) {
+    auto to_gradient = [&](const Tile<scalar_t>& t) {
       const auto here = all.at(t.first_row, t.first_column);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
         loop.softmax_weights(t.data, t.columns, r0, r1, here);
@@ -103,9 +103,10 @@ std::tuple<Tensor, Tensor, Tensor> log_sum_exp_backward(
           t.row(r)[c] = positive_of && positive_of[j] == i ? of_positive[j] : 0;
         });
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(left, right, alpha, scores, weigh);
-    // Before the scale is applied, <W y, x> is the sum of W times the unscaled scores.
-    grad_scale = inner<scalar_t>(grad_x, left);
+    std::tie(grad_x, grad_y) =
+        tiled_products_gradient<scalar_t>(left, right, alpha, scores, to_gradient);
+    // <W y, x> is the sum of W times the unscaled scores as long as grad_x is not scaled.
+    grad_scale = inner_product<scalar_t>(grad_x, left);
   });
   return {grad_x.mul_(alpha).to(x.scalar_type()), grad_y.mul_(alpha).to(y.scalar_type()),
           at::scalar_tensor(grad_scale, scale.options())};
@@ -117,4 +118,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

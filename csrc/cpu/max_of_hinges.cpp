@@ -1,26 +1,33 @@
-// Max of hinges and hardest negatives: one product, two running maxima, no matrix.
+// Max of hinges and hardest negatives: row and column maxima over tiles of scores, which are never
+// stored as a matrix.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <numeric>
 #include <tuple>
 
+#include "cpu/accumulate_rows.h"
+#include "cpu/groups.h"
 #include "cpu/hardest_negatives.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// Negatives below each pair's own positive. Rows are per pair here: [M], not [N].
+// Returns the hardest negatives with scores below the pair's own positive. Row maxima are per pair:
+// [M], not [N].
 template <typename T>
-Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positive_of,
-                 const SameId& same) {
-  Hardest found(image, text);
+HardestNegatives semihard_negatives(const Tensor& image, const Tensor& text,
+                                    const int64_t* positive_of, const SameId& same) {
+  HardestNegatives found(image, text);
   const int64_t M = text.size(0);
-  found.row = Maxima(M, text.options());
-  const auto& loop = cpu::loops<T>(kernels());
+  found.row = RunningMaximum(M, text.options());
+  const auto& loop = loops<T>();
   T* positive = found.positive.mutable_data_ptr<T>();
-  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) { mask(t, same, positive_of, positive); });
+  for_each_tile<T>(image, text, 1,
+                   [&](const Tile<T>& t) { extract_positives(t, same, positive_of, positive); });
   std::vector<int64_t> diagonal;
   if (!positive_of) {
     diagonal.resize(M);
@@ -51,17 +58,17 @@ Hardest semihard(const Tensor& image, const Tensor& text, const int64_t* positiv
   return found;
 }
 
-// Rows that a gradient is made of: grad[target] += weight * source_rows[source], for the entries
-// of each target in the order in which they were noted. One thread owns a target: no atomics, and
-// the same bits for any number of threads.
+// A sparse sum of rows: grad[target] += weight * source_rows[source], for the entries of a target
+// in the order in which they were added. One thread computes each target, without atomics, so that
+// the result has the same bits for any number of threads.
 template <typename T>
-class RowSum {
+class SparseRowSum {
  public:
-  explicit RowSum(int64_t most) {
+  explicit SparseRowSum(int64_t most) {
     target_.reserve(most), source_.reserve(most), weight_.reserve(most);
   }
 
-  void note(int64_t target, int64_t source, T weight) {
+  void add(int64_t target, int64_t source, T weight) {
     target_.push_back(target), source_.push_back(source), weight_.push_back(weight);
   }
 
@@ -77,12 +84,12 @@ class RowSum {
     }
     const T* rows = source_rows.const_data_ptr<T>();
     T* out = grad.template mutable_data_ptr<T>();
-    const auto& loop = cpu::loops<T>(kernels());
+    const auto& loop = loops<T>();
     parallel_for(0, targets, grain(4 * D), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t k = groups.start[g], count = groups.start[g + 1] - k;
         std::fill_n(out + g * D, D, T(0));
-        add_in_parts(count, out + g * D, D, [&](int64_t first, int64_t last, T* to) {
+        accumulate_rows(count, out + g * D, D, [&](int64_t first, int64_t last, T* to) {
           loop.add_rows(to, rows, source.data() + k + first, weight.data() + k + first,
                         last - first, D);
         });
@@ -96,16 +103,16 @@ class RowSum {
   std::vector<T> weight_;
 };
 
-// Every score whose gradient is a number, not 0, sends it to the two rows that made it.
+// The nonzero entries of the gradient of the scores, each accumulated on its image and its text.
 template <typename T>
-struct ScoreGradients {
-  RowSum<T> image, text;
+struct SparseScoreGradient {
+  SparseRowSum<T> image, text;
 
-  explicit ScoreGradients(int64_t most) : image(most), text(most) {}
+  explicit SparseScoreGradient(int64_t most) : image(most), text(most) {}
 
-  void note(int64_t i, int64_t j, T weight) {
-    image.note(i, j, weight);
-    text.note(j, i, weight);
+  void add(int64_t i, int64_t j, T weight) {
+    image.add(i, j, weight);
+    text.add(j, i, weight);
   }
 
   std::tuple<Tensor, Tensor> sum(const Tensor& image_rows, const Tensor& text_rows,
@@ -115,11 +122,11 @@ struct ScoreGradients {
   }
 };
 
-// Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
-// the rows that a hinge names may be finite.
+// The value of both indices of a pair whose loss is NaN. The gradient of its two rows must be NaN
+// too, although the rows at the hardest indices may be finite.
 constexpr int64_t kNan = -2;
 
-// [x]+ that lets NaN through.
+// [x]+, NaN for NaN.
 template <typename T>
 T hinge(T x) {
   return x <= 0 ? T(0) : x;
@@ -138,8 +145,8 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, co
   Tensor text_index = at::empty({M}, y.options().dtype(at::kLong));
   Tensor image_index = at::empty_like(text_index);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_forward", [&] {
-    const auto found = is_semihard ? semihard<scalar_t>(x, y, positive_of, same)
-                                   : hardest<scalar_t>(x, y, positive_of, same);
+    const auto found = is_semihard ? semihard_negatives<scalar_t>(x, y, positive_of, same)
+                                   : hardest_negatives<scalar_t>(x, y, positive_of, same);
     const scalar_t* s = found.positive.const_data_ptr<scalar_t>();
     const scalar_t *row = found.row.values<scalar_t>(), *column = found.column.values<scalar_t>();
     const int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
@@ -170,16 +177,16 @@ std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tens
   const int64_t* hardest_text = text_index.const_data_ptr<int64_t>();
   const int64_t* hardest_image = image_index.const_data_ptr<int64_t>();
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_backward", [&] {
-    ScoreGradients<scalar_t> gradients(3 * M);
-    const scalar_t* share = g.const_data_ptr<scalar_t>();
+    SparseScoreGradient<scalar_t> gradients(3 * M);
+    const scalar_t* of_loss = g.const_data_ptr<scalar_t>();
     for (int64_t j = 0; j < M; ++j) {
       const int64_t i = positive_of ? positive_of[j] : j;
       const int active = (hardest_text[j] >= 0) + (hardest_image[j] >= 0);
       const bool nan = hardest_text[j] == kNan;
       if (!(active || nan) || i < 0) continue;
-      if (hardest_text[j] >= 0) gradients.note(i, hardest_text[j], share[j]);
-      if (hardest_image[j] >= 0) gradients.note(hardest_image[j], j, share[j]);
-      gradients.note(i, j, nan ? std::numeric_limits<scalar_t>::quiet_NaN() : -share[j] * active);
+      if (hardest_text[j] >= 0) gradients.add(i, hardest_text[j], of_loss[j]);
+      if (hardest_image[j] >= 0) gradients.add(hardest_image[j], j, of_loss[j]);
+      gradients.add(i, j, nan ? std::numeric_limits<scalar_t>::quiet_NaN() : -of_loss[j] * active);
     }
     return gradients.sum(x, y, image.scalar_type());
   });
@@ -191,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hardest_negatives_forward(
   const Tensor x = wide(image), y = wide(text);
   const SameId same(image_ids, text_ids);
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "hardest_negatives_forward", [&] {
-    auto found = hardest<scalar_t>(x, y, ids_or_null(positive), same);
+    auto found = hardest_negatives<scalar_t>(x, y, ids_or_null(positive), same);
     const auto& [positive_score, row, column] = found;
     return std::make_tuple(positive_score, row.value, row.index, column.value, column.index);
   });
@@ -207,19 +214,19 @@ std::tuple<Tensor, Tensor> hardest_negatives_backward(
   const int64_t* hardest_text = text_index.const_data_ptr<int64_t>();
   const int64_t* hardest_image = image_index.const_data_ptr<int64_t>();
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "hardest_negatives_backward", [&] {
-    const Tensor shares[] = {grad_positive.to(x.scalar_type()).contiguous(),
-                             grad_text.to(x.scalar_type()).contiguous(),
-                             grad_image.to(x.scalar_type()).contiguous()};
-    const scalar_t* of_positive = shares[0].const_data_ptr<scalar_t>();
-    const scalar_t* of_text = shares[1].const_data_ptr<scalar_t>();
-    const scalar_t* of_image = shares[2].const_data_ptr<scalar_t>();
-    ScoreGradients<scalar_t> gradients(N + 2 * M);
+    const Tensor grads[] = {grad_positive.to(x.scalar_type()).contiguous(),
+                            grad_text.to(x.scalar_type()).contiguous(),
+                            grad_image.to(x.scalar_type()).contiguous()};
+    const scalar_t* of_positive = grads[0].const_data_ptr<scalar_t>();
+    const scalar_t* of_text = grads[1].const_data_ptr<scalar_t>();
+    const scalar_t* of_image = grads[2].const_data_ptr<scalar_t>();
+    SparseScoreGradient<scalar_t> gradients(N + 2 * M);
     for (int64_t i = 0; i < N; ++i)
-      if (hardest_text[i] >= 0) gradients.note(i, hardest_text[i], of_text[i]);
+      if (hardest_text[i] >= 0) gradients.add(i, hardest_text[i], of_text[i]);
     for (int64_t j = 0; j < M; ++j) {
       const int64_t i = positive_of ? positive_of[j] : j;
-      if (i >= 0) gradients.note(i, j, of_positive[j]);
-      if (hardest_image[j] >= 0) gradients.note(hardest_image[j], j, of_image[j]);
+      if (i >= 0) gradients.add(i, j, of_positive[j]);
+      if (hardest_image[j] >= 0) gradients.add(hardest_image[j], j, of_image[j]);
     }
     return gradients.sum(x, y, image.scalar_type());
   });
@@ -233,4 +240,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

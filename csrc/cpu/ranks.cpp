@@ -1,40 +1,42 @@
-// Where every query's best positive stands: candidates are counted in the tile that scores them.
+// The rank of each query's best positive: candidates with a higher score are counted tile by tile.
 //
-// The best positive is known before anything is compared with it, and comes from the products that
-// it is compared with: a second way of computing it would round differently and rank a positive
-// behind itself. With queries and candidates in the order of their ids the positives of a block of
-// queries lie in one tile or two, so that hardly a product is computed twice. Copies of the best
-// positive tie with it by their keys: another block of the product may round them differently.
+// The score of the best positive is taken from the same products that it is compared with, in a
+// first pass over the tiles that hold positives: computed in another way it would round differently
+// and could rank a positive behind itself. Queries and candidates are sorted by id, so that the
+// positives of a block of queries lie in one or two tiles and hardly any tile is computed twice.
+// Copies of the best positive tie with it by their keys, because another tile of the product may
+// round them differently.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/argsort.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "cpu/same_id.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-// Counts per query: negatives above its best positive, negatives and positives that tie with it.
+// Per query: the negatives above its best positive, and the negatives and positives that tie.
 struct Counts {
   int64_t *above, *ties, *positives;
 };
 
-// Counts for the queries of one row of tiles.
+// Counts the candidates of the queries of one row of tiles.
 template <typename T>
-class BlockOfQueries {
+class QueryBlock {
  public:
-  BlockOfQueries(const Products<T>& product, const SameId& same, const SameId& copies,
-                 int64_t first, const Counts& counts)
-      : product_(product),
+  QueryBlock(const ScoreTiles<T>& tiles, const SameId& same, const SameId& copies, int64_t first,
+             const Counts& counts)
+      : tiles_(tiles),
         same_(same),
         copies_(copies),
         first_(first),
-        rows_(std::min(product.rows, product.N - first)),
+        rows_(std::min(tiles.rows, tiles.N - first)),
         counts_{counts.above + first, counts.ties + first, counts.positives + first},
         best_(rows_, kNone),
         best_column_(rows_) {}
@@ -42,23 +44,23 @@ class BlockOfQueries {
   void count() {
     const std::vector<int64_t> holding = tiles_with_positives();
     for (const int64_t j : holding) {
-      const Tile<T> tile = product_(first_, j);
-      note_best(tile);
+      const Tile<T> tile = tiles_(first_, j);
+      update_best(tile);
       if (holding.size() == 1) count_in(tile);
     }
-    for (int64_t j = 0; j < product_.M; j += product_.columns)
-      if (holding.size() != 1 || holding[0] != j) count_in(product_(first_, j));
+    for (int64_t j = 0; j < tiles_.M; j += tiles_.columns)
+      if (holding.size() != 1 || holding[0] != j) count_in(tiles_(first_, j));
   }
 
  private:
   static constexpr T kNone = -std::numeric_limits<T>::infinity();
 
   std::vector<int64_t> tiles_with_positives() const {
-    const int64_t width = product_.columns;
+    const int64_t width = tiles_.columns;
     std::vector<int64_t> first_columns;
-    if (width >= product_.M) return {0};
-    std::vector<bool> holds((product_.M + width - 1) / width);
-    const Tile<T> all{first_, rows_, 0, product_.M, nullptr};
+    if (width >= tiles_.M) return {0};
+    std::vector<bool> holds((tiles_.M + width - 1) / width);
+    const Tile<T> all{first_, rows_, 0, tiles_.M, nullptr};
     for (int64_t r = 0; r < rows_; ++r)
       same_.for_each_in_row(all, r, [&](int64_t c) { holds[c / width] = true; });
     for (size_t k = 0; k < holds.size(); ++k)
@@ -66,8 +68,8 @@ class BlockOfQueries {
     return first_columns;
   }
 
-  // Scores that are not finite are no positive's best.
-  void note_best(const Tile<T>& tile) {
+  // Ignores scores that are not finite.
+  void update_best(const Tile<T>& tile) {
     for_each_same_id(tile, same_, [&](int64_t r, int64_t c) {
       const T score = tile.row(r)[c];
       if (score > best_[r] && score < -kNone) {
@@ -78,7 +80,7 @@ class BlockOfQueries {
   }
 
   void count_in(const Tile<T>& tile) {
-    const auto& loop = cpu::loops<T>(kernels());
+    const auto& loop = loops<T>();
     parallel_for(0, rows_, grain(tile.columns), [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r) {
         if (best_[r] == kNone) continue;
@@ -97,7 +99,7 @@ class BlockOfQueries {
           if (row[c] == best || (!copied.empty() && copied[c]))
             ++positives;
           else
-            above -= row[c] > best;  // infinite
+            above -= row[c] > best;  // a positive with an infinite score
         });
         counts_.above[r] += above;
         counts_.ties[r] += equal - positives;
@@ -106,7 +108,7 @@ class BlockOfQueries {
     });
   }
 
-  const Products<T>& product_;
+  const ScoreTiles<T>& tiles_;
   const SameId &same_, &copies_;
   const int64_t first_, rows_;
   const Counts counts_;
@@ -123,9 +125,9 @@ Three ranks_in_order(const Tensor& queries, const Tensor& gallery, const Tensor&
   const Counts counts{above.mutable_data_ptr<int64_t>(), ties.mutable_data_ptr<int64_t>(),
                       positives.mutable_data_ptr<int64_t>()};
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ranks", [&] {
-    const Products<scalar_t> product(x, y, 1);
-    for (int64_t i = 0; i < product.N; i += product.rows)
-      BlockOfQueries<scalar_t>(product, same, copies, i, counts).count();
+    const ScoreTiles<scalar_t> tiles(x, y, 1);
+    for (int64_t i = 0; i < tiles.N; i += tiles.rows)
+      QueryBlock<scalar_t>(tiles, same, copies, i, counts).count();
   });
   return {above, ties, positives};
 }
@@ -149,4 +151,4 @@ Three ranks(const Tensor& queries, const Tensor& gallery, const Tensor& query_id
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("ranks_forward", ranks); }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,21 +1,27 @@
 #pragma once
-// What the synthetic vectors and their cosines share: which members stand in which columns, the
+// The shared part of synthetic vectors and their cosines: the order of members in columns, the
 // softmax khat of a block of anchors, and the kernel matrices of the clusters.
 //
-// For one clustering, members are sorted by cluster: scores are one product, and everything behind
-// it is a product with a cluster's own columns. When every anchor has its own clustering, columns
-// are the members as they come, and a cluster is a mask over them.
+// With one clustering, members are sorted by cluster: the scores are one product, and everything
+// computed from them is a product with the columns of one cluster. With one clustering per anchor,
+// columns are the members in their given order, and a cluster is a mask over them.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/where.h>
 
 #include <cmath>
+#include <optional>
 #include <string_view>
+#include <tuple>
+#include <vector>
 
+#include "aten/optional_ids.h"
+#include "aten/wide.h"
+#include "cpu/groups.h"
 #include "cpu/same_id.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 
 // Anchors [first, + rows); columns are members.
 struct Anchors {
@@ -24,10 +30,10 @@ struct Anchors {
   Tensor assignment;  // [rows, M] with one clustering per anchor, else undefined
   Tensor scores;      // [rows, M] q x^T
   Tensor khat;        // [rows, M]
-  Tensor weights;     // [rows, M] of rows() in the vectors: khat, or A^-1 khat
+  Tensor weights;     // [rows, M] with which vectors sum Cluster::rows(): khat, or A^-1 khat
 };
 
-// The arguments of a synthesis, rows in the precision that they are computed in.
+// The arguments of a synthesis, rows in the precision of the computation.
 struct Problem {
   Tensor q, x;        // [N, D], [M, D]
   Tensor assignment;  // [M] or [N, M]
@@ -35,10 +41,11 @@ struct Problem {
   int64_t num_clusters;
   double sigma, ridge;
   bool kam;
-  // What a forward pass leaves for its backward pass, if anything: q x^T by columns, of which there
-  // may be more than members in clusters. To be written, or known.
+  // q x^T, which a forward pass may save for its backward pass, or undefined. Its columns are
+  // ordered as the members of clusters, and there may be more of them. `saved` if they are to be
+  // read.
   Tensor scores = {};
-  bool known = false;
+  bool saved = false;
 
   Problem(const Tensor& anchors, const Tensor& members, const Tensor& assignment,
           const OptionalTensor& anchor_ids, const OptionalTensor& member_ids, int64_t num_clusters,
@@ -53,18 +60,19 @@ struct Problem {
         ridge(ridge),
         kam(weights == "kam") {}
 
-  void use(const Tensor& kept, bool there) {
+  void write_scores(const Tensor& kept) { scores = if_kept(kept); }
+  void read_scores(const Tensor& kept) {
     scores = if_kept(kept);
-    known = there && scores.defined();
+    saved = scores.defined();
   }
 
-  // Tall clusters, which have nothing in common but the anchors, come one after another: then one
-  // cluster's matrices are there at a time.
+  // Returns whether clusters are processed one after another, so that the matrices of only one are
+  // stored at a time. Tall clusters share nothing but the anchors.
   bool one_by_one() const {
     return kam && assignment.dim() == 1 && num_clusters > 1 && x.size(0) > num_clusters * x.size(1);
   }
 
-  // Calls visit(k, the problem in which cluster k is the only one).
+  // Calls visit(k, problem) for every cluster k with a problem in which it is the only one.
   template <typename Visit>
   void for_each_alone(Visit&& visit) const {
     Problem own = *this;
@@ -82,8 +90,8 @@ struct Problem {
     }
   }
 
-  // Sums the gradients of anchors and members that gradient(problem, grad) returns of every cluster
-  // alone; those of members may be undefined.
+  // Sums the gradients of anchors and members that gradient(problem, grad) returns for each cluster
+  // alone. Those of members may be undefined.
   template <typename Gradient>
   std::tuple<Tensor, Tensor> sum_of_gradients(const Tensor& grad, Gradient&& gradient) const {
     Tensor of_anchors, of_members;
@@ -96,7 +104,7 @@ struct Problem {
   }
 };
 
-// A cluster's columns, their members' rows x and, where they are asked for, matrices: all but
+// The columns of a cluster, the rows x of their members and, if needed, its matrices: all but
 // values in fp64.
 struct Cluster {
   int64_t first, size;
@@ -106,26 +114,26 @@ struct Cluster {
   Tensor gram;     // [size, size] x x^T
   Tensor values;   // [size, D] A^-1 x: vectors are khat times these
 
-  // With more members than D its matrices are not there.
+  // Returns whether it has more members than D; then its matrices are not stored.
   bool tall() const { return values.defined() && !inverse.defined(); }
-  // What weights make vectors of.
+  // Returns the rows whose weighted sums are the vectors.
   const Tensor& rows() const { return values.defined() ? values : x; }
 };
 
-// The members' gradient, gathered over all anchors, in column order.
+// The gradient of the members, accumulated over all anchors, in column order.
 struct MemberGradient {
   Tensor rows;   // [M, D]
-  Tensor total;  // [M]: of q x^T - |x|^2 / 2, whose second term is left to the end
-  // Per cluster [size, size] in fp64: of its kernel matrix, and what its members are multiplied
-  // with. One for all clusters when they share their columns.
+  Tensor total;  // [M]: of q x^T - |x|^2 / 2, whose second term is added in finish()
+  // Per cluster [size, size] in fp64: the gradient of its kernel matrix, and the matrix that
+  // multiplies its members. One for all clusters if they share their columns.
   std::vector<Tensor> kernel, products;
-  // Per cluster with values [size, D], dL/dV: times A^-1, or in fp64 where A^-1 is not there.
+  // Per cluster with values V, [size, D]: A^-1 dL/dV, or dL/dV in fp64 if A^-1 is not stored.
   std::vector<Tensor> values;
 };
 
 class Synthesis {
  public:
-  // with_grams: keep x x^T where it is the cheaper way to products of vectors with members.
+  // with_grams: store x x^T where products of vectors with members cost less through it.
   Synthesis(const Problem& problem, bool with_grams);
 
   int64_t size() const { return q_.size(0); }
@@ -133,7 +141,7 @@ class Synthesis {
   int64_t num_clusters() const { return static_cast<int64_t>(clusters_.size()); }
   const Cluster& cluster(int64_t k) const { return clusters_[k]; }
   at::TensorOptions options() const { return q_.options(); }
-  // [N, K]: has the cluster any member for the anchor? Known once all blocks were visited.
+  // [N, K], true where the cluster has a member for the anchor. Complete after all blocks.
   const Tensor& valid() const { return valid_; }
 
   // Calls visit(block) for all anchors, in increasing order.
@@ -143,22 +151,23 @@ class Synthesis {
       visit(block(n, std::min(most_rows_, size() - n)));
   }
 
-  // The columns of cluster k in a matrix [rows, M]; those of members elsewhere are 0.
+  // Returns the columns of cluster k in a matrix [rows, M], 0 for members of other clusters.
   Tensor columns(const Tensor& all, const Anchors& block, int64_t k) const;
-  // Writes the columns of cluster k into a matrix that was 0 there.
+  // Writes the columns of cluster k into a matrix that is 0 there.
   void put_columns(Tensor& all, const Anchors& block, int64_t k, Tensor part) const;
 
   MemberGradient member_gradient() const;
-  // Adds what the gradient of a block's vectors of cluster k [rows, D] is to what they are made of.
+  // Accumulates the gradient of a block's vectors of cluster k [rows, D] on its rows().
   void add_rows(const Anchors& block, int64_t k, const Tensor& grad, MemberGradient& members) const;
   int64_t matrix_of(int64_t k) const { return per_anchor() ? 0 : k; }
-  // From the gradient of a block's weights to that of q x^T; the members get the rest.
+  // Returns the gradient of q x^T from that of a block's weights, and accumulates the remaining
+  // terms on the members.
   Tensor scores_gradient(const Anchors& block, const Tensor& of_weights,
                          MemberGradient& members) const;
-  // Sends the gradient of q x^T to the block's anchors, and to the members if they have one.
-  void spread(const Anchors& block, const Tensor& of_scores, Tensor& grad_anchors,
-              MemberGradient* members) const;
-  // The gradient of the members as they came.
+  // Accumulates the gradient of q x^T on the block's anchors and, unless null, on the members.
+  void accumulate_scores(const Anchors& block, const Tensor& of_scores, Tensor& grad_anchors,
+                         MemberGradient* members) const;
+  // Returns the gradient of the members in their given order.
   Tensor finish(MemberGradient& members) const;
 
  private:
@@ -166,7 +175,8 @@ class Synthesis {
   Anchors block(int64_t first, int64_t rows);
   Groups groups(const Anchors& block, int64_t r) const;
   template <typename T, typename Visit>
-  void for_each_part(const Anchors& block, int64_t r, T* row, const T* other, Visit&& visit) const;
+  void for_each_cluster_in_row(const Anchors& block, int64_t r, T* row, const T* other,
+                               Visit&& visit) const;
   template <typename T>
   void softmax(const Anchors& block);
 
@@ -175,22 +185,22 @@ class Synthesis {
   Tensor kernel_of(Tensor gram) const;
   Tensor kernel_of_members(const Tensor& index) const;
   Tensor factor_of(Tensor kernel) const;
-  bool weighs() const;
+  bool has_kam_weights() const;
   Tensor solve(const Anchors& block, const Tensor& right) const;
   void kernel_backward(const Anchors& block, const Tensor& of_khat, MemberGradient& members) const;
-  Tensor kernel_to_products(const Tensor& kernel, const Tensor& grad) const;
+  Tensor kernel_to_member_factor(const Tensor& kernel, const Tensor& grad) const;
   Tensor values_backward(const Cluster& cluster, const Tensor& of_values) const;
 
   bool kam_;
   double sigma_, ridge_;
   int64_t num_members_, most_rows_;
-  Tensor kept_;  // [N, M] by columns, or undefined
-  bool known_;
+  Tensor kept_;  // [N, M] in column order, or undefined
+  bool saved_;
   Tensor q_, x_, half_square_, valid_;  // x [M, D] and |x|^2 / 2 [M] in column order
-  Tensor order_, cluster_of_column_;    // with one clustering: every column's member and cluster
+  Tensor order_, cluster_of_column_;    // member and cluster of each column, for one clustering
   Tensor assignment_;                   // [N, M] with one clustering per anchor
   std::optional<SameId> same_;
   std::vector<Cluster> clusters_;
 };
 
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,5 +1,5 @@
 #pragma once
-// The largest value that every anchor of one side has seen while tiles pass by, and where.
+// The running maximum of each row or column over the tiles visited so far, and its index.
 
 #include <ATen/ops/full.h>
 
@@ -7,12 +7,12 @@
 
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 
-struct Maxima {
-  Tensor value, index;  // -inf and -1 where nothing was seen
+struct RunningMaximum {
+  Tensor value, index;  // -inf and -1 before the first score
 
-  Maxima(int64_t anchors, const at::TensorOptions& options)
+  RunningMaximum(int64_t anchors, const at::TensorOptions& options)
       : value(at::full({anchors}, -std::numeric_limits<double>::infinity(), options)),
         index(at::full({anchors}, -1, options.dtype(at::kLong))) {}
 
@@ -24,8 +24,8 @@ struct Maxima {
 };
 
 template <typename T>
-void raise_rows(const Tile<T>& t, const Maxima& rows) {
-  const auto& loop = cpu::loops<T>(kernels());
+void update_rows(const Tile<T>& t, const RunningMaximum& rows) {
+  const auto& loop = loops<T>();
   T* value = rows.values<T>() + t.first_row;
   int64_t* index = rows.indices() + t.first_row;
   parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -34,8 +34,8 @@ void raise_rows(const Tile<T>& t, const Maxima& rows) {
 }
 
 template <typename T>
-void raise_columns(const Tile<T>& t, const Maxima& columns) {
-  const auto& loop = cpu::loops<T>(kernels());
+void update_columns(const Tile<T>& t, const RunningMaximum& columns) {
+  const auto& loop = loops<T>();
   T* value = columns.values<T>() + t.first_column;
   int64_t* index = columns.indices() + t.first_column;
   parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
@@ -43,4 +43,4 @@ void raise_columns(const Tile<T>& t, const Maxima& columns) {
   });
 }
 
-}  // namespace itm
+}  // namespace itm::cpu

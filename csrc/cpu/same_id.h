@@ -1,17 +1,23 @@
 #pragma once
-// Which entries of a tile are no negatives, and which are positives.
+// Pairs of a row and a column that share an id: positives, and pairs that are no negatives.
 
 #include <ATen/ops/sort.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
+#include <optional>
+#include <tuple>
+#include <utility>
 
+#include "aten/optional_ids.h"
+#include "cpu/parallel.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 
-// Pairs that share an id. Without ids that is the diagonal; with ids, each row's columns are found
-// by a binary search in the sorted ids, so that the dense loops never compare ids.
+// The pairs that share an id. Without ids they are the diagonal. With ids, a binary search in the
+// sorted ids finds the columns of each row, so that the dense loops never compare ids.
 class SameId {
  public:
   SameId(const OptionalTensor& row_ids, const OptionalTensor& column_ids) {
@@ -20,7 +26,7 @@ class SameId {
     std::tie(sorted_, order_) = at::sort(*column_ids, std::optional<bool>(true), /*dim=*/0);
   }
 
-  // Calls found(r, c) for every entry of the tile (local row and column) whose pair shares an id.
+  // Calls found(c) for every column of the tile that shares the id of the tile's row r.
   template <typename T, typename Found>
   void for_each_in_row(const Tile<T>& tile, int64_t r, Found&& found) const {
     const int64_t i = tile.first_row + r, last = tile.first_column + tile.columns;
@@ -42,7 +48,7 @@ class SameId {
  private:
   Tensor rows_, sorted_, order_;
 
-  // The columns that share a row's id, in increasing order: the sort is stable.
+  // Returns the columns that share a row's id, in increasing order: the sort is stable.
   std::pair<const int64_t*, const int64_t*> columns_of(int64_t row) const {
     const int64_t id = rows_.const_data_ptr<int64_t>()[row];
     const int64_t* sorted = sorted_.const_data_ptr<int64_t>();
@@ -51,7 +57,8 @@ class SameId {
     return {order + (first - sorted), order + (end - sorted)};
   }
 
-  // The same ids on both sides, none of them twice: the diagonal, in a look instead of a sort.
+  // Returns whether both sides are the same strictly increasing ids, whose pairs are the diagonal:
+  // one pass instead of a sort.
   static bool is_diagonal(const Tensor& row_ids, const Tensor& column_ids) {
     const auto *id = row_ids.const_data_ptr<int64_t>(), *last = id + row_ids.size(0);
     return id == column_ids.const_data_ptr<int64_t>() && row_ids.size(0) == column_ids.size(0) &&
@@ -69,7 +76,7 @@ void for_each_same_id(const Tile<T>& tile, const SameId& same, Found&& found) {
   });
 }
 
-// Takes the pairs that share an id out of every maximum and sum: their scores become -inf.
+// Excludes the pairs that share an id from every maximum and sum: their scores become -inf.
 template <typename T>
 void exclude(const Tile<T>& tile, const SameId& same) {
   for_each_same_id(tile, same, [&](int64_t r, int64_t c) {
@@ -77,20 +84,4 @@ void exclude(const Tile<T>& tile, const SameId& same) {
   });
 }
 
-// Items grouped by an index in [0, groups): items of group g are order[start[g] .. start[g + 1]),
-// in increasing order. Negative indices are left out.
-struct Groups {
-  std::vector<int64_t> start, order;
-
-  Groups(const int64_t* index, int64_t size, int64_t groups) : start(groups + 1, 0) {
-    for (int64_t k = 0; k < size; ++k)
-      if (index[k] >= 0) ++start[index[k] + 1];
-    for (int64_t g = 0; g < groups; ++g) start[g + 1] += start[g];
-    order.resize(start[groups]);
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t k = 0; k < size; ++k)
-      if (index[k] >= 0) order[next[index[k]]++] = k;
-  }
-};
-
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,6 +1,6 @@
-// One mined negative per anchor, in both directions: noise is drawn where a tile of scores needs it
-// (cpu/simd/philox.h says which), and the largest sum along each side is the draw. The hardest
-// negatives are those of max of hinges.
+// One mined negative per anchor in both directions by the Gumbel-max trick: noise is generated for
+// each tile of scores (cpu/simd/philox.h defines it), and the sample is the index of the largest
+// sum of score and noise. The hardest negatives are those of max of hinges.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
@@ -10,15 +10,15 @@
 
 #include "cpu/hardest_negatives.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// The largest s + noise.
+// Returns the indices of the largest alpha s + temperature noise of each row and column.
 template <typename T>
-std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& same, double alpha,
-                                double temperature, const cpu::Seed& seed) {
-  const Maxima text(x.size(0), x.options()), image(y.size(0), y.options());
-  const auto& loop = cpu::loops<T>(kernels());
+std::tuple<Tensor, Tensor> sample(const Tensor& x, const Tensor& y, const SameId& same,
+                                  double alpha, double temperature, const simd::Seed& seed) {
+  const RunningMaximum text(x.size(0), x.options()), image(y.size(0), y.options());
+  const auto& loop = loops<T>();
   T* value = text.values<T>();
   int64_t* index = text.indices();
   for_each_tile<T>(x, y, alpha, [&](const Tile<T>& t) {
@@ -31,9 +31,9 @@ std::tuple<Tensor, Tensor> draw(const Tensor& x, const Tensor& y, const SameId& 
         loop.row_max(noisy.data(), t.columns, 0, 1, t.first_column, value + i, index + i);
       }
     });
-    raise_columns(t, image);
+    update_columns(t, image);
   });
-  take_first(text, image, same);
+  default_to_first_negative(text, image, same);
   return {text.index, image.index};
 }
 
@@ -46,28 +46,28 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& image, const Tensor& t
   if (strategy == "hardest") {
     const Tensor x = wide(image), y = wide(text);
     return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sample_negatives", [&] {
-      const auto found = hardest<scalar_t>(x, y, nullptr, same);
+      const auto found = hardest_negatives<scalar_t>(x, y, nullptr, same);
       return std::make_tuple(found.row.index, found.column.index);
     });
   }
   const bool uniform = strategy == "uniform";
-  // Equal scores are the product of columns of zeros: nothing of the rows is read.
+  // Products of zero columns give equal scores without reading the rows.
   const Tensor x =
       uniform ? at::zeros({image.size(0), 1}, image.options().dtype(at::kFloat)) : wide(image);
   const Tensor y = uniform ? at::zeros({text.size(0), 1}, x.options()) : wide(text);
   const Tensor words = seed.contiguous();
   const auto* word = words.const_data_ptr<int64_t>();
-  const cpu::Seed noise(static_cast<uint64_t>(word[0]), static_cast<uint64_t>(word[1]));
-  // s / t + noise and s + t noise have their maximum at the same place: neither t nor 1 / t may
-  // leave the range of fp32.
+  const simd::Seed noise(static_cast<uint64_t>(word[0]), static_cast<uint64_t>(word[1]));
+  // s / t + noise and s + t noise have their maxima at the same indices. The form is chosen so that
+  // neither t nor 1 / t leaves the range of fp32.
   const bool divide = !uniform && temperature > 1;
   const double alpha = divide ? 1 / temperature : 1, scale = divide || uniform ? 1 : temperature;
   return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sample_negatives", [&] {
-    return draw<scalar_t>(x, y, same, alpha, scale, noise);
+    return sample<scalar_t>(x, y, same, alpha, scale, noise);
   });
 }
 
 TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("sample_negatives", sample_negatives); }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

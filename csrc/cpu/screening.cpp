@@ -1,128 +1,132 @@
-// Hardest negatives from bf16 products, which tensor units multiply several times faster, without
-// bf16 errors: a rigorous bound says which pairs could be a maximum, and those alone are multiplied
-// again, exactly.
+// Hardest negatives from bf16 products, which bf16 instructions compute several times faster,
+// without bf16 errors: a rigorous error bound selects the pairs that could be a maximum, and only
+// those are multiplied again, exactly.
 //
-// With x = h + l, h its rounding to bf16, the product that the library makes differs from x . y by
-//   |l_x . y + h_x . l_y|             <= |l_x| |y| + |h_x| |l_y|             (what rounding lost)
-//   + its sum in fp32                 <= D 2^-22 |h_x| |h_y|                 (D additions)
-//   + what is too small for fp32      <= D 2^-124 (1 + |x| + |y|)            (flushed to 0)
+// With x = h + l, where h is x rounded to bf16, the library's product differs from x . y by
+//   |l_x . y + h_x . l_y|             <= |l_x| |y| + |h_x| |l_y|             (rounded inputs)
+//   + the error of its fp32 sum       <= D 2^-22 |h_x| |h_y|                 (D additions)
+//   + terms too small for fp32        <= D 2^-124 (1 + |x| + |y|)            (flushed to 0)
 //   + its own rounding to bf16        <= 2^-8 of itself.
-// A row's pairs below its best by more than twice that cannot win. The others are kept, 16 to a
-// row; the winner is the exact maximum, lowest index first, whatever the tiles, threads and
-// instructions.
+// A pair whose score is below the row's best by more than twice this error cannot be the maximum.
+// The others are candidates, up to 16 per row. The result is the exact maximum with the lowest
+// index, for any tiles, threads and instruction set.
 
 #include <ATen/Context.h>
 #include <ATen/Version.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
-#include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <vector>
 
 #include "cpu/hardest_negatives.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kMost = 16;        // pairs kept for a row
-constexpr int64_t kPerRow = 1024;    // additions that a row's candidates cost
-constexpr double kSummed = 0x1p-22;  // 4 units in the last place for each of D additions
-constexpr double kFlushed = 0x1p-124;
-constexpr double kRounded = 0x1p-8;  // twice the rounding of a score to bf16
-constexpr double kLargest = 0x1p60;  // of a row: products of two stay finite
-// Against products in fp32, screening takes .7 of the time at 128 rows of 1,024, .8 at 256 of 256,
+constexpr int64_t kMostCandidates = 16;  // mean number per row
+constexpr int64_t kRowCost = 1024;       // of a row's candidates, in additions
+constexpr double kSumError = 0x1p-22;    // 4 units in the last place for each of D additions
+constexpr double kFlushError = 0x1p-124;
+constexpr double kRoundingError = 0x1p-8;  // twice that of a score rounded to bf16
+constexpr double kLargestNorm = 0x1p60;    // products of two rows stay finite
+// Relative to fp32 products, screening takes .7 of the time at 128 rows of 1,024, .8 at 256 of 256,
 // .9 at 128 of 512, 1.0 at 192 of 256 and 1.2 at 128 of 256 or 64 of 1,024.
 constexpr int64_t kLeastRows = 128, kLeastTerms = 256, kLeastElements = 128 * 512;
 
-// Rows in bf16, and the lengths of what they were, are and lost.
-struct Rounded {
+// Rows x rounded to bf16 h, and upper bounds of the norms of x, h and x - h.
+struct RoundedRows {
   Tensor half;
-  std::vector<double> whole, kept, lost;
-  double most_whole = 0, most_kept = 0, most_lost = 0;
+  std::vector<double> norm, half_norm, rest_norm;
+  double most_norm = 0, most_half_norm = 0, most_rest_norm = 0;
   bool usable = true;
 
-  explicit Rounded(const Tensor& x)
+  explicit RoundedRows(const Tensor& x)
       : half(at::empty(x.sizes(), x.options().dtype(at::kBFloat16))),
-        whole(x.size(0)),
-        kept(x.size(0)),
-        lost(x.size(0)) {
+        norm(x.size(0)),
+        half_norm(x.size(0)),
+        rest_norm(x.size(0)) {
     const int64_t N = x.size(0), D = x.size(1);
     const float* rows = x.const_data_ptr<float>();
     auto* out = reinterpret_cast<uint16_t*>(half.mutable_data_ptr<at::BFloat16>());
-    // Terms are summed in fp32, where one below 2^-126 may be flushed to 0.
+    // Squares are summed in fp32, where terms below 2^-126 may be flushed to 0.
     const double above = 1 + D * 0x1p-23, flushed = D * 0x1p-126;
     parallel_for(0, N, grain(D), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         double squares[2];
-        kernels().screen.round_row(rows + n * D, D, out + n * D, squares);
-        whole[n] = above * std::sqrt(squares[0] + flushed);
-        lost[n] = 0x1p-9 * above * std::sqrt(squares[1] + flushed);
-        kept[n] = above * (whole[n] + lost[n]);
+        loop_table().screen.round_row(rows + n * D, D, out + n * D, squares);
+        norm[n] = above * std::sqrt(squares[0] + flushed);
+        rest_norm[n] = 0x1p-9 * above * std::sqrt(squares[1] + flushed);
+        half_norm[n] = above * (norm[n] + rest_norm[n]);
       }
     });
     for (int64_t n = 0; n < N; ++n) {
-      usable = usable && whole[n] < kLargest && kept[n] < kLargest;  // false for NaN
-      most_whole = std::max(most_whole, whole[n]);
-      most_kept = std::max(most_kept, kept[n]);
-      most_lost = std::max(most_lost, lost[n]);
+      usable = usable && norm[n] < kLargestNorm && half_norm[n] < kLargestNorm;  // false for NaN
+      most_norm = std::max(most_norm, norm[n]);
+      most_half_norm = std::max(most_half_norm, half_norm[n]);
+      most_rest_norm = std::max(most_rest_norm, rest_norm[n]);
     }
   }
 };
 
-// For one side, what could still be each row's maximum.
-class Contest {
+// The candidates for the maximum of each row of one side.
+class Candidates {
  public:
   std::vector<float> best, limit;
 
-  Contest(const Rounded& own, const Rounded& other, int64_t D)
-      : best(own.whole.size(), kLowest),
-        limit(own.whole.size(), kLowest),
-        error_(own.whole.size()),
-        pairs_(own.whole.size()),
-        room_(kMost * static_cast<int64_t>(own.whole.size())) {
+  Candidates(const RoundedRows& own, const RoundedRows& other, int64_t D)
+      : best(own.norm.size(), kLowest),
+        limit(own.norm.size(), kLowest),
+        error_(own.norm.size()),
+        pairs_(own.norm.size()),
+        capacity_left_(kMostCandidates * static_cast<int64_t>(own.norm.size())) {
     const double terms = static_cast<double>(D);
     for (size_t n = 0; n < error_.size(); ++n)
-      error_[n] = own.lost[n] * other.most_whole + own.kept[n] * other.most_lost +
-                  terms * kSummed * own.kept[n] * other.most_kept +
-                  terms * kFlushed * (1 + own.whole[n] + other.most_whole);
+      error_[n] = own.rest_norm[n] * other.most_norm + own.half_norm[n] * other.most_rest_norm +
+                  terms * kSumError * own.half_norm[n] * other.most_half_norm +
+                  terms * kFlushError * (1 + own.norm[n] + other.most_norm);
   }
 
-  // The least score that could still win: a rounded score stands for anything up to its error above
-  // or below, and the winner's own rounding is that of a number no larger than both.
-  void raise(int64_t n, float highest) {
+  // Sets the limit to the least score that could still be the maximum. A rounded score represents
+  // any value up to its error above or below; the rounding of the maximum itself is that of a
+  // number no larger than both.
+  void update_limit(int64_t n, float highest) {
     if (highest == best[n] || highest == kLowest) return;
     best[n] = highest;
     const double error = 2 * error_[n];
-    const double below = highest - error - 2 * kRounded * (std::abs(highest) + error);
+    const double below = highest - error - 2 * kRoundingError * (std::abs(highest) + error);
     limit[n] = std::nextafter(static_cast<float>(below), kLowest);
   }
 
-  // Returns false when too many pairs are too close to be told apart.
-  bool keep(int64_t n, int64_t index, float score) {
+  // Adds a candidate. Returns false if there are too many of them.
+  bool add(int64_t n, int64_t index, float score) {
     Pairs& pairs = pairs_[n];
     if (pairs.size() == pairs.capacity()) {
-      drop_beaten(n);
+      drop_below_limit(n);
       const int64_t before = static_cast<int64_t>(pairs.capacity());
       if (static_cast<int64_t>(pairs.size()) == before) pairs.reserve(2 * before);
-      if ((room_ -= static_cast<int64_t>(pairs.capacity()) - before) < 0) return false;
+      if ((capacity_left_ -= static_cast<int64_t>(pairs.capacity()) - before) < 0) return false;
     }
     pairs.push_back({index, score});
     return true;
   }
 
-  // Multiplies what is left; pairs were kept in increasing order, so the first of equals wins.
+  // Writes the exact maximum of the remaining candidates. They are in increasing order, so that
+  // ties go to the lowest index.
   template <typename Product>
-  void decide(int64_t n, Product&& product, float* value, int64_t* winner) {
-    drop_beaten(n);
+  void exact_maximum(int64_t n, Product&& product, float* value, int64_t* found) {
+    drop_below_limit(n);
     double highest = 0;
     for (const Pair& pair : pairs_[n]) {
       const double exact = product(pair.index);
-      if (*winner >= 0 && exact <= highest) continue;
+      if (*found >= 0 && exact <= highest) continue;
       highest = exact;
-      *winner = pair.index;
+      *found = pair.index;
     }
-    if (*winner >= 0) *value = static_cast<float>(highest);
+    if (*found >= 0) *value = static_cast<float>(highest);
   }
 
  private:
@@ -130,16 +134,16 @@ class Contest {
     int64_t index;
     float score;
   };
-  using Pairs = c10::SmallVector<Pair, 4>;  // most rows keep one or two
+  using Pairs = c10::SmallVector<Pair, 4>;  // most rows have one or two candidates
 
   std::vector<double> error_;
   std::vector<Pairs> pairs_;
-  std::atomic<int64_t> room_;
+  std::atomic<int64_t> capacity_left_;
 
-  void drop_beaten(int64_t n) {
-    const auto beaten = [&](const Pair& pair) { return pair.score < limit[n]; };
+  void drop_below_limit(int64_t n) {
+    const auto below = [&](const Pair& pair) { return pair.score < limit[n]; };
     Pairs& pairs = pairs_[n];
-    pairs.erase(std::remove_if(pairs.begin(), pairs.end(), beaten), pairs.end());
+    pairs.erase(std::remove_if(pairs.begin(), pairs.end(), below), pairs.end());
   }
 };
 
@@ -149,44 +153,45 @@ const uint16_t* words(const Scores& t, int64_t r) {
   return reinterpret_cast<const uint16_t*>(t.row(r));
 }
 
-// Both return false when a row or column has too many pairs to keep.
-bool screen_rows(const Scores& t, Contest& rows) {
-  const auto& loop = kernels().screen;
-  std::atomic<bool> room = true;
-  parallel_for(0, t.rows, grain(t.columns + kPerRow), [&](int64_t r0, int64_t r1) {
+// Both return false if there are too many candidates.
+bool screen_rows(const Scores& t, Candidates& rows) {
+  const auto& loop = loop_table().screen;
+  std::atomic<bool> within_capacity = true;
+  parallel_for(0, t.rows, grain(t.columns + kRowCost), [&](int64_t r0, int64_t r1) {
     std::vector<int32_t> found(t.columns);
-    for (int64_t r = r0; r < r1 && room; ++r) {
+    for (int64_t r = r0; r < r1 && within_capacity; ++r) {
       const int64_t i = t.first_row + r;
-      rows.raise(i, loop.row_max(words(t, r), t.columns, rows.best[i]));
-      if (rows.best[i] == kLowest) continue;  // nothing but pairs that share an id
+      rows.update_limit(i, loop.row_max(words(t, r), t.columns, rows.best[i]));
+      if (rows.best[i] == kLowest) continue;  // all pairs share an id
       const int64_t hits = loop.row_above(words(t, r), t.columns, rows.limit[i], found.data());
-      for (int64_t k = 0; k < hits && room; ++k)
-        if (!rows.keep(i, t.first_column + found[k], t.row(r)[found[k]])) room = false;
+      for (int64_t k = 0; k < hits && within_capacity; ++k)
+        if (!rows.add(i, t.first_column + found[k], t.row(r)[found[k]])) within_capacity = false;
     }
   });
-  return room;
+  return within_capacity;
 }
 
-bool screen_columns(const Scores& t, Contest& columns) {
-  const auto& loop = kernels().screen;
-  std::atomic<bool> room = true;
-  parallel_for(0, t.columns, grain(t.rows + kPerRow), [&](int64_t c0, int64_t c1) {
+bool screen_columns(const Scores& t, Candidates& columns) {
+  const auto& loop = loop_table().screen;
+  std::atomic<bool> within_capacity = true;
+  parallel_for(0, t.columns, grain(t.rows + kRowCost), [&](int64_t c0, int64_t c1) {
     const int64_t size = c1 - c0, first = t.first_column + c0;
     std::vector<float> highest(&columns.best[first], &columns.best[first] + size), limit(size);
     loop.column_max(words(t, 0) + c0, t.rows, t.columns, size, highest.data());
     for (int64_t c = 0; c < size; ++c) {
-      columns.raise(first + c, highest[c]);
-      // -inf are pairs that share an id, never a candidate.
+      columns.update_limit(first + c, highest[c]);
+      // Pairs that share an id have the score -inf and are never candidates.
       limit[c] = std::max(columns.limit[first + c], std::numeric_limits<float>::lowest());
     }
     std::vector<int32_t> found(size);
-    for (int64_t r = 0; r < t.rows && room; ++r) {
+    for (int64_t r = 0; r < t.rows && within_capacity; ++r) {
       const int64_t hits = loop.columns_above(words(t, r) + c0, size, limit.data(), found.data());
-      for (int64_t k = 0; k < hits && room; ++k)
-        if (!columns.keep(first + found[k], t.first_row + r, t.row(r)[c0 + found[k]])) room = false;
+      for (int64_t k = 0; k < hits && within_capacity; ++k)
+        if (!columns.add(first + found[k], t.first_row + r, t.row(r)[c0 + found[k]]))
+          within_capacity = false;
     }
   });
-  return room;
+  return within_capacity;
 }
 
 }  // namespace
@@ -197,7 +202,7 @@ bool screening_possible() {
 #else
   constexpr bool in_hardware = false;
 #endif
-  return in_hardware && &kernels() == &cpu::kernels_avx512 &&
+  return in_hardware && &loop_table() == &simd::loops_avx512 &&
          at::globalContext().userEnabledMkldnn();
 }
 
@@ -207,13 +212,13 @@ bool screening_pays(const Tensor& x, const Tensor& y) {
          D >= kLeastTerms && rows * D >= kLeastElements;
 }
 
-std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t* positive_of,
-                                const SameId& same) {
-  const Rounded image(x), text(y);
+std::optional<HardestNegatives> screened_negatives(const Tensor& x, const Tensor& y,
+                                                   const int64_t* positive_of, const SameId& same) {
+  const RoundedRows image(x), text(y);
   if (!image.usable || !text.usable) return std::nullopt;
   const int64_t N = x.size(0), M = y.size(0), D = x.size(1);
-  Contest rows(image, text, D), columns(text, image, D);
-  const Products<at::BFloat16> products(image.half, text.half, 1);
+  Candidates rows(image, text, D), columns(text, image, D);
+  const ScoreTiles<at::BFloat16> products(image.half, text.half, 1);
   for (int64_t i = 0; i < N; i += products.rows)
     for (int64_t j = 0; j < M; j += products.columns) {
       const Scores tile = products(i, j);
@@ -221,8 +226,8 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
       if (!screen_rows(tile, rows) || !screen_columns(tile, columns)) return std::nullopt;
     }
 
-  Hardest found(x, y);
-  const auto product = [D, of = kernels().f32.product, a = x.const_data_ptr<float>(),
+  HardestNegatives found(x, y);
+  const auto product = [D, of = loop_table().f32.product, a = x.const_data_ptr<float>(),
                         b = y.const_data_ptr<float>()](int64_t i, int64_t j) {
     return of(a + i * D, b + j * D, D);
   };
@@ -231,9 +236,10 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
   int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
   parallel_for(0, N + M, grain(4 * D), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(end, N); ++i)
-      rows.decide(i, [&](int64_t j) { return product(i, j); }, row + i, row_index + i);
+      rows.exact_maximum(i, [&](int64_t j) { return product(i, j); }, row + i, row_index + i);
     for (int64_t j = std::max(begin, N) - N; j < end - N; ++j) {
-      columns.decide(j, [&](int64_t i) { return product(i, j); }, column + j, column_index + j);
+      columns.exact_maximum(
+          j, [&](int64_t i) { return product(i, j); }, column + j, column_index + j);
       const int64_t i = positive_of ? positive_of[j] : j;
       if (i >= 0 && i < N) s[j] = static_cast<float>(product(i, j));
     }
@@ -241,26 +247,4 @@ std::optional<Hardest> screened(const Tensor& x, const Tensor& y, const int64_t*
   return found;
 }
 
-namespace {
-
-// What screening alone says, for tests: nothing, or what hardest_negatives_forward returns.
-std::vector<Tensor> screened_negatives(const Tensor& image, const Tensor& text,
-                                       const OptionalTensor& image_ids,
-                                       const OptionalTensor& text_ids) {
-  const auto found =
-      screened(image.contiguous(), text.contiguous(), nullptr, SameId(image_ids, text_ids));
-  if (!found) return {};
-  const auto& [positive, row, column] = *found;
-  return {positive, row.value, row.index, column.value, column.index};
-}
-
-TORCH_LIBRARY_FRAGMENT(itm_native, m) {
-  m.def(
-      "screened_negatives(Tensor image, Tensor text, Tensor? image_ids, Tensor? text_ids) -> "
-      "Tensor[]");
-}
-
-TORCH_LIBRARY_IMPL(itm_native, CPU, m) { m.impl("screened_negatives", screened_negatives); }
-
-}  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,20 +1,20 @@
-// Sigmoid loss: every tile of logits is added up per text and forgotten.
+// Sigmoid loss: the terms of every tile of logits are summed per text and the tile is discarded.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
-#include "aten/refuse_cosine.h"
-#include "cpu/distances.h"
+#include "aten/unit_rows.h"
 #include "cpu/same_id.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// Adds the bias to a tile of scores. A positive's logit changes sign, so that its loss is the same
-// log(1 + e^logit) as a negative's; a pair that only shares an id drops out as e^-inf = 0.
+// Adds the bias to a tile of scores. Logits of positives change sign, so that their loss is the
+// same log(1 + e^logit) as that of negatives. Other pairs that share an id get the logit -inf,
+// whose loss is 0.
 template <typename T>
 void to_logits(const Tile<T>& t, T bias, const SameId& same, const int64_t* positive_of) {
   parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
@@ -23,7 +23,7 @@ void to_logits(const Tile<T>& t, T bias, const SameId& same, const int64_t* posi
   for_each_same_id(t, same, [&](int64_t r, int64_t c) {
     T& s = t.row(r)[c];
     const bool positive = !positive_of || positive_of[t.first_column + c] == t.first_row + r;
-    // + 0 s: an infinite positive score shows as NaN.
+    // + 0 s turns an infinite positive score into NaN.
     s = positive ? -s + 0 * s : -std::numeric_limits<T>::infinity();
   });
 }
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
   const int64_t* positive_of = ids_or_null(positive);
   Tensor loss = at::empty({y.size(0)}, y.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_forward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto& loop = loops<scalar_t>();
     const auto b = bias.item<scalar_t>();
     std::vector<double> sum(y.size(0));
     auto add = [&](const Tile<scalar_t>& t) {
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> sigmoid_forward(const Tensor& image, const Tensor& te
     for_each_tile<scalar_t>(x, y, scale.item<double>(), add, if_kept(kept));
     auto* out = loss.mutable_data_ptr<scalar_t>();
     std::copy(sum.begin(), sum.end(), out);
-    // A text without exactly one image has no positive whose loss could show the mistake.
+    // A text without exactly one image has no positive, and its loss must be NaN.
     for (int64_t j = 0; positive_of && j < y.size(0); ++j)
       if (positive_of[j] < 0) out[j] = std::numeric_limits<scalar_t>::quiet_NaN();
   });
@@ -71,21 +71,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sigmoid_backward(
   Tensor grad_x, grad_y;
   double grad_bias = 0, grad_scale = 0;
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sigmoid_backward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
-    const auto* share = g.const_data_ptr<scalar_t>();
+    const auto& loop = loops<scalar_t>();
+    const auto* of_loss = g.const_data_ptr<scalar_t>();
     const auto b = bias.item<scalar_t>();
-    auto weigh = [&](const Tile<scalar_t>& t) {
+    auto to_gradient = [&](const Tile<scalar_t>& t) {
       if (!scores.numel()) to_logits(t, b, same, positive_of);
       parallel_for(0, t.rows, grain(8 * t.columns), [&](int64_t r0, int64_t r1) {
-        loop.sigmoid_weights(t.data, t.columns, r0, r1, share + t.first_column);
+        loop.sigmoid_weights(t.data, t.columns, r0, r1, of_loss + t.first_column);
       });
       for_each_same_id(t, same, [&](int64_t r, int64_t c) { t.row(r)[c] = -t.row(r)[c]; });
       grad_bias += at::from_blob(t.data, {t.rows * t.columns}, x.options())
                        .sum(at::kDouble)
                        .template item<double>();
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(x, y, alpha, scores, weigh);
-    grad_scale = inner<scalar_t>(grad_x, x);
+    std::tie(grad_x, grad_y) = tiled_products_gradient<scalar_t>(x, y, alpha, scores, to_gradient);
+    grad_scale = inner_product<scalar_t>(grad_x, x);
   });
   return {grad_x.mul_(alpha).to(image.scalar_type()), grad_y.mul_(alpha).to(text.scalar_type()),
           at::scalar_tensor(grad_scale, scale.options()), at::full({}, grad_bias, bias.options())};
@@ -97,4 +97,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

@@ -1,14 +1,19 @@
-// Batched similarity matrices. Products are the library's; distances are direct differences, from
-// loops of our own, because the library's expanded form cancels and its direct form is slow.
+// Batched similarity matrices. Products call the BLAS library. Distances are computed from direct
+// differences in loops of our own, because the library's expanded form suffers cancellation and its
+// direct form is slow.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <string_view>
 
 #include "aten/batches.h"
+#include "cpu/distances.h"
+#include "cpu/huge_pages.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
 Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view metric) {
@@ -18,7 +23,7 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
   if (metric == "dot" || metric == "cosine") {
     out = products(in, metric == "cosine");
   } else {
-    out = room({batches, N, M}, in.x.options());
+    out = empty_in_huge_pages({batches, N, M}, in.x.options());
     AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_forward", [&] {
       for (int64_t b = 0; b < batches; ++b) {
         Tensor matrix = out[b];
@@ -30,8 +35,8 @@ Tensor similarity_forward(const Tensor& x, const Tensor& y, std::string_view met
   return out.reshape(in.with(N, M)).to(x.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
-                                        std::string_view metric) {
+std::tuple<Tensor, Tensor> distances_gradient(const Tensor& grad, const Batches& in,
+                                              std::string_view metric) {
   Tensor grad_x = at::zeros_like(in.x), grad_y = at::zeros_like(in.y);
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "similarity_backward", [&] {
     for (int64_t b = 0; b < in.x.size(0); ++b) {
@@ -41,15 +46,15 @@ std::tuple<Tensor, Tensor> of_distances(const Tensor& grad, const Batches& in,
       if (metric == "l2") {
         Tensor distance = at::empty({x.size(0), y.size(0)}, x.options());
         distances<scalar_t>(x, y, true, distance);
-        // At distance 0 the gradient is 0, not 0 / 0.
+        // The gradient is 0 at distance 0, where the quotient is 0 / 0.
         weight = weight.div(distance.sqrt_()).masked_fill_(distance.eq(0), 0);
       }
       Tensor to_x = grad_x[b], to_y = grad_y[b];
       if (metric == "l1") {
-        add_all_signs<scalar_t>(weight, x, y, to_x, &to_y);
+        add_signs<scalar_t>(weight, x, y, to_x, &to_y);
       } else {
-        add_all_differences<scalar_t>(weight, x, y, to_x);
-        add_all_differences<scalar_t>(weight.t().contiguous(), y, x, to_y);
+        add_differences<scalar_t>(weight, x, y, to_x);
+        add_differences<scalar_t>(weight.t().contiguous(), y, x, to_y);
       }
     }
   });
@@ -62,7 +67,7 @@ std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor&
   const Tensor g = wide(grad).reshape({-1, in.x.size(1), in.y.size(1)});
   const bool product = metric == "dot" || metric == "cosine";
   const auto [grad_x, grad_y] =
-      product ? of_products(g, in, metric == "cosine") : of_distances(g, in, metric);
+      product ? products_gradient(g, in, metric == "cosine") : distances_gradient(g, in, metric);
   return {in.unflat(grad_x, x), in.unflat(grad_y, y)};
 }
 
@@ -72,4 +77,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

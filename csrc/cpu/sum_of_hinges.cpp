@@ -1,20 +1,22 @@
-// Sum of hinges: every tile of scores is summed per pair and forgotten.
+// Sum of hinges: the hinges of every tile of scores are summed per pair and the tile is discarded.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/arange.h>
 #include <torch/library.h>
 
+#include "cpu/accumulate_rows.h"
+#include "cpu/groups.h"
 #include "cpu/same_id.h"
 #include "cpu/score_tiles.h"
 
-namespace itm {
+namespace itm::cpu {
 namespace {
 
-// The operator's inputs, ready for the loops.
+// The inputs of the operator in the layout that the loops read.
 struct Inputs {
   Tensor x, y, positive;
   SameId same;
-  Groups pairs;  // pairs of every image
+  Groups pairs;  // grouped by image
 
   Inputs(const Tensor& image, const Tensor& text, const OptionalTensor& positive_of,
          const OptionalTensor& image_ids, const OptionalTensor& text_ids)
@@ -25,11 +27,11 @@ struct Inputs {
         same(image_ids, text_ids),
         pairs(positive.const_data_ptr<int64_t>(), y.size(0), x.size(0)) {}
 
-  // margin - s+ of every pair. A text without exactly one image is a mistake that shows as NaN.
+  // Returns margin - s+ of every pair, NaN for texts without exactly one image.
   template <typename T>
   std::vector<T> offsets(double margin) const {
     const int64_t M = y.size(0), D = y.size(1);
-    const auto& loop = cpu::loops<T>(kernels());
+    const auto& loop = loops<T>();
     const auto* of = positive.const_data_ptr<int64_t>();
     const T *from = x.const_data_ptr<T>(), *to = y.const_data_ptr<T>();
     std::vector<T> offset(M, std::numeric_limits<T>::quiet_NaN());
@@ -51,7 +53,7 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   const Tensor kept = scores_to_keep(keep_scores, in.x, in.y);
   Tensor loss = at::empty({in.y.size(0)}, in.y.options());
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_forward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto& loop = loops<scalar_t>();
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
     // 0, or NaN where the positive score is not finite.
     std::vector<double> sum(offset.size());
@@ -78,27 +80,28 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   return {loss, kept};
 }
 
-// Every active hinge also pulls on its pair's own score: to the gradient of each of its two rows,
-// adds pull[j] times the other.
+// Accumulates the gradients of the positive scores: adds of_positive[j] times each row of pair j to
+// the gradient of the other.
 template <typename T>
-void pull_pairs(const Inputs& in, const std::vector<T>& pull, Tensor& grad_x, Tensor& grad_y) {
+void add_positive_gradients(const Inputs& in, const std::vector<T>& of_positive, Tensor& grad_x,
+                            Tensor& grad_y) {
   const int64_t N = in.x.size(0), M = in.y.size(0), D = in.x.size(1);
-  const auto& loop = cpu::loops<T>(kernels());
+  const auto& loop = loops<T>();
   const auto* of = in.positive.const_data_ptr<int64_t>();
   const T *x = in.x.const_data_ptr<T>(), *y = in.y.const_data_ptr<T>();
   T *to_x = grad_x.mutable_data_ptr<T>(), *to_y = grad_y.mutable_data_ptr<T>();
   parallel_for(0, M, grain(2 * D), [&](int64_t j0, int64_t j1) {
     for (int64_t j = j0; j < j1; ++j)
-      if (of[j] >= 0) loop.add_rows(to_y + j * D, x, of + j, &pull[j], 1, D);
+      if (of[j] >= 0) loop.add_rows(to_y + j * D, x, of + j, &of_positive[j], 1, D);
   });
   parallel_for(0, N, grain(2 * D), [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t first = in.pairs.start[i];
-      add_in_parts(in.pairs.start[i + 1] - first, to_x + i * D, D,
-                   [&](int64_t begin, int64_t end, T* out) {
-                     for (int64_t k = first + begin; k < first + end; ++k)
-                       loop.add_rows(out, y, &in.pairs.order[k], &pull[in.pairs.order[k]], 1, D);
-                   });
+      accumulate_rows(
+          in.pairs.start[i + 1] - first, to_x + i * D, D, [&](int64_t begin, int64_t end, T* out) {
+            for (int64_t k = first + begin; k < first + end; ++k)
+              loop.add_rows(out, y, &in.pairs.order[k], &of_positive[in.pairs.order[k]], 1, D);
+          });
     }
   });
 }
@@ -112,11 +115,11 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
   const Tensor g = grad.to(in.x.scalar_type()).contiguous();
   Tensor grad_x, grad_y;
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_backward", [&] {
-    const auto& loop = cpu::loops<scalar_t>(kernels());
+    const auto& loop = loops<scalar_t>();
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
-    const auto* share = g.const_data_ptr<scalar_t>();
-    std::vector<double> active(offset.size());  // hinges > 0 of every pair
-    auto weigh = [&](const Tile<scalar_t>& t) {
+    const auto* of_loss = g.const_data_ptr<scalar_t>();
+    std::vector<double> active(offset.size());  // positive hinges of every pair
+    auto to_gradient = [&](const Tile<scalar_t>& t) {
       if (!scores.numel()) exclude(t, in.same);
       parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
         loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
@@ -127,20 +130,22 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
         for (int64_t r = r0; r < r1; ++r) {
           const int64_t i = t.first_row + r;
           loop.column_hinge_weights(t.row(r), weights.data(), t.columns, &offset[t.first_column],
-                                    share + t.first_column);
+                                    of_loss + t.first_column);
           for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
             const int64_t j = in.pairs.order[k];
             active[j] += static_cast<double>(
-                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], share[j]));
+                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], of_loss[j]));
           }
           std::copy(weights.begin(), weights.end(), t.row(r));
         }
       });
     };
-    std::tie(grad_x, grad_y) = products_of_weights<scalar_t>(in.x, in.y, 1, scores, weigh);
-    std::vector<scalar_t> pull(active.size());
-    for (size_t j = 0; j < pull.size(); ++j) pull[j] = static_cast<scalar_t>(-share[j] * active[j]);
-    pull_pairs(in, pull, grad_x, grad_y);
+    std::tie(grad_x, grad_y) =
+        tiled_products_gradient<scalar_t>(in.x, in.y, 1, scores, to_gradient);
+    std::vector<scalar_t> of_positive(active.size());
+    for (size_t j = 0; j < active.size(); ++j)
+      of_positive[j] = static_cast<scalar_t>(-of_loss[j] * active[j]);
+    add_positive_gradients(in, of_positive, grad_x, grad_y);
   });
   return {grad_x.to(image.scalar_type()), grad_y.to(text.scalar_type())};
 }
@@ -151,4 +156,4 @@ TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
 }
 
 }  // namespace
-}  // namespace itm
+}  // namespace itm::cpu

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "aten/batches.h"
+#include "aten/optional_ids.h"
 #include "cuda/operands.h"
 
 #ifdef ITM_EMULATED

@@ -24,7 +24,7 @@ def exact_scores(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor] | None 
 
 
 def screen(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
-    return torch.ops.itm_native.screened_negatives(image, text, *(ids or (None, None)))
+    return torch.ops.itm_testing.screened_negatives(image, text, *(ids or (None, None)))
 
 
 def assert_exact(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor] | None = None) -> None:

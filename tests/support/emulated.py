@@ -78,7 +78,8 @@ def library(
     flags = (*FLAGS, *flags)
     words = (str(COMPILER), *flags, *device, *link, torch.__version__)
     known = hashlib.sha256(" ".join(words).encode())
-    for path in sorted(path for folder in (CSRC, EMULATOR) for path in folder.rglob("*.*")):
+    folders = (CSRC / "aten", CSRC / "cuda", EMULATOR)
+    for path in sorted(path for folder in folders for path in folder.rglob("*.*")):
         known.update(path.as_posix().encode() + path.read_bytes())
     folder = ROOT / "build" / "emulator" / name / known.hexdigest()[:16]
     target = folder / f"{name}.so"

@@ -1,8 +1,8 @@
-// Sums that grow with the batch. A long chain of additions in fp32 loses digits in proportion to
-// its length (5e-4 of a sum of 32,768 like terms). Here a chain has at most 32 terms, and chains
-// are added up in fp64.
+// Sums that grow with the batch. A chain of additions in fp32 loses precision in proportion to its
+// length (5e-4 of a sum of 32,768 terms of one sign and size). Here a chain has at most 32 terms,
+// and chains are added up in fp64.
 
-// The sum of lanes, in an order in which vectors of any length can add them.
+// Returns the sum of lanes, by halves, so that vectors of any length add them in the same order.
 template <int kLanes, typename T>
 inline T sum_of_lanes(T (&lane)[kLanes]) {
 #pragma GCC unroll 5
@@ -18,8 +18,8 @@ inline V load(const T* from) {
   return value;
 }
 
-// The sum of term.at<T>(0), ..., term.at<T>(size - 1) along a row; at<V> is a vector of them. 64
-// bytes of lanes for any length of vectors.
+// Returns the sum of term.at<T>(0), ..., term.at<T>(size - 1); at<V> returns a vector of terms. All
+// vector lengths use 64 bytes of lanes.
 template <typename T, typename Term>
 inline double row_sum(int64_t size, const Term& term) {
   using V = typename Vector<T>::type;
@@ -43,7 +43,7 @@ inline double row_sum(int64_t size, const Term& term) {
   return total;
 }
 
-// What row_sum takes for the entries of a row.
+// The entries of a row as the terms of row_sum.
 template <typename T>
 struct Entry {
   const T* row;
@@ -53,12 +53,12 @@ struct Entry {
   }
 };
 
-// sum[c] += term(row[c], c) over the rows of a tile, for columns [c0, c1). Rows are taken in
-// sixteens, as tiles are: the order of the additions does not depend on the tiles.
+// sum[c] += term(row[c], c) over the rows of a tile, for columns [c0, c1). Chains have 16 rows, of
+// which tiles have a multiple: the order of the additions does not depend on the tiles.
 template <typename T, typename Term>
 inline void column_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                        const Term& term, double* sum) {
-  constexpr int64_t kBlock = 256, kChain = 16;  // sums of a block stay in the first-level cache
+  constexpr int64_t kBlock = 256, kChain = 16;  // the sums of a block fit the first-level cache
   for (int64_t b = c0; b < c1; b += kBlock) {
     const int64_t size = b + kBlock < c1 ? kBlock : c1 - b;
     for (int64_t first = 0; first < rows; first += kChain) {

@@ -1,28 +1,28 @@
-// Bounded sums over similarities or distances. "Inside" is "not outside", so that a NaN is inside
-// and shows; pairs that take no part are -inf.
+// Bounded sums over similarities or distances. "Inside" means "not outside", so that NaN is inside
+// and reaches the sum. Excluded pairs are -inf.
 
 template <typename T>
 inline bool inside(T key, T low, T high) {
   return !(key <= low) && !(key >= high);
 }
 
-// The same for vectors, all bits of a lane or none. Compilers vectorise the scalar form for AVX-512
-// alone: without it both sums took 7 times as long.
+// The same for vectors, with all bits of a lane set or none. Compilers vectorise the scalar form
+// for AVX-512 only: without this form both sums took 7 times as long.
 template <typename T>
 inline typename Vector<T>::bits inside_lanes(typename Vector<T>::type key, T low, T high) {
   return ~((key <= low) | (key >= high));
 }
 
-// Bit l in lane l.
+// Returns a vector with bit l set in lane l.
 template <typename T>
-inline typename Vector<T>::bits places() {
-  typename Vector<T>::bits place = {};
+inline typename Vector<T>::bits lane_bits() {
+  typename Vector<T>::bits bit = {};
   for (uint64_t l = 0; l < kVectorBytes / sizeof(T); ++l)
-    place[l] = static_cast<typename SameWidth<T>::type>(1) << l;
-  return place;
+    bit[l] = static_cast<typename SameWidth<T>::type>(1) << l;
+  return bit;
 }
 
-// offset + sign * key in the lanes of a mask, 0 in the others.
+// Returns offset + sign * key in the lanes of a mask, 0 in the others.
 template <typename T>
 inline typename Vector<T>::type banded(typename Vector<T>::type key, const Band<T>& band,
                                        typename Vector<T>::bits mask) {
@@ -31,14 +31,14 @@ inline typename Vector<T>::type banded(typename Vector<T>::type key, const Band<
       reinterpret_cast<Bits>(band.offset + band.sign * key) & mask);
 }
 
-// Returns the sum over one row's keys inside the band; notes in words[c / 32] which those are.
+// Returns the sum over the keys of one row inside the band and sets their bits in words[c / 32].
 template <typename T>
 T band_row(const T* row, int64_t columns, const Band<T>& band, uint32_t* words) {
   using V = typename Vector<T>::type;
   using Bits = typename Vector<T>::bits;
   constexpr int64_t kWord = 32, kLanes = kVectorBytes / sizeof(T), kParts = kWord / kLanes;
   V lane[kParts] = {};
-  const Bits place = places<T>();
+  const Bits bit = lane_bits<T>();
   int64_t c = 0;
   for (; c + kWord <= columns; c += kWord) {
     Bits bits = {};
@@ -48,7 +48,7 @@ T band_row(const T* row, int64_t columns, const Band<T>& band, uint32_t* words) 
       __builtin_memcpy(&key, row + c + p * kLanes, sizeof(V));
       const Bits in = inside_lanes<T>(key, band.low, band.high);
       lane[p] += banded<T>(key, band, in);
-      bits |= in & (place << (p * kLanes));
+      bits |= in & (bit << (p * kLanes));
     }
     uint32_t word = 0;
     for (int64_t l = 0; l < kLanes; ++l) word |= static_cast<uint32_t>(bits[l]);
@@ -68,8 +68,8 @@ T band_row(const T* row, int64_t columns, const Band<T>& band, uint32_t* words) 
   return sum;
 }
 
-// The same for columns, over up to 32 rows: sum[c] += ..., words[c] says which rows are inside. A
-// cache line of every row at a time.
+// The same for columns, over up to 32 rows: adds to sum[c] and sets the bits of rows inside in
+// words[c]. Reads a cache line of every row at a time.
 template <typename T>
 void band_columns(const T* tile, int64_t stride, int64_t rows, int64_t columns, const Band<T>& band,
                   T* sum, uint32_t* words) {
@@ -108,44 +108,45 @@ void band_columns(const T* tile, int64_t stride, int64_t rows, int64_t columns, 
   }
 }
 
-// weights[c] = share + shares[c] where bit c is set, else 0. Without a branch: in a dense band it
-// would be guessed wrongly half the time.
+// weights[c] = of_row + of_columns[c] where bit c is set, else 0. Without a branch, which would be
+// mispredicted half the time in a dense band.
 template <typename T>
-void band_weights(const uint32_t* words, int64_t columns, T share, const T* shares, T* weights) {
+void band_weights(const uint32_t* words, int64_t columns, T of_row, const T* of_columns,
+                  T* weights) {
   using V = typename Vector<T>::type;
   using Bits = typename Vector<T>::bits;
   constexpr int64_t kWord = 32, kLanes = kVectorBytes / sizeof(T), kParts = kWord / kLanes;
-  const Bits place = places<T>();
+  const Bits bit = lane_bits<T>();
   int64_t c = 0;
   for (; c + kWord <= columns; c += kWord) {
     const Bits word = Bits{} + static_cast<typename SameWidth<T>::type>(words[c / kWord]);
 #pragma GCC unroll 16
     for (int64_t p = 0; p < kParts; ++p) {
       V both;
-      __builtin_memcpy(&both, shares + c + p * kLanes, sizeof(V));
-      both += share;
-      const Bits in = (word & (place << (p * kLanes))) != 0;
+      __builtin_memcpy(&both, of_columns + c + p * kLanes, sizeof(V));
+      both += of_row;
+      const Bits in = (word & (bit << (p * kLanes))) != 0;
       const Bits kept = reinterpret_cast<Bits>(both) & in;
       __builtin_memcpy(weights + c + p * kLanes, &kept, sizeof(V));
     }
   }
   for (; c < columns; ++c)
-    weights[c] = words[c / kWord] >> (c % kWord) & 1 ? share + shares[c] : T(0);
+    weights[c] = words[c / kWord] >> (c % kWord) & 1 ? of_row + of_columns[c] : T(0);
 }
 
-// The gradient of one pair in one row's sum: share inside the row's band, slope times the key
-// everywhere, for keys that are divided by the row's norm first.
+// Returns the gradient of a distance in the sum of one row, whose keys are distances divided by the
+// row's norm: of_inside inside the row's band, plus slope times the key.
 template <typename T>
-inline T pull(T key, T norm, T low, T high, T share, T slope) {
-  const T relative = key / norm;
-  return (inside(relative, low, high) ? share : T(0)) + slope * relative;
+inline T relative_weight(T distance, T norm, T low, T high, T of_inside, T slope) {
+  const T key = distance / norm;
+  return (inside(key, low, high) ? of_inside : T(0)) + slope * key;
 }
 
 template <typename T>
 void relative_weights(T* row, int64_t columns, int64_t n, const RowBands<T>& b) {
-  const T norm = b.norm[n], low = b.low[n], high = b.high[n], share = b.share[n];
+  const T norm = b.norm[n], low = b.low[n], high = b.high[n], of_inside = b.inside[n];
   const T slope = b.slope[n];
   for (int64_t c = 0; c < columns; ++c)
-    row[c] = pull(row[c], norm, low, high, share, slope) +
-             pull(row[c], b.norm[c], b.low[c], b.high[c], b.share[c], b.slope[c]);
+    row[c] = relative_weight(row[c], norm, low, high, of_inside, slope) +
+             relative_weight(row[c], b.norm[c], b.low[c], b.high[c], b.inside[c], b.slope[c]);
 }

@@ -1,9 +1,9 @@
 // Sums of exponentials over a tile of scores, and the softmax and sigmoid weights of their
 // gradients.
 
-// e^x of a float in operations that the compiler turns into vector instructions: 2^n e^r with
-// |r| <= ln 2 / 2 and Taylor's polynomial of degree 7 (relative error below 2^-23). 0 below -87.3,
-// infinite above 88 (which nobody asks for), NaN for NaN.
+// e^x of a float in operations that the compiler vectorises: 2^n e^r with |r| <= ln 2 / 2 and the
+// Taylor polynomial of degree 7 (relative error below 2^-23). 0 below -87.3, infinite above 88 (no
+// caller exceeds it), NaN for NaN.
 inline float exponential(float x) {
   const float low = -87.3f, high = 88.f;
   const float inside = x < low ? low : (x > high ? high : x);
@@ -26,7 +26,8 @@ inline float exponential(float x) {
 
 inline double exponential(double x) { return std::exp(x); }
 
-// log(1 + e) for e in [0, 1], as 2 artanh(z) with z = e / (2 + e) <= 1 / 3: seven terms leave 5e-9.
+// log(1 + e) for e in [0, 1], as 2 artanh(z) with z = e / (2 + e) <= 1 / 3: the error of seven
+// terms is 5e-9.
 inline float logarithm_of_one_plus(float e) {
   const float z = e / (2.f + e), q = z * z;
   float p = 1.f / 13;
@@ -41,10 +42,10 @@ inline float logarithm_of_one_plus(float e) {
 
 inline double logarithm_of_one_plus(double e) { return std::log1p(e); }
 
-// A sum of e^(score - before), over a maximum that has risen to `now`: in fp64, since a maximum may
-// rise with every tile.
+// Rescales a sum of e^(score - before) to a maximum that has increased to `now`, in fp64, since the
+// maximum may increase with every tile.
 template <typename T>
-inline double raised(double sum, T before, T now) {
+inline double rescaled(double sum, T before, T now) {
   const double lower = static_cast<double>(before) - now;
   return sum == 0 || before == now ? sum : sum * std::exp(lower);
 }
@@ -62,10 +63,10 @@ void row_exp_sum(const T* tile, int64_t columns, int64_t r0, int64_t r1, T* m, d
     T highest = m[r];
     for (int64_t k = 0; k < kLanes; ++k) highest = lane[k] > highest ? lane[k] : highest;
     for (; c < columns; ++c) highest = row[c] > highest ? row[c] : highest;
-    // While everything is -inf there is nothing to subtract it from; NaN goes into the sum.
+    // If all scores are -inf, 0 is subtracted instead: -inf - -inf is NaN. NaN reaches the sum.
     const T base = highest == -std::numeric_limits<T>::infinity() ? T(0) : highest;
-    // Exponentials go through a buffer in the first-level cache: one plain loop to vectorise.
-    double sum = raised(l[r], m[r], base);
+    // A buffer in the first-level cache holds the exponentials, so that a plain loop vectorises.
+    double sum = rescaled(l[r], m[r], base);
     for (int64_t b = 0; b < columns; b += kBlock) {
       const int64_t size = b + kBlock < columns ? kBlock : columns - b;
       T e[kBlock];
@@ -86,7 +87,7 @@ struct ColumnExponential {
 template <typename T>
 void column_exp_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1, T* m,
                     double* l) {
-  constexpr int64_t kBlock = 256;  // maxima and sums of a block stay in the first-level cache
+  constexpr int64_t kBlock = 256;  // maxima and sums of a block fit the first-level cache
   for (int64_t b = c0; b < c1; b += kBlock) {
     const int64_t size = b + kBlock < c1 ? kBlock : c1 - b;
     T highest[kBlock];
@@ -96,10 +97,10 @@ void column_exp_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, in
       for (int64_t c = 0; c < size; ++c) highest[c] = row[c] > highest[c] ? row[c] : highest[c];
     }
     for (int64_t c = 0; c < size; ++c) {
-      const T known = m[b + c];
+      const T before = m[b + c];
       m[b + c] = highest[c];
       if (highest[c] == -std::numeric_limits<T>::infinity()) highest[c] = 0;
-      l[b + c] = raised(l[b + c], known, highest[c]);
+      l[b + c] = rescaled(l[b + c], before, highest[c]);
     }
     column_sum(tile + b, rows, columns, 0, size, ColumnExponential<T>{highest}, l + b);
   }
@@ -110,10 +111,10 @@ void softmax_weights(T* tile, int64_t columns, int64_t r0, int64_t r1, const Sof
   const T *b = of.b, *highest = of.column_highest, *column = of.column;
   for (int64_t r = r0; r < r1; ++r) {
     T* s = tile + r * columns;
-    const T share = of.a[r], base = of.row_highest[r], sum = of.row[r];
-    // Differences first: that of two near scores is exact.
+    const T a = of.a[r], base = of.row_highest[r], sum = of.row[r];
+    // Differences are taken first: they are exact for two close scores.
     for (int64_t c = 0; c < columns; ++c)
-      s[c] = share * exponential((s[c] - base) - sum) +
+      s[c] = a * exponential((s[c] - base) - sum) +
              b[c] * exponential((s[c] - highest[c]) - column[c]);
   }
 }

@@ -1,6 +1,7 @@
-// Gumbel noise on scores. The layout of the noise stands in philox.h.
+// Gumbel noise on scores. philox.h defines the layout of the noise.
 
-// log(1 + x) for |x| <= sqrt(2) - 1, to fp32's relative precision: the polynomial of Cephes' logf.
+// log(1 + x) for |x| <= sqrt(2) - 1, to the relative precision of fp32: the polynomial of Cephes'
+// logf.
 inline float logarithm_near_one(float x) {
   float p = 7.0376836292e-2f;
   p = p * x - 1.1514610310e-1f;
@@ -23,15 +24,16 @@ inline float split(float y, float* exponent) {
   return std::bit_cast<float>(std::bit_cast<int32_t>(y) - e * (1 << 23)) - 1.f;
 }
 
-// (word + 1/2) / 2^32, rounded once. Its halves are signed integers: only AVX512 converts others.
+// (word + 1/2) / 2^32, rounded once. The halves of the word are converted as signed integers: only
+// AVX512 converts unsigned ones.
 inline float unit(uint32_t word) {
   const auto high = static_cast<float>(static_cast<int32_t>(word >> 16));
   const auto low = static_cast<float>(static_cast<int32_t>(word & 0xFFFF));
   return (high * 65536.f + (low + 0.5f)) * 0x1p-32f;
 }
 
-// A choice that stays free of branches: gcc makes one of a plain choice here, and then vectorises
-// nothing below AVX512.
+// A selection without a branch: gcc compiles a conditional expression to a branch here, and then
+// does not vectorise below AVX512.
 inline float choose(bool first, float a, float b) {
   const int32_t mask = -static_cast<int32_t>(first);
   return std::bit_cast<float>((std::bit_cast<int32_t>(a) & mask) |
@@ -42,12 +44,12 @@ inline void gumbel(const uint32_t* words, float* noise, int64_t size) {
   constexpr float kLog2 = 0.69314718f;
   for (int64_t k = 0; k < size; ++k) {
     const float u = unit(words[k]);
-    // 1 - u from the word's complement loses nothing near 0. Near 1 it does: there u is exact, and
-    // the exponent is 0.
-    const float rest = unit(~words[k]);
+    // 1 - u from the complement of the word is precise near 0, but not near 1: there u is precise,
+    // and the exponent is 0.
+    const float complement = unit(~words[k]);
     float exponent;
-    const float from_rest = split(rest, &exponent);
-    const float x = choose(words[k] >> 30 == 0, -u, from_rest);  // u < 1 / 4
+    const float from_complement = split(complement, &exponent);
+    const float x = choose(words[k] >> 30 == 0, -u, from_complement);  // u < 1 / 4
     const float exponential = -(exponent * kLog2 + logarithm_near_one(x));
     const float y = split(exponential, &exponent);
     noise[k] = -(exponent * kLog2 + logarithm_near_one(y));
@@ -57,7 +59,7 @@ inline void gumbel(const uint32_t* words, float* noise, int64_t size) {
 template <typename T>
 void add_gumbel(T* row, int64_t columns, uint32_t i, int64_t first_column, T temperature,
                 const Seed& seed, T* for_row) {
-  constexpr int64_t kBlock = 64;  // counters at a time, each for two columns and both directions
+  constexpr int64_t kBlock = 64;  // counters, each for two columns and both directions
   for (int64_t begin = 0; begin < columns; begin += 2 * kBlock) {
     uint32_t word[4][kBlock];
     float noise[4][kBlock];

@@ -1,7 +1,7 @@
 // Sums of hinges over a tile of scores, and the weights of their gradients. The offset of an anchor
-// is margin - s+; entries that are no negatives are -inf and fall out by themselves.
+// is margin - s+. Entries that are no negatives are -inf, whose hinge is 0.
 
-// Of a number or a vector; NaN stays.
+// The hinge of a number or a vector, NaN for NaN.
 template <typename V>
 inline V hinge(V x) {
   return x <= 0 ? V{} : x;
@@ -35,11 +35,11 @@ void column_hinge_sum(const T* tile, int64_t rows, int64_t columns, int64_t c0, 
 }
 
 template <typename T>
-int64_t row_hinge_weights(const T* row, T* weights, int64_t columns, T offset, T share) {
+int64_t row_hinge_weights(const T* row, T* weights, int64_t columns, T offset, T weight) {
   int64_t count = 0;
   for (int64_t c = 0; c < columns; ++c) {
     const bool active = row[c] + offset > 0;
-    weights[c] += active ? share : T(0);
+    weights[c] += active ? weight : T(0);
     count += active;
   }
   return count;
@@ -47,8 +47,8 @@ int64_t row_hinge_weights(const T* row, T* weights, int64_t columns, T offset, T
 
 template <typename T>
 void column_hinge_weights(const T* row, T* weights, int64_t columns, const T* offset,
-                          const T* share) {
-  for (int64_t c = 0; c < columns; ++c) weights[c] = row[c] + offset[c] > 0 ? share[c] : T(0);
+                          const T* weight) {
+  for (int64_t c = 0; c < columns; ++c) weights[c] = row[c] + offset[c] > 0 ? weight[c] : T(0);
 }
 
 template <typename T>

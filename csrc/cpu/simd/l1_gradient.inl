@@ -1,9 +1,9 @@
-// The gradient of l1 distances, both sides at once: a panel of columns of x and y, packed.
+// The gradient of l1 distances for both sides at once, on packed panels of columns of x and y.
 //
-// panel[row][kPanel] lies densely, so that rows of y pass by without the strides of D that evict
-// one another from a cache. A row of y costs four operations for each vector of x that is in
-// registers: a difference, its sign (one instruction of AVX-512, and of AVX2 in fp32; otherwise
-// three), and a multiplied addition to each side.
+// panel[row][kPanel] is dense, so that rows of y are read without the strides of D that evict one
+// another from a cache. A row of y costs four operations for each vector of x in registers: a
+// difference, its sign (one instruction in AVX-512, and in AVX2 for fp32; otherwise three), and a
+// multiply-add for each side.
 
 template <typename T>
 constexpr int64_t kPanel = 2 * kVectorBytes / static_cast<int64_t>(sizeof(T));
@@ -13,7 +13,8 @@ int64_t panel_size() {
   return kPanel<T>;
 }
 
-// Positive numbers get this sign. In AVX2 it is 2: integers negate the bits of 2.0f as floats do.
+// The sign of positive numbers. It is 2 in AVX2, because integer negation of the bits of 2.0f gives
+// those of -2.0f.
 #if defined(ITM_AVX2)
 template <typename T>
 constexpr T kSign = sizeof(T) == sizeof(float) ? 2 : 1;
@@ -22,24 +23,25 @@ template <typename T>
 constexpr T kSign = 1;
 #endif
 
-// -kSign, 0 or kSign; x is not -0. NaN is the caller's: a comparison more would cost 8 %.
+// Returns -kSign, 0 or kSign; x must not be -0. The caller handles NaN: another comparison would
+// cost 8 %.
 template <typename T>
 inline typename Vector<T>::type sign_of(typename Vector<T>::type x) {
 #if defined(ITM_AVX512)
-  // One instruction, told what to answer for every class of numbers: 0, 1, negatives, positives.
-  constexpr int32_t kAnswers = static_cast<int32_t>(0xa9a9a822);
+  // One instruction with a table of results for each class of numbers: 0, 1, negative, positive.
+  constexpr int32_t kResults = static_cast<int32_t>(0xa9a9a822);
   if constexpr (sizeof(T) == sizeof(float)) {
     typedef int table __attribute__((vector_size(kVectorBytes)));
-    return __builtin_ia32_fixupimmps512_mask(x, x, table{} + kAnswers, 0, -1, 4);
+    return __builtin_ia32_fixupimmps512_mask(x, x, table{} + kResults, 0, -1, 4);
   } else {
     typedef long long table __attribute__((vector_size(kVectorBytes)));
-    return __builtin_ia32_fixupimmpd512_mask(x, x, table{} + kAnswers, 0, -1, 4);
+    return __builtin_ia32_fixupimmpd512_mask(x, x, table{} + kResults, 0, -1, 4);
   }
 #else
   using V = typename Vector<T>::type;
   using Bits = typename Vector<T>::bits;
 #if defined(ITM_AVX2)
-  // As an integer, a number has the sign that it has.
+  // The bits of a float as an integer have the sign of the float.
   if constexpr (sizeof(T) == sizeof(float))
     return reinterpret_cast<V>(__builtin_ia32_psignd256(reinterpret_cast<Bits>(kSign<T> + V{}),
                                                         reinterpret_cast<Bits>(x)));
@@ -50,15 +52,15 @@ inline typename Vector<T>::type sign_of(typename Vector<T>::type x) {
 #endif
 }
 
-// Sums are kSign times what they say while signs are added. The weights stay as they are: to scale
-// them first would wait for memory, which takes a fifth of the time.
+// Scales sums, which hold kSign times their value while signs are added. Scaling the weights
+// instead would wait for memory, a fifth of the time.
 template <typename T>
 inline void scale(T* sum, int64_t size, T factor) {
   if constexpr (kSign<T> != 1)
     for (int64_t k = 0; k < size; ++k) sum[k] *= factor;
 }
 
-// Some rows of x against all rows of y. Without to_y only the side of x.
+// Adds the signs of kRows rows of x against all rows of y; without to_y only to the side of x.
 template <typename T, int kRows, bool kBoth>
 inline void sign_rows(const T* x, T* to_x, const T* y, T* to_y, const T* weight, int64_t stride,
                       int64_t count) {
@@ -101,8 +103,8 @@ inline void sign_rows(const T* x, T* to_x, const T* y, T* to_y, const T* weight,
 template <typename T, bool kBoth>
 inline void sign_panels(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
                         const T* weight, int64_t stride) {
-  constexpr int kRows = kVectorBytes == 64 ? 4 : 2;  // as registers allow
-  constexpr int64_t kBlock = 256;  // rows of y whose panels stay in a second-level cache
+  constexpr int kRows = kVectorBytes == 64 ? 4 : 2;  // limited by registers
+  constexpr int64_t kBlock = 256;  // rows of y whose panels fit a second-level cache
   constexpr T kBack = 1 / kSign<T>;
   scale(to_x, rows * kPanel<T>, kSign<T>);
   for (int64_t j = 0; j < count; j += kBlock) {
@@ -121,7 +123,8 @@ inline void sign_panels(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, 
   scale(to_x, rows * kPanel<T>, kBack);
 }
 
-// to_x[n] += sum over m of weight[n][m] sign(x[n] - y[m]), and to_y[m] -= the sum over n of it.
+// to_x[n] += sum over m of weight[n][m] sign(x[n] - y[m]); to_y[m] -= the sum over n of these
+// terms.
 template <typename T>
 void add_sign_panels(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
                      const T* weight, int64_t stride) {

@@ -1,8 +1,8 @@
 // All loops of one instruction set. Included once per instruction set, inside a namespace of its
-// own, after every other header: a target pragma must reach nothing but these loops. The file that
-// includes it says kVectorBytes, because g++ reads macros before it obeys the pragma.
+// own, after every other header: the target pragma must apply to these loops alone. The including
+// file defines kVectorBytes, because g++ expands macros before it applies the pragma.
 
-// Integers of the width of T: a blend of scores can then blend their indices.
+// Integers of the width of T, so that a blend of scores also blends their indices.
 template <typename T>
 struct SameWidth;
 template <>
@@ -14,7 +14,7 @@ struct SameWidth<double> {
   using type = int64_t;
 };
 
-// A comparison of two vectors is all bits or none in each lane of `bits`.
+// A comparison of two vectors sets all bits of a lane of `bits` or none.
 template <typename T>
 struct Vector;
 template <>
@@ -30,6 +30,7 @@ struct Vector<double> {
 
 #include "cpu/simd/accumulation.inl"
 #include "cpu/simd/band_sum.inl"
+#include "cpu/simd/distance_gradient.inl"
 #include "cpu/simd/distances.inl"
 #include "cpu/simd/exponential.inl"
 #include "cpu/simd/gumbel.inl"
@@ -94,7 +95,7 @@ constexpr ScreenLoops screen_loops() {
   };
 }
 
-constexpr Kernels table(const char* instruction_set, bool (*runs_here)()) {
+constexpr LoopTable loop_table(const char* instruction_set, bool (*runs_here)()) {
   return {loops_of<float>(), loops_of<double>(), screen_loops(), gumbel,
           instruction_set,   runs_here};
 }

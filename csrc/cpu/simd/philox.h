@@ -1,21 +1,21 @@
 #pragma once
-// Noise without a state: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3,
-// SC 2011) turns a counter and a key into four random words, the same on every device.
+// Counter-based noise: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3,
+// SC 2011) maps a counter and a key to four random words, the same on every device.
 //
-// What is drawn for a pair of rows depends on the seed, the direction and the pair alone, never on
-// tiles or threads. This layout holds for every backend:
+// The noise of a pair of rows depends only on the seed, the direction and the pair, not on tiles or
+// threads. All backends use this layout:
 //
 //   key       low and high half of seed[0]
 //   counter   column j / 2, row i, low and high half of seed[1]
-//   word      2 * direction + j % 2; direction 0 draws a column for a row, 1 a row for a column
+//   word      2 * direction + j % 2; direction 0 samples a column for a row, 1 a row for a column
 //   u         (word + 1/2) / 2^32, strictly between 0 and 1
 //   noise     Gumbel, -log(-log(1 - u)), in fp32: from -3.2 to 22.9
 //
-// 1 - u and not u: large noise then comes from small u, of which fp32 has the most.
+// 1 - u instead of u: large noise then comes from small u, near which fp32 is densest.
 
 #include <cstdint>
 
-namespace itm::cpu {
+namespace itm::simd {
 
 struct Seed {
   uint32_t key[2], stream[2];
@@ -40,4 +40,4 @@ constexpr Words philox(Words counter, uint32_t first, uint32_t second) {
   return counter;
 }
 
-}  // namespace itm::cpu
+}  // namespace itm::simd

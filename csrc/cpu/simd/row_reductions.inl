@@ -1,7 +1,7 @@
-// Sums of rows that an index names, products of two rows, and counts along a row.
+// Sums of listed rows, products of two rows, and counts along a row.
 
-// out[d] = sum over k of x[rows[k]][d], for `size` columns of rows `stride` apart. 32 rows at a
-// time are summed apart from the total, which is in fp64.
+// out[d] = sum over k of x[rows[k]][d], for `size` columns of rows `stride` apart. Blocks of 32
+// rows are summed separately and added up in fp64.
 template <typename T>
 void sum_of_rows(const T* x, int64_t stride, const int64_t* rows, int64_t count, T* out,
                  int64_t size) {
@@ -37,7 +37,8 @@ void sum_of_rows(const T* x, int64_t stride, const int64_t* rows, int64_t count,
   }
 }
 
-// The product of two rows: of fp32 exact terms, summed in fp64, in one order everywhere.
+// Returns the product of two rows, summed in fp64 in the same order for all instruction sets. The
+// terms of fp32 rows are exact.
 template <typename T>
 double product(const T* x, const T* y, int64_t D) {
   constexpr int64_t kLanes = 32;
@@ -51,7 +52,7 @@ double product(const T* x, const T* y, int64_t D) {
 }
 
 template <typename T>
-Standing count_above(const T* row, int64_t columns, T limit) {
+RankCounts count_above(const T* row, int64_t columns, T limit) {
   typename SameWidth<T>::type above = 0, equal = 0;  // a tile has fewer columns than 2^31
   for (int64_t c = 0; c < columns; ++c) {
     above += row[c] > limit;

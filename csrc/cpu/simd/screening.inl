@@ -1,4 +1,4 @@
-// Loops over scores in bf16 (as 16-bit words): where could a maximum be, before anyone knows?
+// Loops over bf16 scores, as 16-bit words, that find the candidates for row and column maxima.
 
 inline float widened(uint16_t half) {
   return std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
@@ -37,7 +37,7 @@ inline bool any_above(const uint16_t* row, Limit limit, int64_t first) {
   return any;
 }
 
-// Hits are rare: a block is searched only where a count of it says so.
+// Hits are rare: a block is searched only if it contains one.
 template <typename Limit>
 inline int64_t screen_above(const uint16_t* row, int64_t columns, Limit limit, int32_t* found) {
   constexpr int64_t kBlock = 64, kPart = 16;
@@ -76,7 +76,7 @@ inline int64_t screen_columns_above(const uint16_t* row, int64_t columns, const 
 }
 
 // Rounds a row to the nearest bf16, ties to even; squares are |x|^2 and |2^9 (x - half)|^2, which
-// is about as large. What becomes of NaN is no matter here.
+// has about the same magnitude. The rounding of NaN is unspecified.
 inline void round_row(const float* x, int64_t D, uint16_t* half, double* squares) {
   constexpr int64_t kLanes = 32;
   float whole[kLanes] = {}, lost[kLanes] = {};

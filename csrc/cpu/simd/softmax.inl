@@ -1,7 +1,7 @@
-// Softmax over one row's part of a tile of scores, and its gradient.
+// Softmax over a part of a row of scores, and its gradient.
 
-// Turns row[c] into the softmax of (row[c] - offset[c]) scale. Entries of -inf become 0; a row of
-// nothing else, or with NaN or inf in it, is NaN.
+// Turns row[c] into the softmax of (row[c] - offset[c]) scale. Entries of -inf become 0. A row of
+// only -inf, or with NaN or inf, becomes NaN.
 template <typename T>
 void softmax_row(T* row, const T* offset, int64_t columns, T scale) {
   constexpr int64_t kLanes = 64 / sizeof(T);
@@ -28,7 +28,7 @@ struct Product {
   }
 };
 
-// Turns the gradient of a softmax p into that of the row before: scale p (grad - sum of p grad).
+// Turns the gradient of a softmax p into that of its input: scale p (grad - sum of p grad).
 template <typename T>
 void softmax_gradient(T* grad, const T* p, int64_t columns, T scale) {
   const T sum = static_cast<T>(row_sum<T>(columns, Product<T>{p, grad}));

@@ -1,9 +1,9 @@
-// Row and column maxima of a tile of scores, with the index that attains them.
+// Row and column maxima of a tile of scores, with their indices.
 //
-// The index is rare work: a row looks for it only where its maximum has risen, so the common pass
-// is a plain maximum that the compiler turns into vector instructions.
+// A row searches for the index only if its maximum has increased, which is rare: the common pass is
+// a plain maximum that the compiler vectorises.
 
-// True where s replaces m: it is larger, or the first NaN.
+// Returns whether s replaces the maximum m: it is larger, or the first NaN.
 template <typename T>
 inline bool replaces(T s, T m) {
   return !(s <= m) && m == m;
@@ -42,7 +42,7 @@ template <typename T, bool kLimited>
 inline void column_max_block(const T* tile, int64_t rows, int64_t columns, int64_t c0, int64_t c1,
                              int64_t first_row, const T* limit, T* best, int64_t* index) {
   using Index = typename SameWidth<T>::type;
-  constexpr int64_t kBlock = 512;  // values and indices of a block stay in the first-level cache
+  constexpr int64_t kBlock = 512;  // values and indices of a block fit the first-level cache
   for (int64_t b = c0; b < c1; b += kBlock) {
     const int64_t size = b + kBlock < c1 ? kBlock : c1 - b;
     Index from[kBlock];
@@ -52,10 +52,10 @@ inline void column_max_block(const T* tile, int64_t rows, int64_t columns, int64
       const T* row = tile + r * columns + b;
       for (int64_t c = 0; c < size; ++c) {
         const T s = row[c];
-        bool wins = replaces(s, m[c]);
-        if (kLimited) wins = wins && !(s >= limit[b + c]);
-        m[c] = wins ? s : m[c];
-        from[c] = wins ? static_cast<Index>(r) : from[c];
+        bool larger = replaces(s, m[c]);
+        if (kLimited) larger = larger && !(s >= limit[b + c]);
+        m[c] = larger ? s : m[c];
+        from[c] = larger ? static_cast<Index>(r) : from[c];
       }
     }
     for (int64_t c = 0; c < size; ++c)

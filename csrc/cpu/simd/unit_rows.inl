@@ -1,13 +1,14 @@
-// Rows scaled to length 1, as torch.nn.functional.normalize scales them, and the gradient behind.
-// A row of length 0 has no direction: its unit row and its gradient are 0.
+// Rows normalised to norm 1, as by torch.nn.functional.normalize, and the gradient. A zero row has
+// no direction: its unit row and its gradient are 0.
 
-constexpr double kShortest = 1e-12;  // length that a shorter row is divided by
+constexpr double kSmallestNorm = 1e-12;  // rows with a smaller norm are divided by it
 
-// What a row is divided by. NaN stays; over infinity everything finite is 0.
+// Returns the divisor of a row: infinity for a zero row, so that finite entries become 0. NaN for
+// NaN.
 template <typename T>
-T divisor_of(T length) {
-  if (length == 0) return std::numeric_limits<T>::infinity();
-  return length < T(kShortest) ? T(kShortest) : length;
+T divisor_of(T norm) {
+  if (norm == 0) return std::numeric_limits<T>::infinity();
+  return norm < T(kSmallestNorm) ? T(kSmallestNorm) : norm;
 }
 
 template <typename T>
@@ -26,17 +27,17 @@ T inner_product(const T* x, const T* y, int64_t size) {
 // Writes x / |x|; returns |x|.
 template <typename T>
 T unit_row(const T* x, T* out, int64_t D) {
-  const T length = static_cast<T>(__builtin_sqrt(inner_product(x, x, D)));
-  const T divisor = divisor_of(length);
+  const T norm = static_cast<T>(__builtin_sqrt(inner_product(x, x, D)));
+  const T divisor = divisor_of(norm);
   for (int64_t d = 0; d < D; ++d) out[d] = x[d] / divisor;
-  return length;
+  return norm;
 }
 
-// Writes the gradient of x from that of its unit row: along itself a unit vector does not move.
+// Writes the gradient of x from that of its unit row, less its component along the unit row.
 template <typename T>
-void unit_gradient(const T* grad, const T* unit, T length, T* out, int64_t D) {
-  const bool scaled = length > T(kShortest);
+void unit_gradient(const T* grad, const T* unit, T norm, T* out, int64_t D) {
+  const bool scaled = norm > T(kSmallestNorm);
   const T along = scaled ? inner_product(grad, unit, D) : T(0);
-  const T divisor = divisor_of(length);
+  const T divisor = divisor_of(norm);
   for (int64_t d = 0; d < D; ++d) out[d] = (grad[d] - along * unit[d]) / divisor;
 }

@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> similarity_backward(const Tensor& grad, const Tensor&
   const Batches in(direct ? x : wide(x), direct ? y : wide(y));
   const Tensor g = direct ? grad : grad.to(wide_type(x));
   const Tensor flat = g.reshape({in.x.size(0), in.x.size(1), in.y.size(1)});
-  const auto [grad_x, grad_y] = is_product(metric) ? of_products(flat, in, metric == "cosine")
+  const auto [grad_x, grad_y] = is_product(metric) ? products_gradient(flat, in, metric == "cosine")
                                                    : of_distances(device, flat, in, metric);
   return {in.unflat(grad_x, x), in.unflat(grad_y, y)};
 }

@@ -1,7 +1,7 @@
 // Row and column log-sum-exp of a small batch, on CUDA: four launches, two forward and two
 // backward, for rows that need no copy. The scale stays on the device.
 
-#include "aten/refuse_cosine.h"
+#include "aten/unit_rows.h"
 #include "cuda/small_batch/log_sum_exp.h"
 #include "cuda/small_batch/score_gradient_binding.h"
 

@@ -1,7 +1,7 @@
 // Sigmoid loss of a small batch, on CUDA: four launches, two forward and two backward, for rows
 // that need no copy. Scale and bias stay on the device.
 
-#include "aten/refuse_cosine.h"
+#include "aten/unit_rows.h"
 #include "cuda/small_batch/score_gradient_binding.h"
 #include "cuda/small_batch/sigmoid.h"
 
