@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compiled import HIGHEST, on, run_with
-from itm_kernels import backends, ops, reference
+from itm_kernels import ops, reference
 from itm_kernels.mining import HardNegativeSampler
 from kernels import MARKS
 from random_tensors import LOW_PRECISIONS, ids, rows, whole
