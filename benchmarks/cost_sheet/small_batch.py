@@ -43,7 +43,7 @@ def _columns(launch: Launch) -> int:
 # that load, and do not multiply tiles, wait once every time [E].
 CHAINS: dict[str, Callable[[Launch], float]] = {
     "max_of_hinges._hinges_kernel": lambda launch: 1 + 3 * _along(launch, "DEPTH"),
-    "hardest_negatives._winners_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
+    "hardest_negatives._candidate_scores_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
     "hardest_negatives._positives_kernel": lambda launch: _along(launch, "DEPTH"),
     "_coo_entries._sort_kernel": lambda launch: math.ceil(launch.M / launch.CHUNK),
     "_segment_sum._gradients_kernel": lambda launch: 6,

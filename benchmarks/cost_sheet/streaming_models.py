@@ -11,7 +11,7 @@ def _hinges(launch: Launch) -> Count:
     return found._replace(hbm=found.hbm + sum(keys))
 
 
-@model("hardest_negatives._winners_kernel")
+@model("hardest_negatives._candidate_scores_kernel")
 def _winners(launch: Launch) -> Count:
     found = gathered(launch, 2 * launch.A, 0, launch.D, launch.anchor_rows.dtype)
     keys = launch.operands["key"].bytes + launch.operands["index"].bytes

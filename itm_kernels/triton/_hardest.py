@@ -1,8 +1,8 @@
 """The hardest negative of every row and column from one pass over the scores.
 
-A tile leaves the (key, index) of its best negative per row and per column; a key is an integer
-that orders as the score does. Who reduces the tiles multiplies the winners again, in the precision
-of the input: tensor cores choose, they do not score.
+A tile stores the key and the index of its hardest negative per row and per column; keys are
+integers in the order of the scores. The kernel that reduces the tiles computes the scores of the
+selected rows again, in the precision of the input: tensor-core scores only select the index.
 """
 
 import torch
@@ -31,7 +31,7 @@ def _hardest_kernel(
     operands,  # `ScoreOperands`
     x_ids,
     y_ids,
-    bound,  # scores of the pairs, that semi-hard negatives stay below
+    bound,  # scores of the pairs: semi-hard negatives are below
     row_key,
     row_index,
     column_key,
@@ -73,9 +73,9 @@ def hardest(
     text_ids: Tensor | None,
     semihard: bool,
 ) -> tuple[TileMaxima, TileMaxima]:
-    """Find the hardest text of every image and image of every text, per tile.
+    """Find the hardest text of every image and the hardest image of every text, per tile.
 
-    Semi-hard negatives stay below the score of a pair, so that rows are then pairs: `[tiles, M]`.
+    Semi-hard negatives have scores below that of a pair: rows are then pairs, `[tiles, M]`.
     """
     if not semihard:
         if should_screen(image, text, kind_of(image)):
@@ -87,8 +87,8 @@ def hardest(
 
             return on_hopper(both, image_ids, text_ids)
         return _hardest_of_tiles(both, image_ids, text_ids, None, True, True)
-    # A bound is a cliff: what falls off it is decided as fp32 would. Small tiles: bounds and ids
-    # beside 128 x 128 keys are 14 spills on sm_100.
+    # Semi-hard mining compares scores with a threshold, so scores are computed to fp32 accuracy.
+    # Small tiles: with bounds and ids, 128 x 128 keys cause 14 spills on sm_100.
     pairs, pair_ids = positive_images(image, image_ids, positive)
     both = _scaled_operands.scaled_operands(pairs, text, cosine=False, shape=(1, 1))
     bound = positive_scores(both)
@@ -114,14 +114,14 @@ def _hardest_of_tiles(
     _hardest_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), N=N, M=M,
         bound=both.x if bound is None else bound, BOUNDED=bound is not None,
-        row_key=row.key, row_index=row.winner, OF_ROWS=of_rows,
-        column_key=column.key, column_index=column.winner, OF_COLUMNS=of_columns,
+        row_key=row.key, row_index=row.candidate, OF_ROWS=of_rows,
+        column_key=column.key, column_index=column.candidate, OF_COLUMNS=of_columns,
     )  # fmt: skip
     return row, column
 
 
 def empty_tile_maxima(both: Operands, candidates: int, anchors: int, at_once: int) -> TileMaxima:
-    """Return room for the best of every tile of so many candidates, for every anchor."""
+    """Allocate the maxima of every tile of `at_once` candidates, for every anchor."""
     shape = triton.cdiv(candidates, at_once), anchors
     keys = torch.int64 if both.kind == "fp64" else torch.int32
     return TileMaxima(

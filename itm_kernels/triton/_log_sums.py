@@ -1,15 +1,16 @@
-"""Pieces of kernels: sums of exponentials of a tile's rows and columns."""
+"""Device functions: log-sum-exp of the rows and columns of a tile, and over all tiles."""
 
 import triton
 import triton.language as tl
 
-# Exponents relative to one base are safe while e^60 lies between the bases of rows and columns.
+# One base for all exponents of a tile is safe while the maxima of its rows and columns differ by
+# less than 60: e^60 does not overflow, e^-60 does not underflow.
 SPREAD = tl.constexpr(60.0)
 
 
 @triton.jit
 def _shift(largest):
-    # An infinite maximum would leave inf - inf; without it infinities come out as they are.
+    # An infinite maximum would give inf - inf. With a shift of 0 infinities pass through.
     return tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
 
 
@@ -26,10 +27,10 @@ def finite_or(values, other):
 
 @triton.jit
 def tile_log_sums(logits, SHARED: tl.constexpr):
-    """Return the highest logit of rows and of columns, and their log-sum-exp relative to it.
+    """Return the maximum of every row and column, and the log-sum-exp relative to it.
 
-    If SHARED, rows and columns share one exponential per logit, relative to the tile's highest,
-    unless e^60 lies between the highest of two of them.
+    If SHARED, rows and columns share one exponential per logit, relative to the tile's maximum,
+    unless the maxima of two rows or columns differ by 60 or more.
     """
     of_row, of_column = tl.max(logits, 1), tl.max(logits, 0)
     row_shift, column_shift = _shift(of_row), _shift(of_column)
@@ -49,10 +50,11 @@ def _shared_sums(logits, of_row, of_column, row_shift, column_shift):
         tl.min(finite_or(of_row, float("inf")), 0), tl.min(finite_or(of_column, float("inf")), 0)
     )
     if (top - lowest < SPREAD) & (logits.dtype == tl.float32):
-        share = tl.exp(logits - top)
-        # Over the share of the highest, as it is to the last bit; a sum without one stays.
-        row_sum = tl.sum(share, 1) / tl.exp(finite_or(of_row, top) - top)
-        column_sum = tl.sum(share, 0) / tl.exp(finite_or(of_column, top) - top)
+        weight = tl.exp(logits - top)
+        # Divided by the exponential of the maximum, with the same bits as in the sum. A row without
+        # a finite maximum is not rescaled.
+        row_sum = tl.sum(weight, 1) / tl.exp(finite_or(of_row, top) - top)
+        column_sum = tl.sum(weight, 0) / tl.exp(finite_or(of_column, top) - top)
     else:
         row_sum = tl.sum(tl.exp(logits - row_shift[:, None]), 1)
         column_sum = tl.sum(tl.exp(logits - column_shift[None, :]), 0)
@@ -61,6 +63,7 @@ def _shared_sums(logits, of_row, of_column, row_shift, column_shift):
 
 @triton.jit
 def log_sum_of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: tl.constexpr):
+    """Reduce the maxima and relative log-sum-exps `[2, tiles, anchors]` of all tiles."""
     DTYPE: tl.constexpr = found.dtype.element_ty
     at = tl.minimum(a, anchors - 1)[None, :]
     skip = tl.cast(tiles, tl.int64) * anchors
@@ -69,12 +72,12 @@ def log_sum_of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: 
         tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
         place = tile_sums + tile * anchors + at
         sums = tl.load(place + skip, tile < tiles, float("-inf"))
-        # A tile without a logit has a shift that says nothing.
+        # The shift of a tile without logits is meaningless.
         shift = tl.load(place, tile < tiles, 0.0)
         shift = tl.where(sums == float("-inf"), float("-inf"), shift)
         largest = tl.maximum(largest, tl.max(shift, 0))
     shift = _shift(largest)
-    total = tl.zeros((a.shape[0],), tl.float64)  # tiles grow in number with the batch
+    total = tl.zeros((a.shape[0],), tl.float64)  # the number of tiles grows with the batch
     for first in range(0, tiles, TILES):
         tile = first + tl.arange(0, TILES)[:, None].to(tl.int64)
         place = tile_sums + tile * anchors + at

@@ -1,4 +1,4 @@
-"""What stands between a tensor and a kernel: its precision, and its layout in memory."""
+"""Operands of score kernels: the precision of rows and their layout in memory."""
 
 import functools
 import math
@@ -16,39 +16,39 @@ from itm_kernels.triton._tile_table import tile_of as tile_of
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """Return x with elements of a row side by side; rows may lie anywhere."""
+    """Return x with contiguous rows; the stride between rows is arbitrary."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision that x is computed in."""
+    """Return the precision in which x is computed."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# Of a program: a row of D = 1024, so that 128 rows keep 128 processors busy.
+# Elements per program: one row of D = 1024, so that 128 rows occupy 128 processors.
 _NUMBERS = 1 << 14 if INTERPRETED else 1024
 _MOST_ROWS = 1024 if INTERPRETED else 16  # 32 rows of 32 columns spill on sm_100
 
 
 def row_blocks(D: int) -> dict[str, Any]:
-    """Return the rows, and the columns at once, of a kernel that passes over whole rows."""
+    """Return rows per program and columns per step of a kernel that streams whole rows."""
     columns = min(triton.next_power_of_2(D), 1024)
     return {"ROWS": min(_NUMBERS // columns, _MOST_ROWS), "COLUMNS": columns, "num_warps": 4}
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which a kernel stores what is then converted to a dtype.
+    """Return the dtype in which a kernel stores a result that is then converted to `dtype`.
 
-    A GPU rounds to bf16 as it stores; the interpreter truncates.
+    A GPU rounds to bf16 when it stores; the interpreter truncates.
     """
     return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
 class ScoreOperands(NamedTuple):
-    """The argument of a kernel that `_score_tiles.score_tile` reads its operands and tile from.
+    """Kernel argument: the operands of `_score_tiles.score_tile`, and the tile.
 
-    One tuple instead of 17 parameters. Triton specializes its members like arguments of their own;
-    a `tl.constexpr` member is a compile-time constant.
+    Triton specializes the members of a tuple like parameters; a `tl.constexpr` member is a
+    compile-time constant.
     """
 
     x: Tensor  # [PARTS, N, D]
@@ -72,12 +72,12 @@ class ScoreOperands(NamedTuple):
 
 @functools.cache
 def constants_of(*values: Any) -> tuple[tl.constexpr, ...]:
-    """Return values as compile-time constants; shared objects make a launch's look-up cheap."""
+    """Return values as compile-time constants. Cached: equal objects make kernel look-up cheap."""
     return tuple(tl.constexpr(value) for value in values)
 
 
 class Operands(NamedTuple):
-    """Two matrices as `_score_tiles.score_tile` takes them."""
+    """Two matrices of rows, prepared for `_score_tiles.score_tile`."""
 
     x: Tensor  # [parts, N, D]
     y: Tensor  # [parts, M, D]
@@ -97,8 +97,8 @@ class Operands(NamedTuple):
         """Return the operands as a kernel's arguments, with the options of a launch.
 
         Args:
-            tile: another than that of the operands.
-            parts: of y, where x has not as many.
+            tile: replaces the tile of the operands.
+            parts: of y, where it differs from x's.
         """
         x, y, tile = self.x, self.y, tile or self.tile
         D, strides = x.shape[2], (x.stride(1), y.stride(1), x.stride(0), y.stride(0))
@@ -118,15 +118,15 @@ def operands(
     shape: tuple[int, int] | None = None,
     epilogue: str = "",
 ) -> Operands:
-    """Prepare rows for tensor cores, at the precision that their dtype and PyTorch's setting ask.
+    """Prepare rows for tensor cores, in the precision of their dtype and of PyTorch's setting.
 
-    fp16 and bf16 are exact as they are. fp32 follows `torch.get_float32_matmul_precision`:
-    "highest" splits every number into bf16 parts. Three parts (six products) carry all bits of fp32
-    at twice the speed of its own units; two parts (three products, error 6e-7 on unit rows of D =
-    1024, 6e-6 at D = 33) are for scores that only choose a row.
+    fp16 and bf16 rows are used as they are. fp32 follows `torch.get_float32_matmul_precision`:
+    "highest" splits every value into bf16 parts. Three parts (six products) carry all bits of fp32
+    at twice the speed of fp32 units; two parts (three products, error 6e-7 on unit rows of D =
+    1024, 6e-6 at D = 33) suffice for scores that only select a row.
 
-    A shape, when given, is that of the scores that a tile is chosen for; the epilogue, what the
-    kernel does with it (`_tile_table.TableRow`).
+    `shape` overrides the shape of the scores for which a tile is chosen; `epilogue` is how the
+    kernel uses the tile (`_tile_table.TableRow`).
     """
     kind = kind_of(x)
     tile, precision = tile_and_precision(kind, x, y, shape, epilogue)
@@ -140,24 +140,24 @@ def tile_and_precision(
     shape: tuple[int, int] | None = None,
     epilogue: str = "",
 ) -> tuple[Tile, str]:
-    """Return the tile of x's scores with y, and how a kind of operands is multiplied."""
+    """Return the tile of the scores of x and y, and the input precision of their products."""
     N, M = shape or (x.shape[0], y.shape[0])
     tile = tile_of("half" if kind == "parts" else kind, N, M, x.shape[1], epilogue)
     return tile, "tf32" if kind == "tf32" else "ieee"
 
 
 def kind_of(x: Tensor) -> str:
-    """Return how rows are multiplied: as "half", "parts", "tf32", "ieee" or "fp64"."""
+    """Return the kind of products of rows: "half", "parts", "tf32", "ieee" or "fp64"."""
     if x.dtype != torch.float32:
         return "fp64" if x.dtype == torch.float64 else "half"
     return "tf32" if torch.get_float32_matmul_precision() != "highest" else _kind_of_fp32(x)
 
 
 def kind_and_parts(x: Tensor, cancelling: bool) -> tuple[str, int]:
-    """Return how rows are multiplied with weights, and in how many parts where it is in parts.
+    """Return the kind of products of rows and weights, and the number of parts for "parts".
 
-    cancelling: products are far larger than their sum. tf32 has too few bits of them; two parts,
-    at one and a half times its cost, have 16.
+    `cancelling`: the products are far larger than their sum. tf32 has too few bits for them; two
+    parts have 16 bits, at one and a half times the cost of tf32.
     """
     kind = kind_of(x)
     if kind == "tf32" and cancelling:
@@ -166,27 +166,28 @@ def kind_and_parts(x: Tensor, cancelling: bool) -> tuple[str, int]:
 
 
 def _kind_of_fp32(x: Tensor) -> str:
-    # Splitting costs a pass over the rows: at small D the products cost less than that. On SMALL
-    # GPUs bf16 has 2 (GeForce) to 4 times the rate of fp32: six products are 1.5 to 3 times fp32's.
+    # Splitting costs a pass over the rows, which at small D costs more than the products. On SMALL
+    # GPUs bf16 has 2 (GeForce) to 4 times the rate of fp32: six products take 1.5 to 3 times the
+    # time of fp32's.
     return "ieee" if x.shape[1] < 32 or architecture() in SMALL else "parts"
 
 
 def prepare(x: Tensor, kind: str, parts: int = 3) -> Tensor:  # [parts, N, D]
-    """Lay rows `[N, D]` out as tensor cores take them."""
+    """Return rows `[N, D]` in the layout that score kernels load."""
     if kind == "parts":
         return _split(x, parts)
-    if kind == "tf32" and not INTERPRETED:  # which multiplies tf32 in fp32
+    if kind == "tf32" and not INTERPRETED:  # the interpreter multiplies tf32 in fp32
         return tf32_rows(x)
     if kind == "half" and INTERPRETED and x.dtype == torch.bfloat16:
-        x = x.float()  # the interpreter multiplies bf16 wrongly, without a word
+        x = x.float()  # the interpreter multiplies bf16 incorrectly
     return _aligned(contiguous_rows(x))[None]
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """Return x with rows that asynchronous copies can load: they move 4 bytes at least.
+    """Return x with rows that asynchronous copies can load, which move at least 4 bytes.
 
-    The compiler knows of a pointer that it is a multiple of 16 bytes, or nothing: a view that
-    begins elsewhere is loaded element by element. The copy is one pass over N x D, and is read
+    The compiler assumes either that a pointer is a multiple of 16 bytes or nothing: a view that
+    starts elsewhere is loaded element by element. The copy is one pass over N x D and is read
     N / 128 times.
     """
     apart = math.gcd(16, x.shape[1], x.stride(0)) * x.element_size()
@@ -196,32 +197,32 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _address(x: Tensor) -> int:
-    """Return where x begins: on the meta device, that of its storage is 0."""
+    """Return the address of x; on the meta device the storage starts at 0."""
     return int(x.storage_offset()) * x.element_size() if x.is_meta else x.data_ptr()
 
 
-PADDED = 128 if INTERPRETED else 64  # whole chunks of every tile
+PADDED = 128 if INTERPRETED else 64  # a multiple of every tile's depth
 
 
 def _split(
     x: Tensor,  # [N, D] fp32
     parts: int,
 ) -> Tensor:  # [parts, N, D'] bf16, zeros from D on
-    found = _written(x, parts, torch.bfloat16)
+    found = _split_rows(x, parts, torch.bfloat16)
     return found.float() if INTERPRETED else found
 
 
 def tf32_rows(x: Tensor) -> Tensor:  # [N, D] fp32 -> [1, N, D'], zeros from D on
-    """Round fp32 rows to the nearest tf32, ties to even; tensor cores cut the low bits off.
+    """Round fp32 rows to the nearest tf32, ties to even; tensor cores would truncate them.
 
-    A cut is a bias, which adds up over D: products come out smaller by 2^-11 of their value, 13
-    times the largest error of rounded unit rows at D = 1024, 3 times at D = 64. The copy is one
+    Truncation is a bias, which accumulates over D: products are smaller by 2^-11 of their value,
+    13 times the largest error of rounded unit rows at D = 1024, 3 times at D = 64. The copy is one
     pass over N x D, and its padded rows are loaded without a mask.
     """
-    return _written(x, 1, torch.float32)
+    return _split_rows(x, 1, torch.float32)
 
 
-def _written(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
+def _split_rows(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
     N, D = x.shape
     width = D + -D % PADDED
     x = contiguous_rows(x)
@@ -234,11 +235,11 @@ def _written(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def to_tf32(value):
-    """Round fp32 numbers to the nearest tf32, ties to even; finite ones stay finite."""
+    """Round fp32 values to the nearest tf32, ties to even; finite values stay finite."""
     bits = value.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     near = tl.minimum((size + 0xFFF + ((size >> 13) & 1)) & -0x2000, 0x7F7FE000)
-    # A NaN whose bits are all cut off would become infinity.
+    # A NaN whose remaining mantissa bits are all zero would become infinity.
     beyond = tl.where(size > 0x7F800000, 0x7FC00000, size)
     near = tl.where(size < 0x7F800000, near, beyond) | (bits & -0x80000000)
     return near.to(tl.float32, bitcast=True)

@@ -1,4 +1,4 @@
-"""Which rows are a pair, for the kernels that compare every pair with every row."""
+"""Positive pairs: their ids, images and scores, for kernels that score every pair."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from itm_kernels.triton._score_tiles import float_argument, scale_scores, score_
 
 
 def id_arguments(both: Operands, x_ids: Tensor | None, y_ids: Tensor | None) -> dict[str, Any]:
-    """Return ids as a kernel's arguments; without ids something stands in that it does not read."""
+    """Return ids as a kernel's arguments; without ids, placeholders that are not read."""
     if x_ids is None or y_ids is None:
         return {"x_ids": both.x, "y_ids": both.x, "HAS_IDS": False}
     return {"x_ids": x_ids.contiguous(), "y_ids": y_ids.contiguous(), "HAS_IDS": True}
@@ -48,7 +48,7 @@ def _positives_kernel(
     own = tl.arange(0, COLUMNS)
     found = tl.sum(tl.where(own[:, None] == own[None, :], scores, 0.0), 0)
     if HAS_POSITIVE:
-        # A text without exactly one image is a mistake that shows as NaN.
+        # A text without exactly one image is a user error and results in NaN.
         found = tl.where(tl.load(positive + rows) < 0, float("nan"), found)
     if OFFSET:
         found = float_argument(margin, found.dtype) - found
@@ -56,18 +56,18 @@ def _positives_kernel(
 
 
 def positive_scores(
-    pairs: Operands,  # of `_scaled_operands`
-    positive: Tensor | None = None,  # [M]; a negative one has no score
+    pairs: Operands,  # `scaled_operands` of the pairs' images and texts
+    positive: Tensor | None = None,  # [M]; -1: the score is NaN
     margin: float | None = None,
 ) -> Tensor:  # [M]
-    """Return the score of row m of x with row m of y, as a tile of scores has it to the last bit.
+    """Return the score of every pair, bit for bit as a score tile computes it.
 
-    A text equal to the positive must tie with it: semi-hard negatives and hinges have cliffs there.
-    With a margin, return what it leaves of the margin: margin - score.
+    A text equal to the positive must tie with it, because semi-hard mining and hinges compare
+    scores with that of the positive. With a margin, return margin - score instead.
     """
     M = pairs.shape[1]
     score = torch.empty(M, dtype=wide_dtype(pairs.x), device=pairs.x.device)
-    # A program's scores are a square, of which it keeps the diagonal.
+    # A program computes a square tile of scores and keeps its diagonal.
     side = 32 if pairs.kind == "ieee" else min(pairs.tile.columns, 128)
     _positives_kernel[(triton.cdiv(M, side),)](
         **pairs.arguments(pairs.tile._replace(rows=side, columns=side)), score=score, M=M,

@@ -1,7 +1,7 @@
-"""Which candidate of a screen is the hardest negative: fp32 decides, or three products do.
+"""Rescoring of screened candidates: the hardest negative in fp32, or from three products.
 
-A screen (`_screening`) leaves for every tile and anchor the best score, its index and the second; a
-score is off by no more than what the lengths of rows say.
+Screening (`_screening`) stores, for every tile and anchor, the best score, its index and the second
+best score. The norms of the rows bound the error of a score.
 """
 
 import triton
@@ -22,32 +22,32 @@ _NO_TILE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def value_of(key):
+def value_of_key(key):
     """Return the fp32 value of an ordered key."""
     return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _tiles_of(
-    key, index, second, other_most, kept, lost, first, tiles, blocks, A, at, terms,
+def _tile_bounds(
+    key, index, second, other_largest, high_norm, low_norm, first, tiles, blocks, A, at, terms,
     BLOCKS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Return some tiles `[T]`, and for anchors `[A]` their bests, seconds and errors `[T, A]`."""
+    """Return some tiles `[T]`, and their two best scores and error bounds `[T, A]` per anchor."""
     none: tl.constexpr = no_key(tl.int32)
     tile = first + tl.arange(0, TILES)
     block = tile[:, None] * BLOCKS + tl.arange(0, BLOCKS)[None, :]
-    of_kept = tl.max(tl.load(other_most + block, mask=block < blocks, other=0.0), 1)
-    of_lost = tl.max(tl.load(other_most + blocks + block, mask=block < blocks, other=0.0), 1)
-    other_kept, other_lost = of_kept[:, None], of_lost[:, None]
-    own_kept, own_lost = tl.load(kept + at)[None, :], tl.load(lost + at)[None, :]
-    sums = terms * 3.6e-7 * own_kept * other_kept
-    error = own_lost * (other_kept + other_lost) + own_kept * other_lost + sums
+    of_high = tl.max(tl.load(other_largest + block, mask=block < blocks, other=0.0), 1)
+    of_low = tl.max(tl.load(other_largest + blocks + block, mask=block < blocks, other=0.0), 1)
+    other_high, other_low = of_high[:, None], of_low[:, None]
+    own_high, own_low = tl.load(high_norm + at)[None, :], tl.load(low_norm + at)[None, :]
+    sums = terms * 3.6e-7 * own_high * other_high
+    error = own_low * (other_high + other_low) + own_high * other_low + sums
     error = error * 1.001 + 1e-36
     inside = (tile < tiles)[:, None]
-    places = tile[:, None].to(tl.int64) * A + at[None, :]
-    keys = tl.load(key + places, mask=inside, other=none)
-    indices = tl.load(index + places, mask=inside, other=0)
-    seconds = tl.load(second + places, mask=inside, other=none)
+    offset = tile[:, None].to(tl.int64) * A + at[None, :]
+    keys = tl.load(key + offset, mask=inside, other=none)
+    indices = tl.load(index + offset, mask=inside, other=0)
+    seconds = tl.load(second + offset, mask=inside, other=none)
     return tile, keys, indices, seconds, error
 
 
@@ -57,15 +57,15 @@ def _rescore(
     other_rows,
     anchor_stride,
     other_stride,
-    kept,
-    lost,
-    other_most,
+    high_norm,
+    low_norm,
+    other_largest,
     key,
     index,
     second,
     found_key,  # [A]
     found_index,  # [A]
-    listed,  # [A]
+    undecided,  # [A]
     count,  # []
     A,
     D,
@@ -82,33 +82,33 @@ def _rescore(
     at = tl.minimum(a, A - 1)
     terms = tl.cast(width, tl.float32)
     least = tl.full((ANCHORS,), float("-inf"), tl.float32)
-    unsure = tl.zeros((ANCHORS,), tl.int32)
+    unclear = tl.zeros((ANCHORS,), tl.int32)
     for first in range(0, tiles, TILES):
-        tile, keys, indices, seconds, error = _tiles_of(
-            key, index, second, other_most, kept, lost, first, tiles, blocks, A, at, terms,
-            BLOCKS, TILES,
+        tile, keys, indices, seconds, error = _tile_bounds(
+            key, index, second, other_largest, high_norm, low_norm, first, tiles, blocks, A, at,
+            terms, BLOCKS, TILES,
         )  # fmt: skip
-        value = value_of(keys)
+        value = value_of_key(keys)
         finite = tl.abs(value) + error < float("inf")
         there = keys != none
-        unsure |= tl.max((there & ~finite).to(tl.int32), 0)
+        unclear |= tl.max((there & ~finite).to(tl.int32), 0)
         low = tl.where(there & finite, value - error, float("-inf"))
         least = tl.maximum(least, tl.max(low, 0))
     best = tl.full((ANCHORS,), none, tl.int32)
     found = tl.full((ANCHORS,), -1, tl.int32)
     for first in range(0, tiles, TILES):
-        tile, keys, indices, seconds, error = _tiles_of(
-            key, index, second, other_most, kept, lost, first, tiles, blocks, A, at, terms,
-            BLOCKS, TILES,
+        tile, keys, indices, seconds, error = _tile_bounds(
+            key, index, second, other_largest, high_norm, low_norm, first, tiles, blocks, A, at,
+            terms, BLOCKS, TILES,
         )  # fmt: skip
-        close = (seconds != none) & (value_of(seconds) + error >= least[None, :])
-        unsure |= tl.max(close.to(tl.int32), 0)
-        could = (keys != none) & (value_of(keys) + error >= least[None, :])
-        could = could & (unsure == 0)[None, :]
+        close = (seconds != none) & (value_of_key(seconds) + error >= least[None, :])
+        unclear |= tl.max(close.to(tl.int32), 0)
+        possible = (keys != none) & (value_of_key(keys) + error >= least[None, :])
+        possible = possible & (unclear == 0)[None, :]
         last = tl.full((ANCHORS,), -1, tl.int32)
-        for _ in range(0, tl.max(tl.sum(could.to(tl.int32), 0), 0)):
-            numbers = tl.broadcast_to(tile[:, None], could.shape)
-            left = tl.where(could & (numbers > last[None, :]), numbers, _NO_TILE)
+        for _ in range(0, tl.max(tl.sum(possible.to(tl.int32), 0), 0)):
+            at_tile = tl.broadcast_to(tile[:, None], possible.shape)
+            left = tl.where(possible & (at_tile > last[None, :]), at_tile, _NO_TILE)
             last = tl.min(left, 0)
             candidate = tl.sum(tl.where(left == last[None, :], indices, 0), 0)
             here = last != _NO_TILE
@@ -122,10 +122,10 @@ def _rescore(
             best = tl.where(better, exact, best)
     tl.store(found_key + a, best, mask=a < A)
     tl.store(found_index + a, found, mask=a < A)
-    unsure = tl.where(a < A, unsure, 0)
-    if tl.max(unsure, 0) > 0:
-        begin = tl.atomic_add(count, tl.sum(unsure, 0))
-        tl.store(listed + begin + tl.cumsum(unsure, 0) - 1, a, mask=unsure > 0)
+    unclear = tl.where(a < A, unclear, 0)
+    if tl.max(unclear, 0) > 0:
+        begin = tl.atomic_add(count, tl.sum(unclear, 0))
+        tl.store(undecided + begin + tl.cumsum(unclear, 0) - 1, a, mask=unclear > 0)
 
 
 @triton.jit
@@ -134,12 +134,12 @@ def rescore_kernel(
     y,
     x_stride,
     y_stride,
-    x_kept,
-    x_lost,
-    x_most,
-    y_kept,
-    y_lost,
-    y_most,
+    x_high_norm,
+    x_low_norm,
+    x_largest_norm,
+    y_high_norm,
+    y_low_norm,
+    y_largest_norm,
     row_key,
     row_index,
     row_second,
@@ -150,37 +150,38 @@ def rescore_kernel(
     row_found,
     column_found_key,
     column_found,
-    row_listed,
-    column_listed,
+    row_undecided,
+    column_undecided,
     counts,  # [2]
     N,
     M,
     D,
-    row_tiles,  # of texts
-    column_tiles,  # of images
+    row_tiles,  # of columns, for rows
+    column_tiles,  # of rows, for columns
     x_blocks,
     y_blocks,
     width,
     ANCHORS: tl.constexpr,
     TILES: tl.constexpr,
-    ROW_BLOCKS: tl.constexpr,  # of texts in a tile
+    ROW_BLOCKS: tl.constexpr,  # of rows whose norms are bounded together, per tile
     COLUMN_BLOCKS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Decide in fp32 between the tiles' bests, and list the anchors that those do not settle."""
+    """Rescore the tiles' best candidates in fp32, and list the anchors that remain undecided."""
     if tl.program_id(1) == 0:
         if tl.program_id(0) * ANCHORS < N:
             _rescore(
-                x, y, x_stride, y_stride, x_kept, x_lost, y_most, row_key, row_index, row_second,
-                row_found_key, row_found, row_listed, counts, N, D, row_tiles, y_blocks, width,
-                ANCHORS, TILES, ROW_BLOCKS, DEPTH,
+                x, y, x_stride, y_stride, x_high_norm, x_low_norm, y_largest_norm, row_key,
+                row_index, row_second, row_found_key, row_found, row_undecided, counts, N, D,
+                row_tiles, y_blocks, width, ANCHORS, TILES, ROW_BLOCKS, DEPTH,
             )  # fmt: skip
     else:
         if tl.program_id(0) * ANCHORS < M:
             _rescore(
-                y, x, y_stride, x_stride, y_kept, y_lost, x_most, column_key, column_index,
-                column_second, column_found_key, column_found, column_listed, counts + 1, M, D,
-                column_tiles, x_blocks, width, ANCHORS, TILES, COLUMN_BLOCKS, DEPTH,
+                y, x, y_stride, x_stride, y_high_norm, y_low_norm, x_largest_norm, column_key,
+                column_index, column_second, column_found_key, column_found, column_undecided,
+                counts + 1, M, D, column_tiles, x_blocks, width, ANCHORS, TILES, COLUMN_BLOCKS,
+                DEPTH,
             )  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def undecided_tiles_kernel(
     operands,  # `ScoreOperands`
     x_ids,
     y_ids,
-    listed,  # [N] rows of x, of which `count` are there
+    undecided,  # [N] rows of x, of which the first `count` are valid
     count,
     key,  # [column tiles, N]
     index,
@@ -202,33 +203,33 @@ def undecided_tiles_kernel(
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     there = tl.load(count)
     if row_tile * ROWS < there:
-        rows = tl.load(listed + tl.minimum(n, there - 1))
+        rows = tl.load(undecided + tl.minimum(n, there - 1))
         columns = tl.minimum(m, M - 1)
         scores = score_tile(operands, rows, columns)
-        # The smaller factor first: with the other, a score may leave the range and come back.
+        # The smaller factor first: with the larger one a score could overflow in between.
         of_row = tl.load(operands.x_factor + rows)[:, None]
         of_column = tl.load(operands.y_factor + columns)[None, :]
         scores = scores * tl.minimum(of_row, of_column) * tl.maximum(of_row, of_column)
         off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (m >= M)[None, :]
         keys = tl.where(off, no_key(scores.dtype), ordered_key(scores))
-        best, winner = maximum_with_index(keys, columns[None, :], 1)
+        best, candidate = maximum_with_index(keys, columns[None, :], 1)
         at = column_tile.to(tl.int64) * N + n
         tl.store(key + at, best, mask=n < there)
-        tl.store(index + at, winner, mask=n < there)
+        tl.store(index + at, candidate, mask=n < there)
 
 
 @triton.jit
 def _undecided_maxima(
-    key, index, listed, count, found_key, found, tiles, A, ANCHORS: tl.constexpr
+    key, index, undecided, count, found_key, found, tiles, A, ANCHORS: tl.constexpr
 ):  # fmt: skip
     there = tl.load(count)
     if tl.program_id(0) * ANCHORS < there:
         p = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
         at = tl.minimum(p, there - 1)
-        winner = maximum_over_tiles(key, index, tiles, A, at, 16)
-        a = tl.load(listed + at)
-        tl.store(found + a, winner, mask=p < there)
-        tl.store(found_key + a, tl.where(winner < 0, no_key(tl.int32), 0), mask=p < there)
+        candidate = maximum_over_tiles(key, index, tiles, A, at, 16)
+        a = tl.load(undecided + at)
+        tl.store(found + a, candidate, mask=p < there)
+        tl.store(found_key + a, tl.where(candidate < 0, no_key(tl.int32), 0), mask=p < there)
 
 
 @triton.jit
@@ -237,8 +238,8 @@ def undecided_maxima_kernel(
     row_index,
     column_key,
     column_index,
-    row_listed,
-    column_listed,
+    row_undecided,
+    column_undecided,
     counts,
     row_found_key,
     row_found,
@@ -252,10 +253,18 @@ def undecided_maxima_kernel(
 ):
     if tl.program_id(1) == 0:
         _undecided_maxima(
-            row_key, row_index, row_listed, counts, row_found_key, row_found, row_tiles, N, ANCHORS
+            row_key,
+            row_index,
+            row_undecided,
+            counts,
+            row_found_key,
+            row_found,
+            row_tiles,
+            N,
+            ANCHORS,
         )
     else:
         _undecided_maxima(
-            column_key, column_index, column_listed, counts + 1, column_found_key, column_found,
+            column_key, column_index, column_undecided, counts + 1, column_found_key, column_found,
             column_tiles, M, ANCHORS,
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Pieces of kernels: a tile of scores leaves the tensor cores and is reduced where it lies.
+"""Device functions that compute a tile of scores in registers, and functions that reduce it.
 
-A kernel knows its rows by number and clamps a number beyond the last instead of masking the load:
-such a row repeats the last one and is discarded by whoever uses the tile. Precision is carried by
-the operands (`_operands.operands`): fp64 stays fp64, everything else is accumulated in fp32.
+Row indices beyond the last row are clamped instead of masking the load: such a row repeats the last
+one, and the kernel discards its scores. The operands determine the precision (`_operands`): fp64 is
+accumulated in fp64, everything else in fp32.
 """
 
 import triton
@@ -13,9 +13,9 @@ _NO_INDEX = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def program_tile(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
-    """Return a program's tile: numbers of its rows and columns, unclamped, and its own place.
+    """Return the unclamped row and column indices of a program's tile, and the tile's indices.
 
-    Tiles are visited in groups of eight rows, so that a group's operands stay in the L2.
+    Tiles are visited in groups of eight tile rows, so that a group's operands stay in the L2.
     """
     row_tiles = tl.cdiv(N, ROWS)
     column_tiles = tl.cdiv(M, COLUMNS)
@@ -29,35 +29,35 @@ def program_tile(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, N, M):
 
 @triton.constexpr_function
 def wide_type(pointer):
-    """Return the precision that the elements behind a pointer type are computed in."""
+    """Return the precision in which elements of a pointer type are computed."""
     return tl.float64 if pointer.element_ty == tl.float64 else tl.float32
 
 
 @triton.jit
 def float_argument(value, DTYPE: tl.constexpr):
-    """Return a float argument `[1]` in a precision; kernels take such arguments as tl.float64."""
+    """Return a float argument, which kernels receive as tl.float64, as a tensor `[1]` of DTYPE."""
     return (tl.zeros((1,), DTYPE) + value).to(DTYPE)
 
 
 @triton.jit
 def score_tile(
-    operands,  # `_operands.ScoreOperands`
+    operands,  # `ScoreOperands`
     rows,  # [R] < N
     columns,  # [C] < M
-    X_PARTS: tl.constexpr = 0,  # of x, where these are not as many: 1 beside two of y
+    X_PARTS: tl.constexpr = 0,  # parts of x where they differ from y's: 1 where y has two
 ):
     """Return the dot products `[R, C]` of some rows of x with some rows of y.
 
-    With two or three parts an fp32 operand is a sum of bf16 numbers, high to low. Of the products
-    of parts those are taken that fp32 would see: three of four, six of nine. Rows of x in half
-    precision are one part, exact, and are multiplied by both parts of y.
+    With two or three parts an fp32 operand is a sum of bf16 values, high to low. Only the products
+    of parts that fp32 resolves are computed: three of four, six of nine. Rows of x in half
+    precision are one exact part, which is multiplied by both parts of y.
     """
     x, y = operands.x, operands.y
     DEPTH: tl.constexpr = operands.DEPTH
     PARTS: tl.constexpr = operands.PARTS
     EVEN: tl.constexpr = operands.EVEN
-    # The compiler's axis analysis follows arithmetic, not tl.multiple_of on an argument: without
-    # this, D = 500 loses its vector loads and its pipeline.
+    # The compiler's axis analysis follows arithmetic, not tl.multiple_of of an argument: without
+    # this, D = 500 has no vector loads and no pipeline.
     ALIGN: tl.constexpr = operands.ALIGN
     x_stride = operands.x_stride // ALIGN * ALIGN
     y_stride = operands.y_stride // ALIGN * ALIGN
@@ -70,8 +70,8 @@ def score_tile(
     DTYPE: tl.constexpr = wide_type(x.dtype)
     scores = tl.zeros((rows.shape[0], columns.shape[0]), DTYPE)
     if PARTS > 1:
-        # One product per step, low to high: with all of a chunk in one step sm_80 spills and
-        # sm_100 runs out of tensor memory. Two bits of a constant say which part is taken.
+        # One product per step, low to high: with all products of a chunk in one step sm_80 spills
+        # and sm_100 runs out of tensor memory. Two bits of a constant select the part.
         ONE: tl.constexpr = X_PARTS == 1
         x_takes: tl.constexpr = 0 if ONE else 0b00_00_01_00_01_10 if PARTS == 3 else 0b00_00_01
         y_takes: tl.constexpr = (
@@ -85,7 +85,7 @@ def score_tile(
             y_from = ((y_takes >> (2 * product)) & 3).to(tl.int64) * y_part + first
             scores = tl.dot(tl.load(x_at + x_from), tl.load(y_at + y_from), scores)
     else:
-        # `other` is said: a masked element is undefined on a GPU and 0 in the interpreter.
+        # `other` is explicit: without it, masked elements are undefined on a GPU.
         zero: tl.constexpr = None if EVEN else 0.0
         for first in range(0, D, DEPTH):
             inside = depth < D - first
@@ -103,9 +103,9 @@ def score_tile(
 def scale_scores(operands, scores, rows, columns):
     """Return scores `[R, C]` times the factors of `scaled_operands`, if there are any.
 
-    One factor is applied after the other. Dot products of fp32 and fp16 rows overflow on the way
-    if a row of x is longer than 2^114, cosines of raw rows if one is longer than 1.8e19: such a row
-    has an infinite length, as in PyTorch, and its cosines are NaN instead of 0 where the product
+    The factors are applied one after the other. Dot products of fp32 and fp16 rows overflow in
+    between if the norm of a row of x exceeds 2^114, cosines of raw rows if a norm exceeds 1.8e19:
+    such a norm is infinite, as in PyTorch, and the cosines are NaN instead of 0 where the product
     itself overflows.
     """
     if operands.FACTORS:
@@ -152,7 +152,7 @@ def paired_scores(
     columns,  # [P] < M
     DEPTH: tl.constexpr,
 ):
-    """Return the dot products `[P]` pair by pair, in the precision of the input."""
+    """Return the dot products `[P]` of pairs of rows, in the precision of the input."""
     DTYPE: tl.constexpr = wide_type(x.dtype)
     depth = tl.arange(0, DEPTH)
     x_at = x + rows[:, None].to(tl.int64) * x_stride + depth[None, :]
@@ -168,7 +168,7 @@ def paired_scores(
 
 @triton.jit
 def same_id(rows, columns, row_ids, column_ids, HAS_IDS: tl.constexpr):
-    """Mark the pairs `[R, C]` that are never negatives; without ids, the diagonal."""
+    """Mark the pairs `[R, C]` of equal ids, which are not negatives; without ids, the diagonal."""
     if HAS_IDS:
         return tl.load(row_ids + rows)[:, None] == tl.load(column_ids + columns)[None, :]
     return rows[:, None] == columns[None, :]
@@ -176,21 +176,22 @@ def same_id(rows, columns, row_ids, column_ids, HAS_IDS: tl.constexpr):
 
 @triton.constexpr_function
 def no_key(dtype):
-    """Return the key of "none", below that of every number of a precision."""
+    """Return the key of "no candidate", which is below the key of every value of a precision."""
     return -(2**63) if dtype in (tl.float64, tl.int64) else -(2**31)
 
 
 @triton.constexpr_function
 def key_of_nan(dtype):
-    """Return the key of NaN, above that of every number."""
+    """Return the key of NaN, which is above the key of every number."""
     return 2**63 - 1 if dtype == tl.float64 else 2**31 - 1
 
 
 @triton.jit
 def ordered_key(values):
-    """Return integers that order as the values do: -0 equals +0, NaN is above infinity.
+    """Return integers in the order of the values: -0 equals +0, NaN is above infinity.
 
-    Maxima of floats lose NaN on one backend or another, and need a second look to find the index.
+    Some backends drop NaN from the maximum of floats, and a second pass would have to find the
+    index.
     """
     values += 0.0  # -0 becomes +0
     if values.dtype == tl.float64:
@@ -204,18 +205,18 @@ def ordered_key(values):
 
 @triton.jit
 def at_least(keys, bound):
-    """Mark the keys of values >= a bound. NaN reaches none: it stays below, and shows.
+    """Mark the keys of values >= a bound. NaN is not marked, so that it remains a candidate.
 
-    Keys are compared with keys, so that scores need not stay in registers (sm_100: 22 spills).
+    Keys are compared with keys, so that the scores need not stay in registers (sm_100: 22 spills).
     """
     return (keys >= ordered_key(bound)) & (keys != key_of_nan(bound.dtype))
 
 
 @triton.jit
 def maximum_with_index(keys, indices, AXIS: tl.constexpr):
-    """Return the highest key along an axis, and the lowest of the indices that have it.
+    """Return the highest key along an axis, and the lowest index that has it.
 
-    The indices `[R, C]` may have one row or column, to broadcast.
+    The indices `[R, C]` may be a single row or column, which is broadcast.
     """
     key = tl.max(keys, AXIS)
     found = tl.where(keys == tl.expand_dims(key, AXIS), indices, _NO_INDEX)
@@ -224,13 +225,13 @@ def maximum_with_index(keys, indices, AXIS: tl.constexpr):
 
 @triton.jit
 def hinge(value):
-    """Return [value]+, NaN where the value is."""
+    """Return max(value, 0); NaN is propagated."""
     return tl.where(value <= 0, tl.zeros_like(value), value)
 
 
 @triton.jit
 def log_of_one_plus(small):
-    """Return log(1 + small), exact where small is far below the last digit of 1."""
+    """Return log(1 + small), accurate also where 1 + small rounds to 1."""
     total = 1 + small
     lost = total - 1
     # log(1 + small) / (1 + small - 1) * small: the rounding of 1 + small cancels (Kahan).

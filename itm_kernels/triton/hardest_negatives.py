@@ -1,4 +1,4 @@
-"""The hardest negative of every anchor as a score: the tiles' winners, multiplied again."""
+"""Scores of the hardest negatives: the maxima of the tiles, computed again in input precision."""
 
 import torch
 import triton
@@ -14,13 +14,13 @@ from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles
 
 
 @triton.jit
-def _winners_kernel(
+def _candidate_scores_kernel(
     anchor_rows,  # [A, D]
     other_rows,
     key,  # [tiles, A]
     index,
     score,  # [A]
-    winner,  # [A]
+    candidate,  # [A]
     anchor_stride,
     other_stride,
     A,
@@ -37,7 +37,7 @@ def _winners_kernel(
         anchor_rows, other_rows, anchor_stride, other_stride, D, at, tl.maximum(found, 0), DEPTH
     )
     tl.store(score + a, tl.where(found >= 0, scores, float("-inf")), mask=a < A)
-    tl.store(winner + a, found.to(tl.int64), mask=a < A)
+    tl.store(candidate + a, found.to(tl.int64), mask=a < A)
 
 
 @triton.jit
@@ -63,16 +63,18 @@ def _positives_kernel(
     tl.store(score + m, tl.where(i >= 0, scores, float("nan")), mask=m < M)
 
 
-def _winners(anchor_rows: Tensor, other_rows: Tensor, best: TileMaxima) -> tuple[Tensor, Tensor]:
+def _candidate_scores(
+    anchor_rows: Tensor, other_rows: Tensor, best: TileMaxima
+) -> tuple[Tensor, Tensor]:
     A, D = anchor_rows.shape
     score = torch.empty(A, dtype=wide_dtype(anchor_rows), device=anchor_rows.device)
-    winner = torch.empty(A, dtype=torch.int64, device=anchor_rows.device)
-    _winners_kernel[(triton.cdiv(A, 16),)](
-        anchor_rows, other_rows, best.key, best.winner, score, winner,
+    candidate = torch.empty(A, dtype=torch.int64, device=anchor_rows.device)
+    _candidate_scores_kernel[(triton.cdiv(A, 16),)](
+        anchor_rows, other_rows, best.key, best.candidate, score, candidate,
         anchor_rows.stride(0), other_rows.stride(0), A, D, best.key.shape[0],
         ANCHORS=16, DEPTH=128, TILES=16,
     )  # fmt: skip
-    return score, winner
+    return score, candidate
 
 
 def hardest_negatives_forward(
@@ -92,7 +94,11 @@ def hardest_negatives_forward(
         image.stride(0), text.stride(0), M, D,
         PAIRS=16, DEPTH=128, HAS_POSITIVE=positive is not None,
     )  # fmt: skip
-    return score, *_winners(image, text, best_text), *_winners(text, image, best_image)
+    return (
+        score,
+        *_candidate_scores(image, text, best_text),
+        *_candidate_scores(text, image, best_image),
+    )
 
 
 @triton.jit
@@ -122,7 +128,7 @@ def _entries_kernel(
     tl.store(first + n, tl.zeros_like(n).to(first.dtype.element_ty), mask=n < N + M)
     tl.store(end + n, tl.zeros_like(n).to(end.dtype.element_ty), mask=n < N + M)
     none = tl.cast(N, tl.int64) + M
-    # The score of a text with its hardest image, and with its own.
+    # The scores of a text with its hardest image and with its positive.
     of_text = n < M
     k = tl.load(image_index + n, mask=of_text, other=-1)
     of_image = tl.load(grad_image + n * image_stride, mask=of_text, other=0.0)

@@ -1,6 +1,7 @@
-"""Max of hinges: the tiles' winners are scored again, and a pair's loss is written once.
+"""Max of hinges: the hardest negatives are scored again, and the loss of a pair is written once.
 
-The gradient is a gather: every active hinge moves the two rows of its negative and of its pair.
+The gradient is a sum of gathered rows: every active hinge contributes to its anchor, its negative
+and its positive.
 """
 
 import torch
@@ -15,8 +16,8 @@ from itm_kernels.triton._score_tiles import float_argument, hinge, paired_scores
 from itm_kernels.triton._segment_sum import segment_sum
 from itm_kernels.triton._tile_maxima import maximum_over_tiles
 
-# Stands for both indices of a pair whose loss is NaN: so is the gradient of its two rows, though
-# the rows that a hinge names may be finite.
+# Replaces both indices of a pair whose loss is NaN: the gradient of its two rows is NaN, even if
+# the hardest negatives are finite.
 _NAN_PAIR = tl.constexpr(-2)
 
 
@@ -65,7 +66,7 @@ def _hinges_kernel(
     offset = float_argument(margin, wide_type(image.dtype)) - own
     a = tl.where(t >= 0, hinge(offset + of_text), 0.0)
     b = tl.where(k >= 0, hinge(offset + of_image), 0.0)
-    # + 0 s: a pair without negatives has no term that would show a NaN.
+    # + 0 s: a pair without negatives has no other term that propagates NaN.
     both = a + b + 0 * own
     tl.store(loss + m, both, mask=m < M)
     t = tl.where(both == both, tl.where(a != 0, t, -1), _NAN_PAIR)
@@ -136,7 +137,7 @@ def _entries_kernel(
     pulled = ((hinges > 0) | nan) & (own >= 0)
     none = tl.cast(N, tl.int64) + M
     hit = (t >= 0) & (own >= 0)
-    # The image and the text that were mined receive the pair's other row.
+    # The mined image receives the text of the pair, the mined text its image.
     set_entry(key, source, weight, m, tl.where(k >= 0, k, none), m, share, mask)
     last = m + M
     if HAS_POSITIVE:
@@ -145,7 +146,7 @@ def _entries_kernel(
     set_own(own_source, own_weight, N + m, 0, k, share, mask)
     set_own(own_source, own_weight, N + m, 1, tl.where(pulled, own, -1), pull, mask)
     if HAS_POSITIVE:
-        # An image has any number of pairs: what they send to it is sorted as well.
+        # An image has any number of pairs: their contributions to it are sorted as well.
         e = m + M
         set_entry(key, source, weight, e, tl.where(pulled, own, none), m, pull, mask)
         set_entry(key, source, weight, e + M, tl.where(hit, own, none), t, share, mask)

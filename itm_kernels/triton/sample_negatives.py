@@ -134,8 +134,8 @@ def _draw(
     divide = temperature > 1
     _draw_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, image_ids, text_ids), seed=seed.contiguous(),
-        row_key=best_text.key, row_index=best_text.winner,
-        column_key=best_image.key, column_index=best_image.winner, N=N, M=M,
+        row_key=best_text.key, row_index=best_text.candidate,
+        column_key=best_image.key, column_index=best_image.candidate, N=N, M=M,
         of_score=1 / temperature if divide else 1.0, of_noise=1.0 if divide else temperature,
     )  # fmt: skip
     return best_text, best_image

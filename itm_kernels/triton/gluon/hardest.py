@@ -281,6 +281,7 @@ def hardest(
     column = empty_tile_maxima(both, N, M, HALF.value)
     _hardest_kernel[grid(both)](
         **arguments(both), **id_arguments(both, x_ids, y_ids),
-        row_key=row.key, row_index=row.winner, column_key=column.key, column_index=column.winner,
+        row_key=row.key, row_index=row.candidate,
+        column_key=column.key, column_index=column.candidate,
     )  # fmt: skip
     return row, column

@@ -112,7 +112,7 @@ def test_hardest_of_every_tile(
     for found, (key, winner) in ((row, best_of(keys, 256)), (column, best_of(keys.mT, 64))):
         assert torch.equal(found.key, key)
         some = key != NO_KEY  # without a candidate an index says nothing
-        assert torch.equal(found.winner[some], winner[some].int())
+        assert torch.equal(found.candidate[some], winner[some].int())
 
 
 @pytest.mark.parametrize(
