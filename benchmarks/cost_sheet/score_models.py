@@ -170,7 +170,7 @@ def _pair_weights(launch: Launch) -> Count:
         read = float(launch.R * launch.M * launch.given.dtype.itemsize)
     elif launch.SOURCE == "bits":
         read = 2.0 * launch.R * launch.M / 8
-    if launch.SOURCE in ("bounds", "ranks") or launch.APART:
+    if launch.SOURCE in ("bounds", "ranks") or launch.CLOSE:
         read += launch.key.bytes
     if launch.SOURCE == "ranks":
         read += launch.other.bytes
@@ -185,8 +185,8 @@ def _pair_weights(launch: Launch) -> Count:
 
 @model("_distance_gradients._distance_gradients_kernel")
 def _distance(launch: Launch) -> Count:
-    # No pair is set apart: of `near` nothing is read.
-    names = ("x", "product", "out", "apart", "sums")
+    # No pair is close: `close` is not read.
+    names = ("x", "product", "out", "has_close", "sums")
     size = sum(each.bytes for name, each in launch.operands.items() if name in names)
     return Count(launch.kernel, True, hbm=size, l2=size)
 

@@ -1,7 +1,8 @@
-"""Gradients of squared and Euclidean distances: the library's product, and direct differences.
+"""Gradients of squared and Euclidean distances: (sum_m w) x - W y, and differences of close pairs.
 
-The last step of (sum_m w) x - W y (`_score_gradients`) adds the pairs that are set apart, tile by
-tile: a tile without any costs a look at its flag.
+W y is a library product. Pairs whose distance is far below their norms are left out of it
+(`_score_gradients`); the last step adds their differences directly, tile by tile. A flag per tile
+marks those that have such pairs.
 """
 
 from typing import Any
@@ -22,8 +23,8 @@ from itm_kernels.triton._score_gradients import blocks, write_score_gradients
 def _distance_gradients_kernel(
     x,  # [R, D]
     y,  # [M, D]
-    near,  # [R, M] weights of pairs set apart, in tiles that have any
-    apart,  # [row tiles, column tiles]
+    close,  # [R, M] weights of close pairs, written in tiles that have any
+    has_close,  # [row tiles, column tiles]
     sums,  # [column tiles, R]
     product,  # [R, D]
     factor,  # [R]
@@ -35,9 +36,9 @@ def _distance_gradients_kernel(
     M,
     D,
     FACTORS: tl.constexpr,
-    TILE: tl.constexpr,  # columns of a flag
-    FLAGS: tl.constexpr,  # looked at together
-    ROWS: tl.constexpr,  # rows of a flag
+    TILE: tl.constexpr,  # columns per flag
+    FLAGS: tl.constexpr,  # flags tested at once
+    ROWS: tl.constexpr,  # rows per flag
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
@@ -57,7 +58,7 @@ def _distance_gradients_kernel(
     total /= tl.load(unit)
     if FACTORS:
         total /= tl.load(factor + rows)[:, None]
-    flags = apart + tl.program_id(0) * tiles
+    flags = has_close + tl.program_id(0) * tiles
     for first in range(0, tiles, FLAGS):
         flag = first + tl.arange(0, FLAGS)
         if tl.max(tl.load(flags + flag, flag < tiles, 0), 0) > 0:
@@ -66,17 +67,17 @@ def _distance_gradients_kernel(
                     for m_first in range(tile * TILE, tl.minimum((tile + 1) * TILE, M), COLUMNS):
                         m = m_first + tl.arange(0, COLUMNS)
                         there = (m < M)[None, :]
-                        share = tl.load(near + rows[:, None] * M + m[None, :], there, 0.0)
-                        if tl.max(tl.max((share != 0).to(tl.int32), 1), 0) > 0:
+                        pair_weight = tl.load(close + rows[:, None] * M + m[None, :], there, 0.0)
+                        if tl.max(tl.max((pair_weight != 0).to(tl.int32), 1), 0) > 0:
                             at = m.to(tl.int64)[:, None] * y_stride + depth[None, :]
                             other = tl.load(y + at, (m < M)[:, None] & inside, 0.0).to(DTYPE)
                             difference = here[:, None, :] - other[None, :, :]
-                            total += tl.sum(share[:, :, None] * difference, 1)
+                            total += tl.sum(pair_weight[:, :, None] * difference, 1)
     tl.store(out + n.to(tl.int64)[:, None] * D + depth[None, :], total, (n < R)[:, None] & inside)
 
 
-class Apart:
-    """Room for what a block's weights leave out of the product."""
+class ClosePairs:
+    """Flags of a block's tiles with close pairs, and the sums of the other pairs' weights."""
 
     def __init__(self, R: int, M: int, like: Tensor) -> None:
         rows, columns = (
@@ -84,24 +85,24 @@ class Apart:
             triton.cdiv(M, _score_gradients.COLUMNS),
         )
         self.sums = torch.empty((columns, R), dtype=like.dtype, device=like.device)
-        self.apart = torch.empty((rows, columns), dtype=torch.int32, device=like.device)
+        self.has_close = torch.empty((rows, columns), dtype=torch.int32, device=like.device)
 
     def gradient(
         self,
         x: Tensor,  # [R, D]
         y: Tensor,  # [M, D]
-        near: Tensor,  # [R, M]
+        weights: Tensor,  # [R, M] of close pairs
         product: Tensor,  # [R, D]
         factor: Tensor,  # [R], or [0]
         unit: Tensor,
         out: Tensor,  # [R, D]
     ) -> None:
         """Write a block's gradient."""
-        (R, M), D = near.shape, x.shape[1]
+        (R, M), D = weights.shape, x.shape[1]
         tile = tile_of("weighted_difference", R, M, D)
         grid = triton.cdiv(R, _score_gradients.ROWS), triton.cdiv(D, tile.depth)
         _distance_gradients_kernel[grid](
-            x, y, near, self.apart, self.sums, product, factor, unit, out,
+            x, y, weights, self.has_close, self.sums, product, factor, unit, out,
             x.stride(0), y.stride(0), R, M, D, FACTORS=factor.shape[0] > 0,
             TILE=_score_gradients.COLUMNS, FLAGS=64,
             **{**tile.options(), "ROWS": _score_gradients.ROWS},
@@ -109,7 +110,7 @@ class Apart:
 
 
 def empty_gradient(x: Tensor) -> Tensor:
-    """Return the gradient of x to write, in the precision in which it is stored."""
+    """Allocate the gradient of x, in the dtype in which kernels store it."""
     return torch.empty(x.shape, dtype=stored_dtype(x.dtype), device=x.device)
 
 
@@ -118,9 +119,9 @@ def distance_gradient(
     y: Tensor,  # [M, D]
     found: MetricOperands,
     unit: Tensor,  # []
-    known: dict[str, Any],  # of pairs, for `_score_gradients.write_score_gradients`
+    known: dict[str, Any],  # arguments of `_score_gradients.write_score_gradients`
 ) -> Tensor:  # [N, D]
-    """Return the gradient of x of weighted Euclidean or squared distances."""
+    """Return the gradient of x of a weighted sum of Euclidean or squared distances."""
     (N, D), M, both = x.shape, y.shape[0], found.both
     assert both is not None
     assert both.x_factor is not None
@@ -129,26 +130,27 @@ def distance_gradient(
     known = {
         **{"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": len(both.x_factor) > 0},
         **{"x_square": found.raw.x_term, "y_square": found.raw.y_term},
-        **{**known, "unit": unit, "APART": True},
+        **{**known, "unit": unit, "CLOSE": True},
     }
-    # A block's distances and two parts of weights.
+    # 8 bytes per pair: a block's distances and two parts of weights.
     for block in blocks(N, M, D, 8):
         R = block.stop - block.start
         compared = {"key": write_matrix(found, unit.new_empty((R, M)), first_row=block.start)}
         if known["SOURCE"] == "ranks":
             other = unit.new_empty((M, R))
             compared["other"] = write_matrix(found, other, first_column=block.start)
-        apart = Apart(R, M, unit)
+        close = ClosePairs(R, M, unit)
         weights = weights_empty(R, M, x)
         if known["SOURCE"] == "given" and weights.dtype.itemsize == 2 and weights.shape[0] == 1:
-            # Gradients that differ, of rows that are longer than others: one part breaks the rule.
+            # Unequal gradients of rows with unequal norms: with one part the error exceeds twice
+            # eager's.
             weights = weights_empty(2 * R, M, x).unflatten(1, (2, R))[0]
         write_score_gradients(
-            weights, block.start, x, **known, **compared, sums=apart.sums, apart=apart.apart
+            weights, block.start, x, **known, **compared, sums=close.sums, has_close=close.has_close
         )
         product = add_product(None, weights, rows)
-        apart.gradient(
+        close.gradient(
             x[block], y, compared["key"], product, both.x_factor[block], unit, gradient[block]
         )
-        del compared, apart, weights, product
+        del compared, close, weights, product
     return gradient.to(x.dtype)

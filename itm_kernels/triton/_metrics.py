@@ -1,7 +1,7 @@
-"""Comparing rows by a metric: tiles of similarities or distances, and what pulls rows apart.
+"""Tiles of similarities or distances, and weighted sums of differences of rows.
 
-Products run on tensor cores. Squared distances are expanded, |x|^2 + |y|^2 - 2 x.y, unless that
-cancels anywhere in a tile: it is then computed again from direct differences, as l1 always is.
+Dot products run on tensor cores. Squared distances are expanded as |x|^2 + |y|^2 - 2 x.y. If this
+cancels anywhere in a tile, the tile is computed again from differences, as l1 always is.
 """
 
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ def _squared_norms_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.co
 
 
 def row_squared_norms(x: Tensor) -> Tensor:  # [N, D] -> [N]
-    """Return |x|^2 of rows that lie side by side."""
+    """Return |x|^2 of contiguous rows."""
     N, D = x.shape
     out = torch.empty(N, dtype=wide_dtype(x), device=x.device)
     _squared_norms_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
@@ -49,7 +49,7 @@ def row_squared_norms(x: Tensor) -> Tensor:  # [N, D] -> [N]
 
 
 class RawRows(NamedTuple):
-    """The argument of a kernel that `metric_tile` reads rows as they came from."""
+    """Kernel argument: the rows of `metric_tile` in their own precision, and the metric."""
 
     raw_x: Tensor  # [.., D]
     raw_y: Tensor
@@ -59,7 +59,7 @@ class RawRows(NamedTuple):
     x_term: Tensor  # squared norms, for distances
     y_term: Tensor
     METRIC: tl.constexpr
-    CHUNK: tl.constexpr  # elements of D that are subtracted at once
+    CHUNK: tl.constexpr  # elements of D per step of a difference
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def metric_tile(
     if METRIC == "l2" or METRIC == "sqeuclidean":
         lengths = tl.load(raw.x_term + rows)[:, None] + tl.load(raw.y_term + columns)[None, :]
         compared = lengths - 2 * compared
-        # Below a quarter of the terms two bits are gone, as many as the contract grants.
+        # Below a quarter of |x|^2 + |y|^2 two bits are lost, the most that the contract allows.
         if tl.max((compared < lengths / 4).to(tl.int32)) > 0:
             compared = _direct_tile(raw, rows, columns, True)
         if METRIC == "l2":
@@ -110,7 +110,7 @@ class MetricOperands(NamedTuple):
         return {**found, "num_warps": warps, "num_stages": stages}
 
     def from_row(self, side: str, first: int) -> "MetricOperands":
-        """Return the operands with one side's rows from `first` on, as views."""
+        """Return the operands with views of the rows of one side (x or y) from `first` on."""
 
         def views(of: NamedTuple, *names: str) -> dict[str, Any]:
             found = {name: getattr(of, name) for name in names}
@@ -126,7 +126,7 @@ class MetricOperands(NamedTuple):
 
 
 def metric_operands(
-    x: Tensor,  # [.., D] rows side by side
+    x: Tensor,  # [.., D], contiguous rows
     y: Tensor,
     metric: str,
     shape: tuple[int, int],
@@ -135,10 +135,16 @@ def metric_operands(
 ) -> MetricOperands:
     """Prepare rows for a metric.
 
-    A shape is that of the matrix, a square tile one of a triangle, in which pairs may have ids.
+    Args:
+        x: one side.
+        y: the other side.
+        metric: "dot", "cosine", "l1", "l2" or "sqeuclidean".
+        shape: of the matrix.
+        square: tiles are square, as in the upper triangle.
+        ids: pairs have ids.
     """
     chunk = tile_of("difference", *shape, x.shape[1])
-    terms = [x, y]  # stand-ins for what a metric does not read
+    terms = [x, y]  # placeholders, for metrics that do not read them
     if metric in ("l2", "sqeuclidean"):
         terms = [row_squared_norms(x)]
         terms.append(terms[0] if y is x else row_squared_norms(y))
@@ -146,14 +152,14 @@ def metric_operands(
     if metric == "l1":
         tile = chunk
     else:
-        # Small tiles where a tile may be computed twice: a difference is wide in registers.
+        # Small tiles where a tile may be computed twice: differences need many registers.
         tall = shape if metric in ("dot", "cosine") else (1, 1)
         both = _scaled_operands.scaled_operands(x, y, metric == "cosine", shape=tall)
         tile = both.tile
         if square and both.kind == "ieee":
-            tile = tile._replace(warps=8)  # bounds and a mask beside scores: 5 spills in 4 warps
+            tile = tile._replace(warps=8)  # scores, bounds and a mask: 5 spills in 4 warps
         elif square and architecture() == 100:
-            # 4 to 6 spills in 128 x 128; 16 warps have no tensor cores.
+            # 128 x 128 causes 4 to 6 spills; 16 warps cannot use tensor cores.
             tile = tile._replace(rows=64, columns=64, warps=4)
     side = min(tile.rows, tile.columns)
     tile = tile._replace(rows=side, columns=side) if square else tile
@@ -182,7 +188,7 @@ def _matrix_kernel(
     n, m, _, _ = program_tile(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
     rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
     compared = metric_tile(operands, raw, rows, columns)
-    # Pointers of rows, then 32-bit columns: 64-bit offsets of every element are 23 spills.
+    # Row pointers plus 32-bit column offsets: 64-bit offsets per element cause 23 spills.
     at = out + (batch * N + n)[:, None] * M + m[None, :]
     tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
 
@@ -194,9 +200,9 @@ def write_matrix(
     first_row: int = 0,
     first_column: int = 0,
 ) -> Tensor:
-    """Write the comparisons of some rows of x with some rows of y."""
+    """Write the similarities or distances of some rows of x and some rows of y."""
     N, M = out.shape[-2:]
-    # Views: numbers of first rows in the kernel are 3 spills on sm_100.
+    # Views: passing the first row as an argument causes 3 spills on sm_100.
     for side, first in (("x", first_row), ("y", first_column)):
         if first:
             found = found.from_row(side, first)
@@ -212,7 +218,7 @@ def matrices(
     metric: str,
     dtype: torch.dtype,
 ) -> Tensor:  # [B, N, M]
-    """Return the similarities or distances of every row of x and every row of y of its batch."""
+    """Return the similarities or distances of all rows of x and y in every batch."""
     N, M = x.shape[0] // batches, y.shape[0] // batches
     x, y = contiguous_rows(x), contiguous_rows(y)
     out = torch.empty((batches, N, M), dtype=stored_dtype(dtype), device=x.device)
@@ -253,11 +259,11 @@ def _weighted_differences_kernel(
         at = (batch * M + m)[:, None] * y_stride + depth[None, :]
         there = tl.load(y + at, mask=(m < M)[:, None] & inside, other=0.0).to(DTYPE)
         at = rows[:, None].to(tl.int64) * row_stride + m[None, :].to(tl.int64) * column_stride
-        share = tl.load(weight + batch * batch_stride + at, mask=(m < M)[None, :], other=0.0)
-        apart = here[:, None, :] - there[None, :, :]
+        here_weight = tl.load(weight + batch * batch_stride + at, mask=(m < M)[None, :], other=0.0)
+        difference = here[:, None, :] - there[None, :, :]
         if SIGN:
-            apart = tl.where(apart > 0, 1.0, tl.where(apart < 0, -1.0, apart))
-        total += tl.sum(share[:, :, None] * apart, 1)
+            difference = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
+        total += tl.sum(here_weight[:, :, None] * difference, 1)
     tl.store(out + own[:, None] * D + depth[None, :], total, mask=(n < N)[:, None] & inside)
 
 
@@ -268,7 +274,7 @@ def weighted_differences(
     sign: bool,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return, for every row of x, the sum of weight (x - y) or weight sign(x - y) over y."""
+    """Return the sums over rows of y of weight (x - y), or weight sign(x - y), for every x."""
     (B, N, M), D = weight.shape, x.shape[1]
     if out is None:
         out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)

@@ -1,9 +1,9 @@
-"""Weights of pairs for gradients: from bits, bounds, ranks or a matrix, in parts for the library.
+"""Gradients of scores from bits, bounds, ranks or a matrix, in parts for the library's products.
 
-The gradient of a sum of similarities is W y, that of distances (sum_m w) x - W y, with the weights
-as they were rounded, so that their rounding cancels like the rows do. Where a pair's distance is
-far below its rows' lengths fp32 would cancel too: such a pair's weight is set apart, for direct
-differences (`_distance_gradients`).
+A gradient of a score is called a weight W. The gradient of a sum of similarities is W y, that of
+distances (sum_m w) x - W y, with the rounded weights in both terms, so that their rounding errors
+cancel as the rows do. If a distance is far below the norms of its rows, fp32 would cancel as well:
+the weights of these close pairs are stored apart, for direct differences (`_distance_gradients`).
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from itm_kernels.triton._products import precision_of, store_parts
 
-ROWS = 32  # of a program: the bits of one word
+ROWS = 32  # per program: the bits of one word
 COLUMNS = 128
-# A block of weights is no larger than two inputs in fp32, or than this.
+# A block of weights takes at most the memory of two inputs in fp32, or this.
 _LEAST_BYTES = 1 << 25
 _MOST_ROWS = 4096
 
 
 def blocks(N: int, M: int, D: int, bytes_per_pair: int) -> Iterator[slice]:
-    """Yield slices of N rows whose weights fit in memory; they start where tiles do."""
+    """Yield slices of N rows whose weights fit in that memory, aligned to tiles."""
     budget = max(4 * (N + M) * D, _LEAST_BYTES)
     at_once = min(_MOST_ROWS, max(1, budget // (M * bytes_per_pair) // 128) * 128)
     for first in range(0, N, at_once):
@@ -34,13 +34,13 @@ def blocks(N: int, M: int, D: int, bytes_per_pair: int) -> Iterator[slice]:
 def gradient_scale(
     grad: Tensor,  # [N]
     norm: Tensor,  # [N]
-    row: Tensor | None,  # [N] sums of ranked distances, which are weights too
+    row: Tensor | None,  # [N] sums of ranked distances, which also multiply weights
     factor: Tensor,  # of all rows, or [0]
     metric: str,
 ) -> Tensor:  # []
-    """Return what weights are multiplied by: equal weights, and the largest, become about 2^14.
+    """Return the factor of stored weights, which scales the largest, or equal weights, to 2^14.
 
-    fp16 holds them then, and weights that are equal are rounded to themselves in half precision.
+    They then fit fp16, and weights that are all equal are exact in half precision.
     """
     unit = torch.empty((), dtype=norm.dtype, device=norm.device)
     _gradient_scale_kernel[(1,)](
@@ -60,7 +60,7 @@ def _gradient_scale_kernel(
     unit,
     grad_stride,
     N,
-    factors,  # how many
+    factors,  # number of factors
     RANKS: tl.constexpr,
     FACTORS: tl.constexpr,
     METRIC: tl.constexpr,
@@ -84,14 +84,14 @@ def _gradient_scale_kernel(
     largest, longest = tl.max(weights, 0), tl.max(lengths, 0)
     bound = 2 * largest * longest * longest
     if METRIC == "l2":
-        # Over distances of a quarter of the rows' lengths at least; lengths are 2^13 factors.
+        # Divided by distances of at least a quarter of the norms, which are 2^13 factors.
         bound = largest * longest / 512 if FACTORS else largest
     tl.store(unit, 16384 / tl.maximum(bound, 1e-34))
 
 
 @triton.jit
-def _triangle_of_bits(mask, words, row_word, column_word, rows, columns):
-    """Return 1 for the pairs `[32, C]` inside: the bits of words left of the diagonal's are m's."""
+def _unpacked_mask(mask, words, row_word, column_word, rows, columns):
+    """Return 1 for pairs `[32, C]` in the band; left of the diagonal, bits are those of row m."""
     bit = tl.arange(0, 32)
     WORDS: tl.constexpr = columns.shape[0] // 32
     inside = tl.zeros((32, columns.shape[0]), tl.int32)
@@ -109,16 +109,16 @@ def _triangle_of_bits(mask, words, row_word, column_word, rows, columns):
 
 @triton.jit
 def _within(key, low, high):
-    # Not outside: NaN is inside, and shows.
+    # "Not outside": NaN counts as inside, so that it propagates.
     return ((key <= low) | (key >= high)) == 0
 
 
 @triton.jit
 def _score_gradients_kernel(
-    given,  # [N, M] gradients of every pair
+    given,  # [N, M] gradients of scores
     mask,  # [N, words]
-    key,  # [R, M] what is compared; then the weights of pairs that are set apart
-    other,  # [M, R] the same as the other row of a pair has it
+    key,  # [R, M] values compared with the bounds; overwritten by the weights of close pairs
+    other,  # [M, R] the same values, computed from the other row of a pair
     ids,  # [N]
     low,  # [N]
     high,
@@ -131,8 +131,8 @@ def _score_gradients_kernel(
     y_square,  # [M]
     unit,  # []
     weights,  # [parts, R, M]
-    sums,  # [column tiles, R] of weights as they were rounded, over y's factor
-    apart,  # [row tiles, column tiles] whether pairs are set apart
+    sums,  # [column tiles, R] of rounded weights, divided by y's factor
+    has_close,  # [row tiles, column tiles] whether a tile has close pairs
     given_row,
     given_column,
     words,
@@ -148,7 +148,7 @@ def _score_gradients_kernel(
     MODE: tl.constexpr,
     HAS_IDS: tl.constexpr,
     FACTORS: tl.constexpr,
-    APART: tl.constexpr,
+    CLOSE: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -162,7 +162,7 @@ def _score_gradients_kernel(
     DTYPE: tl.constexpr = unit.dtype.element_ty
     at = key + (n.to(tl.int64) * M)[:, None] + m[None, :]
     compared = tl.zeros((ROWS, COLUMNS), DTYPE)
-    if SOURCE == "bounds" or SOURCE == "ranks" or APART:
+    if SOURCE == "bounds" or SOURCE == "ranks" or CLOSE:
         compared = tl.load(at, there, 0.0)
     if SOURCE == "given":
         from_row = given + (rows.to(tl.int64) * given_row)[:, None]
@@ -174,7 +174,7 @@ def _score_gradients_kernel(
         column_grad = sign * tl.load(grad + columns.to(tl.int64) * grad_stride).to(DTYPE)
         if SOURCE == "bits":
             first_word = (first + row_tile * ROWS) // 32
-            bits = _triangle_of_bits(
+            bits = _unpacked_mask(
                 mask, words, first_word, column_tile * (COLUMNS // 32), rows, columns
             )
             value = tl.where(bits != 0, row_grad[:, None] + column_grad[None, :], 0.0)
@@ -188,8 +188,8 @@ def _score_gradients_kernel(
                 row_grad /= row_norm
                 column_grad /= column_norm
                 if METRIC != "l1":
-                    # A bound is one of the row's own distances, to the last bit: products of parts
-                    # are not symmetric to the last bit, so that a row's are computed as its own.
+                    # A bound equals one of the row's own distances bit for bit. Products of parts
+                    # are not bitwise symmetric: a row's distances are computed in its own order.
                     of_other = tl.load(
                         other + (columns.to(tl.int64) * R)[None, :] + n[:, None], there, 0.0
                     )
@@ -199,32 +199,32 @@ def _score_gradients_kernel(
                 pair = tl.load(ids + rows)[:, None] != tl.load(ids + columns)[None, :]
             else:
                 pair = rows[:, None] != columns[None, :]
-            mine = _within(own, tl.load(low + rows)[:, None], tl.load(high + rows)[:, None])
-            yours = _within(
+            own_inside = _within(own, tl.load(low + rows)[:, None], tl.load(high + rows)[:, None])
+            other_inside = _within(
                 of_other, tl.load(low + columns)[None, :], tl.load(high + columns)[None, :]
             )
-            value = tl.where(mine & pair, row_grad[:, None], 0.0)
-            value += tl.where(yours & pair, column_grad[None, :], 0.0)
+            value = tl.where(own_inside & pair, row_grad[:, None], 0.0)
+            value += tl.where(other_inside & pair, column_grad[None, :], 0.0)
             if SOURCE == "ranks":
                 value -= (row_grad * tl.load(row + rows))[:, None] * own
                 value -= (column_grad * tl.load(row + columns))[None, :] * of_other
         if METRIC == "cosine" and MODE == "official":
-            # An infinite row is outside every band, and its sum is NaN: so is its gradient.
-            shown = 0 * tl.load(row + rows)
-            value += tl.where(rows[:, None] == columns[None, :], shown[:, None], 0.0)
+            # An infinite row is outside every band, but its sum is NaN, and so is its gradient.
+            nan_or_zero = 0 * tl.load(row + rows)
+            value += tl.where(rows[:, None] == columns[None, :], nan_or_zero[:, None], 0.0)
     if METRIC == "sqeuclidean":
         value *= 2
     if METRIC == "l2":
         # At distance 0 the gradient is 0, not 0 / 0.
         value = tl.where(compared == 0, 0.0, value / tl.where(compared == 0, 1.0, compared))
     value = tl.where(there, value, 0.0)
-    if APART:
+    if CLOSE:
         square = compared * compared if METRIC == "l2" else compared
         lengths = tl.load(x_square + rows)[:, None] + tl.load(y_square + columns)[None, :]
-        # Two bits of a difference are gone below a quarter of the rows' lengths.
+        # Below a quarter of the norms, two bits of a difference are lost.
         close = (square < lengths / 32) & (value != 0)
         found = tl.max(tl.max(close.to(tl.int32), 1), 0)
-        tl.store(apart + row_tile * tl.num_programs(0) + column_tile, found)
+        tl.store(has_close + row_tile * tl.num_programs(0) + column_tile, found)
         if found > 0:
             tl.store(at, tl.where(close, value, 0.0), there)
         value = tl.where(close, 0.0, value)
@@ -235,7 +235,7 @@ def _score_gradients_kernel(
         value *= factor
     to = weights + (n.to(tl.int64) * stride)[:, None] + m[None, :]
     rest = store_parts(to, tl.cast(part, tl.int64), value, there, PARTS, PRECISION)
-    if APART:
+    if CLOSE:
         value -= rest
         if FACTORS:
             value /= factor
@@ -243,19 +243,21 @@ def _score_gradients_kernel(
 
 
 def write_score_gradients(weights: Tensor, first: int, like: Tensor, **known: Any) -> None:
-    """Write a block of weights `[parts, R, M]` from what is known of its pairs."""
+    """Write a block of weights `[parts, R, M]`; `known` are arguments of the kernel."""
     parts, R, M = weights.shape
-    stand_ins = dict.fromkeys(
+    placeholders = dict.fromkeys(
         ("given", "mask", "key", "other", "ids", "low", "high", "norm", "row", "grad"), like
     )
-    more = dict.fromkeys(("x_factor", "y_factor", "x_square", "y_square", "sums", "apart"), like)
+    more = dict.fromkeys(
+        ("x_factor", "y_factor", "x_square", "y_square", "sums", "has_close"), like
+    )
     sizes = dict.fromkeys(("given_row", "given_column", "words", "grad_stride"), 0)
-    options = {"MODE": "", "HAS_IDS": False, "FACTORS": False, "APART": False, "N": M}
+    options = {"MODE": "", "HAS_IDS": False, "FACTORS": False, "CLOSE": False, "N": M}
     _score_gradients_kernel[(triton.cdiv(M, COLUMNS), triton.cdiv(R, ROWS))](
-        **{**stand_ins, **more, **sizes, **options, **known},
+        **{**placeholders, **more, **sizes, **options, **known},
         weights=weights, part=weights.stride(0), stride=weights.stride(1), first=first, R=R, M=M,
         PARTS=parts, ROWS=ROWS, COLUMNS=COLUMNS,
-        # No product follows the weights of l1.
+        # The weights of l1 are not multiplied by the library.
         PRECISION="ieee" if known["METRIC"] == "l1" else precision_of(weights),
         num_warps=8 if known["SOURCE"] == "ranks" else 4,  # 114 spills in 4
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Bounded sums over the pairs of one modality, from the upper triangle of tiles.
+"""Band sums over the pairs of one modality, from the tiles of the upper triangle.
 
-A tile leaves sums for its rows and for its columns, and one bit per pair for the gradient. Bits of
-a word left of the diagonal's are not written: they stand in row m.
+A tile stores sums for its rows and for its columns, and one bit per pair for the gradient. Words
+left of the diagonal are not written: their bits are those of row m.
 """
 
 import triton
@@ -24,7 +24,7 @@ def band_sums_kernel(
     high_bound: tl.float64,
     MODE: tl.constexpr,
     HAS_IDS: tl.constexpr,
-    KEEP: tl.constexpr,
+    KEEP_MASK: tl.constexpr,
 ):
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
@@ -35,64 +35,64 @@ def band_sums_kernel(
     key = metric_tile(operands, raw, rows, columns)
     if raw.METRIC == "cosine":
         key = 1 - key
-    # What is no pair takes a key outside every band, where a tile has any: a mask beside the keys
-    # would spill.
-    nowhere = float("-inf")
+    # Excluded elements get a key outside every band, in tiles that have any: a separate mask would
+    # spill.
+    excluded = float("-inf")
     if row_tile == column_tile:
         own = n[:, None] == m[None, :]
         if MODE == "official":
-            # An infinite row lies outside every band: its own diagonal entry shows it, as NaN.
-            key = tl.where(own, key - key + nowhere, key)
+            # An infinite row is outside every band: its diagonal entry propagates it as NaN.
+            key = tl.where(own, key - key + excluded, key)
         elif not HAS_IDS:
-            key = tl.where(own & (key == key), nowhere, key)
+            key = tl.where(own & (key == key), excluded, key)
     if HAS_IDS:
         same = same_id(rows, columns, ids, ids, HAS_IDS)
-        key = tl.where(same & (key == key), nowhere, key)
-    # In fp64 a branch here stops LLVM's vectorizer, for sm_100, in an assertion.
+        key = tl.where(same & (key == key), excluded, key)
+    # In fp64 a branch here fails an assertion of LLVM's vectorizer for sm_100.
     if key.dtype == tl.float64:
-        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
+        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, excluded)
     elif (column_tile + 1) * COLUMNS > N:
-        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, nowhere)
+        key = tl.where((n < N)[:, None] & (m < N)[None, :], key, excluded)
     low, high = float_argument(low_bound, key.dtype), float_argument(high_bound, key.dtype)
-    # Written as "not outside", so that a NaN counts as inside and shows in the sum.
+    # Written as "not outside", so that NaN counts as inside and propagates to the sum.
     outside = (key <= low) | (key >= high)
     value = tl.where(outside, 0.0, high - key if MODE == "repel" else key)
     tl.store(sums + column_tile.to(tl.int64) * N + n, tl.sum(value, 1), mask=n < N)
     if row_tile < column_tile:
         tl.store(sums + row_tile.to(tl.int64) * N + m, tl.sum(value, 0), mask=m < N)
-    if KEEP:
+    if KEEP_MASK:
         word = column_tile * (COLUMNS // 32) + tl.arange(0, COLUMNS // 32)
         at = mask + (n.to(tl.int64) * words)[:, None] + word[None, :]
-        tl.store(at, _bits(outside), mask=(n < N)[:, None] & (word < words)[None, :])
+        tl.store(at, _packed_bits(outside), mask=(n < N)[:, None] & (word < words)[None, :])
 
 
 @triton.jit
 def triangle_tile(program, N, SIDE: tl.constexpr):
-    """Return a program's row and column of tiles, one of those on and above the diagonal.
+    """Return the row and column of a program's tile, on or above the diagonal.
 
-    Tiles are visited in groups of eight rows, down one column after the other, so that a group's
-    operands stay in the L2. Groups before row 8 g hold g (8 tiles + 4 - 32 g) tiles: the root of
-    that is exact, since half a tile keeps it far from a whole number.
+    Tiles are visited in groups of eight tile rows, column by column, so that a group's operands
+    stay in the L2. Groups before tile row 8 g contain g (8 tiles + 4 - 32 g) tiles. The square root
+    that inverts this is exact, because half a tile is added: it is far from a whole number.
     """
     across = 8 * tl.cast(tl.cdiv(N, SIDE), tl.int64) + 4
     half = across.to(tl.float64)
     root = tl.sqrt(half * half - 128 * (program.to(tl.float64) + 0.5))
     group = ((half - root) / 64).to(tl.int64)
-    place = (program - group * (across - 32 * group)).to(tl.int32)
+    within = (program - group * (across - 32 * group)).to(tl.int32)
     # Columns of 1, 2 .. 7 tiles, then of 8.
     column = 0
     for more in tl.static_range(1, 7):
-        column += (place >= more * (more + 1) // 2).to(tl.int32)
-    row = place - column * (column + 1) // 2
-    column = tl.where(place < 28, column, 7 + (place - 28) // 8)
-    row = tl.where(place < 28, row, (place - 28) % 8)
+        column += (within >= more * (more + 1) // 2).to(tl.int32)
+    row = within - column * (column + 1) // 2
+    column = tl.where(within < 28, column, 7 + (within - 28) // 8)
+    row = tl.where(within < 28, row, (within - 28) % 8)
     first = 8 * group.to(tl.int32)
     return first + row, first + column
 
 
 @triton.jit
-def _bits(outside):
-    """Return 32 columns as the bits of one int32, set where a pair lies inside."""
+def _packed_bits(outside):
+    """Return 32 columns as the bits of one int32, set where a pair is in the band."""
     bits = tl.where(outside, 0, 1 << (tl.arange(0, outside.shape[1]) % 32)[None, :])
     return tl.sum(tl.reshape(bits, (bits.shape[0], bits.shape[1] // 32, 32)), 2)
 

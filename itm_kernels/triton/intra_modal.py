@@ -1,9 +1,10 @@
-"""Bounded sums over the pairs of one modality.
+"""Band sums over the pairs of one modality.
 
-Where the bounds are the same for all rows the matrix is symmetric: tiles of the upper triangle are
-computed alone (`_upper_triangle`). Official distances are divided by their row's norm and bounded
-by ranks, which need whole rows: a block of rows at a time. The gradient is that of a weight per
-pair, a block of rows at a time, by products (`_score_gradients`).
+If the bounds are the same for all rows, the matrix is symmetric, and only tiles of the upper
+triangle are computed (`_upper_triangle`). Official distances are divided by the norm of their row
+and bounded by ranks, which need whole rows: these are computed in blocks of rows. The backward
+pass also works in blocks of rows: it writes a weight per pair and multiplies the weights by the
+rows (`_score_gradients`).
 """
 
 from collections.abc import Iterator
@@ -37,9 +38,10 @@ def intra_modal_forward(
     per_row: bool,
     keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return every row's sum, its bounds and norm, and the pairs inside if they are to be kept.
+    """Return the sums, bounds and norms of rows, and a bit mask of the pairs in the band.
 
-    Of the kept bits those of a word left of the diagonal's are not written: they stand in row m.
+    Words of the mask left of the diagonal are not written: their bits are those of row m. Without
+    `keep_mask` the mask is empty.
     """
     N = x.shape[0]
     row, low, high, norm = (torch.empty(N, dtype=wide_dtype(x), device=x.device) for _ in range(4))
@@ -57,7 +59,7 @@ def intra_modal_forward(
     bounds = {"low_bound": lower, "high_bound": upper}
     band_sums_kernel[(tiles * (tiles + 1) // 2,)](
         **found.arguments(), ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
-        sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP=keep_mask,
+        sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP_MASK=keep_mask,
     )  # fmt: skip
     band_totals_kernel[(triton.cdiv(N, 128),)](
         sums, row, low, high, norm, **bounds, N=N, tiles=tiles, BLOCK=128
@@ -70,14 +72,14 @@ def _relative(metric: str, mode: str) -> bool:
 
 
 def _metric(metric: str, mode: str) -> str:
-    # The official cosine takes rows as unit vectors, which they need not be.
+    # The official cosine is a dot product: it assumes unit vectors, which rows need not be.
     return "dot" if metric == "cosine" and mode == "official" else metric
 
 
 def _blocks(N: int, D: int) -> Iterator[slice]:
     """Yield slices of rows whose distances to all rows take no more memory than the rows.
 
-    They start where tiles do: a distance has the same bits in every block that it is computed in.
+    Slices are aligned to tiles, so that a distance has the same bits whatever the block.
     """
     at_once = max(1, D // 128) * 128
     for first in range(0, N, at_once):
@@ -96,19 +98,19 @@ def _by_rank(
     lower: float,
     upper: float,
     per_row: bool,
-    row: Tensor,  # [N] to write, as are the next
+    row: Tensor,  # [N], written, as are the following
     low: Tensor,
     high: Tensor,
     norm: Tensor,
 ) -> None:
-    """Write sums of D / |D_n| within bounds that are ranks of it, the bounds and the norms."""
+    """Write the band sums of D / |D_n| for bounds given as ranks, the bounds and the norms."""
     N, D = x.shape
     bounds = None
     found = metric_operands(x, x, metric, (N, N))
     for block in _blocks(N, D):
         distance = torch.empty((block.stop - block.start, N), dtype=row.dtype, device=x.device)
         write_matrix(found, distance, first_row=block.start)
-        # Rows of equal embeddings have norm 0: the floor keeps 0 / 0 out.
+        # Equal embeddings have distances of norm 0: the lower limit prevents 0 / 0.
         norm[block] = torch.linalg.vector_norm(distance, dim=1).clamp_min(1e-12)
         relative = distance.div_(norm[block, None])
         if per_row or bounds is None:
@@ -137,7 +139,7 @@ def intra_modal_backward(
     metric: str,
     mode: str,
 ) -> Tensor:
-    """Return the gradient of x: a block's weights hold both places where a pair appears."""
+    """Return the gradient of x: a weight is the sum over both rows whose sums contain the pair."""
     N, kept, relative = x.shape[0], mask.shape[0] > 0, _relative(metric, mode)
     x = contiguous_rows(x)
     found = metric_operands(x, x, _metric(metric, mode), (N, N))
@@ -168,19 +170,19 @@ def _of_cosines(
 ) -> Tensor:
     (N, D), kept = x.shape, known["SOURCE"] == "bits"
     assert found.both is not None
-    pulled = norm.new_empty((N, D))
+    products = norm.new_empty((N, D))
     rows, _ = row_parts(found.both, D)
-    # Two parts of weights, and comparisons.
+    # Bytes per pair: two parts of weights, and distances.
     for block in blocks(N, N, D, 2 * x.element_size() if kept else 8):
         R = block.stop - block.start
         weights = weights_empty(R, N, x)
         if not kept:
             known["key"] = write_matrix(found, norm.new_empty((R, N)), first_row=block.start)
         write_score_gradients(weights, block.start, x, **known)
-        add_product(None, weights, rows, out=pulled[block])
+        add_product(None, weights, rows, out=products[block])
         known.pop("key", None)
         del weights
-    return gradient_of_rows(x, pulled, unit, cosine)
+    return gradient_of_rows(x, products, unit, cosine)
 
 
 def _of_l1(x: Tensor, found: MetricOperands, norm: Tensor, known: dict[str, Any]) -> Tensor:
@@ -190,7 +192,7 @@ def _of_l1(x: Tensor, found: MetricOperands, norm: Tensor, known: dict[str, Any]
     for block in blocks(N, N, D, 8):
         weights = norm.new_empty((1, block.stop - block.start, N))
         if known["SOURCE"] != "bits":
-            # A program reads a pair before it writes its weight.
+            # In place: a program reads a distance before it writes the weight.
             known["key"] = write_matrix(found, weights[0], first_row=block.start)
         write_score_gradients(weights, block.start, x, **known)
         weighted_differences(x[block], x, weights, True, gradient[block])

@@ -1,4 +1,4 @@
-"""Batched similarity matrices; gradients of products are the library's, of differences direct."""
+"""Batched similarity matrices, with gradients from library products or direct differences."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from itm_kernels.triton._metrics import matrices, metric_operands, weighted_diff
 from itm_kernels.triton._operands import contiguous_rows, kind_of, wide_dtype
 from itm_kernels.triton._score_gradients import gradient_scale, write_score_gradients
 
-_SMALLEST = 1e-12  # length of a row that is divided by, as torch.nn.functional.normalize has it
+_SMALLEST = 1e-12  # smallest divisor of a row, as in torch.nn.functional.normalize
 
 
 def _flat(x: Tensor, batch: torch.Size) -> Tensor:  # [..., N, D] -> [B * N, D]
@@ -70,9 +70,9 @@ def similarity_backward(
     return to_x.sum_to_size(x.shape).to(x.dtype), to_y.sum_to_size(y.shape).to(y.dtype)
 
 
-def _divisor(length: Tensor) -> Tensor:
-    """Return what a row is divided by: infinity for one of length 0, which has no direction."""
-    return length.clamp_min(_SMALLEST).masked_fill_(length == 0, torch.inf)
+def _divisor(norm: Tensor) -> Tensor:
+    """Return the divisor of a row: its norm, at least 1e-12, or infinity for a zero row."""
+    return norm.clamp_min(_SMALLEST).masked_fill_(norm == 0, torch.inf)
 
 
 def _of_one_matrix(
@@ -81,7 +81,7 @@ def _of_one_matrix(
     y: Tensor,
     metric: str,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return gradients by products of half-precision weights, where they are the faster ones."""
+    """Return gradients from products of half-precision weights where these are faster, or None."""
     flat_x, flat_y = (contiguous_rows(side.reshape(-1, side.shape[-1])) for side in (x, y))
     if metric in ("l2", "sqeuclidean"):
         largest = torch.linalg.vector_norm(grad, torch.inf, 1, dtype=wide_dtype(x))
@@ -89,7 +89,7 @@ def _of_one_matrix(
         to_y = _of_distances(grad.mT, flat_y, flat_x, metric, largest)
     elif metric == "cosine" and kind_of(x) == "half":
         both = _scaled_operands.scaled_operands(flat_x, flat_y, True)
-        # Rows of fp16 are scaled by powers of two, to lengths of 2^13 and more: so are factors.
+        # fp16 rows are scaled to norms of 2^13 and more by powers of two, and so are factors.
         unit = torch.full((), 2.0**26 if x.dtype == torch.float16 else 1.0, device=x.device)
         factors = {"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": True}
         known = {**_given(grad, metric), **factors, "unit": unit}
@@ -97,10 +97,10 @@ def _of_one_matrix(
         def fill(first: int, weights: Tensor) -> None:
             write_score_gradients(weights, first, flat_x, **known)
 
-        pulls = products_in_parts(flat_x, both, fill)
+        products = products_in_parts(flat_x, both, fill)
         to_x, to_y = (
-            _scaled_operands.gradient_of_rows(side, pull, unit, True)
-            for side, pull in zip((flat_x, flat_y), pulls, strict=True)
+            _scaled_operands.gradient_of_rows(side, product, unit, True)
+            for side, product in zip((flat_x, flat_y), products, strict=True)
         )
     else:
         return None
@@ -112,7 +112,7 @@ def _of_distances(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
     metric: str,
-    largest: Tensor,  # the largest element of grad is among these
+    largest: Tensor,  # contains the largest element of grad
 ) -> Tensor:  # [N, D]
     found = metric_operands(x, y, metric, (len(x), len(y)))
     assert found.both is not None
@@ -128,16 +128,16 @@ def _given(weight: Tensor, metric: str) -> dict[str, Any]:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Return x / |x| in fp32 or better, 0 where |x| is."""
+    """Return x / |x| in at least fp32, 0 for zero rows."""
     x = x.to(wide_dtype(x))
     return x / _divisor(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
 
 def _of_unit(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of x from that of `_unit(x)`."""
+    """Return the gradient of x from the gradient of `_unit(x)`."""
     x = x.to(wide_dtype(x))
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    divisor = _divisor(length)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    divisor = _divisor(norm)
     rows = x / divisor
-    along = (rows * grad).sum(-1, keepdim=True).masked_fill(length < _SMALLEST, 0)
+    along = (rows * grad).sum(-1, keepdim=True).masked_fill(norm < _SMALLEST, 0)
     return (grad - rows * along) / divisor
