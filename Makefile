@@ -105,7 +105,7 @@ races: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(RACED) && PYTHONPATH=. TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/support/race.py
-	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/backends/cuda/test_emulated_races.py
+	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/backends/cuda/test_races.py
 
 # Triton has an environment of its own: `make test` tests the package without it.
 # TRITON_VERSION=3.6.0 takes another version, in another environment.

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from loss_cases import CASES
-from tests.backends.cpu.test_native import REPORT
+from tests.backends.cpu.test_kernels import REPORT
 
 ROOT = Path(__file__).parents[1]
 UNITS = [

@@ -4,7 +4,7 @@ Value and index are reduced apart. The maximum of a row or column is found first
 equal to it adds a power of two, so that a sum of floats is a set of places, and its lowest bit the
 lowest index. Maxima cost the ALU, which runs at half the rate of the units that add.
 
-Never run on a GPU: verified by `tests/backends/triton/test_triton_gluon.py`, which interprets the
+Never run on a GPU: verified by `tests/backends/triton/test_gluon.py`, which interprets the
 kernel, and by `tools/compile_report/gluon_kernels.py`, which reads the machine code.
 """
 

@@ -17,7 +17,7 @@ CHAIN, EPS = 128, torch.finfo(torch.float32).eps
 
 def test_a_row_that_everyone_mined() -> None:
     from itm_kernels.triton import _segment_sum
-    from tests.backends.triton.test_triton_segments import entries_of
+    from tests.backends.triton.test_segments import entries_of
 
     image, text = torch.zeros(1, 1), torch.full((CHAIN, 1), 0.979)
     key = torch.zeros(CHAIN, dtype=torch.int64)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emulated import SCHEDULES, as_native, needs_compiler
-from emulated_pairs import HARDEST, SIZES, SUMS, assert_as_good_as_eager, ids_of, layouts, rows
+from small_batch import HARDEST, SIZES, SUMS, assert_as_good_as_eager, ids_of, layouts, rows
 
 pytestmark = needs_compiler
 OPERATORS = *HARDEST, *SUMS

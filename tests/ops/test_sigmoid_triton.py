@@ -171,7 +171,7 @@ def test_memory_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside inputs and gradients 700 MB at most, and no scores."""
     pytest.importorskip("triton")
     from itm_kernels.triton import sigmoid as kernels
-    from tests.backends.triton.test_triton_workspace import watched
+    from tests.backends.triton.test_workspace import watched
 
     N, D = 32768, 1024
     image, text = (torch.empty((N, D), dtype=torch.bfloat16, device="meta") for _ in range(2))

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from cuda_launches import of_step
 from emulated import NAMESPACE, SCHEDULES, as_native
-from emulated_pairs import (
+from itm_kernels import _checks, backends, functional, losses
+from itm_kernels._positives import Pairs
+from itm_kernels.ops._info_nce import fused_info_nce_total
+from itm_kernels.ops._sigmoid import fused_sigmoid_total
+from kernels import MARKS
+from loss_cases import batch
+from small_batch import (
     SIZES,
     Loss,
     assert_is_the_reference,
@@ -22,12 +28,6 @@ from emulated_pairs import (
     outcome,
     rows,
 )
-from itm_kernels import _checks, backends, functional, losses
-from itm_kernels._positives import Pairs
-from itm_kernels.ops._info_nce import fused_info_nce_total
-from itm_kernels.ops._sigmoid import fused_sigmoid_total
-from kernels import MARKS
-from loss_cases import batch
 
 pytestmark = MARKS["emulated"]
 LOSSES: dict[str, Loss] = {

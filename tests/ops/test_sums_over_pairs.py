@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from emulated import NAMESPACE, as_native
-from emulated_pairs import (
+from itm_kernels import functional, ops
+from kernels import MARKS
+from small_batch import (
     SUMS,
     exp_sums,
     leaves,
     not_finite,
     rows,
 )
-from itm_kernels import functional, ops
-from kernels import MARKS
 
 pytestmark = MARKS["emulated"]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from emulated import NAMESPACE, SCHEDULES, as_native, needs_compiler
-from emulated_pairs import (
+from itm_kernels import backends, losses
+from small_batch import (
     SIZES,
     Loss,
     assert_is_the_reference,
@@ -18,7 +19,6 @@ from emulated_pairs import (
     outcome,
     rows,
 )
-from itm_kernels import backends, losses
 
 pytestmark = needs_compiler
 LOSSES: dict[str, Loss] = {
