@@ -68,8 +68,9 @@ def test_one_tensor_on_both_sides_gets_both_gradients() -> None:
 def test_a_backward_pass_takes_few_steps() -> None:
     v, c = sides()
     leaves = ["AccumulateGrad", "AccumulateGrad"]
-    assert nodes(losses.InfoNCELoss()(v, c)) == [*leaves, "MeanBackward0", "_PairEntropyBackward"]
-    steps = [*leaves, "DivBackward0", "SigmoidBackward", "SumBackward0"]
+    steps = [*leaves, "MeanBackward0", "PairEntropyFunctionBackward"]
+    assert nodes(losses.InfoNCELoss()(v, c)) == steps
+    steps = [*leaves, "DivBackward0", "SigmoidFunctionBackward", "SumBackward0"]
     assert len(nodes(losses.SigmoidLoss()(v, c))) <= len(steps)
     assert len(nodes(losses.SumOfHingesLoss()(v, c))) == 4
     assert len(nodes(losses.MaxOfHingesLoss()(v, c))) == 4
