@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cost_sheet`: recompute the sheet and hold it against the committed one."""
+"""`python -m benchmarks.cost_sheet`: recompute the sheet and compare it with the committed one."""
 
 import argparse
 import gc
@@ -13,7 +13,7 @@ from benchmarks.tables import table
 
 
 def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[str]:
-    """Return what may not be: growth, new lines that exceed eager's, launches without a law."""
+    """Return failures: growth, new quantities above eager's, launches that follow no blocks."""
     new = [item for item in goals.exceeding(rows) if item not in committed["exceeds"]]
     known = set(goals.broken(committed["rows"]))
     return [
@@ -24,7 +24,7 @@ def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[st
 
 
 def report(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> None:
-    """Print what is recomputed, the goals, and what no longer exceeds eager's."""
+    """Print the recomputed rows, the goals, and quantities that no longer exceed eager's."""
     lines = []
     for key, row in rows.items():
         ours, eager = row["ours"], row["eager"]
@@ -38,7 +38,7 @@ def report(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> None:
     known = set(goals.exceeding(rows))
     gone = [item for item in committed["exceeds"] if item not in known and f"{_key(item)}" in rows]
     if gone:
-        print("no longer exceed eager's, UPDATE=1 takes them out:", *gone, sep="\n  ")
+        print("no longer exceed eager's, UPDATE=1 removes them:", *gone, sep="\n  ")
 
 
 def _key(item: str) -> str:
@@ -47,14 +47,16 @@ def _key(item: str) -> str:
 
 
 def main() -> int:
-    """Recompute, report, and check or write."""
+    """Recompute and report the sheet, then check it or write it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_sheet", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every size and precision")
-    parser.add_argument("--only", nargs="+", metavar="LOSS", choices=losses.LOSSES, help="these")
     parser.add_argument(
-        "--update", action="store_true", help="write the sheet, every size of the losses named"
+        "--only", nargs="+", metavar="LOSS", choices=losses.LOSSES, help="these losses"
     )
-    parser.add_argument("--grow", action="store_true", help="allow what would be complained of")
+    parser.add_argument(
+        "--update", action="store_true", help="write the sheet, with every size of the given losses"
+    )
+    parser.add_argument("--grow", action="store_true", help="update in spite of complaints")
     parser.add_argument("--compare", type=Path, help="a results file measured on a GPU")
     parser.add_argument("--file", type=Path, default=sheet.FILE)
     options = parser.parse_args()
@@ -63,7 +65,7 @@ def main() -> int:
         print(compare(committed, options.compare), end="")
         return 0
     start = time.time()
-    gc.freeze()  # modules: a collection before every trace would walk through them
+    gc.freeze()  # exempts modules from the collection before every trace
     chosen = sheet.cases(options.all or options.update, options.only or losses.LOSSES)
     rows = {case.key: sheet.row_of(case) for case in chosen}
     report(rows, committed)

@@ -1,4 +1,4 @@
-"""The cost of a call of ATen from its shapes: launches, products, passes over memory, sorts."""
+"""The cost of an ATen call, from its shapes: launches, products, passes over memory, sorts."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ import torch
 from benchmarks.cost_sheet.counts import Count, Operand
 from benchmarks.cost_sheet.rates import RESIDENT
 
-# Allocate, or answer from shapes.
+# Calls that only allocate or inspect metadata.
 NO_LAUNCH = ("empty", "new_empty", "_to_dense", "lift_fresh", "promote_types", "detach", "alias")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_", "baddbmm_")
-# Read single rows or numbers of their first operand, as many as they return.
+# Calls that read as many elements of their first operand as they return.
 GATHERS = ("gather", "index", "index_select", "embedding", "take")
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """Return how the library multiplies a dtype."""
+    """Return the kind of product that the library uses for a dtype."""
     if dtype in (torch.bfloat16, torch.float16):
         return "half"
     if dtype == torch.float64:
@@ -26,7 +26,7 @@ def kind_of(dtype: torch.dtype) -> str:
 
 
 def moved(*operands: Operand) -> tuple[float, float]:
-    """Return the bytes that operands cost in HBM and in the L2, where small ones still are."""
+    """Return the bytes of operands moved in HBM and in the L2, in which small ones stay."""
     sizes = [each.bytes for each in operands]
     return sum(size for size in sizes if size > RESIDENT), float(sum(sizes))
 
@@ -34,7 +34,7 @@ def moved(*operands: Operand) -> tuple[float, float]:
 def count_of(
     func: Any, inputs: Sequence[Operand], outputs: Sequence[Operand], args: Sequence[Any]
 ) -> Count | None:
-    """Return what a call does on the device, None if it launches nothing."""
+    """Return the work of a call on the device, None if it launches nothing."""
     name = func._schema.name.removeprefix("aten::")
     writes = func._schema.is_mutable
     known = {each.storage for each in inputs}
@@ -48,13 +48,13 @@ def count_of(
         return _sort(name, inputs, outputs)
     if name == "_cdist_forward":
         return _cdist(name, inputs, outputs, 2)
-    if name == "multinomial":  # draws an exponential each, divides, and takes the largest
+    if name == "multinomial":  # an exponential per element, a division, and an argmax
         size = 5.0 * inputs[0].bytes
         return Count(name, hbm=size if size > RESIDENT else 0, l2=size, launches=3)
     if name == "_euclidean_dist":
         return _expanded(name, inputs, outputs)
     if name == "_cdist_backward":
-        # A buffer [D, N, M], of which every number is written, and summed again.
+        # A buffer [D, N, M] is written, then read by a sum.
         hbm = 2.0 * 4 * math.prod(inputs[1].shape) * inputs[2].shape[-2]
         return Count(name, hbm=hbm, l2=hbm, launches=3)
     if name in ("cholesky", "linalg_cholesky_ex", "cholesky_solve", "linalg_solve_triangular"):
@@ -75,15 +75,15 @@ def _product(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -
     hbm, l2 = moved(a, b, out, *(inputs[:1] if "add" in name else ()))
     flop = 2.0 * math.prod(out.shape) * depth
     kind = kind_of(a.dtype)
-    # Few long sums, or few short ones, do not fill the processors: a product is at least its bytes.
+    # Few sums, long or short, do not fill the processors: a product takes at least its bytes.
     return Count(name, kind=kind, flop=flop, depth=depth, hbm=hbm, l2=l2)
 
 
 def _sort(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Count:
-    """Radix passes of eight bits over keys and numbers of int64; two launches beside them."""
+    """Count radix passes of eight bits over keys and int64 indices, and two more launches."""
     passes = max(1, inputs[0].dtype.itemsize)
     size = sum(each.bytes for each in outputs)
-    small = inputs[0].shape[-1] <= 1024 if inputs[0].shape else True  # a block's own sort
+    small = inputs[0].shape[-1] <= 1024 if inputs[0].shape else True  # sorted by one block
     passes = 1 if small else passes
     total = 2.0 * passes * size
     launches = 1 if small else passes + 2
@@ -91,7 +91,7 @@ def _sort(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> C
 
 
 def _cdist(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand], per: int) -> Count:
-    """A block per pair reads both rows from the L2."""
+    """Count one block per pair, which reads both rows from the L2."""
     pairs, D = math.prod(outputs[0].shape), inputs[0].shape[-1]
     hbm, _ = moved(*inputs, *outputs)
     l2 = 2.0 * pairs * D * inputs[0].dtype.itemsize
@@ -99,7 +99,7 @@ def _cdist(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand], per
 
 
 def _expanded(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Count:
-    """A product of rows with their squares and ones beside them; then a bound and a root."""
+    """Count a product of rows extended by their squares and ones, then a clamp and a root."""
     rows, out = sum(each.bytes for each in inputs), outputs[0].bytes
     depth = inputs[0].shape[-1] + 2
     total = 5.0 * rows + 5.0 * out
@@ -117,13 +117,13 @@ def _factor(name: str, inputs: Sequence[Operand], outputs: Sequence[Operand]) ->
     flop = 2.0 * batch * n * n * columns if name == "cholesky_solve" else batch * n**3 / 3
     kind = "fp64" if matrix.dtype == torch.float64 else "fp32"
     hbm, l2 = moved(*inputs, *outputs)
-    # Panels of 128 columns, one after another (estimate).
+    # Sequential panels of 128 columns (estimate).
     launches = 2 * math.ceil(n / 128)
     return Count(name, kind=kind, flop=flop, depth=64, hbm=hbm, l2=l2, launches=launches)
 
 
 def workspace(func: Any, inputs: Sequence[Operand]) -> int:
-    """Return the bytes that a call allocates for itself while it runs."""
+    """Return the bytes of temporary memory that a call allocates."""
     name = func._schema.name.removeprefix("aten::")
     if name == "_cdist_backward":  # N x M x D
         return math.prod(inputs[1].shape) * inputs[2].shape[-2] * inputs[1].dtype.itemsize
@@ -131,6 +131,6 @@ def workspace(func: Any, inputs: Sequence[Operand]) -> int:
         return 2 * inputs[0].bytes
     if name == "_euclidean_dist":
         return 2 * sum(each.bytes for each in inputs)
-    if name.startswith("sort"):  # keys and numbers once more
+    if name.startswith("sort"):  # a second copy of keys and indices
         return inputs[0].elements * (inputs[0].dtype.itemsize + 8)
     return 0

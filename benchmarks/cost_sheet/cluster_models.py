@@ -1,4 +1,4 @@
-"""Models of the kernels over clusters, which are of equal size."""
+"""Cost models of the kernels over clusters, which are assumed to be of equal size."""
 
 import math
 
@@ -10,7 +10,7 @@ from benchmarks.cost_sheet.rates import ceiling_of
 
 
 def summed(launch: Launch, rows: float, M: int, D: int) -> Count:
-    """Count products of weights in fp32, or a mask, with parts of rows."""
+    """Count products of fp32 weights, or of a mask, with parts of rows."""
     terms = max(1, launch.TERMS)
     parts = launch.PARTS
     products = sum(max(1, terms - part) for part in range(parts)) if launch.TERMS else parts
@@ -63,7 +63,7 @@ def _softmax_gradient(launch: Launch) -> Count:
 def _nearest(launch: Launch) -> Count:
     x, y = launch.x, launch.y
     products = {(1, 1): 1, (1, 2): 2, (2, 2): 3}[launch.X_PARTS, launch.PARTS]
-    # A program has its rows' scores with all centroids of its problems.
+    # A program computes the scores of its rows with all centroids of its problems.
     tiles = launch.programs * math.ceil(launch.K / launch.WIDTH)
     elements, D = tiles * launch.ROWS * launch.COLUMNS, x.shape[-1]
     kind = kind_of(x, launch.PRECISION)
@@ -99,7 +99,7 @@ def _centroid_sums(launch: Launch) -> Count:
         depth=min(launch.N, launch.split_rows),
         ceiling=waves(launch.programs)
         * ceiling_of(kind, launch.ROWS, launch.COLUMNS, launch.num_warps),
-        # Which rows are a cluster's; whether a number is finite, and its parts.
+        # The one-hot mask; a test for finite values, and the parts of a value.
         instructions=4.0 * marks + (5.0 + (3 * terms if launch.TERMS else 0)) * read,
         exposed=1 / beside(launch, 0),
         hbm=x.bytes + written,
@@ -107,24 +107,24 @@ def _centroid_sums(launch: Launch) -> Count:
     )
 
 
-# -- factors of matrices in fp64 -------------------------------------------------------------------
+# -- Cholesky factorization in fp64 ----------------------------------------------------------------
 
-# A pivot of a block waits for the one before it: two rows leave it and two updates follow [E].
+# A pivot of a block waits for its predecessor: two row reductions and two updates [E].
 _PIVOT = 0.8e-6
 _FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 
 def equal_starts(starts: Tensor, M: int) -> list[int]:
-    """Return where clusters of equal size start: what the host would read on a GPU."""
+    """Return the starts of clusters of equal size, in place of those read from a GPU."""
     K = starts.shape[1] - 1
     return [k * M // K for k in range(K + 1)]
 
 
 def _clusters(launch: Launch) -> tuple[int, int]:
-    """Return how many clusters a launch has that are not empty, and the blocks of each.
+    """Return the number of non-empty clusters of a launch, and the block rows of each.
 
-    Both follow from the size of the factors: of all clusters together for the worst case, or of
-    each by itself (`equal_starts`).
+    Both follow from the size of the factors, which is the worst case for all clusters together, or
+    exact for equal clusters (`equal_starts`).
     """
     problems, size = (launch.factor if "factor" in launch.operands else launch.blocks).shape
     blocks = size // launch.BLOCK**2
@@ -135,17 +135,17 @@ def _clusters(launch: Launch) -> tuple[int, int]:
         each = _rows_of_blocks(blocks // clusters)
         if blocks % clusters == 0 and each:
             return clusters, each
-    raise ValueError(f"factors of {blocks} blocks are of no clusters of equal size")
+    raise ValueError(f"factors of {blocks} blocks do not belong to clusters of equal size")
 
 
 def _rows_of_blocks(blocks: int) -> int:
-    """Return how many rows of blocks a triangle of so many has; 0 if they are no triangle."""
+    """Return the number of block rows of a triangle of blocks; 0 for any other number."""
     rows = (math.isqrt(8 * max(0, blocks) + 1) - 1) // 2
     return rows if rows * (rows + 1) // 2 == blocks else 0
 
 
 def _panel(launch: Launch) -> tuple[int, int, int, int]:
-    """Return how many clusters there are, and the blocks of one: all, before a panel, and in it."""
+    """Return the number of clusters, and the block rows of one: all, before the panel, in it."""
     clusters, blocks = _clusters(launch)
     width = math.ceil(blocks / launch.steps)
     before = launch.step * width
@@ -153,7 +153,7 @@ def _panel(launch: Launch) -> tuple[int, int, int, int]:
 
 
 def _solved(launch: Launch, flop: float, programs: float, moved: float = 0) -> Count:
-    """Count products in fp64 that a program makes one after another."""
+    """Count fp64 products, sequential within a program."""
     chain = flop / max(1, programs) / _FP64_OF_A_PROCESSOR
     return Count(
         launch.kernel, True, kind="fp64", flop=flop, depth=launch.BLOCK, ceiling=0.5, hbm=moved,
@@ -170,7 +170,7 @@ def _panel_blocks(launch: Launch) -> Count:
 
 
 def _lower(blocks: float, width: int, block: int) -> float:
-    """Return the operations of rows of a panel's blocks: sums over those before, a product."""
+    """Return the FLOP of block rows of a panel: products with earlier blocks, and a final one."""
     return 2.0 * block**3 * blocks * sum(j + 1 for j in range(width))
 
 
@@ -193,7 +193,7 @@ def _below(launch: Launch) -> Count:
 @model("_kam_solve._substitute_kernel")
 def _substitute(launch: Launch) -> Count:
     (clusters, _), size = _clusters(launch), launch.M / launch.K
-    flop = clusters * size**2 * launch.C  # half of the square, two operations each
+    flop = clusters * size**2 * launch.C  # half of the square, two FLOP per element
     share = clusters / (launch.K * launch.factor.shape[0])
     return _solved(launch, flop, share * launch.programs, 4.0 * clusters * size**2)
 
@@ -222,7 +222,7 @@ def _gram_members(launch: Launch) -> Count:
 
 @model("_clusters._sort_kernel")
 def _sort(launch: Launch) -> Count:
-    # Every cluster's program goes through all members twice, in chunks that follow each other [E].
+    # The program of every cluster passes over all members twice, in sequential chunks [E].
     chain = 2 * math.ceil(launch.M / launch.CHUNK) * 1e-6
     return Count(launch.kernel, True, l2=launch.programs * launch.M * 8.0, seconds=chain)
 

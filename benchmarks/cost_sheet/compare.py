@@ -1,4 +1,4 @@
-"""Predicted beside measured, when a GPU has been at hand: which rate each row implies."""
+"""Predictions compared with GPU measurements, and the rate that each measured row implies."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ CONTENDERS = ("ours", "eager")
 
 
 def compared(sheet: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[str]]:
-    """Return the lines of both: predicted and measured ms, their ratio, and the rate it implies."""
+    """Return table lines: predicted and measured ms, their ratio, and the implied rates."""
     lines = []
     for record in measured["rows"].values():
         name = NAMES.get((record["operator"], record.get("case", "")))
@@ -58,7 +58,7 @@ def compared(sheet: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list
 
 
 def compare(sheet: Mapping[str, Any], path: Path) -> str:
-    """Return a Markdown table of a results file beside the sheet."""
+    """Return a Markdown table that compares a results file with the sheet."""
     measured = json.loads(path.read_text(encoding="utf-8"))
     head = ["row", "who", "predicted ms", "measured ms", "measured / predicted"]
     head += ["TFLOP/s", "HBM TB/s", "predicted MB", "measured MB", "largest predicted term"]

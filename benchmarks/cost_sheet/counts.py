@@ -1,4 +1,4 @@
-"""A launch and what it does: the numbers that kernels' models return and times are made of."""
+"""A launch and its work: the quantities that cost models return and times are computed from."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-KINDS = ("half", "tf32", "fp32", "fp64")  # of products: bf16 and fp16 cost the same
+KINDS = ("half", "tf32", "fp32", "fp64")  # kinds of products: bf16 and fp16 cost the same
 
 
 class Operand(NamedTuple):
-    """A tensor as a launch sees it."""
+    """A tensor argument of a launch."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -20,32 +20,32 @@ class Operand(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """Elements that exist: a broadcast dimension has one."""
+        """Number of elements in memory: a broadcast dimension has one."""
         pairs = zip(self.shape, self.strides, strict=True)
         return math.prod(1 if stride == 0 else size for size, stride in pairs)
 
     @property
     def bytes(self) -> int:
-        """Bytes of these."""
+        """Bytes of these elements."""
         return self.elements * self.dtype.itemsize
 
 
 def operand(tensor: Tensor) -> Operand:
-    """Describe a tensor."""
+    """Return the description of a tensor."""
     storage = tensor.untyped_storage()._cdata
     return Operand(tuple(tensor.shape), tensor.dtype, tensor.stride(), storage)
 
 
 class Launch(NamedTuple):
-    """A Triton kernel as its launcher would launch it."""
+    """A recorded launch of a Triton kernel."""
 
     kernel: str  # file.function
     grid: tuple[int, ...]
-    arguments: Mapping[str, Any]  # tensors as Operand; constants under their own names
+    arguments: Mapping[str, Any]  # by name; tensors as Operand
 
     @property
     def programs(self) -> int:
-        """How many programs run."""
+        """Number of programs."""
         return math.prod(self.grid)
 
     @property
@@ -62,26 +62,26 @@ class Launch(NamedTuple):
 
 
 class Count(NamedTuple):
-    """The work of one launch by kind; 0 for kinds that it has none of."""
+    """The work of one launch."""
 
     name: str
     triton: bool = False
     launches: int = 1
-    kind: str = "half"  # of its products
+    kind: str = "half"  # kind of its products
     flop: float = 0
-    depth: int = 1  # length of the products' sums: short ones do not fill the pipeline
-    ceiling: float = 1.0  # share of the rate that the tile allows
-    instructions: float = 0  # fp32 and integer, of one lane each
-    exponentials: float = 0  # and logarithms, reciprocals, roots: the special-function units
-    exposed: float = 1.0  # share of those two that products do not hide
+    depth: int = 1  # inner dimension of the products: short sums do not fill the pipeline
+    ceiling: float = 1.0  # fraction of the rate that the tile allows
+    instructions: float = 0  # fp32 and integer, per lane
+    exponentials: float = 0  # special-function units: also logarithms, reciprocals, roots
+    exposed: float = 1.0  # fraction of those two that products do not hide
     hbm: float = 0  # bytes
     l2: float = 0  # bytes
-    seconds: float = 0  # of a chain of dependent steps, which nothing makes shorter
-    programs: int = 0  # or blocks, where a model says how many
+    seconds: float = 0  # a chain of dependent steps
+    programs: int = 0  # programs or blocks, if a model states them
 
 
 def unique_bytes(operands: Mapping[str, Operand]) -> int:
-    """Return the bytes of operands, each storage once: one may stand in for another."""
+    """Return the bytes of operands, each storage once: unused arguments repeat another tensor."""
     largest: dict[int, int] = {}
     for each in operands.values():
         largest[each.storage] = max(largest.get(each.storage, 0), each.bytes)

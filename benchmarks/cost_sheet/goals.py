@@ -1,7 +1,7 @@
-"""The checks of a change: nothing grows, nothing exceeds eager's, and the stated goals.
+"""The checks of a change: no quantity grows, none exceeds eager's, and the goals hold.
 
-A loss that goes through a large batch in blocks launches a few kernels for every block. Launches
-are compared with eager's net of that loop: the fixed ones and one block.
+A loss that processes a large batch in blocks launches a few kernels per block. The comparison with
+eager counts the fixed launches and those of one block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.cost_sheet import loops, rates
 
 GROWTH = 1.1
-# MB at N = 32,768 in bf16, beyond inputs, outputs, and the gradients of both.
+# MB of workspace at N = 32,768 in bf16, beyond inputs, outputs, and the gradients of both.
 MORE_MEMORY = 700.0
 HELD_SIZES, HELD_PRECISIONS = (4096, 32768), ("bf16", "fp32")
 LAUNCHES_HELD = [f"N={loops.SIZES[-1]},{precision}" for precision in HELD_PRECISIONS]
@@ -26,7 +26,7 @@ LIMITS = {
 
 
 class Goal(NamedTuple):
-    """A goal, and what the sheet says of it."""
+    """A goal and its predicted value."""
 
     name: str
     limit: float
@@ -35,12 +35,12 @@ class Goal(NamedTuple):
 
 
 def launches(found: Mapping[str, Any]) -> int:
-    """Return all launches of a contender."""
+    """Return the number of launches of a contender."""
     return int(found["triton"] + found["aten"])
 
 
 def quantities(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return what may not grow."""
+    """Return the quantities that must not grow."""
     return {
         "forward ms": found["forward ms"],
         "ms": found["ms"],
@@ -50,7 +50,7 @@ def quantities(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def grown(rows: Rows, committed: Rows) -> Iterator[str]:
-    """Say what has grown by more than a tenth over the committed sheet, and what is not in it."""
+    """Yield quantities that grew by more than a tenth, and rows missing in the committed sheet."""
     for key, row in rows.items():
         if key not in committed:
             yield f"{key} is not in the committed sheet"
@@ -62,7 +62,7 @@ def grown(rows: Rows, committed: Rows) -> Iterator[str]:
 
 
 def exceeding(rows: Rows) -> Iterator[str]:
-    """Name what exceeds eager's, at the sizes where nothing is to."""
+    """Yield quantities that exceed eager's, at the sizes where none should."""
     for key, row in rows.items():
         name, size = key.split("/")
         N, precision = size.removeprefix("N=").split(",")
@@ -78,7 +78,7 @@ def exceeding(rows: Rows) -> Iterator[str]:
 
 
 def held(rows: Rows) -> list[Goal]:
-    """Return the goals of which the sheet has the rows."""
+    """Return the goals whose rows are in the sheet."""
     found = []
     for key, limit in LIMITS.items():
         if key in rows:
@@ -100,7 +100,7 @@ def held(rows: Rows) -> list[Goal]:
 
 
 def broken(rows: Rows) -> Iterator[str]:
-    """Say whose launches follow no blocks."""
+    """Yield the rows whose launches follow no blocks."""
     for key, row in rows.items():
         if row.get("launches", {}).get("breaks"):
             yield f"{key}: launches {loops.described(row['launches'])}"

@@ -1,6 +1,6 @@
-"""Formulas of a launch's arguments, of which models of Triton kernels consist.
+"""Building blocks of the cost models of Triton kernels, as formulas of a launch's arguments.
 
-A model is registered by its kernel's name; a kernel without one is an error that names it.
+Models are registered by kernel name; a kernel without a model is an error that names it.
 """
 
 import math
@@ -29,7 +29,7 @@ def model(*kernels: str) -> Callable[[Model], Model]:
 
 
 def count_of(launch: Launch) -> Count:
-    """Return what a launch does."""
+    """Return the work of a launch."""
     for models in (
         "score_models",
         "streaming_models",
@@ -47,7 +47,7 @@ def count_of(launch: Launch) -> Count:
 
 
 def kind_of(x: Operand, precision: str) -> str:
-    """Return how a tile of rows is multiplied."""
+    """Return the kind of product of a tile of rows."""
     if x.dtype == torch.float64:
         return "fp64"
     if x.dtype == torch.float32:
@@ -56,14 +56,14 @@ def kind_of(x: Operand, precision: str) -> str:
 
 
 def rounding(launch: Launch) -> int:
-    """Return the instructions that round a weight before the library multiplies it."""
+    """Return the instructions that round a weight for the library's tf32 products."""
     return 11 if launch.arguments.get("PRECISION") == "tf32" else 0
 
 
 def beside(launch: Launch, exponentials: float) -> int:
-    """Return how many programs a processor holds at once, of 65,536 registers [E].
+    """Return the resident programs per processor, limited by its 65,536 registers [E].
 
-    A thread keeps its scores, some of them twice for exponentials, and 40 numbers beside them.
+    A thread holds its scores, some of them twice for exponentials, and 40 other values.
     """
     threads = 32 * launch.arguments.get("num_warps", 4)
     kept = (2.5 if exponentials else 1.3) * launch.ROWS * launch.COLUMNS / threads
@@ -72,16 +72,16 @@ def beside(launch: Launch, exponentials: float) -> int:
 
 
 def waves(tiles: float) -> float:
-    """Return the share of the processors that have a tile, over all waves of tiles."""
+    """Return the fraction of processors that have a tile, over all waves of tiles."""
     return tiles / (math.ceil(tiles / PROCESSORS) * PROCESSORS)
 
 
 def streamed(
     launch: Launch, N: int, M: int, row: float, column: float, share: float = 1.0
 ) -> float:
-    """Return HBM bytes of both operands of tiles visited in groups of eight row tiles.
+    """Return the HBM bytes of both operands, with tiles in groups of eight row tiles.
 
-    Rows of x are read once; those of y once per group, unless they stay in the L2.
+    x is read once; y once per group, unless it stays in the L2.
     """
     groups = math.ceil(N / launch.ROWS / GROUP)
     of_y = M * column
@@ -97,10 +97,10 @@ def scores(
     share: float = 1.0,
     differences: float = 0,
 ) -> Count:
-    """Count a kernel that multiplies tiles of x and y and reduces them where they lie.
+    """Count a kernel that multiplies tiles of x and y and reduces them in registers.
 
-    A share below 1 is that of tiles which are computed; differences, that of tiles which subtract
-    elements instead.
+    `share` is the fraction of tiles that are computed; `differences`, the fraction of tiles that
+    subtract elements instead of multiplying.
     """
     x, parts = launch.x, launch.arguments.get("PARTS", 1)
     products, D = PRODUCTS_OF_PARTS[parts], x.shape[-1]

@@ -1,8 +1,8 @@
-"""Launches as a fixed number and a number per block of rows: a loss's loops, from its launches.
+"""Launches as a fixed number plus a number per block of rows, inferred from launch sequences.
 
-A loss that goes through its rows in blocks repeats a few launches for every block. Between batches
-that differ by whole blocks, and in nothing else, the longer sequence of launches is the shorter one
-with whole blocks inserted. Launches that grow otherwise break this law and are named.
+A loss that processes its rows in blocks repeats a few launches per block. If two batches differ
+only by whole blocks, the longer launch sequence is the shorter one with whole blocks inserted.
+Launches that grow in another way break this law and are reported.
 """
 
 from collections import Counter
@@ -18,14 +18,14 @@ Launched = dict[str, int]  # launches by name
 
 
 def sequence(counts: Iterable[Count]) -> list[str]:
-    """Return the names of launches in their order, one for each."""
+    """Return the names of all launches in order."""
     return [count.name for count in counts for _ in range(count.launches)]
 
 
 def inserted(shorter: Sequence[str], longer: Sequence[str]) -> list[list[str]]:
-    """Return the segments that a sequence has beyond a shorter one.
+    """Return the segments inserted into a shorter sequence.
 
-    Where the sequences differ by more than segments, what has come to them is one segment.
+    If the sequences differ in another way, all additional launches are one segment.
     """
     segments = []
     matcher = SequenceMatcher(None, shorter, longer, autojunk=False)
@@ -44,9 +44,9 @@ def period(segment: Sequence[str]) -> int:
 
 
 def law(sequences: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return fixed launches, loops, and what breaks the law, from the launches at three sizes.
+    """Return fixed launches, loops and violations of the law, from the launches at three sizes.
 
-    A loop has the rows of a block, the launches of a block, and how often a loss has such a loop.
+    A loop is given by the rows of a block, the launches of a block, and the number of such loops.
     """
     counts = [Counter(each) for each in sequences]
     breaks = {}
@@ -66,7 +66,7 @@ def law(sequences: Sequence[Sequence[str]]) -> dict[str, Any]:
     few, more, many = (len(each) for each in sequences)
     return {
         "listed": dict(sorted(counts[-1].items())),
-        "from smaller": 2 * more - few,  # what the two smaller sizes let expect of the largest
+        "from smaller": 2 * more - few,  # extrapolated from the two smaller sizes
         "fixed": many - total,
         "loops": list(loops.values()),
         "breaks": breaks,
@@ -74,7 +74,7 @@ def law(sequences: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 
 def per_block(loop: Mapping[str, Any]) -> int:
-    """Return the launches of a block, of all loops of its kind."""
+    """Return the launches per block, over all loops of its kind."""
     return int(loop["times"] * sum(loop["launches"].values()))
 
 
@@ -84,14 +84,14 @@ def expected(found: Mapping[str, Any], N: int) -> int:
 
 
 def net(found: Mapping[str, Any] | None, N: int, launches: int) -> int:
-    """Return launches with every loop's first block only, all of them where the law is broken."""
+    """Return the launches with one block per loop, or all launches if the law is broken."""
     if not found or found["breaks"] or launches != expected(found, N):
         return launches
     return int(found["fixed"] + sum(per_block(loop) for loop in found["loops"]))
 
 
 def described(found: Mapping[str, Any]) -> str:
-    """Say the law in words."""
+    """Return the law as text."""
     if found["breaks"]:
         grown = (f"{name} {counts}" for name, counts in found["breaks"].items())
         sizes = ", ".join(f"{N:,}" for N in SIZES)

@@ -1,7 +1,7 @@
-"""Every loss of the package as a function of embeddings, and what people write instead.
+"""Every loss of the package as a function of embeddings, and its eager formula.
 
-Formulas that index by values have none on meta tensors: their stand-ins, with clusters of equal
-size, launch and move the same.
+Meta tensors have no values to index by, so formulas that need them are replaced by equivalents with
+clusters of equal size: the same launches and memory traffic.
 """
 
 import importlib
@@ -28,7 +28,7 @@ class Loss(NamedTuple):
     ours: Function
     eager: Function
     inputs: Callable[[int, int, torch.dtype], tuple[Tensor, ...]]
-    note: str = ""  # what the eager side stands for
+    note: str = ""  # the formula counted as eager
 
 
 def rows(*shape: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
@@ -37,7 +37,7 @@ def rows(*shape: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
 
 
 def numbers(N: int) -> Tensor:
-    """Return ids, or numbers of clusters."""
+    """Return ids, or cluster indices."""
     return torch.empty(N, dtype=torch.int64, device="meta")
 
 
@@ -68,7 +68,7 @@ def searched(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def centred(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return rows and start centroids."""
+    """Return rows and initial centroids."""
     K = min(CENTROIDS, N // 4)
     return rows(N, D, dtype=dtype, grad=False), rows(K, D, dtype=dtype, grad=False)
 
@@ -77,7 +77,7 @@ def centred(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def itm(image: Tensor, text: Tensor) -> Tensor:
-    """Image-text matching on sampled negatives, with dot products for a fusion model."""
+    """Return the image-text matching loss on sampled negatives; dot products replace the model."""
     sampler = mining.HardNegativeSampler("multinomial", **TRITON)
 
     def match(i: Tensor, t: Tensor) -> Tensor:
@@ -87,12 +87,12 @@ def itm(image: Tensor, text: Tensor) -> Tensor:
 
 
 def ito(images: Tensor, texts: Tensor, fused: Tensor) -> Tensor:
-    """Alignment of views and fusion."""
+    """Return the ITO loss of two views and their fusion."""
     return losses.ITOLoss(eager.SCALE, learnable=False, **TRITON)(images, texts, fused)
 
 
 def in_gluon(function: Function) -> Function:
-    """Return a loss that takes every kernel of `triton.gluon`, proven on a GPU or not."""
+    """Return a loss that uses every kernel of `triton.gluon`, verified on a GPU or not."""
 
     def run(*inputs: Tensor) -> Tensor:
         gluon: Any = importlib.import_module("itm_kernels.triton.gluon")
@@ -103,13 +103,13 @@ def in_gluon(function: Function) -> Function:
 
 
 def rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: Any) -> Tensor:
-    """Synthetic vectors of every anchor."""
+    """Return the synthetic vectors of every anchor."""
     options = {"num_clusters": CLUSTERS, "sigma": SIGMA, "weights": weights, "ridge": RIDGE}
     return ops.rbf_synthesis(anchors, members, assignment, **options, **TRITON).vectors
 
 
 def kmeans(x: Tensor, start: Tensor) -> Tensor:
-    """k-means from given centroids."""
+    """Return the assignment of k-means from given centroids."""
     K = start.shape[0]
     return ops.kmeans(x, K, init=start, iterations=ITERATIONS, **TRITON).assignment
 
@@ -120,20 +120,20 @@ def ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tens
 
 
 def sampled(image: Tensor, text: Tensor) -> Tensor:
-    """Draw one negative per anchor."""
+    """Return one sampled negative per anchor."""
     return mining.HardNegativeSampler("multinomial", **TRITON)(image, text).text_index
 
 
-# -- eager, where the rivals' formula does not run on meta tensors, or is another loss -------------
+# -- eager formulas that differ from those of `rivals.eager`, or that meta tensors cannot run ------
 
 
 def eager_distances(x: Tensor, metric: str) -> Tensor:
-    """The bounded sum of a distance; `cdist` has no kernel for bf16 on CUDA."""
+    """Return the bounded sum of distances; `cdist` has no bf16 kernel on CUDA."""
     return eager.intra_modal(x.float(), metric, **BAND)
 
 
 def eager_rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: str) -> Tensor:
-    """The loop over clusters of equal size."""
+    """Return synthetic vectors, in a loop over clusters of equal size."""
     vectors = []
     size = len(members) // CLUSTERS
     anchors, members = anchors.float(), members.float()
@@ -150,7 +150,7 @@ def eager_rbf(anchors: Tensor, members: Tensor, assignment: Tensor, weights: str
 
 
 def eager_kmeans(x: Tensor, start: Tensor) -> Tensor:
-    """Lloyd's iterations; the sizes of clusters are a sum of ones."""
+    """Return the assignment of Lloyd's algorithm; cluster sizes are sums of ones."""
     centroids, wide = start.float(), x.float()
     ones = torch.ones_like(wide[:, 0])
     for _ in range(ITERATIONS):
@@ -162,7 +162,7 @@ def eager_kmeans(x: Tensor, start: Tensor) -> Tensor:
 
 
 def eager_itm(image: Tensor, text: Tensor) -> Tensor:
-    """ALBEF: sampled negatives, gathered rows, a cross-entropy."""
+    """Return the ITM loss as in ALBEF: sampled negatives, gathered rows, a cross-entropy."""
     N = image.shape[0]
     with torch.no_grad():
         scores = image @ text.T / 0.07
@@ -177,7 +177,7 @@ def eager_itm(image: Tensor, text: Tensor) -> Tensor:
 
 
 def eager_sampled(image: Tensor, text: Tensor) -> Tensor:
-    """ALBEF's sampler, masked before its softmax."""
+    """Return the negatives of ALBEF's sampler, masked before its softmax."""
     generator: Any = None
     return eager.sample_negatives(image, text, "multinomial", 0.07, generator)[0]
 

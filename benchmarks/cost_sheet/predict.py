@@ -1,7 +1,7 @@
-"""Predicted time: per launch the largest of what overlaps, a gap, and their sum over launches.
+"""Predicted time: the sum over launches of the largest overlapping term, the epilogue and a gap.
 
-Products, HBM and L2 overlap. What a kernel does with a tile after its products does not, but for
-the share that other programs of the same processor hide.
+Products, HBM and L2 traffic overlap. The epilogue after the products of a tile does not, except for
+the fraction that other programs on the same processor hide.
 """
 
 from collections import defaultdict
@@ -15,14 +15,14 @@ KIND_NAMES = {"half": "16-bit products", "tf32": "tf32 products"}
 
 
 class Term(NamedTuple):
-    """A part of a predicted time: what is waited for, and in which launch."""
+    """A term of a predicted time: the limiting resource, and the launch."""
 
     what: str
     where: str
 
 
 def terms(count: Count, machine: Machine) -> dict[str, float]:
-    """Return the seconds of a launch by what they are spent on; their sum is its time."""
+    """Return the seconds of a launch by resource; their sum is its time."""
     overlapping = {
         "HBM": count.hbm / machine.hbm,
         "L2": count.l2 / machine.l2,
@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
 
     seconds: float
     largest: Term
-    share: float  # of the largest in the whole
+    share: float  # the largest term as a fraction of the total
 
     def named(self) -> str:
         """Name the largest term."""
@@ -62,7 +62,7 @@ class Prediction(NamedTuple):
 
 
 def predict(counts: Iterable[Count], machine: Machine) -> Prediction:
-    """Return the predicted time of launches, one after another."""
+    """Return the predicted time of consecutive launches."""
     total: dict[Term, float] = defaultdict(float)
     for count in counts:
         for what, seconds in terms(count, machine).items():

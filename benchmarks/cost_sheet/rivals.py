@@ -1,6 +1,7 @@
-"""Rivals that need CUDA, by the products, passes and launches of their formulas.
+"""Predicted cost of rivals that need CUDA, from the products and launches of their formulas.
 
-Products per step from their papers and sources; tiles and launches are estimates. None is traced.
+Products per step come from their papers and sources; tiles and launches are estimates. None is
+traced.
 """
 
 from typing import Any, NamedTuple
@@ -16,14 +17,14 @@ class Rival(NamedTuple):
     """A rival's step, forward and backward."""
 
     products: int  # in units of N^2 D FLOP
-    exponentials: int  # per pair
+    exponentials: int  # per score
     launches: int
     tile: tuple[int, int]
     source: str
 
 
 RIVALS = {
-    # Both directions apart, scores again in dq and in dk.
+    # Separate passes for both directions, and scores recomputed for dq and for dk.
     "inf-cl": Rival(20, 6, 12, (128, 128), "4 products forward, 16 backward"),
     "siglip-kernel": Rival(8, 4, 6, (128, 128), "scores twice, two products of weights"),
     "memeff": Rival(8, 4, 8, (128, 128), "scores twice, two products of weights"),
@@ -31,7 +32,7 @@ RIVALS = {
 
 
 def count_of(name: str, N: int) -> Count:
-    """Return a rival's step in bf16 as one count."""
+    """Return the work of a rival's bf16 step as one launch."""
     rival = RIVALS[name]
     rows, columns = rival.tile
     flop = float(rival.products) * N * N * D

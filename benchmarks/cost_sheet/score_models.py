@@ -1,8 +1,8 @@
-"""Models of the kernels that compare rows pair by pair.
+"""Cost models of the kernels over tiles of pairwise scores.
 
-Instructions and exponentials per element of a tile are read from the kernels' source [E]. Of what
-depends on values: one tile of candidates holds the positives of a tile of queries, and no pair of
-distances but the diagonal's cancels.
+Instructions and exponentials per score are counted in the kernels' source [E]. Two assumptions
+replace values: one tile of candidates holds the positives of a tile of queries, and distances
+cancel on the diagonal only.
 """
 
 import math
@@ -23,34 +23,34 @@ def _hardest(launch: Launch) -> Count:
 
 @model("_screening._screen_kernel")
 def _screen(launch: Launch) -> Count:
-    # Beside the best and its index a second, on both sides.
+    # The best score, its index and the second best, on both sides.
     instructions = 21 + 2 * launch.HAS_IDS + 2 * launch.FACTORS
     return scores(launch, launch.N, launch.M, instructions)
 
 
 @model("_rescoring.rescore_kernel")
-def _settle(launch: Launch) -> Count:
-    # The tiles' bests are read twice. The bests of two tiles could be an anchor's maximum [E].
-    left = [each.bytes for name, each in launch.operands.items() if _is_left(name)]
+def _rescore(launch: Launch) -> Count:
+    # Tile maxima are read twice. Two tiles may contain the maximum of an anchor [E].
+    left = [each.bytes for name, each in launch.operands.items() if _is_tile_maximum(name)]
     anchors = launch.N + launch.M
     found = gathered(launch, 3.0 * anchors, 0, launch.D, launch.x.dtype)
     return found._replace(hbm=found.hbm + 2.0 * sum(left), l2=found.l2 + 2.0 * sum(left))
 
 
-def _is_left(name: str) -> bool:
+def _is_tile_maximum(name: str) -> bool:
     return name.endswith(("_key", "_index", "_second")) and "found" not in name
 
 
 @model("_rescoring.undecided_tiles_kernel", "_rescoring.undecided_maxima_kernel")
-def _listed(launch: Launch) -> Count:
-    # No anchor is listed: programs look at a number and return, .3 us each on a processor [E].
+def _undecided(launch: Launch) -> Count:
+    # No anchor is undecided: a program reads a count and returns, 0.3 us on a processor [E].
     return Count(launch.kernel, True, seconds=launch.programs / PROCESSORS * 0.3e-6)
 
 
 def in_gluon(launch: Launch, instructions: float, exponentials: float = 0) -> Count:
-    """Count a persistent kernel of 128 x 256 tiles, whose operands are descriptors.
+    """Count a persistent kernel of 128 x 256 tiles, with tensor descriptors as operands.
 
-    The epilogue of one warpgroup runs under the products of the other.
+    The epilogue of one warpgroup overlaps the products of the other.
     """
     x = launch.x._replace(shape=(launch.PARTS, launch.N, launch.x.shape[-1]))
     tile = {"ROWS": 128, "COLUMNS": 256, "x": x}
@@ -61,7 +61,7 @@ def in_gluon(launch: Launch, instructions: float, exponentials: float = 0) -> Co
 
 @model("gluon.hardest._hardest_kernel")
 def _gluon_hardest(launch: Launch) -> Count:
-    # Maxima run at half the rate: two instructions each.
+    # A maximum runs at half the rate: two instructions.
     return in_gluon(launch, 9 + 4 * launch.HAS_IDS)
 
 
@@ -71,9 +71,9 @@ def _gluon_log_sum_exp(launch: Launch) -> Count:
 
 
 def shared_exponentials(launch: Launch) -> int:
-    """Return the exponentials of a logit: one for its row and its column, two for each.
+    """Return the exponentials per logit: one shared by its row and column, or one for each.
 
-    Log-sum-exps of a tile lie within e^60 of each other.
+    The log-sum-exps of a tile are assumed to differ by less than 60.
     """
     return 1 if "FACTORS" in launch.arguments else 2
 
@@ -88,15 +88,15 @@ def _log_sum_exp_forward(launch: Launch) -> Count:
 def _log_sum_exp_weights(launch: Launch) -> Count:
     stored = 2 * launch.arguments.get("WEIGHTS", 1)
     factors = 4 * launch.arguments.get("FACTORS", False)
-    # Ids in order: masks are those of few tiles. 12 beside stores: scale, base, an exponential of
-    # five, coefficients, slope, scale again.
+    # With sorted ids few tiles have masks. 12 instructions besides stores: scale, base, an
+    # exponential of five, coefficients, slope, scale again.
     instructions = 12 + stored + factors + rounding(launch)
     return scores(launch, launch.R, launch.M, instructions, shared_exponentials(launch))
 
 
 @model("sigmoid._forward_kernel")
 def _sigmoid_forward(launch: Launch) -> Count:
-    # A polynomial for the logarithm, or the logarithm and a quotient.
+    # The logarithm as a polynomial, or a logarithm and a division.
     instructions, special = (20, 1) if "FACTORS" in launch.arguments else (25, 3)
     return scores(launch, launch.N, launch.M, instructions, special)
 
@@ -111,23 +111,23 @@ def _sigmoid_weights(launch: Launch) -> Count:
 
 
 @model("_logistic.sigmoid_totals_kernel")
-def _sums_of_tiles(launch: Launch) -> Count:
+def _sigmoid_totals(launch: Launch) -> Count:
     return chained(launch, launch.tiles)
 
 
 @model("_products._weight_scale_kernel")
-def _unit(launch: Launch) -> Count:
+def _weight_scale(launch: Launch) -> Count:
     vectors = (each.elements for each in launch.operands.values())
     return chained(launch, sum(vectors))
 
 
 @model("_score_gradients._gradient_scale_kernel")
-def _unit_of_pairs(launch: Launch) -> Count:
+def _gradient_scale(launch: Launch) -> Count:
     return chained(launch, launch.N)
 
 
 def chained(launch: Launch, elements: float) -> Count:
-    """Count a program that goes through elements in blocks, one after another: .7 us each [E]."""
+    """Count a program with a sequential loop over blocks of elements: 0.7 us per block [E]."""
     chain = math.ceil(elements / launch.BLOCK) * 0.7e-6
     return passes(launch)._replace(seconds=chain)
 
@@ -141,7 +141,10 @@ def _sum_of_hinges(launch: Launch) -> Count:
 
 
 def metric_of(launch: Launch, N: int, M: int, instructions: float, share: float) -> Count:
-    """Count tiles of a metric: l1 subtracts, distances do so where they cancel: on the diagonal."""
+    """Count tiles of a metric: l1 subtracts in all tiles, distances where they cancel.
+
+    Distances cancel on the diagonal.
+    """
     differences = 1.0 if launch.METRIC == "l1" else 0.0
     if launch.METRIC in ("l2", "sqeuclidean"):
         differences = min(1.0, max(launch.ROWS, launch.COLUMNS) / max(N, M) / share)
@@ -162,7 +165,7 @@ def _triangle(launch: Launch) -> Count:
 
 
 @model("_score_gradients._score_gradients_kernel")
-def _pair_weights(launch: Launch) -> Count:
+def _score_gradients(launch: Launch) -> Count:
     pairs = launch.R * launch.M
     stored = launch.operands["weights"].bytes
     read = 0.0
@@ -197,7 +200,7 @@ def _matrix(launch: Launch) -> Count:
 
 
 @model("_metrics._weighted_differences_kernel")
-def _pull(launch: Launch) -> Count:
+def _weighted_differences(launch: Launch) -> Count:
     work = float(launch.programs) * launch.ROWS * launch.DEPTH * launch.M
     reads = launch.programs * launch.M * (launch.DEPTH + launch.ROWS) * 4.0
     size = unique_bytes(launch.operands)
@@ -208,7 +211,7 @@ def _pull(launch: Launch) -> Count:
 
 @model("sample_negatives._draw_kernel")
 def _draw(launch: Launch) -> Count:
-    # Philox: ten rounds give four words, for two pairs of both directions; a noise is two logs.
+    # Ten Philox rounds yield four words, for two pairs in both directions; noise takes two logs.
     return scores(launch, launch.N, launch.M, 75, 4)
 
 
@@ -219,7 +222,7 @@ def _rank_positives(launch: Launch) -> Count:
 
 @model("_id_order._sort_kernel")
 def _id_order(launch: Launch) -> Count:
-    # Queries are compared with both sides, candidates with their own; a compare of 64 bits is two.
+    # Queries are compared with both sides, candidates with their own; a 64-bit comparison is two.
     Q, G = launch.Q, launch.G
     compared = 8.0 * Q * Q + 8.0 * Q * G + 8.0 * G * G
     rows = launch.BLOCK * launch.programs / 2
@@ -230,7 +233,7 @@ def _id_order(launch: Launch) -> Count:
 
 @model("_id_order._search_kernel")
 def _rank_spans(launch: Launch) -> Count:
-    # Two searches, each a chain of loads from the L2.
+    # Two binary searches, each a chain of L2 loads.
     steps = 2.0 * launch.STEPS
     size = launch.Q * (32.0 * steps + 60)
     return Count(
@@ -244,7 +247,7 @@ def _rank_counts(launch: Launch) -> Count:
 
 
 @model("_positives._positives_kernel")
-def _pair_positives(launch: Launch) -> Count:
+def _own_positives(launch: Launch) -> Count:
     return scores(launch, launch.M, launch.COLUMNS, 3)
 
 

@@ -1,4 +1,4 @@
-"""The table of all losses: recomputed rows, the committed file, and both as Markdown."""
+"""The table of all losses: its rows, the committed JSON file, and its Markdown."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ HEAD = "Predicted, not measured"
 
 
 class Case(NamedTuple):
-    """A row's loss and size."""
+    """The loss, size and precision of a row."""
 
     loss: str
     N: int
@@ -31,19 +31,19 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The row's name in the file."""
+        """Name of the row in the file."""
         return f"{self.loss}/N={self.N},{self.precision}"
 
 
 def cases(everything: bool, names: Iterable[str] = losses.LOSSES) -> list[Case]:
-    """Return the rows of the whole sheet, or those that CI recomputes, of the losses named."""
+    """Return the rows of the given losses: of the whole sheet, or those that CI recomputes."""
     sizes = SIZES if everything else CORE_SIZES
     precisions = PRECISIONS if everything else CORE_PRECISIONS
     return [Case(loss, N, precision) for loss in names for precision in precisions for N in sizes]
 
 
 def summary(found: trace.Trace) -> Row:
-    """Return what the sheet says of one contender."""
+    """Return the entries of one contender in a row."""
     counts = found.counts
     h200, h100 = (predict(counts, machine) for machine in rates.MACHINES)
     products: dict[str, float] = defaultdict(float)
@@ -66,20 +66,20 @@ def summary(found: trace.Trace) -> Row:
 
 
 def launches(counts: Iterable[Count], triton: bool) -> int:
-    """Return how many launches are Triton's, or ATen's."""
+    """Return the number of launches of Triton, or of ATen."""
     return sum(count.launches for count in counts if count.triton == triton)
 
 
 def traced(case: Case, who: str) -> trace.Trace:
-    """Trace a loss, or what people write instead."""
+    """Return the trace of a loss, or of its eager formula."""
     loss = losses.LOSSES[case.loss]
-    gc.collect()  # what an earlier trace left in cycles would die in this one
+    gc.collect()  # tensors in cycles of an earlier trace must not be released in this one
     with trace.precision_of(case.precision) as dtype:
         return trace.traced(getattr(loss, who), loss.inputs(case.N, D, dtype))
 
 
 def row_of(case: Case) -> Row:
-    """Return a loss's row: both contenders, and at the largest size the law of its launches."""
+    """Return the row of a loss: both contenders, and its launch law at the largest size."""
     ours = traced(case, "ours")
     row = {"ours": summary(ours), "eager": summary(traced(case, "eager"))}
     if case.N == loops.SIZES[-1]:
@@ -90,15 +90,15 @@ def row_of(case: Case) -> Row:
 
 
 def merged(committed: dict[str, Row], rows: dict[str, Row]) -> dict[str, Row]:
-    """Return recomputed rows among those of the committed sheet that still have a loss."""
+    """Return recomputed rows merged into those of the committed sheet that still have a loss."""
     known = {case.key for case in cases(everything=True)}
     return {key: row for key, row in (committed | rows).items() if key in known | set(rows)}
 
 
 def sheet_of(rows: dict[str, Row]) -> dict[str, Any]:
-    """Return the whole file's content."""
+    """Return the content of the file."""
     return {
-        "about": f"{HEAD}: counted on meta tensors, D = {D}, rates as stated in rates.py.",
+        "about": f"{HEAD}: counted on meta tensors, D = {D}, with the rates of rates.py.",
         "exceeds": sorted(goals.exceeding(rows)),
         "goals": [goal._asdict() for goal in goals.held(rows)],
         "rivals": rounded(rivals.table()),
@@ -107,7 +107,7 @@ def sheet_of(rows: dict[str, Row]) -> dict[str, Any]:
 
 
 def written(sheet: dict[str, Any]) -> str:
-    """Return the file's text: a line per row, so that a change shows as one."""
+    """Return the text of the file, with one line per row for readable diffs."""
     lines = []
     for key, value in sheet.items():
         if isinstance(value, dict):
@@ -171,12 +171,12 @@ def _line(key: str, row: Row) -> list[str]:
 def markdown(sheet: dict[str, Any]) -> str:
     """Return the sheet as Markdown."""
     words = [
-        f"# {HEAD}: what every loss costs on an H200",
+        f"# {HEAD}: the cost of every loss on an H200",
         "`make cost-sheet UPDATE=1` writes this file. Launches are counted by running the launchers"
-        f" and eager PyTorch on meta tensors, D = {D}; times are counts over the rates below."
-        " Times are of forward and backward where there is a backward, on an H200 unless the head"
-        " says H100. Launches are Triton's + ATen's. Peak memory is beyond the inputs: gradients,"
-        " outputs and their gradients are included.",
+        f" and eager PyTorch on meta tensors, D = {D}; times are counts divided by the rates below."
+        " Times cover forward and, where it exists, backward, on an H200 unless the column is"
+        " labelled H100. Launches are Triton's + ATen's. Peak memory excludes the inputs and"
+        " includes gradients, outputs and their gradients.",
     ]
     text = "\n\n".join(words) + "\n"
     for precision in PRECISIONS:
@@ -190,10 +190,10 @@ def markdown(sheet: dict[str, Any]) -> str:
     ]
     text += "\n## Goals\n\n" + table(["goal", "limit", "predicted", "holds"], held)
     text += _launched(sheet["rows"])
-    text += "\n## Eager is faster, smaller, or launches less\n\n"
-    text += "Launches are compared net of the loop over blocks: the fixed ones and one block.\n\n"
-    text += "".join(f"- {item}\n" for item in sheet["exceeds"]) or "Nowhere.\n"
-    text += "\n## Rivals' formulas, by their stated products, passes and launches\n\n"
+    text += "\n## Cases in which eager is faster, smaller, or launches less\n\n"
+    text += "Launches are compared without the loop over blocks: the fixed ones and one block.\n\n"
+    text += "".join(f"- {item}\n" for item in sheet["exceeds"]) or "None.\n"
+    text += "\n## Rivals' formulas, from their stated products and launches\n\n"
     others = sheet["rivals"]
     lines = [[name, *(str(cell) for cell in cells.values())] for name, cells in others.items()]
     text += table(["rival", *next(iter(others.values()))], lines)
@@ -204,7 +204,7 @@ def markdown(sheet: dict[str, Any]) -> str:
 
 
 def _launched(rows: dict[str, Row]) -> str:
-    """Return the launches at the largest size, and what of them every block of rows adds."""
+    """Return the section of launches at the largest size, and of launches per block of rows."""
     lines = []
     sizes = tuple(goals.LAUNCHES_HELD)
     held = (key for key, row in rows.items() if key.endswith(sizes) and "launches" in row)
@@ -219,10 +219,10 @@ def _launched(rows: dict[str, Row]) -> str:
         cells = [launched, loops.described(found), "; ".join(blocks), _listed(found["listed"])]
         lines.append([name, precision, *cells])
     N, traced = f"{loops.SIZES[-1]:,}", ", ".join(f"{size:,}" for size in loops.SIZES)
-    head = ["loss", "precision", "launches", "of these", "launches of a block", "all launches"]
+    head = ["loss", "precision", "launches", "formula", "launches of a block", "all launches"]
     return (
-        f"\n## Launches at N = {N}\n\nA fixed number, and a number for every block of a loop over"
-        f" rows, from launches at N = {traced}. `x 2`: two such loops, one after another.\n\n"
+        f"\n## Launches at N = {N}\n\nA fixed number plus a number per block of rows, inferred from"
+        f" the launches at N = {traced}. `x 2`: two consecutive loops.\n\n"
         f"{table(head, lines)}"
     )
 

@@ -1,8 +1,8 @@
-"""Small batches under a CUDA graph: this package's CUDA kernels against its Triton kernels.
+"""Small batches in a CUDA graph: the package's CUDA kernels compared with its Triton kernels.
 
-Triton's launches are traced (`trace.py`), forward and backward, those of ATen included; CUDA's are
-those of `small_operators.py` and `whole_losses.py`. Where Triton comes within 1.5 times at every
-size, a CUDA operator is not worth its lines.
+Launches with Triton are traced forward and backward, including those of ATen (`trace.py`); launches
+with CUDA are listed in `small_operators.py` and `whole_losses.py`. A CUDA operator is not worth its
+lines if Triton takes less than 1.5 times as long at every size.
 """
 
 import math
@@ -26,12 +26,12 @@ SIZES, PRECISIONS = (128, 256, 512), ("bf16", "fp32")
 WORTH, EVEN = 1.5, 0.95
 FILE = FOLDER / "small-batch.md"
 OPERATORS = {**PARTS, **WHOLE}
-# Operators that the rule does not apply to.
-KEPT = {"intra_modal, l1": "stays: it has no form in products, and is there for every size"}
+# Operators exempt from the rule.
+KEPT = {"intra_modal, l1": "stays: l1 cannot be computed by products, and serves every size"}
 
 
 def _along(launch: Launch, size: str = "COLUMNS") -> float:
-    """Chunks of D that a program goes through, one after another."""
+    """Return the number of chunks of D in a program's loop."""
     return math.ceil(_columns(launch) / launch.arguments[size])
 
 
@@ -39,8 +39,8 @@ def _columns(launch: Launch) -> int:
     return int(launch.arguments.get("D") or launch.operands["x"].shape[-1])
 
 
-# Trips of a Triton program beyond those that every launch has, read in the kernels' source: loops
-# that load, and do not multiply tiles, wait once every time [E].
+# Trips of a Triton program beyond those of every launch, counted in the kernels' source: loops that
+# load but multiply no tiles wait once per iteration [E].
 CHAINS: dict[str, Callable[[Launch], float]] = {
     "max_of_hinges._hinges_kernel": lambda launch: 1 + 3 * _along(launch, "DEPTH"),
     "hardest_negatives._candidate_scores_kernel": lambda launch: 1 + _along(launch, "DEPTH"),
@@ -58,23 +58,23 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
 
 
 class Times(NamedTuple):
-    """Predicted microseconds of a step in a graph, and its launches."""
+    """Predicted microseconds of a step in a graph, and its numbers of launches."""
 
     cuda: float
     overlapped: float  # with programmatic dependent launch
     triton: float
-    between: tuple[float, float]  # the ratio where a node takes least, and most
+    between: tuple[float, float]  # ratio at the lowest and the highest time of a node
     launches: tuple[int, int]
 
     @property
     def ratio(self) -> float:
-        """How many times as long Triton takes."""
+        """Triton's time over CUDA's."""
         return self.triton / self.cuda
 
 
 def seconds(count: Count, node: float) -> float:
     """Return the time of a launch in a graph: a node, its first and last trip, and its work."""
-    if not count.triton and count.flop:  # the library's tiles of 64 x 64 for so small a product
+    if not count.triton and count.flop:  # the library uses 64 x 64 tiles for a small product
         tiles = math.ceil(count.flop / 2 / count.depth / 64**2)
         count = count._replace(ceiling=waves(tiles) * rates.CEILINGS[64, 64])
     work = sum(terms(count._replace(launches=0), rates.H200).values())
@@ -82,12 +82,12 @@ def seconds(count: Count, node: float) -> float:
 
 
 def in_graph(counts: Iterable[Count], node: float = rates.GRAPH_NODE) -> float:
-    """Return the microseconds of launches in a graph, one after another."""
+    """Return the microseconds of consecutive launches in a graph."""
     return 1e6 * sum(seconds(count, node) for count in counts)
 
 
 def of_triton(name: str, N: int, precision: str) -> list[Count]:
-    """Trace the launches of a step with Triton's kernels."""
+    """Return the traced launches of a step with Triton kernels."""
     operator = OPERATORS[name]
     with trace.precision_of(precision) as dtype:
         inputs = operator.inputs(N, dtype, "meta")
@@ -100,7 +100,7 @@ def of_triton(name: str, N: int, precision: str) -> list[Count]:
 
 
 def alone(count: Count, launch: Launch) -> Count:
-    """Return what a launch of few programs does: no more processors work, and loops wait."""
+    """Return the work of a launch of few programs: processors are idle, and loops wait."""
     used = min(launch.programs, rates.PROCESSORS)
     chain = CHAINS.get(count.name, lambda launch: 0)(launch) * rates.L2_TRIP
     reads = count.l2 / used / rates.L2_OF_A_PROCESSOR / rates.CLOCK
@@ -113,12 +113,12 @@ def alone(count: Count, launch: Launch) -> Count:
 
 
 def of_cuda(name: str, N: int, precision: str) -> list[Count]:
-    """Return the launches of a step with CUDA's kernels."""
+    """Return the launches of a step with CUDA kernels."""
     return OPERATORS[name].launches(Batch(N, trace.PRECISIONS[precision][0].itemsize))
 
 
 def times(name: str, N: int, precision: str) -> Times:
-    """Predict both."""
+    """Return the predicted times of an operator with both kinds of kernels."""
     cuda, triton = of_cuda(name, N, precision), of_triton(name, N, precision)
     least, most = (in_graph(triton, node) / in_graph(cuda, node) for node in rates.GRAPH_NODES)
     launches = sum(each.launches for each in cuda), sum(each.launches for each in triton)
@@ -130,20 +130,20 @@ Row = dict[tuple[str, int], Times]
 
 
 def rows() -> dict[str, Row]:
-    """Predict every operator at every size and precision."""
+    """Return the predicted times of every operator at every size and precision."""
     every = [(precision, N) for precision in PRECISIONS for N in SIZES]
     return {name: {(p, N): times(name, N, p) for p, N in every} for name in OPERATORS}
 
 
 def goes(row: Row) -> bool:
-    """Return whether Triton comes so near at every size that CUDA is not worth its lines."""
+    """Return whether Triton is so close at every size that CUDA is not worth its lines."""
     return all(found.ratio < WORTH for found in row.values())
 
 
 def complaints(found: dict[str, Row]) -> list[str]:
-    """Name the operators whose CUDA kernels are not worth their lines."""
+    """Return the operators whose CUDA kernels are not worth their lines."""
     return [
-        f"{name}: Triton comes within {WORTH} times of CUDA at every size: its CUDA kernels go"
+        f"{name}: Triton is within {WORTH} times CUDA's time at every size: remove its CUDA kernels"
         for name, row in found.items()
         if goes(row) and name not in KEPT
     ]
@@ -153,7 +153,7 @@ def complaints(found: dict[str, Row]) -> list[str]:
 
 
 def markdown(found: dict[str, Row]) -> str:
-    """Write the tables."""
+    """Return the tables as Markdown."""
     head = ["operator", "launches"]
     for N in SIZES:
         head += [f"N = {N}: CUDA", "overlapping", "Triton", "Triton / CUDA"]
@@ -176,7 +176,7 @@ def markdown(found: dict[str, Row]) -> str:
     head = [
         "operator",
         "its CUDA kernels",
-        "rows up to which they take no more (mean of both precisions)",
+        "rows up to which they are at least as fast (mean of both precisions)",
     ]
     parts.append(f"## Decisions\n\n{table(head, verdicts)}")
     stated = table(["rate", "value", "source"], [list(one) for one in rates.OF_SMALL_BATCHES])
@@ -184,7 +184,7 @@ def markdown(found: dict[str, Row]) -> str:
 
 
 def _up_to(row: Row) -> str:
-    """Return the largest size up to which CUDA takes no more time, in the geometric mean."""
+    """Return the largest size up to which CUDA is at least as fast, in the geometric mean."""
     first = 0
     for N in SIZES:
         if math.prod(row[precision, N].ratio for precision in PRECISIONS) < EVEN**2:
@@ -194,14 +194,14 @@ def _up_to(row: Row) -> str:
 
 
 HEAD = f"""\
-# Predicted, not measured: small batches in a CUDA graph, CUDA's kernels against Triton's
+# Predicted, not measured: CUDA and Triton kernels for small batches in a CUDA graph
 
-`make cost-sheet UPDATE=1` writes this file. Microseconds of a step, forward and backward, on an
-H200, D = {D}, where the step is replayed as a graph, so that no Python lies between its launches.
-Launches are CUDA's | Triton's at N = {SIZES[0]}, ATen's included. "Overlapping" is CUDA's time with
-programmatic dependent launch. The ratio is at one microsecond a node, and, in brackets, at what was
-published for other machines. CUDA's launches are counted on the emulator, what they wait for and
-compute in their source (`cuda_models.py`).
+`make cost-sheet UPDATE=1` writes this file. Times are microseconds per step, forward and backward,
+on an H200, D = {D}. The step is replayed as a graph, so no Python runs between launches. Launches
+are CUDA's | Triton's at N = {SIZES[0]}, including ATen's. "Overlapping" is CUDA's time with
+programmatic dependent launch. The ratio assumes one microsecond per node; the range in parentheses
+uses the times published for other machines. CUDA's launches are counted on the emulator, their
+waits and work in the source (`cuda_models.py`).
 
-Where Triton comes within {WORTH} times at every size, an operator's CUDA kernels go.
+CUDA kernels of an operator go if Triton takes less than {WORTH} times as long at every size.
 """

@@ -1,7 +1,6 @@
-"""Operators of a small batch: how to run them, on what, and what their CUDA kernels launch.
+"""Operators of a small batch: how to run them, their inputs, and their launches with CUDA kernels.
 
-The launches are listed here; tests hold the lists against what the launchers launch, and ATen
-beside them, on the emulator.
+Tests compare these lists with what the launchers and ATen launch on the emulator.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ D = 1024
 
 
 class Operator(NamedTuple):
-    """A row of the table: how to run it, on what, and its CUDA kernels' launches."""
+    """A row of the table: the operator, its inputs, and its launches with CUDA kernels."""
 
     run: Callable[..., Any]  # inputs, then the backend
     inputs: Callable[[int, torch.dtype, str], tuple[Tensor, ...]]  # rows, dtype, device
@@ -42,13 +41,13 @@ class Operator(NamedTuple):
 
 
 def step(run: Any, inputs: tuple[Tensor, ...], backend: str) -> None:
-    """Run an operator forward, and backward where it has a gradient."""
+    """Run an operator forward, and backward if it has a gradient."""
     made = tree_leaves(run(*inputs, backend=backend))
     outputs = [each for each in made if isinstance(each, Tensor) and each.requires_grad]
     if outputs:
-        learnt = [each for each in inputs if each.requires_grad]
-        pulls = [torch.empty_like(each) for each in outputs]
-        torch.autograd.grad(outputs, learnt, pulls, allow_unused=True)
+        leaves = [each for each in inputs if each.requires_grad]
+        grads = [torch.empty_like(each) for each in outputs]
+        torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
 
 
 # -- inputs ----------------------------------------------------------------------------------------
@@ -137,33 +136,33 @@ def _synthesis(
 
 # -- their CUDA kernels' launches ------------------------------------------------------------------
 
-EXPONENTIALS = 200  # clocks of a join of two sums of exponentials [E]
+EXPONENTIALS = 200  # clocks to merge two sums of exponentials [E]
 
 
 def aten(*names: str) -> list[Count]:
-    """Count launches of ATen's over what is small."""
+    """Count ATen's launches on small tensors."""
     return [Count(name, seconds=0.1e-6) for name in names]
 
 
 def _half(batch: Batch, *names: str) -> list[Count]:
-    """Conversions that rows in 16 bits take."""
+    """Count the conversions of 16-bit rows."""
     return aten(*names) if batch.size == 2 else []
 
 
 def _hinges(batch: Batch, name: str) -> list[Count]:
     zeros = aten("zeros", "zeros") if name.startswith("hardest") else []
-    scores = [cuda.distances(batch), cuda.fold(f"{name}_kernel", batch)]
+    scores = [cuda.distances(batch), cuda.score_reduction(f"{name}_kernel", batch)]
     return [*scores, *zeros, cuda.gather(batch, 3 * batch.N)]
 
 
 def _sum(batch: Batch) -> list[Count]:
-    forward = [cuda.distances(batch), cuda.fold("sum_of_hinges_kernel", batch)]
-    return [*forward, cuda.weigh_hinges(batch), cuda.weighted(batch, False)]
+    forward = [cuda.distances(batch), cuda.score_reduction("sum_of_hinges_kernel", batch)]
+    return [*forward, cuda.hinge_gradient(batch), cuda.row_gradient(batch, False)]
 
 
 def _contrast(batch: Batch, name: str) -> list[Count]:
-    scores = [cuda.distances(batch), cuda.fold(name, batch, EXPONENTIALS)]
-    return [*scores, cuda.weigh(batch), cuda.weighted(batch, True)]
+    scores = [cuda.distances(batch), cuda.score_reduction(name, batch, EXPONENTIALS)]
+    return [*scores, cuda.score_gradient(batch), cuda.row_gradient(batch, True)]
 
 
 def _added(batch: Batch, wide: int = 4) -> list[Count]:
@@ -172,21 +171,21 @@ def _added(batch: Batch, wide: int = 4) -> list[Count]:
 
 def _bounded(batch: Batch, metric: str, unit: bool = False) -> list[Count]:
     wide = batch._replace(size=4)
-    made = [cuda.unit("unit_rows_kernel", batch)] if unit else _half(batch, "to")
+    made = [cuda.unit_rows("unit_rows_kernel", batch)] if unit else _half(batch, "to")
     if metric == "cosine":
         band = [cuda.distances(wide), cuda.stored_band(batch, batch.parts[0])]
-        through = [cuda.unit("unit_rows_gradient_kernel", batch)] if unit else []
-        return [*made, *band, *(made if unit else []), cuda.stored_pull(batch), *through]
+        through = [cuda.unit_rows("unit_rows_gradient_kernel", batch)] if unit else []
+        return [*made, *band, *(made if unit else []), cuda.stored_gradient(batch), *through]
     made += [cuda.distances(wide, 2), *_added(wide)]
     return [
-        *made, cuda.stored_band(batch, 1), *made, cuda.stored_pull(wide), *_half(batch, "to")
+        *made, cuda.stored_band(batch, 1), *made, cuda.stored_gradient(wide), *_half(batch, "to")
     ]  # fmt: skip
 
 
 def _l1(batch: Batch) -> list[Count]:
     bounds = aten("full", "full", "ones")
-    forward = [cuda.finite(batch), *aten("zeros"), cuda.band(batch), cuda.add_panel(batch)]
-    backward = [cuda.finite(batch), *aten("mul"), cuda.pull(batch), *aten("cat")]
+    forward = [cuda.finite_rows(batch), *aten("zeros"), cuda.band(batch), cuda.add_panel(batch)]
+    backward = [cuda.finite_rows(batch), *aten("mul"), cuda.distance_gradient(batch), *aten("cat")]
     return [*bounds, *forward, *backward, *_half(batch, "to")]
 
 
@@ -200,15 +199,15 @@ def _starts(batch: Batch) -> list[Count]:
 
 
 def _synthetic(batch: Batch, kam: bool, logits: bool = False, detach: bool = False) -> list[Count]:
-    made = [cuda.lists(batch)]
+    made = [cuda.cluster_members(batch)]
     if kam:
         wide = batch._replace(size=8)
         squares = [*aten("to"), cuda.distances(wide, 2, wide=8), *_added(wide, 8)]
-        made = [*squares, *made, cuda.systems(batch)]
-    pulled = [cuda.anchor_gradient(batch, kam, logits, detach)]
-    pulled += aten("zeros_like") if detach else [cuda.member_gradient(batch, kam)]
-    pulled += _half(batch, *(("to",) if detach else ("to", "to")))
-    return [*made, cuda.synthesis(batch, kam, logits), *aten("zeros"), *made, *pulled]
+        made = [*squares, *made, cuda.kam_solve(batch)]
+    gradients = [cuda.anchor_gradient(batch, kam, logits, detach)]
+    gradients += aten("zeros_like") if detach else [cuda.member_gradient(batch, kam)]
+    gradients += _half(batch, *(("to",) if detach else ("to", "to")))
+    return [*made, cuda.synthesis(batch, kam, logits), *aten("zeros"), *made, *gradients]
 
 
 def _of_band(metric: str, mode: str = "paper") -> Operator:

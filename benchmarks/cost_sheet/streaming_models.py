@@ -1,4 +1,4 @@
-"""Models of the kernels that pass over rows, or gather some."""
+"""Cost models of the memory-bound kernels: passes over rows, and gathers of rows."""
 
 from benchmarks.cost_sheet.counts import Count, Launch
 from benchmarks.cost_sheet.kernels import gathered, model, passes
@@ -35,7 +35,7 @@ def _segment_sums(launch: Launch) -> Count:
 
 @model("_segment_sum._chunks_kernel")
 def _segment_chunks(launch: Launch) -> Count:
-    # No row is mined by so many that a chunk of its entries is summed apart.
+    # No row has enough entries for a separate sum of a chunk.
     size = launch.ordered.bytes
     return Count(launch.kernel, True, l2=size, instructions=20.0 * launch.E)
 
@@ -58,7 +58,7 @@ def _kmeans_draw(launch: Launch) -> Count:
 
 @model("row_keys._keys_kernel")
 def _row_keys(launch: Launch) -> Count:
-    # A product of 64 bits a number, and 25 instructions for its factor, shared by a program's rows.
+    # A 64-bit product per element, and 25 instructions for its coefficient, shared by all rows.
     return passes(launch, instructions=12 + 25 / launch.ROWS)
 
 

@@ -1,8 +1,8 @@
-"""Run a loss on meta tensors, as it would run on a GPU, and note every launch and every byte.
+"""Run a loss on meta tensors as it would run on a GPU, and record its launches and peak memory.
 
 Operators of the Triton namespace run their launchers, which compute nothing on meta tensors; their
-kernels are noted and not launched. Every ATen call that would launch is noted by its shapes. A
-storage counts from the call that made it to its last reference.
+kernels are recorded instead of launched. ATen calls that would launch are recorded by their shapes.
+A storage is alive from the call that allocates it to its last reference.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ ARCHITECTURE = 90
 
 
 class Trace(NamedTuple):
-    """What a loss launches, forward and backward, and the most memory it holds."""
+    """The launches of a loss, forward and backward, and its peak memory."""
 
     forward: list[Count]
     backward: list[Count]
     peak: int  # bytes beyond the inputs
-    gradients: int  # bytes of the inputs' gradients, which are among these
-    outputs: int = 0  # bytes of the outputs and of their gradients, among these too
+    gradients: int  # bytes of the inputs' gradients, included in the peak
+    outputs: int = 0  # bytes of the outputs and of their gradients, also included
 
     @property
     def counts(self) -> list[Count]:
@@ -47,7 +47,7 @@ class Trace(NamedTuple):
 
 
 class Watch(TorchDispatchMode):
-    """Notes calls as they reach the device's kernels, and the storages that live."""
+    """Records calls that reach the device, and the storages that are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Watch(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Note a call, or what it is made of."""
+        """Record a call, or the calls that it decomposes into."""
         kwargs = kwargs or {}
         if func.namespace == backends.NAMESPACES["triton"]:
             launcher = _launcher(func._opname)
@@ -101,12 +101,12 @@ class Watch(TorchDispatchMode):
         self.alive -= size
 
     def inputs(self, *tensors: Tensor) -> None:
-        """Leave storages out of the count: they are there before."""
+        """Exclude the storages of inputs from the memory."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
     def launch(self, launch: Launch) -> None:
-        """Note a kernel."""
+        """Record a kernel."""
         self.launches.append(launch)
         self.counts.append(count_of(launch))
 
@@ -133,9 +133,9 @@ def _described(value: Any) -> Any:
 
 @contextlib.contextmanager
 def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
-    """Hand every kernel that is launched to a watch; launch none.
+    """Record every Triton kernel in a watch instead of launching it.
 
-    Without Triton there is none to launch: eager PyTorch is traced all the same.
+    Without Triton there are no kernels, and only eager PyTorch is traced.
     """
     if not backends.HAS_TRITON:
         yield
@@ -166,7 +166,7 @@ def noting(watch: Watch, architecture: int = ARCHITECTURE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def precision_of(name: str) -> Iterator[torch.dtype]:
-    """Set the precision of fp32 products, and yield the dtype of rows."""
+    """Set the precision of fp32 products, and yield the dtype of the rows."""
     dtype, setting = PRECISIONS[name]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
@@ -177,17 +177,17 @@ def precision_of(name: str) -> Iterator[torch.dtype]:
 
 
 def traced(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Trace:
-    """Run a function forward, and backward if its value has a gradient."""
+    """Trace a function forward, and backward if its value has a gradient."""
     watch = Watch()
     watch.inputs(*inputs)
-    # What "auto" takes on CUDA for a large batch, parts of a loss included.
+    # The backend that "auto" chooses on CUDA for a large batch, also inside composed losses.
     with patch.dict(backends.PREFERENCE, meta=("triton",)), noting(watch), watch:
         value = function(*inputs)
         forward = len(watch.counts)
-        pull = torch.empty_like(value) if value.requires_grad else None
-        if pull is not None:
-            torch.autograd.backward(value, pull)
+        grad = torch.empty_like(value) if value.requires_grad else None
+        if grad is not None:
+            torch.autograd.backward(value, grad)
     gradients = sum(each.grad.nbytes for each in inputs if each.grad is not None)
-    outputs = value.nbytes + (pull.nbytes if pull is not None else 0)
+    outputs = value.nbytes + (grad.nbytes if grad is not None else 0)
     forward_counts, backward_counts = watch.counts[:forward], watch.counts[forward:]
     return Trace(forward_counts, backward_counts, watch.peak, gradients, outputs)

@@ -1,6 +1,6 @@
-"""Losses of a small batch that are one CUDA operator: what they launch, and models of that.
+"""Losses of a small batch that are one CUDA operator: their launches, and the cost models of these.
 
-As in `small_operators.py`, tests hold the lists against what is launched on the emulator.
+As in `small_operators.py`, tests compare the lists with the launches on the emulator.
 """
 
 import math
@@ -17,11 +17,11 @@ from benchmarks.cost_sheet.small_operators import EXPONENTIALS, Operator, aten, 
 from itm_kernels import functional
 
 NOISE = 128
-LAST = 4  # trips of the block that comes last: its ticket, a fence, what the others left [E]
+LAST = 4  # trips of the last block: its ticket, a fence, the results of the other blocks [E]
 
 
 def products(batch: Batch, tiles: int, wide: int = 4) -> Count:
-    """Tiles of several pairs of matrices at once, and the squared lengths of their rows."""
+    """Count the products of several pairs of matrices in one launch, with squared row norms."""
     parts = max(1, min(264 // tiles, math.ceil(batch.D / 64)))
     depth = math.ceil(math.ceil(batch.D / parts) / 16) * 16
     blocks = tiles * math.ceil(batch.D / depth)
@@ -33,12 +33,12 @@ def products(batch: Batch, tiles: int, wide: int = 4) -> Count:
 
 
 def tiles_of(*pairs: tuple[int, int]) -> int:
-    """Return how many tiles of 32 x 32 pairs have."""
+    """Return the number of 32 x 32 tiles of score matrices, given their sizes."""
     return sum(math.ceil(n / 32) * math.ceil(m / 32) for n, m in pairs)
 
 
 def _weighted(batch: Batch, others: int, finish: bool) -> Count:
-    """The products of a gradient with `others` rows, as `cuda_models.weighted`."""
+    """Count the products of a gradient with `others` rows, as `cuda_models.row_gradient`."""
     blocks = 2 * math.ceil(batch.N / 16) * math.ceil(batch.D / 64) + finish
     resident = math.ceil(blocks / PROCESSORS)
     reads = 2 * 2 * 32 * 16 / SHARED_BYTES
@@ -48,34 +48,36 @@ def _weighted(batch: Batch, others: int, finish: bool) -> Count:
 
 def _max_of_hinges(batch: Batch) -> list[Count]:
     scores = products(batch, tiles_of((batch.N, batch.N)))
-    fold = cuda.fold("max_of_hinges_kernel", batch, more=1 + LAST)
-    return [scores, fold, cuda.gather(batch, 3 * batch.N)]
+    reduction = cuda.score_reduction("max_of_hinges_kernel", batch, more=1 + LAST)
+    return [scores, reduction, cuda.gather(batch, 3 * batch.N)]
 
 
 def _imc(batch: Batch) -> list[Count]:
     N = batch.N
     tiles = tiles_of((N, N), (N, N), (N, N))
     parts = max(1, 264 // tiles)
-    # Half of the blocks fold a hinge's column and row, the others a row; all of them a band.
-    fold = cuda.fold("imc_kernel", batch, parts=parts, more=3 + 2 * batch.many + LAST)
-    fold = fold._replace(programs=2 * fold.programs)
-    # Every chunk of 16 x 32 weights has some that are not 0, where a tenth of a band's are.
-    pull = _weighted(batch, 2 * N, False)
-    return [products(batch, tiles), fold, pull]
+    # Half of the blocks reduce a hinge's column and row, the others a row; all reduce a band.
+    reduction = cuda.score_reduction(
+        "imc_kernel", batch, parts=parts, more=3 + 2 * batch.many + LAST
+    )
+    reduction = reduction._replace(programs=2 * reduction.programs)
+    # With a tenth of the weights in the band, every chunk of 16 x 32 has a non-zero weight.
+    gradient = _weighted(batch, 2 * N, False)
+    return [products(batch, tiles), reduction, gradient]
 
 
 def _contrast(batch: Batch, kernel: str) -> list[Count]:
-    """A fold of columns, and for a softmax of rows, after the lengths; the weights are made."""
+    """Count a reduction of columns, for a softmax also of rows, after that of the norms."""
     scores = products(batch, tiles_of((batch.N, batch.N)))
-    lengths = 2 * math.ceil(batch.N / 256)
-    fold = cuda.fold(kernel, batch, more=1 + lengths + LAST)
-    return [scores, fold, _weighted(batch, batch.N, True)]
+    norms = 2 * math.ceil(batch.N / 256)
+    reduction = cuda.score_reduction(kernel, batch, more=1 + norms + LAST)
+    return [scores, reduction, _weighted(batch, batch.N, True)]
 
 
 def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
-    """All but the last products in fp64, an anchor a block."""
+    """Count one block per anchor; all products but the last are in fp64."""
     N, M = batch.N, batch.N
-    made = [cuda.unit("cmr_unit_rows_kernel", batch)._replace(programs=2 * N + noise)]
+    made = [cuda.unit_rows("cmr_unit_rows_kernel", batch)._replace(programs=2 * N + noise)]
     pairs = [(N, M), *([(N, N), (M, M)] if clusters else [])]
     pairs += [(N, noise), (M, noise)] if noise else []
     tiles = tiles_of(*pairs)
@@ -92,17 +94,17 @@ def _info_cmr(batch: Batch, clusters: int, noise: int) -> list[Count]:
         added = math.ceil(N * N / 2048) * math.ceil(parts / 4)
         clocks = CLUSTERS * (10 * JOIN + 200) + ITERATIONS * near * 40
         both.append(waiting("cmr_cluster_kernel", 2, added + 3 * CLUSTERS, clocks, 8.0 * N * N))
-        both.append(cuda.systems(batch)._replace(name="cmr_kam_solve_kernel"))
+        both.append(cuda.kam_solve(batch)._replace(name="cmr_kam_solve_kernel"))
         synthesis = 8 + 3.0 * members * math.ceil(M / 256)
-    fold = rounds * (3 + 2 * read + synthesis) + LAST
+    reduction = rounds * (3 + 2 * read + synthesis) + LAST
     clocks = rounds * (8 * EXPONENTIALS + 2000)
-    total = waiting("cmr_total_kernel", 2 * N, fold, clocks, 8.0 * (M + noise) * parts)
-    weigh = waiting(
+    total = waiting("cmr_total_kernel", 2 * N, reduction, clocks, 8.0 * (M + noise) * parts)
+    score_gradient = waiting(
         "cmr_score_gradient_kernel", 2 * N, rounds * (4 + read), rounds * 8 * EXPONENTIALS
     )
-    pull = _weighted(batch, M + noise, True)
+    gradient = _weighted(batch, M + noise, True)
     return [
-        *draws, *made, products(batch, tiles, 8), *both, total, weigh, pull
+        *draws, *made, products(batch, tiles, 8), *both, total, score_gradient, gradient
     ]  # fmt: skip
 
 
