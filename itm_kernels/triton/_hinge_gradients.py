@@ -1,8 +1,9 @@
-"""How the gradients of pairs stand in weights, and how sums of weighted rows become gradients.
+"""Weights of active hinges, and the gradients of rows from sums of weighted rows.
 
-A pair pulls on its own score as often as it has active hinges: up to N + M times, too many for half
-precision. The library's sums are over negatives alone; one pass takes powers of two back, subtracts
-what the pair pulls, and writes the dtype of the rows.
+The gradient of a hinge sum counts active hinges. The weight of a pair's own score is the number of
+its active hinges, up to N + M, which half precision cannot represent. The library's products
+therefore contain negatives only; one pass removes the powers of two, subtracts the term of the
+positive, and writes the dtype of the rows.
 """
 
 from typing import NamedTuple
@@ -17,12 +18,12 @@ from itm_kernels.triton._products import weight_scale, weights_empty
 
 
 @triton.jit
-def _side(
+def _gradient_of_side(
     sums,  # [M, D]
     factor,  # [M] of rows
-    other,  # [M, D] the pair's other row
+    other,  # [M, D] the other row of every pair
     out,  # [M, D]
-    active,  # [M] hinges
+    active,  # [M] number of active hinges
     grad,  # [M]
     unit,  # []
     other_stride,
@@ -34,31 +35,31 @@ def _side(
     FACTORS: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     UNIFORM: tl.constexpr,
-    HAS_PULL: tl.constexpr,
+    HAS_POSITIVES: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(m, M - 1)
-    share = tl.load(grad + rows * grad_stride).to(sums.dtype.element_ty)
-    scale = tl.full((ROWS,), 1.0, share.dtype)
+    grad_here = tl.load(grad + rows * grad_stride).to(sums.dtype.element_ty)
+    scale = tl.full((ROWS,), 1.0, grad_here.dtype)
     if FACTORS:  # powers of two
         scale /= tl.load(factor + rows)
     if HAS_UNIT:
         scale /= tl.load(unit)
-    pull = share
+    positive_weight = grad_here
     if UNIFORM:
-        pull = tl.full((ROWS,), 1.0, share.dtype)
-    if HAS_PULL:
-        pull *= tl.load(active + rows)
+        positive_weight = tl.full((ROWS,), 1.0, grad_here.dtype)
+    if HAS_POSITIVES:
+        positive_weight *= tl.load(active + rows)
     for first in range(0, D, COLUMNS):
         d = (first + tl.arange(0, COLUMNS))[None, :].to(tl.int64)
         inside = (m < M)[:, None] & (d < D)
         at = rows[:, None] * D + d
         found = tl.load(sums + at, mask=inside, other=0.0) * scale[:, None]
-        if HAS_PULL:
+        if HAS_POSITIVES:
             own = tl.load(other + rows[:, None] * other_stride + d, mask=inside, other=0.0)
-            found -= pull[:, None] * own.to(share.dtype)
+            found -= positive_weight[:, None] * own.to(grad_here.dtype)
         if UNIFORM:
-            found *= share[:, None]
+            found *= grad_here[:, None]
         tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
 
 
@@ -85,54 +86,54 @@ def _hinge_gradients_kernel(
     FACTORS: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     UNIFORM: tl.constexpr,
-    HAS_PULL: tl.constexpr,
+    HAS_POSITIVES: tl.constexpr,
 ):
     if tl.program_id(1) == 0:
-        _side(
+        _gradient_of_side(
             of_x, x_factor, y, grad_x, active, grad, unit, y_stride, grad_stride, M, D,
-            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_PULL,
+            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_POSITIVES,
         )  # fmt: skip
     else:
-        _side(
+        _gradient_of_side(
             of_y, y_factor, x, grad_y, active, grad, unit, x_stride, grad_stride, M, D,
-            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_PULL,
+            ROWS, COLUMNS, FACTORS, HAS_UNIT, UNIFORM, HAS_POSITIVES,
         )  # fmt: skip
 
 
 class HingeWeights(NamedTuple):
-    """Gradients of the pairs, and how they stand in weights."""
+    """The gradients of hinge sums, and the representation of weights."""
 
     grad: Tensor  # [M]
-    uniform: bool  # one number for all: it is multiplied by last, and weights are 0, 1 and 2
-    unit: Tensor | None  # [] that weights are multiplied by
-    parts: int  # of weights: 0, 1 and 2 are exact in one, any number takes two
-    like: Tensor  # rows that weights are multiplied with
+    uniform: bool  # equal for all pairs: weights are 0, 1 and 2, and it is applied last
+    unit: Tensor | None  # [] factor of stored weights
+    parts: int  # of weights: one is exact for 0, 1 and 2; other values need two
+    like: Tensor  # rows that weights multiply
 
     def weights_empty(self, R: int, M: int) -> Tensor:  # [parts, R, M]
-        """Return a block of weights to fill."""
+        """Allocate a block of weights."""
         return weights_empty(R, M, self.like, self.parts)
 
-    def numbers(self, M: int) -> int:
-        """Return how many numbers of the rows' dtype a row of weights takes at most."""
+    def width(self, M: int) -> int:
+        """Return the size of a row of weights in elements of the rows' dtype, at most."""
         return M * self.parts if self.like.element_size() == 2 else M
 
-    def on_pairs(
+    def pair_gradients(
         self,
         x: Tensor,  # [M, D]
         y: Tensor,  # [M, D]
         both: Operands,  # of x and y
         of_x: Tensor,  # [M, D] sums of weighted rows of y
         of_y: Tensor,  # [M, D] sums of weighted rows of x
-        active: Tensor,  # [M] hinges of every pair
+        active: Tensor,  # [M] active hinges of every pair
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of x, in a dtype, and of y, in its own."""
+        """Return the gradients of x, in `dtype`, and of y, in its own dtype."""
         grad_x = torch.empty(x.shape, dtype=stored_dtype(dtype), device=x.device)
         grad_y = torch.empty(y.shape, dtype=stored_dtype(y.dtype), device=y.device)
         self._launch(x, y, both, (of_x, of_y), (grad_x, grad_y), active)
         return grad_x.to(dtype), grad_y.to(y.dtype)
 
-    def on_rows(self, sums: Tensor, both: Operands) -> Tensor:
+    def row_gradient(self, sums: Tensor, both: Operands) -> Tensor:
         """Return the gradient of the first side's rows from sums of weighted rows, in place."""
         self._launch(sums, sums, both, (sums, sums), (sums, sums), None)
         return sums
@@ -155,21 +156,21 @@ class HingeWeights(NamedTuple):
             self.grad if self.unit is None else self.unit,
             x.stride(0), y.stride(0), self.grad.stride(0), M, D,
             FACTORS=both.x_factor.shape[0] > 0, HAS_UNIT=self.unit is not None,
-            UNIFORM=self.uniform, HAS_PULL=active is not None, **options,
+            UNIFORM=self.uniform, HAS_POSITIVES=active is not None, **options,
         )  # fmt: skip
 
 
 def is_uniform(grad: Tensor) -> bool:
-    """Say whether all pairs have one gradient: a reduced loss hands out one number, expanded."""
+    """Return whether all pairs have the same gradient: that of a reduced loss is expanded."""
     return grad.stride(0) == 0 or grad.shape[0] == 1
 
 
 def hinge_weights(
     grad: Tensor,  # [M]
     image: Tensor,  # [N, D]
-    both: Operands,  # `_scaled_operands.scaled_operands` of image and text
+    both: Operands,  # `scaled_operands` of image and text
 ) -> HingeWeights:
-    """Return how gradients of pairs stand in weights."""
+    """Return how weights represent the gradients of hinge sums."""
     uniform = is_uniform(grad)
     in_parts = both.kind == "parts" or image.dtype in (torch.bfloat16, torch.float16)
     unit = None

@@ -1,8 +1,8 @@
-"""The logistic function of a tile's logits, and its logarithm, from one exponential each.
+"""The logistic function of logits and its logarithm, from one exponential per logit.
 
-A positive's logit changes sign, so that its loss is the same log(1 + e^logit) as a negative's, and
-a pair that takes no part has the logit -inf, whose loss and weight are 0. With e = e^-|logit|,
-log(1 + e) is a polynomial and the logistic function a quotient.
+The logits of positives are negated, so that their loss log(1 + e^logit) is that of negatives.
+Excluded pairs have the logit -inf, and thus a loss and a weight of 0. With e = e^-|logit|,
+log(1 + e) is a polynomial, and the logistic function is a quotient.
 """
 
 import triton
@@ -15,7 +15,7 @@ _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.69314718055994
 
 @triton.jit
 def exp_in_base(z):
-    """Return 2^z of fp32, e^z of fp64: a logit is in the base whose exponential is fast."""
+    """Return 2^z in fp32 and e^z in fp64: logits are in the base with the fast exponential."""
     return tl.exp(z) if z.dtype == tl.float64 else tl.exp2(z)
 
 
@@ -33,17 +33,17 @@ def _to_natural(x):
 def has_diagonal_or_edge(
     row, first, column, R, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Return whether a tile has pairs of the diagonal or lies partly outside of R x M."""
+    """Return whether a tile contains elements of the diagonal or exceeds the R x M scores."""
     outside = (row + ROWS > R) | (column + COLUMNS > M)
     return outside | ((first + row < column + COLUMNS) & (column < first + row + ROWS))
 
 
 @triton.jit
 def _log_of_one_plus(e):
-    """Return log(1 + e) for e of 0 to 1.
+    """Return log(1 + e) for e from 0 to 1.
 
-    e times a polynomial whose relative error is 1.5e-7, with its rounding (2.7e-7: the logarithm of
-    1 + e, corrected for the rounding of 1 + e). 9 instructions instead of 31.
+    e times a polynomial, with a relative error of 1.5e-7 including rounding (log(1 + e) with a
+    correction for the rounding of 1 + e has 2.7e-7), in 9 instructions instead of 31.
     """
     if e.dtype == tl.float64:
         return log_of_one_plus(e)
@@ -59,7 +59,7 @@ def _log_of_one_plus(e):
 
 @triton.jit
 def _reciprocal(x):
-    """Return 1 / x for x of 1 to 2: its root's, squared, is one instruction of its unit."""
+    """Return 1 / x for x from 1 to 2, as the square of rsqrt, a single instruction."""
     if x.dtype == tl.float64:
         return 1 / x
     found = tl.rsqrt(x)
@@ -68,11 +68,11 @@ def _reciprocal(x):
 
 @triton.jit
 def negate_positives(x, own, rows, columns, special, HAS_IDS: tl.constexpr):
-    """Return x `[R, C]` with the positives negated, NaN for the infinite ones."""
+    """Return x `[R, C]` with the positives negated; infinite ones become NaN."""
     if HAS_IDS:
         x = tl.where(own, 0 * x - x, x)
     else:
-        if special:  # compared again: kept, the comparison would be for all tiles, and spills
+        if special:  # compares again: a kept comparison is made in all tiles, and spills
             x = tl.where(rows[:, None] == columns[None, :], 0 * x - x, x)
     return x
 
@@ -80,13 +80,13 @@ def negate_positives(x, own, rows, columns, special, HAS_IDS: tl.constexpr):
 @triton.jit
 def logits(
     scores,  # [R, C]
-    r,  # [R] numbers within the R x M pairs, or beyond
+    r,  # [R] row indices within the block of R x M scores, unclamped
     m,  # [C]
     R,
     M,
-    rows,  # [R] numbers in x
+    rows,  # [R] row indices of x
     columns,  # [C]
-    of_row,  # [R] what scores are multiplied by
+    of_row,  # [R] factors of scores
     bias,
     positive,
     x_ids,
@@ -102,20 +102,20 @@ def logits(
     DTYPE: tl.constexpr = scores.dtype
     z = scores * _in_base(of_row)[:, None] + _in_base(tl.load(bias).to(DTYPE))
     if HAS_IDS:
-        of_text = tl.load(positive + columns).to(tl.int32)  # in 64 bits they spill on sm_100
+        of_text = tl.load(positive + columns).to(tl.int32)  # 64-bit indices spill on sm_100
         own = rows[:, None] == of_text[None, :]
         z = negate_positives(z, own, rows, columns, special, HAS_IDS)
         on = (own | ~same_id(rows, columns, x_ids, y_ids, HAS_IDS)) & (r < R)[:, None]
         on &= (m < M)[None, :]
         z = tl.where(on, z, float("-inf"))
-        # A text without exactly one image has no positive whose loss could show the mistake.
+        # A text without exactly one image is a user error: its logits become NaN.
         z += tl.where(of_text < 0, float("nan"), 0.0).to(DTYPE)[None, :]
         scores = tl.where(on, scores, 0.0)  # it may be infinite
     else:
         own = rows[:, None] == columns[None, :]
         z = negate_positives(z, own, rows, columns, special, HAS_IDS)
         if special:  # most tiles skip these selections
-            # Row by row, then column by column: a predicate per element would be kept.
+            # By rows, then by columns: a predicate per element would stay in registers.
             z = tl.where(
                 (m < M)[None, :], tl.where((r < R)[:, None], z, float("-inf")), float("-inf")
             )
@@ -151,10 +151,10 @@ def sigmoid_totals_kernel(
     WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up what tiles left: scale, bias and loss in programs of their own."""
+    """Add up the sums of the tiles: scale, bias and loss in one program each."""
     kind = tl.program_id(0)
     there = WHOLE if kind == 2 else WEIGHTS
-    found = tl.zeros((BLOCK,), tl.float64)  # tiles grow in number with the batch
+    found = tl.zeros((BLOCK,), tl.float64)  # the number of tiles grows with the batch
     for first in range(0, tiles, BLOCK):
         at = first + tl.arange(0, BLOCK)
         found += tl.load(sums + kind * tiles + at, mask=(at < tiles) & there, other=0.0)

@@ -1,12 +1,12 @@
-"""Library products of weights with rows, at the precision that the rows' dtype asks for.
+"""Library products of weights and rows, in the precision of the rows' dtype.
 
-A kernel writes a block of weights in parts that tensor cores multiply, and the library adds their
-products to a gradient in fp32: nothing else passes over the block. Weights of bf16 and fp16 rows
-are one part of their dtype, of fp32 rows two of fp16, of tf32 rows one that is rounded to tf32,
-whose low bits tensor cores would cut off; of fp64 they are as they are.
+A kernel writes a block of weights in parts that tensor cores multiply, and the library accumulates
+their products in fp32; no other pass over the block is needed. Weights of bf16 and fp16 rows are
+one part of the same dtype, weights of fp32 rows two parts of fp16. Weights of tf32 rows are one
+part, rounded to tf32, because tensor cores would truncate it. Weights of fp64 rows are fp64.
 
-Measured in the interpreter: largest error against fp64 over the largest element, of W y rounded to
-y's dtype, from the worse to the better of normal and of softmax weights [64, 2048], D = 333.
+Measured in the interpreter: largest error against fp64, relative to the largest element, of W y
+rounded to y's dtype, for normal and for softmax weights [64, 2048], D = 333.
 
     y       W and y in fp32        in bf16 parts            in fp16 parts
     fp32    2.4e-7, 1.2e-7         two: 1.1e-5, 2.4e-5      two: 2.4e-7, 1.5e-7
@@ -25,19 +25,19 @@ from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import INTERPRETED, Operands, kind_of, to_tf32
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
-# (parts of weights, parts of rows) -> which parts are multiplied, low to high.
+# (parts of weights, parts of rows) -> pairs of parts that are multiplied, low to high.
 _TERMS = {
     (1, 1): ((0, 0),),
     (1, 2): ((0, 1), (0, 0)),
     (2, 1): ((1, 0), (0, 0)),
     (2, 2): ((1, 0), (0, 1), (0, 0)),
 }
-# A gradient of fewer numbers than this takes two parts of weights in half precision as well.
+# Gradients with fewer elements than this use two parts of weights also in half precision.
 _FEW = 1 << 14
 
 
 def row_parts(both: Operands, D: int) -> tuple[Tensor, Tensor]:  # [parts, N, D], [parts, M, D]
-    """Return both sides' rows as the library multiplies them: as they lie, without padding."""
+    """Return views of both sides' rows without the padding."""
     return both.x[..., :D], both.y[..., :D]
 
 
@@ -49,13 +49,19 @@ def weights_empty(
     fine: bool = False,
     kind: str = "",
 ) -> Tensor:  # [parts, R, M]
-    """Return weights of rows `_scaled_operands` of x for a kernel to write, by `store_parts`.
+    """Allocate weights that a kernel writes by `store_parts` and that multiply rows of x.
 
-    Rows lie a multiple of 16 numbers apart, as the library's tensor-core kernels want them; parts
-    and rows are strided. fp16 holds no weight above 65504: a kernel multiplies its weights by the
-    `weight_scale` of their bound. A caller that knows better says in how many parts. fine is that
-    of the operands: bf16 rows have fp16 weights. The kind is that of x, unless its rows lie
-    otherwise.
+    The stride between rows is a multiple of 16 elements, as the library's tensor-core kernels
+    require; parts and rows are strided. fp16 cannot hold weights above 65504, so a kernel
+    multiplies its weights by the `weight_scale` of their bound.
+
+    Args:
+        R: rows of weights.
+        M: columns.
+        x: rows prepared by `_scaled_operands`.
+        parts: number of parts; None: by the kind and the size of x.
+        fine: as for the operands; bf16 rows then have fp16 weights.
+        kind: of the products; "" takes that of x.
     """
     kind = kind or kind_of(x)
     fine = fine and x.dtype == torch.bfloat16
@@ -67,13 +73,13 @@ def weights_empty(
 
 def weight_scale(
     x: Tensor,  # [N, D]
-    both: Operands,  # `_scaled_operands.scaled_operands` of x and y
+    both: Operands,  # `scaled_operands` of x and y
     scale: Tensor,  # []
-    *bounds: Tensor,  # up to three; no weight is larger than their largest elements together
+    *bounds: Tensor,  # up to three; the sum of their largest elements bounds every weight
 ) -> Tensor | None:  # []
-    """Return the power of two that brings scale x weights x factors below 2^15; None for 1.
+    """Return the power of two that scales scale x weights x factors to below 2^15; None for 1.
 
-    Weights that are smaller than the largest by 2^24 lose digits, by 2^39 everything.
+    Weights below 2^-24 of the largest lose bits, weights below 2^-39 of it become zero.
     """
     if kind_of(x) != "parts" and torch.float16 not in (x.dtype, both.x.dtype, both.y.dtype):
         return None
@@ -108,25 +114,25 @@ def _weight_scale_kernel(
 
 
 def precision_of(weights: Tensor) -> str:
-    """Return how the library multiplies weights, for `store_parts`."""
+    """Return the input precision of the library's products, for `store_parts`."""
     return "tf32" if kind_of(weights) == "tf32" else "ieee"
 
 
 @triton.jit
 def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.constexpr = "ieee"):
-    """Store a number as a sum of PARTS numbers of the pointers' type, high to low; return the rest.
+    """Store a value as a sum of PARTS values of the pointers' type, high to low; return the rest.
 
     Args:
         at: pointers to the first part.
         part: stride between parts, int64.
         value: fp32, or fp64 as one part.
         mask: of the pointers.
-        PARTS: how many.
-        PRECISION: of the library's products: "tf32" or "ieee".
+        PARTS: number of parts.
+        PRECISION: input precision of the library's products, "tf32" or "ieee".
     """
     for k in tl.static_range(PARTS):
         high = rounded(value, at.dtype.element_ty)
-        if PRECISION == "tf32" and not _INTERPRETED:  # which multiplies tf32 in fp32
+        if PRECISION == "tf32" and not _INTERPRETED:  # the interpreter multiplies tf32 in fp32
             high = to_tf32(high)
         tl.store(at + k * part, high, mask=mask)
         value -= high.to(value.dtype)
@@ -135,17 +141,17 @@ def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.conste
 
 @triton.jit
 def whole_groups(m, M):
-    """Mark columns below M, and those beyond that share a group of eight with one of them.
+    """Mark the columns of every group of eight that contains a column below M.
 
-    Rows of `weights_empty` are padded. The compiler knows nothing of M: a mask of m < M is stored
-    number by number, that of whole groups 16 bytes at once.
+    Rows of `weights_empty` are padded. The compiler assumes nothing about M: with the mask m < M
+    it stores single elements, with whole groups 16 bytes at once.
     """
     return m // 8 * 8 < M
 
 
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
-    """Convert to a dtype, to nearest even also in the interpreter, which truncates bf16."""
+    """Convert to a dtype, rounding to nearest even also in the interpreter, which truncates."""
     if _INTERPRETED and DTYPE == tl.bfloat16:
         bits = value.to(tl.float32).to(tl.int32, bitcast=True)
         even = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
@@ -155,11 +161,11 @@ def rounded(value, DTYPE: tl.constexpr):
 
 
 def add_product(
-    total: Tensor | None,  # [R, D], or [M, D] when transposed; it is added to in place
+    total: Tensor | None,  # [R, D], or [M, D] when transposed; updated in place
     weights: Tensor,  # [parts, R, M]
     rows: Tensor,  # [parts, M, D], or [parts, R, D]
     transposed: bool = False,
-    out: Tensor | None = None,  # where the product goes that has no total
+    out: Tensor | None = None,  # the result if there is no total
 ) -> Tensor:
     """Return total + W rows, or total + W^T rows, in fp32 or fp64."""
     for of_weights, of_rows in _TERMS[weights.shape[0], rows.shape[0]]:
@@ -171,7 +177,7 @@ def add_product(
 
 def _add(total: Tensor | None, a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     half = a.dtype in (torch.bfloat16, torch.float16)
-    if half and a.device.type == "cpu":  # it has no product of them with an fp32 result
+    if half and a.device.type == "cpu":  # no half-precision product with an fp32 result
         a, b, half = a.float(), b.float(), False
     options: dict[str, Any] = {"out_dtype": torch.float32} if half else {}
     if total is None:

@@ -1,19 +1,19 @@
 """Operands whose scores are multiplied by a factor per row: cosines without fp32 unit rows.
 
-Rows of bf16, which are exact on tensor cores, and those of tf32 and fp64 stay as they came, and the
-factors are 1 / |x|. Rows of fp16 and fp32 are multiplied by a power of two each, so that a row of
-any length fits fp16: fp16 rows in one part, exact, fp32 rows in two (three products), which is as
-exact as fp32 itself. bf16 parts would need three (six products).
+bf16 rows are exact on tensor cores. They, tf32 and fp64 rows are used unchanged, and the factors
+are 1 / |x|. fp16 and fp32 rows are multiplied by a power of two per row, so that a row of any norm
+fits fp16: fp16 rows are one exact part, fp32 rows two parts (three products), which are as accurate
+as fp32 itself. bf16 would need three parts (six products).
 
-Fine operands, for a softmax whose scale is large:
-- bf16 rows are fp16 with powers too, exact but for digits below 2^-38 of a row's length, and so are
-  their weights, whose rounding is an eighth of a bf16 gradient's own; that of bf16 weights is as
-  large, and in all more than twice eager's error.
-- Cosines of fp32, tf32 and fp64 are of unit rows. The rounding of a row's factor meets all its
-  scores: with it a converged batch's loss erred four times as much as eager's.
+Fine operands, for a softmax with a large scale:
+- bf16 rows are also converted to fp16 with powers of two, exact but for bits below 2^-38 of the
+  norm. Their weights are fp16, and the rounding error is an eighth of that of a bf16 gradient. The
+  error of bf16 weights is as large as that, and in total exceeds twice eager's.
+- Cosines of fp32, tf32 and fp64 use unit rows. The rounding of a row's factor affects all its
+  scores: with factors, the loss of a converged batch had four times the error of eager's.
 
-The library multiplies the same rows by weights (`_products`), and `gradient_of_rows` takes powers
-and factors back.
+The library multiplies the same rows by weights (`_products`); `gradient_of_rows` then removes the
+powers of two and the factors.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def scaled_operands(
     Args:
         x: `[N, D]`.
         y: `[M, D]`.
-        cosine: the scores are cosines; a row of zeros has cosines of 0. Otherwise dot products.
+        cosine: the scores are cosines, 0 for a zero row; otherwise dot products.
         fine: see above.
         options: of `_operands.operands`.
     """
@@ -64,11 +64,11 @@ def scaled_operands(
 
 
 class _Layout(NamedTuple):
-    """How rows of a kind are laid out."""
+    """The representation of rows."""
 
-    parts: int  # that are written; 0: the rows stay
-    unit_rows: bool  # of length 1, or 2^13 in fp16
-    powers: bool  # in fp16: rows that are not unit are multiplied by a power of two each
+    parts: int  # that are written; 0: the rows are used unchanged
+    unit_rows: bool  # norms are 1, or 2^13 in fp16
+    powers: bool  # fp16; rows other than unit rows are multiplied by a power of two per row
 
 
 def _layout(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
@@ -84,7 +84,7 @@ def _layout(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
 def scaled_rows(
     x: Tensor, kind: str, cosine: bool, fine: bool = False, padded: int = PADDED
 ) -> tuple[Tensor, Tensor]:
-    """Return rows of a kind laid out, `[parts, N, D]`, and their factors `[N]`, or `[0]`."""
+    """Return prepared rows `[parts, N, D]` and their factors `[N]`, or `[0]` for none."""
     (N, D), (parts, unit_rows, powers) = x.shape, _layout(x, kind, cosine, fine)
     has_factor = powers or (cosine and not unit_rows)
     factor = torch.empty(N if has_factor else 0, dtype=wide_dtype(x), device=x.device)
@@ -103,7 +103,7 @@ def scaled_rows(
 
 
 def unit_rows(x: Tensor) -> Tensor:  # [N, D]
-    """Return rows of length 1, in fp32 or better."""
+    """Return unit rows in at least fp32."""
     (N, D), options = x.shape, row_blocks(x.shape[1])
     rows = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
     _scale_kernel[(triton.cdiv(N, options["ROWS"]),)](
@@ -113,16 +113,16 @@ def unit_rows(x: Tensor) -> Tensor:  # [N, D]
     return rows
 
 
-_POWER = tl.constexpr(2.0**13)  # of unit rows in fp16
+_POWER = tl.constexpr(2.0**13)  # the norm of unit rows in fp16
 
 
 @triton.jit
-def _power(length):
-    """Return the power of two that a row is multiplied by: its length is then 2^13 to 2^14.
+def _power(norm):
+    """Return the power of two that scales a row to a norm of 2^13 to 2^14.
 
-    A row of finite numbers whose squares are not has an infinite length, and fits too.
+    A finite row whose squares overflow has an infinite norm, and its scaled elements fit as well.
     """
-    return power_of_two_scale(length, 14)
+    return power_of_two_scale(norm, 14)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -146,45 +146,45 @@ def _scale_kernel(
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     from_row = x + tl.minimum(n, N - 1) * stride
-    length = square_root(squared_norms(from_row, column_stride, D, columns))
-    found = tl.full((ROWS,), 1.0, length.dtype)
+    norm = square_root(squared_norms(from_row, column_stride, D, columns))
+    found = tl.full((ROWS,), 1.0, norm.dtype)
     power = found
     if POWERS:
-        power = tl.full((ROWS,), _POWER, length.dtype) if UNIT_ROWS else _power(length)
+        power = tl.full((ROWS,), _POWER, norm.dtype) if UNIT_ROWS else _power(norm)
     if COSINE and not UNIT_ROWS:
-        found = reciprocal(norm_divisor(length, SMALLEST))
+        found = reciprocal(norm_divisor(norm, SMALLEST))
     if FACTOR:
         tl.store(factor + n, found / power, mask=n < N)
     if PARTS > 0:
         for first in range(0, width, COLUMNS):
             d = (first + columns)[None, :].to(tl.int64)
             rest = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0)
-            rest = rest.to(length.dtype)
+            rest = rest.to(norm.dtype)
             if UNIT_ROWS:
-                rest = divided_by_norm(rest, length)
+                rest = divided_by_norm(rest, norm)
             rest *= power[:, None]
             for part in tl.static_range(PARTS):
                 high = rest.to(parts.dtype.element_ty)
                 at = parts + (n[:, None] + part * N) * width + d
                 tl.store(at, high, mask=(n < N)[:, None] & (d < width))
-                rest -= high.to(length.dtype)
+                rest -= high.to(norm.dtype)
 
 
 def gradient_of_rows(
-    x: Tensor,  # [N, D] as it came
-    pull: Tensor,  # [N, D] sum over m of weight x x's factor x y's factor x y as laid out x unit
+    x: Tensor,  # [N, D], the input
+    sums: Tensor,  # [N, D], over m: weight x both factors x prepared row of y x unit
     unit: Tensor | None,  # []
     cosine: bool,
-    times: Tensor | None = None,  # [] what the gradient is multiplied by
+    times: Tensor | None = None,  # [], a factor of the gradient
     fine: bool = False,
 ) -> Tensor:  # [N, D]
-    """Return the gradient of x, in its dtype, in one pass over it and one over the pull."""
+    """Return the gradient of x, in its dtype, from one pass over x and one over the sums."""
     N, D = x.shape
     out = torch.empty((N, D), dtype=stored_dtype(x.dtype), device=x.device)
     options, layout = row_blocks(D), _layout(x, kind_of(x), cosine, fine)
     _gradient_kernel[(triton.cdiv(N, options["ROWS"]),)](
-        x, pull, pull if unit is None else unit, pull if times is None else times, out,
-        *x.stride(), pull.stride(0), N, D, COSINE=cosine, UNIT_ROWS=layout.unit_rows,
+        x, sums, sums if unit is None else unit, sums if times is None else times, out,
+        *x.stride(), sums.stride(0), N, D, COSINE=cosine, UNIT_ROWS=layout.unit_rows,
         POWERS=layout.powers, HAS_UNIT=unit is not None, TIMES=times is not None, **options,
     )  # fmt: skip
     return out.to(x.dtype)
@@ -193,13 +193,13 @@ def gradient_of_rows(
 @triton.jit(do_not_specialize=["N"])
 def _gradient_kernel(
     x,
-    pull,
+    sums,
     unit,
     times,
     out,  # [N, D]
     stride,
     column_stride,
-    pull_stride,
+    sums_stride,
     N,
     D,
     COSINE: tl.constexpr,
@@ -214,7 +214,7 @@ def _gradient_kernel(
     there = n < N
     rows = tl.minimum(n, N - 1)
     columns = tl.arange(0, COLUMNS)
-    DTYPE: tl.constexpr = pull.dtype.element_ty
+    DTYPE: tl.constexpr = sums.dtype.element_ty
     factor = tl.full((ROWS,), 1.0, DTYPE)
     along = tl.zeros((ROWS,), DTYPE)
     if COSINE or POWERS:
@@ -227,17 +227,18 @@ def _gradient_kernel(
             value = tl.load(at, mask=d < D, other=0.0).to(DTYPE)
             squares += value * value
             zeros += 0 * value
-            at = pull + rows[:, None] * pull_stride + d
+            at = sums + rows[:, None] * sums_stride + d
             products += value * tl.load(at, mask=d < D, other=0.0)
-        length = square_root(tl.sum(squares, 1))
+        norm = square_root(tl.sum(squares, 1))
         if POWERS:
-            factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(length)
+            factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(norm)
         if COSINE:
-            # Along itself a unit vector does not move; a row below the smallest length is none.
-            over = reciprocal(norm_divisor(length, SMALLEST))
-            # Nor has one of infinite length a direction, unless an infinity in it makes it NaN.
-            still = (length <= SMALLEST) | (over == 0)
-            along = tl.where(still, tl.sum(zeros, 1), tl.sum(products, 1) * over * over)
+            # The gradient of a unit row is orthogonal to it, unless the norm is below the smallest
+            # divisor.
+            over = reciprocal(norm_divisor(norm, SMALLEST))
+            # A row of infinite norm has no direction; an infinite element makes its gradient NaN.
+            constant = (norm <= SMALLEST) | (over == 0)
+            along = tl.where(constant, tl.sum(zeros, 1), tl.sum(products, 1) * over * over)
             if UNIT_ROWS:
                 factor *= over
     if HAS_UNIT:
@@ -248,7 +249,7 @@ def _gradient_kernel(
         d = (first + columns)[None, :].to(tl.int64)
         inside = there[:, None] & (d < D)
         at = x + rows[:, None] * stride + d * column_stride
-        found = tl.load(pull + rows[:, None] * pull_stride + d, mask=inside, other=0.0)
+        found = tl.load(sums + rows[:, None] * sums_stride + d, mask=inside, other=0.0)
         if COSINE:
             found -= along[:, None] * tl.load(at, mask=inside, other=0.0).to(DTYPE)
         tl.store(out + n[:, None] * D + d, found * factor[:, None], mask=inside)

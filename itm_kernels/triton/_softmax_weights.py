@@ -1,9 +1,9 @@
-"""Weights of a softmax over rows and columns, made and stored some columns of a tile at a time.
+"""Softmax weights over rows and columns, computed and stored for 32 columns of a tile at a time.
 
-A thread has two rows of a tile but a quarter of its columns, and seven numbers belong to a column.
-Those of all columns do not fit the registers beside the scores: 128 x 128 scores in 8 warps are 74
-to 287 spills on sm_90. The scores are therefore halved, which moves no number between threads,
-until 32 columns are left, and their weights are stored before the next columns' numbers are loaded.
+A thread holds two rows of a tile but a quarter of its columns, and every column needs seven values.
+For all columns they do not fit the registers with the scores: 128 x 128 scores in 8 warps cause 74
+to 287 spills on sm_90. The scores are therefore halved, which moves no value between threads, until
+32 columns are left; their weights are stored before the values of the next columns are loaded.
 128 x 256 scores then compile without a spill.
 """
 
@@ -13,14 +13,15 @@ import triton.language as tl
 from itm_kernels.triton._log_sums import SPREAD, finite_or
 from itm_kernels.triton._products import store_parts, whole_groups
 
-_PIECE = tl.constexpr(32)  # columns at a time; 64 of 128 x 256 scores are up to 99 spills on sm_90
+# Columns at a time: with 64 columns, 128 x 256 scores cause up to 99 spills on sm_90.
+_PIECE = tl.constexpr(32)
 
 
 @triton.jit
 def common_base(row, row_highest, column, column_highest):
-    """Return what all exponents of a tile may be relative to, and whether they may.
+    """Return a base for all exponents of a tile, and whether it is safe for all of them.
 
-    Rows and columns share one exponential per logit unless their log-sum-exps lie far apart.
+    Rows and columns scaled_grad one exponential per logit unless their log-sum-exps are far apart.
     """
     base = tl.max(finite_or(row_highest + row, float("-inf")), 0)
     base = tl.where(base == float("-inf"), 0.0, base)
@@ -34,34 +35,34 @@ def common_base(row, row_highest, column, column_highest):
 
 @triton.jit
 def below_base(base, relative, highest):
-    """Return how far log-sum-exps lie below a base; 0 for a sum of nothing, without a pair."""
-    # Differences first: that of two near logits is exact.
+    """Return base - log-sum-exp; 0 for an empty sum."""
+    # The difference of two logits first: it is exact if they are close.
     return tl.where(highest + relative == float("-inf"), 0.0, (base - highest) - relative)
 
 
 @triton.jit
 def finite_shift(relative, highest):
-    """Return log-sum-exps that exponents can be relative to: of a sum of nothing, 0 for all."""
+    """Return log-sum-exps for differences; those of an empty sum make all weights zero."""
     nothing = highest + relative == float("-inf")
     return tl.where(nothing, float("inf"), relative), tl.where(nothing, 0.0, highest)
 
 
 @triton.jit
 def disjoint_ids(some, others):
-    """Say whether ids lie in intervals that do not overlap: no two of them are equal."""
+    """Return whether the intervals of two sets of ids do not overlap, so that none are equal."""
     return (tl.max(some, 0) < tl.min(others, 0)) | (tl.min(some, 0) > tl.max(others, 0))
 
 
 @triton.jit
 def store_softmax_weights(
     products,  # [R, WIDTH] of columns from `first` on
-    r,  # [R] where their weights go
+    r,  # [R] rows of the block of weights
     first,
     R,
     M,
-    tile,  # base, whether it is common, whether all pairs are on, scale, scale x unit
-    of_rows,  # [R] each: number, log-sum-exp, highest, its gradient, share, id, factor
-    of_columns,  # pointers: log-sum-exp, highest, its gradient, id, factor, positive, its gradient
+    tile,  # base, whether it is common, whether no pair is excluded, scale, scale x unit
+    of_rows,  # [R] each: index, log-sum-exp, maximum, gradient, gradient x exp(gap), id, factor
+    of_columns,  # pointers: log-sum-exp, maximum, gradient, id, factor, positive, its gradient
     weights,  # pointer, stride of parts, stride of rows
     FACTORS: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -69,7 +70,7 @@ def store_softmax_weights(
     WEIGHTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Store the weights of scores; return the sums `[R]` of weights x scores."""
+    """Store the softmax weights of a tile; return the sums `[R]` of weights x scores."""
     WIDTH: tl.constexpr = products.shape[1]
     if WIDTH > _PIECE:
         HALF: tl.constexpr = WIDTH // 2
@@ -86,7 +87,7 @@ def store_softmax_weights(
         m = first + tl.arange(0, WIDTH)
         columns = tl.minimum(m, M - 1)
         base, common, all_on, scale, times = tile
-        rows, row, row_highest, of_row, share, x_id, x_factor = of_rows
+        rows, row, row_highest, of_row, scaled_grad, x_id, x_factor = of_rows
         column, column_highest, of_column, y_ids, y_factor, positive, of_positive = of_columns
         scores = products
         if FACTORS:
@@ -98,7 +99,9 @@ def store_softmax_weights(
         grad = tl.load(of_column + columns)
         if common:
             weight = tl.exp(logits - base)
-            weight *= share[:, None] + (grad * tl.exp(below_base(base, lse, highest)))[None, :]
+            weight *= (
+                scaled_grad[:, None] + (grad * tl.exp(below_base(base, lse, highest)))[None, :]
+            )
         else:
             row, row_highest = finite_shift(row, row_highest)
             lse, highest = finite_shift(lse, highest)

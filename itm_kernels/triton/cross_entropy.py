@@ -1,4 +1,4 @@
-"""Cross-entropy of positives among negatives that are summed already: an element a pair."""
+"""Cross-entropy of positives against log-sum-exps of negatives, one element per pair."""
 
 import torch
 import triton
@@ -11,23 +11,23 @@ from itm_kernels.triton._score_tiles import float_argument, log_of_one_plus
 @triton.jit
 def _exponents(negatives, highest, k, m, M, positive):
     at = tl.cast(k, tl.int64) * M + m
-    # The difference first: that of two near logits is exact.
+    # The difference of two logits first: it is exact if they are close.
     base = tl.load(highest + at, mask=m < M, other=0.0) - positive
     return tl.load(negatives + at, mask=m < M, other=0.0) + base
 
 
 @triton.jit
 def _term(exponent, highest):
-    # An infinite exponent is no difference from itself. NaN stays.
+    # An infinite exponent minus itself would be NaN. NaN is kept.
     same = exponent == highest
     return tl.exp(tl.where(same, 0.0, exponent) - tl.where(same, 0.0, highest))
 
 
 @triton.jit
 def _terms(negatives, bases, first, K, m, M, positive):
-    """Return the highest exponent of a softmax and the sum of its other terms over that one.
+    """Return the highest exponent of a softmax, and the sum of the other terms relative to it.
 
-    Exponents are relative to the positive, whose own is 0.
+    Exponents are relative to the positive, whose exponent is 0.
     """
     highest = tl.zeros_like(positive)
     for k in range(first, first + K):
@@ -61,7 +61,7 @@ def _forward_kernel(
     for s in range(0, S):
         highest, others = _terms(negatives, bases, s * K, K, m, M, own)
         total += highest + log_of_one_plus(others)
-    # An infinite positive shows.
+    # An infinite positive gives NaN.
     tl.store(loss + m, float_argument(weight, own.dtype) * total + 0 * own, mask=m < M)
 
 
@@ -82,16 +82,16 @@ def _backward_kernel(
 ):
     m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     own = tl.load(positive + m, mask=m < M, other=0.0)
-    pull = tl.load(grad + m * grad_stride, mask=m < M, other=0.0)
-    pull *= float_argument(weight, own.dtype)
+    loss_grad = tl.load(grad + m * grad_stride, mask=m < M, other=0.0)
+    loss_grad *= float_argument(weight, own.dtype)
     total = tl.zeros_like(own)
     for s in range(0, S):
         highest, others = _terms(negatives, bases, s * K, K, m, M, own)
         for k in range(s * K, s * K + K):
             exponent = _exponents(negatives, bases, k, m, M, own)
-            share = pull * (_term(exponent, highest) / (1 + others))
-            tl.store(of_negatives + tl.cast(k, tl.int64) * M + m, share, mask=m < M)
-            total += share
+            weight_here = loss_grad * (_term(exponent, highest) / (1 + others))
+            tl.store(of_negatives + tl.cast(k, tl.int64) * M + m, weight_here, mask=m < M)
+            total += weight_here
     tl.store(of_positive + m, -total, mask=m < M)
 
 
@@ -101,7 +101,7 @@ _PAIRS = 128
 def cross_entropy_forward(
     positive: Tensor,  # [M]
     negatives: Tensor,  # [S, K, M]
-    highest: Tensor,  # [S, K, M] what negatives are relative to
+    highest: Tensor,  # [S, K, M], added to negatives
     weight: float,
 ) -> Tensor:  # [M]
     """Return weight times the sum over sides of -log softmax of every positive `[M]`."""

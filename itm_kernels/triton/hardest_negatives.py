@@ -146,9 +146,9 @@ def _entries_kernel(
     # The score of an image with its hardest text.
     mask = n < N
     t = tl.load(text_index + n, mask=mask, other=-1)
-    share = tl.load(grad_text + n * text_stride, mask=mask, other=0.0)
-    set_entry(key, source, weight, last, tl.where(t >= 0, N + t, none), n, share, mask)
-    set_own(own_source, own_weight, n, 0, t, share, mask)
+    text_grad = tl.load(grad_text + n * text_stride, mask=mask, other=0.0)
+    set_entry(key, source, weight, last, tl.where(t >= 0, N + t, none), n, text_grad, mask)
+    set_own(own_source, own_weight, n, 0, t, text_grad, mask)
     paired = n
     if HAS_POSITIVE:
         paired = tl.full(n.shape, -1, tl.int64)

@@ -1,7 +1,7 @@
-"""Log-sum-exp of rows and of columns from one pass.
+"""Log-sum-exp of the rows and columns of a matrix of logits, from one pass.
 
-A tile leaves two numbers for each of its rows and columns: the highest logit that it saw, and the
-log-sum-exp relative to it. One number for both would lose the digits that a loss is made of.
+A tile stores two values for each of its rows and columns: the maximum, and the log-sum-exp relative
+to it. Their sum in one value would lose the low bits, from which the loss is computed.
 """
 
 import torch
@@ -101,9 +101,9 @@ def log_sum_exp_forward(
     cosine: bool,
     keep_scores: bool,  # False
 ) -> tuple[Tensor, ...]:  # [N], [M], [M] or [0], [N], [M], [0, 0]
-    """Return the log-sum-exp of every row and column of the scaled scores, and the positives.
+    """Return the log-sum-exp of every row and column of the logits, and those of the positives.
 
-    Sums are relative to the highest logits, which come behind the positives' logits.
+    The log-sum-exps are relative to the maxima, which follow the positives' logits.
     """
     both = _scaled_operands.scaled_operands(x, y, cosine, fine=True, epilogue="sums")
     if gluon.is_selected("log_sum_exp", both):
@@ -129,7 +129,7 @@ def _joined(
     column: Tensor,  # [2, row tiles, M]
     of_positive: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Join the tiles of rows and of columns; the result of `log_sum_exp_forward`."""
+    """Reduce over the tiles of rows and columns; return the result of `log_sum_exp_forward`."""
     N, M = row.shape[2], column.shape[2]
     of_row, row_highest = row.new_empty(N), row.new_empty(N)
     of_column, column_highest = row.new_empty(M), row.new_empty(M)
@@ -141,13 +141,13 @@ def _joined(
 
 
 def _shared() -> bool:
-    """Say whether rows and columns share exponentials: sm_100's compiler fails on the choice."""
+    """Return whether rows and columns share exponentials: sm_100's compiler fails on the branch."""
     return architecture() != 100
 
 
 def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
-    stand_in = both.x if positive is None else positive.contiguous()
-    return {"positive": stand_in, "OF_POSITIVE": positive is not None}
+    placeholder = both.x if positive is None else positive.contiguous()
+    return {"positive": placeholder, "OF_POSITIVE": positive is not None}
 
 
 @triton.jit(do_not_specialize=["first", "R", "M"])
@@ -160,13 +160,13 @@ def _softmax_weights_kernel(
     positive,  # [M]
     row,  # [N] log-sum-exp
     column,  # [M]
-    row_highest,  # [N] what it is relative to
+    row_highest,  # [N], the maximum that it is relative to
     column_highest,  # [M]
     grad_row,
     grad_column,
     grad_positive,
     weights,  # [parts, R, M] of rows from `first` on
-    slope,  # [programs] of the scale
+    slope,  # [programs], the gradient of the scale
     weights_part,
     weights_stride,
     first,
@@ -184,15 +184,15 @@ def _softmax_weights_kernel(
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     products = score_tile(operands, rows, columns)
-    of_row, highest, pull = (
+    of_row, highest, row_grad = (
         tl.load(row + rows), tl.load(row_highest + rows), tl.load(grad_row + rows)
     )  # fmt: skip
-    base, common, share = 0.0, False, pull
+    base, common, scaled_grad = 0.0, False, row_grad
     if products.dtype == tl.float32:
         of_column = tl.load(column + columns)
         base, common = common_base(of_row, highest, of_column, tl.load(column_highest + columns))
-        share = pull * tl.exp(below_base(base, of_row, highest))
-    # Most tiles are whole, have no positive and no id twice where ids are in order.
+        scaled_grad = row_grad * tl.exp(below_base(base, of_row, highest))
+    # Most tiles are complete, contain no positive and, with sorted ids, no equal ids.
     all_on = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
     x_id = rows
     if HAS_IDS:
@@ -202,12 +202,12 @@ def _softmax_weights_kernel(
         of = tl.load(positive + columns) - first
         here = (of >= row_tile * ROWS) & (of < (row_tile + 1) * ROWS)
         all_on &= tl.max(here.to(tl.int32), 0) == 0
-    x_of = tl.load(operands.x_factor + rows) if FACTORS else pull
+    x_of = tl.load(operands.x_factor + rows) if FACTORS else row_grad
     factor = tl.load(scale)
     times = factor * tl.load(unit) if UNIT else factor
     slopes = store_softmax_weights(
         products, r, column_tile * COLUMNS, R, M, (base, common, all_on, factor, times),
-        (rows, of_row, highest, pull, share, x_id, x_of),
+        (rows, of_row, highest, row_grad, scaled_grad, x_id, x_of),
         (column, column_highest, grad_column, y_ids, operands.y_factor, positive, grad_positive),
         (weights, tl.cast(weights_part, tl.int64), weights_stride),
         FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
@@ -232,7 +232,7 @@ def log_sum_exp_backward(
     positive: Tensor | None,  # [M]
     cosine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, y and scale: softmax weights from the saved log-sum-exp."""
+    """Return the gradients of x, y and scale, with softmax weights from the saved log-sum-exps."""
     both = _scaled_operands.scaled_operands(x, y, cosine, fine=True, epilogue="pieces")
     given = {
         **{"grad_row": grad_row.contiguous(), "grad_column": grad_column.contiguous()},
@@ -257,10 +257,10 @@ def log_sum_exp_backward(
             weights_part=weights.stride(0), weights_stride=weights.stride(1), WEIGHTS=parts,
         )  # fmt: skip
 
-    pulls = products_in_parts(x, both, fill, fine=True)
+    sums = products_in_parts(x, both, fill, fine=True)
     grad_x, grad_y = (
-        _scaled_operands.gradient_of_rows(side, pull, unit, cosine, fine=True)
-        for side, pull in zip((x, y), pulls, strict=True)
+        _scaled_operands.gradient_of_rows(side, products, unit, cosine, fine=True)
+        for side, products in zip((x, y), sums, strict=True)
     )
     grad_scale = torch.cat(slopes).sum(dtype=torch.float64)
     return grad_x, grad_y, grad_scale.to(scale.dtype)

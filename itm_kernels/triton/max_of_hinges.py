@@ -125,7 +125,7 @@ def _entries_kernel(
     tl.store(first + m, tl.zeros_like(m).to(first.dtype.element_ty), mask=m < N + M)
     tl.store(end + m, tl.zeros_like(m).to(end.dtype.element_ty), mask=m < N + M)
     mask = m < M
-    share = tl.load(grad + m * grad_stride, mask=mask, other=0.0).to(weight.dtype.element_ty)
+    pair_grad = tl.load(grad + m * grad_stride, mask=mask, other=0.0).to(weight.dtype.element_ty)
     t = tl.load(text_index + m, mask=mask, other=-1)
     k = tl.load(image_index + m, mask=mask, other=-1)
     own = m
@@ -133,29 +133,29 @@ def _entries_kernel(
         own = tl.load(positive + m, mask=mask, other=-1)
     hinges = (t >= 0).to(tl.int32) + (k >= 0).to(tl.int32)
     nan = t == _NAN_PAIR
-    pull = tl.where(nan, float("nan"), -share * hinges)
-    pulled = ((hinges > 0) | nan) & (own >= 0)
+    own_grad = tl.where(nan, float("nan"), -pair_grad * hinges)
+    has_own = ((hinges > 0) | nan) & (own >= 0)
     none = tl.cast(N, tl.int64) + M
     hit = (t >= 0) & (own >= 0)
     # The mined image receives the text of the pair, the mined text its image.
-    set_entry(key, source, weight, m, tl.where(k >= 0, k, none), m, share, mask)
+    set_entry(key, source, weight, m, tl.where(k >= 0, k, none), m, pair_grad, mask)
     last = m + M
     if HAS_POSITIVE:
         last += 2 * tl.cast(M, tl.int64)
-    set_entry(key, source, weight, last, tl.where(hit, N + t, none), own, share, mask)
-    set_own(own_source, own_weight, N + m, 0, k, share, mask)
-    set_own(own_source, own_weight, N + m, 1, tl.where(pulled, own, -1), pull, mask)
+    set_entry(key, source, weight, last, tl.where(hit, N + t, none), own, pair_grad, mask)
+    set_own(own_source, own_weight, N + m, 0, k, pair_grad, mask)
+    set_own(own_source, own_weight, N + m, 1, tl.where(has_own, own, -1), own_grad, mask)
     if HAS_POSITIVE:
         # An image has any number of pairs: their contributions to it are sorted as well.
         e = m + M
-        set_entry(key, source, weight, e, tl.where(pulled, own, none), m, pull, mask)
-        set_entry(key, source, weight, e + M, tl.where(hit, own, none), t, share, mask)
+        set_entry(key, source, weight, e, tl.where(has_own, own, none), m, own_grad, mask)
+        set_entry(key, source, weight, e + M, tl.where(hit, own, none), t, pair_grad, mask)
         nothing = tl.full(m.shape, -1, tl.int64)
-        set_own(own_source, own_weight, m, 0, nothing, share, m < N)
-        set_own(own_source, own_weight, m, 1, nothing, share, m < N)
+        set_own(own_source, own_weight, m, 0, nothing, pair_grad, m < N)
+        set_own(own_source, own_weight, m, 1, nothing, pair_grad, m < N)
     else:
-        set_own(own_source, own_weight, m, 0, t, share, mask)
-        set_own(own_source, own_weight, m, 1, tl.where(pulled, m, -1), pull, mask)
+        set_own(own_source, own_weight, m, 0, t, pair_grad, mask)
+        set_own(own_source, own_weight, m, 1, tl.where(has_own, m, -1), own_grad, mask)
 
 
 def max_of_hinges_backward(

@@ -1,11 +1,12 @@
-"""Sigmoid loss: a tile of logits leaves one sum per text, or one sum and a tile of weights.
+"""Sigmoid loss: a tile of logits stores one sum per text, or one sum and a tile of weights.
 
-A whole loss knows every text's share of it in the forward pass: its gradients are formed there, up
-to one number that the backward pass multiplies by. A pass over the scores is saved.
+In a whole loss every text has the same gradient. The gradients of the inputs are therefore computed
+in the forward pass, up to a factor that the backward pass applies, which saves a pass over the
+scores.
 
-Weights of bf16 rows are one bf16 part, positives' and negatives' alike: in 24 settings (random,
-aligned, nearly equal rows; scales of 10 to 100) gradients erred by 1 to 1.8 times the reference's
-rounding. Scale and bias have theirs from weights in fp32.
+Weights of bf16 rows are one bf16 part, for positives and negatives alike: in 24 settings (random,
+aligned, nearly equal rows; scales of 10 to 100) the error of gradients was 1 to 1.8 times the
+rounding of the reference. The gradients of scale and bias use fp32 weights.
 """
 
 from typing import Any
@@ -93,9 +94,9 @@ def _arguments(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
 ) -> dict[str, Any]:
-    stand_in = both.x if positive is None else positive.contiguous()
+    placeholder = both.x if positive is None else positive.contiguous()
     ids = id_arguments(both, image_ids, text_ids)
-    return {**both.arguments(), **ids, "scale": scale, "bias": bias, "positive": stand_in}
+    return {**both.arguments(), **ids, "scale": scale, "bias": bias, "positive": placeholder}
 
 
 @triton.jit(do_not_specialize=["first", "tiles"])
@@ -106,10 +107,10 @@ def _sigmoid_weights_kernel(
     positive,
     x_ids,
     y_ids,
-    grad,  # [M] of every text's sum; of a whole loss all 1
-    unit,  # [] what stored weights are multiplied by
+    grad,  # [M] of every text's sum; 1 in a whole loss
+    unit,  # [] factor of stored weights
     weights,  # [parts, R, M] of rows from `first` on
-    sums,  # [3, tiles] scale's gradient, bias's, the loss
+    sums,  # [3, tiles]: gradient of scale, gradient of bias, loss
     weights_stride,
     weights_part,
     first,
@@ -132,7 +133,7 @@ def _sigmoid_weights_kernel(
     special = has_diagonal_or_edge(
         row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS
     )
-    # Factors of a row are multiplied with its sums: a thread holds few rows and many columns.
+    # Row factors multiply the sums of rows: a thread holds few rows and many columns.
     of_score = tl.full((ROWS,), 1.0, scores.dtype)
     if FACTORS:
         of_score = tl.load(operands.x_factor + rows)
@@ -174,24 +175,24 @@ def _gradients(
     cosine: bool,
     gradients: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return the loss of a whole, what gradients are made of, and the unit of those of rows."""
+    """Return the loss, sums for gradients of rows, gradients of scale and bias, and the unit."""
     whole = grad is None
-    # 128 x 128 with masks of ids beside the weights, or a gradient per text, spill on sm_90.
+    # 128 x 128 with masks of ids or a gradient per text spills on sm_90.
     both = scaled_operands(
         image, text, cosine, epilogue="weights" if whole and positive is None else "narrow"
     )
     N, M = both.shape
     tiles = both.tile.programs(N, M)[0]
     sums = torch.empty((3, tiles), dtype=wide_dtype(image), device=image.device)
-    share = scale if grad is None else grad.contiguous()
+    text_grad = scale if grad is None else grad.contiguous()
     bounded = gradients and both.x.dtype == torch.float16
     unit = None
     if bounded:
-        unit = weight_scale(image, both, scale, torch.ones_like(scale) if whole else share)
-    stand_in = scale if unit is None else unit
+        unit = weight_scale(image, both, scale, torch.ones_like(scale) if whole else text_grad)
+    placeholder = scale if unit is None else unit
     arguments = {
         **_arguments(both, scale, bias, positive, image_ids, text_ids),
-        **{"grad": share, "unit": stand_in, "UNIT": unit is not None, "WHOLE": whole},
+        **{"grad": text_grad, "unit": placeholder, "UNIT": unit is not None, "WHOLE": whole},
         **{"sums": sums, "tiles": tiles, "M": M, "WEIGHTS": gradients},
     }
 
@@ -205,12 +206,12 @@ def _gradients(
     if gradients:
         of_rows = products_in_parts(image, both, fill)
     else:
-        fill(0, sums[:1, :1, None].expand(1, N, 1))  # which it does not write
+        fill(0, sums[:1, :1, None].expand(1, N, 1))  # not written
         of_rows = sums.new_empty((0, image.shape[1])), sums.new_empty((0, image.shape[1]))
     loss, stored = sums.new_empty(()), torch.empty_like(scale)
     of_scale, of_bias = torch.empty_like(scale), torch.empty_like(bias)
     sigmoid_totals_kernel[(3,)](
-        sums, stand_in, of_scale, of_bias, loss, stored, tiles,
+        sums, placeholder, of_scale, of_bias, loss, stored, tiles,
         UNIT=unit is not None, WHOLE=whole, WEIGHTS=gradients, BLOCK=4096,
     )  # fmt: skip
     return loss, *of_rows, of_scale, of_bias, stored
@@ -244,7 +245,7 @@ def sigmoid_total_forward(
     fixed_bias: float,
     *inputs: Any,
 ) -> tuple[Tensor, ...]:
-    """Return weight times the sum of -log sigmoid over all pairs, and what its gradients take."""
+    """Return weight times the sum of -log sigmoid over all pairs, and tensors for the backward."""
     *pairs, weight, cosine, gradients, _ = inputs  # no scores are kept
     positive, image_ids, text_ids = pairs
     dtype = wide_dtype(image)
@@ -258,7 +259,7 @@ def sigmoid_total_forward(
 
 
 def sigmoid_total_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of image, text, scale and bias: those of the sum, times its own."""
+    """Return the gradients of image, text, scale and bias: those of the sum, times `grad`."""
     of_image, of_text, of_scale, of_bias, _, _, unit, image, text, *_, weight, cosine = inputs
     grad = grad if weight == 1 else grad * weight
     return (

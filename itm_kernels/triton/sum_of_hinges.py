@@ -1,10 +1,10 @@
-"""Sum of hinges: a tile of scores leaves one sum per row and per column.
+"""Sum of hinges: a tile of scores stores one sum per row and one per column.
 
-With ids several texts may belong to one image: rows are then pairs, and columns are compared with
-images in a pass of their own.
+With ids several texts may belong to one image. Rows are then pairs, and a second pass compares the
+texts with the images.
 
-The gradient is the number of active hinges of every pair, 0 to 2, times rows. Where all pairs have
-one gradient, after a sum or a mean, these numbers are exact in half precision.
+The gradient multiplies rows by the number of active hinges of every score, 0 to 2. If all pairs
+have the same gradient, as after a sum or a mean, these weights are exact in half precision.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def _hinges_kernel(
     offset,  # [M] margin - s+
     grad,  # [M]
     unit,  # [] of weights
-    of_row,  # [column tiles, N] sums of hinges, or how many are active
+    of_row,  # [column tiles, N] sums of hinges, or the number of active ones
     of_column,  # [row tiles, M]
     weights,  # [WEIGHTS, R, M] of rows from `first` on
     grad_stride,
@@ -46,7 +46,7 @@ def _hinges_kernel(
     HAS_UNIT: tl.constexpr,
     OF_ROWS: tl.constexpr,
     OF_COLUMNS: tl.constexpr,
-    UNIFORM: tl.constexpr,  # weights are without the gradient, which all pairs share
+    UNIFORM: tl.constexpr,  # the gradient is the same for all pairs, and not part of weights
     WEIGHTS: tl.constexpr,  # parts; 0 in the forward pass
 ):
     ROWS: tl.constexpr = operands.ROWS
@@ -56,7 +56,8 @@ def _hinges_kernel(
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(operands, rows, columns)
     scores = scale_scores(operands, scores, rows, columns)
-    # No hinge of these is active, whatever the offset; one of infinity is a loss of NaN anyway.
+    # Excluded scores have no active hinge, whatever the offset; an infinite offset gives NaN
+    # anyway.
     off = same_id(rows, columns, x_ids, y_ids, HAS_IDS) | (r >= R)[:, None] | (m >= M)[None, :]
     scores = tl.where(off, float("-inf"), scores)
     weight = tl.zeros_like(scores)
@@ -67,8 +68,8 @@ def _hinges_kernel(
             if UNIFORM:
                 weight += value
             else:
-                pull = tl.load(grad + rows.to(tl.int64) * grad_stride).to(scores.dtype)
-                weight += value * pull[:, None]
+                row_grad = tl.load(grad + rows.to(tl.int64) * grad_stride).to(scores.dtype)
+                weight += value * row_grad[:, None]
         else:
             value = hinge(value)
         at = column_tile.to(tl.int64) * N + first + r
@@ -80,14 +81,14 @@ def _hinges_kernel(
             if UNIFORM:
                 weight += value
             else:
-                pull = tl.load(grad + columns.to(tl.int64) * grad_stride).to(scores.dtype)
-                weight += value * pull[None, :]
+                column_grad = tl.load(grad + columns.to(tl.int64) * grad_stride).to(scores.dtype)
+                weight += value * column_grad[None, :]
         else:
             value = hinge(value)
         at = (first // ROWS + row_tile).to(tl.int64) * M + m
         tl.store(of_column + at, tl.sum(value, 0), mask=m < M)
     if WEIGHTS > 0:
-        if HAS_UNIT:  # so there are factors
+        if HAS_UNIT:  # implies factors
             weight *= (tl.load(operands.x_factor + rows) * tl.load(unit))[:, None]
             weight *= tl.load(operands.y_factor + columns)[None, :]
         inside = (r < R)[:, None] & (m < M)[None, :]
@@ -110,7 +111,7 @@ def _totals_kernel(
     PAIRS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Add up what the tiles left, a chain that grows with M: in fp64."""
+    """Add up the sums of the tiles, in fp64 because their number grows with M."""
     m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     found = tl.zeros((PAIRS,), tl.float64)
     for first in range(0, row_tiles, TILES):
@@ -124,13 +125,13 @@ def _totals_kernel(
         sums = tl.load(of_column + tile.to(tl.int64) * M + m[None, :], mask=inside, other=0.0)
         found += tl.sum(sums.to(tl.float64), 0)
     found = found.to(total.dtype.element_ty)
-    if LOSS:  # NaN where the positive score is not finite
+    if LOSS:  # NaN if the positive score is not finite
         found += 0 * tl.load(offset + m, mask=m < M, other=0.0)
     tl.store(total + m, found, mask=m < M)
 
 
 class _Pass:
-    """Rows of x against the texts: pairs, images, or both where these are the same."""
+    """Scores of the rows of x and the texts; rows are pairs, or images, or both if equal."""
 
     def __init__(
         self,
@@ -157,21 +158,21 @@ class _Pass:
         offset: Tensor,
         first: int = 0,
         weights: Tensor | None = None,  # [parts, R, M]
-        pull: HingeWeights | None = None,
+        weights_of: HingeWeights | None = None,
     ) -> None:
-        """Run over the rows of a block of weights, or over all."""
+        """Launch the kernel for the rows of a block of weights, or for all rows."""
         (N, M), tile = self.both.shape, self.both.tile
         R, parts, stride, part = N, 0, 0, 0
         if weights is not None:
             (parts, R, _), (part, stride, _) = weights.shape, weights.stride()
-        grad, unit = (offset, None) if pull is None else (pull.grad, pull.unit)
+        grad, unit = (offset, None) if weights_of is None else (weights_of.grad, weights_of.unit)
         _hinges_kernel[tile.programs(R, M)](
             **self.arguments, offset=offset, grad=grad, grad_stride=grad.stride(0),
             unit=offset if unit is None else unit, HAS_UNIT=unit is not None,
             of_row=self.of_row, of_column=self.of_column,
             weights=offset if weights is None else weights, weights_stride=stride,
             weights_part=part, first=first, N=N, R=R, M=M, WEIGHTS=parts,
-            UNIFORM=pull is not None and pull.uniform,
+            UNIFORM=weights_of is not None and weights_of.uniform,
         )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def sum_of_hinges_forward(
     margin: float,
     keep_scores: bool,  # False
 ) -> tuple[Tensor, Tensor]:  # [M], [0, 0]
-    """Return every pair's sum of hinges over texts plus its sum over images."""
+    """Return, for every pair, the sum of hinges over texts plus the sum over images."""
     passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, "weights")
     for one in passes:
         one.run(offset)
@@ -229,28 +230,30 @@ def sum_of_hinges_backward(
     text_ids: Tensor | None,
     margin: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of image and text: weights are shares of the active hinges."""
-    # Two parts of weights that differ beside their factors are 24 spills in the wider tile, sm_90.
+    """Return the gradients of image and text from the weights of active hinges."""
+    # In the wider tile, two parts of unequal weights cause 24 spills on sm_90.
     epilogue = "weights" if is_uniform(grad) else "masks"
     passes, offset = _passes(image, text, positive, image_ids, text_ids, margin, epilogue)
     D = text.shape[1]
-    pull = hinge_weights(grad, image, passes[-1].both)
+    weights_of = hinge_weights(grad, image, passes[-1].both)
     of_x, of_text = [], None
     for one in passes:
 
         def fill(first: int, weights: Tensor, one: _Pass = one) -> None:
-            one.run(offset, first, weights, pull)
+            one.run(offset, first, weights, weights_of)
 
         found, of_text = blocked_products(
-            *row_parts(one.both, D), pull.weights_empty, fill,
-            rows_per_block(one.x, text, pull.numbers(text.shape[0])), of_text,
+            *row_parts(one.both, D), weights_of.weights_empty, fill,
+            rows_per_block(one.x, text, weights_of.width(text.shape[0])), of_text,
         )  # fmt: skip
         of_x.append(found)
     assert of_text is not None
     active = _totals(passes, offset, loss=False)
     x, own = passes[0].x, passes[0].both
     if positive is None:
-        return pull.on_pairs(x, text, own, of_x[0], of_text, active, image.dtype)
-    of_pairs, grad_text = pull.on_pairs(x, text, own, of_x[0], of_text, active, offset.dtype)
-    of_images = pull.on_rows(of_x[1], passes[1].both)
+        return weights_of.pair_gradients(x, text, own, of_x[0], of_text, active, image.dtype)
+    of_pairs, grad_text = weights_of.pair_gradients(
+        x, text, own, of_x[0], of_text, active, offset.dtype
+    )
+    of_images = weights_of.row_gradient(of_x[1], passes[1].both)
     return add_rows(of_images, of_pairs, positive, image), grad_text

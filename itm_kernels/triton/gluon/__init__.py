@@ -1,7 +1,7 @@
-"""Kernels for sm_90 in Gluon, beside the portable Triton kernels with the same results.
+"""Kernels for sm_90 in Gluon, with the same results as the portable Triton kernels.
 
-Gluon comes with Triton (3.6 to 3.8) and is imported where a kernel is taken, never before.
-`is_selected` alone chooses.
+Gluon is part of Triton (3.6 to 3.8) and is only imported when a kernel is selected. `is_selected`
+makes that choice.
 """
 
 import functools
@@ -15,14 +15,14 @@ from itm_kernels.triton._tile_table import architecture
 
 # Kernels, with the first version of Triton that compiles them.
 KERNELS = {"hardest": (3, 6), "log_sum_exp": (3, 7)}
-# Kernels whose values and times were measured on a GPU: what users get. None has run on one yet.
-# `python -m tools.gpu_check --steps gluon` measures all of KERNELS; a kernel that passes there, and
-# is faster than Triton's, is added here.
+# Kernels whose values and times have been measured on a GPU; only these are selected. None has run
+# on a GPU yet. `python -m tools.gpu_check --steps gluon` measures all of KERNELS; a kernel that
+# passes and is faster than Triton's is added here.
 PROVEN: frozenset[str] = frozenset()
 
 ARCHITECTURE = 90
-# Predicted, from counts: below, most processors have no second tile to multiply while they reduce
-# the first, or reduce a tile longer than they multiply it.
+# Predicted from counts: below these sizes most processors have no second tile to multiply while
+# they reduce the first, or the reduction of a tile takes longer than its products.
 LEAST_ROWS = 4096
 LEAST_DEPTH = 256
 
@@ -40,14 +40,14 @@ def is_selected(kernel: str, both: Operands) -> bool:
 
 
 def supports(kernel: str, both: Operands) -> bool:
-    """Return whether a kernel of this folder can multiply some operands."""
+    """Return whether a kernel of this folder supports the operands."""
     rows = both.x, both.y
     copied = both.kind in ("half", "parts") and all(map(is_tma_compatible, rows))
     return copied and is_available(kernel)
 
 
 def is_tma_compatible(rows: Tensor) -> bool:
-    """Return whether TMA can copy rows `[parts, N, D]`: it wants all multiples of 16 bytes."""
+    """Return whether TMA can copy rows `[parts, N, D]`: strides are multiples of 16 bytes."""
     parts, N, _ = rows.shape
     part, row, element = rows.stride()
     begin = rows.storage_offset() * rows.element_size() if rows.is_meta else rows.data_ptr()
@@ -63,11 +63,11 @@ def is_tma_compatible(rows: Tensor) -> bool:
 
 @functools.cache
 def is_available(kernel: str) -> bool:
-    """Return whether this version of Triton has what a kernel uses."""
+    """Return whether the installed version of Triton supports a kernel."""
     if tuple(map(int, triton.__version__.split(".")[:2])) < KERNELS[kernel]:
         return False
     try:
         importlib.import_module(f"{__name__}.{kernel}")
-    except (ImportError, AttributeError):  # Gluon is experimental: names may go
+    except (ImportError, AttributeError):  # Gluon is experimental: names may be removed
         return False
     return True

@@ -1,4 +1,4 @@
-"""How the kernels of this folder are launched."""
+"""TMA descriptors, grids and arguments of the Gluon kernels."""
 
 from typing import Any
 
@@ -21,18 +21,18 @@ _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 def descriptor(rows: torch.Tensor, at_once: int) -> TensorDescriptor:
-    """Return what TMA needs to copy some rows `[parts, N, D]` at once."""
-    flat = rows.flatten(0, 1)  # a view: parts lie behind one another
+    """Return a TMA descriptor that copies `at_once` rows of `[parts, N, D]`."""
+    flat = rows.flatten(0, 1)  # a view: parts are contiguous
     box = [at_once, DEPTH.value]
     layout = gl.NVMMASharedLayout.get_default_for(box, _TYPES[rows.dtype])
     return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), box, layout)
 
 
 def grid(both: Operands) -> tuple[int]:
-    """Return the grid: one program a processor, or one a tile."""
+    """Return the grid: one program per processor, or per tile if there are fewer tiles."""
     N, M = both.shape
     device = both.x.device
-    processors = 132  # of an H100, for launches that are planned and not run
+    processors = 132  # of an H100, for launches on meta tensors
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     return (min(processors, triton.cdiv(N, ROWS.value) * triton.cdiv(M, COLUMNS.value)),)

@@ -1,4 +1,4 @@
-"""Pieces of the log-sum-exp kernel: exponentials, and what is done with 64 columns at a time."""
+"""Device functions of the log-sum-exp kernel: exponentials, and logits in pieces of 64 columns."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -7,14 +7,14 @@ from itm_kernels.triton.gluon._pipeline import HALF, WARPS
 
 INF = gl.constexpr(float("inf"))
 _LOG2_E = gl.constexpr(1.4426950408889634)
-NOBODY = gl.constexpr(-1)  # owns a column
+NOBODY = gl.constexpr(-1)  # a column whose positive is not in the tile
 OUTSIDE = gl.constexpr(-2)  # a column beyond the last
-SPREAD = gl.constexpr(60.0)  # as `triton.log_sum_exp` has it
+SPREAD = gl.constexpr(60.0)  # as in `triton._log_sums`
 
 
 @gluon.jit
 def exp(logits):
-    """Return exponentials; those below 2^-126 are 0, for three instructions less."""
+    """Return exponentials; values below 2^-126 are flushed to 0, which saves three instructions."""
     return gl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [logits * _LOG2_E],
         dtype=gl.float32, is_pure=True, pack=1,
@@ -34,7 +34,7 @@ def finite_or(values, other):
 
 @gluon.jit
 def shift_of(largest):
-    # An infinite maximum would leave inf - inf; without it infinities come out as they are.
+    # An infinite maximum would give inf - inf. With a shift of 0 infinities pass through.
     return gl.where(gl.abs(largest) == INF, 0.0, largest)
 
 
@@ -49,9 +49,9 @@ def masked_logits(
     scores, n, x_id, scratch, N, masked, here, first: gl.constexpr,
     FACTORS: gl.constexpr, HAS_IDS: gl.constexpr, OF_POSITIVE: gl.constexpr,
 ):  # fmt: skip
-    """Return the logits of some columns, 64 at a time; leave the maxima of every warp's rows.
+    """Return masked logits, in pieces of 64 columns, and store the maxima of every warp's rows.
 
-    Of more columns at once, ids and factors do not fit the registers.
+    Ids and factors of more columns do not fit the registers.
     """
     WIDTH: gl.constexpr = scores.shape[1]
     if WIDTH > 64:
@@ -90,7 +90,7 @@ def masked_logits(
 
 @gluon.jit
 def store_sums(values, sums, first: gl.constexpr, OWN: gl.constexpr):
-    """Leave the sums of a warp's rows: of shares, or of logits relative to their own maximum."""
+    """Store the sums of a warp's rows: of values, or of exp(logit - maximum of the rows) if OWN."""
     WIDTH: gl.constexpr = values.shape[1]
     if WIDTH > 64:
         left, right = _halves(values)

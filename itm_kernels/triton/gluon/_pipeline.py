@@ -1,20 +1,19 @@
-"""The ring of shared memory that feeds the tensor cores, and who fills and empties it.
+"""The ring buffer in shared memory that feeds the tensor cores, its producer and its consumers.
 
-Each program takes one tile of 128 x 256 scores after another. A producer warp copies operands with
-TMA into a ring of stages. Two consumer warpgroups multiply them with WGMMA; each owns 64 of the
-tile's rows. The warpgroups share operands and nothing else: while one reduces its scores, the other
+Each program computes tiles of 128 x 256 scores one after another. A producer warp copies operands
+with TMA into a ring of stages. Two consumer warpgroups multiply them with WGMMA; each computes 64
+of the tile's rows. The warpgroups only share operands: while one reduces its scores, the other
 multiplies, and the producer fills the ring with operands of the next tile.
 
-Two barriers belong to each stage. `full` completes when the bytes of the copies have arrived,
-`empty` when both warpgroups have multiplied them. Round r of the ring completes phase r of a
-barrier, and waiting for a parity returns once the phase of that parity has completed. A consumer
-waits for its own round; the producer waits for the round before, which a new barrier counts as
-completed.
+Every stage has two barriers. `full` completes when the copied bytes have arrived, `empty` when both
+warpgroups have multiplied them. Round r of the ring completes phase r of a barrier, and a wait for
+a parity returns once the phase of that parity has completed. A consumer waits for its own round;
+the producer waits for the previous round, which counts as completed on a new barrier.
 
-Left alone, both warpgroups would multiply in step and reduce in step. The lower one therefore
-starts every tile some steps after the upper one, and they reduce one after the other. Tiles of
-fewer steps than the ring has stages are not staggered: the upper warpgroup could be two tiles
-ahead, where a parity says nothing.
+Without synchronization both warpgroups would multiply at the same time and reduce at the same time.
+The lower one therefore starts every tile some steps after the upper one, and they reduce one after
+the other. Tiles with fewer steps than the ring has stages are not staggered: the upper warpgroup
+could be two tiles ahead, which a parity cannot distinguish.
 """
 
 from triton.experimental import gluon
@@ -26,24 +25,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-HALF = gl.constexpr(64)  # rows of a warpgroup
+HALF = gl.constexpr(64)  # rows per warpgroup
 ROWS = gl.constexpr(128)
 COLUMNS = gl.constexpr(256)
-DEPTH = gl.constexpr(64)  # 128 bytes: a row of the widest swizzle
+DEPTH = gl.constexpr(64)  # 128 bytes, the row of the widest swizzle
 STAGES = gl.constexpr(4)  # 48 KB each
 LEAD = gl.constexpr(2)  # steps that the upper warpgroup is ahead of the lower one
-WARPS = gl.constexpr(4)  # of a warpgroup
-GROUP = gl.constexpr(8)  # row tiles that are visited together, so that operands stay in the L2
-# A warpgroup's scores: 16 rows a warp, two of them a thread.
+WARPS = gl.constexpr(4)  # per warpgroup
+GROUP = gl.constexpr(8)  # tile rows that are visited together, so that operands stay in the L2
+# A warpgroup's scores: 16 rows per warp, two rows per thread.
 SCORES = gl.constexpr(
     gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
 )
-# Registers of a thread: 384 threads start with 168 each, and hand them over.
+# Registers per thread: 384 threads start with 168 each and redistribute them.
 START_REGISTERS = 168
 CONSUMER_REGISTERS = gl.constexpr(240)
 PRODUCER_REGISTERS = gl.constexpr(24)
 
-# Parts of an fp32 operand by product, low to high, two bits each: the order of `score_tile`.
+# Parts of an fp32 operand by product, low to high, two bits each, in the order of `score_tile`.
 _X_OF_TWO = gl.constexpr(0b00_00_01)
 _Y_OF_TWO = gl.constexpr(0b00_01_00)
 _X_OF_THREE = gl.constexpr(0b00_00_01_00_01_10)
@@ -52,13 +51,13 @@ _Y_OF_THREE = gl.constexpr(0b00_01_00_10_01_00)
 
 @gluon.constexpr_function
 def products_per_score(parts):
-    """Return how many products of parts make a score."""
+    """Return the number of products of parts per score."""
     return (1, 3, 6)[parts - 1]
 
 
 @gluon.constexpr_function
 def without_dims(layout, *dims):
-    """Return a layout without some dimensions, the last first."""
+    """Return a layout without some dimensions, which are given in descending order."""
     for dim in dims:
         layout = gl.SliceLayout(dim, layout)
     return layout
@@ -66,13 +65,13 @@ def without_dims(layout, *dims):
 
 @gluon.jit
 def tile_counts(N, M):
-    """Return how many tiles the rows and the columns have."""
+    """Return the number of tiles of rows and of columns."""
     return gl.cdiv(N, ROWS), gl.cdiv(M, COLUMNS)
 
 
 @gluon.jit
 def program_tile(tile, row_tiles, column_tiles):
-    """Return a tile's row and column: column by column within a group of rows."""
+    """Return the row and column of a tile: column by column within a group of tile rows."""
     in_group = GROUP * column_tiles
     first = tile // in_group * GROUP
     height = gl.minimum(row_tiles - first, GROUP)
@@ -105,7 +104,7 @@ def produce(
     chunks,  # of D
     PARTS: gl.constexpr,
 ):
-    """Copy the operands of all tiles of a program into the ring. Beyond D TMA fills in zeros."""
+    """Copy the operands of all tiles of a program into the ring. TMA writes zeros beyond D."""
     x_ring, y_ring, full, empty, _ = ring
     X_TAKES: gl.constexpr = _X_OF_THREE if PARTS == 3 else _X_OF_TWO
     Y_TAKES: gl.constexpr = _Y_OF_THREE if PARTS == 3 else _Y_OF_TWO
@@ -138,7 +137,7 @@ def produce(
 def multiply(ring, step, steps, half: gl.constexpr):
     """Return the scores `[HALF, COLUMNS]` of a warpgroup's next tile, and the step after it.
 
-    One loop and no branch: otherwise ptxas waits for every product by itself (its note C7515).
+    A single loop without branches: otherwise ptxas serializes the products (note C7515).
     """
     x_ring, y_ring, full, empty, lead = ring
     staggered = steps >= STAGES
@@ -151,7 +150,7 @@ def multiply(ring, step, steps, half: gl.constexpr):
         rows = x_ring.index(2 * slot + half)
         columns = y_ring.index(slot).permute((1, 0))
         scores = warpgroup_mma(rows, columns, scores, is_async=True)
-        # One product stays in flight. The product before it has ended, and its stage is empty.
+        # One product stays in flight. The previous product has completed, and its stage is free.
         scores = warpgroup_mma_wait(1, deps=(scores,))
         mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=k > 0)
         if half == 0:

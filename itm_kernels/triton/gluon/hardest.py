@@ -1,8 +1,8 @@
-"""The hardest negative of every row and column of scores, as `_hardest.py` leaves it, on sm_90.
+"""The hardest negative of every row and column of scores on sm_90, as stored by `_hardest.py`.
 
-Value and index are reduced apart. The maximum of a row or column is found first; then every score
-equal to it adds a power of two, so that a sum of floats is a set of places, and its lowest bit the
-lowest index. Maxima cost the ALU, which runs at half the rate of the units that add.
+Values and indices are reduced separately. First the maximum of a row or column is computed; then
+every score equal to it contributes a power of two, so that the sum of floats is a bit set, whose
+lowest bit is the lowest index. Maxima use the ALU, which runs at half the rate of the adders.
 
 Never run on a GPU: verified by `tests/backends/triton/test_gluon.py`, which interprets the
 kernel, and by `tools/compile_report/gluon_kernels.py`, which reads the machine code.
@@ -35,18 +35,18 @@ from itm_kernels.triton.gluon._pipeline import (
     without_dims,
 )
 
-_NO_KEY = gl.constexpr(-(2**31))  # below that of every number
-_KEY_OF_NAN = gl.constexpr(2**31 - 1)  # above that of every number
+_NO_KEY = gl.constexpr(-(2**31))  # below the key of every number
+_KEY_OF_NAN = gl.constexpr(2**31 - 1)  # above the key of every number
 _KEY_OF_INF = gl.constexpr(0x7F800000)
 _NO_INDEX = gl.constexpr(2**31 - 1)
 _INF = gl.constexpr(float("inf"))
-_LARGEST = gl.constexpr(3.4028234663852886e38)  # of the finite numbers
-_NAN_WINS = gl.constexpr(tl.PropagateNan.ALL)
+_LARGEST = gl.constexpr(3.4028234663852886e38)  # finite fp32 value
+_PROPAGATE_NAN = gl.constexpr(tl.PropagateNan.ALL)
 
 
 @gluon.jit
 def _higher(a, b):
-    return gl.maximum(a, b, propagate_nan=_NAN_WINS)
+    return gl.maximum(a, b, propagate_nan=_PROPAGATE_NAN)
 
 
 @gluon.jit
@@ -60,17 +60,17 @@ def _equal(a, b):
 
 @gluon.jit
 def _lowest_bit(bits):
-    """Return the number of the lowest bit of a sum of powers of two."""
+    """Return the index of the lowest bit of a sum of powers of two."""
     bits = bits.to(gl.int32)
     return ((bits & -bits).to(gl.float32).to(gl.int32, bitcast=True) >> 23) - 127
 
 
 @gluon.jit
 def _key(value, masked, nan):
-    """Return the key of a maximum: an integer that orders as the number does.
+    """Return the key of a maximum, an integer in the order of the values.
 
-    In a masked tile -inf stands for none, and the lowest finite number for -inf. In a tile with NaN
-    inf stands for NaN, and the largest finite number for inf.
+    In a masked tile, -inf represents "no candidate" and the lowest finite value -inf. In a tile
+    with NaN, inf represents NaN and the largest finite value inf.
     """
     bits = (value + 0.0).to(gl.int32, bitcast=True)  # -0 becomes +0
     key = gl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -82,7 +82,7 @@ def _key(value, masked, nan):
 
 @gluon.jit
 def _lowest_column(scores, highest):
-    """Return the lowest column `[HALF]` of a tile that has the row's highest score."""
+    """Return the lowest column `[HALF]` of a tile that has the maximum of its row."""
     # A thread's columns are 8 j + 2 lane + e: 16 of them in each quarter of a row.
     quarters = scores.reshape((HALF, 4, 8, 4, 2)).permute((0, 1, 3, 2, 4))
     quarters = quarters.reshape((HALF, 4, 4, 16))
@@ -96,8 +96,8 @@ def _lowest_column(scores, highest):
     quarter = quarter.expand_dims(0).expand_dims(2)
     lane = gl.arange(0, 4, layout=without_dims(bits.type.layout, 1, 0))
     lane = lane.expand_dims(0).expand_dims(1)
-    place_of = _lowest_bit(bits)
-    column = 64 * quarter + 8 * (place_of >> 1) + 2 * lane + (place_of & 1)
+    bit = _lowest_bit(bits)
+    column = 64 * quarter + 8 * (bit >> 1) + 2 * lane + (bit & 1)
     column = gl.min(gl.min(gl.where(bits > 0, column, _NO_INDEX), 2), 1)
     return gl.convert_layout(column, highest.type.layout, assert_trivial=True)
 
@@ -109,8 +109,8 @@ def _halves(scores):
 
 
 @gluon.jit
-def _leave_quarter(scores, highest, bits, quarter: gl.constexpr):
-    """Leave the maxima of a warp's 16 rows, and which rows have them, for 64 of the columns."""
+def _store_quarter(scores, highest, bits, quarter: gl.constexpr):
+    """Store the maxima of a warp's 16 rows, and a bit set of their rows, for 64 columns."""
     best = gl.reduce(scores, 1, _higher)
     bit = gl.arange(0, 16, layout=without_dims(scores.type.layout, 2, 0))
     weight = (1 << bit).to(gl.float32).expand_dims(0).expand_dims(2)
@@ -120,15 +120,15 @@ def _leave_quarter(scores, highest, bits, quarter: gl.constexpr):
 
 
 @gluon.jit
-def _leave_columns(scores, highest, bits):
-    """Leave the maxima of all columns. A quarter at a time: of all at once, registers spill."""
+def _store_column_maxima(scores, highest, bits):
+    """Store the maxima of all columns, a quarter at a time: all at once spills."""
     left, right = _halves(scores.reshape((WARPS, 16, COLUMNS)))
     first, second = _halves(left)
     third, fourth = _halves(right)
-    _leave_quarter(first, highest, bits, 0)
-    _leave_quarter(second, highest, bits, 1)
-    _leave_quarter(third, highest, bits, 2)
-    _leave_quarter(fourth, highest, bits, 3)
+    _store_quarter(first, highest, bits, 0)
+    _store_quarter(second, highest, bits, 1)
+    _store_quarter(third, highest, bits, 2)
+    _store_quarter(fourth, highest, bits, 3)
 
 
 @gluon.jit
@@ -201,7 +201,7 @@ def _consume(
         gl.store(row_key + at, _key(of_row, masked, nan), mask=n < N)
         winner = first_column + _lowest_column(scores, of_row)
         gl.store(row_index + at, winner, mask=n < N)
-        _leave_columns(scores, highest, bits)
+        _store_column_maxima(scores, highest, bits)
         of_warps = highest.load(flat)  # [WARPS, COLUMNS]
         of_column = gl.max(of_warps, 0)
         warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, flat)).expand_dims(1)

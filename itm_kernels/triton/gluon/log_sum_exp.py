@@ -1,8 +1,8 @@
-"""Log-sum-exp of the rows and columns of every tile, as `triton.log_sum_exp` leaves it, on sm_90.
+"""Log-sum-exp of the rows and columns of every tile on sm_90, as stored by `triton.log_sum_exp`.
 
-Rows and columns share one exponential per logit, relative to the highest of a warpgroup's 64 x 256.
-Warps leave the maxima and sums of their 16 rows for every column, and a pass over 4 x 256 numbers
-puts them together.
+Rows and columns share one exponential per logit, relative to the maximum of a warpgroup's 64 x 256
+logits. Warps store the maxima and sums of their 16 rows for every column, and a pass over 4 x 256
+values combines them.
 
 Never run on a GPU: see `hardest.py`.
 """
@@ -108,10 +108,11 @@ def _consume(
         lowest = gl.min(finite_or(of_row, INF), 0)
         lowest = gl.minimum(lowest, gl.min(finite_or(of_column, INF), 0))
         if top - lowest < SPREAD:
-            # Over the share of the highest, as it is to the last bit; a sum without one stays.
-            shares = exp(logits - top)
-            row_sum = gl.sum(shares, 1) / exp(finite_or(of_row, top) - top)
-            store_sums(shares, sums, 0, False)
+            # Divided by the exponential of the maximum, with the same bits as in the sum. A row
+            # without a finite maximum is not rescaled.
+            weights = exp(logits - top)
+            row_sum = gl.sum(weights, 1) / exp(finite_or(of_row, top) - top)
+            store_sums(weights, sums, 0, False)
             column_sum = gl.sum(sums.load(flat), 0) / exp(finite_or(of_column, top) - top)
         else:
             row_sum = gl.sum(exp(logits - shift_of(of_row).expand_dims(1)), 1)
@@ -258,14 +259,14 @@ def tile_log_sums(
     y_ids: Tensor | None,
     positive: Tensor | None,  # [M]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [2, tiles, N], [2, tiles, M], [M] or [0]
-    """Return the highest logit and the log-sum-exp of every tile's rows and columns."""
+    """Return the maximum and the log-sum-exp of the rows and columns of every tile."""
     N, M = both.shape
     row = scale.new_empty((2, triton.cdiv(M, COLUMNS.value), N), dtype=torch.float32)
     column = row.new_empty((2, triton.cdiv(N, HALF.value), M))
     of_positive = row.new_empty(0 if positive is None else M)
     x_factor, y_factor = both.x_factor, both.y_factor
     factors = x_factor is not None and x_factor.shape[0] > 0
-    # A tensor that is there stands in for one that a kernel does not read.
+    # Placeholders for tensors that the kernel does not read.
     _log_sum_exp_kernel[grid(both)](
         **arguments(both), **id_arguments(both, x_ids, y_ids), scale=scale,
         x_factor=x_factor if factors else row, y_factor=y_factor if factors else row,
