@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import assert_agrees_with_lower_sets, every_instruction_set, needs_extension
+from compiled import (
+    HIGHEST,
+    assert_agrees_with_lower_sets,
+    every_instruction_set,
+    needs_extension,
+    on,
+    run_with,
+)
 from itm_kernels import _policies, backends, functional, ops
 from itm_kernels.ops import _log_sum_exp, _pair_entropy, _sigmoid, _sum_of_hinges
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
@@ -206,6 +213,45 @@ def test_instruction_sets_agree(capability: str) -> None:
     """Each set compiles its own loops; those of the others must say the same."""
     script = REPORT.format(names=[case.name for case in CASES])
     assert_agrees_with_lower_sets(capability, script)
+
+
+EVERYTHING = """
+import torch
+from random_tensors import ids, rows
+torch.set_num_threads({threads})
+x, y, init = (rows(*shape, seed=k, dtype=torch.float32)
+              for k, shape in enumerate([(300, 37), (2100, 37), (1, 9, 37)]))
+seeded = torch.Generator().manual_seed(0)
+member = torch.rand(40, 300, generator=seeded) > 0.1
+labels = ids(300, 250, 1), ids(2100, 250, 2)
+from itm_kernels import ops
+kernels = torch.ops.itm_native
+results = [*ops.ranks(x, y, *labels, backend="native"), kernels.kmeans(y, None, init, 5)[0]]
+start = kernels.kmeans_plus_plus(x, member, torch.rand(9, 300, generator=seeded) + 0.1)
+results += [start[..., 0], kernels.kmeans(x, member, start, 5)[0]]
+seed = torch.tensor([0x123456789ABCDEF0, 2**63 - 5])
+for strategy in ("multinomial", "uniform", "hardest"):
+    results += kernels.sample_negatives(x, y, *labels, strategy, 2.0, seed)
+for result in results:
+    print(*result.flatten().tolist())
+"""
+
+
+@pytest.mark.any_set
+@pytest.mark.parametrize(
+    ("capability", "threads"), [on("avx2", 1), on("avx512", 1), on(HIGHEST, 2)]
+)
+def test_instruction_sets_and_threads_agree(capability: str, threads: int) -> None:
+    """Ranks, k-means and sampling are the same to the bit."""
+    report, lowest = (
+        run_with(*run)
+        for run in (
+            (capability, EVERYTHING.format(threads=threads)),
+            ("default", EVERYTHING.format(threads=1)),
+        )
+    )
+    assert len(report) == 13
+    assert report == lowest
 
 
 @needs_extension
