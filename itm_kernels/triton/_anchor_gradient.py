@@ -106,7 +106,7 @@ def _gradient_kernel(
         tl.store(out + n[:, None] * D + d, found, mask=inside)
 
 
-def weigh(
+def store_weights(
     block: Block,
     alpha: Tensor,  # [R, K]
     largest: Tensor,  # [R]
@@ -125,7 +125,7 @@ def weigh(
     )  # fmt: skip
 
 
-def finish(
+def store_gradient(
     anchors: Tensor,  # [R, D]
     product: Tensor,  # [R, D] of weights with rows
     largest: Tensor,  # [R]

@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-BLOCK = 64  # of fp64: 32 registers of each of 256 threads
+BLOCK = 64  # 64 x 64 fp64 values take 32 registers in each of 256 threads
 SYNC_FREE_BYTES = 512 << 20  # factors up to this size need no cluster sizes on the host
 # Bytes of a batch's factors and of the work on its right-hand sides. The smaller limit applies when
 # the gradients of members are also in memory.

@@ -71,7 +71,7 @@ def scaled_row_operand(rows: Tensor, factor: Tensor, like: Tensor) -> RowOperand
     """Prepare rows laid out by `_scaled_operands` for weights of at most 1, as a softmax has.
 
     Rows are one or two fp16 parts, and weights two: half as many products as with bf16 parts.
-    Weighted rows below 2^-39 of the largest norm are lost.
+    Contributions below 2^-39 of the largest norm are lost.
 
     Args:
         rows: `[parts, M, D']`.

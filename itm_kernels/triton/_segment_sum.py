@@ -86,7 +86,7 @@ def _chunks_kernel(
 
 
 @triton.jit
-def _gradient(
+def _target_sums(
     rows,  # rows of the other side
     stride,
     base,  # [targets, D] initial values, instead of own terms
@@ -176,12 +176,12 @@ def _gradients_kernel(
     ONLY_IMAGES: tl.constexpr,  # targets are images with a base and no own terms
 ):
     if ONLY_IMAGES or tl.program_id(1) == 0:
-        _gradient(
+        _target_sums(
             text, text_stride, base, grad_image, order, source, weight, own_source, own_weight,
             first, end, partial, 0, N, D, TARGETS, ENTRIES, DEPTH, CHUNK, ONLY_IMAGES,
         )  # fmt: skip
     else:
-        _gradient(
+        _target_sums(
             image, image_stride, base, grad_text, order, source, weight, own_source, own_weight,
             first, end, partial, N, M, D, TARGETS, ENTRIES, DEPTH, CHUNK, False,
         )  # fmt: skip
@@ -191,7 +191,7 @@ def segment_sum(
     entries: Entries,
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
-    base: Tensor | None = None,  # [N, D] initial value of images; texts are then no targets
+    base: Tensor | None = None,  # [N, D] initial value of images; texts then get no gradient
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of image and text, each in its dtype."""
     (N, D), M, E = image.shape, text.shape[0], entries.key.shape[0]

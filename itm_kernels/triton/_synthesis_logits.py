@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
-from itm_kernels.triton._anchor_gradient import finish, weigh
+from itm_kernels.triton._anchor_gradient import store_gradient, store_weights
 from itm_kernels.triton._member_sums import cosine_terms
 from itm_kernels.triton._norms import norm_divisor, square_root, squared_norms
 from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
@@ -71,7 +71,7 @@ def _cosine_kernel(
             of_k = tl.where(known, of_k, 0.0)
             alpha = of_k / below / norm_divisor(norm, LEAST)[:, None]
             total += tl.sum(of_k * found, 1)
-            # NaN propagates through the product; here it would only spoil the power of two.
+            # NaN propagates through the product, so that the scale can exclude it.
             largest = tl.maximum(largest, tl.max(tl.where(alpha == alpha, tl.abs(alpha), 0.0), 1))
             tl.store(cosine + at, alpha, mask=inside)
         else:
@@ -174,9 +174,9 @@ def gradient_of_anchors(one: Synthesis, grad: Tensor, dtype: torch.dtype) -> Ten
         weights = weights_empty(R, M, like, kind=kind)
         if block.clusters.per_anchor:
             weights.zero_()
-        weigh(block, alpha, largest[own], factor, unit, weights)
+        store_weights(block, alpha, largest[own], factor, unit, weights)
         add_product(None, weights, row_parts(laid_out, D)[1], out=product[own])
         del block, weights
     out = torch.empty((N, D), dtype=stored_dtype(dtype), device=grad.device)
-    finish(one.q, product, largest, along, unit, out)
+    store_gradient(one.q, product, largest, along, unit, out)
     return out.to(dtype)

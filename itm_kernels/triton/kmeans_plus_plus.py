@@ -93,7 +93,7 @@ def _draw_kernel(
         before = (2 * problem + (k + 1) % 2) * blocks
         row, positive = _drawn(keys, found, sums, before, blocks, BLOCKS)
         if k > 1:
-            # If all distances are 0 or one is NaN, the first row is drawn again.
+            # If all distances are 0 or one is NaN, the first centroid is repeated.
             row = tl.where(positive, row, tl.load(chosen + problem * K))
         if own_block == 0:
             tl.store(chosen + problem * K + k - 1, row, mask=p < B)
@@ -102,7 +102,7 @@ def _draw_kernel(
     if k < K:
         if k > 1:
             earlier = tl.load(distance + at, mask=inside, other=0.0)
-            # NaN is kept.
+            # A distance that is NaN stays NaN.
             nearest = tl.where((nearest < earlier) | (nearest != nearest), nearest, earlier)
         if k > 0:
             tl.store(distance + at, nearest, mask=inside)

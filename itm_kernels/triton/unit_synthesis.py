@@ -10,7 +10,7 @@ and their softmax, and multiplies weights alpha khat with W (`_synthesis_logits`
 import torch
 from torch import Tensor
 
-from itm_kernels.triton._anchor_gradient import finish, weigh
+from itm_kernels.triton._anchor_gradient import store_gradient, store_weights
 from itm_kernels.triton._member_sums import cosine_terms, scaled_row_operand
 from itm_kernels.triton._norms import SMALLEST
 from itm_kernels.triton._operands import kind_of, stored_dtype, wide_dtype
@@ -108,10 +108,10 @@ def unit_synthesis_backward(
         block = one.block(first, own.stop - first)
         R, columns = block.weights.shape[0], M + -M % 16
         of_block = rows.new_empty((rows.shape[0], R, columns))[..., :M]
-        weigh(block, alpha[own], largest[own], factor, unit, of_block)
+        store_weights(block, alpha[own], largest[own], factor, unit, of_block)
         del block
         product = add_product(None, of_block, rows[..., :D], out=sums.new_empty((R, D)))
         del of_block
-        finish(one.q[own], product, largest[own], along[own], unit, out[own])
+        store_gradient(one.q[own], product, largest[own], along[own], unit, out[own])
         del product
     return out.to(anchors.dtype)
