@@ -17,10 +17,10 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     gradients = inputs[-1]
     N, M, Z = image.shape[0], text.shape[0], 0 if noise is None else noise.shape[0]
-    of_image = wide_empty(image, N if gradients else 0, M + Z)
-    of_text = wide_empty(image, N + Z if gradients else 0, M)
-    of_rows = wide_empty(image, 2, N + M if gradients else 0)
-    return wide_empty(image), of_image, of_text, of_rows, wide_empty(image)
+    image_weights = wide_empty(image, N if gradients else 0, M + Z)
+    text_weights = wide_empty(image, N + Z if gradients else 0, M)
+    row_values = wide_empty(image, 2, N + M if gradients else 0)
+    return wide_empty(image), image_weights, text_weights, row_values, wide_empty(image)
 
 
 def _backward_fake(
@@ -32,21 +32,22 @@ def _backward_fake(
 # image_draws, text_draws [K, rows]: draws of k-means++, or None to start with rows far apart.
 # learnt: the scale as a tensor, or else None and the number `scale`. weight: of every pair.
 # Saved for the backward pass, and empty unless `gradients`:
-# of_image [N, M + Z], of_text [N + Z, M]: weights of texts and noise in the gradient of an image,
-#   and of images and noise in that of a text. of_rows [2, N + M]: two values per row.
+# image_weights [N, M + Z], text_weights [N + Z, M]: of texts and noise in the gradient of an image,
+#   and of images and noise in that of a text. row_values [2, N + M]: two values per row.
 define(
     "info_cmr_total_forward",
     "(Tensor image, Tensor text, Tensor? learnt, Tensor? noise, Tensor? image_draws, "
     "Tensor? text_draws, Tensor? positive, Tensor? image_ids, Tensor? text_ids, float scale, "
     "int num_clusters, int iterations, float sigma, str weights, float ridge, float weight, "
     "bool gradients) "
-    "-> (Tensor total, Tensor of_image, Tensor of_text, Tensor of_rows, Tensor of_scale)",
+    "-> (Tensor total, Tensor image_weights, Tensor text_weights, Tensor row_values, "
+    "Tensor grad_scale)",
     _forward_fake,
 )
 define(
     "info_cmr_total_backward",
-    "(Tensor grad, Tensor image, Tensor text, Tensor? noise, Tensor of_image, Tensor of_text, "
-    "Tensor of_rows, Tensor of_scale) -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor image, Tensor text, Tensor? noise, Tensor image_weights, "
+    "Tensor text_weights, Tensor row_values, Tensor grad_scale) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 
@@ -74,8 +75,9 @@ class InfoCMRTotalFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, learnt, others = ctx.options
         backward = torch_op(namespace, "info_cmr_total_backward")
-        of_image, of_text, of_scale = backward(grad, *ctx.saved_tensors)
-        return None, of_image, of_text, of_scale if learnt else None, *[None] * (1 + others)
+        grad_image, grad_text, grad_scale = backward(grad, *ctx.saved_tensors)
+        grad_scale = grad_scale if learnt else None
+        return None, grad_image, grad_text, grad_scale, *[None] * (1 + others)
 
 
 def info_cmr_total_namespace(
@@ -124,16 +126,16 @@ def _draw(
     generator: torch.Generator | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return draws for the clusters of texts and of images, and noise, as the parts of the loss."""
-    of_rows: list[Tensor | None] = [None, None]
+    draws: list[Tensor | None] = [None, None]
     if num_clusters and draw:
-        of_rows = [
+        draws = [
             rows.new_empty((num_clusters, rows.shape[0]), dtype=torch.float32).exponential_(
                 generator=generator
             )
             for rows in (text, image)
         ]
     if not (num_noise and draw):
-        return of_rows[0], of_rows[1], None
+        return draws[0], draws[1], None
     dtype = torch.promote_types(image.dtype, torch.float32)
     noise = image.new_empty((num_noise, image.shape[1]), dtype=dtype).normal_(generator=generator)
-    return of_rows[0], of_rows[1], noise.to(image.dtype)
+    return draws[0], draws[1], noise.to(image.dtype)

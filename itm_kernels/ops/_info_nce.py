@@ -22,7 +22,7 @@ def _backward_fake(
     grad: Tensor,
     scores: Tensor,
     anchors: Tensor,
-    of_scale: Tensor,
+    grad_scale: Tensor,
     image: Tensor,
     text: Tensor,
     *inputs: Any,
@@ -41,16 +41,16 @@ _INPUTS = (
 # scores [N, M], or [0, 0]: for the backward pass.
 # anchors [N + M, 4], of rows and then columns: the highest logit of the negatives, the log of their
 #   sum relative to it, the gradient of that log, and 1 / the norm of the row.
-# of_scale: the gradient of the total with respect to the scale.
+# grad_scale: the gradient of the total.
 define(
     "info_nce_total_forward",
     f"({_INPUTS}, bool keep_scores) "
-    "-> (Tensor total, Tensor scores, Tensor anchors, Tensor of_scale)",
+    "-> (Tensor total, Tensor scores, Tensor anchors, Tensor grad_scale)",
     _forward_fake,
 )
 define(
     "info_nce_total_backward",
-    f"(Tensor grad, Tensor scores, Tensor anchors, Tensor of_scale, {_INPUTS}) "
+    f"(Tensor grad, Tensor scores, Tensor anchors, Tensor grad_scale, {_INPUTS}) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
@@ -84,11 +84,11 @@ class InfoNCETotalFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, fixed_scale, weight, cosine = ctx.options
         *given, scale, positive, image_ids, text_ids = ctx.saved_tensors
-        of_image, of_text, of_scale = torch_op(namespace, "info_nce_total_backward")(
+        grad_image, grad_text, grad_scale = torch_op(namespace, "info_nce_total_backward")(
             grad, *given, scale, fixed_scale, positive, image_ids, text_ids, weight, cosine
         )
-        learnt = of_scale if scale is not None else None
-        return None, of_image, of_text, learnt, *(None,) * 6
+        learnt = grad_scale if scale is not None else None
+        return None, grad_image, grad_text, learnt, *(None,) * 6
 
 
 @outside_autocast

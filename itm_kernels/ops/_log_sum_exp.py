@@ -52,9 +52,9 @@ def _forward_fake(
     keep_scores: bool,
 ) -> tuple[Tensor, ...]:
     row, column = (wide_empty(t, t.shape[0]) for t in (x, y))
-    of_positive = wide_empty(y, 0 if positive is None else y.shape[0])
+    positive_logits = wide_empty(y, 0 if positive is None else y.shape[0])
     scores = scores_empty(keep_scores, x, y)
-    return row, column, of_positive, torch.empty_like(row), torch.empty_like(column), scores
+    return row, column, positive_logits, torch.empty_like(row), torch.empty_like(column), scores
 
 
 def _backward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ _INPUTS = (
 # scores [N, M] if kept, otherwise [0, 0]: with them a backward pass needs no product for scores.
 define(
     "log_sum_exp_forward",
-    f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor of_positive, "
+    f"({_INPUTS}, bool keep_scores) -> (Tensor row, Tensor column, Tensor positive_logits, "
     "Tensor row_highest, Tensor column_highest, Tensor scores)",
     _forward_fake,
 )
@@ -100,27 +100,28 @@ class LogSumExpFunction(torch.autograd.Function):
         inputs = x, y, scale, x_ids, y_ids, positive
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, x, y)
         *sums, scores = torch_op(namespace, "log_sum_exp_forward")(*inputs, cosine, keep)
-        row, column, of_positive, row_highest, column_highest = sums
+        row, column, positive_logits, row_highest, column_highest = sums
         ctx.mark_non_differentiable(row_highest, column_highest)
         ctx.set_materialize_grads(False)  # zeros for unused outputs would cost launches
         ctx.save_for_backward(row, column, row_highest, column_highest, scores, *inputs)
         ctx.options = namespace, cosine
-        return row, column, of_positive, row_highest, column_highest
+        return row, column, positive_logits, row_highest, column_highest
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         namespace, cosine = ctx.options
         backward = torch_op(namespace, "log_sum_exp_backward")
-        row, column, of_positive, _, _ = grads
+        grad_row, grad_column, grad_positive, _, _ = grads
         saved = ctx.saved_tensors
         grads_of_sums = [
             torch.zeros_like(like) if grad is None else grad
-            for grad, like in ((row, saved[0]), (column, saved[1]))
+            for grad, like in ((grad_row, saved[0]), (grad_column, saved[1]))
         ]
-        if of_positive is None:  # not requested, or not used
+        if grad_positive is None:  # not requested, or not used
             like = saved[1]
-            of_positive = like.new_empty(0) if saved[-1] is None else torch.zeros_like(like)
-        return None, *backward(*grads_of_sums, of_positive, *saved, cosine), None, None, None, None
+            grad_positive = like.new_empty(0) if saved[-1] is None else torch.zeros_like(like)
+        grads_of_inputs = backward(*grads_of_sums, grad_positive, *saved, cosine)
+        return None, *grads_of_inputs, None, None, None, None
 
 
 @outside_autocast

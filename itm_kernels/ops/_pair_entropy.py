@@ -52,14 +52,15 @@ class PairEntropyFunction(torch.autograd.Function):
         sides, (scale, own), saved = others[:2], others[2:4], others[4:]
         if saved:
             sides = UnitSides.rows(namespace, saved)
-        of_positive, of_sums = torch_op(namespace, "cross_entropy_backward")(grad, *entropy, weight)
-        grads = of_sums[0, 0], of_sums[1, 0], of_positive
-        *of_sides, of_scale = torch_op(namespace, "log_sum_exp_backward")(
+        backward = torch_op(namespace, "cross_entropy_backward")
+        grad_positive, grad_sums = backward(grad, *entropy, weight)
+        grads = grad_sums[0, 0], grad_sums[1, 0], grad_positive
+        *grad_sides, grad_scale = torch_op(namespace, "log_sum_exp_backward")(
             *grads, *sums, *sides, scale, own, own, own, False
         )
         if saved:
-            of_sides = UnitSides.backward(namespace, of_sides, sides, saved)
-        return None, *of_sides, of_scale, None, None
+            grad_sides = UnitSides.backward(namespace, grad_sides, sides, saved)
+        return None, *grad_sides, grad_scale, None, None
 
 
 @outside_autocast

@@ -40,20 +40,20 @@ def _backward_fake(
 def _total_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     gradients, keep_scores = inputs[-2:]
     sides = image.shape[0], text.shape[0]
-    of_rows = (
+    grad_rows = (
         wide_empty(rows, rows.shape[0] if gradients else 0, rows.shape[1]) for rows in (image, text)
     )
-    of_scalars = (wide_empty(image) for _ in range(2))
+    grad_scalars = (wide_empty(image) for _ in range(2))
     inverses = wide_empty(image, sum(sides) if keep_scores else 0, 1)
     scores = scores_empty(keep_scores, image, text)
     unit = wide_empty(image) if gradients else wide_empty(image, 0)
-    return wide_empty(image), *of_rows, *of_scalars, scores, inverses, unit
+    return wide_empty(image), *grad_rows, *grad_scalars, scores, inverses, unit
 
 
 def _total_backward_fake(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
     image, text = given[7:9]
-    of_rows = (rows.new_empty(rows.shape) for rows in (image, text))
-    return *of_rows, wide_empty(image), wide_empty(image)
+    grad_rows = (rows.new_empty(rows.shape) for rows in (image, text))
+    return *grad_rows, wide_empty(image), wide_empty(image)
 
 
 _INPUTS = (
@@ -78,13 +78,13 @@ _TOTAL_INPUTS = (
     "Tensor? positive, Tensor? image_ids, Tensor? text_ids, float weight, bool cosine"
 )
 _TOTAL_PARTS = (
-    "Tensor of_image, Tensor of_text, Tensor of_scale, Tensor of_bias, Tensor scores, "
+    "Tensor grad_image, Tensor grad_text, Tensor grad_scale, Tensor grad_bias, Tensor scores, "
     "Tensor inverses, Tensor unit"
 )
 # total: weight times the sum over all texts; NaN, like its gradients, if a text's positive is -1.
 # scale, bias: tensors, or else None and the number beside it; a tensor of it would cost a launch.
-# gradients: of_image and of_text are unfinished gradients of rows; the backward pass finishes them
-#   in one pass with the gradient of the total, and unit is their factor. Otherwise [0, D] and [0].
+# gradients: grad_image and grad_text are unfinished gradients of rows, with the factor unit; the
+#   backward pass finishes them in one pass with the gradient of the total. Otherwise [0, D], [0].
 # keep_scores: scores [N, M] and the inverse norms of all rows [N + M, 1], for a backend that forms
 #   gradients from them. Otherwise [0, 0] and [0, 1].
 define(
@@ -136,10 +136,10 @@ class SigmoidFunction(torch.autograd.Function):
         if saved:
             sides = UnitSides.rows(namespace, saved)
         backward = torch_op(namespace, "sigmoid_backward")
-        *of_sides, of_scale, of_bias = backward(grad, scores, *sides, *others, cosine)
+        *grad_sides, grad_scale, grad_bias = backward(grad, scores, *sides, *others, cosine)
         if saved:
-            of_sides = UnitSides.backward(namespace, of_sides, sides, saved)
-        return None, *of_sides, of_scale, of_bias, None, None, None, None, None
+            grad_sides = UnitSides.backward(namespace, grad_sides, sides, saved)
+        return None, *grad_sides, grad_scale, grad_bias, None, None, None, None, None
 
 
 class SigmoidTotalFunction(torch.autograd.Function):
@@ -178,13 +178,14 @@ class SigmoidTotalFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         namespace, fixed_scale, fixed_bias, *options = ctx.options
         *given, scale, bias, positive, image_ids, text_ids = ctx.saved_tensors
-        *of_rows, of_scale, of_bias = torch_op(namespace, "sigmoid_total_backward")(
+        *grad_rows, grad_scale, grad_bias = torch_op(namespace, "sigmoid_total_backward")(
             grad,
             *(*given, scale, fixed_scale, bias, fixed_bias),
             *(positive, image_ids, text_ids, *options),
         )
-        of_numbers = (None if scale is None else of_scale, None, None if bias is None else of_bias)
-        return None, *of_rows, *of_numbers, *(None,) * 6
+        grad_scale = None if scale is None else grad_scale
+        grad_bias = None if bias is None else grad_bias
+        return None, *grad_rows, grad_scale, None, grad_bias, *(None,) * 6
 
 
 @outside_autocast

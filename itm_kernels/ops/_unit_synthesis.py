@@ -92,8 +92,8 @@ class UnitSynthesisFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         namespace, options = ctx.options
         backward = torch_op(namespace, "unit_synthesis_backward")
-        of_anchors = backward(grads[0], *ctx.saved_tensors, *options)
-        return None, of_anchors, *[None] * (4 + len(options))
+        grad_anchors = backward(grads[0], *ctx.saved_tensors, *options)
+        return None, grad_anchors, *[None] * (4 + len(options))
 
 
 def normalises_rows(anchors: Tensor, members: Tensor, backend: str) -> bool:

@@ -21,7 +21,7 @@ def log_sum_exp(
     logits of positives, and the last two are the maxima, which are constants.
     """
     logits = scale * (wide(x) @ wide(y).T)
-    of_positive = logits[0, :0] if positive is None else positive_scores(logits, positive)
+    positive_logits = logits[0, :0] if positive is None else positive_scores(logits, positive)
     if x_ids is not None:
         logits = logits.masked_fill(same_id(logits, x_ids, y_ids), -torch.inf)
     row_highest, column_highest = (logits.detach().amax(dim) for dim in (1, 0))
@@ -30,4 +30,4 @@ def log_sum_exp(
     )
     row = (logits - row_highest[:, None]).logsumexp(1)
     column = (logits - column_highest).logsumexp(0)
-    return row, column, of_positive, row_highest, column_highest
+    return row, column, positive_logits, row_highest, column_highest
