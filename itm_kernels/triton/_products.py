@@ -58,10 +58,10 @@ def weights_empty(
     Args:
         R: rows of weights.
         M: columns.
-        x: rows prepared by `_scaled_operands`.
+        x: the rows before `_scaled_operands` prepares them.
         parts: number of parts; None: by the kind and the size of x.
         fine: as for the operands; bf16 rows then have fp16 weights.
-        kind: of the products; "" takes that of x.
+        kind: of the products; "" is that of x.
     """
     kind = kind or kind_of(x)
     fine = fine and x.dtype == torch.bfloat16

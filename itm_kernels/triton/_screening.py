@@ -4,7 +4,7 @@ With x = h + l, where h are the fp16 rows (`_scaled_operands`), a score differs 
 most
     |l| (|h'| + |l'|) + |h| |l'|     for the rounding of rows,
     + 1.5 D 2^-22 |h| |h'|           for sums in fp32, of the tensor cores and of the rescoring.
-A tile stores an anchor's best candidate and the key of its second best. Where a tile's best could
+A tile stores an anchor's best candidate and the key of its second best. If a tile's best could
 still be the maximum, its score is computed again in fp32 (`_rescoring`). If the maximum could be a
 second best, or if scores are not finite, the anchor is undecided. Undecided anchors are listed, and
 their scores are products of two parts, as accurate as fp32: programs beyond the end of the list

@@ -21,7 +21,7 @@ _PIECE = tl.constexpr(32)
 def common_base(row, row_highest, column, column_highest):
     """Return a base for all exponents of a tile, and whether it is safe for all of them.
 
-    Rows and columns scaled_grad one exponential per logit unless their log-sum-exps are far apart.
+    Rows and columns share one exponential per logit unless their log-sum-exps are far apart.
     """
     base = tl.max(finite_or(row_highest + row, float("-inf")), 0)
     base = tl.where(base == float("-inf"), 0.0, base)

@@ -188,68 +188,26 @@ def _log_sum_exp_kernel(
     factors = gl.allocate_shared_memory(gl.float32, [2, COLUMNS], line)
     owners = gl.allocate_shared_memory(gl.int32, [2, COLUMNS], line)
     scratch = (highest, sums, ids, factors, owners)
-    given = (scale, x_factor, y_factor, x_ids, y_ids, positive)
-    left = (row, column, of_positive)
+    inputs = (scale, x_factor, y_factor, x_ids, y_ids, positive)
+    outputs = (row, column, of_positive)
     gl.warp_specialize(
         [
-            (
-                _upper,
-                (
-                    x,
-                    y,
-                    ring,
-                    scratch,
-                    given,
-                    left,
-                    N,
-                    M,
-                    chunks,
-                    PARTS,
-                    FACTORS,
-                    HAS_IDS,
-                    OF_POSITIVE,
-                ),
-            ),
-            (
-                _lower,
-                (
-                    x,
-                    y,
-                    ring,
-                    scratch,
-                    given,
-                    left,
-                    N,
-                    M,
-                    chunks,
-                    PARTS,
-                    FACTORS,
-                    HAS_IDS,
-                    OF_POSITIVE,
-                ),
-            ),
-            (
-                _producer,
-                (
-                    x,
-                    y,
-                    ring,
-                    scratch,
-                    given,
-                    left,
-                    N,
-                    M,
-                    chunks,
-                    PARTS,
-                    FACTORS,
-                    HAS_IDS,
-                    OF_POSITIVE,
-                ),
-            ),
+            (_upper, (
+                x, y, ring, scratch, inputs, outputs, N, M, chunks, PARTS,
+                FACTORS, HAS_IDS, OF_POSITIVE,
+            )),
+            (_lower, (
+                x, y, ring, scratch, inputs, outputs, N, M, chunks, PARTS,
+                FACTORS, HAS_IDS, OF_POSITIVE,
+            )),
+            (_producer, (
+                x, y, ring, scratch, inputs, outputs, N, M, chunks, PARTS,
+                FACTORS, HAS_IDS, OF_POSITIVE,
+            )),
         ],
         [WARPS, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )
+    )  # fmt: skip
 
 
 def tile_log_sums(
