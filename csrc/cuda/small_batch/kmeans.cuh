@@ -18,14 +18,13 @@ template <typename T>
 struct KMeans {
   using C = Wide<T>;
   Rows<T> x;
-  int64_t D, K, iterations;  // D padded
-  const C* product;          // [M, M] of all rows
-  const bool* member;        // [B, M] or null
-  C* centroids;              // [B, K, D]: the start, and the result
-  int64_t* assignment;       // [B, M]
-  C *score, *half_square;    // workspace: x.c [B, K, M], |c|^2 / 2 [B, K]
-  ClusterMembers lists,
-      previous;  // workspace of B problems: lists of this and the previous iteration
+  int64_t D, K, iterations;        // D padded
+  const C* product;                // [M, M] of all rows
+  const bool* member;              // [B, M] or null
+  C* centroids;                    // [B, K, D]: the start, and the result
+  int64_t* assignment;             // [B, M]
+  C *score, *half_square;          // workspace: x.c [B, K, M], |c|^2 / 2 [B, K]
+  ClusterMembers lists, previous;  // workspace of B problems, for two iterations
 
   __device__ KMeans of_problem(int64_t b) const {
     KMeans own = *this;

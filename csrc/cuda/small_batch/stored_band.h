@@ -12,10 +12,9 @@ struct StoredBand {
   bool unit, repel;         // repel sums high - key
   bool propagate_infinite;  // add 0 * a row's own score: infinite rows are outside every band
   double low, high;
-  const int64_t* ids;  // [N] or null
-  void *row, *low_of_row, *high_of_row,
-      *norm;       // [N]: sums; low, high and 1, repeated for every row
-  uint32_t* mask;  // [N, words], or null
+  const int64_t* ids;                           // [N] or null
+  void *row, *low_of_row, *high_of_row, *norm;  // [N]: sums; low, high and 1 for every row
+  uint32_t* mask;                               // [N, words], or null
   int64_t words;
 };
 void stored_band(Type type, const StoredBand& band, void* stream);
