@@ -1,4 +1,4 @@
-"""Settings of the whole suite, and what the tests that hold for every loss run over."""
+"""Settings of the whole suite, and the fixtures of the tests that hold for every loss."""
 
 import gc
 import os
@@ -19,13 +19,13 @@ from itm_kernels import backends
 from kernels import MARKS, running
 from loss_cases import CASES, Case
 
-# Inductor's cache does not tell instruction sets apart: what it compiled for AVX-512 gives wrong
-# numbers to a process that is told to use AVX2.
+# Inductor's cache does not distinguish instruction sets: code that it compiled for AVX-512 gives
+# wrong results in a process that is limited to AVX2.
 if "ATEN_CPU_CAPABILITY" in os.environ:
     _own = Path(tempfile.gettempdir()) / f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own))
 
-# Tests are small: threads would only wait for one another, most of all on a busy machine.
+# Tests are small: more threads would only wait for one another, above all on a busy machine.
 torch.set_num_threads(1)
 
 
@@ -40,18 +40,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hold a run to what it is there for: `tests/support/complete.py`."""
+    """Fail a run that skips tests or runs no kernel: `tests/support/complete.py`."""
     if config.getoption("--complete"):
         config.pluginmanager.register(Complete())
 
 
 def pytest_report_header() -> str:
-    """Say which instruction sets this CPU leaves out."""
+    """Report which instruction sets this CPU lacks."""
     return left_out()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep the collector from torch and the tests: it took 16% of what compiles losses, then 8%."""
+    """Exempt torch and the tests from garbage collection: 16% of the time of compiling, then 8%."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -75,7 +75,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreter() -> Iterator[None]:
-    """Keep Triton's interpreter from repeating its own work."""
+    """Make Triton's interpreter cache its own work."""
     if not INTERPRETED:
         yield
         return
@@ -89,7 +89,7 @@ def interpreter() -> Iterator[None]:
 def on_device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Make tensors on the device that the command line names."""
     name = request.config.getoption("device")
-    if name == "cpu":  # torch's own default is faster than the same one asked for
+    if name == "cpu":  # torch's default is faster than the same device set explicitly
         yield name
         return
     torch.set_default_device(name)
@@ -104,7 +104,7 @@ if INTERPRETED:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
-    """Run on the formula, on operators in eager PyTorch, and on what this build has kernels for.
+    """Run on the reference, on operators in eager PyTorch, and on the kernels of this build.
 
     "triton" prefers interpreted kernels where there are any: a loss runs several operators.
     """
@@ -136,5 +136,5 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def backend_name(kernels: Any) -> str:
-    """Return what a public function is given to run on `kernels`."""
+    """Return the `backend` argument that makes a public function run on `kernels`."""
     return "triton" if kernels.name == "itm_triton" else "native"

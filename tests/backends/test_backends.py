@@ -1,4 +1,4 @@
-"""The one place that chooses: what "auto" picks, what is refused and why, what `info` says."""
+"""Choice of a backend: the picks of "auto", refusals with their reasons, the output of `info`."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_auto_takes_compiled_kernels_for_one_pair() -> None:
 
 @contextmanager
 def cuda(triton: bool = True) -> Iterator[None]:
-    """Let all CUDA kernels seem to be there."""
+    """Pretend that all CUDA kernels are available."""
     operators = frozenset(backends.OPERATORS)
     with (
         patch.multiple(backends, NOT_BUILT="", HAS_TRITON=triton, TRITON_FILES=operators),
@@ -74,7 +74,7 @@ def test_auto_takes_native_l1_on_cuda() -> None:
 
 
 def test_beyond_its_range_a_kernel_is_refused_with_the_sizes() -> None:
-    # A fake device: the tensor is only asked where it lies.
+    # A fake device: only the tensor's device is read.
     like = Mock(device=torch.device("cuda"))
     with (
         cuda(triton=False),
@@ -174,7 +174,7 @@ def test_info_prints_a_reason_once() -> None:
         assert __main__.info().count("triton is not installed") == 1
 
 
-def test_info_says_how_to_get_what_is_missing() -> None:
+def test_info_gives_the_remedy_for_missing_kernels() -> None:
     command = "ITM_KERNELS_BUILD=1 pip install --no-build-isolation ."
     with patch.multiple(backends, NOT_BUILT="the extension is not built"):
         assert command in __main__.info()
@@ -198,7 +198,7 @@ def test_info_shows_the_processor() -> None:
         assert screening == "off"
 
 
-def test_info_for_programs_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_for_programs_has_the_same_content(capsys: pytest.CaptureFixture[str]) -> None:
     with patch.object(sys, "argv", ["itm_kernels", "info", "--json"]):
         __main__.main()
     found = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""What a GPU must be for "auto" to take kernels, with faked devices."""
+"""The GPUs on which "auto" chooses kernels, with faked devices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from tools.compile_report.triton_launches import LAUNCHES
 
 @contextmanager
 def gpus(*capabilities: tuple[int, int], amd: str | None = None) -> Iterator[None]:
-    """Let GPUs of some capabilities, or AMD's, seem to be there with kernels for everything."""
+    """Pretend that there are GPUs of some capabilities, or AMD's, with kernels for everything."""
     asked = list[int]()
 
     def capability(device: int) -> tuple[int, int]:
@@ -26,7 +26,7 @@ def gpus(*capabilities: tuple[int, int], amd: str | None = None) -> Iterator[Non
     for cache in caches:
         cache.cache_clear()
     with (
-        patch.object(_devices, "_there", lambda: True),  # torch's own would mislead torch
+        patch.object(_devices, "_there", lambda: True),  # patching torch's own would mislead torch
         patch.multiple(
             torch.cuda,
             current_device=lambda: 0,
@@ -40,7 +40,7 @@ def gpus(*capabilities: tuple[int, int], amd: str | None = None) -> Iterator[Non
         yield
     for cache in caches:
         cache.cache_clear()
-    assert len(asked) == len(set(asked))  # each is asked once
+    assert len(asked) == len(set(asked))  # each is queried once
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (12, 0)])
@@ -50,7 +50,7 @@ def test_auto_takes_triton_from_capability_8_on(capability: tuple[int, int]) -> 
         assert backends.choose("max_of_hinges", "cuda", index=0) == "triton"
 
 
-def test_an_older_gpu_runs_the_reference_and_info_says_why() -> None:
+def test_an_older_gpu_runs_the_reference_and_info_gives_the_reason() -> None:
     reason = "needs compute capability 8.0, this device has 7.5"
     with gpus((7, 5)):
         assert backends.choose("max_of_hinges", "cuda") == "reference"
@@ -83,7 +83,7 @@ def test_amd_runs_what_the_compile_check_compiles_for_it() -> None:
         assert "compiled for AMD's gfx942 only, this device is gfx1100" in __main__.info()
 
 
-def test_without_a_gpu_nothing_is_asked_and_nothing_refused() -> None:
+def test_without_a_gpu_nothing_is_queried_or_refused() -> None:
     with (
         patch.object(_devices, "_there", lambda: False),
         patch.object(torch.cuda, "get_device_capability", Mock(side_effect=AssertionError)),
@@ -121,7 +121,7 @@ def test_cuda_kernels_run_where_an_image_fits(
     assert reason == (None if runs else told)
 
 
-def test_an_unknown_gpu_falls_to_triton_and_info_says_why() -> None:
+def test_an_unknown_gpu_runs_triton_and_info_gives_the_reason() -> None:
     """Up to 256 rows "auto" would take the CUDA kernel."""
     with (
         gpus((8, 9), (12, 0)),
@@ -155,7 +155,7 @@ def test_ids_on_the_cpu_are_refused_while_a_graph_is_captured() -> None:
     _checks.identifiers("text_ids", ids, 3, x)
 
 
-def test_capture_is_asked_of_torch() -> None:
+def test_torch_reports_whether_a_graph_is_captured() -> None:
     assert not _devices.is_capturing()
     with (
         patch.object(_devices, "_there", lambda: True),

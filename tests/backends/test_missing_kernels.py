@@ -1,4 +1,4 @@
-"""Kernels that could be there and are not: told once, with the remedy, and results stay."""
+"""Missing kernels cause one warning with the remedy, and unchanged results."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ NOT_BUILT = "the extension is not built"
 
 @pytest.fixture
 def unbuilt() -> Iterator[None]:
-    """Let the kernels seem to be missing, and nothing of it told."""
+    """Pretend that the kernels are missing and that no warning was given."""
     missing = {"NOT_BUILT": NOT_BUILT, "HAS_TRITON": False, "_warned": set[str]()}
     with patch.multiple(backends, **missing), patch.dict(backends.NATIVE_KERNELS, cpu=frozenset()):
         yield
@@ -32,7 +32,7 @@ def rows(count: int) -> torch.Tensor:
     return torch.zeros(count, 2)
 
 
-def test_a_large_batch_is_told_once(unbuilt: None) -> None:
+def test_a_large_batch_warns_once(unbuilt: None) -> None:
     expected = (
         r"^itm_kernels: max_of_hinges of 1,024 rows on cpu runs in plain PyTorch: "
         rf"the extension is not built\. For the fused kernels, run `{BUILD}` "
@@ -47,7 +47,7 @@ def test_a_large_batch_is_told_once(unbuilt: None) -> None:
         ops.similarity(rows(LARGE), rows(1))
 
 
-def test_operators_that_name_no_sides_are_told_by_their_rows(unbuilt: None) -> None:
+def test_operators_without_sides_warn_by_their_rows(unbuilt: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ops.similarity(rows(LARGE - 1), rows(1))
@@ -58,7 +58,7 @@ def test_operators_that_name_no_sides_are_told_by_their_rows(unbuilt: None) -> N
 @pytest.mark.parametrize(
     ("count", "backend"), [(LARGE - 1, "auto"), (LARGE, "reference")], ids=["small", "asked for"]
 )
-def test_nothing_is_told_of_what_is_small_or_asked_for(
+def test_small_batches_and_explicit_requests_do_not_warn(
     unbuilt: None, count: int, backend: str
 ) -> None:
     with warnings.catch_warnings():
@@ -98,13 +98,13 @@ def test_graphs_are_traced_without_it(unbuilt: None) -> None:
 
 
 def on_cuda(sides: tuple[int, int], **patches: object) -> str | None:
-    """Choose for a tensor that is only asked where it lies."""
+    """Choose for a tensor of which only the device is read."""
     like = Mock(device=torch.device("cuda"))
     with patch.multiple(backends, DEVICES=backends.DEVICES, **patches):
         return backends.resolve("ranks", like, "auto", sides)
 
 
-def test_cuda_tensors_without_triton_are_told_once(unbuilt: None) -> None:
+def test_cuda_tensors_without_triton_warn_once(unbuilt: None) -> None:
     expected = (
         r"^itm_kernels: ranks of 2,000 rows on cuda runs in plain PyTorch: "
         r"triton is not installed\. For the fused kernels, run `pip install triton`, "

@@ -1,4 +1,4 @@
-"""The drop-in classes against the semantics of the projects they stand in for."""
+"""The drop-in classes against the semantics of the projects they replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attributes of the drop-in classes: set after construction, they act as if constructed so."""
+"""Attributes of the drop-in classes take effect when set after construction."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What code around a loss does to it: copies, pickles, moves, compiles, calls by keyword."""
+"""Drop-in losses are copied, pickled, moved, compiled and called by keyword."""
 
 import copy
 import pickle

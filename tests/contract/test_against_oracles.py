@@ -232,7 +232,7 @@ def test_sampled_negatives_are_negatives(kind, strategy) -> None:
 def test_retrieval_with_five_captions(size) -> None:
     b = batch("captions", size, 6)
     image, text = oracles.normalized(b.image), oracles.normalized(b.text)
-    # Captions lean towards their image, so that the recalls are neither 0 nor 100.
+    # Captions are near their image, so that the recalls are neither 0 nor 100.
     text = oracles.normalized(text + 0.7 * image[positives_of(b)])
     ks = (1, 5, 10) if size == 33 else (1,)
     expected = oracles.recall_report(oracles.score_matrix(image, text), **b.oracle_ids, ks=ks)
@@ -245,7 +245,7 @@ def test_retrieval_with_five_captions(size) -> None:
 
 
 def test_functions_equal_their_modules() -> None:
-    """Every option reaches the formula from either side; the modules are held to the oracles."""
+    """Functions and modules pass every option on; modules are compared with the oracles above."""
     b = batch("captions", 5, 3)
     image, text = b.tensors
     pairs = {

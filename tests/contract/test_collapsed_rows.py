@@ -1,4 +1,4 @@
-"""Softmax losses of rows that have collapsed: error against fp64 <= 2 x that of the originals.
+"""Softmax losses of collapsed rows: error against fp64 <= 2 x that of the originals.
 
 Equal rows have equal logits, in the thousands or not: the original subtracts them exactly and
 returns log N. A positive's logit computed apart from the others, or a log-sum-exp as one number,
@@ -76,11 +76,11 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
 def rows(spread: float) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     apart = torch.randn(2, N, D, generator=generator)
-    apart[1, 0] = apart[0, 0]  # one pair is equal even where rows are not
+    apart[1, 0] = apart[0, 0]  # one pair has equal logits even if rows differ
     return list(torch.randn(D, generator=generator) + spread * apart)
 
 
-# A mean over pairs is as exact as luck has it, unless all are equal.
+# The error of a mean over pairs depends on chance, unless all pairs are equal.
 CASES = [(name, 0.0) for name in LOSSES]
 CASES += [(name, spread) for name in ("info_nce", "logits of 3,000") for spread in (1e-4, 1e-2)]
 

@@ -1,4 +1,4 @@
-"""A training step of a small batch in a CUDA graph: captured once, replayed on other numbers."""
+"""A training step of a small batch in a CUDA graph: captured once, replayed on other data."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from loss_cases import batch, gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-N, D = 128, 256  # the papers' batch, where launches are all that a step costs
+N, D = 128, 256  # the papers' batch, where a step costs its launches only
 # Without clusters and noise: draws differ from replay to replay.
 LOSSES = {
     "max_of_hinges": lambda: losses.MaxOfHingesLoss(),

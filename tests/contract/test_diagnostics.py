@@ -1,4 +1,4 @@
-"""An empty band is told once, and what a loss sees in a batch can be logged."""
+"""An empty band warns once, and a loss's figures of a batch can be logged."""
 
 import math
 import warnings
@@ -35,7 +35,7 @@ def told(run: Any) -> list[str]:
     return [str(w.message) for w in found if w.category is intra_modal.EmptyBandWarning]
 
 
-def test_an_empty_band_is_told_once_per_modality() -> None:
+def test_an_empty_band_warns_once_per_modality() -> None:
     image, text = unrelated()
     criterion = losses.IMCLoss()
     messages = told(lambda: [criterion(image, text) for _ in range(3)])
@@ -49,7 +49,7 @@ def test_an_empty_band_is_told_once_per_modality() -> None:
     assert message.startswith("intra_modal_constraint: the band of the constraint selects no pair")
 
 
-def test_a_band_with_a_pair_is_not_told() -> None:
+def test_a_band_with_a_pair_does_not_warn() -> None:
     image, text = unrelated()
     alike = torch.cat([image.detach(), normalize(image.detach() + 0.5 * text)])  # cosines near .9
     assert told(lambda: functional.intra_modal_constraint(alike)) == []
@@ -60,7 +60,7 @@ def test_a_band_with_a_pair_is_not_told() -> None:
     assert told(lambda: functional.intra_modal_constraint(nan)) == []
 
 
-def test_nothing_is_read_where_reading_would_break_or_wait() -> None:
+def test_no_value_is_read_in_graphs_and_on_other_devices() -> None:
     image, text = unrelated(8, 64)
     criterion = losses.IMCLoss(backend="reference")
     assert told(lambda: criterion(image.to("meta"), text.to("meta"))) == []
@@ -72,8 +72,8 @@ def test_nothing_is_read_where_reading_would_break_or_wait() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(name for name in BY_NAME if name.startswith("constraint")))
-def test_share_in_band_counts_what_the_constraint_sums(name: str) -> None:
-    """Of 7 x 6 ordered pairs; the constraint is 0 exactly where there are none."""
+def test_share_in_band_counts_the_pairs_of_the_constraint(name: str) -> None:
+    """There are 7 x 6 ordered pairs; the constraint is 0 exactly if none is inside."""
     image, text = (t.detach() for t in batch(7, 5))
     criterion = BY_NAME[name].build("reference")
     found = diagnostics(criterion, image, text)
@@ -105,14 +105,14 @@ def test_scores_and_violations_by_hand() -> None:
     ] == pytest.approx(2 / 3)
 
 
-def test_rows_that_are_not_a_number_violate_no_share() -> None:
+def test_nan_rows_count_as_no_violation() -> None:
     image, text = torch.eye(3), torch.eye(3)
     text[1, 1] = torch.nan
     found = diagnostics(losses.MaxOfHingesLoss(), image, text)
     assert math.isnan(found["violated_by_text"]) and math.isnan(found["violated_by_image"])
 
 
-def test_learnt_numbers_are_those_in_use() -> None:
+def test_learnt_scales_are_the_current_ones() -> None:
     image, text = unrelated()
     criterion = losses.SigmoidLoss(logit_scale=30.0, learnable=True)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_learnt_numbers_are_those_in_use() -> None:
     assert found["temperature"] == pytest.approx(0.01)
     assert found["logit_bias"] == -9
     assert all(type(value) is float for value in found.values())
-    assert -1 <= found["positive"] <= 1  # cosines, whatever the length of the rows
+    assert -1 <= found["positive"] <= 1  # cosines, whatever the norms of the rows
     doubled = diagnostics(criterion, 2 * image, text)
     assert doubled["positive"] == pytest.approx(found["positive"])
 

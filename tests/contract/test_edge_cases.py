@@ -1,4 +1,4 @@
-"""Batches with nothing to violate and batches with nothing to compare."""
+"""Batches without violations and batches without negatives."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_semihard_leaves_out_a_negative_as_good_as_the_positive() -> None:
 
 
 def test_a_small_contrastive_loss_keeps_its_digits(backend: str) -> None:
-    """At the end of training logits are near 100: their log-sum has 1e-5, the loss 1e-9."""
+    """At the end of training logits are near 100: their log-sum errs by 1e-5, the loss is 1e-9."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(65, 24, generator=generator)
     rows = [shared + 0.3 * torch.randn(65, 24, generator=generator) for _ in range(2)]
@@ -151,7 +151,7 @@ HUGE = torch.tensor([[1e30], [1.0], [1.0]]), torch.tensor([[1.0], [-1e30], [-1e3
 
 
 @beyond_finite
-def test_a_score_that_overflows_is_a_negative_as_any_other(backend: str) -> None:
+def test_a_score_that_overflows_is_an_ordinary_negative(backend: str) -> None:
     """All negatives of row 0 score -inf: the first is the hardest, and never the positive."""
     image, text = HUGE
     found = ops.hardest_negatives(image, text, backend=backend)
@@ -202,7 +202,7 @@ def test_a_zero_row_has_no_cosine_and_no_gradient(backend: str, dtype: torch.dty
         assert rows is y or rows.grad[zero].count_nonzero() == 0
 
 
-# Ragged and whole against every block of columns and rows that a product is cut into.
+# Multiples of the blocks that a product is cut into, and sizes between them.
 @pytest.mark.parametrize("N", [5, 33, 100])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_equal_scores_go_to_the_lowest_index(backend: str, dtype: torch.dtype, N: int) -> None:

@@ -13,7 +13,7 @@ from itm_kernels import backends
 from loss_cases import BY_NAME, CASES, Case, batch, gradients, is_the_derivative
 
 DRAWING = ("info_cmr", "info_cmr-attached")  # draw noise, and other noise in another precision
-# What is compared with an fp64 result of the same draws.
+# Results that are compared with fp64 results of the same draws.
 PRECISIONS = [
     pytest.param(case, dtype, id=f"{case.name}-{str(dtype)[6:]}")
     for case in CASES
@@ -56,7 +56,7 @@ def test_gradient_is_the_derivative(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", ["sum_of_hinges", "max_of_hinges", "info_nce", "sigmoid"])
 def test_every_text_has_a_value_with_a_gradient_of_its_own(name: str, backend: str) -> None:
-    """Not reduced: what a caller weighs each pair with reaches its gradient alone."""
+    """Without reduction, a caller's weight of a pair affects the gradient of that pair only."""
     found = []
     for of, dtype in ((backend, torch.float32), ("reference", torch.float64)):
         image, text = (t.detach().to(dtype).requires_grad_() for t in batch(37, 24))
@@ -75,7 +75,7 @@ def test_half_precision_is_computed_in_fp32(case: Case, backend: str, dtype: tor
     loss = case.loss(image, text, backend)
     assert loss.dtype == torch.float32
     wide = [t.detach().float() for t in (image, text)]
-    # Not a matter of rounding: the same fp32 operations on the same values.
+    # No rounding is involved: the same fp32 operations on the same values.
     expected = case.loss(*wide, backend)
     if case.name not in ("multi_view", "fusion", "ito"):  # these add views before the loss
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
@@ -164,8 +164,8 @@ COSINES = ("info_cmr", "info_nce", "sigmoid", "multi_view", "fusion", "ito")
 COSINES += ("constraint-paper-cosine", "constraint-repel-cosine")
 
 
-def test_a_zero_row_has_no_direction(case: Case, backend: str) -> None:
-    """Its gradient, 1e12 times what arrives, would be infinite in fp16, and no step be taken."""
+def test_a_zero_row_has_no_gradient(case: Case, backend: str) -> None:
+    """Its gradient, 1e12 times the upstream one, is infinite in fp16: no step is taken."""
     rows = [t.detach() for t in batch(6, 8, torch.float16)]
     for side in rows:
         side[2] = 0

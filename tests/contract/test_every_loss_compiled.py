@@ -7,7 +7,7 @@ from torch import Tensor
 from itm_kernels import synthesis
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
-pytestmark = pytest.mark.any_set  # a graph is the same, whatever loops run
+pytestmark = pytest.mark.any_set  # a graph does not depend on the CPU's loops
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES))
 @pytest.mark.usefixtures("two_steps")
 def test_one_compiled_graph_serves_many_batch_sizes(name: str) -> None:
-    """The last batch of an epoch is smaller: no size may be burnt into the graph."""
+    """The last batch of an epoch is smaller: no size may be a constant of the graph."""
     case = BY_NAME[name]
     module = case.build("reference")
     torch._dynamo.reset()

@@ -21,7 +21,7 @@ from oracles.batches import Batch, batch, numeric_gradient
 KINDS = ["diagonal", "captions", "repeated", "permuted"]
 METRICS = ["cosine", "l1", "l2", "sqeuclidean"]
 
-# Central differences are this far off.
+# The error of central differences.
 close = functools.partial(comparing.close, rtol=1e-5, atol=1e-7)
 
 PAIR_LOSSES = {

@@ -1,4 +1,4 @@
-"""The worked examples of the mathematics page, to the printed digits."""
+"""Worked examples, computed by hand, to the printed digits."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_e_info_cmr() -> None:
 
 
 def test_e_with_one_synthetic_vector_each() -> None:
-    """The package makes its synthetic vectors itself: the oracle it is held to takes them."""
+    """The package computes its synthetic vectors itself; the oracle is given them."""
     found = oracles.info_cmr(
         np.array([[1.0, 0.0], [0.0, 1.0]]),
         np.array([[1.0, 0.0], [0.6, 0.8]]),
@@ -200,7 +200,7 @@ def test_f_synthesis(weights, vector) -> None:
 
 
 def test_f_kernel_weights() -> None:
-    """The first member alone has an x coordinate, .8: attention shows both kernel weights."""
+    """Only the first member has an x coordinate, .8: attention shows both kernel weights."""
     vector = synthesize("attention", 0.5, [[0.8, 0.6], [0.0, 1.0]], 0.0).vectors[0, 0]
     first = vector[0] / 0.8
     close(torch.stack([first, vector[1] - 0.6 * first]), [0.9608343, 0.0391657])
@@ -221,7 +221,7 @@ def test_f_cosine() -> None:
 
 
 def test_f_duplicated_member_keeps_the_direction() -> None:
-    """The copies share the weight of one member; attention would lean towards them."""
+    """The copies share the weight of one member; attention would favour them."""
     once = [[0.8, 0.6], [0.0, 1.0]]
     twice = [[0.8, 0.6], *once]
     direction = [0.8773580, 0.4798364]
@@ -257,7 +257,7 @@ def test_g_module() -> None:
 
 
 def test_h_sampler() -> None:
-    """The share of each index over many draws; ids leave one candidate in rows 0 and 1."""
+    """The frequency of each index over many draws; ids leave one candidate in rows 0 and 1."""
     scores, identity = tensor([[2.0, 1, 0], [0, 3, 1], [1, 1, 1]]), torch.eye(3).double()
     sampler = mining.HardNegativeSampler(temperature=1.0)
     generator = torch.Generator().manual_seed(0)
@@ -267,7 +267,7 @@ def test_h_sampler() -> None:
         drawn = sampler(scores, identity, generator=generator).text_index
         counts[torch.arange(3), drawn] += 1
     expected = [[0, 0.7310586, 0.2689414], [0.2689414, 0, 0.7310586], [0.5, 0.5, 0]]
-    # Three standard deviations of a share of one half are 0.024.
+    # Three standard deviations of a frequency of one half are 0.024.
     close(counts / draws, expected, atol=0.024)
     assert counts.diagonal().sum() == 0
     for _ in range(20):

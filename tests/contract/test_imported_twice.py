@@ -1,4 +1,4 @@
-"""A package that is imported again finds its operators in torch's registry."""
+"""A package that is imported twice reuses its operators in torch's registry."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from itm_kernels.ops import _define
 
 ROOT = Path(__file__).parents[2]
 
-# A notebook forgets the package, imports it again and goes on; an editor reloads its
-# modules one by one. torch.compile comes after the purge only: Dynamo keeps the modules of any
+# A notebook discards the package and imports it again; an editor reloads its modules one
+# by one. torch.compile comes after the purge only: Dynamo keeps the modules of any
 # package that it has traced for the life of the process.
 AGAIN = """
 import importlib, sys

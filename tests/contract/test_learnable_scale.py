@@ -1,4 +1,4 @@
-"""A logit scale that is learnt: bounded, shown, handed to an optimiser, or given as temperature."""
+"""Learnt logit scales: bounds, display, optimisers, temperatures."""
 
 import math
 from collections.abc import Callable
@@ -79,18 +79,18 @@ def test_a_scale_is_learnt_and_shown(kind: Any, apply: Any) -> None:
 
 
 @every_module
-def test_a_learnt_scale_is_put_back_to_its_bound(kind: Any, apply: Any) -> None:
+def test_a_learnt_scale_is_reset_to_its_bound(kind: Any, apply: Any) -> None:
     at_bound = apply(build(kind, logit_scale=100.0, learnable=False))
     criterion = build(kind, logit_scale=100.0, learnable=True)
     log = criterion.logit_scale.log
     torch.testing.assert_close(apply(criterion), at_bound)
     (grad,) = gradients(apply(criterion), log)
-    assert grad != 0  # the bound itself does not hold a scale fast
+    assert grad != 0  # a scale at the bound can still decrease
     with torch.no_grad():
         log.add_(1)  # a step too far
     assert "LogitScale(100, learnable=True" in repr(criterion)
     torch.testing.assert_close(apply(criterion.eval()), at_bound)
-    assert log.item() > math.log(100) + 0.9  # only training puts it back
+    assert log.item() > math.log(100) + 0.9  # only training resets it
     torch.testing.assert_close(apply(criterion.train()), at_bound)
     assert log.item() == pytest.approx(math.log(100))
     assert torch.equal(gradients(apply(criterion), log)[0], grad)
@@ -106,10 +106,10 @@ def test_a_learnt_scale_is_put_back_to_its_bound(kind: Any, apply: Any) -> None:
 
 
 def test_a_scale_that_passed_its_bound_comes_back() -> None:
-    """A bound without gradient beyond held a scale for good that momentum had carried over it."""
+    """Without a gradient beyond the bound, a scale that momentum carried over it stayed there."""
     generator = torch.Generator().manual_seed(0)
     image, other = torch.randn(2, 64, 32, generator=generator)
-    image[1::2] = image[::2] + 0.2 * image[1::2]  # negatives near enough to pull the scale up
+    image[1::2] = image[::2] + 0.2 * image[1::2]  # negatives near enough to increase the scale
     criterion = losses.InfoNCELoss(95.0, learnable=True)
     optimizer = torch.optim.AdamW(criterion.parameters(), lr=0.02, weight_decay=0)
 

@@ -1,4 +1,4 @@
-"""Sums over a batch keep their digits however long they are: error against fp64 <= 2 x eager's.
+"""Sums over a batch are exact at any length: error against fp64 <= 2 x eager's.
 
 Rows that have nearly collapsed give sums of like terms, the worst case: every addition of a chain
 rounds the same way. One side is long and the other has two rows, so that the sums are long and the

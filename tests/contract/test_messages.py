@@ -1,4 +1,4 @@
-"""Bad input is refused at the public function, by a sentence that names values and remedy."""
+"""The public function refuses bad input with a message that names values and remedy."""
 
 from collections.abc import Callable
 from typing import Any

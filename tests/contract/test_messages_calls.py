@@ -1,4 +1,4 @@
-"""Bad input that only one function can be given is refused by a sentence of its own."""
+"""Messages for bad input that only one function can receive."""
 
 from collections.abc import Callable
 from typing import Any

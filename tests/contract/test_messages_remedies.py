@@ -1,4 +1,4 @@
-"""A message says what to do with what comes out of data loaders, tokenizers and other libraries."""
+"""Messages give the remedy for outputs of data loaders, tokenizers and other libraries."""
 
 import inspect
 from collections.abc import Callable

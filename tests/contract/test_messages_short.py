@@ -1,4 +1,4 @@
-"""Whatever a public function is given: one line of at most 250 characters, of the right type."""
+"""Any wrong argument of a public function: one line, at most 250 characters, the right type."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
 from itm_kernels.fusion import FusionHead
 
-# Evaluation warns of what looks wrong and is allowed.
+# Evaluation warns of suspicious but valid arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:evaluate")
 MOST = 250
 X, Y = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
@@ -26,7 +26,7 @@ IDS = torch.arange(4)
 
 
 class Verbose:
-    """An object of someone else's, which says much of itself."""
+    """A foreign object with a long repr."""
 
     def __repr__(self) -> str:
         return "Verbose(\n" + "x" * 10_000 + ")"
@@ -76,7 +76,7 @@ TENSORS: dict[str, Tensor] = {
 }
 WRONG = {**OBJECTS, **{f"{name}-tensor": tensor for name, tensor in TENSORS.items()}}
 
-# What a call that works is given, by the name of the parameter.
+# Valid arguments, by the name of the parameter.
 RIGHT: dict[str, Any] = {
     **dict.fromkeys(("image", "text", "embeddings", "mx", "x", "y", "queries", "gallery"), X),
     **dict.fromkeys(("anchors", "members", "im", "s", "image_features", "text_features"), X),
@@ -138,7 +138,7 @@ ANYTHING_GOES = (
 
 
 def fault(error: BaseException, call: str) -> str | None:
-    """Return what is wrong with an error, None if nothing is."""
+    """Return the fault of an error message, None if it has none."""
     message = str(error)
     if not isinstance(error, (TypeError, ValueError)):
         return f"{error!r}"[:200]
@@ -169,7 +169,7 @@ def partner(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_whatever_comes_one_short_line_says_so(call: str) -> None:
+def test_errors_are_one_short_line(call: str) -> None:
     refused, faults = 0, []
     for which, arguments in wrong_calls(CALLS[call]):
         try:
@@ -182,7 +182,7 @@ def test_whatever_comes_one_short_line_says_so(call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if "(" in name or name.islower()])
-def test_right_calls_are_right(call: str) -> None:
+def test_valid_calls_succeed(call: str) -> None:
     CALLS[call](**required(CALLS[call]))
 
 

@@ -68,11 +68,11 @@ def test_losses_promote_inside_autocast(two_sided: Case, dtypes: tuple[Any, Any]
 
 
 def drawn(results: Any) -> Tensor:
-    """Return indices as a function of the inputs that a gradient of 0 belongs to."""
+    """Return indices as a function of the inputs with a gradient of 0."""
     return torch.cat([t.flatten().double() for t in results])
 
 
-# What takes two tensors of embeddings without being a case of tests/support/loss_cases.py.
+# Functions of two tensors of embeddings that are no case of tests/support/loss_cases.py.
 PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multi_view": lambda x, y: F.multi_view_alignment_loss(x[None], y[None]),
     "views": lambda x, y: losses.MultiViewAlignmentLoss()(x[None], y[None]),

@@ -73,7 +73,7 @@ def test_every_option_is_an_attribute(name: str, option: str) -> None:
     assert hasattr(BUILD[name](), option)
 
 
-def test_a_wrong_word_never_mines_in_silence() -> None:
+def test_a_wrong_mining_word_is_an_error() -> None:
     criterion = losses.MaxOfHingesLoss()
     with pytest.raises(ValueError, match="mining must be one of 'hardest', 'semihard'"):
         criterion.mining = "semi-hard"
@@ -115,7 +115,7 @@ def test_a_mode_set_later_brings_its_own_reduction() -> None:
 
 
 def test_bounds_that_do_not_fit_together_are_an_error_of_the_call() -> None:
-    """They are set one after the other, in an order that nobody should have to know."""
+    """They are set one after the other, in any order."""
     image, text = batch()
     criterion = losses.IMCLoss(mode="repel")
     criterion.lower = 0.6
@@ -125,7 +125,7 @@ def test_bounds_that_do_not_fit_together_are_an_error_of_the_call() -> None:
     assert criterion(image, text).isfinite()
 
 
-def test_synthesis_and_sampler_take_what_they_are_set_to() -> None:
+def test_synthesis_and_sampler_use_options_set_later() -> None:
     image, text = (t.detach() for t in batch(6, 8))
     module = synthesis.HardNegativeSynthesis(2)
     module.num_clusters, module.sigma, module.weights = 3, 0.5, "attention"

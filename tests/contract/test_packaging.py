@@ -1,4 +1,4 @@
-"""What holds of the package as a whole: version, build, imports, size of files."""
+"""The package as a whole: version, build, imports, size and names of files."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # -- version ---------------------------------------------------------------------------------------
 
 
-def test_version_stands_once() -> None:
+def test_version_is_written_once() -> None:
     number = re.compile(rf"(?<![\d.]){re.escape(itm_kernels.__version__)}(?![\d.])")
     places = [ROOT / name for name in ("setup.py", "pyproject.toml", "Makefile")]
     places += [*MODULES, *(ROOT / "csrc").rglob("*.*")]

@@ -1,4 +1,4 @@
-"""What must hold for every batch: symmetries, invariances, and what becomes of NaN and Inf."""
+"""Properties of every batch: symmetries, invariances, propagation of NaN and Inf."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_scores_may_be_shifted_and_scaled(name, seed, size, shift, factor) -> No
 @pytest.mark.parametrize("name", {**CONTRASTIVE, **SYNTHESIS})
 @SOME
 @given(seed=SEEDS, size=ROWS)
-def test_cosine_losses_ignore_lengths(name, seed, size) -> None:
+def test_cosine_losses_ignore_norms(name, seed, size) -> None:
     image, text = unit_batch(seed, size)
     lengths = torch.tensor(np.random.default_rng(seed).uniform(0.01, 100, (2, size, 1)))
     loss = EVERY_LOSS[name]
@@ -224,7 +224,7 @@ def spoiled(seed: int, size: int, value: float, data: st.DataObject) -> tuple[Te
 @SOME
 @given(seed=SEEDS, size=ROWS, data=st.data())
 def test_nan_in_any_row_makes_the_loss_nan(name, seed, size, data) -> None:
-    """No maximum, mask or band swallows it: not even where no negative exists."""
+    """No maximum, mask or band hides it, even where no negative exists."""
     pair = spoiled(seed, size, np.nan, data)
     assert EVERY_LOSS[name](*pair).isnan()
     ids = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))
@@ -243,7 +243,7 @@ def test_inf_never_gives_a_finite_number(name, seed, size, data, sign) -> None:
 @pytest.mark.parametrize("name", CONSTRAINTS)
 @SOME
 @given(seed=SEEDS, size=ROWS, data=st.data())
-def test_no_band_swallows_nan_or_inf(name, value, seed, size, data) -> None:
+def test_no_band_hides_nan_or_inf(name, value, seed, size, data) -> None:
     x, _ = unit_batch(seed, size)
     x[data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, 2))] = value
     ids = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))

@@ -1,4 +1,4 @@
-"""Numbers that kernels compute in fp32: refused where fp32 cannot hold them, right up to there."""
+"""Options that kernels compute in fp32: refused beyond its range, accepted up to it."""
 
 from collections.abc import Callable
 

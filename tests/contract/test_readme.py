@@ -1,4 +1,4 @@
-"""The README says what is true: its example runs, its names exist, its figures are the files'."""
+"""The README is correct: its examples run, its names exist, its figures are the files'."""
 
 import importlib
 import json

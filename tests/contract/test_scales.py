@@ -1,4 +1,4 @@
-"""A logit scale that is 0 or not finite: what is NaN shows, whatever a product's library does.
+"""A logit scale that is 0 or not finite: NaN shows, whatever the library of products does.
 
 Libraries leave the product out for a factor of 0, and some for NaN, from 16 rows on.
 """

@@ -1,4 +1,4 @@
-"""Transforms of torch.func: "auto" takes plain PyTorch inside them, a kernel by name says so."""
+"""Transforms of torch.func: "auto" runs plain PyTorch in them, a named backend raises."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_grad_is_the_gradient(case: Case, backend: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
-# What torch itself can differentiate forward and twice: no l1, which is its cdist.
+# Losses that torch can differentiate forward and twice: no l1, which is its cdist.
 @pytest.mark.parametrize("name", ["max_of_hinges", "imc", "info_nce", "sigmoid", "fusion"])
 def test_other_transforms(name: str) -> None:
     image, text = (t.detach() for t in batch(3, 4))
@@ -36,7 +36,7 @@ def test_other_transforms(name: str) -> None:
         assert hessian(loss)(image).shape == (3, 4, 3, 4)
 
 
-def test_a_kernel_by_name_names_what_can(case: Case) -> None:
+def test_the_error_names_backends_that_support_transforms(case: Case) -> None:
     image, text = (t.detach() for t in batch())
     with (
         as_native(),

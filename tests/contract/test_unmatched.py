@@ -81,7 +81,7 @@ def test_gradient_is_the_derivative(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", ["info_nce", "info_cmr", "sigmoid"])
 def test_gradient_of_a_learnt_scale_is_the_derivative(name: str, backend: str) -> None:
-    """Of a text without an image there is no logit: what stands there must not reach the scale."""
+    """A text without an image has no logit: its placeholder must not affect the scale."""
     given = {"backend": backend, **NEGATIVE}
     if name == "sigmoid":
         given["logit_bias"] = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
@@ -99,7 +99,7 @@ def test_gradient_of_a_learnt_scale_is_the_derivative(name: str, backend: str) -
 
 @pytest.mark.parametrize("name", sorted(EVERY))
 def test_gradient_is_the_references(name: str, backend: str) -> None:
-    """Of more rows than a tile has; the texts without an image stand between the others."""
+    """More rows than a tile has; texts without an image are among the others."""
     image, text = rows(40, 150, 33)
     ids = {"image_ids": torch.arange(40), "text_ids": torch.arange(150) * 7 % 90}
     results = []
@@ -111,7 +111,7 @@ def test_gradient_is_the_references(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
-def test_a_distractor_pulls_on_images_and_a_pair_of_its_own_does_not_exist(name: str) -> None:
+def test_a_distractor_affects_images_and_forms_no_pair(name: str) -> None:
     """A text far from every image changes nothing; a near one is a negative of every pair."""
     image, text = rows()
     hard = text.detach().clone()
@@ -194,7 +194,7 @@ def test_compiled_it_is_the_same_and_several_images_are_nan() -> None:
 
 @pytest.mark.parametrize("unmatched", ["error", "negative"])
 @pytest.mark.parametrize("name", sorted(EVERY))
-def test_wrong_ids_that_nobody_reads_give_nan_gradients(
+def test_wrong_ids_that_are_not_checked_give_nan_gradients(
     name: str, unmatched: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU. A GradScaler takes a step whose gradients are finite, whatever the loss is."""

@@ -1,4 +1,4 @@
-"""Contrastive losses of a small batch as one CUDA operator, from binding to kernel, emulated."""
+"""Contrastive losses of a small batch as one CUDA operator, on the emulator."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -82,7 +82,7 @@ def test_strides(loss: Loss, layout: int) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_shows_as_in_the_parts(loss: Loss, value: float) -> None:
+def test_values_that_are_not_finite_show_as_in_the_parts(loss: Loss, value: float) -> None:
     for side, row in ((0, 0), (1, 9)):
         x, y = not_finite(value, side, row)
         wanted = by_parts(loss, x, y)
@@ -126,7 +126,7 @@ def test_logits_far_apart_and_close(scale: float) -> None:
         assert_is_the_reference(scaled, rows(35, 6), rows(35, 6, seed=1))
 
 
-def test_a_text_can_be_a_negative_only(loss: Loss) -> None:
+def test_a_text_without_an_image_is_only_a_negative(loss: Loss) -> None:
     ids = {"image_ids": torch.arange(33), "text_ids": torch.arange(70) * 7 % 60}
     assert_is_the_reference(
         partial(loss, unmatched="negative"), rows(33, 9), rows(70, 9, seed=1), **ids
@@ -165,7 +165,7 @@ def test_scores_may_be_dot_products(cosine: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
-def test_wrong_ids_that_nobody_could_read_are_nan(name: str) -> None:
+def test_wrong_ids_that_cannot_be_checked_give_nan(name: str) -> None:
     x, y = leaves(rows(4, 5), rows(3, 5, seed=1))
     ids = {"image_ids": torch.arange(4), "text_ids": torch.tensor([0, 9, 3])}
     with patch.object(_checks, "can_read", return_value=False):
@@ -186,7 +186,7 @@ def test_a_learnt_scale_costs_no_launch_of_ours() -> None:
 
 
 def arguments(cosine: bool) -> dict[str, tuple[Any, ...]]:
-    """Return what both operators take but for flags, with a number or a tensor for a scale."""
+    """Return the arguments of both operators except flags; the scale is a number or a tensor."""
     positive = torch.tensor([2, 0, 1, 1, 0])
     pairs = positive, torch.arange(3), positive.clone(), 0.5, cosine
     sides, scale = (rows(3, 6), rows(5, 6, seed=1)), torch.tensor(3.0).double()

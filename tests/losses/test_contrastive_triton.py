@@ -1,4 +1,4 @@
-"""Contrastive losses in Triton: what is multiplied, and logits that lie far apart."""
+"""Contrastive losses in Triton: products, and logits that lie far apart."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_weights_meet_rows_on_tensor_cores(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [50.0, 3000.0])
 def test_rows_of_a_tile_may_have_logits_far_apart(dtype: torch.dtype, scale: float) -> None:
-    """Beyond e^60 rows and columns have exponentials of their own: some rows oppose all others."""
+    """Beyond e^60 rows and columns need separate exponentials: some rows oppose all others."""
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(1, 40, generator=generator)
     near = [one + 0.1 * torch.randn(33, 40, generator=generator) for _ in range(2)]

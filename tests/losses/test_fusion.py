@@ -1,4 +1,4 @@
-"""FusionHead against a transformer written out by hand, and everything around it."""
+"""FusionHead against a transformer written out by hand; its options and errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""InfoCMR as one operator on CUDA, from binding to kernel, on the emulator."""
+"""InfoCMR as one CUDA operator, on the emulator."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -103,9 +103,9 @@ def test_error_is_at_most_twice_the_formulas(size: tuple[int, ...], dtype: torch
 
 @pytest.mark.parametrize("weights", ["kam", "attention"])
 def test_near_duplicates(weights: str) -> None:
-    """One of two near-duplicates shares the anchor's id: kam's weights are thousands and cancel.
+    """One of two near-duplicates has the anchor's id: kam's weights are thousands and cancel.
 
-    Gram matrices of fp32 would lose all digits of a vector's length: a millionth of rounding times
+    Gram matrices in fp32 would lose all digits of a vector's norm: a rounding of 1e-6 times
     weights squared.
     """
     hold_to_the_rule(
@@ -113,7 +113,7 @@ def test_near_duplicates(weights: str) -> None:
     )
 
 
-def test_duplicates_are_at_no_distance() -> None:
+def test_duplicates_have_distance_zero() -> None:
     """Fewer distinct rows than clusters: the first centroid is repeated, its copies stay empty."""
     case = problem(12, 12, 20, 8)
     for rows in (case.image, case.text):
@@ -125,7 +125,7 @@ def test_duplicates_are_at_no_distance() -> None:
 def test_rows_without_a_direction() -> None:
     case = problem(6, 6, 5)
     assert case.image_draws is not None and case.text_draws is not None
-    # They start a cluster: from centroids of length 1 they are equally far, up to rounding.
+    # They start a cluster: their distances to centroids of norm 1 are equal up to rounding.
     for rows, draws, n in ((case.image, case.image_draws, 2), (case.text, case.text_draws, 4)):
         rows[n], draws[0, n] = 0, 1e-6
     close_in_fp64(case, Options())
@@ -134,7 +134,7 @@ def test_rows_without_a_direction() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_shows(bad: float) -> None:
+def test_values_that_are_not_finite_show(bad: float) -> None:
     for side in (0, 1):
         for N in (1, 5):
             case = problem(N, N, 6)
@@ -225,7 +225,7 @@ def test_draws_are_those_of_the_reference(reduction: str, weights: str) -> None:
     assert torch.equal(drawn("native", **options)[0], found[0])
 
 
-# What the operator does not cover.
+# Options that the operator does not cover.
 @pytest.mark.parametrize(
     "options",
     [
@@ -263,7 +263,7 @@ def test_nothing_is_drawn_in_eval() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_wrong_ids_that_nobody_read() -> None:
+def test_wrong_ids_that_were_not_checked() -> None:
     sides, ids = batch(4, 5), torch.arange(4)
     with patch.object(_checks, "can_read", return_value=False):
         loss = losses.InfoCMRLoss(num_clusters=2, num_noise=3)(

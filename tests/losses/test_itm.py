@@ -1,4 +1,4 @@
-"""Image-text matching: labels that are none, rows that take no part, shapes of logits."""
+"""Image-text matching: invalid labels, excluded rows, shapes of logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def test_labels_of_rows_left_out_may_be_anything() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_labels_that_nobody_may_read_give_nan(reduction: str) -> None:
+def test_labels_that_cannot_be_checked_give_nan(reduction: str) -> None:
     """In a graph, as on a GPU, the mistake shows in the loss and in the gradient."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_labels_may_be_bool_or_any_integers(dtype: torch.dtype) -> None:
 
 
 def test_labels_inside_transforms_of_torch_func() -> None:
-    """vmap has a value of a label for every batch: none can be read."""
+    """Inside vmap the values of labels cannot be read."""
     logits, labels = LOGITS.expand(2, 4, 2), torch.stack([LABELS, LABELS.clone()])
     labels[1, 2] = -100
     found = torch.func.vmap(itm_loss)(logits, labels)
@@ -92,7 +92,7 @@ def test_no_row_at_all_is_0_and_attached(reduction: str) -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("columns", [None, 1, 2])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_a_row_left_out_holds_does_not_matter(
+def test_contents_of_excluded_rows_do_not_matter(
     bad: float, columns: int | None, reduction: str
 ) -> None:
     exists = torch.tensor([True, False, True, True])
@@ -171,8 +171,8 @@ def test_match_may_return_columns(columns: int, ids: Tensor | None) -> None:
     assert torch.equal(loss(IMAGE, TEXT, matching(columns), image_ids=ids, text_ids=ids), expected)
 
 
-def test_a_missing_negative_leaks_nothing_of_its_slot() -> None:
-    """Anchors without a negative hold a pair of index 0 whose logit does not matter."""
+def test_the_placeholder_of_a_missing_negative_is_ignored() -> None:
+    """Anchors without a negative have a placeholder pair of index 0, whose logit is ignored."""
     ids = torch.zeros(4, dtype=torch.int64)
     logits = torch.zeros(12, requires_grad=True)
     # All images share one id: no anchor has a negative, 8 slots are left out.
@@ -185,7 +185,7 @@ def test_a_missing_negative_leaks_nothing_of_its_slot() -> None:
 
 
 def test_a_text_without_an_image_shows_in_the_gradient_too() -> None:
-    """A graph may not depend on the values of ids: only NaN can tell."""
+    """A graph cannot depend on the values of ids: NaN reports the error."""
     logits = torch.zeros(12, requires_grad=True)
     loss = ITMLoss(sampler=HardNegativeSampler("hardest"))
     torch._dynamo.reset()
@@ -219,7 +219,7 @@ def test_match_is_checked(match: object, error: type, message: str) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_pairs_without_ids_are_those_of_the_formula(reduction: str, smoothing: float) -> None:
-    """In fewer operations, with a slot that holds no negative and logits there that are NaN."""
+    """Fewer operations, with placeholders of missing negatives whose logits are NaN."""
     logits = torch.randn(12, 2, requires_grad=True)
     with torch.no_grad():
         logits[5] = torch.nan

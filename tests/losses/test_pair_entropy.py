@@ -36,7 +36,7 @@ def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def nodes(loss: Tensor) -> list[str]:
-    """Return the names of the steps that a backward pass takes."""
+    """Return the names of the autograd nodes of a backward pass."""
     names, left = [], [loss.grad_fn]
     while left:
         node = left.pop()

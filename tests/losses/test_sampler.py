@@ -37,7 +37,7 @@ def same(a: HardNegatives, b: HardNegatives) -> bool:
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
-def test_a_tensor_draws_what_its_number_draws(
+def test_a_tensor_and_a_number_draw_the_same(
     shape: tuple[int, ...], dtype: torch.dtype, temperature: float, backend: str
 ) -> None:
     learnt = torch.full(shape, temperature, dtype=dtype, requires_grad=True)
@@ -80,7 +80,7 @@ def test_half_precision_is_divided_in_fp32() -> None:
     assert same(half, draw(HardNegativeSampler(temperature=temperature), *wide))
 
 
-def test_a_tensor_waits_for_no_device_and_compiles() -> None:
+def test_a_tensor_needs_no_synchronisation_and_compiles() -> None:
     image, text = (t.float().to("meta") for t in embeddings())
     temperature = torch.tensor(0.07, device="meta")
     found = HardNegativeSampler(temperature=temperature)(image, text[:N])
@@ -129,7 +129,7 @@ def test_temperatures_are_checked(temperature: Any, error: type, message: str) -
 
 
 @pytest.mark.parametrize("strategy", ["multinomial", "hardest", "uniform"])
-def test_scores_draw_what_their_embeddings_draw(strategy: str) -> None:
+def test_scores_and_their_embeddings_draw_the_same(strategy: str) -> None:
     image, text = embeddings()
     sampler = HardNegativeSampler(strategy, backend="reference")  # type: ignore[arg-type]
     expected = draw(sampler, image, text)
@@ -171,7 +171,7 @@ def test_draws_follow_the_softmax_of_each_direction() -> None:
     for found_counts, scores in zip(counts, (image_to_text, text_to_image), strict=True):
         weights = scores.softmax(1).fill_diagonal_(0)
         expected = weights / weights.sum(1, keepdim=True)
-        # Three standard deviations of a share of one half are 0.034.
+        # Three standard deviations of a frequency of one half are 0.034.
         torch.testing.assert_close(found_counts / draws, expected, rtol=0, atol=0.034)
 
 

@@ -1,4 +1,4 @@
-"""Screening in bf16 must name the exact hardest negative, or say nothing."""
+"""Screening in bf16 returns the exact hardest negative or abstains."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def screen(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor] | None = None
 
 
 def assert_exact(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor] | None = None) -> None:
-    """Hold indices and values against fp64; indices may differ where fp64 itself cannot tell."""
+    """Compare indices and values with fp64; indices may differ where fp64 itself is undecided."""
     found = screen(image, text, ids)
     assert found, "screening abstained"
     scores = exact_scores(image, text, ids)
@@ -52,9 +52,9 @@ def test_random_rows(shape: tuple[int, int, int]) -> None:
     assert_exact(image, text, (torch.arange(images), torch.arange(texts) % images))
 
 
-def test_rounding_that_points_the_wrong_way() -> None:
-    """Every coordinate of the second best rounds up, every one of the best down: bf16 is fooled."""
-    # Images of many lengths: were they equal, every text's hardest image would be a tie.
+def test_rounding_that_reverses_the_order() -> None:
+    """The second best rounds up in every coordinate, the best down: bf16 picks the wrong one."""
+    # Images of different norms: with equal norms every text's hardest image would be a tie.
     image, text = torch.linspace(0.1, 1, N)[:, None].expand(N, D), rows(0, N, D).abs() / 4
     tie = 1 + 2.0**-8  # halfway between two bf16 numbers
     text[7], text[9] = tie + 2.0**-20, tie - 2.0**-20
@@ -67,7 +67,7 @@ def test_rounding_that_points_the_wrong_way() -> None:
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-7])
 def test_near_ties(gap: float) -> None:
-    """Texts in near-copies of one another: bf16 cannot tell them apart, products can."""
+    """Texts are near-copies of one another: bf16 cannot distinguish them, fp32 products can."""
     image = normalize(rows(0, N, D))
     text = normalize(rows(1, N // 3, D)).repeat(3, 1) * (1 + gap * rows(2, N, 1))
     ids = torch.full((N,), -1), torch.arange(N)
@@ -84,7 +84,7 @@ def test_tiny_and_huge_rows(power: int) -> None:
     assert_exact(image, text)
 
 
-def test_what_it_cannot_bound_it_leaves_alone() -> None:
+def test_screening_abstains_where_it_has_no_bound() -> None:
     plain = rows(0, N, D)
     for value in (torch.nan, torch.inf, 1e30):
         broken = plain.clone()
@@ -115,7 +115,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_auto_is_exact_whether_it_screens_or_not(dtype: torch.dtype) -> None:
-    # 600 rows: large enough to be screened where the processor multiplies bf16.
+    # 600 rows: large enough to be screened on CPUs with bf16 products.
     image = normalize(rows(0, 600, 512)).to(dtype).requires_grad_()
     text = normalize(rows(1, 600, 512)).to(dtype)
     found = ops.hardest_negatives(image, text)

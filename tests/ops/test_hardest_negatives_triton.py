@@ -1,4 +1,4 @@
-"""Hardest negatives of fp32 rows from one product in half precision: the index is fp32's."""
+"""Hardest negatives of fp32 rows from one product in half precision, with fp32's index."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ pytestmark = MARKS["triton"]
 
 @pytest.fixture
 def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
-    """Screen whatever the size, and keep what is known of images and texts."""
+    """Screen at any size, and record the bounds of images and texts."""
     from itm_kernels.triton import _screening
 
     kept: list = []
@@ -41,7 +41,7 @@ def found(image: Tensor, text: Tensor, **ids: Tensor) -> HardestNegatives:
 
 
 def check(image: Tensor, text: Tensor, **ids: Tensor) -> None:
-    """Compare with fp64: another row may win by the rounding of fp32 alone."""
+    """Compare with fp64: another row may be chosen only within the rounding of fp32."""
     ours = found(image, text, **ids)
     exact = ops.hardest_negatives(image.double(), text.double(), **ids, backend="reference")
     scores = image.double() @ text.double().T
@@ -61,7 +61,7 @@ def test_index_is_that_of_fp32(sides: list, N: int, M: int, D: int) -> None:
     ids = {} if N == M else {"image_ids": torch.arange(N), "text_ids": torch.arange(M) % N}
     image, text = normalize(rows(N, D, 1)), normalize(rows(M, D, 2))
     check(image, text, **ids)
-    # Of random rows few are listed, or nothing would be saved.
+    # Few random rows are listed, or screening would save nothing.
     assert sum(int(side.count) for side in sides) <= 0.1 * (N + M)
 
 
@@ -77,7 +77,7 @@ def test_index_is_that_of_fp32_where_half_precision_errs(sides: list) -> None:
     assert (half.argmax(1) != found(image, text).text_index).sum() > 10
 
 
-def test_rows_of_any_length(sides: list) -> None:
+def test_rows_of_any_norm(sides: list) -> None:
     image, text = normalize(rows(130, 70, 1)), normalize(rows(130, 70, 2))
     check(image * torch.logspace(-15, 15, 130)[:, None], text * torch.logspace(9, -9, 130)[:, None])
     text[50:60] = 0
@@ -85,7 +85,7 @@ def test_rows_of_any_length(sides: list) -> None:
     assert int(sides[-1].count) < 20  # of the zeros, which tie with all
 
 
-def test_collapsed_rows_tie_and_the_lowest_wins(sides: list) -> None:
+def test_collapsed_rows_tie_and_the_lowest_index_is_returned(sides: list) -> None:
     ours = found(torch.ones(130, 40), torch.ones(130, 40))
     assert ours.text_index.tolist() == ours.image_index.tolist() == [1] + [0] * 129
     assert [int(side.count) for side in sides] == [130, 130]
@@ -98,7 +98,7 @@ def test_collapsed_rows_tie_and_the_lowest_wins(sides: list) -> None:
 
 @beyond_finite
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
-def test_what_is_not_finite_shows_as_without_a_screen(
+def test_values_that_are_not_finite_show_as_without_screening(
     sides: list, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from itm_kernels.triton import _screening

@@ -58,7 +58,7 @@ def test_absolute_bounds(mode, metric, kind, size, dim) -> None:
 @pytest.mark.parametrize(("size", "dim"), SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_official_cosine(kind, size, dim) -> None:
-    """Dot products of the rows as given: unit rows, and rows of any length."""
+    """Dot products of the rows as given: unit rows, and rows of any norm."""
     b = batch(kind, size, dim)
     for rows in (b.image, oracles.normalized(b.image)):
         lower, upper = band(rows, "cosine")

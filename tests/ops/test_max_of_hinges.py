@@ -1,4 +1,4 @@
-"""CUDA's max of hinges and hardest negatives, from binding to kernel, on the emulator."""
+"""Max of hinges and hardest negatives in CUDA, on the emulator."""
 
 from collections.abc import Callable, Iterator
 
@@ -26,7 +26,7 @@ def emulated() -> Iterator[None]:
         yield
 
 
-def test_ties_go_to_the_lowest_index_wherever_it_is_read() -> None:
+def test_ties_go_to_the_lowest_index_in_every_tile() -> None:
     # Rows 3, 40 and 99 are equal: other lanes, warps and tiles read them, in another order.
     x, y = rows(127, 20, torch.float32), rows(127, 20, torch.float32, seed=1)
     for side in (x, y):
@@ -40,7 +40,7 @@ def test_ties_go_to_the_lowest_index_wherever_it_is_read() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("run", HARDEST)
-def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float) -> None:
+def test_values_that_are_not_finite_show(run: Callable[..., list[Tensor]], value: float) -> None:
     for side, row in ((0, 0), (0, 34), (1, 9), (1, 33)):
         x, y = not_finite(value, side, row)
         found, wanted = run(x, y, "native"), run(x, y, "reference")
@@ -73,7 +73,7 @@ def test_equal_ids_leave_no_negative(run: Callable[..., list[Tensor]]) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_text_without_an_image_is_nan_and_pulls_nothing() -> None:
+def test_a_text_without_an_image_is_nan_and_has_no_gradient() -> None:
     operators = getattr(torch.ops, NAMESPACE)
     x, y, positive = rows(4, 5), rows(3, 5, seed=1), torch.tensor([0, -1, 3])
     ids = torch.arange(4), torch.tensor([0, 9, 3])
@@ -84,8 +84,8 @@ def test_a_text_without_an_image_is_nan_and_pulls_nothing() -> None:
 
 
 @pytest.mark.parametrize("D", [3, 300])
-def test_a_hub_gathers_every_pair(D: int) -> None:
-    # One text is everybody's hardest, one image every text's: all warps add to both rows.
+def test_a_row_that_is_hardest_for_all_accumulates_every_pair(D: int) -> None:
+    # One text is the hardest for every image, one image for every text: all warps add to both rows.
     x, y = rows(100, D).abs(), rows(100, D, seed=1).abs()
     y[77] = x[5] = 50.0
     found, wanted = (max_hinges(x, y, name) for name in ("native", "reference"))

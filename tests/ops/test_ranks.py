@@ -31,7 +31,7 @@ def test_ranks_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch, backend: 
 
 
 def test_counts_of_the_operator_are_those_of_ranks(backend: str) -> None:
-    """A backend that returns ranks at once has this operator all the same."""
+    """A backend that returns ranks directly has this operator as well."""
     sides = rows(7, 4), rows(9, 4, seed=1)
     ids = torch.arange(7) % 3, torch.arange(9) % 3
     keys = row_keys(sides[1])
@@ -55,13 +55,13 @@ def test_ties_count_half(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", [3, 77])
-def test_equal_rows_tie_wherever_they_stand(D: int, dtype: torch.dtype, backend: str) -> None:
-    """The last rows of a product are multiplied by other code, and differ in their last bit."""
+def test_equal_rows_tie_in_every_position(D: int, dtype: torch.dtype, backend: str) -> None:
+    """Other code multiplies the last rows of a product: they differ in the last bit."""
     queries, dead = rows(30, D, dtype=dtype), rows(1, D, seed=1, dtype=dtype).expand(151, D)
     ids = torch.arange(151)
     found = ops.ranks(queries, dead, ids[-30:], ids, backend=backend)
     assert not found.above.any() and (found.ties == 150).all() and (found.positives == 1).all()
-    # Every second row is a copy of one that scores less: nobody's positive is above its copies.
+    # Every second row is a copy of one that scores less: no positive is above its copies.
     gallery = torch.stack((dead, -dead), 1).flatten(0, 1)
     found = ops.ranks(queries, gallery, 2 * ids[-30:], torch.arange(302), backend=backend)
     assert torch.isin(found.above, torch.tensor([0, 151])).all() and (found.ties == 150).all()
@@ -81,7 +81,7 @@ def test_a_positive_that_is_not_finite_ranks_last(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_keys_tell_equal_rows_from_others(dtype: torch.dtype) -> None:
+def test_keys_distinguish_rows(dtype: torch.dtype) -> None:
     # Numbers of few bits, and permutations of the same numbers.
     one = torch.eye(300)
     few = torch.cat((one, 1 + one, 3 * one.flip(1), rows(300, 300).round())).to(dtype)

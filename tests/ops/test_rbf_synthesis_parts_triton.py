@@ -1,4 +1,4 @@
-"""Clusters whose sizes the host reads: parts of them, and where they are not read."""
+"""Clusters whose sizes the host reads are solved in parts; where they are not read, as one."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZE = 16  # of a block here, so that few members are many
 def small_blocks(monkeypatch):
     from itm_kernels.triton import _cholesky, _cluster_batches, _gram_gradient, _kam_solve
 
-    # All that have it: a kernel of larger blocks would write behind factors of smaller ones.
+    # In every module: a kernel of larger blocks would write beyond factors of smaller ones.
     for module in (_cholesky, _gram_gradient, _cluster_batches, _kam_solve):
         monkeypatch.setattr(module, "BLOCK", SIZE)
     for module in (_cholesky, _gram_gradient, _kam_solve):
@@ -78,7 +78,7 @@ def test_a_synthesis_in_parts_is_that_of_the_whole(form, monkeypatch) -> None:
 
 @pytest.mark.parametrize("clusters", [1, 2, 4])
 def test_gradients_of_several_blocks_and_rows_in_no_cluster(clusters: int) -> None:
-    """Tiles that are left over belong to the last cluster, and may not add anything again."""
+    """Left-over tiles belong to the last cluster and must not add anything twice."""
     case = problem(2, 60, 17, clusters + 1)
     case = case._replace(num_clusters=clusters, grad=case.grad[:, :clusters].contiguous())
     same(*(results(case, name, "kam", False) for name in ("triton", "reference")))
@@ -102,7 +102,7 @@ def test_clusters_are_not_read_where_they_cannot_be(monkeypatch) -> None:
 
 
 def test_parts_of_equal_clusters_fit_the_workspace(monkeypatch) -> None:
-    """The figures that `_cluster_batches` states."""
+    """The numbers that the docstring of `_cluster_batches` gives."""
     from itm_kernels.triton import _cluster_batches
 
     monkeypatch.setattr(_cluster_batches, "BLOCK", 64)

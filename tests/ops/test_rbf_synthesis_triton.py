@@ -1,4 +1,4 @@
-"""What only the Triton kernels of synthesis can get wrong: spans, blocks, parts."""
+"""Hard negative synthesis in Triton: spans, blocks, parts."""
 
 from itertools import product
 
@@ -27,7 +27,7 @@ def test_half_precision(weights, logits, dtype) -> None:
 
 
 def test_fp32_follows_the_setting() -> None:
-    """The interpreter multiplies tf32 in fp32: what shows is that this path is right, too."""
+    """The interpreter multiplies tf32 in fp32: the test shows that this path is correct, too."""
     torch.set_float32_matmul_precision("high")
     try:
         case = problem(5, 33, 96, 3)
@@ -38,7 +38,7 @@ def test_fp32_follows_the_setting() -> None:
 
 @pytest.mark.parametrize("logits", [False, True])
 def test_sums_of_a_memory_have_more_bits_than_tf32(logits, monkeypatch) -> None:
-    """They cancel: a kernel gets two parts, whose products err less than 2^-14 of the largest."""
+    """The sums cancel: operands have two parts, whose products err by less than 2^-14."""
     from itm_kernels.triton import _member_sums
 
     case, terms = problem(5, 33, 96, 3).to(torch.float32), []
@@ -60,7 +60,7 @@ def test_sums_of_a_memory_have_more_bits_than_tf32(logits, monkeypatch) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_near_duplicates(layout) -> None:
-    """One of two near-duplicates shares the anchor's id: kam's weights are thousands and cancel."""
+    """One of two near-duplicates has the anchor's id: kam's weights are thousands and cancel."""
     cases = [near_duplicates(5, 32, 33, 3, layout, seed) for seed in range(4)]
     for logits in (False, True):
         hold_on_average(cases, torch.float32, "kam", logits, backend="triton")
@@ -121,7 +121,7 @@ def test_clusters_are_solved_alone(panels: int, monkeypatch) -> None:
     assignment = torch.stack([own[torch.randperm(270, generator=generator)] for _ in range(2)])
     order, starts, _ = _clusters.sorted_by_cluster(assignment, 5)
     right = torch.randn(2, 270, 3, generator=generator, dtype=torch.float64)
-    bad = order[1, 66]  # in a cluster of the second problem alone
+    bad = order[1, 66]  # in a cluster of the second problem only
     x[bad] = x[order[1, 67]]
     problems = _kam_solve.factorize(x, starts, order, 0.5, 0.0)
     found = torch.zeros_like(right)

@@ -85,7 +85,7 @@ def test_texts_without_an_image_are_in_the_whole(reduction: str) -> None:
 
 @needs_interpreter
 def test_weights_of_one_part_keep_the_rule_of_their_precision() -> None:
-    """bf16 rows of more numbers than `_products` has two parts for."""
+    """bf16 rows with more elements than `_products` splits into two parts."""
     assert_rule(rows(130, 130, 128, torch.bfloat16))
 
 
@@ -139,7 +139,7 @@ def test_gradients_are_multiplied_by_that_of_the_loss(pull: float) -> None:
 def test_wrong_ids_show_in_the_loss_and_in_its_gradients(dtype: torch.dtype) -> None:
     image, text = rows(5, 6, 7, dtype)
     scale, bias = scalars()
-    positive = torch.tensor([0, 1, -1, 2, 3, 5])  # none, and an index that is nobody's: absent
+    positive = torch.tensor([0, 1, -1, 2, 3, 5])  # none, and an index out of range: absent
     pairs = Pairs(positive, torch.arange(5), torch.tensor([0, 1, 8, 2, 3, 9]))
     loss = fused_sigmoid_total(image, text, scale, bias, pairs, False, "triton", cosine=True)
     assert loss is not None
@@ -168,7 +168,7 @@ def test_logarithm_of_one_plus_an_exponential() -> None:
 
 
 def test_memory_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside inputs and gradients 700 MB at most, and no scores."""
+    """At most 700 MB besides inputs and gradients, and no scores."""
     pytest.importorskip("triton")
     from itm_kernels.triton import sigmoid as kernels
     from tests.backends.triton.test_workspace import watched

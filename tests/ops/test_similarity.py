@@ -80,7 +80,7 @@ def test_every_metric_broadcasts_batches(backend_name: str, metric: str) -> None
 
 
 def strided() -> list[Tensor]:
-    """Return rows that kernels do not take as they are: in steps, off alignment, repeated."""
+    """Return rows that kernels must copy: strided, unaligned, expanded."""
     x = rows(40, 40, dtype=torch.float32)
     return [x[::2, ::3], x.T[3:20], x[1:, 1:14], x[:7, :1].expand(7, 8), x[0].expand(5, 40)]
 

@@ -15,7 +15,7 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_that_cancel(dtype: torch.dtype, reduction: str) -> None:
-    """Of rows that have nearly collapsed every hinge is active, and a pair pulls as all others."""
+    """In nearly collapsed rows every hinge is active, and all pairs have the same gradient."""
     generator = torch.Generator().manual_seed(0)
     rows = [(1 + 0.02 * torch.randn(80, 33, generator=generator)).to(dtype) for _ in range(2)]
 
@@ -24,8 +24,8 @@ def test_gradients_that_cancel(dtype: torch.dtype, reduction: str) -> None:
         loss = functional.sum_of_hinges_loss(
             *sides, margin=9.0, reduction=reduction, backend=backend
         )
-        pull = torch.linspace(0.5, 1.5, loss.numel()).to(loss).view(loss.shape)
-        return [grad.double() for grad in torch.autograd.grad(loss, sides, pull)]
+        upstream = torch.linspace(0.5, 1.5, loss.numel()).to(loss).view(loss.shape)
+        return [grad.double() for grad in torch.autograd.grad(loss, sides, upstream)]
 
     exact = gradients(torch.float64, "reference")
     eager, found = gradients(dtype, "reference"), gradients(dtype, "triton")

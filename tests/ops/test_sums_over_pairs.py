@@ -1,4 +1,4 @@
-"""CUDA's sums over all pairs of a small batch, from binding to kernel, on the emulator."""
+"""Sum of hinges, log-sum-exp and sigmoid sums in CUDA, on the emulator."""
 
 from collections.abc import Callable, Iterator
 
@@ -26,7 +26,7 @@ def emulated() -> Iterator[None]:
         yield
 
 
-def test_a_batch_of_pairs_with_more_texts_than_images_and_the_other_way() -> None:
+def test_batches_with_unequal_numbers_of_images_and_texts() -> None:
     x, y = rows(13, 9), rows(70, 9, seed=1)
     for sides in ((x, y), (y, x)):
         found, wanted = (exp_sums(*sides, name) for name in ("native", "reference"))
@@ -36,7 +36,7 @@ def test_a_batch_of_pairs_with_more_texts_than_images_and_the_other_way() -> Non
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("run", SUMS)
-def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float) -> None:
+def test_values_that_are_not_finite_show(run: Callable[..., list[Tensor]], value: float) -> None:
     for side, row in ((0, 0), (0, 34), (1, 9), (1, 33)):
         x, y = not_finite(value, side, row)
         found, wanted = run(x, y, "native"), run(x, y, "reference")
@@ -48,7 +48,7 @@ def test_what_is_not_finite_shows(run: Callable[..., list[Tensor]], value: float
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("side", [0, 1])
-def test_what_is_not_finite_shows_in_the_gradients_of_the_other_side(
+def test_values_that_are_not_finite_show_in_the_gradients_of_the_other_side(
     side: int, value: float
 ) -> None:
     sides = leaves(*not_finite(value, side, 33))
@@ -68,7 +68,7 @@ def test_equal_ids_leave_nothing(run: Callable[..., list[Tensor]]) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_scores_that_were_not_kept_are_made_again() -> None:
+def test_scores_that_were_not_kept_are_computed_again() -> None:
     operators = getattr(torch.ops, NAMESPACE)
     x, y = rows(9, 70, torch.float32), rows(9, 70, torch.float32, seed=1)
     given = x, y, None, None, None, 0.5

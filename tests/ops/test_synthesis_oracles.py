@@ -90,7 +90,7 @@ def test_rbf_synthesis(layout, weights, dim, sigma, with_ids) -> None:
 
 @pytest.mark.parametrize("weights", ["attention", "kam"])
 def test_rows_are_normalised_first(weights) -> None:
-    """The module's vectors do not depend on the lengths of its inputs."""
+    """The module's vectors do not depend on the norms of its inputs."""
     b = batch("captions", 4, 3)
     anchors, members = oracles.normalized(b.image), oracles.normalized(b.text)
     vectors, valid = oracles.rbf_synthesis(

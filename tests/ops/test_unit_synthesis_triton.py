@@ -1,4 +1,4 @@
-"""Cosines of rows as they came with constant synthetic vectors, as InfoCMR takes them."""
+"""Cosines of unnormalised rows with constant synthetic vectors, as InfoCMR computes them."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def cosines(case: Problem, backend: str, weights: str, sigma: float = 0.5) -> li
 
 
 def longer(case: Problem, dtype: torch.dtype) -> Problem:
-    """Rows of lengths between .02 and 50, one of 0, rounded."""
+    """Return rounded rows with norms between .02 and 50, one of norm 0."""
     scale = torch.logspace(-1.7, 1.7, len(case.anchors), dtype=torch.float64)[:, None]
     case = case._replace(anchors=case.anchors * scale, members=case.members * 7)
     case.anchors[-1] = 0
@@ -53,7 +53,7 @@ def test_error_is_at_most_twice_the_formulas(dtype: torch.dtype, weights: str) -
 
 
 def test_near_duplicates() -> None:
-    """Weights of thousands that cancel: the mean over draws, as of rbf_synthesis."""
+    """Weights of thousands cancel: the mean over draws is compared, as for rbf_synthesis."""
     errors = []
     for seed in range(4):
         case = near_duplicates(5, 32, 33, 3, "shared", seed).to(torch.float32)

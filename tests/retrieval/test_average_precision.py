@@ -70,7 +70,7 @@ def test_average_precision_of_a_blind_encoder_is_chance(dtype: torch.dtype) -> N
     assert 0.2**2 < at_r < 0.06
 
 
-def test_average_precision_ranks_what_is_not_finite_last() -> None:
+def test_average_precision_ranks_nan_and_inf_last() -> None:
     # One overflows to infinity, one to NaN; both are relevant, and a third one scores least.
     queries = torch.tensor([[1e30, 1e30, 1.0]])
     gallery = torch.tensor([[1e30, 0, 0], [1e30, -1e30, 0], [0, 0, -1], [0, 0, 3], [0, 0, 2]])
@@ -79,7 +79,7 @@ def test_average_precision_ranks_what_is_not_finite_last() -> None:
     assert mean_average_precision(queries, gallery, *classes) == pytest.approx(expected)
 
 
-def test_average_precision_keeps_blocks_of_scores_alone() -> None:
+def test_average_precision_holds_only_blocks_of_scores() -> None:
     image, text = related(1_000, 3, dim=2)
     classes = torch.arange(1_000) % 10, torch.arange(3_000) % 10
     with LargestOutput() as largest:

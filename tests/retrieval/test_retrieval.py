@@ -58,7 +58,7 @@ def test_ids_in_any_order() -> None:
     assert shuffled == evaluate(image, text)
 
 
-@settings(deadline=None)  # a machine shared with other work is slow without being wrong
+@settings(deadline=None)  # a busy machine may be slow
 @given(st.data())
 def test_uneven_groups_and_ties(data: st.DataObject) -> None:
     # Small integers: scores are exact in every precision, and most of them tie.

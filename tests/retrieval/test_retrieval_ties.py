@@ -1,4 +1,4 @@
-"""Encoders that see nothing score chance, and what looks like a mistake is told."""
+"""Blind encoders score chance, and likely mistakes cause a warning."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_blind_encoders_score_chance(N: int, M: int, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_blind_encoder_scores_is_near_chance_in_every_order(seed: int) -> None:
-    """Rows that differ in their last bits alone tie nowhere, and still rank at random."""
+    """Rows that differ only in their last bits do not tie, and still rank at random."""
     generator = torch.Generator().manual_seed(seed)
     for N, M in BLIND[:3]:
         dead = torch.randn(2, 64, generator=generator, dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_what_a_blind_encoder_scores_is_near_chance_in_every_order(seed: int) ->
                 assert abs(found - p) <= 4 * math.sqrt(p * (100 - p) / min(queries, N))
 
 
-def test_report_says_how_many_queries_tie() -> None:
+def test_report_counts_queries_that_tie() -> None:
     image, text = torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 0, 1], [1, 0, 0]])
     report = evaluate(image, text, ks=(1,))
     # Text 2 is text 0 again; image 1 scores 0 with all texts, and image 2 with texts 0 and 2.
@@ -80,7 +80,7 @@ def test_report_says_how_many_queries_tie() -> None:
     assert "tie" not in str(evaluate(torch.eye(3), torch.eye(3), ks=(1,)))
 
 
-def test_images_repeated_for_their_captions_are_told() -> None:
+def test_images_repeated_for_their_captions_cause_a_warning() -> None:
     """VSE++ keeps an image once per caption: as 5 N items of their own R@1 is 20, not 100."""
     image = torch.eye(12).repeat_interleave(5, 0)
     text = image + 0.1 * torch.randn(60, 12, generator=torch.Generator().manual_seed(0))
@@ -93,13 +93,13 @@ def test_images_repeated_for_their_captions_are_told() -> None:
     with pytest.warns(UserWarning, match=r"48 of 60 rows of text equal .* pass text\[::5\] or"):
         evaluate(text, image)
     few = torch.cat((image[:4], text[:20]))
-    assert evaluate(few, few).i2t_ties == 4  # told by the report alone
+    assert evaluate(few, few).i2t_ties == 4  # only the report warns
     image[3] += 1
     with pytest.warns(UserWarning, match=r"46 of 60 rows of image .* pass image_ids and text_ids$"):
         evaluate(image, text)
 
 
-def test_k_beyond_the_candidates_is_told_once() -> None:
+def test_k_beyond_the_candidates_warns_once() -> None:
     image, text = related(7, 2)
     with pytest.warns(UserWarning) as told:
         report = evaluate(image, text)

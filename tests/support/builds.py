@@ -1,4 +1,4 @@
-"""setup.py in a folder of its own, with a compiler that notes what it is asked for."""
+"""setup.py in a folder of its own, with a compiler that records its command lines."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ def build(folder: Path, *options: str, **env: str) -> CompletedProcess[str]:
     return run(sys.executable, "setup.py", "build_ext", *into, *options, env=env)
 
 
-# A compiler that notes what it is asked for and writes empty files.
+# A compiler that records its command lines and writes empty files.
 NOTING = """#!/bin/sh
 case "$1" in -dump*) echo 12.2.0; exit ;; esac
 echo "$@" >> {log}
@@ -25,7 +25,7 @@ done
 
 
 def noting(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return where that compiler notes, and the environment that chooses it."""
+    """Return the file of the records, and the environment that chooses that compiler."""
     log, compiler = folder / "log", folder / "g++"  # torch looks at the name
     compiler.write_text(NOTING.format(log=log))
     compiler.chmod(0o755)
@@ -33,6 +33,6 @@ def noting(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def asked(log: Path) -> list[list[str]]:
-    """Return what the compiler was asked for: compiling, and linking in the end."""
+    """Return the command lines of the compiler: compilations, and the link at the end."""
     commands = [line.split() for line in log.read_text().splitlines()]
     return [words for words in commands if "-o" in words]

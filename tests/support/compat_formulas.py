@@ -1,4 +1,4 @@
-"""What the projects that `itm_kernels.compat` stands in for compute, stated in plain PyTorch.
+"""The losses of the projects that `itm_kernels.compat` replaces, in plain PyTorch.
 
 These functions are ours, written from what those projects return; no code is theirs.
 """

@@ -1,4 +1,4 @@
-"""What the tests of compiled kernels share."""
+"""Markers and helpers for tests of compiled kernels."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ needs_extension = pytest.mark.skipif(
     bool(backends.NOT_BUILT), reason=f"needs the compiled extension: {backends.NOT_BUILT}"
 )
 CAPABILITIES = ("default", "avx2", "avx512")  # from the lowest set to the highest
-# What this CPU has of them, whatever the environment names.
+# The sets that this CPU has, whatever ATEN_CPU_CAPABILITY says.
 _HAS = {"avx2": torch.cpu._is_avx2_supported(), "avx512": torch.cpu._is_avx512_supported()}
 HERE = tuple(name for name in CAPABILITIES if _HAS.get(name, True))
 HIGHEST = HERE[-1]
 
 
 def left_out() -> str:
-    """Say in one line which instruction sets are tested, for the head of a report."""
+    """Return one line for the head of a report: which instruction sets are tested."""
     missing = [name for name in CAPABILITIES if name not in HERE]
     if backends.NOT_BUILT:
         return f"instruction sets: none is tested, {backends.NOT_BUILT}"
@@ -57,7 +57,7 @@ def run_with(capability: str, script: str) -> list[str]:
 
 
 def assert_agrees_with_lower_sets(capability: str, script: str) -> None:
-    """Hold the numbers that a script prints, line by line, against those of every lower set."""
+    """Compare the numbers that a script prints, line by line, with those of every lower set."""
     reports = [
         torch.tensor([[float(x) for x in line.split()] for line in run_with(name, script)])
         for name in CAPABILITIES[: CAPABILITIES.index(capability) + 1]

@@ -1,6 +1,6 @@
-"""`pytest --complete`: a run that proves what it is there for, or fails.
+"""`pytest --complete`: fail a run that does not test what it is meant to test.
 
-A test that is skipped, or a backend that is silently another one, passes everywhere.
+A skipped test, or a backend that silently falls back to another one, passes everywhere.
 """
 
 import functools

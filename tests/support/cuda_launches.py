@@ -18,13 +18,13 @@ from emulated import NAMESPACE, launches
 
 NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NOTHING += ("promote_types",)  # of dtypes
-# Read in ATen's sources: what these call in their turn.
+# Read from ATen's sources: the kernels that these operators launch.
 SEVERAL = {"masked_fill": 2, "select_backward": 2, "logsumexp": 9}
 ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Launches(NamedTuple):
-    """What a step launches."""
+    """The kernels that a step launches."""
 
     own: int
     aten: int
@@ -32,7 +32,7 @@ class Launches(NamedTuple):
 
 
 class Counting(TorchDispatchMode):
-    """Counts what ATen would launch."""
+    """Counts the kernels that ATen would launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Counting(TorchDispatchMode):
             with self:  # what the binding calls
                 return func.redispatch(ON_CPU, *args, **(kwargs or {}))
         name, made = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
-        # What may be a view is a copy where it has memory of its own: `to`, `contiguous`.
+        # `to` and `contiguous` may return views; a result with memory of its own is a copy.
         if name not in NOTHING and not (func.is_view and _shares(made, args)):
             self.found[name] += SEVERAL.get(name, 1)
         return made

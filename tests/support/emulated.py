@@ -1,4 +1,4 @@
-"""CUDA kernels on the CPU: what runs on tests/support/emulator, built by the host's compiler.
+"""CUDA kernels on the CPU: the build and the operators of tests/support/emulator.
 
 The operators are the shipped ones, from binding to kernel; they live in a namespace of their own,
 `itm_emulated`, with the CPU's dispatch key.
@@ -36,7 +36,7 @@ OPERATORS = frozenset(
     for path in (CSRC / "cuda").rglob("*.cpp")
     for name in re.findall(r'\bm\.impl\("(\w+)"', path.read_text())
 )
-# Order.k* in emulator.h, and seeds: what the hardware leaves open must not matter.
+# Order.k* in emulator.h, and seeds: results must not depend on the order of threads.
 SCHEDULES = {
     "forward": (0, 0),
     "reverse": (1, 0),
@@ -53,14 +53,14 @@ FLAGS = (
 
 
 def _has_fma() -> bool:
-    """Return whether the compiler leaves out an operation that this CPU has."""
+    """Return whether the CPU has fused multiply-add, which compilers leave out by default."""
     cpu = Path("/proc/cpuinfo")
     return platform.machine() == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
 
 
-# nvcc makes one operation of a product and a sum: so do kernels here, where the CPU can.
+# nvcc fuses a product and a sum into one operation: so does this compiler, where the CPU can.
 CONTRACTED = ("-mfma", "-ffp-contract=fast") if _has_fma() else ()
-# A load or store of several numbers that is not aligned ends a kernel, as it does on a device.
+# An unaligned vector load or store ends a kernel, as it does on a device.
 AS_ON_A_DEVICE = (*CONTRACTED, "-fsanitize=alignment", "-fno-sanitize-recover=alignment")
 
 
@@ -73,7 +73,7 @@ def library(
 ) -> Path:
     """Return a library, or a program, of the sources and the emulator; built if anything is new.
 
-    The flags in `device` are for kernels alone.
+    The flags in `device` are for kernels only.
     """
     flags = (*FLAGS, *flags)
     words = (str(COMPILER), *flags, *device, *link, torch.__version__)
@@ -90,7 +90,7 @@ def library(
 
     def compiled(source: Path) -> Path:
         own = flags if source in (SCHEDULER, BINDING) else (*flags, *device)
-        if source == SCHEDULER:  # fibers change within its functions, which that sanitizer notes
+        if source == SCHEDULER:  # its functions switch fibers, which that sanitizer would report
             own = tuple(flag for flag in flags if flag != "-fsanitize=thread")
         run(COMPILER, *own, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
@@ -103,7 +103,7 @@ def library(
 
 
 def run(*command: object) -> None:
-    """Run a compiler; what it says is the error."""
+    """Run a compiler; its output is the error."""
     words = [str(part) for part in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode or done.stderr:
@@ -148,7 +148,7 @@ MOST_BLOCKS = 7  # ITM_MOST_BLOCKS: larger grids go on in launches of their own
 
 @contextmanager
 def noting() -> Iterator[list[Noted]]:
-    """Note what would be launched, and run nothing: what operators return is unwritten."""
+    """Record launches and run nothing: the outputs of operators stay uninitialised."""
     library = operators()
     library.emulator_noted.restype = ctypes.c_char_p
     found: list[Noted] = []
@@ -171,7 +171,7 @@ def noting() -> Iterator[list[Noted]]:
 
 @contextmanager
 def unwritten_memory_shows() -> Iterator[None]:
-    """Let at::empty give NaN and the largest integers: PyTorch does, with the default settings."""
+    """Let at::empty return NaN and the largest integers, as PyTorch can."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

@@ -214,7 +214,7 @@ class Interpreter:
 
 
 class Product:
-    """A product under way, with those before it: computed when it is first asked for."""
+    """An asynchronous product, and those before it: computed when it is first read."""
 
     def __init__(self, compute: Callable[[], np.ndarray]) -> None:
         self.compute, self.found = compute, None
@@ -262,7 +262,7 @@ OPTIONS = ("num_warps", "maxnreg")
 
 
 def translated(thing: Any, gl: Interpreter, known: dict[int, Any]) -> Any:
-    """Return a function of Gluon's, or what it uses, as plain Python over the interpreter."""
+    """Return a Gluon function, or an object it uses, as plain Python over the interpreter."""
     if id(thing) in known:
         return known[id(thing)]
     function = getattr(thing, "fn", None)

@@ -1,4 +1,4 @@
-"""InfoCMR as one operator takes it, with all that is drawn, and its formula."""
+"""Inputs of InfoCMR as one operator, random draws included, and its formula."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from itm_kernels import reference
 
 
 class Problem(NamedTuple):
-    """Rows as they came, and all that is drawn."""
+    """Unnormalised rows, and everything that is drawn."""
 
     image: Tensor  # [N, D]
     text: Tensor  # [M, D]
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As the operator takes them."""
+    """The options in the order of the operator's arguments."""
 
     num_clusters: int = 3
     iterations: int = 10

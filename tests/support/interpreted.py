@@ -1,4 +1,4 @@
-"""What the tests of interpreted Triton kernels share."""
+"""Markers for tests of interpreted Triton kernels."""
 
 import pytest
 
@@ -8,5 +8,5 @@ INTERPRETED = backends.INTERPRETED and backends.HAS_TRITON
 needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="TRITON_INTERPRET=1 and triton needed"
 )
-# Triton's interpreter is numpy, which warns of what is not finite.
+# Triton's interpreter computes in numpy, which warns of NaN and Inf.
 beyond_finite = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")

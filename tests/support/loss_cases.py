@@ -48,8 +48,8 @@ def views(module: nn.Module, image: Tensor, text: Tensor) -> Tensor:
 
 
 def fused(module: nn.Module, image: Tensor, text: Tensor) -> Tensor:
-    # Half a text: at D = 1 a sum of both may be 0, and the gradient of a row of length 0 is 1e12
-    # times what rounding left, be it 0 or 2e-16.
+    # Half a text: at D = 1 a sum of both may be 0, and the gradient of a row of norm 0 is 1e12
+    # times the rounding error, which may be 0 or 2e-16.
     return module(torch.stack([image, text, image + text / 2]))
 
 
@@ -106,7 +106,7 @@ BY_NAME = {case.name: case for case in CASES}
 def batch(
     N: int = 5, D: int = 7, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return unit rows, as the encoders of these losses make them."""
+    """Return unit rows, as the encoders of these losses produce them."""
     generator = torch.Generator().manual_seed(seed)
     # The same numbers on every device.
     rows = torch.randn(2, N, D, generator=generator, dtype=torch.float64, device="cpu")
@@ -120,8 +120,8 @@ def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def is_the_derivative(function: Callable[..., Any], inputs: Any) -> bool:
-    """Hold a gradient against differences, in fp64.
+    """Compare a gradient with finite differences, in fp64.
 
-    Of every entry; along random directions where a call takes a second, in Triton's interpreter.
+    Of every entry; in Triton's interpreter, where calls take a second, along random directions.
     """
     return torch.autograd.gradcheck(function, inputs, fast_mode=backends.INTERPRETED)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, in the checkout."""
+"""Run commands in processes of their own, in the checkout."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""Triton's interpreter without the work that it repeats: the same kernels give the same bits.
+"""Triton's interpreter with its repeated work cached: the same kernels give the same bits.
 
-A kernel's numbers are NumPy's, and take a tenth of its time. The rest is Python: every call of a
+NumPy computes a kernel's numbers in a tenth of its time. The rest is Python: every call of a
 function inside a kernel patches the whole language, as its launch has done; the overflow of every
 integer is computed for an assertion that is off; types, which never change, are made anew.
 """
@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 
 
 class Patches:
-    """What a launch makes of the language: found once, then set again and taken back."""
+    """The patches of a launch to the language: found once, then applied and undone."""
 
     def __init__(self) -> None:
         self.patch: Callable[[Any], Any] = interpreter._patch_lang
@@ -39,7 +39,7 @@ class Patches:
         return self
 
     def _languages(self, function: Any) -> frozenset[str]:
-        """Return which of the patched modules a function's file knows."""
+        """Return which of the patched modules a function's file imports."""
         if function not in self.of_function:
             modules = filter(inspect.ismodule, function.__globals__.values())
             found = frozenset(module.__name__ for module in modules if module in (tl, tl.core))
@@ -62,13 +62,13 @@ class Patches:
         return scope
 
     def restore(self) -> None:
-        """Take back what the launch has set."""
+        """Undo the patches of the launch."""
         self.scope.restore()
         self.done = None
 
 
 def block_type(self: Any, element_ty: Any, shape: Any) -> None:
-    """Make what describes a block once."""
+    """Create the object that describes a block once."""
     key = (element_ty.name, *map(tl.core._unwrap_if_constexpr, shape))
     if key not in _types:
         _type_init(self, element_ty, shape)
@@ -77,7 +77,7 @@ def block_type(self: Any, element_ty: Any, shape: Any) -> None:
 
 
 def tensor(self: Any, handle: Any, type: Any) -> None:
-    """Let blocks of one shape share the object that says it."""
+    """Let blocks of one shape share the object that describes it."""
     key = builtins.tuple(type.shape) if type.is_block() else ()
     if key not in _shapes:
         _tensor_init(self, handle, type)
@@ -92,7 +92,7 @@ def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
 
 
 def dtype_of(dtype: Any) -> Any:
-    """Keep NumPy's type of every Triton type: its table is made for every look."""
+    """Cache NumPy's type of every Triton type: the table is built at every look-up."""
     if dtype.name not in _dtypes:
         _dtypes[dtype.name] = _dtype_of(dtype)
     return _dtypes[dtype.name]

@@ -1,4 +1,4 @@
-"""What the tests of retrieval share: embeddings, and the largest tensor that is made."""
+"""Helpers for tests of retrieval: embeddings, and the size of the largest tensor."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the tests of CUDA's operators over all pairs of a small batch have in common."""
+"""Inputs and outcomes for tests of CUDA's operators over all pairs of a small batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,7 @@ def assert_as_good_as_eager(
 
 
 def layouts() -> list[tuple[Tensor, Tensor]]:
-    """Return sides that kernels do not take as they are: in steps, off alignment, repeated."""
+    """Return sides that kernels must copy: strided, unaligned, expanded."""
     x = rows(40, 40)
     return [
         (x[::4, ::3], x[1::4, ::3]),

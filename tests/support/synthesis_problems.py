@@ -1,4 +1,4 @@
-"""Hard negative synthesis as tests put it to a backend: problems, results, and the error rule."""
+"""Problems, results and the error rule for tests of hard negative synthesis."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What setup.py builds, with which flags, and the wheels that it packs."""
+"""The extension that setup.py builds, its flags, and the wheels that it packs."""
 
 import ast
 import re
@@ -76,7 +76,7 @@ def test_a_failed_build_leaves_no_earlier_extension(tmp_path: Path) -> None:
 
 
 def commands(folder: Path, *options: str, **env: str) -> list[list[str]]:
-    """Return what a build asks of its compiler."""
+    """Return the command lines that a build passes to its compiler."""
     log, compiler = noting(folder)
     result = build(folder, *options, **compiler, **env)
     assert result.returncode == 0, result.stderr
@@ -88,7 +88,7 @@ def debugging(words: list[str]) -> str:
     return [word for word in words if word[:2] == "-g" and word[2:3] in ("", *"0123")][-1]
 
 
-def test_what_is_installed_has_no_debug_information(tmp_path: Path) -> None:
+def test_installed_extensions_have_no_debug_information(tmp_path: Path) -> None:
     *compiled, linked = commands(tmp_path, CFLAGS="-g -O2")
     assert compiled
     assert {debugging(words) for words in compiled} == {"-g0"}
@@ -108,7 +108,7 @@ def test_debug_information_can_be_kept(tmp_path: Path, case: str) -> None:
 
 
 def test_headers_can_be_precompiled(tmp_path: Path) -> None:
-    """Once, while nothing that they depend on changes; without being asked, not at all."""
+    """Once, while their dependencies do not change; never unless requested."""
     precompiled = {"ITM_KERNELS_PRECOMPILED": "1"}
     first, *compiled, _ = commands(tmp_path, **precompiled)
     assert "c++-header" in first
@@ -121,7 +121,7 @@ def test_headers_can_be_precompiled(tmp_path: Path) -> None:
 
 
 def reached(path: Path) -> str:
-    """Return a file with those of ours that it includes."""
+    """Return a file together with our headers that it includes."""
     text = path.read_text()
     inner = re.findall(r'^#include "(.*)"', text, re.M)
     return text + "".join(reached(ROOT / "csrc" / name) for name in inner)
@@ -202,7 +202,7 @@ def test_a_wheel_with_the_extension_is_compiled_once(tmp_path: Path) -> None:
     assert len(made) == len(set(made)) > 20
 
 
-def test_metadata_says_what_the_package_is(pure: Path) -> None:
+def test_metadata_describes_the_package(pure: Path) -> None:
     found = content(pure, "METADATA")
     assert (found["License-Expression"] or found["License"]) == "Apache-2.0"
     assert found["License-File"] == "LICENSE"
@@ -224,7 +224,7 @@ def test_a_source_distribution_has_all_kernels(pure: Path) -> None:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the packages from elsewhere that a module imports, anywhere in it."""
+    """Return the third-party packages that a module imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -234,7 +234,7 @@ def imported(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"itm_kernels"}
 
 
-def test_what_is_imported_is_required_and_the_reverse(pure: Path) -> None:
+def test_imports_and_requirements_agree(pure: Path) -> None:
     required: dict[str, set[str]] = {}
     for line in content(pure, "METADATA").get_all("Requires-Dist", []):
         name, _, marker = line.partition(";")

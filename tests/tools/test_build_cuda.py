@@ -1,4 +1,4 @@
-"""What setup.py makes of a CUDA toolkit: architectures, and the CPU kernels where it fails."""
+"""setup.py with a CUDA toolkit: architectures, and the CPU kernels if the CUDA build fails."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from builds import asked, build, noting
 
-# An nvcc that knows some architectures and compiles nothing, or notes what it is asked for.
+# An nvcc that supports some architectures and fails, or records its command lines.
 NVCC = """#!/bin/sh
 case "$1" in
 --version) echo "release 13.0, V13.0.88"; exit ;;
@@ -14,7 +14,7 @@ case "$1" in
 esac
 {compile}
 """
-# A torch that says it was built with CUDA.
+# A torch that claims to be built with CUDA.
 WITH_CUDA = """import torch
 torch.version.cuda = "13.0"
 torch.cuda._is_compiled = lambda: True
@@ -71,7 +71,7 @@ def test_a_required_cuda_build_fails_loudly(tmp_path: Path) -> None:
     ],
     ids=["default", "list"],
 )
-def test_cuda_kernels_are_built_for_what_is_told(
+def test_cuda_kernels_are_built_for_the_named_architectures(
     tmp_path: Path, asked_for: dict[str, str], images: set[str], told: str
 ) -> None:
     log, compiler = noting(tmp_path)

@@ -285,7 +285,7 @@ def test_inf_cl_multiplies_twenty_times() -> None:
     assert rivals.count_of("inf-cl", N).flop == 20 * N * N * D
 
 
-def test_measured_rows_stand_beside_predicted_ones() -> None:
+def test_measured_rows_are_shown_beside_predicted_ones() -> None:
     row = traced()
     times = {"both": {"median": 2e-3}}
     record = {"operator": "max_of_hinges", "N": N, "D": D, "dtype": "bfloat16"}

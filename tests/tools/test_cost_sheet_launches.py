@@ -59,7 +59,7 @@ def test_keys_of_a_gallery_are_made_in_few_launches() -> None:
     assert many <= few + 20
 
 
-def test_a_kernel_is_noted_and_not_launched() -> None:
+def test_a_kernel_is_recorded_and_not_launched() -> None:
     found = trace("max of hinges", N=200)
     (count,) = (one for one in found.counts if one.name == "_hardest._hardest_kernel")
     assert count.flop == 2 * 256 * 256 * D  # four tiles of 64

@@ -20,7 +20,7 @@ def sides(N: int, D: int = D, dtype: torch.dtype = torch.bfloat16) -> tuple[Tens
 
 
 def looping(blocks: Callable[[int], int], N: int = 32768) -> sheet.Row:
-    """The row of a loss that launches one kernel before and two for every block."""
+    """Return the row of a loss that launches one kernel, then two for every block."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         x, y = x.detach(), y.detach()
@@ -61,7 +61,7 @@ def test_launches_that_grow_with_the_square_of_the_batch_are_a_complaint() -> No
     assert "follow no blocks" not in str(complaints({KEY: row}, known | {"rows": {KEY: row}}))
 
 
-def test_loops_of_several_kinds_are_told_apart() -> None:
+def test_loops_of_several_kinds_are_distinguished() -> None:
     def launched(N: int) -> list[str]:
         first, second = ["weights", "mm", "addmm", "addmm"], ["pull", "mm"]
         return ["unit", *first * (N // 1024), "sum", *second * (N // 4096), *second * (N // 4096)]

@@ -54,14 +54,14 @@ def near_a_kink() -> Callable[..., Tensor]:
     return hinges((x.double() @ y.double().T)[3, 5] - 2e-8)
 
 
-def test_a_decision_within_a_rounding_of_a_kink_is_left_to_other_batches() -> None:
+def test_batches_with_a_value_near_a_kink_are_drawn_again() -> None:
     found = compare(near_a_kink())
     assert found["worst"] < 1
     assert 0 not in found["batches"] and found["batches"]
 
 
 @pytest.mark.parametrize("wrong", [1.001, 1e3, math.nan])
-def test_a_fault_is_no_matter_of_a_kink(wrong: float) -> None:
+def test_a_fault_is_not_mistaken_for_a_kink(wrong: float) -> None:
     near = near_a_kink()
 
     def operation(x: Tensor, y: Tensor, backend: str) -> Tensor:

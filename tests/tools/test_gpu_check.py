@@ -1,4 +1,4 @@
-"""`make gpu-check` on the CPU at tiny sizes: every step runs, and nothing is lost or run twice."""
+"""`make gpu-check` on the CPU at tiny sizes: every step runs once and is recorded."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def check(out: Path, *steps: str) -> subprocess.CompletedProcess[str]:
 
 @compiled
 def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
-    steps = [step for step in runner.STEPS if step != "build"]  # would replace what is loaded
+    steps = [step for step in runner.STEPS if step != "build"]  # would replace the loaded extension
     done = check(tmp_path, *steps)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = Journal(tmp_path / "records.jsonl").latest()
@@ -48,14 +48,14 @@ def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert "| max_of_hinges/N=33,D=24,float32 | native |" in text
     assert "| kmeans/N=33,D=24,float32 | native |" in text
-    assert len(list(tmp_path.iterdir())) <= 8  # all that a machine that is lent may give back
+    assert len(list(tmp_path.iterdir())) <= 8  # the most that a rented machine may send back
 
     size = (tmp_path / "records.jsonl").stat().st_size
     assert check(tmp_path, "values").returncode == 0
     assert (tmp_path / "records.jsonl").stat().st_size == size
 
 
-def test_what_matters_most_is_predicted_to_end_within_a_call(
+def test_the_most_important_steps_are_predicted_to_end_within_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(values, "backends_here", lambda device: ["triton", "native"])
@@ -74,7 +74,7 @@ def test_every_row_of_the_goal_table_is_measured_at_its_sizes() -> None:
         assert ("info_nce", Size(N, 1024, torch.bfloat16)) in rows
 
 
-def test_results_of_another_folder_are_gone_on_from(tmp_path: Path) -> None:
+def test_results_of_another_folder_are_continued(tmp_path: Path) -> None:
     earlier, out = tmp_path / "earlier", tmp_path / "out"
     Worker("values", setting(earlier), RUN).work([Check("values/a", dict)], lambda: False)
     assert runner.resume(earlier, out) == ["records.jsonl"]
@@ -95,7 +95,7 @@ def test_without_fp64_memory_and_rounds_are_still_known() -> None:
     assert "error" not in contender.record
 
 
-def test_a_suite_says_how_far_it_has_come(tmp_path: Path) -> None:
+def test_a_suite_records_its_progress(tmp_path: Path) -> None:
     here = setting(tmp_path)
     suite.note(here, "test_ops.py", 12, ["tests/test_ops.py::test_a"])
     line = here.journal.latest()["suite/test_ops.py so far"]

@@ -1,4 +1,4 @@
-"""CUDA kernels that begin while the launch before them still runs wait before they do anything."""
+"""CUDA kernels that start before the previous launch has ended first wait for it."""
 
 import re
 from pathlib import Path
@@ -52,7 +52,9 @@ def test_a_kernel_that_waits_first_passes() -> None:
         (FIRST, 89, "ACQBULK"),
     ],
 )
-def test_one_that_does_not_is_refused(code: list[str], architecture: int, words: str) -> None:
+def test_a_kernel_that_does_not_wait_is_refused(
+    code: list[str], architecture: int, words: str
+) -> None:
     with pytest.raises(RuntimeError, match=re.escape(words)):
         overlap.check("kernel", code, architecture)
 

@@ -1,4 +1,4 @@
-"""Rivals that run on CUDA alone: how we call them, against stand-ins of what they document.
+"""Calls of rivals that run on CUDA only, against stand-ins for their documented functions.
 
 Each stand-in is the package's own formula in plain PyTorch, with its scales and its reduction.
 """

@@ -1,4 +1,4 @@
-"""The check of compiled kernels finds what it looks for: one toy kernel for every complaint.
+"""The check of compiled kernels: one toy kernel for every fault that it reports.
 
 `make test-triton-compile`: Triton decides when a kernel is defined whether it is interpreted.
 """
@@ -143,7 +143,7 @@ def test_repeats_are_left_out_and_nothing_else() -> None:
     assert without_repeats([*jobs, *jobs]) == few
 
 
-def test_what_passed_is_kept_and_what_failed_is_not(tmp_path: Path) -> None:
+def test_passes_are_kept_and_failures_are_not(tmp_path: Path) -> None:
     jobs = [job_of(product, 80), job_of(lambda: product(num_stages=1), 80)]
     first = list(uses(jobs, 2, tmp_path))
     assert [bool(found.use.complaints) for found in first] == [False, True]

@@ -1,4 +1,4 @@
-"""The reading of waits in machine code: loops, loads that are on their way together, checks."""
+"""Waits found in machine code: loops, loads in flight together, checks."""
 
 import pytest
 
@@ -75,14 +75,14 @@ def test_loads_that_loops_wait_for(text: str, found: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("text", [SINGLE, IN_TURN, TWO_WAYS, NESTED, OUT_OF_LINE])
-def test_a_fold_that_waits_for_a_single_load_is_an_error(text: str) -> None:
+def test_a_loop_that_waits_for_a_single_load_is_an_error(text: str) -> None:
     with pytest.raises(
         RuntimeError, match=r"score_gradient_kernel: a loop waits for a single load"
     ):
         waits.check("score_gradient_kernel", text.split("\n")[1:-1])
 
 
-def test_a_fold_that_waits_for_several_loads_passes() -> None:
+def test_a_loop_that_waits_for_several_loads_passes() -> None:
     assert waits.check("score_gradient_kernel", TOGETHER.split("\n")[1:-1]).endswith("[[2]]")
 
 

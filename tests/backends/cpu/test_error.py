@@ -21,7 +21,7 @@ IDS = {"image_ids": torch.arange(130) // 2, "text_ids": torch.arange(130) // 2}
 
 
 def constraint(x: Tensor, y: Tensor, backend: str, metric: str, mode: str) -> Tensor:
-    # Bounds in the gaps of the data: no pair may fall on another side in another precision.
+    # Bounds in gaps of the data: no pair may change sides in another precision.
     delta = ops.similarity(x.detach().double(), x.detach().double(), metric, backend="reference")
     delta = 1 - delta if metric == "cosine" else delta
     between = delta[torch.ones_like(delta, dtype=torch.bool).triu(1)].sort().values
@@ -80,7 +80,7 @@ def outputs_and_gradients(
     x, y = (t.detach().requires_grad_() for t in rows)
     found = operation(x, y, backend)
     found = [found] if isinstance(found, Tensor) else [t for t in found if t.is_floating_point()]
-    # Pulls of both signs that bf16 holds exactly: rounding them is not the operator's error.
+    # Upstream gradients of both signs that bf16 holds exactly: their rounding is no error of ours.
     pull = sum((t.double() * signs(t)).sum() for t in found)
     grads = torch.autograd.grad(pull, (x, y), allow_unused=True, materialize_grads=True)
     return [t.detach().double() for t in (*found, *grads)]

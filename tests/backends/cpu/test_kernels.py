@@ -1,4 +1,4 @@
-"""What only the compiled CPU kernels can get wrong: tiles, threads, instruction sets."""
+"""Properties of compiled CPU kernels only: tiles, threads, instruction sets."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +38,9 @@ KEEPING = ("sum_of_hinges", "info_nce", "sigmoid")
 
 
 def in_every_way(cases: Sequence[Case]) -> list[Any]:
-    """Return cases with what is kept: for every loss all scores, and for one of each operator none.
+    """Return cases with the scores to keep: for every loss all, for one loss per operator none.
 
-    Which scores are kept is an operator's own business, whatever the loss that it is part of.
+    An operator decides which scores it keeps, independently of the loss.
     """
     ways = [(case, "kept") for case in cases]
     ways += [(case, "recomputed") for case in cases if case.name in KEEPING]
@@ -62,7 +62,7 @@ def results(case: Case, backend: str, rows: Sequence[Tensor], **ids: Tensor) -> 
 
 @cache
 def wanted(name: str, five: bool) -> list[Tensor]:
-    """Return what the formula gives, which keeps nothing: once for all ways of the kernels."""
+    """Return the result of the formula, once for all ways of the kernels."""
     rows, ids = captions(430, 3) if five else (batch(2100, 3), {})
     return results(BY_NAME[name], "reference", rows, **ids)
 
@@ -187,7 +187,7 @@ def test_blocks_of_many_threads_hold_every_pair_once(metric: str) -> None:
 @pytest.mark.parametrize(
     "case", [case for case in CASES if "info_cmr" not in case.name], ids=lambda case: case.name
 )
-def test_concurrent_calls_do_not_share_anything(case: Case) -> None:
+def test_concurrent_calls_share_no_state(case: Case) -> None:
     inputs = [tuple(t.detach() for t in batch(70, 9, torch.float32, seed)) for seed in range(4)]
     alone = [case.loss(*rows, "auto") for rows in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -210,7 +210,7 @@ for name in {names}:
 @pytest.mark.any_set
 @every_instruction_set
 def test_instruction_sets_agree(capability: str) -> None:
-    """Each set compiles its own loops; those of the others must say the same."""
+    """Each set has loops of its own; all must agree."""
     script = REPORT.format(names=[case.name for case in CASES])
     assert_agrees_with_lower_sets(capability, script)
 

@@ -1,7 +1,7 @@
-"""Operands that lie off the alignment of vector loads, as the bindings hand them to the kernels.
+"""Operands that are not aligned for vector loads, as the bindings pass them to the kernels.
 
-A load or store of 8 or 16 bytes off its alignment is an error on a device, and ends a kernel of the
-emulator's. Every operator of whole steps is called again with its operands moved: same bits.
+An unaligned load or store of 8 or 16 bytes is an error on a device, and ends a kernel of the
+emulator. Every operator of whole steps is called again with its operands moved: same bits.
 """
 
 from collections.abc import Iterator
@@ -36,12 +36,12 @@ STEPS: tuple[nn.Module, ...] = (
 
 
 def one_number_on(t: Tensor) -> Tensor:
-    """Return the same numbers from the second place of an allocation on."""
+    """Return the same values, starting at the second element of an allocation."""
     return t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
 
 
 def one_number_apart(t: Tensor) -> Tensor:
-    """Return the same numbers with a gap behind each row."""
+    """Return the same values with a gap after each row."""
     return t.new_empty(*t.shape[:-1], t.shape[-1] + 1)[..., :-1].copy_(t) if t.dim() else t
 
 

@@ -1,4 +1,4 @@
-"""The contract of every loss, on the emulator, for those whose operators are CUDA's own kernels."""
+"""The contract of every loss on the emulator, for losses whose operators have CUDA kernels."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from tests.contract.test_collapsed_rows import (  # noqa: F401
     test_gradients_of_collapsed_rows,
 )
 from tests.contract.test_edge_cases import (  # noqa: F401
-    test_a_score_that_overflows_is_a_negative_as_any_other,
+    test_a_score_that_overflows_is_an_ordinary_negative,
     test_a_zero_row_has_no_cosine_and_no_gradient,
     test_an_infinite_row_shows_in_its_gradient_without_a_mask,
     test_equal_scores_go_to_the_lowest_index,
 )
 from tests.contract.test_every_loss import (  # noqa: F401
-    test_a_zero_row_has_no_direction,
+    test_a_zero_row_has_no_gradient,
     test_autocast_changes_nothing,
     test_collapsed_embeddings_are_finite,
     test_error_is_at_most_twice_the_references,
@@ -62,4 +62,4 @@ def test_the_operators_of_these_losses_are_emulated(backend: str) -> None:
 @pytest.mark.parametrize("name", ["constraint-official-cosine", "info_cmr-attached"])
 def test_extremes_of_other_operators(name: str, backend: str) -> None:
     test_where_the_loss_is_nan_its_gradient_is(BY_NAME[name], backend, 4)
-    test_a_zero_row_has_no_direction(BY_NAME[name], backend)
+    test_a_zero_row_has_no_gradient(BY_NAME[name], backend)

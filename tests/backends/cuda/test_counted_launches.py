@@ -1,4 +1,4 @@
-"""The launches that the cost sheet lists for CUDA's small batches are those of the launchers."""
+"""The cost sheet lists the launches that the CUDA launchers make for small batches."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def test_cuda_launches_what_the_table_counts(name: str, dtype: torch.dtype, N: i
     operator = OPERATORS[name]
     counts = operator.launches(Batch(N, dtype.itemsize))
     inputs = operator.inputs(N, dtype, "cpu")
-    # On a device no loss looks at numbers.
+    # On a device no loss reads values.
     with as_native(), patch.object(_checks, "can_read", return_value=False):
         with noting() as grids, Counting() as aten:
             step(operator.run, inputs, "native")
@@ -47,7 +47,7 @@ def test_cuda_launches_what_the_table_counts(name: str, dtype: torch.dtype, N: i
 
 @needs_compiler
 @pytest.mark.parametrize("N", [2, 33, 128, 256, 300, 512, 1024])
-def test_a_product_is_shared_out_as_the_launcher_does(N: int) -> None:
+def test_a_product_is_split_as_the_launcher_splits_it(N: int) -> None:
     batch, operator = Batch(N), OPERATORS["max_of_hinges"]
     with as_native(), noting() as grids:
         step(operator.run, operator.inputs(N, torch.float32, "cpu"), "native")

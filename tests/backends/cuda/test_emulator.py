@@ -28,7 +28,7 @@ def rules() -> ctypes.CDLL:
 
 
 def run(rules: ctypes.CDLL, name: str, schedule: str) -> tuple[str, list[int]]:
-    """Return what the emulator said of a kernel, and what the kernel wrote."""
+    """Return the emulator's error for a kernel, and the kernel's output."""
     numbers = ctypes.c_int * THREADS
     to, said = numbers(), ctypes.create_string_buffer(500)
     order, seed = SCHEDULES[schedule]
@@ -61,7 +61,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_right_runs(rules: ctypes.CDLL, name: str, schedule: str) -> None:
+def test_correct_kernels_run(rules: ctypes.CDLL, name: str, schedule: str) -> None:
     assert run(rules, name, schedule) == ("", RIGHT[name])
 
 
@@ -87,7 +87,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_named(rules: ctypes.CDLL, name: str, schedule: str) -> None:
+def test_faults_are_named(rules: ctypes.CDLL, name: str, schedule: str) -> None:
     said, _ = run(rules, name, schedule)
     assert any(words in said for words in WRONG[name].split("|")), said or "nothing"
 
@@ -99,8 +99,8 @@ def test_schedules_differ(rules: ctypes.CDLL) -> None:
     assert last == [run(rules, "last of all", schedule)[1][0] for schedule in SCHEDULES]
 
 
-# On a device a product within a sum is not rounded: a kernel that compares the sum with the product
-# that another has stored decides a tie in another way.
+# On a device a product within a sum is not rounded: a kernel that compares the sum with a product
+# that another kernel has stored may decide a tie differently.
 @pytest.mark.skipif(not CONTRACTED, reason="the CPU has no fused multiply-add, or none to ask for")
 def test_products_are_contracted_as_by_nvcc(rules: ctypes.CDLL, schedule: str) -> None:
     said, found = run(rules, "contracted", schedule)

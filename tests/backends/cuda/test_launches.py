@@ -1,7 +1,7 @@
-"""Whole steps of small batches, held to how many kernels they launch on CUDA.
+"""The number of kernels that whole steps of small batches launch on CUDA.
 
-At the papers' batch of 128 a launch costs more than what it computes. PyTorch's operators around
-our kernels count as much as these: what normalize and the scalars of a loss launch is in here.
+At the papers' batch of 128 a launch costs more than its computation. PyTorch's operators around
+our kernels count as well: the launches of normalize and of a loss's scalars are included.
 
 InfoCMR without synthesis and noise was 77 launches forward and backward, 73 of them PyTorch's, when
 it had kernels for log-sum-exp alone, and is 6; InfoNCE was 79, the sigmoid loss 43. With synthesis
@@ -46,7 +46,7 @@ COPIES = {"info_cmr per anchor": (6, 11)}
 
 @pytest.fixture(autouse=True)
 def emulated() -> Iterator[None]:
-    # On a device no loss looks at numbers, which it may do on the CPU.
+    # On a device no loss reads values, which it may do on the CPU.
     with as_native(), patch.object(_checks, "can_read", return_value=False):
         yield
 
@@ -54,7 +54,7 @@ def emulated() -> Iterator[None]:
 # Two pairs: no grid is split, as the emulator does with more than 7 blocks.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_is_so_many_launches(name: str, dtype: torch.dtype) -> None:
+def test_launches_of_a_step(name: str, dtype: torch.dtype) -> None:
     loss, own, aten = STEPS[name]
     found = of_step(loss, *batch(2, 8, dtype))
     # Noise is drawn in fp32 and rounded to the rows' dtype.

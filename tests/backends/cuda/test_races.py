@@ -1,6 +1,6 @@
 """Races in global memory between the threads of a launch, found by gcc's thread sanitizer.
 
-The emulator tells it of barriers and of a launch's begin and end; nothing else orders two threads.
+The emulator reports barriers and the begin and end of launches to it; nothing else orders threads.
 """
 
 import os
@@ -31,7 +31,7 @@ def program() -> Path:
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # The sanitizer's memory wants addresses that are not shuffled.
+    # The sanitizer's shadow memory needs address randomisation off.
     setarch = shutil.which("setarch")
     command = [*([setarch, "-R"] if setarch else []), str(program), *arguments]
     environment = {**os.environ, "TSAN_OPTIONS": OPTIONS}

@@ -1,4 +1,4 @@
-"""The CUDA kernels once more on the emulator, under gcc's sanitizers."""
+"""The CUDA kernels on the emulator under gcc's address and undefined-behaviour sanitizers."""
 
 import subprocess
 from pathlib import Path
@@ -34,6 +34,6 @@ def test_an_access_off_its_alignment_is_found(program: Path) -> None:
     assert "store to misaligned address" in done.stderr
 
 
-def test_no_sanitizer_has_a_word_to_say(program: Path) -> None:
+def test_sanitizers_report_nothing(program: Path) -> None:
     done = run(program)
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""CUDA's operators over all pairs of a small batch, on the emulator: what holds for each."""
+"""Tests of every CUDA operator over all pairs of a small batch, on the emulator."""
 
 from collections.abc import Callable, Iterator
 

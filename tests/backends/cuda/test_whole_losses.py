@@ -1,4 +1,4 @@
-"""Whole losses as one CUDA operator, from binding to kernel, on the emulator: sums and means."""
+"""Whole losses as one CUDA operator, on the emulator: sums and means."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -68,7 +68,7 @@ def test_strides(loss: Loss, layout: int) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_shows_as_in_the_parts(loss: Loss, value: float) -> None:
+def test_values_that_are_not_finite_show_as_in_the_parts(loss: Loss, value: float) -> None:
     for side, row in ((0, 0), (1, 9)):
         x, y = not_finite(value, side, row)
         found = outcome(loss, x, y, "native")
@@ -99,7 +99,7 @@ def test_every_schedule_gives_the_same_bits(loss: Loss) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-def test_wrong_ids_that_nobody_could_read_are_nan() -> None:
+def test_wrong_ids_that_cannot_be_checked_give_nan() -> None:
     operators = getattr(torch.ops, NAMESPACE)
     x, y, one = rows(4, 5), rows(3, 5, seed=1), torch.ones((), dtype=torch.float64)
     ids = torch.tensor([0, -1, 3]), torch.arange(4), torch.tensor([0, 9, 3])

@@ -1,4 +1,4 @@
-"""Gluon's kernels compute what the Triton kernels do, and their pipeline neither races nor stalls.
+"""Gluon kernels compute what the Triton kernels compute; their pipelines neither race nor stall.
 
 They are interpreted by `gluon_interpreter.py`. Numbers are small integers, so that scores are exact
 and every row has ties.

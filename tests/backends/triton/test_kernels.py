@@ -1,4 +1,4 @@
-"""What only Triton kernels can get wrong: tiles, masks, precisions, memory.
+"""Properties of Triton kernels only: tiles, masks, precisions, memory.
 
 Kernels run in Triton's interpreter: `make test-triton`. It does not see races, registers or shared
 memory; `tools/compile_report/triton_kernels.py` compiles for what it can say about those.
@@ -102,7 +102,7 @@ def test_similarity_error_is_at_most_twice_the_references(metric: str, dtype: to
 
 @needs_interpreter
 def test_fp32_follows_the_setting(fp32: str) -> None:
-    """The interpreter multiplies tf32 in fp32: what shows is that either path is right."""
+    """The interpreter multiplies tf32 in fp32: the test shows that both paths are correct."""
     rows, ids = captions(70, 96, torch.float32)
     for name in LOSSES:
         wanted, found = (BY_NAME[name].loss(*rows, b, **ids) for b in ("reference", "triton"))

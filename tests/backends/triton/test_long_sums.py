@@ -15,7 +15,7 @@ pytestmark = needs_interpreter
 CHAIN, EPS = 128, torch.finfo(torch.float32).eps
 
 
-def test_a_row_that_everyone_mined() -> None:
+def test_a_row_that_is_hardest_for_all() -> None:
     from itm_kernels.triton import _segment_sum
     from tests.backends.triton.test_segments import entries_of
 
@@ -59,7 +59,7 @@ def test_softmax_over_many_members() -> None:
     torch.testing.assert_close(logits.double(), wanted, rtol=4 * EPS, atol=0)
 
 
-def test_means_of_many_rows_are_shared_out() -> None:
+def test_means_of_many_rows_are_split_among_programs() -> None:
     from itm_kernels.triton.kmeans import split_rows
 
     # Programs of a split: tiles of D times those of clusters.

@@ -1,4 +1,4 @@
-"""Rows as tensor cores take them: tf32 rounded, and aligned wherever a view begins."""
+"""Operands of tensor cores: rounded to tf32, and aligned wherever a view begins."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ def tf32_rows(x: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor) -> Tensor:
-    """Round normal numbers to 11 bits, ties to even, by another way: fp64 and its exponents."""
+    """Round normal numbers to 11 bits, ties to even, through fp64 and its exponents."""
     fraction, exponent = torch.frexp(x.double())
     return torch.ldexp(torch.round(fraction * 2**11), exponent - 11).float()
 
 
 def cut(x: Tensor) -> Tensor:
-    """Drop the bits of fp32 that tf32 has not, as tensor cores do."""
+    """Drop the bits of fp32 that tf32 lacks, as tensor cores do."""
     return (x.contiguous().view(torch.int32) & -0x2000).view(torch.float32)
 
 
@@ -44,7 +44,7 @@ def test_tf32_keeps_what_is_not_finite_and_makes_nothing_infinite() -> None:
     assert found[0, 2].isnan()
     assert torch.equal(found[0, 3:5].signbit(), torch.tensor([False, True]))
     assert torch.equal(found[0, 3:], cut(x)[0, 3:])
-    # The only bits of this NaN's fraction are among those that tf32 has not.
+    # The only bits set in this NaN's fraction are among those that tf32 lacks.
     low = torch.tensor([[0x7F800001, -0x7FFFFF]], dtype=torch.int32).view(torch.float32)
     assert cut(low).isinf().all()
     assert tf32_rows(low).isnan().all()
@@ -63,7 +63,7 @@ def test_a_gpu_multiplies_rounded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("D", [64, 333, 1024])
 def test_rounding_keeps_the_error_rule_and_cutting_breaks_it(D: int) -> None:
-    """At most twice eager's error, whose library rounds unit rows, half up; ours are raw rows."""
+    """At most twice eager's error: its library rounds unit rows, half up; our kernels raw rows."""
     torch.manual_seed(0)
     x = torch.randn(64, D)
     x, y = 3 * x, F.normalize(torch.randn(64, D)) + 0.7 * F.normalize(x)

@@ -1,4 +1,4 @@
-"""Library products of weights in parts, and cosines of rows that stay as they came."""
+"""Library products of weights in parts, and cosines of unnormalised rows."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def write_kernel(
 
 
 def write(value: Tensor, weights: Tensor) -> Tensor:
-    """Let a kernel write weights, and return what their parts leave of the values."""
+    """Let a kernel write weights, and return the values that their parts represent."""
     value = value.contiguous()
     rest = torch.empty_like(value)
     write_kernel[(value.shape[0],)](
@@ -46,7 +46,7 @@ def write(value: Tensor, weights: Tensor) -> Tensor:
 
 
 def sides(N: int, M: int, D: int, dtype: torch.dtype) -> list[Tensor]:
-    """Return rows of lengths from 1e-3 to 10."""
+    """Return rows with norms from 1e-3 to 10."""
     generator = torch.Generator().manual_seed(N + D)
     rows = [torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, M)]
     return [(side * torch.logspace(-3, 1, len(side))[:, None] / D**0.5).to(dtype) for side in rows]
@@ -126,7 +126,7 @@ def test_error_of_scores_is_at_most_twice_eagers(
 
 @beyond_finite
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_without_a_length_have_no_direction_and_nan_shows(dtype: torch.dtype) -> None:
+def test_rows_of_norm_zero_have_no_direction_and_nan_shows(dtype: torch.dtype) -> None:
     x = torch.ones(6, 40, dtype=dtype)
     x[1], x[2, 3], x[3, 3] = 0, torch.nan, torch.inf
     x[4] = torch.finfo(dtype).max / 2  # squares overflow in fp32
@@ -152,7 +152,7 @@ def test_weights_of_any_size_fit_fp16() -> None:
 def test_weights_that_the_library_multiplies_as_tf32_are_rounded(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensor cores cut low bits off: a bias that sums of weights do not have."""
+    """Tensor cores truncate low bits: a bias that sums of weights must not have."""
     monkeypatch.setattr(_products, "_INTERPRETED", tl.constexpr(False))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
@@ -162,7 +162,7 @@ def test_weights_that_the_library_multiplies_as_tf32_are_rounded(
         rest = write(value, weights)
         half = torch.rand(3, 100).half()
         narrow = torch.empty(1, 3, 100, dtype=torch.float16)
-        assert not write(half.float(), narrow).any()  # nothing but tf32 loses more than it must
+        assert not write(half.float(), narrow).any()  # only tf32 loses more bits than necessary
     finally:
         torch.set_float32_matmul_precision(before)
     low = weights.view(torch.int32) & 0x1FFF

@@ -1,4 +1,4 @@
-"""What `quick_interpreter` leaves out of the interpreter changes no bit, and stays inside it."""
+"""`quick_interpreter` changes no bit, and its patches end with it."""
 
 from collections.abc import Callable
 
@@ -79,7 +79,7 @@ def test_a_launch_leaves_the_language_as_it_was(broken: bool) -> None:
         assert (dict(vars(tl)), dict(vars(tl.tensor)), dict(vars(tl.math))) == before
 
 
-def test_the_language_is_searched_once() -> None:
+def test_patches_of_the_language_are_found_once() -> None:
     from triton.runtime import interpreter
 
     from quick_interpreter import Patches

@@ -13,7 +13,7 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def entries_of(key: Tensor, weight: Tensor, N: int, M: int, to_images: int):  # noqa: ANN201
-    """Return entries whose sources are their own numbers, and nothing at a fixed place."""
+    """Return entries whose sources are their own indices, in no fixed order."""
     from itm_kernels.triton._coo_entries import Entries
 
     own, span = torch.full((N + M, 2), -1), torch.zeros(2, N + M, dtype=torch.int64)
@@ -23,10 +23,10 @@ def entries_of(key: Tensor, weight: Tensor, N: int, M: int, to_images: int):  # 
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_one_row_mined_by_all_is_summed_with_the_others(
+def test_a_row_that_is_hardest_for_all_is_summed_like_the_others(
     few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole chunks of entries for one target, others on both sides of them; none for most."""
+    """One target has whole chunks of entries, its neighbours some, most targets none."""
     from itm_kernels.triton import _coo_entries, _segment_sum
 
     if not few:

@@ -1,4 +1,4 @@
-"""The table of tiles: every line fits, and its architecture and epilogue decide which holds."""
+"""The table of tiles: every line fits; architecture and epilogue decide which one applies."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from interpreted import needs_interpreter
 
 pytestmark = needs_interpreter
 Name = int | str
-# KB of shared memory, as `triton_binary` has it, which wants a compiler.
+# KB of shared memory, as in `triton_binary`, which needs a compiler.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
 BYTES = {"half": 2, "tf32": 4, "ieee": 4, "fp64": 8}
 

@@ -1,4 +1,4 @@
-"""Texts without an image through Triton's kernels: negatives of every image, and no pair."""
+"""Texts without an image in Triton's kernels: negatives of every image, part of no pair."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""No operator in Triton holds an N x M tensor: every allocation of its launchers is looked at.
+"""No operator in Triton holds an N x M tensor: every allocation of its launchers is checked.
 
-Launchers allocate and launch nothing here, on meta tensors, which may be as large as they like.
+Launchers allocate meta tensors here, which may be of any size, and launch nothing.
 Tiles and precisions are those of a GPU.
 """
 
@@ -17,7 +17,7 @@ from itm_kernels import backends
 
 pytest.importorskip("triton")
 
-# A matrix of similarities is what similarity returns.
+# similarity returns a matrix of this size.
 OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
 BOUNDED = sorted(set(OPERATORS) - {"similarity"})
 
@@ -30,12 +30,12 @@ LARGEST = 4 * 2 * N * max(D, N // SMALLEST_TILE)
 # hinges with ids takes 9 of the 10.
 ALIVE = 10 * LARGEST
 SCORES = 4 * N * N
-# What an operator returns may be larger than that: here one vector for each of 4 clusters.
+# Outputs of an operator may be larger than that: here one vector for each of 4 clusters.
 RETURNED = {"rbf_synthesis": 4 * N * 4 * D}
 
 
 class Workspace(TorchDispatchMode):
-    """Note how many bytes the largest tensor has that any operation makes, and all that exist."""
+    """Record the bytes of the largest tensor that any operation returns, and of all that exist."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ def test_no_workspace_is_as_large_as_the_scores(
         launch(operator, dtype)
     assert LARGEST < SCORES / 30
     assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0))
-    # What is returned exists once, and its gradient once.
+    # Outputs exist once, and their gradients once.
     assert workspace.peak <= ALIVE + 2 * RETURNED.get(operator, 0) < SCORES / 2
 
 
 def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a tile were one candidate."""
+    """The launcher acts as if a tile were one candidate."""
     from itm_kernels.triton import _hardest
 
     empty = _hardest.empty_tile_maxima
@@ -110,7 +110,7 @@ def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_blocks_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the weights of a block of rows outlived it."""
+    """The weights of a block of rows outlive it."""
     from itm_kernels.triton import _hinge_gradients
 
     kept = []
@@ -127,12 +127,12 @@ def test_blocks_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert workspace.peak > SCORES > ALIVE
 
 
-def test_what_is_watched() -> None:
+def test_watched_allocations() -> None:
     x = torch.empty(N, D, device="meta")
     seen = x.untyped_storage().nbytes()  # as x.T, a view of what was there before
     with Workspace() as workspace:
         (x @ x.T).logsumexp(1)
-    assert workspace.largest == SCORES  # though nobody holds it
+    assert workspace.largest == SCORES  # though no reference to it remains
     assert workspace.peak == SCORES + seen + 4 * N
     with Workspace() as workspace:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Comparisons of what the package returns with what an oracle or a formula says."""
+"""Comparisons of the package's results with those of an oracle or a formula."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def delta(first: Array, second: Array, metric: str) -> float:
 
 
 def counts(n: int, m: int, ids: Ids) -> bool:
-    """Says whether an ordered pair takes part: not the diagonal, not a shared id."""
+    """Returns whether an ordered pair takes part: not the diagonal, not a shared id."""
     return n != m and is_negative(n, m, ids, ids)
 
 

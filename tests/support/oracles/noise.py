@@ -35,7 +35,7 @@ def gumbel(words: ArrayLike) -> NDArray[np.float64]:
 
 
 def gumbel_of_pairs(seed: tuple[int, int], N: int, M: int) -> NDArray[np.float64]:  # [2, N, M]
-    """Returns what is added to the scores of N rows and M columns, for either direction."""
+    """Returns the noise added to the scores of N rows and M columns, for either direction."""
     halves = [half for word in seed for half in (word % 2**32, word >> 32)]
     column, row = np.arange((M + 1) // 2)[None, :], np.arange(N)[:, None]
     words = philox([column, row, *halves[2:]], halves[:2])

@@ -1,4 +1,4 @@
-"""Who is whose positive, who is a negative, and how alike two rows are."""
+"""Positives and negatives of a batch, and the similarity of two rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def positives(num_images: int, num_texts: int, image_ids: Ids, text_ids: Ids) ->
 
 
 def is_negative(i: int, j: int, image_ids: Ids, text_ids: Ids) -> bool:
-    """Says whether image i and text j are a negative pair: never when they share an id."""
+    """Returns whether image i and text j are a negative pair: never when they share an id."""
     if image_ids is None or text_ids is None:
         return i != j
     return bool(image_ids[i] != text_ids[j])

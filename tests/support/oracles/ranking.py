@@ -24,7 +24,7 @@ class Standing(NamedTuple):
         return 1 + self.above + self.ties / 2
 
     def chance(self, rank: int) -> float:
-        """Share of the orders of the ties in which the first positive has a rank."""
+        """The fraction of the orders of ties in which the first positive has a rank."""
         drawn = rank - self.above  # the first positive is the candidate drawn last
         tied = self.ties + self.positives
         if not 1 <= drawn <= self.ties + 1:
@@ -33,7 +33,7 @@ class Standing(NamedTuple):
 
 
 def standings(scores: Array, query_ids: Ids, candidate_ids: Ids) -> list[Standing]:
-    """Where the best positive of every query stands."""
+    """The rank of the best positive of every query."""
     assert query_ids is not None and candidate_ids is not None
     found = []
     for i in range(scores.shape[0]):
