@@ -154,7 +154,7 @@ def extension() -> dict[str, Any]:
 
     try:
         found = module(with_cuda=not no_cuda)
-    except Exception as error:  # an architecture that torch does not know
+    except Exception as error:  # an architecture unknown to torch
         if no_cuda or CUDA == "1":
             raise
         found = without_cuda(error)

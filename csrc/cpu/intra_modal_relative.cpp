@@ -137,10 +137,10 @@ Tensor relative_gradient(const Keys& keys, const Tensor& grad, const OptionalTen
     const auto& loop = loops<scalar_t>();
     // d(sum of D / |D|): a distance inside has a gradient of its own, and every distance one
     // through the norm.
-    const Tensor share = grad.to(keys.x.scalar_type()).div(norm);
-    const Tensor slope = share.mul(row).neg_();
+    const Tensor inside = grad.to(keys.x.scalar_type()).div(norm);
+    const Tensor slope = inside.mul(row).neg_();
     const auto of = [](const Tensor& t) { return t.const_data_ptr<scalar_t>(); };
-    const simd::RowBands<scalar_t> bands{of(low), of(high), of(norm), of(share), of(slope)};
+    const simd::RowBands<scalar_t> bands{of(low), of(high), of(norm), of(inside), of(slope)};
     for_each_block<scalar_t>(keys, [&](const Tile<scalar_t>& t) {
       Tensor W = at::from_blob(t.data, {t.rows, t.columns}, keys.x.options()), distance;
       if (keys.l2) distance = W.clone();
