@@ -13,7 +13,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 # A path in backticks: with a folder and an ending, or below a folder of the repository.
 PATH = re.compile(r"`((?:[\w.*-]+/)+[\w.*-]*)`")
 # Folders that programs create, and words with a slash that name no file.
-NOT_IN_THE_REPOSITORY = ("build/", "runs/", "tests/*/")
+NOT_IN_THE_REPOSITORY = ("build/", "runs/")
 # Citations of papers by a number, and of pages.
 CITATION = re.compile(
     r"\bpapers? [0-9]\b|\bmaths, [a-z]+ \w+|(?<![\w/.-])[\w./-]*[\w-]\.md\b", re.I
