@@ -140,7 +140,7 @@ triton-contract: $(TRITON)/ready $(VENV)/built
 		tests/contract/test_edge_cases.py tests/ops/test_ranks.py
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) tests/backends/triton tests/ops tests/losses \
+	$(INTERPRETED) tests/backends/triton tests/ops tests/losses/test_*_triton.py \
 		tests/contract/test_every_loss_compiled.py --ignore tests/ops/test_ranks.py
 
 # Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all
