@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--device`, for the files that `tools.gpu_check.suite` names, and `--complete`."""
     parser.getgroup("itm_kernels").addoption(
-        "--device", default="cpu", help="what tensors live on unless a test says otherwise"
+        "--device", default="cpu", help="the device of tensors, unless a test names another"
     )
     parser.getgroup("itm_kernels").addoption(
         "--complete", action="store_true", help="fail if a test is skipped or no kernel ran"

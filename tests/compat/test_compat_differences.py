@@ -91,7 +91,7 @@ def test_a_hinge_of_zero_has_gradient_zero(max_violation: bool) -> None:
     assert (gradients(original, image)[0] != 0).any()
 
 
-def test_an_order_that_is_kept_has_gradient_zero() -> None:
+def test_an_order_without_violation_has_gradient_zero() -> None:
     # The original divides 0 by 0 where an image and a text share an element.
     image, text = torch.ones(3, 4), torch.zeros(3, 4)
     text[:, 0] = 1
@@ -167,7 +167,7 @@ def test_the_forwards_of_scan_and_sgraf_are_named() -> None:
             loss(*arguments)
     with pytest.raises(TypeError, match=r"SCAN's takes \(im, s, s_l\)"):
         loss(im=IM, s=S, s_l=[3, 2])
-    # What the messages and the page advise.
+    # The remedy of the messages and of the page.
     scores = MaxOfHingesLoss(0.2).from_scores(IM @ S.T)
     torch.testing.assert_close(scores, ContrastiveLoss(0.2, max_violation=True)(IM, S))
 

@@ -43,7 +43,7 @@ def test_several_processes_are_refused_when_constructed(
         loss(world_size=2)
 
 
-def test_way_of_exchange_is_checked() -> None:
+def test_the_exchange_of_features_is_checked() -> None:
     with pytest.raises(ValueError, match="SigLipLoss: dist_impl must be one of 'bidir', 'shift'"):
         SigLipLoss(dist_impl="ring")
 

@@ -65,7 +65,7 @@ def test_collapsed_features(loss) -> None:
     "build", [lambda: ClipLoss(False, False, False, 0, 2), lambda: SigLipLoss(False, 0, 2)]
 )
 def test_several_processes_are_refused(build) -> None:
-    """A gathered loss is not this class: it says so instead of returning a local number."""
+    """The class has no gathered loss: it raises instead of returning a local value."""
     image, text = unit_pair(3, torch.float64)
     scale, bias = scalars(torch.float64)
     with pytest.raises(RuntimeError, match="world_size 2 needs the features of other"):

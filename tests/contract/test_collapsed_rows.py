@@ -106,8 +106,8 @@ def test_gradients_of_collapsed_rows(name: str, backend: str) -> None:
     def gradients(loss: Loss, *sides: Tensor) -> list[Tensor]:
         leaves = [t.detach().requires_grad_() for t in sides]
         found = loss(*leaves)
-        pull = torch.linspace(0.5, 1.5, found.numel()).to(found).view(found.shape)
-        return [grad.double() for grad in torch.autograd.grad(found, leaves, pull)]
+        upstream = torch.linspace(0.5, 1.5, found.numel()).to(found).view(found.shape)
+        return [grad.double() for grad in torch.autograd.grad(found, leaves, upstream)]
 
     exact = gradients(original, x.double(), y.double())
     eager = gradients(original, x, y)

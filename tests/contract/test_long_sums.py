@@ -65,8 +65,8 @@ def results(operation: Operation, x: Tensor, y: Tensor, backend: str) -> list[Te
     found = operation(x, y, backend)
     found = [found] if isinstance(found, Tensor) else [t for t in found if t.is_floating_point()]
     generator = torch.Generator().manual_seed(0)
-    pulls = [torch.rand(t.shape, generator=generator).add(0.5).to(t) for t in found]
-    grads = torch.autograd.grad(found, (x, y), pulls, allow_unused=True, materialize_grads=True)
+    upstreams = [torch.rand(t.shape, generator=generator).add(0.5).to(t) for t in found]
+    grads = torch.autograd.grad(found, (x, y), upstreams, allow_unused=True, materialize_grads=True)
     return [t.detach().double() for t in (*found, *grads)]
 
 
@@ -93,7 +93,7 @@ def test_compiled_sums_over_many_images(name: str) -> None:
 @needs_extension
 def test_compiled_sums_of_hinges_over_many_texts() -> None:
     # Every pair sums over all texts, and the formula holds [M, M] scores: fp64 of the same operator
-    # stands for it.
+    # replaces it.
     x, y = collapsed(2, 0), collapsed(1 << 13, 1)
     found, exact = (
         functional.sum_of_hinges_loss(*rows, reduction="none", backend="native", **ids(x, y))

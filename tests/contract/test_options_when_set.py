@@ -63,7 +63,7 @@ def test_no_option_can_be_set_wrongly(name: str, option: str) -> None:
         with pytest.raises(TypeError, match=f"^{name}: {option} must be True or False, got str"):
             setattr(criterion, option, "no")
     else:
-        assert option == "sampler", "say here what the option takes"
+        assert option == "sampler", "add the option's values here"
         with pytest.raises(TypeError, match="^ITMLoss: sampler must be a function .*got str"):
             criterion.sampler = "hardest"
 

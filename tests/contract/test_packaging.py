@@ -72,8 +72,8 @@ def test_build_info() -> None:
 
 # -- imports ---------------------------------------------------------------------------------------
 
-# What each part of the package may import of it. A part that is not here is one of "the parts
-# around": it may import anything but another part around, and only what AROUND names of those.
+# The parts of the package that each part may import. A part that is not listed is one of "the
+# parts around": it may import anything except other parts around, beyond those in AROUND.
 SHARED = {"_autocast", "_checks", "_describe", "_options", "_positives", "_public", "_warnings"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),

@@ -97,7 +97,7 @@ def test_padding_content_has_no_influence(content: float) -> None:
 def test_order_and_modality_matter() -> None:
     image, text, _ = batch()
     module = head()
-    # Swapping tokens 1 and 2: with equal positions the read-out at token 0 could not tell.
+    # Swapping tokens 1 and 2: with equal positions the read-out at token 0 would not change.
     for other in (
         module(image[:, [0, 2, 1]], text),
         module(image, text[:, [1, 0, 2, 3, 4]]),

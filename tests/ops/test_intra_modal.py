@@ -17,7 +17,7 @@ from random_tensors import rows
 
 METRICS = ("cosine", "l1", "l2", "sqeuclidean")
 MODES = ("paper", "repel", "official", "per_row")
-EVERY_BATCH = (False, True)  # ids that repeat
+REPEATED = (False, True)  # ids
 
 
 def band(
@@ -90,9 +90,9 @@ def assert_is_the_reference(x: Tensor, given: dict[str, Any], backend_name: str)
     "N, D, low, high, repeated",
     native=[
         (300, D, 0.3, 0.3 + share, repeated)
-        for D, share, repeated in product((9, 37, 333), (0.02, 0.5), EVERY_BATCH)
+        for D, share, repeated in product((9, 37, 333), (0.02, 0.5), REPEATED)
     ],
-    emulated=[(70, D, 0.2, 0.6, repeated) for D, repeated in product((2, 9), EVERY_BATCH)],
+    emulated=[(70, D, 0.2, 0.6, repeated) for D, repeated in product((2, 9), REPEATED)],
     triton=[(70, 2, 0.3, 0.8, False), (70, 37, 0.3, 0.8, True)],
 )
 def test_gradient_is_the_references(

@@ -27,7 +27,7 @@ def emulated() -> Iterator[None]:
 
 
 def test_ties_go_to_the_lowest_index_in_every_tile() -> None:
-    # Rows 3, 40 and 99 are equal: other lanes, warps and tiles read them, in another order.
+    # Rows 3, 40 and 99 are equal: different lanes, warps and tiles read them, in any order.
     x, y = rows(127, 20, torch.float32), rows(127, 20, torch.float32, seed=1)
     for side in (x, y):
         side[[3, 40, 99]] = 4.0

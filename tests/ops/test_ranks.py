@@ -43,7 +43,7 @@ def test_counts_of_the_operator_are_those_of_ranks(backend: str) -> None:
 
 def test_ties_count_half(backend: str) -> None:
     queries = torch.tensor([[0.1, 0.7], [1.0, 0.0]])
-    # A positive, above it, below it, a copy of it, the other positive, and level with one.
+    # A positive, one above it, one below it, a copy, the other positive, and one that ties with it.
     gallery = torch.tensor([[0.1, 0.7], [0, 1], [0, 0], [0.1, 0.7], [0.1, 0.7], [0.1, -0.2]])
     labels = torch.tensor([0, 5]), torch.tensor([0, 1, 2, 3, 0, 5])
     found = ops.ranks(queries, gallery, *labels, backend=backend)

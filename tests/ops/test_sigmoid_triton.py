@@ -38,7 +38,7 @@ def scalars(dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def results(
-    sides: list[Tensor], dtype: torch.dtype, backend: str, pull: float = 1.0, **options: Any
+    sides: list[Tensor], dtype: torch.dtype, backend: str, upstream: float = 1.0, **options: Any
 ) -> list[Tensor]:
     inputs = [side.detach().to(dtype).requires_grad_() for side in sides]
     wide = torch.promote_types(dtype, torch.float32)
@@ -46,7 +46,7 @@ def results(
     loss = functional.sigmoid_loss(
         *inputs, logit_scale=scale, logit_bias=bias, backend=backend, **options
     )
-    grads = torch.autograd.grad(pull * loss, (*inputs, scale, bias))
+    grads = torch.autograd.grad(upstream * loss, (*inputs, scale, bias))
     return [t.detach().double() for t in (loss, *grads)]
 
 
@@ -126,12 +126,12 @@ def test_blocks_of_rows_are_one_loss(products: list[int], monkeypatch: pytest.Mo
 
 
 @needs_interpreter
-@pytest.mark.parametrize("pull", [0.0, 4.0, -0.5])
-def test_gradients_are_multiplied_by_that_of_the_loss(pull: float) -> None:
+@pytest.mark.parametrize("upstream", [0.0, 4.0, -0.5])
+def test_gradients_are_multiplied_by_that_of_the_loss(upstream: float) -> None:
     sides = rows(33, 33, 12)
-    once, found = (results(sides, torch.float32, "triton", by) for by in (1.0, pull))
+    once, found = (results(sides, torch.float32, "triton", by) for by in (1.0, upstream))
     for ours, theirs in zip(found[1:], once[1:], strict=True):
-        assert torch.equal(ours, pull * theirs)
+        assert torch.equal(ours, upstream * theirs)
 
 
 @needs_interpreter

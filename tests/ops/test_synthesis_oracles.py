@@ -152,7 +152,7 @@ def test_info_cmr_with_one_cluster(kind, weights, clustering) -> None:
             ]
         )
         # Shared: kam is solved over all members, and the softmax leaves out the positives. That
-        # is the oracle's shared layout with ids that say who is whose positive.
+        # is the oracle's shared layout with ids that mark the positives.
         if clustering == "per_anchor":
             assignment = np.where(negative, 0, -1)
             found = oracles.rbf_synthesis(anchors, members, assignment, 1, 0.4, weights)

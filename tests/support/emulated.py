@@ -182,7 +182,7 @@ def unwritten_memory_shows() -> Iterator[None]:
 
 @contextmanager
 def as_native(schedule: str = "forward") -> Iterator[None]:
-    """Let the emulated operators stand in for the compiled ones on the CPU."""
+    """Replace the compiled operators on the CPU by the emulated ones."""
     order, seed = SCHEDULES[schedule]
     operators().emulator_schedule(order, ctypes.c_uint64(seed))
     with (

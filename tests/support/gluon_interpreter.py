@@ -245,7 +245,7 @@ class Kernel:
 
     def given(self, value: Any, tensors: dict[int, Pointer]) -> Any:
         if isinstance(value, Tensor) and value.element_size() == 2:
-            return None  # an operand stands in for ids that are not read
+            return None  # a placeholder for ids that are not read
         if isinstance(value, Tensor):
             if value.data_ptr() not in tensors:
                 data = value.numpy().reshape(-1)

@@ -87,4 +87,4 @@ class Machine:
             thread.join()
         if self.error is not None:
             raise self.error
-        assert not self.copies, "a copy that nobody waited for"
+        assert not self.copies, "a copy that was never waited for"

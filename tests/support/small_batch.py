@@ -37,8 +37,8 @@ def gradients(found: list[Tensor], *inputs: Tensor) -> list[Tensor]:
     """Return values and the gradients of all inputs, in fp64."""
     total = inputs[0].new_zeros(())
     for t in found:
-        pull = (torch.arange(len(t)) % 5 + 1).to(t.dtype)
-        total = total + (t * pull)[t.isfinite()].sum()
+        upstream = (torch.arange(len(t)) % 5 + 1).to(t.dtype)
+        total = total + (t * upstream)[t.isfinite()].sum()
     grads = torch.autograd.grad(total, inputs) if total.requires_grad else [x * 0 for x in inputs]
     return [t.detach().double() for t in (*found, *grads)]
 

@@ -81,7 +81,7 @@ def made(ours: list[float], rival: list[float]) -> dict:
 
 
 def test_ratios_are_taken_within_rounds():
-    # The machine slows down tenfold in the last round: each median alone would not say 2.
+    # The machine slows down tenfold in the last round: the ratio of medians would not be 2.
     record = made([1.0, 2.0, 10.0], [2.0, 4.0, 20.0])
     eager_both = record["contenders"]["eager"]["both"]
     assert eager_both["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}

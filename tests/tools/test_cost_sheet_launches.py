@@ -79,7 +79,7 @@ def test_launches_of_a_synthesis_follow_its_parts() -> None:
     # Two sides, forward only: 47 launches of 16 panels, two substitutions, spans, starts. Eight
     # clusters are one part at 16,384 rows, two at 24,576, three at 32,768.
     assert [len(names) for names in found] == [2 * 51 * many for many in (1, 2, 3)]
-    # Two sides: a nearest centroid and sums an iteration, and the means of their shares.
+    # Two sides: per iteration nearest centroids and sums, and the means of the partial sums.
     assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 11
     assert sum(name.startswith("_centroids.") for name in fixed[0]) == 2 * 21
 

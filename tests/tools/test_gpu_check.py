@@ -17,7 +17,7 @@ from tools.gpu_check import bench, runner, suite, summary, values
 from tools.gpu_check.goal_table import ENTRIES
 from tools.gpu_check.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
 
-FIRST_MINUTES = 9.0  # of a call of ten: what they are predicted to hold is what counts
+FIRST_MINUTES = 9.0  # of a call of ten: predictions must fit into them
 RUN = "1.0.1"  # the first of one process
 compiled = pytest.mark.skipif(bool(backends.NOT_BUILT), reason="the extension is not built")
 
@@ -130,7 +130,7 @@ def test_a_failure_is_recorded_and_the_rest_runs(tmp_path: Path) -> None:
     assert lines["values/a"]["error"].endswith("first line\nsecond line")
     assert summary.write(tmp_path) == 1
     assert "second line" in (tmp_path / "summary.md").read_text()
-    # Again in the same run: nothing. In the next one: what has not passed.
+    # Nothing runs again in the same run; the next one repeats what has not passed.
     assert Worker("values", setting(tmp_path), RUN).work(checks, lambda: False)
     assert ran == ["fails", "c"]
     assert Worker("values", setting(tmp_path), "2.0.1").work(checks, lambda: False)

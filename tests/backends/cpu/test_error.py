@@ -81,8 +81,8 @@ def outputs_and_gradients(
     found = operation(x, y, backend)
     found = [found] if isinstance(found, Tensor) else [t for t in found if t.is_floating_point()]
     # Upstream gradients of both signs that bf16 holds exactly: their rounding is no error of ours.
-    pull = sum((t.double() * signs(t)).sum() for t in found)
-    grads = torch.autograd.grad(pull, (x, y), allow_unused=True, materialize_grads=True)
+    total = sum((t.double() * signs(t)).sum() for t in found)
+    grads = torch.autograd.grad(total, (x, y), allow_unused=True, materialize_grads=True)
     return [t.detach().double() for t in (*found, *grads)]
 
 

@@ -23,7 +23,7 @@ from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
 
 def captions(N: int, D: int, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return five texts per image in shuffled order, and the ids that say so."""
+    """Return five texts per image in shuffled order, and their ids."""
     generator = torch.Generator().manual_seed(seed)
     rows = [
         torch.randn(size, D, generator=generator, dtype=torch.float64).requires_grad_()
@@ -154,14 +154,14 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_l1_gradient_is_that_of_cdist(N: int, M: int, D: int, dtype: torch.dtype) -> None:
     # Small integers: many coordinates are equal, and sums of weights are exact.
     generator = torch.Generator().manual_seed(N + M + D)
-    x, y, pull = (
+    x, y, upstream = (
         torch.randint(-3, 4, size, generator=generator).to(dtype)
         for size in ((N, D), (M, D), (N, M))
     )
     x[N // 2, D // 2], x[0, 0], y[M // 2, 0] = torch.nan, torch.inf, torch.inf
     x.requires_grad_(), y.requires_grad_()
-    found = torch.autograd.grad(ops.similarity(x, y, "l1", backend="native"), (x, y), pull)
-    wanted = torch.autograd.grad(torch.cdist(x, y, p=1), (x, y), pull)
+    found = torch.autograd.grad(ops.similarity(x, y, "l1", backend="native"), (x, y), upstream)
+    wanted = torch.autograd.grad(torch.cdist(x, y, p=1), (x, y), upstream)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 

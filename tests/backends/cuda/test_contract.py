@@ -58,7 +58,7 @@ def test_the_operators_of_these_losses_are_emulated(backend: str) -> None:
         assert backends.choose(operator, "cpu", (1, 1)) == "native"
 
 
-# What an infinite row is outside of, stored and not; what is divided by the lengths of vectors.
+# An infinite row outside the band, with stored scores and without; division by norms of vectors.
 @pytest.mark.parametrize("name", ["constraint-official-cosine", "info_cmr-attached"])
 def test_extremes_of_other_operators(name: str, backend: str) -> None:
     test_where_the_loss_is_nan_its_gradient_is(BY_NAME[name], backend, 4)

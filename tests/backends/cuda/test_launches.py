@@ -24,7 +24,7 @@ from loss_cases import batch
 pytestmark = needs_compiler
 
 # Our own launches, and ATen's. Unit rows and cross-entropies by themselves are Triton's, one
-# launch each way, which the emulator has not: PyTorch's formulas stand in for them.
+# launch each way, which the emulator lacks: PyTorch's formulas replace them.
 STEPS: dict[str, tuple[nn.Module, int, int]] = {
     "max_of_hinges": (losses.MaxOfHingesLoss(), 3, 1),
     "sum_of_hinges": (losses.SumOfHingesLoss(), 4, 2),

@@ -111,7 +111,7 @@ def test_hardest_of_every_tile(
         row, column = hardest.hardest(both, x_ids, y_ids)
     for found, (key, winner) in ((row, best_of(keys, 256)), (column, best_of(keys.mT, 64))):
         assert torch.equal(found.key, key)
-        some = key != NO_KEY  # without a candidate an index says nothing
+        some = key != NO_KEY  # without a candidate an index is undefined
         assert torch.equal(found.candidate[some], winner[some].int())
 
 
@@ -135,7 +135,7 @@ def test_log_sums_of_every_tile(
         x_factor, y_factor = (2.0 ** (torch.arange(rows) % 3 - 1) for rows in (N, M))
         both = both._replace(x_factor=x_factor, y_factor=y_factor)
         logits = logits * x_factor[:, None] * y_factor
-    positive = (torch.arange(M) * 7 % (N + 2) - 1) if owned else None  # some are nobody's
+    positive = (torch.arange(M) * 7 % (N + 2) - 1) if owned else None  # some are out of range
     x_ids, y_ids = (torch.arange(rows) % 37 * (2**32 + 1) if ids else None for rows in (N, M))
     with interpreted(programs):
         given = both, torch.tensor(scale), x_ids, y_ids, positive

@@ -1,7 +1,7 @@
 """Properties of Triton kernels only: tiles, masks, precisions, memory.
 
 Kernels run in Triton's interpreter: `make test-triton`. It does not see races, registers or shared
-memory; `tools/compile_report/triton_kernels.py` compiles for what it can say about those.
+memory; `tools/compile_report/triton_kernels.py` compiles the kernels and checks the last two.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def fp32(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def captions(N: int, D: int, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return unit rows, up to five texts per image in shuffled order, and the ids that say so."""
+    """Return unit rows, up to five texts per image in shuffled order, and their ids."""
     generator = torch.Generator().manual_seed(N + D)
     M = N if N < 3 else (5 * N) // 3
     rows = [torch.randn(size, D, generator=generator, dtype=torch.float64) for size in (N, M)]
@@ -125,13 +125,13 @@ def test_parts_carry_every_bit_of_fp32() -> None:
 def test_gradient_of_hardest_negatives(N: int, D: int) -> None:
     rows, ids = captions(N, D, torch.float64)
 
-    def pulled(backend: str) -> tuple[Tensor, ...]:
+    def gradients_of(backend: str) -> tuple[Tensor, ...]:
         found = ops.hardest_negatives(*rows, **ids, backend=backend)
         scores = found.positive, found.text_score, found.image_score
         finite = [torch.where(score.isfinite(), score, 0) for score in scores]
         return torch.autograd.grad(sum(t.square().sum() for t in finite), rows)
 
-    for ours, theirs in zip(pulled("triton"), pulled("reference"), strict=True):
+    for ours, theirs in zip(gradients_of("triton"), gradients_of("reference"), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

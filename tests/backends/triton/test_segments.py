@@ -100,8 +100,8 @@ def test_gradient_of_a_text_that_is_hardest_for_all(
     def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
         sides = [side.to(dtype).requires_grad_() for side in rows]
         losses = functional.max_of_hinges_loss(*sides, **ids, reduction="none", backend=backend)
-        pull = torch.linspace(0.5, 1.5, M, dtype=losses.dtype)
-        return [grad.double() for grad in torch.autograd.grad(losses, sides, pull)]
+        upstream = torch.linspace(0.5, 1.5, M, dtype=losses.dtype)
+        return [grad.double() for grad in torch.autograd.grad(losses, sides, upstream)]
 
     ours, again = (gradients("triton", torch.float32) for _ in range(2))
     assert all(map(torch.equal, ours, again))
