@@ -21,11 +21,11 @@ def test_the_error_rule() -> None:
 
     def ratio(value: float) -> float:
         found = [torch.tensor([value, torch.inf])]
-        return rule.hold(exact, eager, found, 1e-7, norm=False)["worst"]
+        return rule.check_errors(exact, eager, found, 1e-7, norm=False)["worst"]
 
     assert ratio(1.001) == pytest.approx(0.5, rel=0.02)
     for value in (1.003, torch.nan, torch.inf):
-        with pytest.raises(rule.ErrorRuleError, match="times the error that is allowed"):
+        with pytest.raises(rule.ErrorRuleError, match="times the allowed error"):
             ratio(value)
 
 

@@ -89,7 +89,7 @@ def test_without_fp64_memory_and_rounds_are_still_known() -> None:
     name, size = "max_of_hinges", Size(33, 24)
     row = ENTRIES[name].prepare(size, "cpu").row
     contender = Contender("ours", row, plain(functional.max_of_hinges_loss), "cpu")
-    bench.look(contender, None)
+    bench.check_contender(contender, None)
     assert contender.estimate > 0
     assert "peak_memory" in contender.record
     assert "error" not in contender.record

@@ -1,7 +1,8 @@
-"""Ours against plain PyTorch, for every row of the goal table, over the sizes of a GPU.
+"""Benchmark every row of the goal table against plain PyTorch, at GPU sizes.
 
-The benchmarks' own race (interleaved rounds, values compared with fp64 first) without pytest. Each
-row's rate stands beside that of a product of its size, measured in the same rounds.
+The method is that of `benchmarks` (interleaved rounds, values compared with fp64 first), without
+pytest. The rate of each row is reported next to that of a matrix product of the same size, measured
+in the same rounds.
 """
 
 import time
@@ -19,15 +20,15 @@ from benchmarks.shapes import WIDTH, Size
 from tools.gpu_check.goal_table import ENTRIES, Prepared
 from tools.gpu_check.journal import Check, Setting
 
-# A row ends after so many rounds, or so many seconds if it has had the fewest.
+# A row ends after ROUNDS rounds, or after SECONDS once FEWEST rounds are done.
 ROUNDS, FEWEST, SECONDS = 15, 5, 3.0
 TINY_ROUNDS = 2
-# Predicted, on an H200: kernels of ours to compile, and data to draw on the host.
+# Predicted seconds on an H200, by N: compiling our kernels and drawing data on the host.
 PREDICTED = {128: 2.0, 4096: 2.5, 32768: 5.0}
 
 
 def truth(row: Row, formula: Function, device: str) -> list[torch.Tensor] | None:
-    """Return value and gradients in fp64, None where they do not fit."""
+    """Return the value and gradients in fp64, or None if they do not fit in memory."""
     try:
         exact = Run(row, formula, device, double=True)
         exact()
@@ -41,13 +42,13 @@ def truth(row: Row, formula: Function, device: str) -> list[torch.Tensor] | None
 def race(
     name: str, size: Size, setting: Setting, store: results.Results, others: bool = False
 ) -> dict[str, Any]:
-    """Measure one row, write it, and return the ratios."""
+    """Measure one row, store it, and return its ratios."""
     entry, device = ENTRIES[name], setting.device
     found: Prepared = entry.prepare(size, device)
     row = found.row
     expected = truth(row, found.formula, device) if found.comparable else None
     row.facts["compared with fp64"] = expected is not None
-    empty(device)
+    release_memory(device)
     builders: dict[str, Builder] = {"ours": plain(found.ours), "eager": plain(found.formula)}
     if others:
         backend = "eager" if setting.tiny else "inductor"
@@ -56,8 +57,8 @@ def race(
     contenders = []
     for rival, builder in builders.items():
         contenders.append(Contender(rival, row, builder, device))
-        look(contenders[-1], expected)
-        empty(device)
+        check_contender(contenders[-1], expected)
+        release_memory(device)
     if contenders[0].run is None:
         raise RuntimeError(f"ours: {contenders[0].record['status']}")
     probe = limits.Probe(row.work.kind, size.N, size.D, size.dtype, device)
@@ -72,13 +73,13 @@ def race(
             contender.measure()
     record = summary(contenders, rates, row)
     store.add("rows", row.key, record)
-    return brief(record)
+    return figures(record)
 
 
-def look(contender: Contender, expected: list[torch.Tensor] | None) -> None:
-    """Take a contender's time and memory, and hold it against fp64 where that fits.
+def check_contender(contender: Contender, expected: list[torch.Tensor] | None) -> None:
+    """Compare a contender with fp64 if that fits in memory, and measure its time and memory.
 
-    A wrong rival is left out; ours is not.
+    A rival that fails is left out; a failure of ours is raised.
     """
     try:
         if expected is not None:
@@ -92,14 +93,14 @@ def look(contender: Contender, expected: list[torch.Tensor] | None) -> None:
         contender.record = {"status": "out of memory" if out else f"fails: {str(error)[:160]}"}
 
 
-def empty(device: str) -> None:
-    """Give cached memory back, so that one contender's does not take another's."""
+def release_memory(device: str) -> None:
+    """Release cached memory, so that it is available to the next contender."""
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
-def brief(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the summary shows: times of ours, and how many times longer others take."""
+def figures(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of the summary: our times, and the ratios of the others to them."""
     found: dict[str, Any] = {"backends": record["backends"]}
     for name, contender in record["contenders"].items():
         modes = [mode for mode in ("forward", "backward", "both") if mode in contender]
@@ -117,8 +118,8 @@ def brief(record: dict[str, Any]) -> dict[str, Any]:
     return results.rounded(found)
 
 
-def begun(setting: Setting) -> results.Results:
-    """Return the file of this machine's rows, with those that are there."""
+def open_results(setting: Setting) -> results.Results:
+    """Open this machine's results file, keeping the rows that it already contains."""
     facts = results.machine(setting.device, torch.get_num_threads())
     store = results.Results(setting.out / f"{results.name(facts)}.json")
     store.begin(facts, rivals.versions(), resume=True)
@@ -126,7 +127,7 @@ def begun(setting: Setting) -> results.Results:
 
 
 def rows(tiny: bool) -> Iterator[tuple[str, Size]]:
-    """Yield every row of the goal table, the telling sizes first."""
+    """Yield every row of the goal table, the most informative sizes first."""
     if tiny:
         for name, entry in ENTRIES.items():
             yield name, Size(33, 24, entry.dtypes[-1])
@@ -139,7 +140,7 @@ def rows(tiny: bool) -> Iterator[tuple[str, Size]]:
 
 def checks(setting: Setting) -> list[Check]:
     """Return the checks of this step: one per row."""
-    store = begun(setting)
+    store = open_results(setting)
     return [
         Check(
             f"bench/{name}/{size}",

@@ -1,4 +1,4 @@
-"""The extension, built in place with the torch that is there: no installation, no network."""
+"""Build the extension in place with the installed torch: no installation, no network."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ import torch
 from tools.gpu_check.journal import ROOT, Check, Setting
 
 MINUTES = 8
-SHOWN = 3000  # characters of a compiler's last words
+SHOWN = 3000  # characters from the end of the compiler's output
 
 
 def build() -> dict[str, Any]:
     """Compile and load the extension."""
     environment = {**os.environ, "ITM_KERNELS_BUILD": "1"}
     if torch.cuda.is_available():
-        # This GPU's alone: each architecture more is as long again.
+        # Only for this GPU: each further architecture takes as long again.
         major, minor = torch.cuda.get_device_capability()
         environment.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
@@ -26,7 +26,7 @@ def build() -> dict[str, Any]:
         print(done.stdout[-SHOWN:], flush=True)
         errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
         raise RuntimeError("\n".join(errors[:5] or [done.stdout[-SHOWN:]]))
-    # In a process of its own: this one may have loaded the extension as it was before.
+    # In a new process: this one may have loaded the previous build of the extension.
     question = "from itm_kernels import backends; print(backends.NOT_BUILT)"
     loaded = run([sys.executable, "-c", question])
     if loaded.stdout.strip():
@@ -37,7 +37,7 @@ def build() -> dict[str, Any]:
 def run(
     command: list[str], environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep all that it prints."""
+    """Run a command and capture its output."""
     return subprocess.run(
         command,
         cwd=ROOT,

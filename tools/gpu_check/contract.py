@@ -1,4 +1,4 @@
-"""What every loss promises besides its value: bits, NaN, graphs, one compiled graph, memory."""
+"""Guarantees of every loss besides its value: determinism, NaN, CUDA graphs, fullgraph, memory."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from tools.gpu_check.values import backends_here, preferring
 
 MIDDLE = (1000, 333)  # several tiles, ragged
 LARGE = ((16384, 512), (32768, 512))
-Promise = Callable[[Case], Any]
+Guarantee = Callable[[Case], Any]
 PREDICTED = 4.0  # seconds on an H200
-INPUTS = 16  # times the inputs' bytes in fp32 may be held beside one bit per pair
+INPUTS = 16  # allowed memory: this multiple of the inputs in fp32, plus one bit per pair
 
 
 def rows(N: int, D: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """Return unit rows as leaves on a device."""
+    """Return unit rows on a device, as leaf tensors."""
     return [side.detach().to(device).requires_grad_() for side in batch(N, D, dtype)]
 
 
@@ -36,7 +36,7 @@ def passes(case: Case, sides: list[Tensor]) -> list[Tensor]:
 
 
 def same_bits(case: Case, dtype: torch.dtype, setting: Setting) -> None:
-    """Run twice; the memory in between is another."""
+    """Run twice, with another memory layout the second time, and compare the bits."""
     N, D = (33, 17) if setting.tiny else MIDDLE
     sides = rows(N, D, dtype, setting.device)
     first = passes(case, sides)
@@ -48,7 +48,7 @@ def same_bits(case: Case, dtype: torch.dtype, setting: Setting) -> None:
 
 
 def nan_shows(case: Case, setting: Setting) -> None:
-    """Put a NaN into a row of each tile and side."""
+    """Put a NaN into rows of different tiles of each side; the loss must be NaN."""
     N, D = (33, 17) if setting.tiny else (300, 96)
     for side in (0, 1):
         for row in (0, N // 2, N - 1):
@@ -59,13 +59,13 @@ def nan_shows(case: Case, setting: Setting) -> None:
 
 
 def captures(case: Case, setting: Setting) -> dict[str, Any]:
-    """Capture forward and backward in a CUDA graph; replay it on other numbers."""
+    """Capture forward and backward in a CUDA graph; replay it on other values."""
     if setting.device != "cuda":
         raise SkippedError("graphs are CUDA's")
     sides = rows(*MIDDLE, torch.bfloat16, "cuda")
     other = [t.detach().roll(1, 0) for t in sides]
     with torch.device("cuda"):
-        module = case.build("auto")  # outside: a parameter is copied to the device once
+        module = case.build("auto")  # outside the graph: a parameter is copied to the device once
 
     def once() -> list[Tensor]:
         loss = case.apply(module, *sides)
@@ -80,7 +80,7 @@ def captures(case: Case, setting: Setting) -> dict[str, Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = once()
-    if case.name.startswith("info_cmr"):  # draws anew at every replay
+    if case.name.startswith("info_cmr"):  # draws new noise at every replay
         graph.replay()
         assert captured[0].isfinite()
         return {"compared": False}
@@ -94,7 +94,7 @@ def captures(case: Case, setting: Setting) -> dict[str, Any]:
 
 
 def compiles(case: Case, setting: Setting) -> None:
-    """Compile into one graph; by inductor on CUDA."""
+    """Compile with fullgraph=True; on CUDA with inductor."""
     N, D = (33, 17) if setting.tiny else (128, 256)
     sides = rows(N, D, torch.float32, setting.device)
     with torch.device(setting.device):
@@ -109,19 +109,19 @@ def compiles(case: Case, setting: Setting) -> None:
         results.append([loss, *gradients(loss, *sides)])
     for wanted, found in zip(*results, strict=True):
         if case.name.startswith("info_cmr") and backend == "inductor":
-            assert found.isfinite().all()  # inductor draws from a generator of its own
+            assert found.isfinite().all()  # inductor uses its own generator
         else:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
-    """Hold the peak of forward and backward below that of a score matrix."""
+    """Check that the peak memory of forward and backward is below that of a score matrix."""
     sides = rows(N, D, torch.bfloat16, setting.device)
     ran: dict[str, str] = {}
     choose = backends.choose
 
     def spy(operator: str, device: str, sides: tuple[int, int], *rest: Any, **options: Any) -> str:
-        if operator not in backends.TOTALS:  # those are for few rows, which may run elsewhere
+        if operator not in backends.TOTALS:  # for few rows, which another backend may run
             ran[operator] = choose(operator, device, (N, N), *rest, **options)
         return choose(operator, device, sides, *rest, **options)
 
@@ -139,46 +139,51 @@ def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step, promise by promise."""
-    promises: dict[str, Promise] = {
+    """Return the checks of this step, grouped by guarantee."""
+    guarantees: dict[str, Guarantee] = {
         "same bits fp32": lambda case: same_bits(case, torch.float32, setting),
         "same bits bf16": lambda case: same_bits(case, torch.bfloat16, setting),
         "NaN shows": lambda case: nan_shows(case, setting),
         "graph": lambda case: captures(case, setting),
     }
-    memory_promises: dict[str, Promise] = {
+    memory_guarantees: dict[str, Guarantee] = {
         f"memory N={N}": partial(peak, N=N, D=D, setting=setting)
         for N, D in (((64, 16),) if setting.tiny else LARGE)
     }
-    # The slowest last.
-    last: dict[str, Promise] = {"compile": lambda case: compiles(case, setting)}
-    # One loss of every kind tests this tool.
+    # The slowest checks run last.
+    last: dict[str, Guarantee] = {"compile": lambda case: compiles(case, setting)}
+    # One loss of each kind is enough to test this tool.
     cases = CASES[::8] if setting.tiny else CASES
-    of_backends = backends_here(setting.device)
+    kernel_backends = backends_here(setting.device)
     return [
-        *of_promises(promises, of_backends, cases, setting),
-        *of_promises(memory_promises, ["auto"], cases, setting),
-        *of_promises(last, of_backends, cases, setting),
+        *guarantee_checks(guarantees, kernel_backends, cases, setting),
+        *guarantee_checks(memory_guarantees, ["auto"], cases, setting),
+        *guarantee_checks(last, kernel_backends, cases, setting),
     ]
 
 
-def of_promises(
-    promises: dict[str, Promise], of_backends: list[str], cases: Sequence[Case], setting: Setting
+def guarantee_checks(
+    guarantees: dict[str, Guarantee],
+    kernel_backends: list[str],
+    cases: Sequence[Case],
+    setting: Setting,
 ) -> list[Check]:
-    """Return the checks of some promises, each on every backend that has a kernel."""
+    """Return the checks of some guarantees, for every backend and loss."""
     return [
         Check(
-            f"contract/{promise}/{backend}/{case.name}",
-            partial(on, backend, setting.device, keeps, case),
+            f"contract/{name}/{backend}/{case.name}",
+            partial(with_backend, backend, setting.device, guarantee, case),
             predicted=PREDICTED,
         )
-        for (promise, keeps), backend, case in product(promises.items(), of_backends, cases)
+        for (name, guarantee), backend, case in product(guarantees.items(), kernel_backends, cases)
     ]
 
 
-def on(backend: str, device: str, keeps: Promise, case: Case) -> dict[str, Any] | None:
-    """Check a promise where "auto" takes one backend wherever it has a kernel."""
+def with_backend(
+    backend: str, device: str, guarantee: Guarantee, case: Case
+) -> dict[str, Any] | None:
+    """Check a guarantee with "auto" set to one backend wherever it has a kernel."""
     if backend == "auto":
-        return keeps(case)
+        return guarantee(case)
     with preferring(device, backend):
-        return keeps(case)
+        return guarantee(case)

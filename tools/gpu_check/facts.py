@@ -1,4 +1,4 @@
-"""What this machine is: GPU, driver, versions, what "auto" picks, and the rates of products."""
+"""Describe this machine: GPU, driver, versions, picks of "auto", matrix product rates."""
 
 import platform
 import shutil
@@ -18,7 +18,7 @@ QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
 
 
 def output_of(*command: str) -> str:
-    """Return what a tool prints, or why it does not."""
+    """Return the output of a tool, or that it is not there."""
     if shutil.which(command[0]) is None:
         return "not there"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -34,7 +34,7 @@ def installed(package: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return versions, and the packages that some steps need."""
+    """Return the versions, and those of packages that some steps need."""
     nvcc = output_of("nvcc", "--version").splitlines()
     return {
         "gpu": output_of("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"),
@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """Return what torch says of the GPU."""
+    """Return the properties of the GPU that torch reports."""
     if not torch.cuda.is_available():
         raise SkippedError("torch sees no GPU")
     found = torch.cuda.get_device_properties(0)
@@ -63,7 +63,7 @@ def gpu() -> dict[str, Any]:
 
 
 def picks(device: str) -> dict[str, Any]:
-    """Return what "auto" takes for every operator."""
+    """Return the backend that "auto" picks for every operator."""
     print(information.info(), flush=True)
     return {row.operator: row.auto for row in backends.available() if row.device == device}
 

@@ -1,8 +1,8 @@
-"""The Gluon kernels for sm_90, which nobody is given until they have passed here: values and times.
+"""Check and time the Gluon kernels for sm_90, which stay disabled until they pass this step.
 
-Every kernel of `itm_kernels.triton.gluon` is taken at any size and held to the error rule inside
-the operators and losses that launch it; then its whole operator is timed against the Triton
-kernel's. A kernel that passes and is faster belongs in `gluon.PROVEN`.
+Every kernel of `itm_kernels.triton.gluon` is selected at all sizes. The operators and losses that
+launch it are checked by the error rule, and the whole operator is timed with the Gluon and with the
+Triton kernel. A kernel that passes and is faster belongs in `gluon.PROVEN`.
 """
 
 from collections import Counter
@@ -19,12 +19,12 @@ from itm_kernels import backends
 from tools.gpu_check import values
 from tools.gpu_check.journal import Check, Setting, SkippedError
 
-# Kernel -> the operators and losses that launch it.
+# The operators and losses that launch each kernel.
 USERS = {
     "hardest": ("hardest_negatives", "max_of_hinges"),
     "log_sum_exp": ("log_sum_exp", "info_nce"),
 }
-# Ragged against tiles of 128 x 256 x 64, in rows of whole 16 bytes as TMA wants them.
+# Ragged for tiles of 128 x 256 x 64; TMA requires rows of a multiple of 16 bytes.
 SIZES = ((300, 328), (1000, 512), (129, 72), (4096, 1024))
 PRECISIONS = ("bf16", "fp16", "fp32")
 TIMED = (4096, 32768)
@@ -32,8 +32,8 @@ WIDTH = 1024
 
 
 @contextmanager
-def taken(kernel: str) -> Iterator[Counter[str]]:
-    """Take one Gluon kernel wherever it can run, and count how often it is."""
+def selecting(kernel: str) -> Iterator[Counter[str]]:
+    """Select one Gluon kernel wherever it can run, and count how often it is selected."""
     from itm_kernels.triton import gluon
 
     counted: Counter[str] = Counter()
@@ -48,7 +48,7 @@ def taken(kernel: str) -> Iterator[Counter[str]]:
 
 
 def why_not(device: str) -> str | None:
-    """Return why no Gluon kernel can run here."""
+    """Return why no Gluon kernel can run here, or None if one can."""
     if device != "cuda" or not backends.HAS_TRITON:
         return "Gluon kernels need a GPU and Triton"
     from itm_kernels.triton import gluon
@@ -60,10 +60,10 @@ def why_not(device: str) -> str | None:
 
 
 def compared(kernel: str, setting: Setting, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a check of values with a kernel, which must be launched."""
+    """Run a check of values with a Gluon kernel; fail if the kernel is not launched."""
     if reason := why_not(setting.device):
         raise SkippedError(reason)
-    with taken(kernel) as counted:
+    with selecting(kernel) as counted:
         found = run()
     if not counted[kernel]:
         raise AssertionError(f"{kernel} was not launched")
@@ -71,7 +71,7 @@ def compared(kernel: str, setting: Setting, run: Callable[[], dict[str, Any]]) -
 
 
 def timed(kernel: str, N: int, setting: Setting) -> dict[str, Any]:
-    """Return the milliseconds of an operator's forward pass, with Triton's kernel and Gluon's."""
+    """Time the forward pass of an operator with the Triton and the Gluon kernel."""
     if reason := why_not(setting.device):
         raise SkippedError(reason)
     from triton.testing import do_bench
@@ -81,13 +81,13 @@ def timed(kernel: str, N: int, setting: Setting) -> dict[str, Any]:
     run = partial(operation, *rows, "triton")
     with torch.no_grad():
         before = do_bench(run, return_mode="median")
-        with taken(kernel):
+        with selecting(kernel):
             now = do_bench(run, return_mode="median")
     return {"triton_ms": before, "gluon_ms": now, "ratio": before / now}
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step: every kernel's values, then its times."""
+    """Return the checks of this step: the values of every kernel, then the times."""
     every, found = values.everything(), []
     sizes = SIZES[:1] if setting.tiny else SIZES
     for (kernel, users), (N, D), precision in product(USERS.items(), sizes, PRECISIONS):

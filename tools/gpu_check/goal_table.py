@@ -1,4 +1,4 @@
-"""The rows of the goal table: what is computed, by ours and by plain PyTorch, on which tensors."""
+"""The rows of the goal table: our function, the plain PyTorch formula, and the input tensors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,23 +16,23 @@ from benchmarks.shapes import CLUSTERS, MANY_CLUSTERS, Size
 from itm_kernels import functional, mining, ops
 
 COSINE: dict[str, Any] = {"metric": "cosine", "mode": "official", "lower": 0.05, "upper": 0.5}
-SIGMA, RIDGE = 0.3, 1e-4  # several members of a cluster count
+SIGMA, RIDGE = 0.3, 1e-4  # several members of a cluster have weight
 ITERATIONS = 10
-BOTH, FP32 = (torch.bfloat16, torch.float32), (torch.float32,)  # torch.cdist knows no bf16
+BOTH, FP32 = (torch.bfloat16, torch.float32), (torch.float32,)  # torch.cdist does not support bf16
 Packages = Callable[[Size], dict[str, Builder]]
 
 
 class Prepared(NamedTuple):
-    """A row with its two sides."""
+    """A row with our function and the plain PyTorch formula."""
 
     row: Row
     ours: Function
     formula: Function
-    comparable: bool = True  # False: both draw
+    comparable: bool = True  # False: both draw random numbers
 
 
 class Entry(NamedTuple):
-    """A row at every size that it is measured at."""
+    """A row with the sizes and dtypes that it is measured at."""
 
     prepare: Callable[[Size, str], Prepared]
     rows: tuple[int, ...] = (4096, 32768, 128)
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def product(size: Size) -> float:
-    """Return the operations of one product of all rows with all."""
+    """Return the floating-point operations of one [N, D] x [D, N] product."""
     return 2.0 * size.N * size.N * size.D
 
 
@@ -54,11 +54,11 @@ def of_pairs(
     *uses: str,
     comparable: bool = True,
 ) -> Callable[[Size, str], Prepared]:
-    """Return a loss of two sides."""
+    """Return a loss of image and text embeddings."""
 
     def prepare(size: Size, device: str) -> Prepared:
         one = product(size)
-        # The gradient of hinges over hardest pairs is a gather of four rows per pair.
+        # The gradient of hinges over hardest pairs gathers four rows per pair.
         work = Work("product", forward * one, backward * one or 4.0 * size.N * size.D)
         row = Row(name, size, inputs.paired(size, device), work, uses=uses)
         return Prepared(row, ours, formula, comparable)
@@ -82,7 +82,7 @@ def similarity(
 
 
 def intra_modal(metric: str) -> Callable[[Size, str], Prepared]:
-    """Return the constraint of one modality, with 5 % of the pairs inside."""
+    """Return the constraint of one modality, with 5 % of the pairs inside the band."""
 
     def prepare(size: Size, device: str) -> Prepared:
         x, one = inputs.paired(size, device)[0], product(size)
@@ -124,12 +124,12 @@ def synthesis(weights: str, logits: bool) -> Callable[[Size, str], Prepared]:
 
 
 def kmeans(size: Size, device: str) -> Prepared:
-    """Return ten iterations from given centroids."""
+    """Return k-means: ten iterations from given centroids."""
     x, K = inputs.paired(size, device)[0], min(MANY_CLUSTERS, size.N // 4)
     start, work = x[:K].clone(), 2.0 * size.N * K * size.D * (ITERATIONS + 1)
     row = Row(
         "kmeans", size, (x,), Work("product", work, 0), case=f"K={K}", differentiable=False,
-        # A row between two centroids may go to either, and moves both.
+        # A row between two centroids may be assigned to either, which moves both.
         value=lambda found: (x.double() - found[1].double()[found[0]]).square().sum(),
         tolerance=1e-3 if size.dtype == torch.float32 else None,
     )  # fmt: skip
@@ -147,14 +147,14 @@ def ranks(size: Size, device: str) -> Prepared:
     row = Row(
         "ranks", size, tensors, Work("product", product(size), 0), differentiable=False,
         value=lambda found: found[0].double(),
-        # Scores that a precision cannot tell apart move a rank by one.
+        # Scores that are equal at this precision change a rank by one.
         tolerance=1e-2 if size.dtype == torch.float32 else 0.5,
     )  # fmt: skip
     return Prepared(row, ops.ranks, eager.ranks)
 
 
 def sampler(size: Size, device: str) -> Prepared:
-    """Return the hardest negatives that ITM is trained on, and compare their mean score."""
+    """Return the sampling of the hardest negatives for ITM, compared by their mean score."""
     image, text = inputs.paired(size, device)
     sample = mining.HardNegativeSampler("hardest")
 
@@ -189,12 +189,12 @@ def contrastive(size: Size) -> dict[str, Builder]:
 
 
 def cosines(x: Tensor, y: Tensor) -> Tensor:
-    """Return all cosines."""
+    """Return the matrix of cosine similarities."""
     return normalize(x, dim=-1) @ normalize(y, dim=-1).T
 
 
 _INFO_CMR: dict[str, Any] = {"temperature": 1 / eager.SCALE}
-# The most telling first: a run that ends early has seen them.
+# The most informative rows first, in case a run ends early.
 ENTRIES: dict[str, Entry] = {
     "info_nce": Entry(
         of_pairs("info_nce", partial(functional.info_nce_loss, logit_scale=eager.SCALE),

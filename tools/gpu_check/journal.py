@@ -1,7 +1,8 @@
-"""A check is a name and a function; what became of it is a line of records.jsonl.
+"""Checks, their records in records.jsonl, and the worker that runs them.
 
-Lines are appended as checks end, so that a machine that is taken away takes nothing with it. A line
-holds for the sources that it was made with: the same check is not run again until they change.
+A check is a name and a function; its result is one line. Lines are appended as checks end, so that
+results survive the loss of the machine. A line is valid for the sources that it was recorded with:
+a check that has passed is not repeated until they change.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("itm_kernels/**/*.py", "csrc/**/*", "setup.py", "tests/support/loss_cases.py")
-# What else a step's results hold for, beside its own file.
+# Further files that the results of a step depend on, besides its own.
 _ROWS = ("tools/gpu_check/goal_table.py", "benchmarks/*.py", "benchmarks/rivals/*.py")
 _RULE = ("tools/gpu_check/values.py", "tools/gpu_check/rule.py")
 USES = {
@@ -34,38 +35,38 @@ FIRST_LINES, LONGEST = 6, 600  # of an error
 
 
 class SkippedError(Exception):
-    """A check that has nothing to run on here; the message says why."""
+    """A check that cannot run here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One fact to find out."""
+    """One check of a step."""
 
     key: str  # step/...
-    run: Callable[[], dict[str, Any] | None]  # returns figures, raises what is wrong
-    seconds: float = 150.0  # after which it hangs
+    run: Callable[[], dict[str, Any] | None]  # returns figures, raises on failure
+    seconds: float = 150.0  # after which it counts as hanging
     predicted: float = 5.0  # seconds on a GPU, for the plan
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large the checks of a run are."""
+    """The device, sizes, output folder and deadline of a run."""
 
     device: str
-    tiny: bool  # sizes for a test of this tool
+    tiny: bool  # sizes that only test this tool
     out: Path
     deadline: float  # of this step, in seconds since the epoch
 
     @property
     def journal(self) -> "Journal":
-        """Return the record of all runs into this folder."""
+        """Return the journal of this folder."""
         return Journal(self.out / "records.jsonl")
 
 
 def digest(step: str) -> str:
-    """Return what changes when the code under test or the step's own checks do.
+    """Return a hash of the code under test and of the step's own sources.
 
-    The copy of a working tree on another machine has no git to ask.
+    A commit hash does not serve: a copy of the working tree on another machine has no git.
     """
     patterns = (*SOURCES, f"tools/gpu_check/{step}.py", *USES.get(step, ()))
     files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
@@ -77,7 +78,7 @@ def digest(step: str) -> str:
 
 
 class Journal:
-    """The lines of one folder. Processes append to it side by side, a line at a time."""
+    """The records of one folder, to which several processes append line by line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +91,7 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return all lines; one that was cut off by a crash is left out."""
+        """Return all lines except those that a crash has cut off."""
         found = []
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -101,34 +102,34 @@ class Journal:
         return found
 
     def latest(self) -> dict[str, dict[str, Any]]:
-        """Return the last result of every check."""
+        """Return the latest result of every check."""
         return {line["key"]: line for line in self.lines() if line["status"] != "started"}
 
     def unfinished(self, run: str) -> dict[str, Any] | None:
-        """Return the check that a process started last, if it has no result."""
+        """Return the check that a process started last, or None if it has a result."""
         lines = [line for line in self.lines() if line.get("run") == run]
         return lines[-1] if lines and lines[-1]["status"] == "started" else None
 
 
 class Worker:
-    """Runs the checks of a step that are not recorded yet, until the step's time is over."""
+    """Runs the checks of a step that are not recorded yet, until the deadline of the step."""
 
     def __init__(self, step: str, setting: Setting, run: str) -> None:
         self.step, self.setting, self.name = step, setting, run
-        # A run's name is "time.share.of": every process takes its share of the checks.
+        # A run is named "time.share.of": process `share` of `of` runs every `of`-th check.
         _, self.share, self.of = (int(number) for number in run.split("."))
 
     @cached_property
     def stamp(self) -> dict[str, str]:
-        """Return what a line holds for."""
+        """Return the sources, run and device that a line is valid for."""
         return {"digest": digest(self.step), "run": self.name, "device": self.setting.device}
 
     def holds(self, line: dict[str, Any]) -> bool:
-        """Tell whether a result was obtained on this device with these sources."""
+        """Return whether a result was obtained on this device with these sources."""
         return all(line.get(name) == self.stamp[name] for name in ("digest", "device"))
 
     def ordered(self, checks: Iterable[Check]) -> list[Check]:
-        """Return what is left to do: what has never run first, what once failed after it."""
+        """Return the remaining checks: new ones first, then those that failed in an earlier run."""
         latest = self.setting.journal.latest()
         new, again = [], []
         for check in list(checks)[self.share :: self.of]:
@@ -140,7 +141,7 @@ class Worker:
         return new + again
 
     def work(self, checks: Iterable[Check], broken: Callable[[], bool]) -> bool:
-        """Run what is left; return False if the process has to be replaced by a new one."""
+        """Run the remaining checks; return False if the process must be replaced by a new one."""
         journal, left = self.setting.journal, self.ordered(checks)
         for number, check in enumerate(left, start=1):
             if time.time() > self.setting.deadline:
@@ -160,7 +161,7 @@ class Worker:
 
 
 def attempt(check: Check) -> tuple[str, dict[str, Any]]:
-    """Run one check; return what became of it, and its figures or first lines of its error."""
+    """Run one check; return its status, and its figures or the first lines of its error."""
     try:
         return "passed", check.run() or {}
     except SkippedError as reason:

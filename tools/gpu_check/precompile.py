@@ -1,8 +1,8 @@
-"""The kernels of tune's candidates, compiled on all cores into Triton's own cache.
+"""Compile the kernels of all `tune` candidates on all cores into Triton's own cache.
 
-A kernel takes seconds of one core to compile: hundreds, one after the other, are the minutes that
-there is a GPU for. They are compiled by a process that never sees it, since a process with a GPU
-cannot fork: launchers run on meta tensors, as in the compile check.
+A kernel takes seconds on one core to compile: hundreds in sequence would use up all minutes of GPU
+time. A process that uses a GPU cannot fork, so a process without one compiles them: launchers run
+on meta tensors, as in the compile check.
 """
 
 import multiprocessing
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from tools.gpu_check.journal import ROOT, Setting, SkippedError
 
-N, D = 4096, 1024  # other sizes that are measured compile the same
+N, D = 4096, 1024  # the other measured sizes compile to the same kernels
 
 
 @contextmanager
 def tiled(kind: str, tile: Any) -> Iterator[None]:
-    """Let kernels of a kind of operand take a tile, whatever the table has for their epilogue."""
+    """Make kernels of a kind of operand use a tile, overriding the table for every epilogue."""
     from itm_kernels.triton import _operands
 
     look_up = _operands.tile_of
@@ -49,7 +49,7 @@ def precompile(setting: Setting) -> dict[str, Any]:
 
 
 def planned(architecture: int, names: Sequence[str] = ()) -> list[Any]:
-    """Return the jobs of all candidates of some launchers, or all."""
+    """Return the jobs of all candidates, of the named launchers or of all."""
     from itm_kernels.triton._tile_table import Tile
     from tools.compile_report.triton_jobs import planning
     from tools.gpu_check import tune
@@ -69,7 +69,7 @@ def planned(architecture: int, names: Sequence[str] = ()) -> list[Any]:
     return list(jobs.values())
 
 
-_jobs: Sequence[Any] = ()  # a job cannot be pickled: the processes find it here
+_jobs: Sequence[Any] = ()  # a job cannot be pickled: forked processes read it here
 
 
 def _failed(number: int) -> bool:
@@ -77,17 +77,17 @@ def _failed(number: int) -> bool:
 
     try:
         COMPILE(*_jobs[number].arguments)
-    except Exception:  # as a candidate it fails again, with its reason
+    except Exception:  # the sweep compiles it again and reports the reason
         return True
     return False
 
 
 def main(architecture: int, processes: int) -> None:
-    """Compile all, and print how many, and how many of them fail."""
+    """Compile all kernels; print their number and how many of them fail."""
     global _jobs
     of_check = "TRITON_DEFAULT_FP_FUSION" in os.environ
     _jobs = planned(architecture)
-    if not of_check:  # the compile check sets it, and it is part of a kernel's name in the cache
+    if not of_check:  # the compile check sets it, and it is part of the cache key
         os.environ.pop("TRITON_DEFAULT_FP_FUSION", None)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         failed = pool.map(_failed, range(len(_jobs)), chunksize=1)

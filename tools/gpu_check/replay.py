@@ -1,8 +1,8 @@
-"""Small batches: plain against plain, and a CUDA graph's replay against eager's replay.
+"""Time small batches against eager PyTorch, with plain calls and with CUDA graph replays.
 
-A step of a small batch is as long as its launches, and without a graph as long as Python takes to
-make them. Every loss that is one CUDA operator at small batch is timed as such, in Triton, and as
-eager PyTorch writes it, in rounds of all three. Embeddings stay in the L2, as in training.
+A step of a small batch is bound by its launches, and without a graph by the Python code that issues
+them. Every loss that is one CUDA operator at small batch is timed as such, in Triton, and in eager
+PyTorch, in rounds of all three. Embeddings stay in the L2, as in training.
 """
 
 import statistics
@@ -24,13 +24,13 @@ from tools.gpu_check.journal import Check, Setting
 LOSSES = ("max_of_hinges", "imc", "info_nce", "sigmoid", "info_cmr alone", "info_cmr")
 ROWS = (128, 256, 512)
 ROUNDS, CALLS = 15, 20
-# Of value and gradients, relative to the norm: other mathematics differs by about 1.
+# Error of value and gradients relative to the norm; a wrong formula is off by about 1.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
 Step = Callable[[], list[Tensor]]
 
 
 def step(function: Callable[..., Tensor], row: Row) -> Step:
-    """Return a forward and a backward pass, on tensors of its own."""
+    """Return a function that runs forward and backward on its own copies of the inputs."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in row.tensors]
 
     def run() -> list[Tensor]:
@@ -41,7 +41,7 @@ def step(function: Callable[..., Tensor], row: Row) -> Step:
 
 
 def captured(run: Step) -> Callable[[], None]:
-    """Return the replay of a step's CUDA graph."""
+    """Capture a step in a CUDA graph and return its replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -55,7 +55,7 @@ def captured(run: Step) -> Callable[[], None]:
 
 
 def microseconds(run: Callable[[], Any], device: str, calls: int) -> float:
-    """Return what a call takes among several in a row."""
+    """Return the mean time of one call over several consecutive calls."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -68,7 +68,7 @@ def microseconds(run: Callable[[], Any], device: str, calls: int) -> float:
 def medians(
     contenders: dict[str, Callable[[], Any]], device: str, rounds: int, calls: int
 ) -> dict[str, float]:
-    """Return every contender's median; each round runs all of them."""
+    """Return the median time of every contender; each round runs all of them."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         microseconds(run, device, 3)
@@ -79,7 +79,7 @@ def medians(
 
 
 def compared(name: str, size: Size, setting: Setting) -> dict[str, Any]:
-    """Return microseconds of a step, plain and replayed, and the ratios to eager's."""
+    """Return the microseconds of a step, plain and replayed, and the ratios to eager PyTorch."""
     device = setting.device
     found = ENTRIES[name].prepare(size, device)
     steps = {"eager": step(found.formula, found.row)}
@@ -90,28 +90,28 @@ def compared(name: str, size: Size, setting: Setting) -> dict[str, Any]:
         except RuntimeError as error:
             if "cannot run" not in str(error):
                 raise
-            continue  # not here
-        if found.comparable:  # noise is drawn by each
+            continue  # the backend cannot run here
+        if found.comparable:  # each draws its own noise otherwise
             off = distance(values, steps["eager"]())
             assert max(off) <= TOLERANCE[size.dtype], (backend, off)
         steps[backend] = run
     rounds, calls = (2, 2) if setting.tiny else (ROUNDS, CALLS)
-    result: dict[str, Any] = {"plain": beside(medians(dict(steps), device, rounds, calls))}
+    result: dict[str, Any] = {"plain": with_ratios(medians(dict(steps), device, rounds, calls))}
     if device == "cuda":
         replays: dict[str, Callable[[], Any]] = {}
         for backend, run in steps.items():
             try:
                 replays[backend] = captured(run)
-            except RuntimeError as error:  # eager PyTorch may wait for the device
+            except RuntimeError as error:  # eager PyTorch may synchronize
                 if backend != "eager":
                     raise
                 result["eager is not captured"] = str(error)[:160]
-        result["replay"] = beside(medians(replays, device, rounds, calls))
+        result["replay"] = with_ratios(medians(replays, device, rounds, calls))
     return result
 
 
-def beside(times: dict[str, float]) -> dict[str, float]:
-    """Add the ratios of eager's time to all others."""
+def with_ratios(times: dict[str, float]) -> dict[str, float]:
+    """Add the ratio of eager PyTorch's time to every other time."""
     ours = [name for name in times if name != "eager"]
     return times | {
         f"eager / {name}": times["eager"] / times[name] for name in ours if "eager" in times
@@ -119,7 +119,7 @@ def beside(times: dict[str, float]) -> dict[str, float]:
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step: every loss at every size, the papers' batch first."""
+    """Return the checks of this step: every loss at every size, the papers' batch size first."""
     sizes = (33,) if setting.tiny else ROWS
     width = 24 if setting.tiny else WIDTH
     dtypes = (torch.float32,) if setting.tiny else (torch.bfloat16, torch.float32)

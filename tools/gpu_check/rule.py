@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-FLOOR = 64  # roundings of an output's size that are no error
+FLOOR = 64  # errors up to this many roundings of an output's size are allowed
 
 
 class ErrorRuleError(AssertionError):
-    """An error beyond the rule, with the figures."""
+    """An error that exceeds the rule, with the figures."""
 
     def __init__(self, message: str, figures: dict[str, Any]) -> None:
         super().__init__(message)
@@ -17,17 +17,17 @@ class ErrorRuleError(AssertionError):
 
 
 class Errors(NamedTuple):
-    """The errors of one output or gradient, largest or by their norm, and its size likewise."""
+    """Errors and size of one output or gradient, as the largest element or as the norm."""
 
     eager: float
     ours: float
     size: float
 
 
-def hold(
+def check_errors(
     exact: list[Tensor], eager: list[Tensor], found: list[Tensor], epsilon: float, norm: bool
 ) -> dict[str, Any]:
-    """Compare errors by the rule; return the worst as a multiple of what is allowed."""
+    """Check errors by the rule; return the largest as a multiple of the allowed error."""
     return judged(errors_of(exact, eager, found, norm), epsilon)
 
 
@@ -44,22 +44,20 @@ def errors_of(
 
 
 def judged(errors: list[Errors], epsilon: float) -> dict[str, Any]:
-    """Return the largest error as a multiple of what is allowed, and raise beyond it."""
+    """Return the largest error as a multiple of the allowed one; raise if it exceeds 1."""
     ratios, figures = [0.0], []
     for eager, ours, size in errors:
         allowed = 2 * eager + FLOOR * epsilon * size
         ratios.append(ours / allowed if allowed else ours)
         figures.append({"eager": eager / (size or 1), "ours": ours / (size or 1)})
-    beyond = [ratio for ratio in ratios if not ratio <= 1]  # NaN is beyond, too
+    beyond = [ratio for ratio in ratios if not ratio <= 1]  # true for NaN, too
     if beyond:
-        raise ErrorRuleError(
-            f"{beyond[0]:.3g} times the error that is allowed", {"errors": figures}
-        )
+        raise ErrorRuleError(f"{beyond[0]:.3g} times the allowed error", {"errors": figures})
     return {"worst": max(ratios), "errors": figures}
 
 
 def excused(errors: list[Errors], jumps: list[float], epsilon: float) -> bool:
-    """Tell whether results jump at a kink, and errors are no larger than these jumps."""
+    """Return whether results jump at a kink and the errors do not exceed these jumps."""
     floors = [FLOOR * epsilon * size for _, _, size in errors]
     return any(jump > floor for jump, floor in zip(jumps, floors, strict=True)) and all(
         ours <= 2 * (eager + jump) + floor
@@ -68,11 +66,11 @@ def excused(errors: list[Errors], jumps: list[float], epsilon: float) -> bool:
 
 
 def largest(draws: list[list[Errors]]) -> list[Errors]:
-    """Return the largest errors of several batches; NaN is larger than any."""
+    """Return the largest errors of several batches; NaN counts as the largest."""
     return [Errors(*torch.tensor(one).amax(0).tolist()) for one in zip(*draws, strict=True)]
 
 
 def distance(found: Tensor, wanted: Tensor, norm: bool) -> float:
-    """Return the error, 0 where both are the same infinity."""
+    """Return the error, which is 0 for equal infinities."""
     difference = torch.where(found == wanted, 0, found - wanted)
     return (difference.norm() if norm else difference.abs().max()).item()

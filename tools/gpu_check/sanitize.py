@@ -1,7 +1,7 @@
-"""compute-sanitizer on every loss and operator at a small size.
+"""Run compute-sanitizer on losses and operators at small sizes.
 
-`python -m tools.gpu_check.sanitize BACKEND NAME ...` runs under it without torch's caching
-allocator, so that a read past the end of a tensor is detected.
+It runs `python -m tools.gpu_check.sanitize BACKEND NAME ...` without torch's caching allocator, so
+that it detects a read past the end of a tensor.
 """
 
 import os
@@ -27,7 +27,7 @@ GROUPS = {
     "synthesis": ("rbf_synthesis-kam", "rbf_synthesis_logits-attention", "itm"),
 }
 SECONDS = 240.0  # per run
-FOUND = 9  # exit status
+FOUND = 9  # exit status of the tool if it reports an error
 UNABLE = ("Device not supported", "not supported on this")
 
 
@@ -37,10 +37,10 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
     if program is None:
         raise SkippedError("compute-sanitizer is not installed")
     command = [sys.executable, "-m", "tools.gpu_check.sanitize", backend, *names]
-    plain = alone(command)  # compiles the kernels outside the tool
+    plain = run_separately(command)  # compiles the kernels outside the tool
     if plain.returncode:
         raise RuntimeError("\n".join(["without the tool:", *plain.stderr.splitlines()[-4:]]))
-    done = alone([program, "--tool", tool, "--error-exitcode", str(FOUND), *command])
+    done = run_separately([program, "--tool", tool, "--error-exitcode", str(FOUND), *command])
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if "ran all" not in done.stdout and any(word in line for word in UNABLE for line in lines):
         raise SkippedError(next(line for line in lines for word in UNABLE if word in line))
@@ -50,7 +50,7 @@ def sanitized(tool: str, backend: str, names: tuple[str, ...]) -> dict[str, Any]
     return {"result": lines[-1] if lines else ""}
 
 
-def alone(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_separately(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the cases in a separate process."""
     # tests/support holds loss_cases.
     path = os.pathsep.join(filter(None, ("tests/support", os.environ.get("PYTHONPATH"))))

@@ -1,4 +1,4 @@
-"""The test suite on this device, file by file, where its tests allow another device."""
+"""Run the files of the test suite that accept another device on this device."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from tools.gpu_check.journal import FIRST_LINES, ROOT, Check, Setting, SkippedError
 
 MINUTES = 8
-# Operators in eager PyTorch, which these compare with, have CPU kernels only.
+# These tests compare with operators of eager PyTorch that only have CPU kernels.
 WITHOUT_STAND_IN = "not schema and not fake_gives and not in_blocks"
 FILES = {
     "contract/test_every_loss.py": "not second_derivative",
@@ -28,16 +28,16 @@ TINY = {"contract/test_ops.py": "ties"}
 def suite(file: str, chosen: str, setting: Setting) -> dict[str, Any]:
     """Run the tests of a file; fail with the names of those that fail.
 
-    What has passed and failed so far is recorded every 20 seconds: the machine may be taken away.
+    The results so far are recorded every 20 seconds, in case the machine is lost.
     """
     if importlib.util.find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
-    # Warnings are errors for the versions of CI, which these need not be.
+    # Warnings are errors in CI; other versions of the packages may emit more of them.
     options = ["-v", "-W", "default", "-p", "no:cacheprovider", "--tb=line"]
     command = [sys.executable, "-m", "pytest", f"tests/{file}", *options]
     command += ["--device", setting.device, *(["-k", chosen] if chosen else [])]
     if setting.device == "cuda" and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", "6"]  # what takes time is compiling kernels
+        command += ["-n", "6"]  # most of the time is compilation of kernels
     count, failed, last, said = 0, [], "", time.time()
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -61,7 +61,7 @@ def suite(file: str, chosen: str, setting: Setting) -> dict[str, Any]:
 
 
 def note(setting: Setting, file: str, count: int, failed: list[str]) -> None:
-    """Record how far a file has come."""
+    """Record the progress of a file."""
     status = "failed" if failed else "passed"
     words = {"error": "\n".join(failed[:FIRST_LINES])} if failed else {}
     setting.journal.add(f"suite/{file} so far", status, tests=count, failed=failed, **words)

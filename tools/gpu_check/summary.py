@@ -1,4 +1,4 @@
-"""The page to read: what passed, what failed and with which words, and how long ours takes."""
+"""Write summary.md: passed and failed checks, error messages, and times."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from benchmarks.tables import table
 from tools.gpu_check.journal import Journal
 
 SHOWN = 60  # failures
-COMPARED = ("values", "core")  # steps that hold results against fp64
+COMPARED = ("values", "core")  # steps that compare results with fp64
 Lines = dict[str, dict[str, Any]]
 
 
@@ -33,13 +33,13 @@ def counts(lines: Lines) -> str:
 
 
 def failures(lines: Lines) -> str:
-    """Return the first lines of every error; equal errors of a step together."""
+    """Return the first lines of every error, with equal errors of a step grouped."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, line in lines.items():
         if line["status"] == "failed":
             step, name = key.split("/", 1)
             words = line["error"]
-            if step in COMPARED and "times the error" in words:
+            if step in COMPARED and "times the allowed error" in words:
                 words = "beyond the error rule"
             groups.setdefault((step, words), []).append(name)
     parts = []
@@ -52,7 +52,7 @@ def failures(lines: Lines) -> str:
 
 
 def worst_values(lines: Lines) -> str:
-    """Return, for every operation and precision, the worst error over what is allowed."""
+    """Return the largest error over the allowed one for every operation and precision."""
     worst: dict[tuple[str, str, str], tuple[float, str]] = {}
     compared = part(lines, COMPARED[0]) | part(lines, COMPARED[1])
     for key, line in compared.items():
@@ -62,13 +62,13 @@ def worst_values(lines: Lines) -> str:
             worst[group] = max(worst.get(group, (0.0, "")), (line.get("worst", 0.0), size))
     rows = [[*group, f"{ratio:.2f}", size] for group, (ratio, size) in worst.items() if ratio > 0.5]
     if not rows:
-        return "No passed check used more than half of what the rule allows.\n"
-    head = ["backend", "operation", "precision", "of what is allowed (above half only)", "at"]
+        return "No passed check exceeded half of the allowed error.\n"
+    head = ["backend", "operation", "precision", "error / allowed error (above half only)", "at"]
     return table(head, sorted(rows, key=lambda row: -float(row[3])))
 
 
 def ratio(value: Any) -> str:
-    """Return how many times longer a contender takes, with backward if it has one, or why not."""
+    """Return a contender's time over ours, with backward if it has one, or its status."""
     if isinstance(value, dict):
         return f"{value.get('both', value['forward']):.2f}"
     return str(value or "")
@@ -87,7 +87,7 @@ def speed(lines: Lines) -> str:
         "siglip_kernel",
     )
     rows = []
-    # A row that was measured again, with more contenders, is shown once.
+    # A row that was measured again with more contenders is shown once.
     for key, line in (part(lines, "bench") | part(lines, "rivals")).items():
         if "forward ms" not in line:
             continue
@@ -110,7 +110,7 @@ def speed(lines: Lines) -> str:
 
 
 def tiles(lines: Lines) -> tuple[str, list[dict[str, Any]]]:
-    """Return the table of tiles that beat the table's, and all that was measured."""
+    """Return the tiles that are faster than those of the tile table, and all measurements."""
     found = [
         {"case": key, **{name: line[name] for name in line if name in TUNED}}
         for key, line in part(lines, "tune").items()
@@ -124,31 +124,31 @@ def tiles(lines: Lines) -> tuple[str, list[dict[str, Any]]]:
     if not found:
         return "", []
     head = ["kernel / precision / size", "table", "ms", "best", "times faster"]
-    return "## Tiles that beat the table's by more than 3 %\n\n" + table(head, rows), found
+    return "## Tiles more than 3 % faster than the tile table\n\n" + table(head, rows), found
 
 
 TUNED = ("table", "table ms", "best", "best ms", "gain", "all")
 
 
 def facts(lines: Lines) -> str:
-    """Return the machine as a list."""
+    """Return the facts about the machine as a list."""
     hidden = ("key", "status", "time", "seconds", "digest", "run", "device")
     return "".join(
-        f"- {key}: " + ", ".join(f"{k} {shown(v)}" for k, v in line.items() if k not in hidden)
+        f"- {key}: " + ", ".join(f"{k} {formatted(v)}" for k, v in line.items() if k not in hidden)
         + "\n"
         for key, line in part(lines, "facts").items()
     )  # fmt: skip
 
 
-def shown(value: Any) -> str:
-    """Return a figure of few digits, anything else as it is."""
+def formatted(value: Any) -> str:
+    """Return a float with four digits, and any other value as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write(out: Path) -> int:
     """Write summary.md, tune.json and the benchmarks' tables; return the number of failures."""
     lines = Journal(out / "records.jsonl").latest()
-    of_tiles, tuned = tiles(lines)
+    tile_rows, tuned = tiles(lines)
     if tuned:
         (out / "tune.json").write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
     for path in benchmark_files(out):
@@ -156,7 +156,7 @@ def write(out: Path) -> int:
         if content.get("rows"):
             path.with_suffix(".md").write_text(page(path.stem, content), encoding="utf-8")
     bad = sum(line["status"] == "failed" for line in lines.values())
-    parts = ["# GPU check\n", facts(lines), counts(lines), speed(lines), of_tiles]
+    parts = ["# GPU check\n", facts(lines), counts(lines), speed(lines), tile_rows]
     parts += ["## Failures\n\n" + failures(lines)] if bad else []
     if any(part(lines, step) for step in COMPARED):
         parts.append("## Errors against fp64\n\n" + worst_values(lines))

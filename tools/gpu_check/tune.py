@@ -1,7 +1,8 @@
-"""Tiles of the kernels that make scores, measured against the choice of `_tile_table.TABLE`.
+"""Measure tiles of the score kernels against those of `_tile_table.TABLE`.
 
-The table is edited by hand: what is printed is each candidate's time over that of the table's tile,
-and whether its values agree. Results may not depend on a machine's mood, so nothing tunes itself.
+The step prints the time of the best candidate and of the tile in the table, and checks that their
+values agree. The table is edited by hand: results must not depend on timing noise, so no kernel is
+autotuned.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from tools.gpu_check.precompile import precompile, tiled
 
 ROWS, WIDTHS = (4096, 16384, 1024), (1024, 512)
 ROUNDS = 12
-# rows, columns, depth, warps, stages
+# Tiles as rows, columns, depth, warps, stages.
 TILES = {
     "half": (
         (128, 256, 64, 8, 3), (128, 256, 64, 16, 3), (128, 128, 64, 8, 3), (128, 128, 64, 16, 3),
@@ -39,7 +40,7 @@ TILES = {
     ),
 }  # fmt: skip
 TINY = {kind: ((32, 32, 64, 4, 1),) for kind in TILES}
-# fp32 by parts takes the tiles of half precision.
+# fp32 that is split into half-precision parts uses the tiles of half precision.
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest", "half"),
     "fp32 parts": (torch.float32, "highest", "half"),
@@ -49,7 +50,7 @@ Launch = Callable[[Tensor, Tensor], Any]
 
 
 def launches() -> dict[str, Launch]:
-    """Return the launchers that take a tile of scores, as functions of two matrices."""
+    """Return the launchers of score tiles as functions of two matrices."""
     from itm_kernels.triton import (
         hardest_negatives,
         intra_modal,
@@ -70,7 +71,7 @@ def launches() -> dict[str, Launch]:
         return torch.ones(x.shape[0], device=x.device)
 
     def softmax(x: Tensor, y: Tensor) -> Any:
-        # A log-sum-exp above every score: weights are then finite.
+        # A log-sum-exp above every score keeps the weights finite.
         sums = 30 * ones(x)
         return log_sum_exp.log_sum_exp_backward(
             *(ones(x),) * 3,
@@ -121,13 +122,13 @@ def launches() -> dict[str, Launch]:
 
 
 def milliseconds(run: Callable[[], Any], device: str, rounds: int) -> float:
-    """Return the median time of a call after it has been compiled."""
+    """Return the median time of a call, without compilation."""
     run()
     return 1000 * median(seconds(run, device) for _ in range(rounds))
 
 
 def differs(found: Any, wanted: Any) -> bool:
-    """Tell whether another tile gives other values than rounding would."""
+    """Return whether the values of two tiles differ by more than rounding."""
     pairs = zip(tensors(found), tensors(wanted), strict=True)
     return not all(
         torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3, equal_nan=True)
@@ -142,7 +143,7 @@ def tensors(result: Any) -> Sequence[Tensor]:
 
 
 def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, Any]:
-    """Time every candidate, best first, beside the table's tile."""
+    """Time every candidate and the tile of the table; return the best and the gain."""
     from itm_kernels.triton import _operands, _tile_table
 
     _, matmul, kind = PRECISIONS[precision]
@@ -168,12 +169,12 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
         for numbers in (TINY if setting.tiny else TILES)[kind]:
             tile = _tile_table.Tile(*numbers)
             with tiled(kind, tile):
-                times[spelled(tile)] = candidate(run, wanted, device, rounds)
+                times[tile_text(tile)] = candidate(run, wanted, device, rounds)
     finally:
         torch.set_float32_matmul_precision(before)
     reached = {tile: time for tile, time in times.items() if isinstance(time, float)}
     best = min(reached, key=lambda tile: reached[tile], default="")
-    result = {"table": [spelled(tile) for tile in chosen[:1]], "table ms": table}
+    result = {"table": [tile_text(tile) for tile in chosen[:1]], "table ms": table}
     if best:
         result |= {"best": best, "best ms": reached[best], "gain": table / reached[best]}
     print(f"{name} {precision} {size}: {result}", flush=True)
@@ -181,22 +182,22 @@ def sweep(name: str, precision: str, size: Size, setting: Setting) -> dict[str, 
 
 
 def candidate(run: Callable[[], Any], wanted: Any, device: str, rounds: int) -> float | str:
-    """Return a tile's time, or why it has none."""
+    """Return the time of a tile, or why it has none."""
     try:
         if differs(run(), wanted):
             return "other values"
         return milliseconds(run, device, rounds)
-    except Exception as error:  # out of shared memory, registers or the compiler's wits
+    except Exception as error:  # out of shared memory or registers, or a compiler error
         return f"fails: {type(error).__name__}: {str(error)[:100]}"
 
 
-def spelled(tile: Any) -> str:
-    """Return a tile as it stands in the table."""
+def tile_text(tile: Any) -> str:
+    """Return a tile as it is written in the table."""
     return f"Tile({', '.join(str(number) for number in tile)})"
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step: the largest differences are expected first."""
+    """Return the checks of this step, ordered by the expected gain."""
     usable = backends.why_not("similarity", setting.device, "triton")
     if usable is not None:
         return [Check("tune/any", partial(skip, usable))]
@@ -218,5 +219,5 @@ def checks(setting: Setting) -> list[Check]:
 
 
 def skip(reason: str) -> None:
-    """Say why there is nothing to do."""
+    """Skip the step, with the reason."""
     raise SkippedError(reason)

@@ -1,12 +1,13 @@
-"""Every operator and loss, forward and backward, against the formula in fp64 on the same device.
+"""Compare every operator and loss, forward and backward, with the formula in fp64 on this device.
 
-The rule is the package's: at most twice the error of plain PyTorch at the same precision. Small
-batches by the largest error. From 1000 rows on pairs lie so close to every bound and maximum that
-each precision decides some of them otherwise; errors are then compared by their norm.
+The error rule is that of the package: at most twice the error of plain PyTorch at the same
+precision. Small batches are compared by the largest error. From 1000 rows on some pairs are so
+close to a threshold or maximum that precisions decide them differently; errors are then compared by
+their norm.
 
-A small batch that breaks the rule is one draw: eager's errors may cancel in a sum, or a hinge may
-end within a rounding of 0. Three more batches are drawn, and the largest errors of all four are
-held to the rule, but for fp32 batches whose error is no more than the jump at a kink so near.
+A small batch may break the rule by chance: errors of eager PyTorch may cancel in a sum, or a hinge
+may lie within a rounding of 0. Three more batches are drawn, and the rule is applied to the
+largest errors of all four, except fp32 batches whose error is within the jump at a nearby kink.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,18 +32,18 @@ PRECISIONS = {
     "tf32": (torch.float32, "high"),
     "fp16": (torch.float16, "highest"),
 }
-# Ragged and even against tiles and chunks, one row, one column; the most telling first.
+# Ragged and even for tiles and chunks, one row, one column; the most informative first.
 FIRST = ((300, 333),)
 FIRST_PRECISIONS = ("bf16", "fp32")
 NEXT = ((1000, 512), (127, 333), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
 ROWS, WIDTHS = (1, 2, 33, 127, 1000, 4096), (1, 3, 96, 333, 500, 512, 1000, 1024)
 TINY_FIRST, TINY = ((33, 17),), ((19, 8),)
-# Predicted, on an H200: a check compiles some kernels, or finds them compiled.
+# Predicted seconds on an H200: a check compiles some kernels, or finds them in the cache.
 PREDICTED = 3.0
 BY_NORM = 1000  # rows from which errors are compared by their norm
-DRAWS = 4  # batches of which the largest errors are compared, where one breaks the rule
-NEAR = 2.0**-16  # of a row's numbers: moved by this, scores move by a few roundings of fp32
-# Under tf32 their distances come from products, as `torch.cdist`'s do; the reference subtracts.
+DRAWS = 4  # batches whose largest errors are compared if the first one breaks the rule
+NEAR = 2.0**-16  # relative change of the inputs that changes scores by a few roundings of fp32
+# In tf32 they compute distances from products, as `torch.cdist` does; the reference subtracts.
 BY_PRODUCTS = ("constraint-", "similarity-")
 DRAWING = ("info_cmr", "info_cmr-attached")  # noise differs between precisions: fp64 only
 SLOW = ("l1", "per_anchor", "attached")  # beyond this many rows plain PyTorch takes too long
@@ -52,7 +53,7 @@ Operation = Callable[..., Any]
 
 
 def operators() -> dict[str, Operation]:
-    """Return the operators that have a gradient, as functions of two matrices and a backend."""
+    """Return the differentiable operators as functions of two matrices and a backend."""
 
     def synthesis(x: Tensor, y: Tensor, backend: str, weights: str, logits: bool) -> Any:
         clusters = torch.arange(len(y), device=y.device) % 3
@@ -76,12 +77,12 @@ def operators() -> dict[str, Operation]:
 
 
 def everything() -> dict[str, tuple[Operation, bool]]:
-    """Return every loss and operator by name, and whether it takes the ids of a batch."""
-    found = {case.name: (of_loss(case), case.takes_ids) for case in CASES}
+    """Return every loss and operator by name, and whether it accepts ids."""
+    found = {case.name: (loss_operation(case), case.takes_ids) for case in CASES}
     return found | {name: (operation, False) for name, operation in operators().items()}
 
 
-def of_loss(case: Case) -> Operation:
+def loss_operation(case: Case) -> Operation:
     """Return a loss as a function of two matrices and a backend."""
     return lambda x, y, backend, **ids: case.loss(x, y, backend, **ids)
 
@@ -89,7 +90,7 @@ def of_loss(case: Case) -> Operation:
 def batch(
     N: int, D: int, dtype: torch.dtype, device: str, ids: bool, number: int = 0
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return unit rows that share a direction; with ids, up to five texts per image, shuffled."""
+    """Return unit rows with a common component, and shuffled ids with more texts than images."""
     draw = torch.Generator().manual_seed(N + D + 10_000 * number)
     M = 5 * N // 3 if ids and N > 2 else N
     shared = torch.randn(1, D, generator=draw, dtype=torch.float64)
@@ -104,17 +105,17 @@ def batch(
 def results(
     operation: Operation, rows: list[Tensor], backend: str, ids: dict[str, Tensor]
 ) -> list[Tensor]:
-    """Return floating-point outputs and gradients in fp64."""
+    """Return the floating-point outputs and the gradients, converted to fp64."""
     leaves = [side.detach().requires_grad_() for side in rows]
     with torch.device(leaves[0].device):  # parameters of a loss
         found = operation(*leaves, backend, **ids)
     found = [found] if isinstance(found, Tensor) else [t for t in found if t.is_floating_point()]
     draw = torch.Generator().manual_seed(1)
-    pulls = (torch.randint(-4, 5, t.shape, generator=draw) for t in found)
-    # bf16 holds these pulls exactly; 3 for a scalar, so that it is not 0.
+    output_grads = (torch.randint(-4, 5, t.shape, generator=draw) for t in found)
+    # bf16 represents these gradients exactly; a scalar gets 3, which is not 0.
     total = sum(
-        (t.double() * (pull.to(t.device) if t.dim() else 3)).sum()
-        for t, pull in zip(found, pulls, strict=True)
+        (t.double() * (output_grad.to(t.device) if t.dim() else 3)).sum()
+        for t, output_grad in zip(found, output_grads, strict=True)
     )
     grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     return [t.detach().double() for t in (*found, *grads)]
@@ -122,7 +123,7 @@ def results(
 
 @contextmanager
 def preferring(device: str, backend: str) -> Iterator[None]:
-    """Let "auto" take one backend wherever it has a kernel, for as many rows as it takes."""
+    """Make "auto" choose one backend wherever it has a kernel, for any number of rows."""
     anywhere = {key: found._replace(first_rows=0) for key, found in backends.RANGES.items()}
     with (
         patch.dict(backends.PREFERENCE, {device: (backend,)}),
@@ -132,7 +133,7 @@ def preferring(device: str, backend: str) -> Iterator[None]:
 
 
 def jumps(operation: Operation, rows: list[Tensor], ids: dict[str, Tensor]) -> list[float]:
-    """Return by how much the formula's results jump, in fp64, as rows move by roundings of fp32."""
+    """Return the jumps of the fp64 results as the inputs change by a few fp32 roundings."""
     draw = torch.Generator().manual_seed(2)
     rows = [side.double() for side in rows]
     moves = [
@@ -143,14 +144,14 @@ def jumps(operation: Operation, rows: list[Tensor], ids: dict[str, Tensor]) -> l
         results(operation, [s + k * m for s, m in zip(rows, moves, strict=True)], "reference", ids)
         for k in (0, 1, -1)
     )
-    # What is smooth is the same from both sides, but for the square of so small a move.
+    # A smooth result has equal differences on both sides, up to the square of the small change.
     return [
         ((b - a) - (a - c)).abs().max().item() for a, b, c in zip(here, ahead, behind, strict=True)
     ]
 
 
 def distances_by_products() -> AbstractContextManager[Any]:
-    """Let `torch.cdist` multiply, as it does by default from 26 rows on, as a context."""
+    """Make `torch.cdist` use products, as it does by default from 26 rows on (context manager)."""
     cdist = torch.cdist
 
     def multiplied(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
@@ -163,7 +164,7 @@ def compare(
     name: str, operation: Operation, backend: str, precision: str, N: int, D: int, setting: Setting,
     ids: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Hold one operation against fp64 at one size."""
+    """Compare one operation with fp64 at one size."""
     dtype, matmul = PRECISIONS[precision]
     if name in DRAWING:
         dtype = torch.float64
@@ -173,7 +174,7 @@ def compare(
     def spy(operator: str, *arguments: Any, **options: Any) -> str:
         return ran.setdefault(operator, choose(operator, *arguments, **options))
 
-    def of_batch(number: int) -> list[Errors]:
+    def errors_of_batch(number: int) -> list[Errors]:
         rows, of_ids = batch(N, D, dtype, setting.device, ids, number)
         with preferring(setting.device, backend), patch.object(backends, "choose", spy):
             found = results(operation, rows, "auto", of_ids)
@@ -189,18 +190,18 @@ def compare(
         rows, of_ids = batch(N, D, dtype, setting.device, ids, number)
         return precision == "fp32" and excused(errors, jumps(operation, rows, of_ids), epsilon)
 
-    # Half precisions are computed in fp32: the outputs that they are rounded to are eager's too.
+    # Half precisions are computed in fp32; eager PyTorch rounds its outputs to half, too.
     epsilon = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(matmul)
     try:
-        first = of_batch(0)
+        first = errors_of_batch(0)
         try:
             return {**judged(first, epsilon), "ran": ran}
         except ErrorRuleError:
             if N >= BY_NORM:
                 raise
-        draws = {n: of_batch(n) if n else first for n in range(DRAWS)}
+        draws = {n: errors_of_batch(n) if n else first for n in range(DRAWS)}
         held = {n: errors for n, errors in draws.items() if not at_a_kink(n, errors)}
         found = largest(list((held or draws).values()))
         return {**judged(found, epsilon), "ran": ran, "batches": list(held)}
@@ -209,7 +210,7 @@ def compare(
 
 
 def backends_here(device: str) -> list[str]:
-    """Return the backends that have a kernel for any operator on this device."""
+    """Return the backends that have a kernel for at least one operator on this device."""
     return [
         name
         for name in backends.PREFERENCE[device]
@@ -217,23 +218,23 @@ def backends_here(device: str) -> list[str]:
     ]
 
 
-def first(tiny: bool) -> Sequence[tuple[int, int]]:
+def first_sizes(tiny: bool) -> Sequence[tuple[int, int]]:
     """Return the sizes of the step `core`."""
     return TINY_FIRST if tiny else FIRST
 
 
-def rest(tiny: bool) -> Sequence[tuple[int, int]]:
-    """Return all other sizes, the telling ones first."""
+def other_sizes(tiny: bool) -> Sequence[tuple[int, int]]:
+    """Return all other sizes, the most informative first."""
     if tiny:
         return TINY
     others = product(ROWS, WIDTHS)
     return (*NEXT, *(size for size in others if size not in (*FIRST, *NEXT)))
 
 
-def of_sizes(
+def size_checks(
     step: str, sizes: Sequence[tuple[int, int]], precisions: Iterable[str], setting: Setting
 ) -> list[Check]:
-    """Return a step's checks, size by size."""
+    """Return the checks of a step, grouped by size."""
     found = []
     every, here = everything().items(), backends_here(setting.device)
     for (N, D), precision, backend, (name, (operation, takes_ids)) in product(
@@ -251,9 +252,9 @@ def of_sizes(
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step: first what is left of the sizes of `core`."""
+    """Return the checks of this step: first the precisions that `core` leaves out at its sizes."""
     left = [name for name in PRECISIONS if name not in FIRST_PRECISIONS]
     return [
-        *of_sizes("values", first(setting.tiny), left, setting),
-        *of_sizes("values", rest(setting.tiny), PRECISIONS, setting),
+        *size_checks("values", first_sizes(setting.tiny), left, setting),
+        *size_checks("values", other_sizes(setting.tiny), PRECISIONS, setting),
     ]
