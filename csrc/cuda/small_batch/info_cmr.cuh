@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
           pairs.add(state, image < 0 ? kNan<double> : shared.read(m), scale);
       }
     }
-    double found[3] = {pairs.loss, pairs.of_log_sum, pairs.of_scale};
+    double found[3] = {pairs.loss, pairs.grad_log_sum, pairs.of_scale};
     block_sums(shared, kCmrRoom, found);
     if (thread == 0) {
       reinterpret_cast<Anchor<double>*>(all.anchors)[block] = {

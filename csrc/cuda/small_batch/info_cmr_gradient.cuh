@@ -38,12 +38,13 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
         if (in.paired(m))
           weight = -all.weight * (logistic(mine.over(logit)) + logistic(other.over(logit)));
         else if (!in.same(m))
-          weight = mine.of_log_sum * mine.softmax(logit) + other.of_log_sum * other.softmax(logit);
+          weight =
+              mine.grad_log_sum * mine.softmax(logit) + other.grad_log_sum * other.softmax(logit);
         if (all.clusters) {
           const double vector = in.own.cosine[in.n * all.clusters + in.other.assignment[m]];
           if (vector != -INFINITY)
             weight +=
-                mine.of_log_sum * mine.softmax(scale * vector) * in.own.weight[in.n * in.M + m];
+                mine.grad_log_sum * mine.softmax(scale * vector) * in.own.weight[in.n * in.M + m];
         }
         along[0] += factor * weight * cosine;
         write(m, factor * weight * other.inverse);
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kReductionThreads, 2)
   visit_cosines(
       in.Z, [&](const auto& at, auto& cosine) { in.read_noise(at, cosine); },
       [&](int z, double cosine) {
-        const double weight = factor * mine.of_log_sum * mine.softmax(scale * cosine);
+        const double weight = factor * mine.grad_log_sum * mine.softmax(scale * cosine);
         along[0] += weight * cosine;
         write(in.M + z, weight / divisor(to.noise_norm[z]));
       });

@@ -52,7 +52,7 @@ struct ExpMoments {
 // gradient of that log-sum, and 1 / norm.
 template <typename C>
 struct alignas(4 * sizeof(C) < 16 ? 4 * sizeof(C) : 16) Anchor {
-  C highest, log_sum, of_log_sum, inverse;
+  C highest, log_sum, grad_log_sum, inverse;
 
   // The logit by which the negatives outweigh a positive.
   __device__ __forceinline__ C over(C positive) const { return log_sum + (highest - positive); }
@@ -66,17 +66,17 @@ struct alignas(4 * sizeof(C) < 16 ? 4 * sizeof(C) : 16) Anchor {
 // Sums over the positives of an anchor.
 template <typename C>
 struct PositiveSums {
-  C loss = 0, of_log_sum = 0, of_scale = 0;
+  C loss = 0, grad_log_sum = 0, of_scale = 0;
 
   __device__ __forceinline__ void add(const ExpMoments<C>& negatives, C score, C scale) {
     const C logit = scale * score;
     const C over = negatives.log_sum() + (negatives.base() - logit), slope = logistic(over);
     loss += softplus(over) + 0 * logit;  // propagates an infinite positive
-    of_log_sum += slope;
+    grad_log_sum += slope;
     of_scale += slope * (negatives.mean() - score);
   }
   __device__ __forceinline__ void add_lanes() {
-    loss = warp_sum(loss), of_log_sum = warp_sum(of_log_sum), of_scale = warp_sum(of_scale);
+    loss = warp_sum(loss), grad_log_sum = warp_sum(grad_log_sum), of_scale = warp_sum(of_scale);
   }
 };
 
@@ -117,7 +117,7 @@ struct InfoNce {
       const C score = cosines.over(products.at(n, own), shared.read(x + n), inverse);
       of_column.add(column, i < 0 ? kNan<C> : score, factor);
       if (lane() == 0)
-        anchors[N + own] = {column.base(), column.log_sum(), weight * of_column.of_log_sum,
+        anchors[N + own] = {column.base(), column.log_sum(), weight * of_column.grad_log_sum,
                             inverse};
     }
     PositiveSums<C> of_row;
@@ -134,7 +134,7 @@ struct InfoNce {
       });
       of_row.add_lanes();
       if (lane() == 0)
-        anchors[own] = {row.base(), row.log_sum(), weight * of_row.of_log_sum, inverse};
+        anchors[own] = {row.base(), row.log_sum(), weight * of_row.grad_log_sum, inverse};
     }
     if (lane() || (own >= N && own >= M)) return;
     losses[own] = of_column.loss + of_row.loss;
@@ -217,8 +217,8 @@ struct InfoNceGradient : ScoreGradientBase<C> {
     const C logit = scale.get() * read.score;
     C found = 0;
     if (!same_id(pairing, n, m))
-      found =
-          mine.of_log_sum * mine.softmax(logit) + read.other.of_log_sum * read.other.softmax(logit);
+      found = mine.grad_log_sum * mine.softmax(logit) +
+              read.other.grad_log_sum * read.other.softmax(logit);
     else if (positive_of(pairing.positive, m) == n)
       found = -weight * (logistic(mine.over(logit)) + logistic(read.other.over(logit)));
     return {found * read.other.inverse, cosine ? found * read.score : C(0)};

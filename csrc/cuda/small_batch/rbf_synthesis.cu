@@ -63,14 +63,14 @@ void anchor_gradient(const SynthesisRound& round, const AnchorGradient& grad, vo
   with_type(round.type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    const Gradient<T> of{static_cast<const C*>(grad.of_cosines),
-                         static_cast<C*>(grad.of_vectors),
+    const Gradient<T> of{static_cast<const C*>(grad.cosines),
+                         static_cast<C*>(grad.vectors),
                          grad.detach,
                          static_cast<C*>(grad.alpha),
-                         static_cast<C*>(grad.of_scores),
+                         static_cast<C*>(grad.scores),
                          static_cast<C*>(grad.member_weights),
-                         grad.of_khat,
-                         static_cast<C*>(grad.of_anchors)};
+                         grad.khat,
+                         static_cast<C*>(grad.anchors)};
     in_launches(round.anchors.rows, [&](int64_t first, int64_t count) {
       launch(anchor_gradient_kernel<T>, count, kClusterThreads, 0, stream, synthesis_of<T>(round),
              first, of);
@@ -82,15 +82,15 @@ void member_gradient(const SynthesisRound& round, const MemberGradient& grad, vo
   with_type(round.type, [&](auto zero) {
     using T = decltype(zero);
     using C = Wide<T>;
-    const MemberSums<T> to{static_cast<const C*>(grad.of_vectors),
-                           static_cast<const C*>(grad.of_scores),
-                           grad.of_khat,
+    const MemberSums<T> to{static_cast<const C*>(grad.vectors),
+                           static_cast<const C*>(grad.scores),
+                           grad.khat,
                            round.distance,
-                           grad.of_kernel,
+                           grad.kernel,
                            1 / (round.sigma * round.sigma),
                            grad.first,
                            grad.last,
-                           static_cast<C*>(grad.of_members)};
+                           static_cast<C*>(grad.members)};
     in_launches(round.members.rows, [&](int64_t first, int64_t count) {
       launch(member_gradient_kernel<T>, count, kMemberThreads, 0, stream, synthesis_of<T>(round),
              first, to);

@@ -34,26 +34,26 @@ void kam_solve(const SynthesisRound& round, void* stream);
 // Writes vectors [N, clusters, D] or, if they are null, cosines [N, clusters].
 void synthesise(const SynthesisRound& round, void* vectors, void* cosines, void* stream);
 
-// The gradient that one anchor's block computes: of_anchors [N, D], and the operands of
-// MemberGradient.
+// The gradients that one anchor's block computes, each under the name of its input: that of anchors
+// [N, D], and the operands of MemberGradient.
 struct AnchorGradient {
-  const void* of_cosines;  // [N, clusters]; null: of_vectors is given
-  void* of_vectors;        // [N, clusters, D], or its workspace
+  const void* cosines;  // [N, clusters]; null: that of vectors is given
+  void* vectors;        // [N, clusters, D], or its workspace
   bool detach;  // vectors are constants: only cosines have a gradient, with respect to the anchor
   void* alpha;  // workspace [N, clusters, 2], with cosines
-  void *of_scores, *member_weights;  // [N, M]; weights of members in of_anchors
-  double* of_khat;                   // [N, M] with a kernel associative memory
-  void* of_anchors;
+  void *scores, *member_weights;  // [N, M]; weights of members in the anchors' gradient
+  double* khat;                   // [N, M] with a kernel associative memory
+  void* anchors;
 };
 void anchor_gradient(const SynthesisRound& round, const AnchorGradient& grad, void* stream);
 
-// The gradient of members [M, D], over all rounds.
+// The gradient of members [M, D], over all rounds, and its operands.
 struct MemberGradient {
-  const void *of_vectors, *of_scores;
-  const double* of_khat;
-  double* of_kernel;  // [M, M] with a kernel associative memory
-  bool first, last;   // of the rounds
-  void* of_members;
+  const void *vectors, *scores;
+  const double* khat;
+  double* kernel;    // [M, M] with a kernel associative memory
+  bool first, last;  // of the rounds
+  void* members;
 };
 void member_gradient(const SynthesisRound& round, const MemberGradient& grad, void* stream);
 

@@ -153,44 +153,44 @@ std::tuple<Tensor, Tensor> gradient(const Rounds& rounds, const Tensor& grad, bo
   const int64_t M = rounds.size(), K = rounds.clusters(), count = rounds.at_once();
   const bool kam = rounds.kam() && !detach;
   const Tensor valid = rounds.empty(at::kBool, {rounds.anchors(), K});
-  const Tensor of_scores = rounds.empty(wide, {count, M}),
+  const Tensor grad_scores = rounds.empty(wide, {count, M}),
                member_weights = rounds.empty(wide, {count, M});
   const Tensor alpha = rounds.empty(wide, {cosines ? count : 0, K, 2});
   const Tensor formed = rounds.empty(wide, {cosines && !detach ? count : 0, K, rounds.D()});
-  const Tensor of_khat = rounds.empty(at::kDouble, {kam ? count : 0, M});
-  const Tensor of_kernel = rounds.empty(at::kDouble, {kam ? M : 0, M});
-  const Tensor of_anchors = rounds.empty(wide, {rounds.anchors(), rounds.D()});
-  const Tensor of_members = rounds.empty(wide, {detach ? 0 : M, rounds.D()});
-  auto* const khat = kam ? of_khat.mutable_data_ptr<double>() : nullptr;
+  const Tensor grad_khat = rounds.empty(at::kDouble, {kam ? count : 0, M});
+  const Tensor grad_kernel = rounds.empty(at::kDouble, {kam ? M : 0, M});
+  const Tensor grad_anchors = rounds.empty(wide, {rounds.anchors(), rounds.D()});
+  const Tensor grad_members = rounds.empty(wide, {detach ? 0 : M, rounds.D()});
+  auto* const khat = kam ? grad_khat.mutable_data_ptr<double>() : nullptr;
   rounds.for_each(valid, [&](int64_t first, int64_t rows, const SynthesisRound& round) {
-    void* const of_vectors = cosines ? formed.mutable_data_ptr() : from_row(grad, first);
+    void* const grad_vectors = cosines ? formed.mutable_data_ptr() : from_row(grad, first);
     anchor_gradient(round,
-                    {.of_cosines = cosines ? from_row(grad, first) : nullptr,
-                     .of_vectors = of_vectors,
+                    {.cosines = cosines ? from_row(grad, first) : nullptr,
+                     .vectors = grad_vectors,
                      .detach = detach,
                      .alpha = alpha.mutable_data_ptr(),
-                     .of_scores = of_scores.mutable_data_ptr(),
+                     .scores = grad_scores.mutable_data_ptr(),
                      .member_weights = member_weights.mutable_data_ptr(),
-                     .of_khat = khat,
-                     .of_anchors = from_row(of_anchors, first)},
+                     .khat = khat,
+                     .anchors = from_row(grad_anchors, first)},
                     rounds.device().stream());
     if (detach) return;
     rounds.device().check_launch();
     member_gradient(round,
-                    {.of_vectors = of_vectors,
-                     .of_scores = of_scores.const_data_ptr(),
-                     .of_khat = khat,
-                     .of_kernel = kam ? of_kernel.mutable_data_ptr<double>() : nullptr,
+                    {.vectors = grad_vectors,
+                     .scores = grad_scores.const_data_ptr(),
+                     .khat = khat,
+                     .kernel = kam ? grad_kernel.mutable_data_ptr<double>() : nullptr,
                      .first = first == 0,
                      .last = first + rows == rounds.anchors(),
-                     .of_members = of_members.mutable_data_ptr()},
+                     .members = grad_members.mutable_data_ptr()},
                     rounds.device().stream());
   });
   const auto as_input = [](const Tensor& found, const Tensor& like) {
     return found.narrow(1, 0, like.size(1)).to(like.scalar_type()).contiguous();
   };
-  return {as_input(of_anchors, anchors),
-          detach ? at::zeros_like(members) : as_input(of_members, members)};
+  return {as_input(grad_anchors, anchors),
+          detach ? at::zeros_like(members) : as_input(grad_members, members)};
 }
 
 std::tuple<Tensor, Tensor> rbf_synthesis_backward(
@@ -200,8 +200,8 @@ std::tuple<Tensor, Tensor> rbf_synthesis_backward(
   const OnDevice device(anchors);
   const Rounds rounds(device, anchors, members, assignment, anchor_ids, member_ids, num_clusters,
                       sigma, weights, ridge);
-  const Tensor of_vectors = pad_to_four(grad.to(rounds.wide()).contiguous());
-  return gradient(rounds, of_vectors, /*cosines=*/false, /*detach=*/false, anchors, members);
+  const Tensor grad_vectors = pad_to_four(grad.to(rounds.wide()).contiguous());
+  return gradient(rounds, grad_vectors, /*cosines=*/false, /*detach=*/false, anchors, members);
 }
 
 std::tuple<Tensor, Tensor, Tensor> rbf_synthesis_logits_forward(

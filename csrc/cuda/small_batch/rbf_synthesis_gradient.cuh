@@ -14,20 +14,20 @@ namespace itm::cuda {
 template <typename T>
 struct Gradient {
   using C = Wide<T>;
-  const C* of_cosines;  // or null
-  C* of_vectors;
+  const C* cosines;  // or null
+  C* vectors;
   bool detach;
-  C *alpha, *of_scores, *member_weights;
-  double* of_khat;
-  C* of_anchors;
+  C *alpha, *scores, *member_weights;
+  double* khat;
+  C* anchors;
 
   __device__ Gradient of_anchor(int64_t n, int64_t M, int64_t K, int64_t D) const {
     Gradient own = *this;
-    if (of_cosines) own.of_cosines += n * K, own.alpha += 2 * n * K;
-    if (of_vectors) own.of_vectors += n * K * D;
-    own.of_scores += n * M, own.member_weights += n * M;
-    if (of_khat) own.of_khat += n * M;
-    own.of_anchors += n * D;
+    if (cosines) own.cosines += n * K, own.alpha += 2 * n * K;
+    if (vectors) own.vectors += n * K * D;
+    own.scores += n * M, own.member_weights += n * M;
+    if (khat) own.khat += n * M;
+    own.anchors += n * D;
     return own;
   }
 };
@@ -45,12 +45,12 @@ __device__ void through_cosines(const Synthesis<T>& in, const Gradient<T>& grad)
   using C = Wide<T>;
   const C norm = norm_of_anchor(in);
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
-    C* to = grad.of_vectors + k * in.D;
+    C* to = grad.vectors + k * in.D;
     const auto v = angle(in, k, [&](int64_t d, const Four<C>& part) {
       if (!grad.detach) *reinterpret_cast<Four<C>*>(to + d) = part;
     });
     const bool valid = in.valid[k];
-    const C alpha = valid ? grad.of_cosines[k] / at_least(norm) / at_least(v.norm) : C(0);
+    const C alpha = valid ? grad.cosines[k] / at_least(norm) / at_least(v.norm) : C(0);
     const C through = -alpha * v.dot;  // -h cos
     if (lane() == 0) {
       grad.alpha[2 * k] = alpha;
@@ -68,9 +68,9 @@ __device__ void through_cosines(const Synthesis<T>& in, const Gradient<T>& grad)
   }
 }
 
-// of_scores = dL/dc = x g, for members that are in a cluster.
+// grad_scores = dL/dc = x g, for members that are in a cluster.
 template <typename T>
-__device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
+__device__ void weights_gradient(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
   constexpr int kRows = std::is_same_v<T, double> ? 2 : 4;
   const int count = in.listed();
@@ -82,7 +82,7 @@ __device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
     for (int r = 0; r < kRows; ++r) {
       const int m = in.lists.order[i + r < count ? i + r : i];
       x[r] = in.row(m);
-      g[r] = grad.of_vectors + in.assignment[m] * in.D;
+      g[r] = grad.vectors + in.assignment[m] * in.D;
     }
 #pragma unroll 1  // 8 loads in flight are enough: with more, sm_80 spills
     for (int64_t d = 4 * lane(); d < in.D; d += 128)
@@ -94,19 +94,19 @@ __device__ void of_weights(const Synthesis<T>& in, const Gradient<T>& grad) {
       }
     const C product = scattered_sum(sum);
     const int own = i + lane() / (32 / kRows);
-    if (lane() % (32 / kRows) == 0 && own < count) grad.of_scores[in.lists.order[own]] = product;
+    if (lane() % (32 / kRows) == 0 && own < count) grad.scores[in.lists.order[own]] = product;
   }
 }
 
-// From of_scores = dL/dc, or of_khat, computes dL/ds and the weights of members in the anchor's
+// From grad_scores = dL/dc, or grad_khat, computes dL/ds and the weights of members in the anchor's
 // gradient.
 template <typename T>
-__device__ void of_softmax(const Synthesis<T>& in, const Gradient<T>& grad) {
+__device__ void softmax_gradient(const Synthesis<T>& in, const Gradient<T>& grad) {
   using C = Wide<T>;
   for (int64_t k = warp(); k < in.K; k += kClusterWarps) {
     const int first = in.begin(k) + lane(), end = in.end(k);
     const auto slope = [&](int m) {
-      return in.inverse ? static_cast<C>(grad.of_khat[m]) : grad.of_scores[m];
+      return in.inverse ? static_cast<C>(grad.khat[m]) : grad.scores[m];
     };
     C mean = 0;
     for (int i = first; i < end && !grad.detach; i += 32) {
@@ -117,9 +117,9 @@ __device__ void of_softmax(const Synthesis<T>& in, const Gradient<T>& grad) {
     for (int i = first; i < end; i += 32) {
       const int m = in.lists.order[i];
       const C own = grad.detach ? C(0) : in.khat[m] * (slope(m) - mean) * in.scale;
-      grad.of_scores[m] = own;
+      grad.scores[m] = own;
       grad.member_weights[m] =
-          grad.of_cosines && in.valid[k] ? own + grad.alpha[2 * k] * in.weight(m) : own;
+          grad.cosines && in.valid[k] ? own + grad.alpha[2 * k] * in.weight(m) : own;
     }
   }
 }
@@ -133,22 +133,22 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   const Synthesis<T> in = all.of_anchor(n);
   const Gradient<T> grad = of_all.of_anchor(n, in.x.count, in.K, in.D);
   compute_weights(in);
-  if (grad.of_cosines) {
+  if (grad.cosines) {
     through_cosines(in, grad);
     __syncthreads();
   }
   if (!grad.detach) {
-    of_weights(in, grad);
+    weights_gradient(in, grad);
     __syncthreads();
     if (in.inverse) {
-      solve(in, grad.of_scores, grad.of_khat);
+      solve(in, grad.scores, grad.khat);
       __syncthreads();
     }
   }
-  of_softmax(in, grad);
+  softmax_gradient(in, grad);
   __syncthreads();
   C along = 0;
-  for (int64_t k = 0; k < in.K && grad.of_cosines; ++k) along += grad.alpha[2 * k + 1];
+  for (int64_t k = 0; k < in.K && grad.cosines; ++k) along += grad.alpha[2 * k + 1];
   const int count = in.listed();
   for (int64_t d = 4 * threadIdx.x; d < in.D; d += 4 * kClusterThreads) {
     Four<C> sum = {};
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
     }
     const Four<C> q = load_four(in.q.data + d);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) sum.v[e] += grad.of_cosines ? along * q.v[e] : C(0);
-    *reinterpret_cast<Four<C>*>(grad.of_anchors + d) = sum;
+    for (int e = 0; e < 4; ++e) sum.v[e] += grad.cosines ? along * q.v[e] : C(0);
+    *reinterpret_cast<Four<C>*>(grad.anchors + d) = sum;
   }
 }
 
@@ -172,29 +172,29 @@ constexpr int kMemberThreads = 256;
 template <typename T>
 struct MemberSums {
   using C = Wide<T>;
-  const C *of_vectors, *of_scores;
-  const double *of_khat, *distance;  // null without kam
-  double* of_kernel;
+  const C *grad_vectors, *grad_scores;
+  const double *grad_khat, *distance;  // null without kam
+  double* grad_kernel;
   double scale;  // 1 / sigma^2
   bool first, last;
-  C* of_members;
+  C* grad_members;
 };
 
 // Computes a row of dL/dK from all anchors of the round and, in the last round, the weight of x_j -
 // x_m: dK_ij = -K_ij (x_i - x_j) (dx_i - dx_j) / sigma^2.
 template <typename T>
-__device__ void of_kernel_row(const Synthesis<T>& in, const MemberSums<T>& to, int64_t m) {
+__device__ void kernel_gradient_row(const Synthesis<T>& in, const MemberSums<T>& to, int64_t m) {
   const int64_t M = in.x.count;
   for (int64_t j = threadIdx.x; j < M; j += kMemberThreads) {
-    double sum = to.first ? 0 : to.of_kernel[m * M + j];
+    double sum = to.first ? 0 : to.grad_kernel[m * M + j];
     for (int64_t n = 0; n < in.q.count && j != m; ++n) {
       const int64_t* cluster = in.assignment + (in.per_anchor ? n * M : 0);
       if (cluster[j] != cluster[m] || cluster[m] < 0 || cluster[m] >= in.K) continue;
-      sum -= in.weights[n * M + m] * to.of_khat[n * M + j] +
-             in.weights[n * M + j] * to.of_khat[n * M + m];
+      sum -= in.weights[n * M + m] * to.grad_khat[n * M + j] +
+             in.weights[n * M + j] * to.grad_khat[n * M + m];
     }
     if (to.last && sum != 0) sum *= exponential(-to.distance[m * M + j] * to.scale / 2) * to.scale;
-    to.of_kernel[m * M + j] = sum;
+    to.grad_kernel[m * M + j] = sum;
   }
 }
 
@@ -219,11 +219,11 @@ __global__ void __launch_bounds__(kMemberThreads, 2)
   wait_for_launch_before();
   using C = Wide<T>;
   const int64_t m = first + blockIdx.x, M = in.x.count;
-  if (to.of_kernel) of_kernel_row(in, to, m);
+  if (to.grad_kernel) kernel_gradient_row(in, to, m);
   __syncthreads();
   for (int64_t d = 4 * threadIdx.x; d < in.D; d += 4 * kMemberThreads) {
     const Four<C> x = load_four(in.row(m) + d);
-    C* out = to.of_members + m * in.D + d;
+    C* out = to.grad_members + m * in.D + d;
     Four<C> sum = {};
     if (!to.first) sum = load_four(out);
 #pragma unroll 4
@@ -231,14 +231,14 @@ __global__ void __launch_bounds__(kMemberThreads, 2)
       const int64_t k = in.assignment[(in.per_anchor ? n * M : 0) + m];
       if (k < 0 || k >= in.K) continue;
       const C weight = in.inverse ? static_cast<C>(in.weights[n * M + m]) : in.khat[n * M + m];
-      const C of_score = to.of_scores[n * M + m];
-      const Four<C> g = load_four(to.of_vectors + (n * in.K + k) * in.D + d);
+      const C grad_score = to.grad_scores[n * M + m];
+      const Four<C> g = load_four(to.grad_vectors + (n * in.K + k) * in.D + d);
       const Four<C> q = load_four(in.q.data + n * in.q.stride + d);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum.v[e] += weight * g.v[e] + of_score * (q.v[e] - x.v[e]);
+      for (int e = 0; e < 4; ++e) sum.v[e] += weight * g.v[e] + grad_score * (q.v[e] - x.v[e]);
     }
-    if (to.of_kernel && to.last) {
-      const Four<double> found = through_kernel(in, to.of_kernel + m * M, x, d);
+    if (to.grad_kernel && to.last) {
+      const Four<double> found = through_kernel(in, to.grad_kernel + m * M, x, d);
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum.v[e] += static_cast<C>(found.v[e]);
     }

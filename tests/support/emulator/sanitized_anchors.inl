@@ -130,20 +130,20 @@ void check_synthesis(Type type, int64_t N, int64_t M, int64_t K, int64_t D, std:
         sum += weights[i / K / D * M + m] * widen(x[m * D + i % D]);
     expect(vectors[i], sum, "vector");
   }
-  std::vector<C> alpha(2 * N * K), of_scores(N * M), member_weights(N * M), of_anchors(N * D);
-  std::vector<C> of_members(M * D), of_vectors(N * K * D);
-  std::vector<double> of_khat(N * M), of_kernel(M * M);
+  std::vector<C> alpha(2 * N * K), grad_scores(N * M), member_weights(N * M), grad_anchors(N * D);
+  std::vector<C> grad_members(M * D), grad_vectors(N * K * D);
+  std::vector<double> grad_khat(N * M), grad_kernel(M * M);
   for (const bool detach : {false, true}) {
     anchor_gradient(round,
-                    {cosines.data(), of_vectors.data(), detach, alpha.data(), of_scores.data(),
-                     member_weights.data(), of_khat.data(), of_anchors.data()},
+                    {cosines.data(), grad_vectors.data(), detach, alpha.data(), grad_scores.data(),
+                     member_weights.data(), grad_khat.data(), grad_anchors.data()},
                     nullptr);
     if (detach) continue;
     member_gradient(round,
-                    {of_vectors.data(), of_scores.data(), of_khat.data(), of_kernel.data(), true,
-                     true, of_members.data()},
+                    {grad_vectors.data(), grad_scores.data(), grad_khat.data(), grad_kernel.data(),
+                     true, true, grad_members.data()},
                     nullptr);
-    for (const C value : of_members) expect(value - value, 0, "gradient");
+    for (const C value : grad_members) expect(value - value, 0, "gradient");
   }
 }
 
