@@ -1,11 +1,11 @@
-"""Every operator and loss on what Triton's compiler makes of its kernels, executed on the CPU.
+"""Execute the compiled IR of the Triton kernels on the CPU and check every operator and loss.
 
-`make test-triton-semantics` runs this with `ttsem`, which executes the intermediate code of every
-launch: real masks, bf16 products as a GPU multiplies them, NaN in memory that nobody wrote. It
-stops at the kernel's line for an access out of bounds and for two programs that touch the same
-element. Values are held to the error rule against fp64.
+`make test-triton-semantics` uses `ttsem`, which executes the intermediate code of every launch with
+real masks, bf16 products as on a GPU, and NaN in uninitialized memory. It stops at the source
+line of an access out of bounds or of a race between two programs. Values are checked by the error
+rule against fp64.
 
-Results are appended to records.jsonl: the same command again goes on where it stopped.
+Results are appended to records.jsonl; the same command resumes where it stopped.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# The package asks at import whether kernels run on the CPU; Triton itself must compile them.
+# The package reads this at import, to run kernels on the CPU; Triton itself must compile them.
 os.environ["TRITON_INTERPRET"] = "1"
 import itm_kernels  # noqa: E402, F401
 
@@ -34,7 +34,7 @@ from ttsem import sanitize  # noqa: E402
 from tools.gpu_check import values  # noqa: E402
 from tools.gpu_check.journal import Check, Setting, SkippedError, Worker  # noqa: E402
 
-# Ragged over two small tiles, and a row less than one; few rows for what multiplies all with all.
+# Ragged over two small tiles, and less than one tile; fewer rows for operations that cost more.
 SIZES = {"": ((140, 72), (33, 40)), "synthesis": ((70, 40),), "cmr": ((70, 40),)}
 PRECISIONS = ("fp32", "bf16", "tf32", "fp16")
 ARCHITECTURE = 90
@@ -46,7 +46,7 @@ def compared(
     run: Callable[[], dict[str, Any]],
     counted: Counter[str],
 ) -> dict[str, Any]:
-    """Run one check, and say how many launches were executed for it."""
+    """Run one check and return its figures with the number of executed launches."""
     before, unchecked = state.launches, state.races_unchecked
     try:
         with Tf32Products() if precision == "tf32" else nullcontext():
@@ -60,14 +60,14 @@ def compared(
 
 
 class Tf32Products(TorchDispatchMode):
-    """The library's products as a GPU has them in tf32: their operands are rounded to it."""
+    """Matrix products of torch as a GPU computes them in tf32, with rounded operands."""
 
     PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Round the two operands of a product, the last two tensors among its arguments."""
+        """Round the two operands of a product, which are its last two arguments."""
         name = function.overloadpacket.__name__
         if name == "_euclidean_dist":
             return distances_by_tf32(*args)
@@ -78,7 +78,7 @@ class Tf32Products(TorchDispatchMode):
 
 
 def distances_by_tf32(x: Tensor, y: Tensor) -> Tensor:
-    """Return Euclidean distances as `torch.cdist` multiplies them: squares are operands too."""
+    """Return distances as `torch.cdist` does in tf32: its product has the squares as operands."""
     ones = [torch.ones_like(side[..., :1]) for side in (x, y)]
     squares = [side.square().sum(-1, keepdim=True) for side in (x, y)]
     left = torch.cat([-2 * x, squares[0], ones[0]], -1)
@@ -87,7 +87,7 @@ def distances_by_tf32(x: Tensor, y: Tensor) -> Tensor:
 
 
 def rounded_to_tf32(x: Tensor) -> Tensor:
-    """Return finite fp32 numbers rounded to the ten bits of tf32, ties to even."""
+    """Round finite fp32 values to the ten mantissa bits of tf32, ties to even."""
     if x.dtype != torch.float32:
         return x
     bits = x.contiguous().view(torch.int32)
@@ -96,12 +96,12 @@ def rounded_to_tf32(x: Tensor) -> Tensor:
 
 
 def sizes_of(name: str) -> Sequence[tuple[int, int]]:
-    """Return the rows and widths that an operation runs at."""
+    """Return the sizes (N, D) that an operation runs at."""
     return next((sizes for word, sizes in SIZES.items() if word and word in name), SIZES[""])
 
 
 def checks(state: sanitize.Session, setting: Setting, counted: Counter[str]) -> list[Check]:
-    """Return one check for every operation, precision, size and kind of batch."""
+    """Return one check for every operation, precision and size, with and without ids."""
     found = []
     for name, (operation, takes_ids) in values.everything().items():
         for precision in PRECISIONS:
@@ -120,10 +120,10 @@ def checks(state: sanitize.Session, setting: Setting, counted: Counter[str]) -> 
 
 
 def main() -> int:
-    """Run what has not passed with these sources; the exit status says whether all has."""
+    """Run the checks that have not passed with these sources; return 0 if all have passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/semantics"))
-    parser.add_argument("operations", nargs="*", help="words in the names of what is run")
+    parser.add_argument("operations", nargs="*", help="run checks whose name contains one of these")
     options = parser.parse_args()
     torch.set_num_threads(1)
     setting = Setting("cpu", False, options.out.resolve(), math.inf)

@@ -1,6 +1,7 @@
-"""What a type checker knows of the package: mypy checks this file in `make lint`, nothing runs it.
+"""Types of the public API as a type checker sees them: `make lint` checks this file with mypy.
 
-An unused "type: ignore" is an error, so every one here is a mistake that the checker must see.
+The file is never run. An unused "type: ignore" is an error, so the checker must report a mistake at
+every one of them.
 """
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from itm_kernels.backends import Backend
 
 
 def calls_give_tensors(image: Tensor, text: Tensor, ids: Tensor) -> None:
-    """Every Module's call, every function."""
+    """Modules and functions return tensors or their named results."""
     given = {"image_ids": ids, "text_ids": ids}
     assert_type(losses.SumOfHingesLoss()(image, text, **given), Tensor)
     assert_type(losses.MaxOfHingesLoss(mining="semihard")(image, text), Tensor)
@@ -34,7 +35,7 @@ def calls_give_tensors(image: Tensor, text: Tensor, ids: Tensor) -> None:
 
 
 def options_have_types() -> None:
-    """An option is read as what it was set to."""
+    """Attributes have the types of the options that set them."""
     assert_type(losses.MaxOfHingesLoss().margin, float)
     assert_type(losses.IMCLoss().backend, Backend)
     assert_type(losses.IntraModalConstraint().upper, float)
@@ -46,7 +47,7 @@ def options_have_types() -> None:
 
 
 def words_are_literal(image: Tensor, text: Tensor, backend: Backend, word: str) -> None:
-    """A wrong word is an error before anything runs."""
+    """An invalid option value is a type error."""
     losses.MaxOfHingesLoss(mining="semi-hard")  # type: ignore[arg-type]
     losses.SumOfHingesLoss(reduction="avg")  # type: ignore[arg-type]
     losses.InfoNCELoss(backend=backend)

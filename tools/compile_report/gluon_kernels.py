@@ -1,10 +1,9 @@
-"""Compiles the Gluon kernels for sm_90 and reads their machine code.
+"""Compile the Gluon kernels for sm_90 and check their machine code.
 
 `python -m tools.compile_report.gluon_kernels` prints registers, stack, shared memory, tensor-core
 and TMA instructions of every kernel, and the instructions of its epilogue per score. It fails for a
-kernel that uses a stack, exceeds the shared memory, lacks HGMMA or UTMALDG, or whose products the
-assembler serializes.
-TRITON_INTERPRET must not be set.
+kernel that uses a stack, exceeds the shared memory, lacks HGMMA or UTMALDG, or whose tensor-core
+instructions the assembler serializes. TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -27,32 +26,32 @@ from tools.compile_report.triton_jobs import COMPILE, Job, StandIn, planning
 
 ARCHITECTURE = 90
 N, D = 4096, 1024
-SCORES = 64 * 256 // 128  # of a thread
-PRODUCTS = 4  # of 16 elements in a step of 64
+SCORES = 64 * 256 // 128  # per thread
+PRODUCTS = 4  # HGMMA instructions of depth 16 in a step of depth 64
 NEEDED = ("HGMMA", "UTMALDG")
-# Throughput per processor and clock on sm_90, by the CUDA programming guide: lanes.
+# Lanes per multiprocessor and clock on sm_90, from the CUDA programming guide.
 PIPES = {
     "SHFL": 32,
     **dict.fromkeys(("FADD", "FMUL", "FFMA"), 128),
     **dict.fromkeys(("MUFU",), 16),
 }
-ALU = 64  # all others that compute: comparisons, maxima, selections, integers
+ALU = 64  # all other arithmetic: comparisons, maxima, selections, integers
 NO_ALU = re.compile(r"^(?:U[A-Z]|LD|ST|BAR|BRA|SYNCS|NOP|WARPSYNC|R2UR|S2|CS2R)")
 
 
 class Use(NamedTuple):
-    """What a kernel uses."""
+    """Resources and instructions of a kernel."""
 
     registers: int
     stack: int
     shared: int
     counts: Counter[str]
-    waited: int  # tensor-core instructions that are waited for one by one
-    epilogue: Counter[str]  # a thread's, in a tile without masked scores or NaN
+    waited: int  # tensor-core instructions that the assembler serializes
+    epilogue: Counter[str]  # per thread, in a tile without masked scores or NaN
 
 
 def hardest(dtype: torch.dtype, ids: bool) -> None:
-    """Launch hardest negatives."""
+    """Launch the hardest-negatives kernel."""
     from itm_kernels.triton.gluon.hardest import hardest as kernel
 
     x = torch.empty((N, D), dtype=dtype, device="meta")
@@ -61,7 +60,7 @@ def hardest(dtype: torch.dtype, ids: bool) -> None:
 
 
 def log_sum_exp(dtype: torch.dtype, ids: bool) -> None:
-    """Launch the log-sum-exp of a tile's rows and columns."""
+    """Launch the log-sum-exp kernel over the rows and columns of a tile."""
     from itm_kernels.triton import _scaled_operands
     from itm_kernels.triton.gluon.log_sum_exp import tile_log_sums
 
@@ -77,11 +76,11 @@ LAUNCHES: dict[str, Callable[[torch.dtype, bool], None]] = {
 
 
 def jobs() -> Iterator[Job]:
-    """Return the compilations of every launcher."""
+    """Yield the compilation jobs of every launcher."""
     for name, launch in LAUNCHES.items():
         if not gluon.is_available(name):
             continue
-        # fp16 compiles as bf16 does, and ids as they do with one part.
+        # fp16 compiles like bf16, and ids with several parts like ids with one.
         for precision, ids in (("bf16", False), ("bf16", True), ("fp32", False)):
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             with planning(f"{name} {precision}{' ids' * ids}", ARCHITECTURE) as found:
@@ -90,7 +89,7 @@ def jobs() -> Iterator[Job]:
 
 
 def use_of(kernel: Any) -> Use:
-    """Read a kernel's binary."""
+    """Read registers, stack and instructions from the binary of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -104,7 +103,7 @@ def use_of(kernel: Any) -> Use:
     blocks = list(blocks_of(code))
     counts = sum((Counter(block) for block in blocks), Counter[str]())
     stack = int(found["STACK"]) + int(found["LOCAL"])
-    # The last product of a step counts those before it.
+    # Only the last HGMMA of a step should wait (gsb0), for all of the step.
     waited = counts["HGMMA"] - PRODUCTS * len(re.findall("HGMMA.*gsb0", code))
     epilogue = Counter(epilogue_of(blocks))
     return Use(int(found["REG"]), stack, kernel.metadata.shared, counts, waited, epilogue)
@@ -132,9 +131,10 @@ def blocks_of(code: str) -> Iterator[list[str]]:
 
 
 def epilogue_of(blocks: list[list[str]]) -> list[str]:
-    """Return what the first warpgroup does after its products, in a tile without special scores.
+    """Return the instructions of the first warpgroup after its products, without special cases.
 
-    Masked scores, NaN and a wide spread are blocks of many selections (FSEL), jumped over here.
+    Masked scores, NaN and a wide spread are handled in blocks of many selections (FSEL), which an
+    ordinary tile skips.
     """
     products = [at for at, block in enumerate(blocks) if "HGMMA" in block]
     end = next(at for at, block in enumerate(blocks) if at > products[0] and "STG" in block)
@@ -145,7 +145,7 @@ def epilogue_of(blocks: list[list[str]]) -> list[str]:
 
 
 def clocks(epilogue: Counter[str]) -> tuple[float, float]:
-    """Return the clocks of a tile's 256 threads that the busiest unit and the issue take."""
+    """Return the clocks of the busiest unit and of instruction issue for a tile's 256 threads."""
     lanes: Counter[int] = Counter()
     for name, count in epilogue.items():
         if name in PIPES:
@@ -158,9 +158,9 @@ def clocks(epilogue: Counter[str]) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Compile every kernel; return 1 if any has a complaint."""
+    """Compile every kernel; return 1 if there is any complaint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", action="store_true", help="of every epilogue's instructions")
+    parser.add_argument("--counts", action="store_true", help="print epilogue instructions")
     options, wrong = parser.parse_args(), []
     print(f"{'case':24s} regs stack shared HGMMA UTMALDG  instructions per score, clocks per tile")
     for job in jobs():
@@ -171,7 +171,7 @@ def main() -> int:
             f"{job.case:24s} {use.registers:4d} {use.stack:5d} {use.shared:6d} "
             f"{use.counts['HGMMA']:5d} {use.counts['UTMALDG']:7d}"
         )
-        if "ids" not in job.case:  # with ids every tile is masked
+        if "ids" not in job.case:  # ids mask every tile
             busiest, issue = clocks(use.epilogue)
             per_score = sum(use.epilogue.values()) / SCORES
             line += f"  {per_score:.1f}, {busiest:.0f} (issue {issue:.0f})"
@@ -180,7 +180,7 @@ def main() -> int:
             print(" ".join(f"{name} {count}" for name, count in use.epilogue.most_common()))
         complaints = {
             "has a stack": use.stack or use.counts["LDL"] or use.counts["STL"],
-            "products waited for one by one": use.waited,
+            "tensor-core instructions serialized": use.waited,
             "shared memory": use.shared > SHARED[ARCHITECTURE],
             **{f"no {name}": not use.counts[name] for name in NEEDED},
         }

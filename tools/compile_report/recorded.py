@@ -1,8 +1,8 @@
-"""Committed reports of compiled kernels: CI compiles only the kernels that have changed.
+"""Committed reports of compiled kernels: CI only compiles the kernels that have changed.
 
-A report is filed under a hash of everything that it depends on: the kernel's IR or source, the
-compiler's options and version, and the rules that the report was checked by. CI also compiles one
-recorded kernel in SAMPLE again, a different selection for each commit, and compares.
+A report is stored under a hash of everything that it depends on: the IR or source of the kernel,
+the options and version of the compiler, and the code that checks the report. CI also recompiles one
+in SAMPLE recorded kernels, a different selection for each commit, and compares the reports.
 """
 
 import ast
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def key_of(*parts: object) -> str:
-    """Return the hash that a report is filed under."""
+    """Return the hash that a report is stored under."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @cache
 def code_of(path: Path) -> str:
-    """Return a module's code without comments and docstrings, which no report depends on."""
+    """Return the code of a module without comments and docstrings, which do not affect a report."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -33,7 +33,7 @@ def code_of(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, list[str]]:
-    """Return the lines of every report of a table, by key."""
+    """Return the report lines of a table, by key."""
     reports: dict[str, list[str]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         key, _, text = line.partition("\t")
@@ -43,16 +43,16 @@ def read(path: Path) -> dict[str, list[str]]:
 
 
 def write(path: Path, reports: Mapping[str, Iterable[str]], heading: str) -> None:
-    """Write a table, in the order of its text: a kernel that has changed stays in its place."""
+    """Write a table, sorted by text so that a changed kernel keeps its place."""
     lines = sorted((text, key) for key, texts in reports.items() for text in texts)
     body = "".join(f"{key}\t{text}\n" for text, key in lines)
     path.write_text(f"# {heading}\n{body}")
 
 
 def outdated(path: Path, heading: str, known: Iterable[str], found: Iterable[str]) -> list[str]:
-    """Return a complaint if a table does not list the kernels that were found.
+    """Return a complaint if a table does not list exactly the compiled kernels.
 
-    A table of another compiler's version lists none of them, which is no fault.
+    A table of another compiler version lists none of them, which is not an error.
     """
     differ = len(set(known) ^ set(found))
     if not differ or (path.exists() and not path.read_text().startswith(f"# {heading}\n")):
@@ -62,7 +62,7 @@ def outdated(path: Path, heading: str, known: Iterable[str], found: Iterable[str
 
 @cache
 def turn() -> int:
-    """Return the number of the sample: the commit's, or 0 outside a git checkout."""
+    """Return the number of this commit's sample, or 0 outside a git checkout."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -72,5 +72,5 @@ def turn() -> int:
 
 
 def is_sampled(key: str) -> bool:
-    """Return whether a recorded kernel is compiled again at this commit."""
+    """Return whether a recorded kernel is recompiled at this commit."""
     return int(key, 16) % SAMPLE == turn()

@@ -1,4 +1,4 @@
-"""What a compiled Triton kernel uses, read from its binary, and what is wrong with that."""
+"""Read the resource use of a compiled Triton kernel from its binary, and check it."""
 
 import re
 import subprocess
@@ -10,37 +10,37 @@ import triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 AMD = "gfx942"
-# Bytes of shared memory that a block may ask for.
+# Maximum bytes of shared memory per block.
 SHARED: dict[int | str, int] = {
     **dict.fromkeys((86, 89, 120), 99 << 10),
     **dict.fromkeys((90, 100), 227 << 10),
     80: 163 << 10,
     AMD: 64 << 10,
 }
-# Each generation's own: wgmma and tcgen05 have twice the rate of the mma.sync before them.
+# The instruction of each generation: wgmma and tcgen05 have twice the rate of mma.sync.
 TENSOR_CORES: dict[int | str, str] = {
     **dict.fromkeys((80, 86, 89, 120), "mma.sync"),
     90: "wgmma.mma_async",
     100: "tcgen05.mma",
     AMD: "v_mfma",
 }
-# A dot of bf16, fp16 or tf32; one of plain fp32 or fp64 has no tensor-core form everywhere.
+# A dot of bf16, fp16 or tf32. fp32 and fp64 dots have no tensor-core form on some GPUs.
 HALF_DOT = re.compile(r"tt\.dot .*tensor<\d+x\d+x(?:bf16|f16)>|tt\.dot .*inputPrecision = tf32")
 
 
 class Use(NamedTuple):
-    """What one kernel uses on one architecture."""
+    """Resource use of one kernel on one architecture."""
 
     registers: int
-    spills: int  # instructions, or bytes on AMD
+    spills: int  # spill instructions, or bytes on AMD
     shared: int  # bytes
     products: int  # tensor-core instructions
-    copies: int  # asynchronous ones
+    copies: int  # asynchronous copies
     complaints: tuple[str, ...]
 
 
 def use_of(kernel: Any, architecture: int | str) -> Use:
-    """Return what a kernel uses, with complaints."""
+    """Return the resource use of a kernel, with complaints."""
     if architecture == AMD:
         code, copies = kernel.asm["amdgcn"], 0
         (registers,), (spills,) = (
@@ -54,7 +54,7 @@ def use_of(kernel: Any, architecture: int | str) -> Use:
     ir, shared = kernel.asm["ttir"], kernel.metadata.shared
     products, half = code.count(TENSOR_CORES[architecture]), HALF_DOT.search(ir)
     wrong = {
-        # Pointers tell fp64: a float argument of any kernel is one. Its kernels may spill.
+        # fp64 kernels may spill. Their pointers identify them: any kernel may have an fp64 scalar.
         "spills": spills and "tt.ptr<f64" not in ir,
         "shared memory": shared > SHARED[architecture],
         "no tensor cores": half and not products,
@@ -65,7 +65,7 @@ def use_of(kernel: Any, architecture: int | str) -> Use:
 
 
 def _registers(cubin: bytes) -> tuple[int, int]:
-    """Return how many registers a kernel has, and how many instructions spill them."""
+    """Return the numbers of registers and of spill instructions of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -76,6 +76,6 @@ def _registers(cubin: bytes) -> tuple[int, int]:
 
         use = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump("-res-usage")))
         if not int(use["STACK"]) + int(use["LOCAL"]):
-            return int(use["REG"]), 0  # nowhere to spill to; reading the instructions takes .4 s
-        # An array on the stack is as slow as a spill: its loads and stores are the same.
+            return int(use["REG"]), 0  # no stack, so no spills; disassembling takes .4 s
+        # An array on the stack counts as a spill: its loads and stores are the same and as slow.
         return int(use["REG"]), max(1, len(re.findall(r"\b(?:STL|LDL)\b", dump("-sass"))))

@@ -1,8 +1,8 @@
-"""Triton kernels compiled as their launchers would launch them, for GPUs that are not here.
+"""Compile Triton kernels as their launchers would launch them, for GPUs that are not present.
 
-A stand-in driver names the architecture. Launchers run on meta tensors and launch nothing: every
-launch becomes a job, jobs that would compile the same are one, and processes of their own compile
-them. A report is kept under the hash of everything that it depends on (`recorded.py`).
+A stand-in driver reports the architecture. Launchers run on meta tensors and launch nothing: every
+launch becomes a job, launches that compile to the same kernel share one, and separate processes
+compile the jobs. A report is stored under a hash of everything that it depends on (`recorded.py`).
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from triton.runtime.jit import JITFunction
 from tools.compile_report import recorded, triton_binary
 from tools.compile_report.triton_binary import Use
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns the default
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default changes in 3.10
 COMPILE = JITFunction._do_compile
 TILE = ("ROWS", "COLUMNS", "DEPTH")
 OPERANDS = ("x", "rows", "weights")
-# Constants that only say how loads are aligned or masked: divisors, and D where a kernel is told.
+# Constants that only affect alignment and masks of loads: divisors, and D where it is a constant.
 LOADS = ("ALIGN", "EVEN", "DIVISOR", "WIDTH")
 
 
@@ -46,7 +46,7 @@ class StandIn:
         return GPUTarget("hip" if amd else "cuda", self.architecture, 64 if amd else 32)
 
     def get_current_device(self) -> int | str:
-        """Return the architecture: each has its own cache of kernels."""
+        """Return the architecture, so that each has its own cache of kernels."""
         return self.architecture
 
     def get_current_stream(self, device: object) -> int:
@@ -60,10 +60,10 @@ class Job(NamedTuple):
     case: str
     architecture: int | str
     function: JITFunction
-    arguments: tuple[Any, ...]  # of COMPILE
-    values: dict[str, str]  # parameter -> value of a constant, or type and what is known of it
+    arguments: tuple[Any, ...]  # arguments of COMPILE
+    values: dict[str, str]  # parameter -> value of a constant, or type and attributes
     constants: tuple[str, ...]  # parameters that are declared as constants
-    key: str  # the same for jobs that compile the same
+    key: str  # equal for jobs that compile to the same kernel
 
     @property
     def kernel(self) -> str:
@@ -72,16 +72,16 @@ class Job(NamedTuple):
 
     @property
     def tile(self) -> str:
-        """Sizes, warps and stages."""
+        """Return sizes, warps and stages."""
         sizes = "x".join(self.values[size] for size in TILE if size in self.values)
         return f"{sizes} {self.values['warps']}w {self.values['stages']}s"
 
     def shows(self) -> set[Hashable]:
-        """Return what a compilation shows: every value with its tile, and all branches together.
+        """Return the features that a compilation covers: values with their tile, and all branches.
 
-        How many registers a kernel needs depends on its branches and operands at once; how its
-        loads are aligned or masked, on little else. To a compiler fp16 is what bf16 is. Kernels of
-        a single element fold into less, and those of fp64 may spill.
+        The registers of a kernel depend on the combination of its branches and operands, but hardly
+        on the alignment and masks of its loads. The compiler treats fp16 like bf16. Kernels of a
+        single element simplify to less code, and those of fp64 may spill: neither covers branches.
         """
         here, values = (self.kernel, self.architecture, self.tile), self.values
         operands = [values.get(name, "").split(" ")[0] for name in OPERANDS]
@@ -95,7 +95,7 @@ class Job(NamedTuple):
 
 
 def _names(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yield the paths of parameters, and of the members of named tuples, with their names."""
+    """Yield the path and name of every parameter and of every member of a named tuple."""
     for place, (name, of) in enumerate(signature.items()):
         if isinstance(of, tuple) and hasattr(of, "_fields"):
             yield from (((place, k), member) for k, member in enumerate(of._fields))
@@ -112,7 +112,7 @@ def _type(signature: dict[str, Any], path: tuple[int, ...]) -> str:
 
 @contextlib.contextmanager
 def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
-    """Collect the jobs of every kernel that is launched, by key; compile and launch none."""
+    """Collect a job for every launched kernel, by key, without compiling or launching it."""
     jobs: dict[str, Job] = {}
 
     def note(
@@ -150,11 +150,11 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
 
 
 def without_repeats(jobs: Sequence[Job]) -> list[Job]:
-    """Return the fewest jobs, nearly, that show all that these jobs show."""
+    """Return a nearly minimal selection of jobs that covers all features (greedy set cover)."""
     shows = [job.shows() for job in jobs]
     todo = set[Hashable]().union(*shows)
     chosen = []
-    # What a job adds only shrinks: one that still adds as much as was expected of the best is best.
+    # Gains only decrease: if the job on top of the heap still has its gain, it is the best one.
     expected = [(-len(shown), place) for place, shown in enumerate(shows)]
     heapq.heapify(expected)
     while todo:
@@ -169,7 +169,7 @@ def without_repeats(jobs: Sequence[Job]) -> list[Job]:
 
 
 def key_of(job: Job) -> str:
-    """Return the hash of all that a kernel's report depends on: its IR, without comments."""
+    """Return the hash of everything that a kernel's report depends on: IR, options and versions."""
     triton.runtime.driver.set_active(StandIn(job.architecture))
     function, _, signature, _, constants, options, attributes, _ = job.arguments
     backend = make_backend(triton.runtime.driver.active.get_current_target())
@@ -185,16 +185,16 @@ def key_of(job: Job) -> str:
 
 
 def compiled(job: Job) -> Use:
-    """Compile a kernel, and return what it uses."""
+    """Compile a kernel and return its resource use."""
     triton.runtime.driver.set_active(StandIn(job.architecture))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
         try:
             return triton_binary.use_of(COMPILE(*job.arguments), job.architecture)
-        except Exception as error:  # whatever the compiler raises
+        except Exception as error:  # the compiler raises many types
             return failed(error)
         finally:
-            # A launch that finds a kernel here would not be planned but go on to a device.
+            # A later launch that found the kernel in the cache would run it instead of planning it.
             job.function.device_caches[job.architecture][0].clear()
 
 
@@ -209,11 +209,11 @@ class Found(NamedTuple):
 
     key: str
     use: Use
-    compiled: bool  # now; otherwise recorded, or kept by an earlier run
+    compiled: bool  # by this run; otherwise recorded or stored by an earlier run
 
 
 class _Pending(NamedTuple):
-    """What the processes share with their parent: a job cannot be pickled."""
+    """State that forked processes inherit from their parent, since a job cannot be pickled."""
 
     jobs: Sequence[Job]
     folder: Path
@@ -246,7 +246,7 @@ def _found(number: int) -> Found:
 
 
 def never(key: str) -> bool:
-    """Compile no recorded kernel again."""
+    """Select no recorded kernel for recompilation."""
     return False
 
 
@@ -261,10 +261,10 @@ def uses(
 
     Args:
         jobs: the kernels.
-        processes: how many compile at a time.
-        folder: keeps the reports without complaints of this and earlier runs.
+        processes: the number of processes that compile.
+        folder: stores the reports without complaints of this and earlier runs.
         known: the recorded reports by key, none of which has a complaint.
-        sampled: which of them are compiled again; one that differs is a complaint.
+        sampled: selects recorded kernels to recompile; a difference is a complaint.
     """
     global _pending
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Compiles every Triton kernel as its launcher would, for GPUs that are not present.
+"""Compile every Triton kernel as its launcher would, for GPUs that are not present.
 
 `python -m tools.compile_report.triton_kernels [operator ...]` runs the launchers on meta tensors
 (`triton_launches.py`), compiles the kernels that they would launch (`triton_jobs.py`) and reads
-from the binaries what each uses (`triton_binary.py`): registers, spills, shared memory, tensor-core
-instructions, asynchronous copies. TRITON_INTERPRET must not be set.
+their resource use from the binaries (`triton_binary.py`): registers, spills, shared memory,
+tensor-core instructions, asynchronous copies. TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from tools.compile_report.triton_binary import AMD, SHARED, Use
 from tools.compile_report.triton_jobs import Job, never, planning, uses, without_repeats
 from tools.compile_report.triton_launches import LAUNCHES
 
-FOUND = recorded.ROOT / "build" / "triton-offline"  # what earlier runs have compiled
+FOUND = recorded.ROOT / "build" / "triton-offline"  # reports of earlier runs
 TABLE = Path(__file__).parent / "triton.tsv"
 
-# 256 and 4096 rows take the small and the large tiles. D = 500 is aligned to 8 bytes in bf16, 333
-# to none: neither may lose its pipeline. fp32 of D = 24 is not split into parts.
+# 256 and 4096 rows use the small and the large tiles. In bf16, D = 500 is aligned to 8 bytes and
+# D = 333 is unaligned: both must keep pipelined loads. fp32 with D = 24 is not split into parts.
 CASES = (
     *(("bf16", N, D) for N in (256, 4096) for D in (1024, 500, 333)),
     *(("fp16", N, D) for N, D in ((256, 333), (4096, 1024))),
     *(("tf32", N, D) for N in (256, 4096) for D in (1024, 333)),
     *(("fp32", N, D) for N, D in ((256, 1024), (4096, 1024), (4096, 24))),
-    # Arguments equal to 1 are constants: other code. fp64 compiles; it may spill.
+    # Arguments equal to 1 become constants and give other code. fp64 must compile, but may spill.
     *((precision, 1, 1) for precision in ("bf16", "fp32", "fp64")),
     ("fp64", 33, 333),
 )
-# In CI all cases on one architecture, on the others a few of every operator, and of the core of the
-# package on GPUs of 99 KB of shared memory; with ALL=1 everything everywhere.
+# CI compiles all cases on one architecture and a few on the others: of all operators, or of the
+# core operators on GPUs with 99 KB of shared memory. ALL=1 compiles everything everywhere.
 WHOLE = 90
 CORE_ARCHITECTURES = (86, 89, 120)
 CORE_CASES = (("bf16", 4096, 1024), ("fp32", 4096, 1024))
@@ -48,7 +48,7 @@ CORE_OPERATORS = (
     *("max_of_hinges", "sum_of_hinges", "log_sum_exp", "sigmoid", "intra_modal"),
     *("rbf_synthesis", "kmeans"),
 )
-# Triton's promise of one source, on AMD: some cases, without the limits of NVIDIA's pipelines.
+# Some cases on AMD, to check that the same source compiles; NVIDIA's pipeline rules do not apply.
 AMD_CASES = (("bf16", 4096, 1024), ("fp32", 256, 1024), ("fp32", 4096, 24))
 PRECISIONS = {
     "bf16": (torch.bfloat16, "highest"),
@@ -59,8 +59,8 @@ PRECISIONS = {
 }
 
 
-def remembered(spans_of: Callable[..., Any]) -> Callable[..., Any]:
-    """Return spans_of, which launches nothing, once a shape: half the time of a plan was its."""
+def cached_by_shape(spans_of: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache spans_of by shape: it launches no kernel, and it took half of the planning time."""
     known: dict[tuple[Any, ...], Any] = {}
 
     def found(starts: Tensor, *sizes: int) -> Any:
@@ -72,7 +72,7 @@ def remembered(spans_of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tuple[str, int, int]]:
-    """Return what an operator is compiled for on an architecture: precisions, N and D."""
+    """Return the cases (precision, N, D) that an operator is compiled for on an architecture."""
     if architecture == AMD:
         cases = AMD_CASES[:1] if few else AMD_CASES
         return () if operator in _devices.NOT_ON_AMD else cases
@@ -85,7 +85,7 @@ def cases_of(operator: str, architecture: int | str, few: bool) -> Iterable[tupl
 def planned(
     operators: Iterable[str], architecture: int | str, few: bool = False
 ) -> tuple[list[Job], set[Any]]:
-    """Return what the launchers of some operators compile, and the lines of the table they take."""
+    """Return the jobs of some operators, and the rows of the tile table that they use."""
     from itm_kernels.triton import (
         _cholesky,
         _clusters,
@@ -95,14 +95,14 @@ def planned(
     )
 
     jobs: dict[str, Job] = {}
-    asked: set[_tile_table.TableRow] = set()
+    used: set[_tile_table.TableRow] = set()
     table_row = _tile_table.table_row
 
     def noted(*arguments: object) -> _tile_table.TableRow:
-        asked.add(line := table_row(*arguments))
+        used.add(line := table_row(*arguments))
         return line
 
-    spans = remembered(_clusters.spans_of)
+    spans = cached_by_shape(_clusters.spans_of)
     before = torch.get_float32_matmul_precision()
     for operator in operators:
         for precision, N, D in cases_of(operator, architecture, few):
@@ -121,19 +121,19 @@ def planned(
             finally:
                 torch.set_float32_matmul_precision(before)
             jobs = {**found, **jobs}
-    return list(jobs.values()), asked
+    return list(jobs.values()), used
 
 
 def unused(taken: dict[int | str, set[Any]]) -> list[str]:
-    """Return the lines of the table that no case takes on an architecture that they are for.
+    """Return a complaint for each row of the tile table that no case uses on its architectures.
 
-    A line for any architecture may be one that others hide on most.
+    A row for all architectures must be used on at least one: others may take precedence on most.
     """
     from itm_kernels.triton._tile_table import TABLE
 
     everywhere = set[Any]().union(*taken.values())
     return [
-        f"no case takes {line}"
+        f"no case uses {line}"
         for line in TABLE
         if (not line.architectures and line not in everywhere)
         or any(line not in taken.get(name, {line}) for name in line.architectures)
@@ -145,12 +145,12 @@ HEADING = f"triton {triton.__version__}: key, kernel, tile, sm, {', '.join(Use._
 
 
 def line_of(job: Job, use: Use) -> str:
-    """Return a job's line of the recorded table."""
+    """Return the line of a job in the recorded table."""
     return "\t".join(map(str, (job.kernel, job.tile, job.architecture, *use[:-1], job.case)))
 
 
 def recorded_uses() -> dict[str, Use]:
-    """Return the recorded reports, of which none has a complaint."""
+    """Return the recorded reports, none of which has a complaint."""
     reports = {key: lines[0].split("\t") for key, lines in recorded.read(TABLE).items()}
     return {key: Use._make((*map(int, line[3:8]), ())) for key, line in reports.items()}
 
@@ -160,14 +160,14 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", default=list(LAUNCHES))
     parser.add_argument("--architectures", nargs="*", default=[str(name) for name in SHARED])
-    parser.add_argument("--few", action="store_true", help="what CI compiles: nothing twice")
+    parser.add_argument("--few", action="store_true", help="compile the selection of CI")
     parser.add_argument("--update", action="store_true", help="write the recorded table")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     return parser.parse_args()
 
 
 def main() -> int:
-    """Report every kernel; return 1 if any has a complaint."""
+    """Report every kernel; return 1 if there is any complaint."""
     options = parsed()
     start, jobs, bad = time.time(), [], []
     taken: dict[int | str, set[Any]] = {}
@@ -175,7 +175,7 @@ def main() -> int:
         architecture = int(name) if name.isdigit() else name
         these, taken[architecture] = planned(options.operators, architecture, options.few)
         jobs += without_repeats(these) if options.few else these
-    # The tile table is for all operators and architectures: some need not take every line of it.
+    # Only a run of all operators and architectures must use every row of the tile table.
     everything = options.operators == list(LAUNCHES) and len(taken) == len(SHARED)
     if everything:
         bad += unused(taken)

@@ -1,4 +1,4 @@
-"""Launches of every operator's Triton kernels on meta tensors, whatever its options ask for."""
+"""Launch the Triton kernels of every operator on meta tensors, with all options."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def values(*shape: int) -> Tensor:
 
 
 def all_pairs(N: int) -> tuple[tuple[Tensor | None, ...], ...]:
-    """Return positive, image_ids and text_ids: without, and with."""
+    """Return (positive, image_ids, text_ids), without ids and with them."""
     return (None, None, None), (ids(N), ids(N), ids(N))
 
 
@@ -64,8 +64,8 @@ def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
 
     image, text = inputs(N, D, dtype)
     without, with_ids = all_pairs(N)
-    # Dot products are cosines without factors, a value alone is a value without weights: fewer
-    # registers, which one precision shows.
+    # Dot products are cosines without factors, and a value alone is a value without weights. Both
+    # need fewer registers, so one precision suffices.
     dots = ((without, False),) if dtype == torch.bfloat16 else ()
     for pairs, cosine in ((without, True), (with_ids, True), *dots):
         arguments = image, text, values(), values(), *pairs
@@ -124,7 +124,7 @@ def ranks(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton.row_keys import row_keys
 
     queries, gallery = inputs(N, D, dtype)
-    # Beyond what is sorted by counting, too.
+    # Also more rows than are sorted by counting.
     for many in (gallery, gallery[:1].expand(9000, D)):
         keys = row_keys(many)
         kernels.ranks_forward(queries, many, ids(N), ids(len(many)), keys)
@@ -134,9 +134,9 @@ def rbf_synthesis(N: int, D: int, dtype: torch.dtype, logits: bool = False) -> N
     from itm_kernels.triton import rbf_synthesis as kernels
 
     K, anchors = 4, rows(N, D, dtype)
-    # Factors of the associative memory are as large as [M, M]: they would hide an [N, M].
+    # The factors of kam are as large as [M, M]: with M = N they would hide an [N, M] allocation.
     for weights, M in (("attention", N), ("kam", min(N, 200))):
-        # One clustering, and one per anchor, unless its assignment is what would be measured.
+        # A shared clustering, and one per anchor except where its assignment dominates the memory.
         for assignment in (ids(M), ids(M).expand(N, M))[: 1 if N > 4096 else 2]:
             known = (ids(N), ids(M)) if weights == "kam" else (None, None)
             inputs = anchors, rows(M, D, dtype), assignment, *known, K, 0.5, weights, 1e-4
@@ -156,7 +156,7 @@ def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
         inputs = *(rows(n, D, dtype) for n in (N, M)), ids(M), ids(N), ids(M), 4, 0.5, weights, 1e-4
         _, *kept = unit_synthesis.unit_synthesis_forward(*inputs, True)
         unit_synthesis.unit_synthesis_backward(values(N, 4), *kept, *inputs)
-    if dtype == torch.float32 and N <= 4096:  # a part of the clusters, as the host knows them
+    if dtype == torch.float32 and N <= 4096:  # a batch of clusters, whose sizes are on the host
         M, starts = 200, torch.empty((1, 5), dtype=torch.int32, device="meta")
         part = _cluster_batches.ClusterBatch(0, M, _cluster_batches.factor_size(M, 4), M, 1)
         found = _kam_solve.factorize(rows(M, D, dtype), starts, None, 0.5, 1e-4, part)
@@ -166,7 +166,7 @@ def rbf_synthesis_logits(N: int, D: int, dtype: torch.dtype) -> None:
 def kmeans(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import kmeans as kernels
 
-    # Many rows take a tile of their own; a share of rows is summed apart, a few rows are not.
+    # Many rows use a separate tile; large batches are summed in parts, small ones are not.
     for M, K in ((1 << 14 if N == 4096 else N, 200), (N, 100), (N, 8), (min(N, 70), 100)):
         kernels.kmeans(rows(M, D, dtype), None, values(1, K, D), 1)
     x = rows(N, D, dtype)
