@@ -1,5 +1,5 @@
-# `make test` and `make demo` run from nothing; a second call installs and builds only what changed.
-# PYTHON chooses the interpreter of a new environment. ITM_KERNELS_BUILD=0 leaves the extension out.
+# `make test` and `make demo` work in a clean checkout; a second call only rebuilds what changed.
+# PYTHON is the interpreter of a new environment. ITM_KERNELS_BUILD=0 does not build the extension.
 PYTHON ?= python3
 ITM_KERNELS_BUILD ?= 1
 
@@ -25,7 +25,7 @@ test: $(VENV)/dev $(VENV)/built
 demo: $(VENV)/demo $(VENV)/built
 	$(BIN)/python examples/train_retrieval.py --out runs/demo --overwrite
 
-# RESUME=--resume keeps the rows that this machine has measured with the same versions.
+# RESUME=--resume keeps the rows that were measured on this machine with the same versions.
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 bench: $(VENV)/bench $(VENV)/built
 	$(BENCH) $(RESUME)
@@ -33,8 +33,8 @@ bench: $(VENV)/bench $(VENV)/built
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.plots
 
-# Tiny sizes: every benchmark runs, every rival's value is ours, tables and pictures can be made.
-# One thread: so small, threads would only wait for one another.
+# Tiny sizes: checks that every benchmark runs, that every rival's value agrees with ours, and that
+# tables and plots can be written. One thread: at such sizes threads only wait for one another.
 QUICK := --quick --results build/bench-quick
 bench-quick: export OMP_NUM_THREADS := 1
 bench-quick: $(VENV)/bench $(VENV)/built
@@ -45,8 +45,8 @@ bench-quick: $(VENV)/bench $(VENV)/built
 	$(BIN)/python -m benchmarks.report --results build/bench-quick
 	$(BIN)/python -m benchmarks.plots --results build/bench-quick
 
-# The rows that have a goal, as a CPU without AVX-512 runs them (benchmarks/results.py says why three
-# variables), in a file beside that of `make bench`; then what every goal came to.
+# The rows that have a goal, as on a CPU without AVX-512, in a separate file (benchmarks/results.py
+# explains the three variables); then a comparison with every goal.
 bench-avx2: export ATEN_CPU_CAPABILITY := avx2
 bench-avx2: export MKL_ENABLE_INSTRUCTIONS := AVX2
 bench-avx2: export ONEDNN_MAX_CPU_ISA := AVX2
@@ -55,7 +55,7 @@ bench-avx2: $(VENV)/bench $(VENV)/built
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.goals
 
-# 10^10 pairs, some minutes; checked against fp64.
+# 10^10 pairs, checked against fp64; takes some minutes.
 bench-large: $(VENV)/bench $(VENV)/built
 	$(BIN)/python -m benchmarks.large
 	$(BIN)/python -m benchmarks.report
@@ -66,9 +66,9 @@ lint: $(VENV)/dev $(VENV)/built
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	$(BIN)/mypy
 
-# The compiled kernels once more with gcc's sanitizers, in a copy whose extension may be slow.
+# Tests the compiled kernels with gcc's sanitizers, in a copy of the tree with a slow extension.
 SANITIZED := build/sanitized
-# Lines and functions for what they report, no types: -g1.
+# -g1: reports need line numbers and functions, but no types.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-omit-frame-pointer -g1
 sanitize: $(VENV)/dev
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
@@ -80,9 +80,9 @@ sanitize: $(VENV)/dev
 		$(BIN)/python -m pytest -m native tests/contract/test_ops.py \
 		tests/contract/test_every_loss.py tests/backends/cpu tests/ops
 
-# What runs on compiled kernels, once more with the loops of each lower instruction set that the CPU
-# has. The marker any_set leaves out tests that the instruction set does not change (torch.compile,
-# whole losses over tiles that are cut before any loop runs) and those that start a process per set.
+# Tests the compiled kernels with the loops of each lower instruction set of this CPU. The marker
+# any_set excludes tests that do not depend on the instruction set (torch.compile, whole losses over
+# tiles that are cut before any loop runs) and tests that start a process per instruction set.
 capabilities: $(VENV)/dev $(VENV)/built
 	for capability in $$(PYTHONPATH=.:tests/support $(BIN)/python -c \
 			"from compiled import HERE; print(*HERE[:-1])"); do \
@@ -90,13 +90,14 @@ capabilities: $(VENV)/dev $(VENV)/built
 			-m "native and not any_set" || exit 1; \
 	done
 
-# The loops on CPUs that are not here, where Debian's qemu-user is; with g++-aarch64-linux-gnu also of
-# another architecture. AVX-512 and AMX are beyond qemu.
+# Tests the loops on emulated CPUs if Debian's qemu-user is installed, with g++-aarch64-linux-gnu
+# also on another architecture. qemu cannot emulate AVX-512 and AMX.
 emulate-cpus: $(VENV)/dev $(VENV)/built
 	PYTHONPATH=.:tests/support $(BIN)/python -W error -m tools.emulate_cpus
 
-# The parallel loops on four threads under the thread sanitizer, then the CUDA kernels of every dtype
-# (`make test` runs those of fp32). Its shadow memory wants addresses that are not shuffled.
+# Runs the parallel loops on four threads under the thread sanitizer, whose shadow memory requires
+# fixed addresses (setarch -R); then checks the CUDA kernels of every dtype for races (`make test`
+# checks those of fp32).
 RACED := build/raced
 races: $(VENV)/dev
 	rm -rf $(RACED) && mkdir -p $(RACED)
@@ -107,29 +108,29 @@ races: $(VENV)/dev
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python tests/support/race.py
 	ITM_ALL_RACES=1 $(BIN)/python -m pytest tests/backends/cuda/test_races.py
 
-# Triton has an environment of its own: `make test` tests the package without it.
-# TRITON_VERSION=3.6.0 takes another version, in another environment.
+# Triton has a separate environment, since `make test` tests the package without it.
+# TRITON_VERSION=3.6.0 uses another version, in another environment.
 PINNED_TRITON := $(shell sed -n 's/^triton==//p' requirements-triton.txt)
 TRITON_VERSION ?= $(PINNED_TRITON)
 TRITON := .venv-triton$(if $(filter-out $(PINNED_TRITON),$(TRITON_VERSION)),-$(TRITON_VERSION))
-# numpy 2.4 ended what the interpreter of 3.6.0 does, and earlier ones warn of it.
+# The interpreter of 3.6.0 uses a conversion that numpy 2.4 removed and earlier versions deprecate.
 ifneq ($(filter 3.6.%,$(TRITON_VERSION)),)
 TRITON_NEEDS := 'numpy<2.4'
 TRITON_WARNS := -W "ignore:Conversion of an array:DeprecationWarning"
 endif
-# Where one job at a time is granted, take one core; by itself a target takes two.
+# A target uses one core under a parallel make, and two when it runs alone.
 GRANTED = $(findstring jobserver,$(MAKEFLAGS))
 
-# Interpreted. `--complete`: no test may be skipped, and in each half every launcher must run.
-# The interpreter uses one core: two halves, of about the same length. The compiled kernels are there
-# to be compared with.
+# Tests in the interpreter. `--complete`: no test may be skipped, and each half must run every
+# launcher. The interpreter uses one core, so the tests are split into two halves of similar
+# duration. The compiled CPU kernels are built for comparison.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest --complete \
 	-m triton $(TRITON_WARNS)
 test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
-# Everything that CI installs or builds before it tests. Two pips must not install into the same
-# environment at a time.
+# Installs and builds everything that CI needs before its tests. Two pip processes must not install
+# into the same environment at the same time.
 environments: $(VENV)/dev
 	$(MAKE) -j2 --output-sync=target $(TRITON)/ready environment
 environment:
@@ -143,17 +144,17 @@ triton-kernels: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/backends/triton tests/ops tests/losses/test_*_triton.py \
 		tests/contract/test_every_loss_compiled.py --ignore tests/ops/test_ranks.py
 
-# Compiled for GPUs that are not here, with a table of what every kernel uses. ALL=1 compiles all
-# that the cases launch; without it every tile, operand and constant once. What passed is kept in
-# build/triton-offline: a second run compiles what has changed.
+# Compiles the Triton kernels for GPUs that are not present and prints their resource use. ALL=1
+# compiles every launch of the cases, the default every tile, operand and constant once. Reports
+# without complaints are stored in build/triton-offline: a second run only compiles changes.
 test-triton-compile: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_triton_binary.py
 	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.triton_kernels $(if $(ALL),,--few) \
 		--processes $(if $(GRANTED),1,2) $(if $(UPDATE),--update)
 	PYTHONPATH=. $(TRITON)/bin/python -m tools.compile_report.gluon_kernels
 
-# What Triton's compiler makes of every kernel, executed on the CPU: some 10 minutes, and 5.5 GB for
-# an environment of its own. ONLY="sigmoid info_nce" runs some; a second run goes on.
+# Executes the compiled IR of every Triton kernel on the CPU: about 10 minutes, and 5.5 GB for a
+# separate environment. ONLY="sigmoid info_nce" selects operations; a second run resumes.
 SEMANTICS := .venv-semantics
 SEMANTICS_PYTHON ?= python3.12
 test-triton-semantics: $(SEMANTICS)/ready
@@ -166,10 +167,10 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 	$(SEMANTICS)/bin/python -m pip install -r requirements-semantics.txt
 	touch $@
 
-# The predicted cost of every loss on a GPU, counted on meta tensors without one and compared with the
-# committed sheet and eager PyTorch. UPDATE=1 writes the sheet; UPDATE=grow also where something
-# grew. ALL=1 recomputes every size and precision, ONLY=imc one loss. MEASURED=file shows measured
-# rows beside it.
+# Predicts the cost of every loss on a GPU by counting on meta tensors, and compares it with the
+# committed sheet and eager PyTorch. UPDATE=1 writes the sheet if no check fails, UPDATE=grow
+# in any case. ALL=1 recomputes every size and precision, ONLY=imc one loss. MEASURED=file adds
+# measured rows.
 .PHONY: cost-sheet
 cost-sheet: $(TRITON)/ready
 	PYTHONPATH=. $(TRITON)/bin/python -m pytest --complete tests/tools/test_cost_sheet_launches.py
@@ -177,7 +178,7 @@ cost-sheet: $(TRITON)/ready
 		$(if $(ONLY),--only "$(ONLY)") $(if $(ALL),--all) $(if $(UPDATE),--update) \
 		$(if $(filter grow,$(UPDATE)),--grow) $(if $(MEASURED),--compare $(MEASURED))
 
-# Triton's environment reads the packages of $(VENV) behind its own: torch is installed once.
+# Triton's environment also uses the packages of $(VENV), so torch is installed only once.
 SITE_PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 $(TRITON)/ready: requirements-triton.txt $(VENV)/dev
 	$(PYTHON) -m venv --clear $(TRITON)
@@ -185,8 +186,8 @@ $(TRITON)/ready: requirements-triton.txt $(VENV)/dev
 	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
-# What nvcc makes of the CUDA kernels: registers, shared memory, no spills, the machine code of l1. A
-# machine without nvcc says so and goes on, unless ITM_KERNELS_CUDA=1.
+# Compiles the CUDA kernels with nvcc and checks registers, shared memory, spills and the machine
+# code of l1. Without nvcc it is skipped with a message, unless ITM_KERNELS_CUDA=1.
 cuda-check: $(VENV)/cuda
 	$(BIN)/python -m tools.compile_report.cuda_kernels $(if $(UPDATE),--update)
 
@@ -194,8 +195,8 @@ $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-cuda.txt
 	touch $@
 
-# The whole extension with its CUDA kernels, built and imported where there is no GPU. The CUDA build
-# of torch is some gigabytes: it has an environment of its own.
+# Builds and imports the whole extension with its CUDA kernels, without a GPU. It has a separate
+# environment, since the CUDA build of torch takes several gigabytes.
 CUDA := .venv-cuda
 CUDA_BUILT := build/cuda-build-check
 cuda-build-check: $(CUDA)/ready
@@ -212,8 +213,8 @@ $(CUDA)/ready: requirements-cuda-build.txt
 	$(CUDA)/bin/python -m pip install -r requirements-cuda-build.txt
 	touch $@
 
-# What only a GPU can show, with the interpreter, torch and compiler that are there: nothing is
-# installed. Without STEPS all of them; the same command again goes on where it stopped.
+# Runs the checks that need a GPU with the installed interpreter, torch and compiler; it installs
+# nothing. STEPS selects steps, by default all; the same command resumes where it stopped.
 OUT ?= runs/gpu-check
 gpu-check:
 	$(PYTHON) -m tools.gpu_check --out $(OUT) $(if $(STEPS),--steps $(STEPS)) $(GPU_OPTIONS)
@@ -229,7 +230,7 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The files $(VENV)/{demo,dev,bench,built} are stamps: each is as new as the last time its recipe succeeded.
+# The files $(VENV)/{demo,dev,bench,built} are stamps: each is touched when its recipe succeeds.
 $(VENV)/demo: requirements-demo.txt | $(BIN)/python
 	$(BIN)/python -m pip install -r requirements-demo.txt
 	touch $@
@@ -238,15 +239,15 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/demo
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
-# open_clip without its dependencies: torchvision has no CPU build, and its loss module needs none.
-# If not all rivals can be installed, those that can are; the tables show the others as missing.
+# open_clip is installed without its dependencies: torchvision has no CPU build, and the loss module
+# needs none. Rivals that cannot be installed are skipped; the tables show them as missing.
 $(VENV)/bench: requirements-bench.txt $(VENV)/dev
 	$(BIN)/python -m pip install -r requirements-bench.txt || \
 		sed '/^[-#]/d' requirements-bench.txt | xargs -d '\n' -n 1 $(BIN)/python -m pip install || true
 	-$(BIN)/python -m pip install --no-deps open_clip_torch==3.3.0
 	touch $@
 
-# The package is installed in place once; the extension is then rebuilt file by file, which pip cannot.
+# pip installs the package in place once; setup.py then rebuilds the extension file by file.
 $(VENV)/package: pyproject.toml setup.py itm_kernels/_version.py $(VENV)/demo
 	ITM_KERNELS_BUILD=0 $(BIN)/python -m pip install --no-build-isolation --no-deps -e .
 	touch $@

@@ -1,6 +1,5 @@
-// Prints what every loop of every instruction set of this CPU makes of the same numbers, in lines
-// "set type loop numbers": tools/emulate_cpus.py holds those of CPUs that are not here against
-// those of this one.
+// Prints the results of every loop on fixed inputs, for every instruction set of this CPU, in lines
+// "set type loop numbers". tools/emulate_cpus.py compares emulated CPUs with this one.
 
 #include <cstdio>
 #include <type_traits>
@@ -12,10 +11,10 @@ namespace {
 
 using itm::simd::LoopTable;
 
-constexpr int64_t kRows = 37, kColumns = 133, kWidth = 45;  // ragged for vectors of every length
+constexpr int64_t kRows = 37, kColumns = 133, kWidth = 45;  // ragged for every vector length
 constexpr int64_t kWords = (kColumns + 31) / 32;
 
-// Numbers between -1 and 1 that every machine draws alike; some are equal.
+// Numbers between -1 and 1 that are the same on every machine; some are equal.
 template <typename T>
 std::vector<T> draw(int64_t size, uint32_t seed) {
   std::vector<T> x(size);
@@ -46,8 +45,8 @@ class Report {
   const std::vector<T> tile_;
 
   template <typename Values>
-  void say(const char* name, const Values& values) const {
-    double sum = 0, squares = 0;  // weighted by their place
+  void emit(const char* name, const Values& values) const {
+    double sum = 0, squares = 0;  // weighted by position
     for (size_t k = 0; k < values.size(); ++k) {
       const double value = static_cast<double>(values[k]);
       sum += value * static_cast<double>(k % 7 + 1);
@@ -62,18 +61,18 @@ class Report {
     std::vector<int64_t> index(kColumns, -1), row_index(kRows, -1);
     const std::vector<T> limit = draw<T>(kColumns, 2);
     loop_.row_max(tile_.data(), kColumns, 0, kRows, 5, row.data(), row_index.data());
-    say("row_max", row), say("row_max", row_index);
+    emit("row_max", row), emit("row_max", row_index);
     loop_.column_max(tile_.data(), kRows, kColumns, 0, kColumns, 5, best.data(), index.data());
-    say("column_max", best), say("column_max", index);
+    emit("column_max", best), emit("column_max", index);
     best.assign(kColumns, -9), row.assign(kRows, -9);
     loop_.column_max_below(tile_.data(), kRows, kColumns, 0, kColumns, 5, limit.data(), best.data(),
                            index.data());
-    say("column_max_below", best), say("column_max_below", index);
+    emit("column_max_below", best), emit("column_max_below", index);
     for (int64_t r = 0; r < kRows; ++r)
       loop_.row_max_below(&tile_[r * kColumns], kColumns, 5, T(.3), &row[r], &row_index[r]);
-    say("row_max_below", row), say("row_max_below", row_index);
+    emit("row_max_below", row), emit("row_max_below", row_index);
     const auto counts = loop_.count_above(tile_.data(), kColumns, tile_[kColumns]);
-    say("count_above", std::vector<int64_t>{counts.above, counts.equal});
+    emit("count_above", std::vector<int64_t>{counts.above, counts.equal});
   }
 
   void sums() const {
@@ -81,32 +80,32 @@ class Report {
     std::vector<double> l(kColumns), sum(kColumns);  // over a batch
     const std::vector<T> a = draw<T>(kRows, 3), b = draw<T>(kColumns, 4);
     loop_.row_exp_sum(tile_.data(), kColumns, 0, kRows, m.data(), l.data());
-    say("row_exp_sum", l);
+    emit("row_exp_sum", l);
     m.assign(kColumns, -9), l.assign(kColumns, 0);
     loop_.column_exp_sum(tile_.data(), kRows, kColumns, 0, kColumns, m.data(), l.data());
-    say("column_exp_sum", l);
+    emit("column_exp_sum", l);
     loop_.softmax_weights(weights.data(), kColumns, 0, kRows,
                           {a.data(), a.data(), a.data(), b.data(), b.data(), b.data()});
-    say("softmax_weights", weights);
+    emit("softmax_weights", weights);
     loop_.column_softplus_sum(tile_.data(), kRows, kColumns, 0, kColumns, sum.data());
-    say("column_softplus_sum", sum);
+    emit("column_softplus_sum", sum);
     weights = tile_;
     loop_.sigmoid_weights(weights.data(), kColumns, 0, kRows, b.data());
-    say("sigmoid_weights", weights);
+    emit("sigmoid_weights", weights);
     weights = tile_;
     loop_.softmax_row(weights.data(), b.data(), kColumns, T(3));
     loop_.softmax_gradient(&weights[kColumns], weights.data(), kColumns, T(3));
-    say("softmax_row and gradient", weights);
+    emit("softmax_row and gradient", weights);
     sum.assign(kColumns, 0);
     loop_.column_hinge_sum(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), sum.data());
     sum.push_back(loop_.row_hinge_sum(tile_.data(), kColumns, T(.2)));
-    say("hinge_sum", sum);
+    emit("hinge_sum", sum);
     weights.assign(kColumns, 0), l.assign(kColumns, 0);
     weights.push_back(loop_.row_hinge_weights(tile_.data(), weights.data(), kColumns, T(.2), T(3)));
     loop_.column_hinge_weights(tile_.data(), shares.data(), kColumns, b.data(), m.data());
     loop_.column_hinge_count(tile_.data(), kRows, kColumns, 0, kColumns, b.data(), l.data());
-    say("row_hinge_weights", weights), say("column_hinge_weights", shares);
-    say("column_hinge_count", l);
+    emit("row_hinge_weights", weights), emit("column_hinge_weights", shares);
+    emit("column_hinge_count", l);
   }
 
   void bands() const {
@@ -116,26 +115,26 @@ class Report {
     std::vector<T> sum(kColumns), weights(kColumns), row(tile_.begin(), tile_.begin() + kColumns);
     sum[0] = loop_.band_row(tile_.data(), kColumns, band, words.data());
     loop_.band_columns(tile_.data(), kColumns, 32, kColumns, band, sum.data(), column_words.data());
-    say("band_row and columns", sum), say("band_row", words), say("band_columns", column_words);
+    emit("band_row and columns", sum), emit("band_row", words), emit("band_columns", column_words);
     loop_.band_weights(words.data(), kColumns, T(2), b.data(), weights.data());
-    say("band_weights", weights);
+    emit("band_weights", weights);
     const std::vector<T> low(kColumns, T(-.1)), high(kColumns, T(.2)), norm(kColumns, T(4));
     loop_.relative_weights(row.data(), kColumns, 3,
                            {low.data(), high.data(), norm.data(), b.data(), b.data()});
-    say("relative_weights", row);
+    emit("relative_weights", row);
   }
 
   void rows() const {
     const std::vector<int64_t> listed = {3, 0, 30, 7, 3};
     std::vector<T> out(kColumns), unit(kColumns), noisy(tile_.begin(), tile_.begin() + kColumns);
     loop_.sum_of_rows(tile_.data(), kColumns, listed.data(), 5, out.data(), kColumns);
-    say("sum_of_rows", out);
+    emit("sum_of_rows", out);
     const T norm = loop_.unit_row(tile_.data(), unit.data(), kColumns);
     loop_.unit_gradient(&tile_[kColumns], unit.data(), norm, out.data(), kColumns);
-    say("unit_row", unit), say("unit_gradient", out);
-    say("product", std::vector<double>{loop_.product(tile_.data(), &tile_[7], kColumns)});
+    emit("unit_row", unit), emit("unit_gradient", out);
+    emit("product", std::vector<double>{loop_.product(tile_.data(), &tile_[7], kColumns)});
     loop_.add_gumbel(noisy.data(), kColumns, 3, 4, T(.5), itm::simd::Seed(5, 6), out.data());
-    say("add_gumbel", noisy), say("add_gumbel", out);
+    emit("add_gumbel", noisy), emit("add_gumbel", out);
   }
 
   void distances() const {
@@ -151,18 +150,18 @@ class Report {
       loop_.squared_rows(x.data(), kRows, packed.data(), kWidth, &squared[j], kRows, columns);
     }
     loop_.squared_pairs(x.data(), y.data(), listed.data(), 5, kWidth, pairs.data());
-    say("l1_rows", l1), say("squared_rows", squared), say("squared_pairs", pairs);
+    emit("l1_rows", l1), emit("squared_rows", squared), emit("squared_pairs", pairs);
     std::vector<T> out(kRows * kWidth);
     const T* w = weight.data();
     loop_.add_rows(out.data(), y.data(), listed.data(), w, 5, kWidth);
-    say("add_rows", out);
+    emit("add_rows", out);
     loop_.add_differences(out.data(), x.data(), y.data(), listed.data(), w, 5, kWidth);
-    say("add_differences", out);
+    emit("add_differences", out);
     loop_.add_signs(out.data(), x.data(), y.data(), listed.data(), w, 5, kWidth);
-    say("add_signs", out);
+    emit("add_signs", out);
     loop_.add_all_differences(out.data(), x.data(), kRows, y.data(), w, kRows, kRows, kWidth);
-    say("add_all_differences", out);
-    // Sums of panels: a row's columns are as many as every set's panel divides.
+    emit("add_all_differences", out);
+    // Sums of panels: the number of columns is a multiple of the panel size of every set.
     constexpr int64_t kPanels = 32;
     const std::vector<T> left = draw<T>(kRows * kPanels, 9), right = draw<T>(kRows * kPanels, 10);
     std::vector<T> to_left(kRows * kPanels), to_right(kRows * kPanels);
@@ -182,34 +181,34 @@ class Report {
         to_right[n / panel * kPanels + d + n % panel] = to_b[n];
       }
     }
-    say("add_sign_panels", to_left), say("add_sign_panels", to_right);
+    emit("add_sign_panels", to_left), emit("add_sign_panels", to_right);
   }
 };
 
-void say_screen(const LoopTable& table) {
-  const auto say = [&](const char* name, double value) {
+void emit_screen(const LoopTable& table) {
+  const auto emit = [&](const char* name, double value) {
     std::printf("%s bf16 %s %.9g\n", table.instruction_set, name, value);
   };
   const std::vector<float> x = draw<float>(kRows * kColumns, 11);
   std::vector<uint16_t> half(kRows * kColumns);
   double squares[2], sum = 0;
   table.screen.round_row(x.data(), kRows * kColumns, half.data(), squares);
-  say("round_row", squares[0] + squares[1]);
+  emit("round_row", squares[0] + squares[1]);
   std::vector<float> best(kColumns, -9), limit(kColumns, .9f);
   std::vector<int32_t> found(kColumns);
-  say("row_max", table.screen.row_max(half.data(), kColumns, -9));
+  emit("row_max", table.screen.row_max(half.data(), kColumns, -9));
   table.screen.column_max(half.data(), kRows, kColumns, kColumns, best.data());
   for (float value : best) sum += value;
-  say("column_max", sum);
+  emit("column_max", sum);
   int64_t hits = table.screen.row_above(half.data(), kColumns, .9f, found.data());
   for (int64_t k = 0; k < hits; ++k) sum += found[k];
   hits = table.screen.columns_above(half.data(), kColumns, limit.data(), found.data());
   for (int64_t k = 0; k < hits; ++k) sum += found[k];
-  say("row_above, columns_above", sum);
+  emit("row_above, columns_above", sum);
   const uint32_t words[] = {0, 1, 123456789, 0xffffffff};
   float noise[4];
   table.gumbel(words, noise, 4);
-  for (float value : noise) say("gumbel", value);
+  for (float value : noise) emit("gumbel", value);
 }
 
 }  // namespace
@@ -219,6 +218,6 @@ int main() {
     if (!table->runs_here()) continue;
     Report<float>(*table).all();
     Report<double>(*table).all();
-    say_screen(*table);
+    emit_screen(*table);
   }
 }

@@ -1,9 +1,9 @@
-"""The compiled loops on CPUs that are not here, in qemu's user mode: `make emulate-cpus`.
+"""Run the compiled loops on other CPUs, in qemu's user mode: `make emulate-cpus`.
 
-Two things are held. On a CPU that lacks an instruction set its loops are not chosen, whatever
-ATEN_CPU_CAPABILITY names, and every loss gives the numbers that it gives here. And the loops alone,
-which are free of torch, give the same numbers in another architecture. What qemu cannot run is
-AVX-512 with all that belongs to it, AVX512-BF16 and AMX.
+There are two checks. On a CPU that lacks an instruction set, its loops are not chosen whatever
+ATEN_CPU_CAPABILITY names, and every loss has the same value as on this CPU. The loops alone, which
+do not depend on torch, give the same values on another architecture. qemu cannot run AVX-512,
+AVX512-BF16 or AMX.
 """
 
 import math
@@ -22,7 +22,7 @@ UNITS = [
     *sorted((ROOT / "csrc" / "cpu" / "simd").glob("isa_*.cpp")),
     ROOT / "tools/emulate_cpus.cpp",
 ]
-# CPUs of qemu, and the highest set that they have.
+# CPUs of qemu, with their highest instruction set.
 CPUS = {"max": "AVX2", "Nehalem": "DEFAULT"}
 CHOSEN = "from itm_kernels import _C\nprint(_C.instruction_set(), *_C.instruction_sets())\n"
 LOSSES = CHOSEN + REPORT.format(names=[case.name for case in CASES])
@@ -30,7 +30,7 @@ TOLERANCE = 2e-4
 
 
 def output(*command: str, **environment: str) -> list[str]:
-    """Run a program and return its lines; its errors stand above ours."""
+    """Run a program and return the lines of its output; its errors are printed above ours."""
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env={**os.environ, **paths, **environment}, stdout=subprocess.PIPE, text=True
@@ -40,7 +40,7 @@ def output(*command: str, **environment: str) -> list[str]:
 
 
 def compare(name: str, lines: list[str], wanted: list[str]) -> None:
-    """Hold the numbers of two outputs against one another, line by line."""
+    """Compare the numbers of two outputs, line by line."""
     assert len(lines) == len(wanted), f"{name}: {len(lines)} lines, not {len(wanted)}"
     for line, other in zip(lines, wanted, strict=True):
         for a, b in zip(line.split(), other.split(), strict=True):
@@ -48,11 +48,11 @@ def compare(name: str, lines: list[str], wanted: list[str]) -> None:
                 near = math.isclose(float(a), float(b), rel_tol=TOLERANCE, abs_tol=1e-6)
             except ValueError:
                 near = a == b
-            assert near, f"{name} says {line!r}, not {other!r}"
+            assert near, f"{name} prints {line!r}, not {other!r}"
 
 
 def python(emulator: list[str], capability: str, script: str) -> list[str]:
-    """Run a script in this interpreter, emulated, with a set named in the environment."""
+    """Run a script in this interpreter under emulation, with the given ATEN_CPU_CAPABILITY."""
     return output(*emulator, sys.executable, "-c", script, ATEN_CPU_CAPABILITY=capability)
 
 
@@ -60,18 +60,18 @@ def losses_of_other_cpus() -> None:
     """Run the package on an emulated CPU of this architecture."""
     cpu, highest = next(iter(CPUS.items()))
     emulator = ["qemu-x86_64", "-cpu", cpu]
-    # torch itself would run into what it was told to use: only the choice is looked at.
+    # torch itself would execute unsupported instructions: only the choice of loops is checked.
     (line,) = python(emulator, "avx512", CHOSEN)
     chosen, *sets = line.split()
     assert chosen == sets[0] == highest, f"{cpu} chooses {chosen} of {sets}"
-    print(f"{cpu}: told to use AVX512, the loops of {chosen} are chosen")
+    print(f"{cpu}: with ATEN_CPU_CAPABILITY=avx512, the loops of {chosen} are chosen")
     found = python(emulator, highest.lower(), LOSSES)
     compare(cpu, found[1:], python([], highest.lower(), LOSSES)[1:])
     print(f"{cpu}: {len(found) - 1} losses agree with {highest} on this CPU")
 
 
 def built(compiler: str, folder: str, *options: str) -> str:
-    """Compile the loops and what prints them; return the program."""
+    """Compile the loops with the program that prints their results; return its path."""
     program = str(Path(folder) / compiler)
     output(compiler, "-std=c++20", "-O1", *options, f"-I{ROOT / 'csrc'}", "-o", program,
            *map(str, UNITS))  # fmt: skip
@@ -79,7 +79,7 @@ def built(compiler: str, folder: str, *options: str) -> str:
 
 
 def loops_of_other_cpus() -> None:
-    """Run the loops alone, on the emulated CPUs and in another architecture."""
+    """Run the loops alone, on the emulated CPUs and on another architecture."""
     with tempfile.TemporaryDirectory() as folder:
         here = built("g++", folder)
         reports: dict[str, list[str]] = {}
@@ -95,18 +95,18 @@ def loops_of_other_cpus() -> None:
         for name, command in {"this CPU": [here], **runs}.items():
             found: dict[str, list[str]] = {}
             for line in output(*command):
-                of, *numbers = line.split()
-                found.setdefault(of, []).append(" ".join(numbers))
+                instruction_set, *numbers = line.split()
+                found.setdefault(instruction_set, []).append(" ".join(numbers))
             assert next(iter(found)) == CPUS.get(name, next(iter(found))), f"{name} runs {[*found]}"
-            for of, lines in found.items():
-                compare(f"{of} on {name}", lines, reports["DEFAULT"])
+            for instruction_set, lines in found.items():
+                compare(f"{instruction_set} on {name}", lines, reports["DEFAULT"])
             print(f"{name}: {len(reports['DEFAULT'])} results of loops agree, {', '.join(found)}")
 
 
 def main() -> None:
-    """Run what can be emulated here, and say what is left out."""
+    """Run all checks that can be emulated here, and print those that are left out."""
     if not shutil.which("qemu-x86_64"):
-        print("emulate-cpus: nothing is emulated: there is no qemu-x86_64; install qemu-user")
+        print("emulate-cpus: skipped, qemu-x86_64 is not installed; install qemu-user")
         return
     loops_of_other_cpus()
     if os.uname().machine == "x86_64":

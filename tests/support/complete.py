@@ -1,6 +1,6 @@
-"""`pytest --complete`: fail a run that does not test what it is meant to test.
+"""`pytest --complete`: fail a run that skips tests or does not run every Triton launcher.
 
-A skipped test, or a backend that silently falls back to another one, passes everywhere.
+A skipped test, or a backend that silently falls back to another one, would pass unnoticed.
 """
 
 import functools
@@ -15,7 +15,7 @@ from itm_kernels.ops._define import DEFINITIONS, operator_of
 
 
 class Complete:
-    """Nothing is skipped; where Triton is interpreted, every operator's own launchers have run."""
+    """Plugin: no test is skipped and, if Triton is interpreted, every operator's launchers run."""
 
     def __init__(self) -> None:
         self.idle: set[str] = set()
@@ -27,7 +27,7 @@ class Complete:
         stem = backends.triton_file(operator_of(name))
         if stem is None:
             return
-        # Operators look their launcher up whenever they run: `ops/_define.py`.
+        # Operators look up their launcher at every call (`ops/_define.py`).
         module = importlib.import_module(f"itm_kernels.triton.{stem}")
         launch: Callable[..., Any] = getattr(module, name)
         self.idle.add(name)

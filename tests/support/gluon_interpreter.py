@@ -1,11 +1,11 @@
-"""Gluon kernels interpreted with NumPy: their own source, with asynchrony at its worst.
+"""An interpreter of Gluon kernels in NumPy with worst-case asynchronous timing.
 
-Gluon has no interpreter. This one runs a kernel's Python functions over NumPy arrays; layouts are
-ignored. Partitions take turns in a random order (`gluon_machine.py`). A TMA copy overwrites its
-buffer with NaN when it is issued and fills it in at a random later time; a product reads its
-operands when it is issued or when it is waited for. A stage that is overwritten too early or read
-too soon thus gives NaN, and partitions that all wait are a deadlock. Loads and stores beyond a
-tensor and elements that are stored twice are errors.
+Gluon has no interpreter. This one runs the Python functions of a kernel on NumPy arrays and ignores
+layouts. Partitions run in turns, in a random order (`gluon_machine.py`). A TMA copy fills its
+buffer with NaN when it is issued and with the data at a random later time; a product reads its
+operands either when it is issued or when it is waited for. A stage that is overwritten too early or
+read too soon thus gives NaN. A deadlock of all partitions, a load or store outside a tensor, and a
+second store to an element are errors.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ DTYPES = {"int32": np.int32, "int64": np.int64, "float32": np.float32}
 
 
 class Array(np.ndarray):
-    """A tensor in registers: a value, which `a += b` replaces."""
+    """A tensor in registers, with value semantics: `a += b` creates a new array."""
 
     __iadd__, __imul__, __ior__ = np.ndarray.__add__, np.ndarray.__mul__, np.ndarray.__or__
 
@@ -48,7 +48,7 @@ def array(values: Any) -> Array:
 
 
 class Shared:
-    """A buffer in shared memory, or a part of one."""
+    """A buffer in shared memory, or a view of a part of it."""
 
     def __init__(self, data: np.ndarray) -> None:
         self.data = data
@@ -71,7 +71,7 @@ class Shared:
 
 
 class Pointer:
-    """A tensor in global memory, and places in it."""
+    """A tensor in global memory with offsets into it."""
 
     def __init__(self, data: np.ndarray, written: np.ndarray, at: Any = 0) -> None:
         self.data, self.written, self.at = data, written, at
@@ -81,7 +81,7 @@ class Pointer:
 
     def inside(self, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         at, mask = np.broadcast_arrays(self.at, mask)
-        assert np.all((at >= 0) & (at < self.data.size) | ~mask), "beyond the tensor"
+        assert np.all((at >= 0) & (at < self.data.size) | ~mask), "outside the tensor"
         return at, mask
 
 
@@ -100,7 +100,7 @@ class Interpreter:
         for name in ("SliceLayout", "BlockedLayout", "SwizzledSharedLayout"):
             setattr(self, name, lambda *_: None)
 
-    # -- what kernels call `gl` ------------------------------------------------------------------
+    # -- the module `gl` -------------------------------------------------------------------------
 
     NVMMADistributedLayout = staticmethod(lambda **_: None)
     constexpr = None
@@ -110,7 +110,7 @@ class Interpreter:
     where = staticmethod(lambda a, b, c: array(np.where(a, b, c)))
     log = staticmethod(np.log)
     abs = staticmethod(np.abs)
-    max = staticmethod(lambda a, axis: array(np.fmax.reduce(a, axis)))  # leave NaN out, as a GPU
+    max = staticmethod(lambda a, axis: array(np.fmax.reduce(a, axis)))  # ignores NaN, as a GPU does
     min = staticmethod(lambda a, axis: array(np.fmin.reduce(a, axis)))
     sum = staticmethod(lambda a, axis: array(np.sum(a, axis)))
     broadcast = staticmethod(lambda a, b: tuple(map(array, np.broadcast_arrays(a, b))))
@@ -131,7 +131,7 @@ class Interpreter:
         return array(np.zeros(shape, dtype))
 
     def maximum(self, a: Any, b: Any, propagate_nan: object = None) -> Array:
-        # np.maximum keeps NaN; without `propagate_nan` a GPU does not.
+        # np.maximum propagates NaN; a GPU does not without `propagate_nan`.
         return array(np.maximum(a, b) if propagate_nan is not None else np.fmax(a, b))
 
     def reduce(self, values: Array, axis: int, combine: Callable[..., Any]) -> Array:
@@ -163,7 +163,7 @@ class Interpreter:
         assert len(partitions) == len(warps) + 1
         self.machine.together(partitions)
 
-    # -- asynchronous parts ----------------------------------------------------------------------
+    # -- asynchronous operations -----------------------------------------------------------------
 
     MBarrierLayout = staticmethod(lambda: "barriers")
 
@@ -189,7 +189,7 @@ class Interpreter:
     ) -> None:
         target.data[...] = np.nan
         rows, columns = target.data.shape
-        box = np.zeros((rows, columns), np.float32)  # zeros beyond the tensor
+        box = np.zeros((rows, columns), np.float32)  # zeros outside the tensor
         part = source.data[at[0] : at[0] + rows, at[1] : at[1] + columns]
         box[: part.shape[0], : part.shape[1]] = part
 
@@ -214,7 +214,7 @@ class Interpreter:
 
 
 class Product:
-    """An asynchronous product, and those before it: computed when it is first read."""
+    """An asynchronous product and the ones before it, computed when first read."""
 
     def __init__(self, compute: Callable[[], np.ndarray]) -> None:
         self.compute, self.found = compute, None
@@ -226,7 +226,7 @@ class Product:
 
 
 class Kernel:
-    """A kernel of Gluon's, to be launched as `kernel[grid](**arguments)`."""
+    """A Gluon kernel, launched as `kernel[grid](**arguments)`."""
 
     def __init__(self, kernel: Any, seed: int) -> None:
         self.kernel, self.seed = kernel, seed
@@ -262,7 +262,7 @@ OPTIONS = ("num_warps", "maxnreg")
 
 
 def translated(thing: Any, gl: Interpreter, known: dict[int, Any]) -> Any:
-    """Return a Gluon function, or an object it uses, as plain Python over the interpreter."""
+    """Translate a Gluon function, or an object that it uses, to Python on the interpreter."""
     if id(thing) in known:
         return known[id(thing)]
     function = getattr(thing, "fn", None)

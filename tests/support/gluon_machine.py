@@ -1,4 +1,4 @@
-"""The partitions of an interpreted Gluon program: threads that take turns in a random order."""
+"""Run the partitions of an interpreted Gluon program as threads that alternate at random."""
 
 import random
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Barrier:
-    """An mbarrier: a phase completes with its last arrival and its last byte."""
+    """An mbarrier: a phase completes after all arrivals and all bytes."""
 
     def __init__(self) -> None:
         self.count = self.pending = self.bytes = self.phase = 0
@@ -21,7 +21,7 @@ class Barrier:
 
 
 class Machine:
-    """The partitions of one program, in a random order, and the copies that are under way."""
+    """The scheduler of one program: its partitions and the copies in flight."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -32,7 +32,7 @@ class Machine:
         self.error: BaseException | None = None
 
     def wait(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """Let others go first, until this partition is ready and has its turn."""
+        """Yield to other partitions until this one is ready and scheduled."""
         me = self.running
         self.ready[me] = ready
         self.choose()
@@ -43,7 +43,7 @@ class Machine:
         self.ready[me] = lambda: True
 
     def choose(self) -> None:
-        """Let copies arrive or not, and give the turn to a partition that is ready."""
+        """Complete copies at random and schedule a partition that is ready."""
         before = self.running
         while self.ready:
             if self.copies and self.random.random() < 0.3:
@@ -59,7 +59,7 @@ class Machine:
             self.copies.pop(self.random.randrange(len(self.copies)))()
 
     def together(self, partitions: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-        """Run partitions to their end."""
+        """Run all partitions until they end."""
 
         def run(me: int) -> None:
             function, arguments = partitions[me]
@@ -70,7 +70,7 @@ class Machine:
                         function(*arguments)
                 del self.ready[me]
                 self.choose()
-            except BaseException as error:  # of any kind: the others must stop
+            except BaseException as error:  # whatever it is, the other partitions must stop
                 self.error = self.error or error
                 for turn in self.turns:
                     turn.release()

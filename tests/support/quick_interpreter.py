@@ -1,8 +1,8 @@
-"""Triton's interpreter with its repeated work cached: the same kernels give the same bits.
+"""A faster Triton interpreter that caches repeated work and gives bitwise identical results.
 
-NumPy computes a kernel's numbers in a tenth of its time. The rest is Python: every call of a
-function inside a kernel patches the whole language, as its launch has done; the overflow of every
-integer is computed for an assertion that is off; types, which never change, are made anew.
+NumPy takes a tenth of the time of an interpreted kernel. The rest is Python: every call of a
+function inside a kernel patches the whole language again, the overflow of every integer operation
+is computed for an assertion that is disabled, and immutable types are created repeatedly.
 """
 
 import builtins
@@ -19,14 +19,14 @@ from triton.runtime import interpreter
 
 
 class Patches:
-    """The patches of a launch to the language: found once, then applied and undone."""
+    """The patches of the language for a launch: computed once, then applied and undone."""
 
     def __init__(self) -> None:
         self.patch: Callable[[Any], Any] = interpreter._patch_lang
         self.known: dict[frozenset[str], dict[tuple[int, str], Any]] = {}
         self.of_function: dict[Any, frozenset[str]] = {}
-        self.done: frozenset[str] | None = None  # what the launch that runs has patched
-        self.kept: set[frozenset[str]] = set()  # what functions have: Triton takes none of it back
+        self.done: frozenset[str] | None = None  # modules that the current launch has patched
+        self.kept: set[frozenset[str]] = set()  # patched by functions; Triton never undoes these
 
     def __call__(self, function: Any) -> "Patches":
         languages = self._languages(function)
@@ -39,7 +39,7 @@ class Patches:
         return self
 
     def _languages(self, function: Any) -> frozenset[str]:
-        """Return which of the patched modules a function's file imports."""
+        """Return the language modules that a function's file imports."""
         if function not in self.of_function:
             modules = filter(inspect.ismodule, function.__globals__.values())
             found = frozenset(module.__name__ for module in modules if module in (tl, tl.core))
@@ -49,7 +49,7 @@ class Patches:
     def _launch(self, function: Any, languages: frozenset[str]) -> Any:
         missing = interpreter._MISSING
         known = self.known.get(languages, {})
-        # Unless the language is another than it was then.
+        # The cached patches are valid only if the language has its original values.
         if known and all(getattr(at, n, missing) is was for (_, n), (at, was, _) in known.items()):
             scope = interpreter._LangPatchScope()
             for (_, name), (at, _, after) in known.items():
@@ -57,7 +57,7 @@ class Patches:
             return scope
         scope = self.patch(function)
         changes = self.known[languages] = {}
-        for at, name, was in scope._changes:  # some twice: the first was the language's own
+        for at, name, was in scope._changes:  # for repeated names the first value is the original
             changes.setdefault((id(at), name), (at, was, getattr(at, name)))
         return scope
 
@@ -68,7 +68,7 @@ class Patches:
 
 
 def block_type(self: Any, element_ty: Any, shape: Any) -> None:
-    """Create the object that describes a block once."""
+    """Initialize a block type from a cache."""
     key = (element_ty.name, *map(tl.core._unwrap_if_constexpr, shape))
     if key not in _types:
         _type_init(self, element_ty, shape)
@@ -77,7 +77,7 @@ def block_type(self: Any, element_ty: Any, shape: Any) -> None:
 
 
 def tensor(self: Any, handle: Any, type: Any) -> None:
-    """Let blocks of one shape share the object that describes it."""
+    """Initialize a tensor, sharing the shape object between tensors of one shape."""
     key = builtins.tuple(type.shape) if type.is_block() else ()
     if key not in _shapes:
         _tensor_init(self, handle, type)
@@ -87,12 +87,12 @@ def tensor(self: Any, handle: Any, type: Any) -> None:
 
 
 def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
-    """Return blocks of one shape as they are."""
+    """Return blocks of equal shape unchanged."""
     return (lhs, rhs) if lhs.shape is rhs.shape else _broadcast(self, lhs, rhs)
 
 
 def dtype_of(dtype: Any) -> Any:
-    """Cache NumPy's type of every Triton type: the table is built at every look-up."""
+    """Cache the NumPy type of every Triton type, whose table is otherwise built at every call."""
     if dtype.name not in _dtypes:
         _dtypes[dtype.name] = _dtype_of(dtype)
     return _dtypes[dtype.name]
@@ -104,7 +104,7 @@ _dtypes: dict[str, Any] = {}
 _type_init, _tensor_init = tl.block_type.__init__, tl.tensor.__init__
 _broadcast, _dtype_of = TritonSemantic.broadcast_impl_value, interpreter._get_np_dtype
 _BUILDER = interpreter.interpreter_builder
-assert not _BUILDER.options.debug  # or overflow would be reported
+assert not _BUILDER.options.debug  # in debug mode overflow is reported
 QUICK: tuple[tuple[object, str, Any], ...] = (
     (_BUILDER, "options", replace(_BUILDER.options, sanitize_overflow=False)),
     (interpreter, "_patch_lang", Patches()),
@@ -118,7 +118,7 @@ SHIPPED = tuple((at, name, getattr(at, name)) for at, name, _ in QUICK)
 
 @contextmanager
 def using(changes: tuple[tuple[object, str, Any], ...]) -> Iterator[None]:
-    """Interpret kernels with some of these."""
+    """Apply some of the replacements, as a context."""
     with ExitStack() as changed:
         for at, name, value in changes:
             changed.enter_context(patch.object(at, name, value))

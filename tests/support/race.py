@@ -1,6 +1,6 @@
-"""Every loss once on four threads, for a run under the thread sanitizer (`make races`).
+"""Run every loss once on four threads, under the thread sanitizer (`make races`).
 
-A script and not a test: the suite runs on one thread.
+This is a script and not a test, since the suite runs on one thread.
 """
 
 import torch
@@ -9,8 +9,8 @@ from itm_kernels import ops
 from loss_cases import CASES, batch, gradients
 
 torch.set_num_threads(4)
-# 600 rows: several blocks of columns and of rows for every thread; D above the least that is
-# screened.
+# 600 rows give every thread several blocks of rows and columns. D = 520 is large enough for
+# screening, D = 9 is not.
 for N, D in ((600, 520), (600, 9)):
     for case in CASES:
         rows = batch(N, D, torch.float32)
