@@ -101,12 +101,12 @@ def _arguments(
 
 @triton.jit(do_not_specialize=["first", "tiles"])
 def _sigmoid_weights_kernel(
-    operands,  # `ScoreOperands`
     scale,
     bias,
     positive,
     x_ids,
     y_ids,
+    operands,  # `ScoreOperands`; as the first parameter: 8 spills on sm_120
     grad,  # [M] of every text's sum; 1 in a whole loss
     unit,  # [] factor of stored weights
     weights,  # [parts, R, M] of rows from `first` on
