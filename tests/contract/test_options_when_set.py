@@ -188,7 +188,7 @@ def test_help_explains_every_argument_of_a_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", losses.__all__)
-def test_help_says_whether_rows_are_normalised(name: str) -> None:
+def test_help_tells_whether_rows_are_normalised(name: str) -> None:
     assert "normalised" in (inspect.getdoc(getattr(losses, name)) or "") or name == "ITMLoss"
 
 

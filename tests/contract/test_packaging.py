@@ -234,7 +234,7 @@ def vaguely_named(root: Path) -> list[str]:
     )
 
 
-def test_file_names_say_what_is_inside() -> None:
+def test_file_names_describe_the_content() -> None:
     assert vaguely_named(ROOT) == []
 
 

@@ -173,7 +173,7 @@ def test_images_without_a_text_are_negatives_by_default(backend: str) -> None:
         torch.testing.assert_close(found, torch.tensor(np.asarray(exact)), msg=name)
 
 
-def test_compiled_it_is_the_same_and_several_images_are_nan() -> None:
+def test_compiled_losses_are_the_same_and_several_images_give_nan() -> None:
     image, text = rows()
 
     def together(x: Tensor, y: Tensor, i: Tensor, t: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def test_exports(name: str) -> None:
 
 
 @pytest.mark.parametrize("build", [losses.SumOfHingesLoss, losses.MaxOfHingesLoss])
-def test_score_matrices_take_it_too(build: Callable[..., Any]) -> None:
+def test_score_matrices_accept_unmatched(build: Callable[..., Any]) -> None:
     image, text = rows()
     for reduction in ("none", "sum", "mean"):
         criterion = build(unmatched="negative", reduction=reduction)

@@ -63,7 +63,7 @@ def test_a_byte_order_mark_and_blank_lines_at_the_end_do_not_count(directory):
     assert found.dev.names == ["one.jpg", "two.jpg"]
 
 
-def test_an_archive_named_npy_is_told(directory):
+def test_an_archive_named_npy_is_an_error(directory):
     with open(directory / "dev_ims.npy", "wb") as file:
         np.savez(file, features=np.zeros((2, 6)), names=np.zeros(2))
     with pytest.raises(ValueError, match=r"dev_ims\.npy is an \.npz archive of features, names; "):
@@ -138,7 +138,7 @@ def test_pickled_objects_are_refused(directory):
         load_precomp(directory)
 
 
-def test_a_wrong_number_of_names_is_told(directory):
+def test_a_wrong_number_of_names_is_an_error(directory):
     (directory / "dev_names.txt").write_text("only one\n")
     with pytest.raises(
         ValueError, match=r"dev_names\.txt: 1 lines; expected one for each of the 2"

@@ -66,7 +66,7 @@ SIZES = [(1, 1, 1, 1, 2), (2, 2, 3, 5, 1), (33, 33, 96, 8, 40), (5, 25, 333, 3, 
 
 @pytest.mark.parametrize("weights", ["kam", "attention"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_fp64(size: tuple[int, ...], weights: str) -> None:
+def test_fp64_is_the_reference(size: tuple[int, ...], weights: str) -> None:
     for draw in (True, False):
         options = Options(size[3], weights=weights, weight=1 / size[1])
         close_in_fp64(problem(*size, draw=draw), options)
@@ -245,7 +245,7 @@ def test_other_options_go_by_parts(options: dict[str, Any]) -> None:
         functional.info_cmr_loss(*sides, **{"num_clusters": 2, "num_noise": 2, **options})
 
 
-def test_its_range_ends_where_the_count_says() -> None:
+def test_its_range_ends_at_the_counted_size() -> None:
     with patch.dict(backends.NATIVE_KERNELS, cuda=backends.NATIVE_KERNELS["cpu"]):
         found = backends.range_of("cuda", "native", "info_cmr_total")
         assert (found.first_rows, found.most_rows) == (256, 1024)

@@ -32,7 +32,7 @@ WITHOUT_COMPILER = {"CC": "missing-compiler", "CXX": "missing-compiler"}
 
 
 @pytest.mark.parametrize("choice", [{}, {"ITM_KERNELS_BUILD": "auto"}], ids=["unset", "auto"])
-def test_without_a_compiler_one_warning_says_what_to_do(
+def test_without_a_compiler_one_warning_gives_the_remedy(
     tmp_path: Path, choice: dict[str, str]
 ) -> None:
     result = build(tmp_path, **WITHOUT_COMPILER, **choice)
@@ -49,7 +49,7 @@ def without_torch(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-def test_without_torch_one_warning_says_what_to_do(tmp_path: Path) -> None:
+def test_without_torch_one_warning_gives_the_remedy(tmp_path: Path) -> None:
     result = build(tmp_path, **without_torch(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("WARNING: itm_kernels._C was not built") == 1

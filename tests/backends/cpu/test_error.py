@@ -94,7 +94,7 @@ def signs(like: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("D", [5, 333])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_error_is_at_most_twice_eagers(name: str, D: int, dtype: torch.dtype) -> None:
+def test_error_is_at_most_twice_the_references(name: str, D: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(D)
     shared = torch.randn(1, D, generator=generator)
     rows = [shared + torch.randn(130, D, generator=generator) for _ in range(2)]

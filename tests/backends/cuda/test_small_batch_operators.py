@@ -22,7 +22,7 @@ def emulated() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)
 @pytest.mark.parametrize("run", OPERATORS)
-def test_error_is_at_most_twice_eagers(
+def test_error_is_at_most_twice_the_references(
     run: Callable[..., list[Tensor]], N: int, M: int, D: int, dtype: torch.dtype
 ) -> None:
     assert_as_good_as_eager(run, rows(N, D, dtype), rows(M, D, dtype, seed=1), **ids_of(N, M))
@@ -30,7 +30,7 @@ def test_error_is_at_most_twice_eagers(
 
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)
 @pytest.mark.parametrize("run", OPERATORS)
-def test_fp64(run: Callable[..., list[Tensor]], N: int, M: int, D: int) -> None:
+def test_fp64_is_the_reference(run: Callable[..., list[Tensor]], N: int, M: int, D: int) -> None:
     x, y = rows(N, D), rows(M, D, seed=1)
     found, wanted = (run(x, y, name, **ids_of(N, M)) for name in ("native", "reference"))
     for ours, theirs in zip(found, wanted, strict=True):

@@ -44,13 +44,13 @@ def loss(request: pytest.FixtureRequest) -> Loss:
 
 
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)
-def test_fp64(loss: Loss, N: int, M: int, D: int) -> None:
+def test_fp64_is_the_reference(loss: Loss, N: int, M: int, D: int) -> None:
     assert_is_the_reference(loss, rows(N, D), rows(M, D, seed=1), **ids_of(N, M))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("N", "M", "D"), SIZES)
-def test_error_is_at_most_twice_eagers(
+def test_error_is_at_most_twice_the_references(
     loss: Loss, N: int, M: int, D: int, dtype: torch.dtype
 ) -> None:
     x, y, ids = rows(N, D, dtype), rows(M, D, dtype, seed=1), ids_of(N, M)

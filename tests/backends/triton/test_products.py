@@ -78,7 +78,7 @@ def scores(x: Tensor, y: Tensor, cosine: bool) -> Tensor:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("peaked", [True, False])
-def test_error_of_gradients_is_at_most_twice_eagers(
+def test_error_of_gradients_is_at_most_twice_the_references(
     size: tuple[int, int, int], dtype: torch.dtype, cosine: bool, peaked: bool
 ) -> None:
     x, y = sides(*size, dtype)
@@ -110,7 +110,7 @@ def scores_kernel(operands, scores, N, M):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cosine", [True, False])
-def test_error_of_scores_is_at_most_twice_eagers(
+def test_error_of_scores_is_at_most_twice_the_references(
     size: tuple[int, int, int], dtype: torch.dtype, cosine: bool
 ) -> None:
     x, y = sides(*size, dtype)
