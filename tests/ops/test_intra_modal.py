@@ -107,7 +107,7 @@ def test_gradient_is_the_references(
 ) -> None:
     x, _ = batch(N, D)
     given = options(x, metric, mode, repeated, low, high, around=0)
-    assert outcome(x, given, "reference")[0].count_nonzero() > 2 * N // 3
+    assert outcome(x, given, "reference")[0].count_nonzero() > 5 * N // 7
     assert_is_the_reference(x, given, backend_name)
 
 
