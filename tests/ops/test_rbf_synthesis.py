@@ -134,7 +134,7 @@ def test_duplicates_without_ridge_are_nan_in_their_cluster_only(
 def test_nan_rows_show_in_what_depends_on_them(
     kernels, backend_name, weights, layout, logits
 ) -> None:
-    # Where the clusters of one anchor are one product, 0 times NaN reaches all of them.
+    # If the clusters of one anchor are one product, 0 times NaN reaches all of them.
     alone = layout == "shared" or kernels.name == NAMESPACE
     hold_nan_where_it_belongs(backend_name, weights, layout, logits, alone)
 
