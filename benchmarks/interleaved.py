@@ -21,8 +21,8 @@ from benchmarks.shapes import Size
 from itm_kernels import backends
 
 # Tolerances of values and of gradients, relative to the norm. Values are sums over many pairs. A
-# gradient may differ where fp32 cannot distinguish two negatives, or on which side of a bound a pair lies;
-# different mathematics differs by 1.
+# gradient may differ where fp32 cannot distinguish two negatives, or on which side of a bound a
+# pair lies; different mathematics differs by 1.
 TOLERANCE = {torch.float32: (1e-4, 5e-2), torch.bfloat16: (5e-2, 5e-1)}
 SLOW = 3.0  # seconds; a contender that takes longer runs in one round only
 SHORT, MOST = 0.02, 9  # a shorter contender runs for so many seconds, at most so many times
