@@ -141,7 +141,7 @@ triton-contract: $(TRITON)/ready $(VENV)/built
 		tests/contract/test_edge_cases.py tests/ops/test_ranks.py
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
-	$(INTERPRETED) tests/backends/triton tests/ops tests/losses/test_*_triton.py \
+	$(INTERPRETED) tests/backends/triton tests/ops tests/losses \
 		tests/contract/test_every_loss_compiled.py --ignore tests/ops/test_ranks.py
 
 # Compiles the Triton kernels for GPUs that are not present and prints their resource use. ALL=1
