@@ -9,6 +9,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _autocast, _devices
 from itm_kernels._describe import argument, as_dense, as_tensor, dtype_name, shape
@@ -52,8 +53,11 @@ def can_read(tensor: Tensor) -> bool:
     return not functorch.is_functorch_wrapped_tensor(tensor)  # under vmap: many values
 
 
-def floating(name: str, value: object, layout: str | None = None) -> None:
-    """Check for a floating-point tensor; given a layout like "[N, D]", its rank and size too."""
+def floating(name: str, value: object, layout: str | None = None, least: int = 1) -> None:
+    """Check for a floating-point tensor; given a layout like "[N, D]", its rank and size too.
+
+    With `least` 0 the tensor may have no rows, as on a rank that holds no samples.
+    """
     tensor = is_tensor(name, value)
     if tensor.dtype not in FLOATING:
         raise UnnamedTypeError(
@@ -69,7 +73,7 @@ def floating(name: str, value: object, layout: str | None = None) -> None:
         raise UnnamedValueError(
             f"{name} must have shape {layout}, got {shape(tensor.shape)}{remedy}"
         )
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and not (least == 0 and tensor.shape[-1]):
         raise UnnamedValueError(f"{name} {shape(tensor.shape)} is empty; skip batches without rows")
 
 
@@ -128,6 +132,13 @@ def embeddings(**tensors: object) -> tuple[Tensor, ...]:
     """
     for name, value in tensors.items():
         floating(name, value, "[rows, D]")
+    return alike(**tensors)  # type: ignore[arg-type]
+
+
+def rows_of_a_rank(**tensors: object) -> tuple[Tensor, ...]:
+    """Check embeddings of one rank, which may have no rows; return them."""
+    for name, value in tensors.items():
+        floating(name, value, "[rows, D]", least=0)
     return alike(**tensors)  # type: ignore[arg-type]
 
 
@@ -250,6 +261,15 @@ def _fits_fp32(name: str, x: float, *, reciprocal: bool, power: float) -> None:
     raise UnnamedValueError(
         f"{name} must lie between {low:.3g} and {high:.3g}, so that fp32 holds {held}, got {x:g}"
     )
+
+
+def process_group(name: str, value: object) -> None:
+    """Check for a process group of torch.distributed."""
+    if not isinstance(value, ProcessGroup):
+        raise UnnamedTypeError(
+            f"{name} must be a process group, got {describe(value)}; after "
+            "torch.distributed.init_process_group() use torch.distributed.group.WORLD"
+        )
 
 
 def generator(value: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
 from itm_kernels._public import UNNAMED, UnnamedTypeError, named
@@ -20,6 +21,8 @@ Thresholds = Literal["row0", "per_row"]
 Weights = Literal["kam", "attention"]
 Clustering = Literal["shared", "per_anchor"]
 Strategy = Literal["multinomial", "hardest", "uniform"]
+Gradients = Literal["mean", "sum"]
+Exchange = Literal["auto", "gather", "ring"]
 
 # A check takes the name and the value of an option, and returns the value to store.
 Check = Callable[[str, Any], Any]
@@ -75,6 +78,13 @@ def flag(name: str, value: Any) -> bool:
     """Check for True or False."""
     if not isinstance(value, bool):
         raise UnnamedTypeError(f"{name} must be True or False, got {_checks.describe(value)}")
+    return value
+
+
+def group(name: str, value: Any) -> ProcessGroup | None:
+    """Check for a process group, or None."""
+    if value is not None:
+        _checks.process_group(name, value)
     return value
 
 

@@ -3,15 +3,28 @@
 from typing import Any, get_args
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
-from itm_kernels._options import Backend, Checked, Reduction, Unmatched, word
+from itm_kernels._options import (
+    Backend,
+    Checked,
+    Exchange,
+    Gradients,
+    Reduction,
+    Unmatched,
+    group,
+    word,
+)
+from itm_kernels.distributed._agreement import Agreement
 
 # Checks of the options that most losses share.
+DISTRIBUTED = {"group": group, "gradients": word(Gradients), "exchange": word(Exchange)}
 SHARED = {
     "unmatched": word(Unmatched),
     "reduction": word(Reduction),
     "backend": word(Backend),
+    **DISTRIBUTED,
 }
 
 
@@ -19,6 +32,14 @@ def check_options(reduction: object, backend: object) -> None:
     """Check the options that every loss has."""
     _checks.option("reduction", reduction, get_args(Reduction))
     _checks.option("backend", backend, get_args(Backend))
+
+
+def spread(group: ProcessGroup | None, gradients: str, exchange: str) -> Agreement | None:
+    """Return where the ranks of a batch agree; None if this process holds the whole batch."""
+    if group is None:
+        return None
+    agreement = Agreement(group, gradients, exchange)
+    return agreement if agreement.size > 1 else None
 
 
 class OptionsModule(Checked, nn.Module):

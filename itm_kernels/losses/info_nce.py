@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives
-from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels._options import Backend, Exchange, Gradients, Reduction, Unmatched
 from itm_kernels._public import public
 from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
-from itm_kernels.losses._module import SHARED, check_options
+from itm_kernels.losses._module import SHARED, check_options, spread
 from itm_kernels.losses._reduction import reduce
+from itm_kernels.losses.over_ranks._info_nce import info_nce_over_ranks
 from itm_kernels.ops._info_nce import fused_info_nce_total
 from itm_kernels.ops._log_sum_exp import as_scalar
 
@@ -28,6 +30,9 @@ def info_nce_loss(
     unmatched: Unmatched = "error",
     reduction: Reduction = "mean",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Classify each image's text among all texts and each text's image among all images.
 
@@ -51,6 +56,12 @@ def info_nce_loss(
             the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
@@ -67,6 +78,11 @@ def info_nce_loss(
     >>> info_nce_loss(torch.eye(2), text, logit_scale=2.0)
     tensor(0.2987)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        scales = logit_scale, temperature, max_scale
+        options = image_ids, text_ids, unmatched, reduction, backend
+        return info_nce_over_ranks(image, text, scales, *options, agreement)
     image, text = _checks.embeddings(image=image, text=text)
     check_options(reduction, backend)
     pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
@@ -98,6 +114,11 @@ class InfoNCELoss(ScaledLoss):
             text a negative of every image, without a pair of its own.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -124,6 +145,9 @@ class InfoNCELoss(ScaledLoss):
         unmatched: Unmatched = "error",
         reduction: Reduction = "mean",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__(
             logit_scale,
@@ -133,6 +157,9 @@ class InfoNCELoss(ScaledLoss):
             unmatched=unmatched,
             reduction=reduction,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
 
     @public

@@ -3,13 +3,24 @@
 from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives, reference
-from itm_kernels._options import Backend, Mining, Reduction, Unmatched, number, word
+from itm_kernels._options import (
+    Backend,
+    Exchange,
+    Gradients,
+    Mining,
+    Reduction,
+    Unmatched,
+    number,
+    word,
+)
 from itm_kernels._public import public
-from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options, spread
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
+from itm_kernels.losses.over_ranks._hinges import hinges_over_ranks
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges, fused_max_of_hinges_total
 
 
@@ -25,6 +36,9 @@ def max_of_hinges_loss(
     unmatched: Unmatched = "error",
     reduction: Reduction = "sum",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Sum the margin violation of each anchor's hardest negative, in both directions.
 
@@ -48,6 +62,12 @@ def max_of_hinges_loss(
             the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
@@ -65,6 +85,10 @@ def max_of_hinges_loss(
     >>> max_of_hinges_loss(scores, torch.eye(3))
     tensor(1.5000)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        options = image_ids, text_ids, unmatched, reduction, backend, agreement
+        return hinges_over_ranks("max_of_hinges_loss", image, text, margin, mining, *options)
     image, text = _checks.embeddings(image=image, text=text)
     _checks.number("margin", margin)
     _checks.option("mining", mining, get_args(Mining))
@@ -96,6 +120,11 @@ class MaxOfHingesLoss(OptionsModule):
             text a negative of every image, without a pair of its own.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -122,6 +151,9 @@ class MaxOfHingesLoss(OptionsModule):
         unmatched: Unmatched = "error",
         reduction: Reduction = "sum",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__(
             margin=margin,
@@ -129,6 +161,9 @@ class MaxOfHingesLoss(OptionsModule):
             unmatched=unmatched,
             reduction=reduction,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
 
     @public

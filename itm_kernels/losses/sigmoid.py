@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives
-from itm_kernels._options import Backend, Reduction, Unmatched
+from itm_kernels._options import Backend, Exchange, Gradients, Reduction, Unmatched
 from itm_kernels._public import naming, public
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale, shown
-from itm_kernels.losses._module import SHARED, check_options
+from itm_kernels.losses._module import SHARED, check_options, spread
 from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, reduce
+from itm_kernels.losses.over_ranks._sigmoid import sigmoid_over_ranks
 from itm_kernels.ops._log_sum_exp import as_scalar
 from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
@@ -31,6 +33,9 @@ def sigmoid_loss(
     unmatched: Unmatched = "error",
     reduction: Reduction = "mean",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Classify every pair of the batch independently as match or mismatch.
 
@@ -55,6 +60,12 @@ def sigmoid_loss(
         reduction: `"none"` (one value per text, `[M]`), `"sum"`, or `"mean"`: the sum over all
             pairs of a text and an image divided by the number of positives, as in SigLIP.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
@@ -70,6 +81,11 @@ def sigmoid_loss(
     >>> sigmoid_loss(torch.eye(2), torch.eye(2), logit_scale=1.0, logit_bias=0.0)
     tensor(1.0064)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        scales = logit_scale, temperature, max_scale, LOGIT_SCALE
+        options = image_ids, text_ids, unmatched, reduction, backend
+        return sigmoid_over_ranks(image, text, scales, logit_bias, *options, agreement)
     image, text = _checks.embeddings(image=image, text=text)
     _checks.scalar("logit_bias", logit_bias)
     check_options(reduction, backend)
@@ -112,6 +128,11 @@ class SigmoidLoss(ScaledLoss):
         reduction: `"mean"`, the sum over all pairs of a text and an image divided by the number of
             positives; `"sum"`; or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -138,6 +159,9 @@ class SigmoidLoss(ScaledLoss):
         unmatched: Unmatched = "error",
         reduction: Reduction = "mean",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         with naming("SigmoidLoss"):
             _checks.number("logit_bias", logit_bias)
@@ -150,6 +174,9 @@ class SigmoidLoss(ScaledLoss):
             unmatched=unmatched,
             reduction=reduction,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
         bias = float(logit_bias)
         self.logit_bias = nn.Parameter(torch.tensor(bias)) if learnable else bias

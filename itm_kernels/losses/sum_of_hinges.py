@@ -3,13 +3,15 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives, reference
-from itm_kernels._options import Backend, Reduction, Unmatched, number
+from itm_kernels._options import Backend, Exchange, Gradients, Reduction, Unmatched, number
 from itm_kernels._public import public
-from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._module import SHARED, OptionsModule, check_options, spread
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import pairs_of_scores
+from itm_kernels.losses.over_ranks._hinges import hinges_over_ranks
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 
 
@@ -24,6 +26,9 @@ def sum_of_hinges_loss(
     unmatched: Unmatched = "error",
     reduction: Reduction = "sum",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Sum the margin violations of all negatives, in both directions.
 
@@ -43,6 +48,12 @@ def sum_of_hinges_loss(
             the mean is over the pairs that exist.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
@@ -60,6 +71,10 @@ def sum_of_hinges_loss(
     >>> sum_of_hinges_loss(scores, torch.eye(3))
     tensor(1.8000)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        options = image_ids, text_ids, unmatched, reduction, backend, agreement
+        return hinges_over_ranks("sum_of_hinges_loss", image, text, margin, None, *options)
     image, text = _checks.embeddings(image=image, text=text)
     _checks.number("margin", margin)
     check_options(reduction, backend)
@@ -81,6 +96,11 @@ class SumOfHingesLoss(OptionsModule):
             text a negative of every image, without a pair of its own.
         reduction: `"sum"` over pairs, `"mean"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -105,8 +125,19 @@ class SumOfHingesLoss(OptionsModule):
         unmatched: Unmatched = "error",
         reduction: Reduction = "sum",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
-        super().__init__(margin=margin, unmatched=unmatched, reduction=reduction, backend=backend)
+        super().__init__(
+            margin=margin,
+            unmatched=unmatched,
+            reduction=reduction,
+            backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
+        )
 
     @public
     def forward(

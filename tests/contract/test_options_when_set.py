@@ -22,7 +22,7 @@ BUILD: dict[str, Callable[[], Any]] = {
 }
 WORDS = {
     "backend", "reduction", "unmatched", "mining", "metric", "mode", "thresholds", "weights",
-    "clustering", "strategy",
+    "clustering", "strategy", "gradients", "exchange",
 }  # fmt: skip
 NOT_BELOW_0 = {
     "temperature", "logit_scale", "max_scale", "sigma", "num_clusters", "num_noise", "iterations",
@@ -62,6 +62,9 @@ def test_no_option_can_be_set_wrongly(name: str, option: str) -> None:
     elif option in FLAGS:
         with pytest.raises(TypeError, match=f"^{name}: {option} must be True or False, got str"):
             setattr(criterion, option, "no")
+    elif option == "group":
+        with pytest.raises(TypeError, match=f"^{name}: group must be a process group, got str"):
+            criterion.group = "world"
     else:
         assert option == "sampler", "add the option's values here"
         with pytest.raises(TypeError, match="^ITMLoss: sampler must be a function .*got str"):

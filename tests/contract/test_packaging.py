@@ -93,9 +93,10 @@ LAYERS: dict[str, set[str]] = {
     "_positives": {"_checks", "_options", "_public"},
     "ops": {"backends", "reference", "_policies", *SHARED},
     "losses": {
-        *("ops", "reference", "backends", "mining", "synthesis"),
+        *("ops", "reference", "backends", "mining", "synthesis", "distributed"),
         *SHARED,
     },
+    "distributed": SHARED,
     "functional": {"losses"},
 }
 FOUNDATION = {"ops", "reference", "backends", *SHARED}

@@ -1,0 +1,41 @@
+"""Log-sum-exp of the rows and columns of a score matrix that is spread over ranks."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.distributed._collectives import attached, gather_rows, log_add
+from itm_kernels.distributed._side import Side
+from itm_kernels.losses._contrast import Embeddings, log_sums
+from itm_kernels.ops._log_sum_exp import RelativeSums
+
+
+def gathered(rows: Embeddings, side: Side) -> Embeddings:
+    """Return the rows of all ranks."""
+    return Embeddings(gather_rows(rows.raw, side), rows.backend, rows.cosine)
+
+
+def log_sums_over_ranks(
+    x: Embeddings,  # [N, D], the rows of all ranks
+    y: Embeddings,  # [m, D], of this rank
+    scale: Tensor,  # []
+    x_ids: Tensor,  # [N]
+    y_ids: Tensor,  # [m]
+    positive: Tensor | None,  # [m]
+    side: Side,  # of y
+) -> RelativeSums:
+    """Return `log_sum_exp` of all rows x with the rows y of all ranks.
+
+    The sums of y are those of this rank's rows `[m]`; the sums of x `[N]` are equal on all ranks.
+    """
+    if y.raw.shape[0]:
+        found = log_sums(x, y, scale, x_ids, y_ids, positive)
+    else:
+        found = _of_no_columns(x.raw, y.raw, scale)
+    row, row_highest = log_add(found.row, found.row_highest, side)
+    return found._replace(row=row, row_highest=row_highest)
+
+
+def _of_no_columns(x: Tensor, y: Tensor, scale: Tensor) -> RelativeSums:
+    row = attached(scale.new_full((x.shape[0],), -torch.inf), x, y, scale)
+    none = scale.new_empty(0)
+    return RelativeSums(row, none, none, torch.zeros_like(row), none)

@@ -1,0 +1,59 @@
+"""Sigmoid loss over the ranks of a process group."""
+
+from typing import Any
+
+from torch import Tensor
+
+from itm_kernels import _checks
+from itm_kernels._options import Unmatched
+from itm_kernels.distributed._agreement import Agreement
+from itm_kernels.distributed._collectives import attached, gather_rows
+from itm_kernels.losses._logit_scale import checked_scale
+from itm_kernels.losses._module import check_options
+from itm_kernels.losses._reduction import nan_where_mistaken
+from itm_kernels.losses.over_ranks._batch import find_pairs, reduce_over_ranks
+from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.ops._sigmoid import fused_sigmoid
+
+
+def sigmoid_over_ranks(
+    image: Tensor,  # [n, D]
+    text: Tensor,  # [m, D]
+    scales: tuple[Any, Any, Any, float],  # logit_scale, temperature, max_scale and the default
+    logit_bias: float | Tensor,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    unmatched: Unmatched,
+    reduction: str,
+    backend: str,
+    agreement: Agreement,
+) -> Tensor:
+    """Compute `sigmoid_loss` of the global batch: a text's value needs no other rank's texts."""
+    with agreement:
+        image, text = _checks.rows_of_a_rank(image=image, text=text)
+        _checks.scalar("logit_bias", logit_bias)
+        check_options(reduction, backend)
+        scale = checked_scale(image, *scales)
+        _checks.id_pair(("image_ids", "text_ids"), (image_ids, text_ids), (image, text))
+        agreement.describe(
+            "sigmoid_loss",
+            {"image": image, "text": text},
+            {"image_ids": image_ids, "text_ids": text_ids},
+            logit_scale=scale,
+            logit_bias=logit_bias,
+            unmatched=unmatched,
+            reduction=reduction,
+        )
+    batch = find_pairs(agreement, image, text, image_ids, text_ids, unmatched)
+    scale, bias = as_scalar(scale, image), as_scalar(logit_bias, image)
+    image, text, scale, bias = agreement.entering(image, text, scale, bias)
+    images, pairs = gather_rows(image, batch.image), batch.pairs
+    if batch.absent is not None and pairs.positive is not None:
+        # N is out of range: such a text has no positive, and its value sums over all images.
+        pairs = pairs._replace(positive=pairs.positive.masked_fill(batch.absent, len(images)))
+    if text.shape[0]:
+        values = fused_sigmoid(images, text, scale, bias, pairs, backend, cosine=True)
+        values = nan_where_mistaken(values, batch.mistaken, images, text)
+    else:
+        values = attached(scale.new_empty(0), images, text, scale, bias)
+    return reduce_over_ranks(values, reduction, batch.text, batch.number)

@@ -1,0 +1,83 @@
+"""Every loss over ranks has the value and the gradients of one process on the whole batch."""
+
+import os
+
+import pytest
+import torch
+
+from loss_cases import CASES
+from ranks import Ranks
+from spread_losses import Spread, compute, on_rank
+
+NAMES = [case.name for case in CASES if hasattr(case.build("auto"), "group")]
+TAKES_IDS = {case.name for case in CASES if case.takes_ids}
+# Rows of images and of texts on every rank; texts None: as images, without ids.
+SPREADS = {
+    "equal": ((3, 3), None),
+    "unequal": ((4, 1), None),
+    "empty": ((0, 5), None),
+    "ids": ((3, 2), (4, 5)),
+    "ids-empty": ((5, 0), (3, 4)),
+    "ids-no-texts": ((2, 3), (6, 0)),
+}
+ALL = {
+    **{f"{name}-{len(v[0])}": v for name, v in SPREADS.items()},
+    "one": ((5,), None),
+    "three": ((2, 0, 4), None),
+    "three-ids": ((2, 1, 2), (0, 4, 3)),
+    "four": ((2, 1, 3, 2), None),
+    "four-ids": ((0, 3, 1, 2), (4, 0, 3, 2)),
+}
+
+
+def check(ranks: Ranks, spread: Spread, tolerance: float = 1e-10) -> None:
+    W = len(spread.images)
+    found = ranks.run(on_rank, spread, width=W)
+    expected = compute(spread, None, slice(None), slice(None))
+    options = dict(spread.options)
+    values = [result.value for result in found]
+    if options.get("reduction") == "none":
+        values = [torch.cat(values)]
+    assert all(torch.equal(value, values[0]) for value in values), values
+    torch.testing.assert_close(values[0], expected.value, rtol=tolerance, atol=tolerance)
+    factor = W if options.get("gradients", "mean") == "mean" else 1
+    for name in ("image", "text"):
+        together = torch.cat([getattr(result, name) for result in found])
+        torch.testing.assert_close(
+            together, factor * getattr(expected, name), rtol=tolerance, atol=tolerance
+        )
+    for parts in zip(expected.parameters, *(result.parameters for result in found), strict=True):
+        torch.testing.assert_close(
+            sum(parts[1:]), factor * parts[0], rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("rows", SPREADS)
+@pytest.mark.parametrize("name", NAMES)
+def test_is_that_of_one_process(two: Ranks, name: str, rows: str, exchange: str) -> None:
+    images, texts = SPREADS[rows]
+    if texts is not None and name not in TAKES_IDS:
+        return
+    check(two, Spread(name, images, texts, texts is not None, (("exchange", exchange),)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_the_sum(two: Ranks, name: str) -> None:
+    check(two, Spread(name, (3, 2), options=(("gradients", "sum"),)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_single_precision(two: Ranks, name: str) -> None:
+    check(two, Spread(name, (9, 6), dtype=torch.float32, D=33), 2e-5)
+
+
+@pytest.mark.skipif("ITM_ALL_RANKS" not in os.environ, reason="set ITM_ALL_RANKS=1: 10 minutes")
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("rows", ALL)
+@pytest.mark.parametrize("name", NAMES)
+def test_with_up_to_four_ranks(four: Ranks, name: str, rows: str, exchange: str) -> None:
+    images, texts = ALL[rows]
+    if texts is not None and name not in TAKES_IDS:
+        return
+    check(four, Spread(name, images, texts, texts is not None, (("exchange", exchange),)))

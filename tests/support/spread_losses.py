@@ -1,0 +1,74 @@
+"""The losses of `loss_cases` on a batch that is spread over ranks: what every rank runs."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loss_cases import BY_NAME, batch
+
+
+class Spread(NamedTuple):
+    """One call of a loss over ranks."""
+
+    case: str
+    images: tuple[int, ...]  # rows of every rank
+    texts: tuple[int, ...] | None = None  # None: as images
+    ids: bool = False
+    options: tuple[tuple[str, Any], ...] = ()  # attributes of the Module
+    dtype: torch.dtype = torch.float64
+    D: int = 7
+    backend: str = "auto"
+
+
+class Result(NamedTuple):
+    """Value and gradients: of the rank's own rows, and of parameters."""
+
+    value: Tensor
+    image: Tensor
+    text: Tensor
+    parameters: list[Tensor]
+
+
+def inputs(spread: Spread) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the global batch."""
+    N, M = sum(spread.images), sum(spread.texts or spread.images)
+    image, _ = batch(N, spread.D, spread.dtype)
+    _, text = batch(M, spread.D, spread.dtype, seed=1)
+    # Correlated, so that hinges, bands and softmax are not trivial.
+    owner = (torch.arange(M) * 7 + 3) % N if spread.ids else torch.arange(M)
+    text = torch.nn.functional.normalize(image[owner].detach() + text.detach(), dim=1)
+    ids = {"image_ids": 10 + torch.arange(N), "text_ids": 10 + owner} if spread.ids else {}
+    return image.detach(), text, ids
+
+
+def compute(spread: Spread, group: Any, v: slice, c: slice) -> Result:
+    """Compute the loss and its gradients from the rows of two slices."""
+    image, text, ids = inputs(spread)
+    image, text = image[v].clone().requires_grad_(), text[c].clone().requires_grad_()
+    own = {name: i[v if name == "image_ids" else c] for name, i in ids.items()}
+    case = BY_NAME[spread.case]
+    torch.manual_seed(0)
+    module = case.build(spread.backend).to(spread.dtype)
+    for name, value in spread.options:
+        if group is not None or name not in ("gradients", "exchange"):
+            setattr(module, name, value)
+    if group is not None:
+        module.group = group
+    value = case.apply(module, image, text, **own)
+    value.sum().backward()
+    grads = [
+        torch.zeros_like(t) if t.grad is None else t.grad
+        for t in (image, text, *module.parameters())
+    ]
+    return Result(value.detach(), *grads[:2], grads[2:])
+
+
+def on_rank(group: Any, spread: Spread) -> Result:
+    """Compute a rank's part."""
+    rank = group.rank()
+    slices = []
+    for counts in (spread.images, spread.texts or spread.images):
+        first = sum(counts[:rank])
+        slices.append(slice(first, first + counts[rank]))
+    return compute(spread, group, *slices)
