@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from itm_kernels._options import Backend
-from itm_kernels._public import UnnamedValueError, public
+from itm_kernels._options import Backend, Exchange, Gradients
+from itm_kernels._public import public
 from itm_kernels.losses._contrast import Embeddings, LogSums, cross_entropy, log_sums
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
-from itm_kernels.losses._module import SHARED, check_options
-from itm_kernels.losses.multi_view_alignment import check_views
+from itm_kernels.losses._module import DISTRIBUTED, SHARED, check_options, spread
+from itm_kernels.losses._views import check_fused
+from itm_kernels.losses.over_ranks._fusion_contrastive import fusion_over_ranks
 
 
 @public
@@ -22,6 +24,9 @@ def fusion_contrastive_loss(
     temperature: float | Tensor | None = None,
     max_scale: float | None = None,
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Compute NT-Xent: identify a sample's other view among the fused vectors of both views.
 
@@ -37,6 +42,12 @@ def fusion_contrastive_loss(
         temperature: 1 / logit_scale; pass at most one of the two.
         max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs.
@@ -53,9 +64,11 @@ def fusion_contrastive_loss(
     >>> fusion_contrastive_loss(torch.eye(2).expand(2, 2, 2), logit_scale=2.0)
     tensor(0.2395)
     """
-    check_views(fused=fused)
-    if fused.shape[0] < 2:
-        raise UnnamedValueError(f"fused {list(fused.shape)} must hold at least two views")
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        scales = logit_scale, temperature, max_scale
+        return fusion_over_ranks(fused, scales, backend, agreement)
+    check_fused(fused)
     check_options("mean", backend)
     scale = scale_as_tensor(fused, logit_scale, temperature, max_scale)
     views = Embeddings(fused, backend).unbind()
@@ -87,6 +100,11 @@ class FusionContrastiveLoss(ScaledLoss):
             tensor passed to a call is clamped too, without gradient beyond the bound; a number is
             used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -97,7 +115,7 @@ class FusionContrastiveLoss(ScaledLoss):
     >>> FusionContrastiveLoss(learnable=True)(fused).backward()
     """
 
-    checks = {"backend": SHARED["backend"]}
+    checks = {"backend": SHARED["backend"], **DISTRIBUTED}
 
     def __init__(
         self,
@@ -107,8 +125,20 @@ class FusionContrastiveLoss(ScaledLoss):
         learnable: bool = False,
         max_scale: float | None = MAX_SCALE,
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
-        super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
+        super().__init__(
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
+            backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
+        )
 
     @public
     def forward(

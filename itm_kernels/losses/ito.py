@@ -3,13 +3,15 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from itm_kernels._options import Backend, number
+from itm_kernels._options import Backend, Exchange, Gradients, number
 from itm_kernels._public import public
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss
-from itm_kernels.losses._module import SHARED
+from itm_kernels.losses._module import DISTRIBUTED, SHARED, spread
 from itm_kernels.losses.fusion_contrastive import fusion_contrastive_loss
 from itm_kernels.losses.multi_view_alignment import multi_view_alignment_loss
+from itm_kernels.losses.over_ranks._ito import ito_over_ranks
 
 
 class ITOLoss(ScaledLoss):
@@ -29,6 +31,11 @@ class ITOLoss(ScaledLoss):
         max_scale: upper bound of a learnt scale (CLIP's is 100): the parameter is clamped to it. A
             fixed scale is used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -45,8 +52,11 @@ class ITOLoss(ScaledLoss):
     tensor(2.1532)
     """
 
-    checks = {"fusion_weight": number(least=0), "backend": SHARED["backend"]}
+    checks = {"fusion_weight": number(least=0), "backend": SHARED["backend"], **DISTRIBUTED}
     fusion_weight: float
+    group: ProcessGroup | None
+    gradients: Gradients
+    exchange: Exchange
 
     def __init__(
         self,
@@ -57,6 +67,9 @@ class ITOLoss(ScaledLoss):
         learnable: bool = True,
         max_scale: float | None = MAX_SCALE,
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__(
             logit_scale,
@@ -65,6 +78,9 @@ class ITOLoss(ScaledLoss):
             max_scale,
             fusion_weight=fusion_weight,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
 
     @public
@@ -76,6 +92,10 @@ class ITOLoss(ScaledLoss):
     ) -> Tensor:
         """Return the loss of a batch of views and their fused vectors."""
         scale = self.logit_scale()
+        agreement = spread(self.group, self.gradients, self.exchange)
+        if agreement is not None:
+            given = images, texts, fused, scale, self.fusion_weight, self.backend
+            return ito_over_ranks(*given, agreement)
         align = multi_view_alignment_loss(images, texts, logit_scale=scale, backend=self.backend)
         fusion = fusion_contrastive_loss(fused, logit_scale=scale, backend=self.backend)
         return align + self.fusion_weight * fusion

@@ -4,30 +4,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks
-from itm_kernels._options import Backend
+from itm_kernels._options import Backend, Exchange, Gradients
 from itm_kernels._positives import Pairs
-from itm_kernels._public import UnnamedValueError, public
+from itm_kernels._public import public
 from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, scale_as_tensor
-from itm_kernels.losses._module import SHARED, check_options
-
-
-def check_views(**views: Tensor) -> tuple[Tensor, ...]:
-    """Check tensors of views [V, N, D] of the same N samples; return them in one dtype."""
-    (first_name, first), *others = views.items()
-    for name, tensor in views.items():
-        _checks.is_tensor(name, tensor)
-        _checks.floating(name, tensor, "[views, N, D]")
-    alike = _checks.alike(**views)
-    for name, other in others:
-        if other.shape[1] != first.shape[1]:
-            raise UnnamedValueError(
-                f"{first_name} {list(first.shape)} and {name} {list(other.shape)} "
-                "differ in samples; every view holds the same N samples in the same order"
-            )
-    return alike
+from itm_kernels.losses._module import DISTRIBUTED, SHARED, check_options, spread
+from itm_kernels.losses._views import check_views
+from itm_kernels.losses.over_ranks._multi_view_alignment import alignment_over_ranks
 
 
 @public
@@ -39,6 +25,9 @@ def multi_view_alignment_loss(
     temperature: float | Tensor | None = None,
     max_scale: float | None = None,
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     """Average the symmetric CLIP loss over all pairs of an image view and a text view.
 
@@ -50,6 +39,12 @@ def multi_view_alignment_loss(
         temperature: 1 / logit_scale; pass at most one of the two.
         max_scale: upper bound of the scale; a clamped scale has no gradient. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
 
     Returns:
         The mean over V x U pairs of views and N samples, in fp32 for fp16 and bf16 inputs.
@@ -68,6 +63,10 @@ def multi_view_alignment_loss(
     >>> multi_view_alignment_loss(images, texts, logit_scale=2.0)
     tensor(0.4118)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        scales = logit_scale, temperature, max_scale
+        return alignment_over_ranks(images, texts, scales, backend, agreement)
     images, texts = check_views(images=images, texts=texts)
     check_options("mean", backend)
     scale = scale_as_tensor(images, logit_scale, temperature, max_scale)
@@ -92,6 +91,11 @@ class MultiViewAlignmentLoss(ScaledLoss):
             tensor passed to a call is clamped too, without gradient beyond the bound; a number is
             used as it is. None: no bound.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -102,7 +106,7 @@ class MultiViewAlignmentLoss(ScaledLoss):
     tensor(True)
     """
 
-    checks = {"backend": SHARED["backend"]}
+    checks = {"backend": SHARED["backend"], **DISTRIBUTED}
 
     def __init__(
         self,
@@ -112,8 +116,20 @@ class MultiViewAlignmentLoss(ScaledLoss):
         learnable: bool = False,
         max_scale: float | None = MAX_SCALE,
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
-        super().__init__(logit_scale, temperature, learnable, max_scale, backend=backend)
+        super().__init__(
+            logit_scale,
+            temperature,
+            learnable,
+            max_scale,
+            backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
+        )
 
     @public
     def forward(

@@ -1,0 +1,62 @@
+"""Multiple alignment of ITO over the ranks of a process group."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itm_kernels.distributed._agreement import Agreement
+from itm_kernels.distributed._collectives import gather_rows
+from itm_kernels.distributed._side import Side
+from itm_kernels.losses._contrast import Embeddings, LogSums, cross_entropy
+from itm_kernels.losses._logit_scale import checked_scale
+from itm_kernels.losses._module import check_options
+from itm_kernels.losses._views import check_views
+from itm_kernels.losses.over_ranks._batch import reduce_over_ranks
+from itm_kernels.losses.over_ranks._log_sums import log_sums_over_ranks
+from itm_kernels.ops._log_sum_exp import as_scalar
+
+
+def alignment_over_ranks(
+    images: Tensor,  # [V, n, D]
+    texts: Tensor,  # [U, n, D]
+    scales: tuple[Any, Any, Any],  # logit_scale, temperature, max_scale
+    backend: str,
+    agreement: Agreement,
+) -> Tensor:
+    """Compute `multi_view_alignment_loss` of the global batch."""
+    with agreement:
+        images, texts = check_views(0, images=images, texts=texts)
+        check_options("mean", backend)
+        scale = checked_scale(images, *scales)
+        rows = {"images": images, "texts": texts}
+        agreement.describe("multi_view_alignment_loss", rows, logit_scale=scale)
+    images, texts, scale = agreement.entering(images, texts, as_scalar(scale, images))
+    return mean_alignment(images, texts, scale, backend, agreement.sides["images"])
+
+
+def mean_alignment(
+    images: Tensor,  # [V, n, D]
+    texts: Tensor,  # [U, n, D]
+    scale: Tensor,  # []
+    backend: str,
+    side: Side,  # of both
+) -> Tensor:  # []
+    """Return the mean over all pairs of views and all samples of the global batch."""
+    own = side.indices(texts.device)
+    everyone = torch.arange(side.total, device=texts.device)
+    v = Embeddings(gather_views(images, side), backend).unbind()
+    c = Embeddings(texts, backend).unbind()
+    losses = []
+    for image in v:
+        for text in c:
+            found = log_sums_over_ranks(image, text, scale, everyone, own, own, side)
+            from_image = LogSums(found.row[side.own], found.row_highest[side.own])
+            from_text = LogSums(found.column, found.column_highest)
+            losses.append(cross_entropy(found.positive, [from_image], [from_text], 0.5, backend))
+    return reduce_over_ranks(torch.stack(losses), "mean", side, len(losses) * side.total)
+
+
+def gather_views(views: Tensor, side: Side) -> Tensor:  # [V, n, D] -> [V, N, D]
+    """Return the views of the samples of all ranks."""
+    return gather_rows(views.transpose(0, 1), side).transpose(0, 1).contiguous()
