@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulated import NAMESPACE, SCHEDULES, as_native, launches
+from emulated import NAMESPACE, SCHEDULES, as_native
 from info_cmr_problems import Options, Problem, formula, near_duplicates, problem
-from itm_kernels import _checks, backends, functional, losses
+from itm_kernels import backends
 from itm_kernels.ops import _info_cmr
 from kernels import MARKS
-from loss_cases import batch
 
 pytestmark = MARKS["emulated"]
 
@@ -200,87 +199,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.info_cmr_total_backward, given)
 
 
-# -- the loss --
-
-
-def drawn(backend: str, **options: Any) -> list[Tensor]:
-    torch.manual_seed(3)
-    sides = batch(6, 8)
-    scale = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
-    loss = functional.info_cmr_loss(
-        *sides, temperature=scale, num_clusters=3, num_noise=4, backend=backend, **options
-    )
-    return [loss.detach(), *torch.autograd.grad(loss, (*sides, scale))]
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("weights", ["kam", "attention"])
-def test_draws_are_those_of_the_reference(reduction: str, weights: str) -> None:
-    options = {"reduction": reduction, "weights": weights, "sigma": 0.5}
-    before = launches()
-    found = drawn("auto", **options)
-    assert launches() - before < 12  # 7, of which the emulator splits some
-    for ours, theirs in zip(found, drawn("reference", **options), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert torch.equal(drawn("native", **options)[0], found[0])
-
-
-# Options that the operator does not cover.
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"reduction": "none"},
-        {"clustering": "per_anchor"},
-        {"detach": False},
-        {"unmatched": "negative", "image_ids": torch.arange(6), "text_ids": torch.arange(6)},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_other_options_go_by_parts(options: dict[str, Any]) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("one operator has run")
-
-    sides = [t.detach() for t in batch(6, 8)]
-    with patch.object(_info_cmr, "torch_op", refuse):
-        functional.info_cmr_loss(*sides, **{"num_clusters": 2, "num_noise": 2, **options})
-
-
 def test_its_range_ends_at_the_counted_size() -> None:
     with patch.dict(backends.NATIVE_KERNELS, cuda=backends.NATIVE_KERNELS["cpu"]):
         found = backends.range_of("cuda", "native", "info_cmr_total")
         assert (found.first_rows, found.most_rows) == (256, 1024)
         assert backends.choose("info_cmr_total", "cuda", (256, 256)) == "native"
-
-
-def test_nothing_is_drawn_in_eval() -> None:
-    sides = [t.detach() for t in batch(6, 8)]
-    found = []
-    for backend in ("auto", "reference"):
-        criterion = losses.InfoCMRLoss(num_clusters=3, draws_in_eval=False, backend=backend).eval()
-        before = torch.get_rng_state()
-        found.append(criterion(*sides))
-        assert torch.equal(torch.get_rng_state(), before)
-    torch.testing.assert_close(*found)
-
-
-def test_wrong_ids_that_were_not_checked() -> None:
-    sides, ids = batch(4, 5), torch.arange(4)
-    with patch.object(_checks, "can_read", return_value=False):
-        loss = losses.InfoCMRLoss(num_clusters=2, num_noise=3)(
-            *sides, image_ids=ids, text_ids=torch.tensor([0, 1, 9, 3])
-        )
-    assert loss.isnan()
-    assert all(grad.isnan().all() for grad in torch.autograd.grad(loss, sides))
-
-
-def test_it_compiles() -> None:
-    sides = [t.detach().float().requires_grad_() for t in batch(6, 8)]
-    criterion = losses.InfoCMRLoss(num_clusters=2, num_noise=3, draws_in_eval=False).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
-    found, wanted = compiled(*sides), criterion(*sides)
-    torch.testing.assert_close(found, wanted)
-    for ours, theirs in zip(
-        *(torch.autograd.grad(loss, sides) for loss in (found, wanted)), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)

@@ -11,6 +11,7 @@ import oracles
 from emulated import SCHEDULES, as_native, launches
 from interpreted import beyond_finite
 from itm_kernels import reference
+from itm_kernels.ops._kmeans_plus_plus import fused_kmeans_plus_plus
 from kernels import on
 from random_tensors import rows
 
@@ -135,3 +136,11 @@ def test_draws_of_many_programs(kernels: Any) -> None:
     x, draws = rows(4480, 2), draws_of(3, 4480)
     wanted = torch.ops.itm_native.kmeans_plus_plus(x, None, draws)
     assert torch.equal(kernels.kmeans_plus_plus(x, None, draws), wanted)
+
+
+def test_a_start_without_draws_takes_rows_far_apart(backend_name: str) -> None:
+    """The first row, the row farthest from it, and then the row farthest from both."""
+    x = torch.tensor([[0.0], [1.0], [10.0], [4.0], [-1.0]])
+    for backend in ("reference", backend_name):
+        start = fused_kmeans_plus_plus(x, None, 3, None, backend, False)
+        assert start[0, :, 0].tolist() == [0.0, 10.0, 4.0]

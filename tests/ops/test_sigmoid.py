@@ -1,4 +1,4 @@
-"""Triton's sigmoid loss: gradients formed in the forward pass, from one exponential per score."""
+"""The sigmoid loss; Triton forms its gradients in the forward pass, one exponential per score."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreted import INTERPRETED, needs_interpreter
+import small_batch
+from interpreted import INTERPRETED
 from itm_kernels import functional
 from itm_kernels._positives import Pairs
 from itm_kernels.ops._sigmoid import fused_sigmoid_total
+from kernels import on, only
 
-pytestmark = pytest.mark.triton
 EPS = torch.finfo(torch.float32).eps
 
 if INTERPRETED:
@@ -75,7 +76,18 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield blocks
 
 
-@needs_interpreter
+@on("native", "emulated")
+def test_opcheck(kernels: Any) -> None:
+    x, y = small_batch.rows(3, 6), small_batch.rows(5, 6, seed=1)
+    scale, positive = torch.tensor(3.0).double(), torch.tensor([2, 0, 1, 1, 0])
+    given = x, y, scale, -scale, positive, torch.arange(3), positive.clone()
+    for scores in (x @ y.T, torch.empty(0, 0).double()):
+        torch.library.opcheck(kernels.sigmoid_forward, (*given, bool(scores.numel()), False))
+        inputs = torch.ones(5).double(), scores, *given, False
+        torch.library.opcheck(kernels.sigmoid_backward, inputs)
+
+
+@only("triton")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_texts_without_an_image_are_in_the_whole(reduction: str) -> None:
     ids = torch.arange(40), torch.tensor([3, 3, 90, 7, 91] + list(range(8, 40)))
@@ -83,13 +95,13 @@ def test_texts_without_an_image_are_in_the_whole(reduction: str) -> None:
     assert_rule(sides, reduction=reduction, unmatched="negative", image_ids=ids[0], text_ids=ids[1])
 
 
-@needs_interpreter
+@only("triton")
 def test_weights_of_one_part_keep_the_rule_of_their_precision() -> None:
     """bf16 rows with more elements than `_products` splits into two parts."""
     assert_rule(rows(130, 130, 128, torch.bfloat16))
 
 
-@needs_interpreter
+@only("triton")
 def test_the_backward_pass_multiplies_no_scores(products: list[int]) -> None:
     image, text = rows(70, 70, 20)
     loss = functional.sigmoid_loss(image, text, backend="triton")
@@ -98,7 +110,7 @@ def test_the_backward_pass_multiplies_no_scores(products: list[int]) -> None:
     assert products == [70, 70]
 
 
-@needs_interpreter
+@only("triton")
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_value_alone_has_the_same_bits_and_no_weights(ids: bool, products: list[int]) -> None:
     image, text = rows(70, 70, 20)
@@ -110,7 +122,7 @@ def test_a_value_alone_has_the_same_bits_and_no_weights(ids: bool, products: lis
     assert not products
 
 
-@needs_interpreter
+@only("triton")
 def test_blocks_of_rows_are_one_loss(products: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     from itm_kernels.triton import _blocked_products
 
@@ -125,7 +137,7 @@ def test_blocks_of_rows_are_one_loss(products: list[int], monkeypatch: pytest.Mo
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-@needs_interpreter
+@only("triton")
 @pytest.mark.parametrize("upstream", [0.0, 4.0, -0.5])
 def test_gradients_are_multiplied_by_that_of_the_loss(upstream: float) -> None:
     sides = rows(33, 33, 12)
@@ -134,7 +146,7 @@ def test_gradients_are_multiplied_by_that_of_the_loss(upstream: float) -> None:
         assert torch.equal(ours, upstream * theirs)
 
 
-@needs_interpreter
+@only("triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_wrong_ids_show_in_the_loss_and_in_its_gradients(dtype: torch.dtype) -> None:
     image, text = rows(5, 6, 7, dtype)
@@ -150,7 +162,7 @@ def test_wrong_ids_show_in_the_loss_and_in_its_gradients(dtype: torch.dtype) -> 
     assert all(grad.isnan() for grad in others)
 
 
-@needs_interpreter
+@only("triton")
 def test_its_gradient_has_no_derivative() -> None:
     image, text = rows(5, 5, 4)
     loss = functional.sigmoid_loss(image, text, backend="triton")
@@ -159,7 +171,7 @@ def test_its_gradient_has_no_derivative() -> None:
         grad.sum().backward()
 
 
-@needs_interpreter
+@only("triton")
 def test_logarithm_of_one_plus_an_exponential() -> None:
     x = torch.cat([torch.linspace(0, 1, 3072), torch.logspace(-38, 0, 1024)])
     out = torch.empty_like(x)
@@ -167,6 +179,7 @@ def test_logarithm_of_one_plus_an_exponential() -> None:
     torch.testing.assert_close(out.double(), x.double().log1p(), rtol=2.4e-7, atol=0)
 
 
+@pytest.mark.triton
 def test_memory_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most 700 MB besides inputs and gradients, and no scores."""
     pytest.importorskip("triton")

@@ -8,9 +8,9 @@ Every parameter has the marker of its backend, which make selects by (`-m triton
 where that backend cannot run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import pytest
@@ -21,6 +21,7 @@ from compiled import needs_extension
 from interpreted import needs_interpreter
 from itm_kernels import backends
 
+Test = TypeVar("Test", bound=Callable[..., None])
 MARKS = {
     "native": [pytest.mark.native, needs_extension],
     "emulated": [pytest.mark.emulated, emulated.needs_compiler],
@@ -33,6 +34,17 @@ def on(*names: str) -> pytest.MarkDecorator:
     """Run a test on the kernels of these backends only."""
     values = [pytest.param(name, marks=MARKS[name]) for name in names]
     return pytest.mark.parametrize("kernels", values, indirect=True)
+
+
+def only(name: str) -> Callable[[Test], Test]:
+    """Mark a test that names its backend itself."""
+
+    def marked(test: Test) -> Test:
+        for mark in MARKS[name]:
+            test = mark(test)
+        return test
+
+    return marked
 
 
 def cases(parameters: str, **values: Sequence[Any]) -> pytest.MarkDecorator:
