@@ -1,74 +1,12 @@
-"""An empty band warns once, and a loss's figures of a batch can be logged."""
+"""The figures of a batch that a loss can log."""
 
 import math
-import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from itm_kernels import diagnostics, functional, losses
-from itm_kernels.losses import intra_modal
-from loss_cases import BY_NAME, batch
-
-
-@pytest.fixture(autouse=True)
-def untold() -> Iterator[None]:
-    intra_modal._warned.clear()
-    yield
-    intra_modal._warned.clear()
-
-
-def unrelated(N: int = 16, D: int = 512) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    image, text = normalize(torch.randn(2, N, D, generator=generator, device="cpu"), dim=-1)
-    return image.requires_grad_(), text
-
-
-def told(run: Any) -> list[str]:
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        run()
-    return [str(w.message) for w in found if w.category is intra_modal.EmptyBandWarning]
-
-
-def test_an_empty_band_warns_once_per_modality() -> None:
-    image, text = unrelated()
-    criterion = losses.IMCLoss()
-    messages = told(lambda: [criterion(image, text) for _ in range(3)])
-    assert len(messages) == 2
-    for side, message in zip(("image", "text"), messages, strict=True):
-        assert f"imc_loss: the band of the constraint selects no pair of {side}" in message
-        assert "metric='cosine', mode='official', lower=0.05, upper=0.5" in message
-        assert "itm_kernels.diagnostics" in message
-        assert "\n" not in message
-    (message,) = told(lambda: functional.intra_modal_constraint(image))
-    assert message.startswith("intra_modal_constraint: the band of the constraint selects no pair")
-
-
-def test_a_band_with_a_pair_does_not_warn() -> None:
-    image, text = unrelated()
-    alike = torch.cat([image.detach(), normalize(image.detach() + 0.5 * text)])  # cosines near .9
-    assert told(lambda: functional.intra_modal_constraint(alike)) == []
-    assert told(lambda: losses.IMCLoss(weight=0)(image, text)) == []
-    assert told(lambda: losses.IMCLoss()(image[:1], text[:1])) == []
-    nan = image.detach().clone()
-    nan[0, 0] = torch.nan
-    assert told(lambda: functional.intra_modal_constraint(nan)) == []
-
-
-def test_no_value_is_read_in_graphs_and_on_other_devices() -> None:
-    image, text = unrelated(8, 64)
-    criterion = losses.IMCLoss(backend="reference")
-    assert told(lambda: criterion(image.to("meta"), text.to("meta"))) == []
-    torch._dynamo.reset()
-    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
-    assert told(lambda: compiled(image, text)) == []
-    each = torch.func.vmap(lambda x: functional.intra_modal_constraint(x, backend="reference"))
-    assert told(lambda: each(torch.stack([image, text]).detach())) == []
+from itm_kernels import diagnostics, losses
+from loss_cases import BY_NAME, batch, unrelated_rows
 
 
 @pytest.mark.parametrize("name", sorted(name for name in BY_NAME if name.startswith("constraint")))
@@ -113,7 +51,7 @@ def test_nan_rows_count_as_no_violation() -> None:
 
 
 def test_learnt_scales_are_the_current_ones() -> None:
-    image, text = unrelated()
+    image, text = unrelated_rows()
     criterion = losses.SigmoidLoss(logit_scale=30.0, learnable=True)
     with torch.no_grad():
         criterion.logit_scale.log.add_(5)
@@ -129,7 +67,7 @@ def test_learnt_scales_are_the_current_ones() -> None:
 
 
 def test_texts_without_an_image_form_no_pair() -> None:
-    image, text = unrelated()
+    image, text = unrelated_rows()
     ids = {"image_ids": torch.arange(16), "text_ids": torch.arange(16) // 2 * 17}
     criterion = losses.InfoNCELoss(unmatched="negative")
     found = diagnostics(criterion, image, text, **ids)
@@ -140,7 +78,7 @@ def test_texts_without_an_image_form_no_pair() -> None:
 
 
 def test_messages() -> None:
-    image, text = unrelated()
+    image, text = unrelated_rows()
     with pytest.raises(TypeError, match="diagnostics: loss must be a Module of itm_kernels.losses"):
         diagnostics(torch.nn.Identity(), image, text)
     with pytest.raises(ValueError, match=r"diagnostics: image \[16, 512\] and text \[3, 512\] dif"):

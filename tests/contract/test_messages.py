@@ -199,8 +199,3 @@ def test_options_of_modules(
 ) -> None:
     with pytest.raises(error, match=f"^{build.__name__}: {message}"):
         build(**options)
-
-
-def test_sum_of_hinges_has_no_mining_option() -> None:
-    with pytest.raises(TypeError, match="SumOfHingesLoss.* unexpected keyword argument 'mining'$"):
-        losses.SumOfHingesLoss(mining="all")  # type: ignore[call-arg]

@@ -181,11 +181,6 @@ def test_signatures_stay_readable() -> None:
     ]
 
 
-def test_itm_labels_in_the_place_of_match() -> None:
-    with pytest.raises(TypeError, match="match must be a function .* use image_ids= and text_ids="):
-        losses.ITMLoss()(X, Y, IDS)  # type: ignore[arg-type]
-
-
 # -- numbers of NumPy ------------------------------------------------------------------------------
 
 

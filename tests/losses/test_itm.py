@@ -1,5 +1,6 @@
 """Image-text matching: invalid labels, excluded rows, shapes of logits."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +233,20 @@ def test_pairs_without_ids_are_those_of_the_formula(reduction: str, smoothing: f
     torch.testing.assert_close(loss, itm_loss(logits, labels, exists=exists, **options))
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     assert not grad[5].any() and grad.isfinite().all() and (grad[:5] != 0).all()
+
+
+def test_labels_in_the_place_of_match_are_refused() -> None:
+    with pytest.raises(TypeError, match="match must be a function .* use image_ids= and text_ids="):
+        ITMLoss()(IMAGE, TEXT, IDS)  # type: ignore[arg-type]
+
+
+def test_without_negatives_the_loss_is_the_mean_of_the_positives() -> None:
+    x, ids = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64), torch.tensor([5, 5])
+
+    def match(image_index: Tensor, text_index: Tensor) -> Tensor:
+        existing = (image_index >= 0) & (text_index >= 0)
+        return torch.where(existing, math.log(3.0), torch.nan).double()
+
+    # A probability of three quarters for every match.
+    result = ITMLoss()(x, x, match, image_ids=ids, text_ids=ids)
+    assert result.item() == pytest.approx(math.log(4.0 / 3.0))

@@ -115,6 +115,14 @@ def batch(
     return image.clone().requires_grad_(), text.clone().requires_grad_()
 
 
+def unrelated_rows(N: int = 16, D: int = 512) -> tuple[Tensor, Tensor]:
+    """Return unit rows whose cosines are near 0: the default band of IMC selects no pair."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    rows = torch.randn(2, N, D, generator=generator, device="cpu")
+    image, text = torch.nn.functional.normalize(rows, dim=-1)
+    return image.requires_grad_(), text
+
+
 def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
