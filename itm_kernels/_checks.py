@@ -9,7 +9,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import GroupMember, ProcessGroup, get_rank
 
 from itm_kernels import _autocast, _devices
 from itm_kernels._describe import argument, as_dense, as_tensor, dtype_name, shape
@@ -264,7 +264,14 @@ def _fits_fp32(name: str, x: float, *, reciprocal: bool, power: float) -> None:
 
 
 def process_group(name: str, value: object) -> None:
-    """Check for a process group of torch.distributed."""
+    """Check for a process group of torch.distributed that this process belongs to."""
+    if value is GroupMember.NON_GROUP_MEMBER or (
+        isinstance(value, ProcessGroup) and get_rank(value) < 0
+    ):
+        # What new_group returns to processes outside the group.
+        raise UnnamedValueError(
+            f"{name} does not contain this process; call the loss on the group's ranks only"
+        )
     if not isinstance(value, ProcessGroup):
         raise UnnamedTypeError(
             f"{name} must be a process group, got {describe(value)}; after "

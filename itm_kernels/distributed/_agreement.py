@@ -43,8 +43,6 @@ class Agreement:
         _checks.process_group("group", group)
         self.group, self.size = group, dist.get_world_size(group)
         self.rank = dist.get_rank(group)
-        if self.rank < 0:
-            raise UnnamedValueError("group does not contain this process; pass a group that does")
         self.gradients, self.exchange = gradients, exchange
         self._rows: dict[str, int] = {}
         self._said = ""
@@ -52,9 +50,12 @@ class Agreement:
         self.sides: dict[str, Side] = {}
 
     def __enter__(self) -> "Agreement":
+        return self
+
+    def check_options(self) -> None:
+        """Check this rank's `gradients` and `exchange`."""
         _checks.option("gradients", self.gradients, get_args(Gradients))
         _checks.option("exchange", self.exchange, get_args(Exchange))
-        return self
 
     def describe(
         self,
@@ -64,6 +65,7 @@ class Agreement:
         **options: object,
     ) -> None:
         """State what this rank was called with; `optional` arguments may be None on all ranks."""
+        self.check_options()
         self._rows = {name: tensor.shape[-2] for name, tensor in rows.items()}
         said = [function, f"gradients={self.gradients!r}", f"exchange={self.exchange!r}"]
         for name, tensor in rows.items():

@@ -39,7 +39,10 @@ def spread(group: ProcessGroup | None, gradients: str, exchange: str) -> Agreeme
     if group is None:
         return None
     agreement = Agreement(group, gradients, exchange)
-    return agreement if agreement.size > 1 else None
+    if agreement.size > 1:
+        return agreement
+    agreement.check_options()
+    return None
 
 
 class OptionsModule(Checked, nn.Module):

@@ -38,6 +38,7 @@ def info_nce_over_ranks(
             {"image": image, "text": text},
             {"image_ids": image_ids, "text_ids": text_ids},
             logit_scale=scale,
+            max_scale=scales[2],
             unmatched=unmatched,
             reduction=reduction,
         )

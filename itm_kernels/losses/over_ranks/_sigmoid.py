@@ -40,6 +40,7 @@ def sigmoid_over_ranks(
             {"image": image, "text": text},
             {"image_ids": image_ids, "text_ids": text_ids},
             logit_scale=scale,
+            max_scale=scales[2],
             logit_bias=logit_bias,
             unmatched=unmatched,
             reduction=reduction,
