@@ -3,6 +3,7 @@
 from itm_kernels import (
     backends,
     compat,
+    distributed,
     functional,
     fusion,
     losses,
@@ -20,6 +21,7 @@ __all__ = [
     "backends",
     "compat",
     "diagnostics",
+    "distributed",
     "functional",
     "fusion",
     "losses",

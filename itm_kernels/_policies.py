@@ -73,6 +73,17 @@ def keeps_band_mask(x: Tensor, metric: str, mode: str) -> bool:
     return (mode != "official" or metric == "cosine") and N <= 32 * D
 
 
+# Rows of all ranks up to this size are gathered.
+GATHERED_BYTES = 64 << 20
+
+
+def goes_round(exchange: str, total: int, rows: Tensor) -> bool:
+    """Return whether rows `[n, D]`, of `total` over all ranks, travel around a ring."""
+    if exchange == "auto":
+        return total * rows.shape[1] * rows.element_size() > GATHERED_BYTES
+    return exchange == "ring"
+
+
 _HERE = "itm_kernels/_policies.py"
 _CPU, _CUDA, _TRITON = "csrc/cpu", "csrc/cuda", "itm_kernels/triton"
 POLICIES = (
@@ -87,6 +98,12 @@ POLICIES = (
         "native CPU kernels keep the scores of a synthesis, for cosines up to the inputs' size",
         "larger scores would be half of the memory of InfoCMR and save no measurable time",
         *(_HERE, "keeps_synthesis_scores"),
+    ),
+    Policy(
+        "exchange",
+        "with group=, rows of all ranks are gathered up to 64 MiB; beyond, they go round a ring",
+        "a gather needs fewer messages and one product less; a ring needs memory for two blocks",
+        *(_HERE, "GATHERED_BYTES = 64 << 20"),
     ),
     Policy(
         "kept band",

@@ -14,3 +14,7 @@ is their concatenation in rank order. Numbers of rows may differ, and may be 0.
   an argument of one rank is invalid, that rank raises its error, the others RuntimeError with it.
 - A group of one rank gives the bits of `group=None`.
 """
+
+from itm_kernels.distributed._fetch import fetch
+
+__all__ = ["fetch"]

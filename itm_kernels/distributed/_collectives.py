@@ -21,7 +21,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.side.reduce_scatter(grad), None
+        wide = torch.promote_types(grad.dtype, torch.float32)  # a sum over many ranks
+        return ctx.side.reduce_scatter(grad.to(wide)).to(grad.dtype), None
 
 
 def gather_rows(rows: Tensor, side: Side) -> Tensor:  # [n, ...] -> [N, ...]

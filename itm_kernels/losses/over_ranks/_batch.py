@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels import _positives
+from itm_kernels._policies import goes_round
 from itm_kernels._positives import Pairs
 from itm_kernels._public import UnnamedValueError
 from itm_kernels.distributed._agreement import Agreement
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
     number: int | Tensor  # of pairs
     all_text_ids: Tensor  # [M]
     all_positive: Tensor  # [M]
+    ring: bool  # whether rows travel around a ring, instead of being gathered
 
 
 def find_pairs(
@@ -45,7 +47,7 @@ def find_pairs(
         ValueError: as `_positives.match`; or without ids, a rank's images and texts differ in rows.
     """
     v, c = agreement.sides["image"], agreement.sides["text"]
-    device = image.device
+    device, ring = image.device, goes_round(agreement.exchange, v.total, image)
     if image_ids is None or text_ids is None:
         for rank, (n, m) in enumerate(zip(v.counts, c.counts, strict=True)):
             if n != m:
@@ -55,7 +57,7 @@ def find_pairs(
                 )
         everyone = torch.arange(v.total, device=device)
         own = everyone[c.own]
-        return Batch(v, c, Pairs(own, everyone, own), None, None, c.total, everyone, everyone)
+        return Batch(v, c, Pairs(own, everyone, own), None, None, c.total, everyone, everyone, ring)
     ids = [side.gather(t.to(device, torch.int64)) for side, t in ((v, image_ids), (c, text_ids))]
     images, texts = (image.new_empty(()).expand(side.total, 1) for side in (v, c))  # for shapes
     found = _positives.match(images, texts, ids[0], ids[1], unmatched)
@@ -68,7 +70,7 @@ def find_pairs(
         None if mask is None else mask[c.own] for mask in (found.absent, found.mistaken)
     )
     pairs = Pairs(positive[c.own], ids[0], ids[1][c.own])
-    return Batch(v, c, pairs, absent, mistaken, number, ids[1], positive)
+    return Batch(v, c, pairs, absent, mistaken, number, ids[1], positive, ring)
 
 
 def reduce_over_ranks(values: Tensor, reduction: str, side: Side, number: int | Tensor) -> Tensor:

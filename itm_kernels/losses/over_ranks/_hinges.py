@@ -10,7 +10,6 @@ in which the terms over a part of the batch cancel, whatever function of the sco
 times this rank's share of the scores is computed.
 """
 
-from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -24,14 +23,16 @@ from itm_kernels.distributed._collectives import attached, gather_rows, maximum
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, zero_absent
 from itm_kernels.losses.over_ranks._batch import Batch, find_pairs, reduce_over_ranks
+from itm_kernels.losses.over_ranks._hinges_around import (
+    Values,
+    hinges_of_scores,
+    values_by_differences_around,
+    values_of_hardest_around,
+)
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
-from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
 from itm_kernels.reference._precision import wide
-
-# The values [M] of the pairs of images [N, D] and texts [M, D].
-Values = Callable[[Tensor, Tensor, Pairs], Tensor]
 
 
 def hinges_over_ranks(
@@ -67,7 +68,7 @@ def hinges_over_ranks(
     batch = find_pairs(agreement, image, text, image_ids, text_ids, unmatched)
     image, text = agreement.entering(image, text)
     values = hinge_values(image, text, batch, float(margin), mining, backend)
-    values = nan_where_mistaken(zero_absent(values, batch.absent), batch.mistaken, image, text)
+    values = nan_where_mistaken(zero_absent(values, batch.absent), batch.mistaken, text.T)
     return reduce_over_ranks(values, reduction, batch.text, batch.number)
 
 
@@ -80,15 +81,19 @@ def hinge_values(
     backend: str,
 ) -> Tensor:  # [m]
     """Return the hinges of this rank's pairs."""
-    images = gather_rows(image, batch.image)
-    if mining == "hardest":
-        return _values_of_hardest(images, text, batch, margin, backend)
 
     def of_block(v: Tensor, c: Tensor, pairs: Pairs) -> Tensor:
         if mining is None:
             return fused_sum_of_hinges(v, c, pairs, margin, backend)
         return fused_max_of_hinges(v, c, pairs, margin, True, backend)
 
+    if batch.ring and mining == "hardest":
+        return values_of_hardest_around(image, text, batch, margin, backend)
+    if batch.ring:
+        return values_by_differences_around(of_block, image, text, batch, mining is None)
+    images = gather_rows(image, batch.image)
+    if mining == "hardest":
+        return _values_of_hardest(images, text, batch, margin, backend)
     return _values_by_differences(of_block, images, gather_rows(text, batch.text), text, batch)
 
 
@@ -107,11 +112,7 @@ def _values_of_hardest(
         return maximum(attached(none, images, text), batch.text)[:0]
     found = fused_hardest_negatives(images, text, batch.pairs, backend)
     hardest_text = maximum(found.text_score, batch.text)[positive_index.clamp_min(0)]
-    positive = found.positive
-    text_hinge = (margin + hardest_text - positive).relu()
-    image_hinge = (margin + found.image_score - positive).relu()
-    loss = text_hinge + image_hinge + nan_unless_finite(positive)
-    return with_nan_gradient(loss, positive_index)
+    return hinges_of_scores(found.positive, hardest_text, found.image_score, margin, positive_index)
 
 
 def _values_by_differences(

@@ -12,7 +12,7 @@ from itm_kernels.losses._logit_scale import checked_scale
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.losses.over_ranks._batch import Batch, find_pairs, reduce_over_ranks
-from itm_kernels.losses.over_ranks._log_sums import gathered, log_sums_over_ranks
+from itm_kernels.losses.over_ranks._log_sums import gathered, log_sums_around, log_sums_over_ranks
 from itm_kernels.ops._log_sum_exp import as_scalar
 
 
@@ -60,9 +60,13 @@ def contrast_over_ranks(
 ) -> Contrast:
     """Compute what `contrast` does, for this rank's texts in the global batch."""
     positive, image_ids, text_ids = batch.pairs
-    assert image_ids is not None and text_ids is not None
-    everyone = gathered(image, batch.image)
-    found = log_sums_over_ranks(everyone, text, scale, image_ids, text_ids, positive, batch.text)
+    assert positive is not None and image_ids is not None and text_ids is not None
+    ids = image_ids, text_ids, positive
+    if batch.ring:
+        found = log_sums_around(image, text, scale, *ids, (batch.image, batch.text))
+    else:
+        everyone = gathered(image, batch.image)
+        found = log_sums_over_ranks(everyone, text, scale, *ids, batch.text)
     from_image = gather_image(LogSums(found.row, found.row_highest), batch.pairs)
     from_text = LogSums(found.column, found.column_highest)
     return Contrast(zero_absent(found.positive, batch.absent), from_image, from_text)

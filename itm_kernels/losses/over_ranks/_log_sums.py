@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.distributed._collectives import attached, gather_rows, log_add
+from itm_kernels.distributed._ring import Outputs, circulate
 from itm_kernels.distributed._side import Side
 from itm_kernels.losses._contrast import Embeddings, log_sums
 from itm_kernels.ops._log_sum_exp import RelativeSums
@@ -33,6 +34,42 @@ def log_sums_over_ranks(
         found = _of_no_columns(x.raw, y.raw, scale)
     row, row_highest = log_add(found.row, found.row_highest, side)
     return found._replace(row=row, row_highest=row_highest)
+
+
+def log_sums_around(
+    x: Embeddings,  # [n, D], of this rank
+    y: Embeddings,  # [m, D]
+    scale: Tensor,  # []
+    x_ids: Tensor,  # [N]
+    y_ids: Tensor,  # [m]
+    positive: Tensor,  # [m]
+    sides: tuple[Side, Side],
+) -> RelativeSums:
+    """Return the same; the rows x of all ranks visit this rank one block after another."""
+
+    def of_block(block: Tensor, own: slice, own_y: Tensor, scale: Tensor) -> Outputs:
+        outside = (positive < own.start) | (positive >= own.stop)
+        if not block.shape[0] or not own_y.shape[0]:
+            none = scale.new_full((block.shape[0],), -torch.inf)
+            zeros = scale.new_zeros(own_y.shape[0])
+            no_column = torch.full_like(zeros, -torch.inf), zeros
+            return Outputs((none, torch.zeros_like(none)), (zeros,), (), (no_column,))
+        found = log_sums(
+            Embeddings(block, x.backend, x.cosine),
+            Embeddings(own_y, y.backend, y.cosine),
+            scale,
+            x_ids[own],
+            y_ids,
+            (positive - own.start).masked_fill(outside, -1),
+        )
+        logits = found.positive.masked_fill(outside & (positive >= 0), 0)
+        columns = found.column, found.column_highest
+        return Outputs((found.row, found.row_highest), (logits,), (), (columns,))
+
+    found = circulate(of_block, sides[0], x.raw, y.raw, scale)
+    row, row_highest = log_add(found.rows[0], found.rows[1], sides[1])
+    column, column_highest = found.logs[0]
+    return RelativeSums(row, column, found.sums[0], row_highest, column_highest)
 
 
 def _of_no_columns(x: Tensor, y: Tensor, scale: Tensor) -> RelativeSums:

@@ -1,0 +1,164 @@
+"""Hinges whose rows travel around a ring: memory of two blocks, whatever the number of ranks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from itm_kernels._positives import Pairs
+from itm_kernels.distributed._fetch import fetch_rows
+from itm_kernels.distributed._ring import Outputs, blocks, circulate, slice_of
+from itm_kernels.losses.over_ranks._batch import Batch
+from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
+from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
+from itm_kernels.reference._precision import wide
+
+# The values [M] of the pairs of images [N, D] and texts [M, D].
+Values = Callable[[Tensor, Tensor, Pairs], Tensor]
+_NONE = torch.iinfo(torch.int64).max
+
+
+def hinges_of_scores(
+    positive: Tensor,  # [m]
+    hardest_text: Tensor,  # [m], of the pair's image
+    hardest_image: Tensor,  # [m]
+    margin: float,
+    positive_index: Tensor,  # [m]
+) -> Tensor:  # [m]
+    """Return both hinges of every pair; -inf is the score of an anchor without a negative."""
+    text_hinge = (margin + hardest_text - positive).relu()
+    image_hinge = (margin + hardest_image - positive).relu()
+    loss = text_hinge + image_hinge + nan_unless_finite(positive)
+    return with_nan_gradient(loss, positive_index)
+
+
+def values_of_hardest_around(
+    image: Tensor,  # [n, D]
+    text: Tensor,  # [m, D]
+    batch: Batch,
+    margin: float,
+    backend: str,
+) -> Tensor:  # [m]
+    """Return the hinges from the hardest negatives.
+
+    Mining goes round once, without gradient. Then only the rows of positives and of hardest
+    negatives travel, three per pair, and their gradients back.
+    """
+    positive_index = batch.pairs.positive
+    assert positive_index is not None
+    found = _mined(image.detach(), text.detach(), batch, backend)
+    text_score, text_index, image_score, image_index = found
+    paired = positive_index.clamp_min(0)
+    text_score, text_index = text_score[paired], text_index[paired]
+    rows = fetch_rows(image, torch.cat([paired, image_index.clamp_min(0)]), batch.image)
+    own, hardest_image = wide(rows[: len(text)]), wide(rows[len(text) :])
+    hardest_text = wide(fetch_rows(text, text_index.clamp_min(0), batch.text))
+    positive = (own * wide(text)).sum(1)
+    scores = (own * hardest_text).sum(1), (hardest_image * wide(text)).sum(1)
+    of_text, of_image = (
+        # A NaN of any negative is that of the maximum.
+        torch.where(index < 0, -torch.inf, score).masked_fill(mined.isnan(), torch.nan)
+        for score, index, mined in (
+            (scores[0], text_index, text_score),
+            (scores[1], image_index, image_score),
+        )
+    )
+    positive = positive.masked_fill(positive_index < 0, torch.nan)
+    return hinges_of_scores(positive, of_text, of_image, margin, positive_index)
+
+
+@torch.no_grad()
+def _mined(
+    image: Tensor, text: Tensor, batch: Batch, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return scores and indices of the hardest text of every image and of images of own texts."""
+    positive, image_ids, text_ids = batch.pairs
+    assert positive is not None and image_ids is not None
+    m, N = text.shape[0], batch.image.total
+    score = wide(text.new_full((N,), -torch.inf))
+    index = torch.full_like(score, -1, dtype=torch.int64)
+    image_score = wide(text.new_full((m,), -torch.inf))
+    image_index = torch.full_like(image_score, -1, dtype=torch.int64)
+    for rank, block in blocks(image, batch.image):
+        own = slice_of(batch.image, rank)
+        if not block.shape[0] or not m:
+            continue
+        outside = (positive < own.start) | (positive >= own.stop)
+        pairs = Pairs((positive - own.start).masked_fill(outside, -1), image_ids[own], text_ids)
+        found = fused_hardest_negatives(block, text, pairs, backend)
+        score[own] = found.text_score
+        index[own] = torch.where(found.text_index < 0, -1, found.text_index + batch.text.first)
+        at = torch.where(found.image_index < 0, -1, found.image_index + own.start)
+        # Of equal scores the lowest index; NaN exceeds all.
+        equal = (found.image_score == image_score) & (at >= 0)
+        first = equal & ((at < image_index) | (image_index < 0))
+        higher = (found.image_score > image_score) | found.image_score.isnan() | first
+        image_score = torch.where(higher, found.image_score, image_score)
+        image_index = torch.where(higher, at, image_index)
+    side = batch.text
+    most = side.all_reduce(score, "MAX")
+    candidate = index.masked_fill((score != most) | (index < 0), _NONE)
+    lowest = side.all_reduce(candidate, "MIN")
+    lost = side.all_reduce(score.isnan().int(), "MAX").bool()  # a maximum may lose a NaN
+    return (
+        most.masked_fill(lost, torch.nan),
+        lowest.masked_fill(lowest == _NONE, -1),
+        *(
+            image_score,
+            image_index,
+        ),
+    )
+
+
+def values_by_differences_around(
+    of_block: Values,
+    image: Tensor,  # [n, D]
+    text: Tensor,  # [m, D]
+    batch: Batch,
+    additive: bool,  # terms of parts of the batch add up; otherwise the highest counts
+) -> Tensor:  # [m]
+    """Return the values as `_hinges` explains, for one block of the batch after another.
+
+    L(P, T and B) of a block B of texts holds the term of images over T and B, and L(P and B, T) of
+    a block of images that of texts over P and B. As maxima over blocks they give the terms over the
+    whole batch. As sums, they count the terms over T and P once per block; L(P and P, T) tells the
+    two apart.
+    """
+    positive, image_ids, text_ids = batch.pairs
+    assert positive is not None and image_ids is not None and text_ids is not None
+    m, W = text.shape[0], batch.text.size
+    rows = positive.clamp_min(0)
+    paired, paired_ids = fetch_rows(image, rows, batch.image), image_ids[rows]
+    own = torch.arange(m, device=text.device).masked_fill(positive < 0, -1)
+
+    def outputs(values: Tensor) -> Outputs:
+        return Outputs((), (values,)) if additive else Outputs((), (), (values,))
+
+    def of(more: Tensor, more_ids: Tensor, paired: Tensor, text: Tensor) -> Tensor:
+        """Return L(P and more images, T)."""
+        pairs = Pairs(own, torch.cat([paired_ids, more_ids]), text_ids)
+        return of_block(torch.cat([paired, more]), text, pairs)
+
+    def of_texts(block: Tensor, given: slice, paired: Tensor, text: Tensor) -> Outputs:
+        if not m or given == batch.text.own:  # T itself
+            return outputs(wide(text.new_full((m,), 0 if additive else -torch.inf)))
+        nobody = own.new_full((block.shape[0],), -1)
+        ids = torch.cat([text_ids, batch.all_text_ids[given]])
+        pairs = Pairs(torch.cat([own, nobody]), paired_ids, ids)
+        return outputs(of_block(paired, torch.cat([text, block]), pairs)[:m])
+
+    def of_images(block: Tensor, given: slice, paired: Tensor, text: Tensor) -> Outputs:
+        if not m:
+            return outputs(wide(text.new_empty(0)))
+        return outputs(of(block, image_ids[given], paired, text))
+
+    a = circulate(of_texts, batch.text, text, paired, text)
+    b = circulate(of_images, batch.image, image, paired, text)
+    over_texts, over_images = ((merged.sums or merged.maxima)[0] for merged in (a, b))
+    if not m:
+        return over_texts + over_images
+    both = of_block(paired, text, Pairs(own, paired_ids, text_ids))
+    if not additive:
+        return torch.maximum(over_texts, both) + over_images - both
+    twice = of(paired, paired_ids, paired, text)
+    return over_texts + over_images - (2 * W - 3) * both - twice
