@@ -8,7 +8,8 @@ from torch import Tensor
 from itm_kernels import backends
 from itm_kernels._autocast import outside_autocast
 from itm_kernels._positives import Pairs
-from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
+from itm_kernels.ops._define import define, distinct, index_empty, wide_empty
+from itm_kernels.ops._max_of_hinges import HingesTotalFunction
 
 
 def _forward_fake(image: Tensor, text: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
@@ -32,7 +33,7 @@ def _backward_fake(
 # hardest_text int32 [N]: of every image; violations [N]: how many of its pairs violate the margin
 #   with it.
 # masks int32 [N, ceil(N / 32)] and [M, ceil(M / 32)]: the pairs inside the band, and the diagonal
-#   entry of a row whose sum is not finite.
+#   entry of a row whose sum is not finite. The gradient multiplies rows by these counts and bits.
 define(
     "imc_total_forward",
     "(Tensor image, Tensor text, Tensor? positive, Tensor? image_ids, Tensor? text_ids, "
@@ -50,31 +51,6 @@ define(
 )
 
 
-class IMCTotalFunction(torch.autograd.Function):
-    """The gradient multiplies rows by counts of violated hinges and by the bits of the band."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        namespace: str,
-        image: Tensor,
-        text: Tensor,
-        positive: Tensor | None,
-        *others: Any,
-    ) -> Tensor:
-        forward = torch_op(namespace, "imc_total_forward")
-        total, *found = forward(image, text, positive, *others)
-        ctx.save_for_backward(image, text, positive, *found)
-        ctx.options = namespace, others[-1]
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        namespace, weight = ctx.options
-        backward = torch_op(namespace, "imc_total_backward")
-        return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 7
-
-
 @outside_autocast
 def fused_imc_total(
     image: Tensor,  # [N, D]
@@ -90,8 +66,9 @@ def fused_imc_total(
 
     The loss and its gradients are NaN if a pair has no image.
     """
-    namespace = backends.resolve_total("imc_total", image, backend, (image.shape[0], text.shape[0]))
+    operator, sides = "imc_total", (image.shape[0], text.shape[0])
+    namespace = backends.resolve_total(operator, image, backend, sides)
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)
-    return IMCTotalFunction.apply(namespace, *given, margin, lower, upper, weight)
+    return HingesTotalFunction.apply(namespace, operator, *given, margin, lower, upper, weight)

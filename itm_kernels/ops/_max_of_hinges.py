@@ -84,29 +84,33 @@ class MaxOfHingesFunction(torch.autograd.Function):
         return None, grad_image, grad_text, None, None, None, None, None
 
 
-class MaxOfHingesTotalFunction(torch.autograd.Function):
-    """As `MaxOfHingesFunction`, for the gradient of one value."""
+class HingesTotalFunction(torch.autograd.Function):
+    """As `MaxOfHingesFunction`, for one value, of `max_of_hinges_total` or `imc_total`.
+
+    The backward pass takes the last option of the forward pass, the weight.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         namespace: str,
+        operator: str,
         image: Tensor,
         text: Tensor,
         positive: Tensor | None,
         *others: Any,
     ) -> Tensor:
-        forward = torch_op(namespace, "max_of_hinges_total_forward")
-        total, *indices = forward(image, text, positive, *others)
-        ctx.save_for_backward(image, text, positive, *indices)
-        ctx.options = namespace, others[-1]
+        forward = torch_op(namespace, f"{operator}_forward")
+        total, *found = forward(image, text, positive, *others)
+        ctx.save_for_backward(image, text, positive, *found)
+        ctx.options = namespace, operator, others[-1], len(others)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        namespace, weight = ctx.options
-        backward = torch_op(namespace, "max_of_hinges_total_backward")
-        return None, *backward(grad, *ctx.saved_tensors, weight), *(None,) * 6
+        namespace, operator, weight, others = ctx.options
+        backward = torch_op(namespace, f"{operator}_backward")
+        return None, None, *backward(grad, *ctx.saved_tensors, weight), *[None] * (1 + others)
 
 
 @outside_autocast
@@ -141,8 +145,9 @@ def fused_max_of_hinges_total(
     The loss and its gradients are NaN if a pair has no image.
     """
     sides = image.shape[0], text.shape[0]
-    namespace = backends.resolve_total("max_of_hinges_total", image, backend, sides)
+    operator = "max_of_hinges_total"
+    namespace = backends.resolve_total(operator, image, backend, sides)
     if namespace is None:
         return None
     given = distinct(image, text, *pairs)
-    return MaxOfHingesTotalFunction.apply(namespace, *given, margin, semihard, weight)
+    return HingesTotalFunction.apply(namespace, operator, *given, margin, semihard, weight)
