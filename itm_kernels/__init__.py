@@ -13,12 +13,14 @@ from itm_kernels import (
     retrieval,
     synthesis,
 )
+from itm_kernels._chunked import chunked
 from itm_kernels._diagnostics import diagnostics
 from itm_kernels._version import __version__
 
 __all__ = [
     "__version__",
     "backends",
+    "chunked",
     "compat",
     "diagnostics",
     "distributed",

@@ -105,6 +105,7 @@ AROUND: dict[str, set[str]] = {
     "synthesis": FOUNDATION,
     "retrieval": FOUNDATION,
     "fusion": FOUNDATION,
+    "_chunked": {"_checks", "_describe", "_public"},
     "_diagnostics": FOUNDATION | {"losses"},
     "compat": FOUNDATION | {"losses", "functional"},
     "__main__": {"backends", "_policies", "__version__"},
