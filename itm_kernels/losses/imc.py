@@ -7,14 +7,9 @@ from torch import Tensor
 from itm_kernels import _checks, _positives
 from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
 from itm_kernels._public import naming, public
+from itm_kernels.losses._band import BAND, check_constraint, default_reduction, warn_of_empty_band
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
-from itm_kernels.losses.intra_modal import (
-    BAND,
-    check_constraint,
-    default_reduction,
-    warn_of_empty_band,
-)
 from itm_kernels.ops._imc import fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges

@@ -1,49 +1,35 @@
 """Intra-modal constraint of one modality."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
-from itm_kernels._options import Backend, Metric, Mode, Reduction, Thresholds, number, word
+from itm_kernels._options import (
+    Backend,
+    Exchange,
+    Gradients,
+    Metric,
+    Mode,
+    Reduction,
+    Thresholds,
+    word,
+)
 from itm_kernels._public import naming, public
-from itm_kernels._warnings import warn
-from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._band import (
+    BAND,
+    EmptyBandWarning,
+    check_constraint,
+    default_reduction,
+    warn_of_empty_band,
+)
+from itm_kernels.losses._module import DISTRIBUTED, SHARED, OptionsModule, check_options, spread
 from itm_kernels.losses._reduction import reduce
+from itm_kernels.losses.over_ranks._intra_modal import constraint_over_ranks
 from itm_kernels.ops._intra_modal import fused_intra_modal
 
-BAND = {
-    "metric": word(Metric),
-    "lower": number(),
-    "upper": number(),
-    "weight": number(),
-    "mode": word(Mode),
-    "thresholds": word(Thresholds),
-}
-
-
-def check_constraint(
-    metric: object,
-    lower: object,
-    upper: object,
-    weight: object,
-    mode: object,
-    thresholds: object,
-) -> None:
-    """Check the options of a constraint."""
-    _checks.option("metric", metric, get_args(Metric))
-    _checks.option("mode", mode, get_args(Mode))
-    _checks.option("thresholds", thresholds, get_args(Thresholds))
-    _checks.number("weight", weight)
-    if mode == "official":
-        # The bounds of distances are ranks, as fractions of the batch.
-        least = 0 if metric != "cosine" else float("-inf")
-        _checks.number("lower", lower, least=least)
-        _checks.number("upper", upper, least=least)
-    else:
-        _checks.number("lower", lower)
-        _checks.number("upper", upper, above=float(lower))  # type: ignore[arg-type]
+__all__ = ["EmptyBandWarning", "IntraModalConstraint", "intra_modal_constraint"]
 
 
 @public
@@ -59,6 +45,9 @@ def intra_modal_constraint(
     ids: Tensor | None = None,
     reduction: Reduction | None = None,
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Sum the scores or distances of the pairs of one modality that lie inside a band.
 
@@ -91,9 +80,17 @@ def intra_modal_constraint(
         reduction: `None` selects the mode's own, "sum" for "paper" and "mean" (1 / N) for the
             others; `"none"` returns one value per row, `[N]`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; all three gather the rows here.
 
     Returns:
-        The constraint, in fp32 for fp16 and bf16 inputs. The bounds carry no gradient.
+        The constraint, in fp32 for fp16 and bf16 inputs. The bounds carry no gradient. With a
+        group, `"none"` returns the values of this rank's rows, and row 0 is that of the global
+        batch. Rank 0 of the group warns of a band that is empty on all ranks.
 
     Raises:
         TypeError: embeddings is not a floating-point tensor, or ids are not integers.
@@ -108,6 +105,10 @@ def intra_modal_constraint(
     >>> intra_modal_constraint(x)
     tensor(0.9333)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        band = metric, lower, upper, weight, mode, thresholds
+        return constraint_over_ranks(embeddings, ids, *band, reduction, backend, agreement)
     _checks.embeddings(embeddings=embeddings)
     check_constraint(metric, lower, upper, weight, mode, thresholds)
     reduction = default_reduction(mode) if reduction is None else reduction
@@ -120,41 +121,6 @@ def intra_modal_constraint(
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     warn_of_empty_band("intra_modal_constraint", "embeddings", values, weight, **bounds)
     return reduce(float(weight) * values, reduction)
-
-
-_warned: set[str] = set()  # functions and arguments whose empty band has been warned of
-
-
-def warn_of_empty_band(
-    function: str, name: str, values: Tensor, weight: float, **options: object
-) -> None:
-    """Warn once per process that a constraint is 0 because its band is empty.
-
-    Values are only read where that needs no device synchronisation and breaks no graph.
-    """
-    key = f"{function}: {name}"
-    if not _checks.can_read(values) or torch._C._are_functorch_transforms_active():
-        return
-    if key in _warned or weight == 0 or len(values) < 2 or values.any():
-        return
-    _warned.add(key)
-    shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
-    warn(
-        f"{function}: the band of the constraint selects no pair of {name} in this batch "
-        f"({shown}), so it is 0 and has no gradient. This may pass early in training; if not, "
-        "choose other bounds, with the shares that itm_kernels.diagnostics returns. This warning "
-        "appears once",
-        EmptyBandWarning,
-    )
-
-
-class EmptyBandWarning(UserWarning):
-    """An intra-modal constraint is 0 because no pair of a batch lies in its band."""
-
-
-def default_reduction(mode: Mode) -> Reduction:
-    """Return the reduction over rows that a mode's source uses."""
-    return "sum" if mode == "paper" else "mean"
 
 
 class IntraModalConstraint(OptionsModule):
@@ -175,6 +141,11 @@ class IntraModalConstraint(OptionsModule):
         reduction: None selects the mode's own, "sum" for "paper" and "mean" for the others;
             `"none"` returns one value per row, `[N]`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; all three gather the rows.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -185,7 +156,12 @@ class IntraModalConstraint(OptionsModule):
     tensor(24.)
     """
 
-    checks = {**BAND, "reduction": word(Reduction, optional=True), "backend": SHARED["backend"]}
+    checks = {
+        **BAND,
+        "reduction": word(Reduction, optional=True),
+        "backend": SHARED["backend"],
+        **DISTRIBUTED,
+    }
     metric: Metric
     lower: float
     upper: float
@@ -206,6 +182,9 @@ class IntraModalConstraint(OptionsModule):
         thresholds: Thresholds = "row0",
         reduction: Reduction | None = None,
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         with naming("IntraModalConstraint"):
             check_constraint(metric, lower, upper, weight, mode, thresholds)
@@ -218,6 +197,9 @@ class IntraModalConstraint(OptionsModule):
             thresholds=thresholds,
             reduction=reduction,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
 
     @public

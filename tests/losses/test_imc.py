@@ -9,22 +9,22 @@ import torch
 from torch.nn.functional import normalize
 
 from itm_kernels import functional, losses
-from itm_kernels.losses import intra_modal
+from itm_kernels.losses import _band
 from loss_cases import batch, unrelated_rows
 
 
 @pytest.fixture(autouse=True)
 def untold() -> Iterator[None]:
-    intra_modal._warned.clear()
+    _band._warned.clear()
     yield
-    intra_modal._warned.clear()
+    _band._warned.clear()
 
 
 def told(run: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         run()
-    return [str(w.message) for w in found if w.category is intra_modal.EmptyBandWarning]
+    return [str(w.message) for w in found if w.category is _band.EmptyBandWarning]
 
 
 def test_an_empty_band_warns_once_per_modality() -> None:
