@@ -21,7 +21,7 @@ from itm_kernels._public import UnnamedRuntimeError, UnnamedValueError
 from itm_kernels.distributed._collectives import scale_gradient
 from itm_kernels.distributed._side import Side
 
-_BYTES = 1024
+MESSAGE_BYTES = 1024
 _REMEDY = "pass the same options, dtype and kinds of arguments on all ranks"
 _FAILED, _AGREES = b"-", b"+"
 
@@ -91,7 +91,7 @@ class Agreement:
         digest = sha256(self._said.encode()).hexdigest()  # of a description of any length
         said = [str(error)] if error else [numbers, digest, self._said]
         message = (_FAILED if error else _AGREES) + "\0".join(said).encode()
-        found = self._exchange(message[:_BYTES])
+        found = self._exchange(message[:MESSAGE_BYTES])
         if error is not None:
             return
         for rank, (head, *parts) in enumerate((m[:1], *m[1:].split(b"\0")) for m in found):
@@ -115,7 +115,7 @@ class Agreement:
         return tuple(scale_gradient(t, factor) if isinstance(t, Tensor) else t for t in tensors)
 
     def _exchange(self, message: bytes) -> list[bytes]:
-        padded = bytearray(message.ljust(_BYTES, b"\0"))
+        padded = bytearray(message.ljust(MESSAGE_BYTES, b"\0"))
         own = torch.frombuffer(padded, dtype=torch.uint8).to(self._device)
         side = Side(self.group, self.rank, (1,) * self.size)
         return [bytes(row.tolist()).rstrip(b"\0") for row in side.every(own).cpu()]

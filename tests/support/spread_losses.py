@@ -42,8 +42,8 @@ def inputs(spread: Spread) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return image.detach(), text, ids
 
 
-def compute(spread: Spread, group: Any, v: slice, c: slice) -> Result:
-    """Compute the loss and its gradients from the rows of two slices."""
+def loss_of(spread: Spread, group: Any, v: slice, c: slice) -> tuple[Tensor, list[Tensor]]:
+    """Compute the loss from the rows of two slices; return it with image, text and parameters."""
     image, text, ids = inputs(spread)
     image, text = image[v].clone().requires_grad_(), text[c].clone().requires_grad_()
     own = {name: i[v if name == "image_ids" else c] for name, i in ids.items()}
@@ -55,20 +55,26 @@ def compute(spread: Spread, group: Any, v: slice, c: slice) -> Result:
             setattr(module, name, value)
     if group is not None:
         module.group = group
-    value = case.apply(module, image, text, **own)
+    return case.apply(module, image, text, **own), [image, text, *module.parameters()]
+
+
+def compute(spread: Spread, group: Any, v: slice, c: slice) -> Result:
+    """Compute the loss and its gradients from the rows of two slices."""
+    value, leaves = loss_of(spread, group, v, c)
     value.sum().backward()
-    grads = [
-        torch.zeros_like(t) if t.grad is None else t.grad
-        for t in (image, text, *module.parameters())
-    ]
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
     return Result(value.detach(), *grads[:2], grads[2:])
 
 
-def on_rank(group: Any, spread: Spread) -> Result:
-    """Compute a rank's part."""
-    rank = group.rank()
+def own_slices(spread: Spread, rank: int) -> list[slice]:
+    """Return the images and the texts of a rank."""
     slices = []
     for counts in (spread.images, spread.texts or spread.images):
         first = sum(counts[:rank])
         slices.append(slice(first, first + counts[rank]))
-    return compute(spread, group, *slices)
+    return slices
+
+
+def on_rank(group: Any, spread: Spread) -> Result:
+    """Compute a rank's part."""
+    return compute(spread, group, *own_slices(spread, group.rank()))

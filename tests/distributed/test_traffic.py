@@ -1,0 +1,103 @@
+"""The bytes that a rank sends equal the formulas of `itm_kernels.distributed._traffic`."""
+
+import os
+from inspect import signature
+
+import pytest
+import torch
+
+from counted_traffic import on_rank
+from itm_kernels import functional
+from itm_kernels.distributed._traffic import MESSAGES, Bytes, Sizes, circulated, gathered
+from ranks import Ranks
+from spread_losses import Spread
+
+# The functions that the cases of `loss_cases` call.
+FUNCTIONS = {
+    "sum_of_hinges": "sum_of_hinges_loss",
+    "max_of_hinges": "max_of_hinges_loss",
+    "semihard": "sum_of_hinges_loss",
+    "info_nce": "info_nce_loss",
+    "sigmoid": "sigmoid_loss",
+}
+# Losses whose traffic has no formula yet.
+UNCOUNTED = {
+    "fusion_contrastive_loss",
+    "imc_loss",
+    "info_cmr_loss",
+    "intra_modal_constraint",
+    "itm_loss",
+    "multi_view_alignment_loss",
+}
+SPREADS = {
+    "equal": ((4, 4), None),
+    "unequal": ((5, 2), None),
+    "empty": ((0, 6), None),
+    "ids": ((3, 2), (4, 6)),
+}
+
+
+def sizes(spread: Spread) -> Sizes:
+    texts = spread.texts or spread.images
+    reduction = dict(spread.options).get("reduction")
+    return Sizes(
+        len(spread.images),
+        max(spread.images),
+        max(texts),
+        sum(spread.images),
+        spread.D,
+        spread.dtype.itemsize,
+        spread.ids,
+        reduction != "none",
+    )
+
+
+def check(ranks: Ranks, spread: Spread, expected: Bytes) -> None:
+    for found in ranks.run(on_rank, spread, width=len(spread.images)):
+        assert found == pytest.approx(tuple(expected))
+
+
+def test_every_other_loss_has_a_formula() -> None:
+    functions = {name: getattr(functional, name) for name in functional.__all__}
+    with_group = {
+        n for n, function in functions.items() if "group" in signature(function).parameters
+    }
+    assert with_group - UNCOUNTED <= set(MESSAGES) and not UNCOUNTED & set(MESSAGES)
+
+
+@pytest.mark.parametrize("rows", SPREADS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bytes_of_a_gather(two: Ranks, name: str, dtype: torch.dtype, rows: str) -> None:
+    images, texts = SPREADS[rows]
+    options = (("exchange", "gather"),)
+    spread = Spread(name, images, texts, texts is not None, options, dtype)
+    check(two, spread, gathered(MESSAGES[FUNCTIONS[name]], sizes(spread)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_of_pairs_are_not_sent(two: Ranks, name: str) -> None:
+    spread = Spread(name, (3, 2), options=(("exchange", "gather"), ("reduction", "none")))
+    check(two, spread, gathered(MESSAGES[FUNCTIONS[name]], sizes(spread)))
+
+
+@pytest.mark.parametrize("rows", SPREADS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
+def test_bytes_of_a_ring(two: Ranks, name: str, dtype: torch.dtype, rows: str) -> None:
+    images, texts = SPREADS[rows]
+    options = (("exchange", "ring"),)
+    spread = Spread(name, images, texts, texts is not None, options, dtype)
+    check(two, spread, circulated(MESSAGES[FUNCTIONS[name]], sizes(spread)))
+
+
+@pytest.mark.skipif("ITM_ALL_RANKS" not in os.environ, reason="set ITM_ALL_RANKS=1")
+@pytest.mark.parametrize("images", [(2, 3, 1), (2, 0, 3, 2)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bytes_of_more_ranks(four: Ranks, name: str, images: tuple[int, ...]) -> None:
+    messages = MESSAGES[FUNCTIONS[name]]
+    spread = Spread(name, images, options=(("exchange", "gather"),))
+    check(four, spread, gathered(messages, sizes(spread)))
+    if name in ("info_nce", "sigmoid"):
+        spread = spread._replace(options=(("exchange", "ring"),))
+        check(four, spread, circulated(messages, sizes(spread)))
