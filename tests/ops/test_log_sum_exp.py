@@ -38,6 +38,7 @@ def test_logits_far_apart_do_not_overflow(backend_name: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.any_set
 @on("native", "emulated")
 def test_opcheck(kernels: Any) -> None:
     x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])

@@ -49,6 +49,7 @@ def test_1024_rows_are_taken_and_1025_refused(kernels: Any) -> None:
         kernels.max_of_hinges_forward(x[:2], x, None, None, None, 0.2, False)
 
 
+@pytest.mark.any_set
 def test_opcheck(kernels: Any) -> None:
     x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])
     ids = torch.arange(3), positive.clone()

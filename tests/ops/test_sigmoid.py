@@ -76,6 +76,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield blocks
 
 
+@pytest.mark.any_set
 @on("native", "emulated")
 def test_opcheck(kernels: Any) -> None:
     x, y = small_batch.rows(3, 6), small_batch.rows(5, 6, seed=1)

@@ -48,6 +48,7 @@ def test_a_text_without_an_image_can_be_a_negative_only(backend_name: str) -> No
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.any_set
 @on("native", "emulated")
 def test_opcheck(kernels: Any) -> None:
     x, y, positive = rows(3, 6), rows(5, 6, seed=1), torch.tensor([2, 0, 1, 1, 0])
