@@ -3,13 +3,24 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives
-from itm_kernels._options import Backend, Metric, Mode, Thresholds, Unmatched, number
+from itm_kernels._options import (
+    Backend,
+    Exchange,
+    Gradients,
+    Metric,
+    Mode,
+    Thresholds,
+    Unmatched,
+    number,
+)
 from itm_kernels._public import naming, public
 from itm_kernels.losses._band import BAND, check_constraint, default_reduction, warn_of_empty_band
-from itm_kernels.losses._module import SHARED, OptionsModule, check_options
+from itm_kernels.losses._module import DISTRIBUTED, SHARED, OptionsModule, check_options, spread
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
+from itm_kernels.losses.over_ranks._imc import imc_over_ranks
 from itm_kernels.ops._imc import fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
@@ -31,6 +42,9 @@ def imc_loss(
     text_ids: Tensor | None = None,
     unmatched: Unmatched = "error",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Compute the max of hinges plus the intra-modal constraints of images and of texts.
 
@@ -51,6 +65,13 @@ def imc_loss(
         unmatched: `"error"`, or `"negative"`: a text without an image is a negative of every image
             in the hinges and forms no pair; the constraint of texts includes it like any other.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel for the hinges;
+            all three gather the rows for the constraints.
 
     Returns:
         The loss: the sum of hinges over pairs plus both constraints.
@@ -67,6 +88,11 @@ def imc_loss(
     >>> imc_loss(x, x)
     tensor(1.8667)
     """
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        bounded = metric, lower, upper, weight, mode, thresholds
+        matched = image_ids, text_ids, unmatched
+        return imc_over_ranks(image, text, margin, *bounded, *matched, backend, agreement)
     image, text = _checks.embeddings(image=image, text=text)
     _checks.number("margin", margin)
     check_constraint(metric, lower, upper, weight, mode, thresholds)
@@ -112,6 +138,11 @@ class IMCLoss(OptionsModule):
         unmatched: `"error"` raises ValueError for a text without an image; `"negative"` makes the
             text a negative of every image, without a pair of its own.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -128,6 +159,7 @@ class IMCLoss(OptionsModule):
         **BAND,
         "unmatched": SHARED["unmatched"],
         "backend": SHARED["backend"],
+        **DISTRIBUTED,
     }
     margin: float
     metric: Metric
@@ -151,6 +183,9 @@ class IMCLoss(OptionsModule):
         thresholds: Thresholds = "row0",
         unmatched: Unmatched = "error",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         with naming("IMCLoss"):
             check_constraint(metric, lower, upper, weight, mode, thresholds)
@@ -164,6 +199,9 @@ class IMCLoss(OptionsModule):
             thresholds=thresholds,
             unmatched=unmatched,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
 
     @public

@@ -93,11 +93,11 @@ def hinge_values(
         return values_by_differences_around(of_block, image, text, batch, mining is None)
     images = gather_rows(image, batch.image)
     if mining == "hardest":
-        return _values_of_hardest(images, text, batch, margin, backend)
+        return values_of_hardest(images, text, batch, margin, backend)
     return _values_by_differences(of_block, images, gather_rows(text, batch.text), text, batch)
 
 
-def _values_of_hardest(
+def values_of_hardest(
     images: Tensor,  # [N, D]
     text: Tensor,  # [m, D]
     batch: Batch,
