@@ -84,3 +84,9 @@ class Side(NamedTuple):
         found = value.new_empty(self.size * own.shape[0])
         _all_gather(found, own, group=self.group)
         return found.reshape(self.size, *value.shape)
+
+    def from_first(self, values: Tensor) -> Tensor:
+        """Return a tensor of rank 0, of the same shape on all ranks."""
+        found = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(found, dist.get_global_rank(self.group, 0), group=self.group)
+        return found

@@ -1,11 +1,12 @@
-"""InfoCMR composed of operators: batch sums, synthetic negatives and noise."""
+"""InfoCMR as one operator, or composed of batch sums, synthetic negatives and noise."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from itm_kernels import _checks
 from itm_kernels._options import Clustering
 from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import (
@@ -18,10 +19,17 @@ from itm_kernels.losses._contrast import (
     log_sums_of_synthetic,
     mean_cross_entropy,
 )
-from itm_kernels.losses._reduction import zero_absent
-from itm_kernels.ops._rbf_synthesis import SynthesisLogits, SynthesisOptions
+from itm_kernels.losses._reduction import reduce, zero_absent
+from itm_kernels.ops._info_cmr import fused_info_cmr_total, info_cmr_total_namespace
+from itm_kernels.ops._info_nce import fused_info_nce_total
+from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.ops._rbf_synthesis import (
+    SynthesisLogits,
+    SynthesisOptions,
+    check_synthesis_options,
+)
 from itm_kernels.ops._unit_synthesis import normalises_rows
-from itm_kernels.synthesis import logits_of_rows, logits_of_unit_rows
+from itm_kernels.synthesis import ITERATIONS, logits_of_rows, logits_of_unit_rows
 
 
 class Negatives(NamedTuple):
@@ -33,6 +41,43 @@ class Negatives(NamedTuple):
     num_noise: int
     generator: torch.Generator | None
     draw: bool  # False: no noise, and a k-means start that depends only on the rows
+
+
+def checked_negatives(extra: Negatives) -> Negatives:
+    """Check the options of a loss; return them with sigma as a float."""
+    check_synthesis_options(*extra.options, least=0)
+    _checks.option("clustering", extra.clustering, get_args(Clustering))
+    _checks.integer("num_noise", extra.num_noise, least=0)
+    _checks.generator(extra.generator)
+    return extra._replace(options=extra.options._replace(sigma=float(extra.options.sigma)))
+
+
+def info_cmr_of_pairs(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    scale: float | Tensor,
+    pairs: Pairs,
+    absent: Tensor | None,  # [M] bool: texts that are only negatives
+    extra: Negatives,
+    reduction: str,
+    backend: str,
+) -> Tensor:
+    """Compute the loss of checked arguments, in one operator where the backend has it."""
+    options, clustering, detach, num_noise, generator, draw = extra
+    whole = absent is None and reduction != "none"
+    if whole and not (options.num_clusters or (num_noise and draw)):
+        total = fused_info_nce_total(image, text, scale, pairs, 1.0, reduction == "mean", backend)
+        if total is not None:
+            return total
+    if whole and detach and clustering == "shared":
+        namespace = info_cmr_total_namespace(image, text, num_noise, backend)
+        if namespace is not None:
+            weight = 1 / text.shape[0] if reduction == "mean" else 1.0
+            how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
+            return fused_info_cmr_total(image, text, scale, pairs, *how)
+    rows = Embeddings(image, backend), Embeddings(text, backend)
+    values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, extra)
+    return reduce(values, reduction, absent)
 
 
 def values_by_parts(

@@ -1,14 +1,17 @@
 """InfoCMR: InfoNCE with synthetic hard negatives and noise."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks, _positives
 from itm_kernels._options import (
     Backend,
     Clustering,
+    Exchange,
+    Gradients,
     Reduction,
     Unmatched,
     Weights,
@@ -18,16 +21,12 @@ from itm_kernels._options import (
     word,
 )
 from itm_kernels._public import names_errors, public
-from itm_kernels.losses._contrast import Embeddings
-from itm_kernels.losses._info_cmr_by_parts import Negatives, values_by_parts
+from itm_kernels.losses._info_cmr_by_parts import Negatives, checked_negatives, info_cmr_of_pairs
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
-from itm_kernels.losses._module import SHARED, check_options
-from itm_kernels.losses._reduction import reduce
-from itm_kernels.ops._info_cmr import fused_info_cmr_total, info_cmr_total_namespace
-from itm_kernels.ops._info_nce import fused_info_nce_total
-from itm_kernels.ops._log_sum_exp import as_scalar
-from itm_kernels.ops._rbf_synthesis import SynthesisOptions, check_synthesis_options
-from itm_kernels.synthesis import ITERATIONS, RIDGE
+from itm_kernels.losses._module import SHARED, check_options, spread
+from itm_kernels.losses.over_ranks._info_cmr import info_cmr_over_ranks
+from itm_kernels.ops._rbf_synthesis import SynthesisOptions
+from itm_kernels.synthesis import RIDGE
 
 
 @public
@@ -50,6 +49,9 @@ def info_cmr_loss(
     generator: torch.Generator | None = None,
     reduction: Reduction = "mean",
     backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    gradients: Gradients = "mean",
+    exchange: Exchange = "auto",
 ) -> Tensor:
     r"""Contrast every pair with the batch, synthetic hard negatives and noise.
 
@@ -79,9 +81,16 @@ def info_cmr_loss(
         unmatched: `"error"`, or `"negative"`: a text without an image (from another device, a queue
             or a distractor set) is a negative of every image and forms no pair. Its value is 0, and
             the mean is over the pairs that exist.
-        generator: source of the k-means and noise draws, on the embeddings' device.
+        generator: source of the k-means and noise draws, on the embeddings' device. With a group,
+            all ranks draw from rank 0's state, and generators in that state advance with it.
         reduction: `"none"` (one value per pair, `[M]`), `"sum"` or `"mean"`.
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread: every rank passes its own rows
+            and gets the loss of the global batch (`itm_kernels.distributed`). None: this process
+            holds the batch.
+        gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
+            that average them (DistributedDataParallel, FSDP); `"sum"` does not.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; with synthesis, rows are gathered.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs. NaN in a row makes the loss NaN.
@@ -117,6 +126,9 @@ def info_cmr_loss(
         generator=generator,
         reduction=reduction,
         backend=backend,
+        group=group,
+        gradients=gradients,
+        exchange=exchange,
     )
 
 
@@ -124,8 +136,7 @@ def info_cmr_loss(
 def _info_cmr(
     image: Tensor,  # [N, D]
     text: Tensor,  # [M, D]
-    # logit_scale, temperature and max_scale
-    scales: tuple[float | Tensor | None, float | Tensor | None, float | None],
+    scales: tuple[Any, Any, Any],  # logit_scale, temperature and max_scale
     draw: bool,  # False: no noise, and a k-means start that depends only on the rows
     *,
     num_clusters: int,
@@ -140,30 +151,22 @@ def _info_cmr(
     generator: torch.Generator | None,
     reduction: Reduction,
     backend: Backend,
+    group: ProcessGroup | None,
+    gradients: Gradients,
+    exchange: Exchange,
 ) -> Tensor:
+    options = SynthesisOptions(num_clusters, sigma, weights, RIDGE)
+    extra = Negatives(options, clustering, detach, num_noise, generator, draw)
+    agreement = spread(group, gradients, exchange)
+    if agreement is not None:
+        given = image, text, scales, extra, image_ids, text_ids, unmatched, reduction, backend
+        return info_cmr_over_ranks(*given, agreement)
     image, text = _checks.embeddings(image=image, text=text)
-    check_synthesis_options(num_clusters, sigma, weights, ridge=RIDGE, least=0)
-    _checks.option("clustering", clustering, get_args(Clustering))
-    _checks.integer("num_noise", num_noise, least=0)
+    extra = checked_negatives(extra)
     check_options(reduction, backend)
-    _checks.generator(generator)
     scale = checked_scale(image, *scales)
     pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
-    if absent is None and reduction != "none" and not (num_clusters or (num_noise and draw)):
-        total = fused_info_nce_total(image, text, scale, pairs, 1.0, reduction == "mean", backend)
-        if total is not None:
-            return total
-    options = SynthesisOptions(num_clusters, float(sigma), weights, RIDGE)
-    if detach and clustering == "shared" and reduction != "none" and absent is None:
-        namespace = info_cmr_total_namespace(image, text, num_noise, backend)
-        if namespace is not None:
-            weight = 1 / text.shape[0] if reduction == "mean" else 1.0
-            how = options, ITERATIONS, num_noise, draw, generator, weight, namespace
-            return fused_info_cmr_total(image, text, scale, pairs, *how)
-    extra = Negatives(options, clustering, detach, num_noise, generator, draw)
-    rows = Embeddings(image, backend), Embeddings(text, backend)
-    values = values_by_parts(*rows, as_scalar(scale, image), pairs, absent, extra)
-    return reduce(values, reduction, absent)
+    return info_cmr_of_pairs(image, text, scale, pairs, absent, extra, reduction, backend)
 
 
 class InfoCMRLoss(ScaledLoss):
@@ -191,6 +194,11 @@ class InfoCMRLoss(ScaledLoss):
             text a negative of every image, without a pair of its own.
         reduction: `"mean"` over pairs, `"sum"`, or `"none"` (one value per text, `[M]`).
         backend: `"auto"`, `"reference"`, `"native"` or `"triton"`.
+        group: a process group over whose ranks the batch is spread (`itm_kernels.distributed`), or
+            None.
+        gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
+            `"sum"`.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; with synthesis, rows are gathered.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -238,6 +246,9 @@ class InfoCMRLoss(ScaledLoss):
         unmatched: Unmatched = "error",
         reduction: Reduction = "mean",
         backend: Backend = "auto",
+        group: ProcessGroup | None = None,
+        gradients: Gradients = "mean",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__(
             logit_scale,
@@ -253,6 +264,9 @@ class InfoCMRLoss(ScaledLoss):
             unmatched=unmatched,
             reduction=reduction,
             backend=backend,
+            group=group,
+            gradients=gradients,
+            exchange=exchange,
         )
         self.draws_in_eval = draws_in_eval
 

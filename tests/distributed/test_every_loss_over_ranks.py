@@ -7,7 +7,7 @@ import torch
 
 from loss_cases import CASES
 from ranks import Ranks
-from spread_losses import Spread, compute, on_rank
+from spread_losses import Spread, check
 
 NAMES = [case.name for case in CASES if hasattr(case.build("auto"), "group")]
 TAKES_IDS = {case.name for case in CASES if case.takes_ids}
@@ -28,28 +28,6 @@ ALL = {
     "four": ((2, 1, 3, 2), None),
     "four-ids": ((0, 3, 1, 2), (4, 0, 3, 2)),
 }
-
-
-def check(ranks: Ranks, spread: Spread, tolerance: float = 1e-10) -> None:
-    W = len(spread.images)
-    found = ranks.run(on_rank, spread, width=W)
-    expected = compute(spread, None, slice(None), slice(None))
-    options = dict(spread.options)
-    values = [result.value for result in found]
-    if options.get("reduction") == "none":
-        values = [torch.cat(values)]
-    assert all(torch.equal(value, values[0]) for value in values), values
-    torch.testing.assert_close(values[0], expected.value, rtol=tolerance, atol=tolerance)
-    factor = W if options.get("gradients", "mean") == "mean" else 1
-    for name in ("image", "text"):
-        together = torch.cat([getattr(result, name) for result in found])
-        torch.testing.assert_close(
-            together, factor * getattr(expected, name), rtol=tolerance, atol=tolerance
-        )
-    for parts in zip(expected.parameters, *(result.parameters for result in found), strict=True):
-        torch.testing.assert_close(
-            sum(parts[1:]), factor * parts[0], rtol=tolerance, atol=tolerance
-        )
 
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])

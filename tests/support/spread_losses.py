@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from loss_cases import BY_NAME, batch
+from ranks import Ranks
 
 
 class Spread(NamedTuple):
@@ -78,3 +79,26 @@ def own_slices(spread: Spread, rank: int) -> list[slice]:
 def on_rank(group: Any, spread: Spread) -> Result:
     """Compute a rank's part."""
     return compute(spread, group, *own_slices(spread, group.rank()))
+
+
+def check(ranks: Ranks, spread: Spread, tolerance: float = 1e-10) -> None:
+    """Compare all ranks with one process on the whole batch."""
+    W = len(spread.images)
+    found = ranks.run(on_rank, spread, width=W)
+    expected = compute(spread, None, slice(None), slice(None))
+    options = dict(spread.options)
+    values = [result.value for result in found]
+    if options.get("reduction") == "none":
+        values = [torch.cat(values)]
+    assert all(torch.equal(value, values[0]) for value in values), values
+    torch.testing.assert_close(values[0], expected.value, rtol=tolerance, atol=tolerance)
+    factor = W if options.get("gradients", "mean") == "mean" else 1
+    for name in ("image", "text"):
+        together = torch.cat([getattr(result, name) for result in found])
+        torch.testing.assert_close(
+            together, factor * getattr(expected, name), rtol=tolerance, atol=tolerance
+        )
+    for parts in zip(expected.parameters, *(result.parameters for result in found), strict=True):
+        torch.testing.assert_close(
+            sum(parts[1:]), factor * parts[0], rtol=tolerance, atol=tolerance
+        )

@@ -30,7 +30,9 @@ def fusion_over_ranks(
         check_fused(fused, 0)
         check_options("mean", backend)
         scale = checked_scale(fused, *scales)
-        agreement.describe("fusion_contrastive_loss", {"fused": fused}, logit_scale=scale)
+        agreement.describe(
+            "fusion_contrastive_loss", {"fused": fused}, logit_scale=scale, max_scale=scales[2]
+        )
     fused, scale = agreement.entering(fused, as_scalar(scale, fused))
     return mean_fusion(fused, scale, backend, agreement.sides["fused"])
 

@@ -57,15 +57,16 @@ def contrast_over_ranks(
     text: Embeddings,  # [m, D]
     scale: Tensor,  # []
     batch: Batch,
+    images: Embeddings | None = None,  # [N, D], if the caller has gathered them
 ) -> Contrast:
     """Compute what `contrast` does, for this rank's texts in the global batch."""
     positive, image_ids, text_ids = batch.pairs
     assert positive is not None and image_ids is not None and text_ids is not None
     ids = image_ids, text_ids, positive
-    if batch.ring:
+    if batch.ring and images is None:
         found = log_sums_around(image, text, scale, *ids, (batch.image, batch.text))
     else:
-        everyone = gathered(image, batch.image)
+        everyone = gathered(image, batch.image) if images is None else images
         found = log_sums_over_ranks(everyone, text, scale, *ids, batch.text)
     from_image = gather_image(LogSums(found.row, found.row_highest), batch.pairs)
     from_text = LogSums(found.column, found.column_highest)

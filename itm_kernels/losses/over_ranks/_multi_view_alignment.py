@@ -30,7 +30,9 @@ def alignment_over_ranks(
         check_options("mean", backend)
         scale = checked_scale(images, *scales)
         rows = {"images": images, "texts": texts}
-        agreement.describe("multi_view_alignment_loss", rows, logit_scale=scale)
+        agreement.describe(
+            "multi_view_alignment_loss", rows, logit_scale=scale, max_scale=scales[2]
+        )
     images, texts, scale = agreement.entering(images, texts, as_scalar(scale, images))
     return mean_alignment(images, texts, scale, backend, agreement.sides["images"])
 
