@@ -7,6 +7,7 @@ from itm_kernels._public import UnnamedValueError
 from itm_kernels.reference._precision import wide
 
 METRICS = ("dot", "cosine")
+Rows = tuple[Tensor, Tensor, Tensor]  # rows to score, ids, keys of equal rows
 
 
 def check_finite(**tensors: Tensor) -> None:

@@ -1,15 +1,18 @@
 """Evaluation of retrieval in both directions: checks, ids and folds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
 from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
 from itm_kernels._warnings import warn
+from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.ops._ranks import Ranks, fused_ranks, row_keys
-from itm_kernels.retrieval._inputs import METRICS, check_finite, check_partners, for_metric
+from itm_kernels.retrieval._inputs import METRICS, Rows, check_finite, check_partners, for_metric
+from itm_kernels.retrieval._over_ranks import check_layout, gather, ranked_in_shares
 from itm_kernels.retrieval.report import RetrievalReport, mean, report
 
 _FUNCTION = "evaluate"
@@ -26,6 +29,7 @@ def evaluate(
     text_ids: Tensor | None = None,  # [M]
     ks: Sequence[int] = (1, 5, 10),
     folds: int = 1,
+    group: ProcessGroup | None = None,
 ) -> RetrievalReport:
     r"""Measure how well images retrieve their texts, and texts their images.
 
@@ -55,6 +59,10 @@ def evaluate(
         folds: number of folds of consecutive images. Each fold is evaluated with only its own
             texts, and every metric is the mean over folds: ``folds=5`` is the MSCOCO protocol with
             1,000 images per fold. Numbers of ties are summed.
+        group: a process group over whose ranks the rows are spread. Every rank passes its own rows,
+            and ids if given, and gets the same report of all rows in rank order; it may have no
+            rows. Rows are gathered, and every rank scores an equal share of the queries. Without
+            ids, M / N is the same on every rank with images. None: this process has all rows.
 
     Returns:
         Recalls in percent, median ranks, mean ranks, MRR and the number of queries with ties, for
@@ -63,12 +71,15 @@ def evaluate(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes do not fit, `ks` is empty, repeats a number or has one below 1, an
-            embedding is not finite, an id appears on one side only, or `folds` does not divide N.
+            embedding is not finite, an id appears on one side only, or `folds` does not divide N;
+            with a group, ranks pass different options or dtypes.
+        RuntimeError: another rank of the group raised an error.
 
     Warns:
         UserWarning: a k exceeds the number of candidates; rows without ids come in runs of equal
             rows, as if an image were repeated for each of its texts; or products of finite rows are
-            not finite. A positive with such a score ranks behind all negatives.
+            not finite. A positive with such a score ranks behind all negatives. Of a group, rank 0
+            warns.
 
     Source: Faghri et al., VSE++, 2018, section 4; the rank of a query is the best of its positives.
 
@@ -83,18 +94,58 @@ def evaluate(
         text to image     66.7   100.0          1.0        1.3   0.833
         R-sum 366.7
     """
-    image, text = _checks.embeddings(image=image, text=text)
+    agreement = None if group is None else Agreement(group, "sum", "gather")
+    if agreement is None or agreement.size == 1:
+        image, text = _checks.embeddings(image=image, text=text)
+        _check_options(metric, ks, folds)
+        _check_folds(image, folds)
+        check_finite(image=image, text=text)
+        return _evaluate(image, text, metric, image_ids, text_ids, ks, folds, _ranks, True)
+    ids = image_ids, text_ids
+    with agreement:
+        image, text = _checks.rows_of_a_rank(image=image, text=text)
+        _check_options(metric, ks, folds)
+        check_finite(image=image, text=text)
+        _checks.id_pair(("image_ids", "text_ids"), ids, (image, text))
+        optional = {"image_ids": image_ids, "text_ids": text_ids}
+        options = {"metric": metric, "ks": tuple(ks), "folds": folds}
+        agreement.describe(_FUNCTION, {"image": image, "text": text}, optional, **options)
+    if image_ids is None:
+        check_layout(agreement)
+    image, text, image_ids, text_ids = gather(agreement, image, text, *ids)
+    _check_folds(image, folds)
+    ranked = ranked_in_shares(_ranks, agreement)
+    tells = agreement.rank == 0
+    return _evaluate(image, text, metric, image_ids, text_ids, ks, folds, ranked, tells)
+
+
+def _check_options(metric: str, ks: Sequence[int], folds: int) -> None:
     _checks.option("metric", metric, METRICS)
     _check_ks(ks)
     _checks.integer("folds", folds, 1)
+
+
+def _check_folds(image: Tensor, folds: int) -> None:
     if len(image) % folds:
         raise UnnamedValueError(
             f"folds={folds} does not divide the {len(image)} rows of image; "
             "leave rows out or choose another number of folds"
         )
-    check_finite(image=image, text=text)
+
+
+def _evaluate(
+    image: Tensor,
+    text: Tensor,
+    metric: str,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    ks: Sequence[int],
+    folds: int,
+    ranks: Callable[[Rows, Rows], Ranks],
+    tells: bool,  # whether this process issues the warnings
+) -> RetrievalReport:
     keys = row_keys(image), row_keys(text)
-    if image_ids is None and text_ids is None:
+    if tells and image_ids is None and text_ids is None:
         _warn_of_runs("image", keys[0])
         if len(image) == len(text):
             _warn_of_runs("text", keys[1])
@@ -103,9 +154,10 @@ def evaluate(
         (for_metric(image, metric), image_ids, keys[0]),
         (for_metric(text, metric), text_ids, keys[1]),
     )
-    ranked = [_both_ways(*fold) for fold in _folds(sides, folds)]
-    _warn_of_large_ks(ks, ranked)
-    _warn_of_scores(ranked)
+    ranked = [(ranks(v, c), ranks(c, v)) for v, c in _folds(sides, folds)]
+    if tells:
+        _warn_of_large_ks(ks, ranked)
+        _warn_of_scores(ranked)
     return mean([report(images, texts, ks) for images, texts in ranked])
 
 
@@ -179,10 +231,7 @@ def _warn_of_scores(ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
         )
 
 
-Side = tuple[Tensor, Tensor, Tensor]  # rows to score, ids, keys of equal rows
-
-
-def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
+def _folds(sides: tuple[Rows, Rows], folds: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield folds of consecutive images with the texts that share an id with them."""
     image, text = sides
     if folds == 1:
@@ -194,9 +243,5 @@ def _folds(sides: tuple[Side, Side], folds: int) -> Iterator[tuple[Side, Side]]:
         yield images, (text[0][own], text[1][own], text[2][own])
 
 
-def _both_ways(image: Side, text: Side) -> tuple[Ranks, Ranks]:
-    def ranks(query: Side, gallery: Side) -> Ranks:
-        ids = query[1], gallery[1]
-        return fused_ranks(query[0], gallery[0], *ids, gallery[2], "auto")
-
-    return ranks(image, text), ranks(text, image)
+def _ranks(query: Rows, gallery: Rows) -> Ranks:
+    return fused_ranks(query[0], gallery[0], query[1], gallery[1], gallery[2], "auto")

@@ -103,7 +103,7 @@ FOUNDATION = {"ops", "reference", "backends", *SHARED}
 AROUND: dict[str, set[str]] = {
     "mining": FOUNDATION,
     "synthesis": FOUNDATION,
-    "retrieval": FOUNDATION,
+    "retrieval": FOUNDATION | {"distributed"},
     "fusion": FOUNDATION,
     "_chunked": {"_checks", "_describe", "_public"},
     "_diagnostics": FOUNDATION | {"losses"},
