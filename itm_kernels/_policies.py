@@ -84,6 +84,19 @@ def goes_round(exchange: str, total: int, rows: Tensor) -> bool:
     return exchange == "ring"
 
 
+# Rows of another rank that a ring processes at once on a CPU.
+RING_ROWS = 1024
+
+
+def rows_at_once(block: Tensor) -> int:
+    """Return how many rows of a visiting block are processed at once.
+
+    Kernels on CPUs keep the scores and the unit rows of what they are given. On a GPU, smaller
+    products would leave multiprocessors idle, and nothing of the size of the scores is kept.
+    """
+    return RING_ROWS if block.device.type == "cpu" else max(1, block.shape[0])
+
+
 _HERE = "itm_kernels/_policies.py"
 _CPU, _CUDA, _TRITON = "csrc/cpu", "csrc/cuda", "itm_kernels/triton"
 POLICIES = (
@@ -104,6 +117,12 @@ POLICIES = (
         "with group=, rows of all ranks are gathered up to 64 MiB; beyond, they go round a ring",
         "a gather needs fewer messages and one product less; a ring needs memory for two blocks",
         *(_HERE, "GATHERED_BYTES = 64 << 20"),
+    ),
+    Policy(
+        "rows of a ring",
+        "on CPUs, a block of rows that visits a rank is processed in parts of 1,024 rows",
+        "scores and unit rows of a part are kept, not those of the block",
+        *(_HERE, "RING_ROWS = 1024"),
     ),
     Policy(
         "kept band",

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from itm_kernels._policies import rows_at_once
 from itm_kernels.distributed._side import Side
 
 
@@ -80,99 +81,128 @@ def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor
     return torch.logaddexp(x + (x_highest - most), y + (y_highest - most)), most
 
 
+def cut(block: Tensor, own: slice) -> Iterator[tuple[slice, Tensor]]:
+    """Yield parts of a block and their rows in the global batch; an empty block is one part."""
+    most = rows_at_once(block)
+    for start in range(0, max(1, block.shape[0]), most):
+        part = block[start : start + most]
+        first = own.start + start
+        yield slice(first, first + part.shape[0]), part
+
+
+class _Merged:
+    """Outputs of parts of the rows, merged in the order in which the parts arrive."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[Tensor, ...]] = {}
+        self.sums: tuple[Tensor, ...] = ()
+        self.maxima: tuple[Tensor, ...] = ()
+        self.chosen: tuple[Tensor, ...] = ()  # numbers of the parts with the maxima
+        self.logs: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def add(self, number: int, found: Outputs) -> None:
+        """Add a part; its number is in the order of rows."""
+        first = not self.rows
+        self.rows[number] = found.rows
+        if first:
+            self.sums, self.maxima, self.logs = found[1:]
+            self.chosen = tuple(torch.full_like(m, number, dtype=torch.int64) for m in self.maxima)
+            return
+        self.sums = tuple(a + b for a, b in zip(self.sums, found.sums, strict=True))
+        self.logs = tuple(_log_add(a, b) for a, b in zip(self.logs, found.logs, strict=True))
+        # NaN exceeds all; of equal scores that of the first rows counts.
+        higher = [
+            (new > old) | new.isnan() | ((new == old) & (number < by))
+            for old, new, by in zip(self.maxima, found.maxima, self.chosen, strict=True)
+        ]
+        olds, news = self.maxima, found.maxima
+        self.maxima = tuple(
+            torch.where(h, new, old) for h, old, new in zip(higher, olds, news, strict=True)
+        )
+        self.chosen = tuple(
+            by.masked_fill(h, number) for by, h in zip(self.chosen, higher, strict=True)
+        )
+
+    def of_rows(self) -> tuple[Tensor, ...]:
+        """Return one value per row of the global batch."""
+        ordered = [self.rows[number] for number in sorted(self.rows)]
+        return tuple(torch.cat(parts) for parts in zip(*ordered, strict=True))
+
+
+def _parts(rows: Tensor, side: Side) -> Iterator[tuple[int, list[tuple[int, slice, Tensor]]]]:
+    """Yield every rank's first row, and its parts with their numbers."""
+    for rank, block in blocks(rows, side):
+        own = slice_of(side, rank)
+        found = enumerate(cut(block, own), rank << 32)
+        yield own.start, [(number, part_own, part) for number, (part_own, part) in found]
+
+
 class _Circulate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Function, side: Side, rows: Tensor, *kept: Tensor) -> Any:
-        parts: dict[int, Outputs] = {}
-        merged: Outputs | None = None
-        chosen: tuple[Tensor, ...] = ()
-        for rank, block in blocks(rows, side):
-            found = function(block, slice_of(side, rank), *kept)
-            parts[rank] = found._replace(sums=(), maxima=(), logs=())
-            if merged is None:
-                merged = found
-                chosen = tuple(torch.full_like(m, rank, dtype=torch.int64) for m in found.maxima)
-                continue
-            pairs = list(zip(merged.maxima, found.maxima, strict=True))
-            # NaN exceeds all; of equal scores the lowest rank has the lowest index.
-            higher = [
-                (new > old) | new.isnan() | ((new == old) & (rank < by))
-                for (old, new), by in zip(pairs, chosen, strict=True)
-            ]
-            chosen = tuple(by.masked_fill(h, rank) for by, h in zip(chosen, higher, strict=True))
-            merged = Outputs(
-                (),
-                tuple(a + b for a, b in zip(merged.sums, found.sums, strict=True)),
-                tuple(
-                    torch.where(h, new, old) for h, (old, new) in zip(higher, pairs, strict=True)
-                ),
-                tuple(_log_add(a, b) for a, b in zip(merged.logs, found.logs, strict=True)),
-            )
-        assert merged is not None
-        of_rows = tuple(
-            torch.cat(part) for part in zip(*(parts[r].rows for r in range(side.size)), strict=True)
-        )
-        highest = [h for _, h in merged.logs]
+        merged = _Merged()
+        for _, parts in _parts(rows, side):
+            for number, own, part in parts:
+                merged.add(number, function(part, own, *kept))
+        of_rows, maxima = merged.of_rows(), merged.maxima
+        relative, highest = [r for r, _ in merged.logs], [h for _, h in merged.logs]
         ctx.function, ctx.side = function, side
-        ctx.numbers = len(of_rows), len(merged.sums), len(merged.maxima), len(merged.logs)
-        relative = [r for r, _ in merged.logs]
-        ctx.save_for_backward(rows, *kept, *chosen, *relative, *highest)
-        ctx.kept = len(kept)
+        ctx.numbers = len(kept), len(of_rows), len(merged.sums), len(maxima), len(relative)
+        ctx.save_for_backward(rows, *kept, *merged.chosen, *relative, *highest)
         ctx.mark_non_differentiable(*highest)
-        return *of_rows, *merged.sums, *merged.maxima, *relative, *highest
+        return *of_rows, *merged.sums, *maxima, *relative, *highest
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        side, saved = ctx.side, list(ctx.saved_tensors)
-        rows, kept, saved = saved[0], saved[1 : 1 + ctx.kept], saved[1 + ctx.kept :]
-        R, S, X, L = ctx.numbers
+        side, (rows, *saved) = ctx.side, ctx.saved_tensors
+        K, R, S, X, L = ctx.numbers
+        kept, saved = saved[:K], saved[K:]
         chosen, relative, highest = saved[:X], saved[X : X + L], saved[X + L :]
+        of_rows, of_sums, grads = grads[:R], grads[R : R + S], grads[R + S :]
+        of_maxima, of_logs = grads[:X], grads[X : X + L]
+
+        def of_outputs(number: int, own: slice, found: Outputs) -> list[tuple[Tensor, Tensor]]:
+            """Return the outputs of a part with their gradients."""
+            pairs = [(o, g[own]) for o, g in zip(found.rows, of_rows, strict=True)]
+            pairs += zip(found.sums, of_sums, strict=True)
+            for o, g, by in zip(found.maxima, of_maxima, chosen, strict=True):
+                pairs.append((o, g.masked_fill(by != number, 0)))
+            logs = zip(found.logs, of_logs, relative, highest, strict=True)
+            for (o, high), g, total, most in logs:
+                share = (o.detach() + (high - most) - total).exp()
+                pairs.append((o, g * share.masked_fill(total == -torch.inf, 0)))
+            return [(o, g) for o, g in pairs if o.requires_grad]
+
         wanted = ctx.needs_input_grad[3:]
-        of_kept: list[Tensor | None] = [
-            torch.zeros_like(t, dtype=_wide(t)) if w else None
-            for t, w in zip(kept, wanted, strict=True)
-        ]
-        travelling = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=_wide(rows))
+        of_kept = [torch.zeros_like(t, dtype=_wide(t)) for t in kept]
+        home = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=_wide(rows))
         requests: list[Any] = []
-        for rank, given in blocks(rows, side):
-            own = slice_of(side, rank)
-            with torch.enable_grad():
-                block = given.detach().requires_grad_()
-                inputs = [t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)]
-                found = ctx.function(block, own, *inputs)
-            of_outputs = [g[own] for g in grads[:R]] + list(grads[R : R + S])
-            of_outputs += [
-                g.masked_fill(by != rank, 0)
-                for g, by in zip(grads[R + S : R + S + X], chosen, strict=True)
-            ]
-            for g, (part, high), total, most in zip(
-                grads[R + S + X :], found.logs, relative, highest, strict=False
-            ):
-                share = (part.detach() + (high - most) - total).exp()
-                of_outputs.append(g * share.masked_fill(total == -torch.inf, 0))
-            outputs = [*found.rows, *found.sums, *found.maxima, *(part for part, _ in found.logs)]
-            ends = [(o, g) for o, g in zip(outputs, of_outputs, strict=True) if o.requires_grad]
-            needed = [block, *(t for t in inputs if t.requires_grad)]
-            of_inputs = iter(
-                torch.autograd.grad(
-                    [o for o, _ in ends], needed, [g for _, g in ends], materialize_grads=True
-                )
-                if ends
-                else [torch.zeros_like(t) for t in needed]
-            )
-            of_block = next(of_inputs)
-            for total_of in of_kept:
-                if total_of is not None:
-                    total_of += next(of_inputs)
+        for first, parts in _parts(rows, side):
+            of_parts = []
+            for number, own, part in parts:
+                with torch.enable_grad():
+                    inputs = [part.detach().requires_grad_()]
+                    inputs += [
+                        t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)
+                    ]
+                    pairs = of_outputs(number, own, ctx.function(inputs[0], own, *inputs[1:]))
+                    if pairs:
+                        torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+                of_parts.append((own, inputs[0].grad))
+                for total, given in zip(of_kept, inputs[1:], strict=True):
+                    if given.grad is not None:
+                        total += given.grad
             _wait(requests)
-            travelling[: of_block.shape[0]] += of_block
-            travelling, requests = _exchange(travelling, side)
+            for own, grad in of_parts:
+                if grad is not None:
+                    home[own.start - first : own.stop - first] += grad
+            home, requests = _exchange(home, side)
         _wait(requests)
-        grad_rows = travelling[: rows.shape[0]].to(rows.dtype)
         grad_kept = (
-            None if g is None else g.to(t.dtype) for g, t in zip(of_kept, kept, strict=True)
+            total.to(t.dtype) if w else None
+            for total, t, w in zip(of_kept, kept, wanted, strict=True)
         )
-        return None, None, grad_rows, *grad_kept
+        return None, None, home[: rows.shape[0]].to(rows.dtype), *grad_kept
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -93,10 +93,10 @@ LAYERS: dict[str, set[str]] = {
     "_positives": {"_checks", "_options", "_public"},
     "ops": {"backends", "reference", "_policies", *SHARED},
     "losses": {
-        *("ops", "reference", "backends", "mining", "synthesis", "distributed"),
+        *("ops", "reference", "backends", "mining", "synthesis", "distributed", "_policies"),
         *SHARED,
     },
-    "distributed": SHARED,
+    "distributed": {"_policies", *SHARED},
     "functional": {"losses"},
 }
 FOUNDATION = {"ops", "reference", "backends", *SHARED}

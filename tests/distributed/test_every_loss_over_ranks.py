@@ -7,9 +7,10 @@ import torch
 
 from loss_cases import CASES
 from ranks import Ranks
-from spread_losses import Spread, check
+from spread_losses import Spread, check, on_rank_in_parts
 
 NAMES = [case.name for case in CASES if hasattr(case.build("auto"), "group")]
+REDUCES = {case.name for case in CASES if hasattr(case.build("auto"), "reduction")} - {"itm"}
 TAKES_IDS = {case.name for case in CASES if case.takes_ids}
 # Rows of images and of texts on every rank; texts None: as images, without ids.
 SPREADS = {
@@ -43,6 +44,28 @@ def test_is_that_of_one_process(two: Ranks, name: str, rows: str, exchange: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_the_sum(two: Ranks, name: str) -> None:
     check(two, Spread(name, (3, 2), options=(("gradients", "sum"),)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ring_in_parts(two: Ranks, name: str) -> None:
+    spread = Spread(name, (5, 4), options=(("exchange", "ring"),))
+    check(two, spread, function=on_rank_in_parts)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_own_rows(two: Ranks, name: str, exchange: str) -> None:
+    if name not in REDUCES:
+        return
+    options = ("reduction", "none"), ("exchange", exchange)
+    check(two, Spread(name, (4, 2), options=options))
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("name", NAMES)
+def test_on_the_reference(two: Ranks, name: str, exchange: str) -> None:
+    options = (("exchange", exchange),)
+    check(two, Spread(name, (3, 2), backend="reference", options=options))
 
 
 @pytest.mark.parametrize("name", NAMES)

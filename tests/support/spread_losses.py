@@ -1,10 +1,13 @@
 """The losses of `loss_cases` on a batch that is spread over ranks: what every rank runs."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from itm_kernels import _policies
 from loss_cases import BY_NAME, batch
 from ranks import Ranks
 
@@ -81,10 +84,21 @@ def on_rank(group: Any, spread: Spread) -> Result:
     return compute(spread, group, *own_slices(spread, group.rank()))
 
 
-def check(ranks: Ranks, spread: Spread, tolerance: float = 1e-10) -> None:
+def on_rank_in_parts(group: Any, spread: Spread) -> Result:
+    """Compute a rank's part; a ring cuts the blocks of rows into parts of two rows."""
+    with patch.object(_policies, "RING_ROWS", 2):
+        return on_rank(group, spread)
+
+
+def check(
+    ranks: Ranks,
+    spread: Spread,
+    tolerance: float = 1e-10,
+    function: Callable[..., Result] = on_rank,
+) -> None:
     """Compare all ranks with one process on the whole batch."""
     W = len(spread.images)
-    found = ranks.run(on_rank, spread, width=W)
+    found = ranks.run(function, spread, width=W)
     expected = compute(spread, None, slice(None), slice(None))
     options = dict(spread.options)
     values = [result.value for result in found]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from itm_kernels._positives import Pairs
 from itm_kernels.distributed._fetch import fetch_rows
-from itm_kernels.distributed._ring import Outputs, blocks, circulate, slice_of
+from itm_kernels.distributed._ring import Outputs, blocks, circulate, cut, slice_of
 from itm_kernels.losses.over_ranks._batch import Batch
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
@@ -80,21 +80,22 @@ def _mined(
     image_score = wide(text.new_full((m,), -torch.inf))
     image_index = torch.full_like(image_score, -1, dtype=torch.int64)
     for rank, block in blocks(image, batch.image):
-        own = slice_of(batch.image, rank)
-        if not block.shape[0] or not m:
-            continue
-        outside = (positive < own.start) | (positive >= own.stop)
-        pairs = Pairs((positive - own.start).masked_fill(outside, -1), image_ids[own], text_ids)
-        found = fused_hardest_negatives(block, text, pairs, backend)
-        score[own] = found.text_score
-        index[own] = torch.where(found.text_index < 0, -1, found.text_index + batch.text.first)
-        at = torch.where(found.image_index < 0, -1, found.image_index + own.start)
-        # Of equal scores the lowest index; NaN exceeds all.
-        equal = (found.image_score == image_score) & (at >= 0)
-        first = equal & ((at < image_index) | (image_index < 0))
-        higher = (found.image_score > image_score) | found.image_score.isnan() | first
-        image_score = torch.where(higher, found.image_score, image_score)
-        image_index = torch.where(higher, at, image_index)
+        for own, part in cut(block, slice_of(batch.image, rank)):
+            if not part.shape[0] or not m:
+                continue
+            outside = (positive < own.start) | (positive >= own.stop)
+            local = (positive - own.start).masked_fill(outside, -1)
+            pairs = Pairs(local, image_ids[own], text_ids)
+            found = fused_hardest_negatives(part, text, pairs, backend)
+            score[own] = found.text_score
+            index[own] = torch.where(found.text_index < 0, -1, found.text_index + batch.text.first)
+            at = torch.where(found.image_index < 0, -1, found.image_index + own.start)
+            # Of equal scores the lowest index; NaN exceeds all.
+            equal = (found.image_score == image_score) & (at >= 0)
+            first = equal & ((at < image_index) | (image_index < 0))
+            higher = (found.image_score > image_score) | found.image_score.isnan() | first
+            image_score = torch.where(higher, found.image_score, image_score)
+            image_index = torch.where(higher, at, image_index)
     side = batch.text
     most = side.all_reduce(score, "MAX")
     candidate = index.masked_fill((score != most) | (index < 0), _NONE)
@@ -121,44 +122,46 @@ def values_by_differences_around(
 
     L(P, T and B) of a block B of texts holds the term of images over T and B, and L(P and B, T) of
     a block of images that of texts over P and B. As maxima over blocks they give the terms over the
-    whole batch. As sums, they count the terms over T and P once per block; L(P and P, T) tells the
-    two apart.
+    whole batch. Of sums, L(P, T) is subtracted from each; L(P and P, T) tells its two terms apart.
     """
     positive, image_ids, text_ids = batch.pairs
     assert positive is not None and image_ids is not None and text_ids is not None
-    m, W = text.shape[0], batch.text.size
+    m = text.shape[0]
     rows = positive.clamp_min(0)
     paired, paired_ids = fetch_rows(image, rows, batch.image), image_ids[rows]
     own = torch.arange(m, device=text.device).masked_fill(positive < 0, -1)
 
-    def outputs(values: Tensor) -> Outputs:
-        return Outputs((), (values,)) if additive else Outputs((), (), (values,))
+    def outputs(values: Tensor, both: Tensor) -> Outputs:
+        return Outputs((), (values - both,)) if additive else Outputs((), (), (values,))
 
     def of(more: Tensor, more_ids: Tensor, paired: Tensor, text: Tensor) -> Tensor:
         """Return L(P and more images, T)."""
+        if not m:
+            return wide(text.new_empty(0))
         pairs = Pairs(own, torch.cat([paired_ids, more_ids]), text_ids)
         return of_block(torch.cat([paired, more]), text, pairs)
 
-    def of_texts(block: Tensor, given: slice, paired: Tensor, text: Tensor) -> Outputs:
-        if not m or given == batch.text.own:  # T itself
-            return outputs(wide(text.new_full((m,), 0 if additive else -torch.inf)))
+    def of_texts(
+        block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
+    ) -> Outputs:
+        inside = batch.text.own
+        if not m or inside.start <= given.start < inside.stop:  # of T itself
+            return outputs(both, both)
         nobody = own.new_full((block.shape[0],), -1)
         ids = torch.cat([text_ids, batch.all_text_ids[given]])
         pairs = Pairs(torch.cat([own, nobody]), paired_ids, ids)
-        return outputs(of_block(paired, torch.cat([text, block]), pairs)[:m])
+        return outputs(of_block(paired, torch.cat([text, block]), pairs)[:m], both)
 
-    def of_images(block: Tensor, given: slice, paired: Tensor, text: Tensor) -> Outputs:
-        if not m:
-            return outputs(wide(text.new_empty(0)))
-        return outputs(of(block, image_ids[given], paired, text))
+    def of_images(
+        block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
+    ) -> Outputs:
+        return outputs(of(block, image_ids[given], paired, text), both)
 
-    a = circulate(of_texts, batch.text, text, paired, text)
-    b = circulate(of_images, batch.image, image, paired, text)
+    both = of(paired[:0], paired_ids[:0], paired, text)
+    kept = paired, text, both
+    a = circulate(of_texts, batch.text, text, *kept)
+    b = circulate(of_images, batch.image, image, *kept)
     over_texts, over_images = ((merged.sums or merged.maxima)[0] for merged in (a, b))
-    if not m:
-        return over_texts + over_images
-    both = of_block(paired, text, Pairs(own, paired_ids, text_ids))
     if not additive:
-        return torch.maximum(over_texts, both) + over_images - both
-    twice = of(paired, paired_ids, paired, text)
-    return over_texts + over_images - (2 * W - 3) * both - twice
+        return over_texts + over_images - both
+    return over_texts + over_images + 2 * both - of(paired, paired_ids, paired, text)
