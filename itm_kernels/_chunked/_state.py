@@ -14,10 +14,11 @@ class State:
 
     def __init__(self, modules: Sequence[nn.Module], tensors: Sequence[Tensor]) -> None:
         parameters = [p for module in modules for p in module.parameters()]
-        # One tensor per device: get_device_states reads the state once per tensor.
-        self.examples = list({t.device: t for t in (*tensors, *parameters)}.values())
-        types = {tensor.device.type for tensor in self.examples}
+        examples = {t.device: t for t in (*tensors, *parameters)}
+        types = {device.type for device in examples}
         self.device_type = next(iter(sorted(types - {"cpu", "meta"})), "cpu")
+        # One tensor per device: get_device_states reads the state once per tensor.
+        self.examples = [t for d, t in examples.items() if d.type == self.device_type]
         self.devices: list[int] = []
         self.random: list[tuple[Tensor, list[Tensor]]] = []
         self.autocast: list[dict[str, Any]] = [

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from itm_kernels import chunked, losses
@@ -80,3 +81,19 @@ def test_memory_does_not_grow_with_the_batch_but_for_rows() -> None:
 
     # Embeddings, their gradient, and the loss's own tensors: 64 numbers a row, 6 times.
     assert needs(256) - needs(128) <= 128 * 64 * 4 * 6
+
+
+def test_cost_is_one_more_forward_pass() -> None:
+    encoder, tokens = Transformer(), torch.randint(100, (64, 4))
+
+    def operations(run: Callable[[], Tensor], *, backward: bool = True) -> int:
+        with FlopCounterMode(display=False) as counter:
+            out = run()
+            if backward:
+                out.sin().sum().backward()
+        return counter.get_total_flops()
+
+    whole, forward = (operations(lambda: encoder(tokens), backward=b) for b in (True, False))
+    chunks = operations(lambda: chunked(encoder, tokens, chunk_size=16))
+    assert whole > 2 * forward > 0
+    assert chunks == whole + forward

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from chunk_checks import InChunks, check, expect_mean, loss, own, problem, steps
 from itm_kernels import chunked
+from itm_kernels._chunked._wrappers import modules_of
 
 
 def with_ddp(**options) -> None:
@@ -53,6 +54,53 @@ def ddp_behind_two_functions_with_different_chunks() -> None:
             chunked(lambda x: ddp(text=x), text, chunk_size=3),
         ),
     )
+
+
+class Deep:
+    """Refers to an object that refers to another, and so on."""
+
+    def __init__(self, inner: object) -> None:
+        self.inner = inner
+
+
+@check
+def ddp_that_is_not_found() -> None:
+    """It broadcasts buffers in every chunk: ranks have equal numbers of chunks here."""
+    model, whole, image, text = problem()
+    ddp = DistributedDataParallel(model)
+    deep = Deep(Deep(Deep(Deep(Deep(ddp)))))
+    assert modules_of(lambda x: deep(x)) == []
+
+    def run(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        found = chunked(
+            lambda image, text: deep.inner.inner.inner.inner.inner(image, text),
+            *(image, text),
+            chunk_size=4,
+        )
+        return found["image"], found["text"][0]
+
+    steps(model, ddp, whole, image, text, run)
+
+
+@check
+def ddp_of_each_tower_in_one_encoder() -> None:
+    model, whole, image, text = problem()
+    one, other = (DistributedDataParallel(tower) for tower in (model.image, model.text))
+    steps(
+        *(model, model, whole, image, text),
+        lambda image, text: chunked(lambda x, y: (one(x), other(y)), image, text, chunk_size=3),
+    )
+
+
+@check
+def ddp_with_a_rank_without_rows() -> None:
+    model, whole, image, text = problem()
+    ddp = DistributedDataParallel(model)
+    rows = slice(0, 12) if dist.get_rank() == 0 else slice(0, 0)
+    found = chunked(ddp, chunk_size=5, image=image[rows], text=text[rows])
+    loss(found["image"], found["text"][0]).backward()
+    loss(whole.image(image), whole.text(text)).backward()
+    expect_mean(model, whole)
 
 
 @check

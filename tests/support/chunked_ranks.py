@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,7 +23,13 @@ from processes import ROOT
 
 def main(rank: int, init: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{init}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),  # ranks that wait for one another report where
+    )
     results = {}
     for name, function in CHECKS.items():
         try:
