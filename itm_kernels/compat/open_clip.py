@@ -13,60 +13,44 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from itm_kernels import _checks
 from itm_kernels._positives import Pairs
-from itm_kernels._public import UnnamedRuntimeError, UnnamedValueError, names_errors
-from itm_kernels.backends import resolve
-from itm_kernels.compat._drop_in import DropIn
+from itm_kernels._public import UnnamedRuntimeError, names_errors
+from itm_kernels.compat._open_clip_features import FeatureLoss, checked, refuse_unequal_rows
+from itm_kernels.compat._open_clip_ranks import (
+    Gathered,
+    gather,
+    has_operator,
+    local_values,
+    siglip_over_ranks,
+)
 from itm_kernels.compat._sigmoid_blocks import sum_in_blocks
 from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
-from itm_kernels.ops._log_sum_exp import as_scalar
 from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
 
 _DIAGONAL = Pairs(None, None, None)
 _EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
-class _OneProcess(DropIn):
-    """The state of the originals that both losses share."""
-
-    rank: int
-    world_size: int
-    cache_labels: bool
-
-    def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
-        super().__init__()
-        self.cache_labels = cache_labels
-        self.rank = rank
-        self.world_size = world_size
-        self.prev_num_logits = 0
-        self.labels: dict[torch.device, Tensor] = {}
-
-    def _checked(self, name: str, value: Any) -> Any:
-        if name == "world_size":
-            _checks.integer(name, value, 1)
-            if value > 1:
-                raise UnnamedRuntimeError(
-                    f"world_size {value} needs the features of other processes, and distributed "
-                    "training comes with a later version; use one process"
-                )
-        return super()._checked(name, value)
-
-
-class ClipLoss(_OneProcess):
+class ClipLoss(FeatureLoss):
     """Mean of both directions' softmax cross-entropy over the batch.
 
     Every attribute may be set between steps.
 
     Args:
-        local_loss: no effect in one process.
-        gather_with_grad: no effect in one process.
+        local_loss: with several processes, the loss of this process's rows against the rows of
+            all, instead of the loss of all rows.
+        gather_with_grad: with several processes, whether rows of other processes get a gradient.
+            Without it, the gradient averaged over processes is not that of the whole batch: with
+            `local_loss` rows get none as negatives of other processes, otherwise the embeddings'
+            is 1 / `world_size` of it.
         cache_labels: store the result of `get_ground_truth` in `labels` as long as the number of
             logits equals `prev_num_logits`. `forward` uses labels stored there.
-        rank: rank of this process.
-        world_size: number of processes, 1 in this version.
+        rank: rank of this process in the default process group.
+        world_size: number of processes of the default process group. Above 1, all of them call the
+            loss with the same number of rows.
         use_horovod: no effect in one process.
 
     Raises:
-        RuntimeError: `world_size` exceeds 1.
+        RuntimeError: `world_size` exceeds 1 without a process group, or with `use_horovod`.
 
     Source: Radford et al., CLIP, 2021, figure 3; open_clip's ClipLoss.
 
@@ -95,11 +79,14 @@ class ClipLoss(_OneProcess):
         if self._has_labels(device, num_logits):
             return self.labels[device]
         labels = torch.arange(num_logits, device=device, dtype=torch.long)
+        if self.world_size > 1 and self.local_loss:
+            labels = labels + num_logits * self.rank
         if self.cache_labels:
             self.labels[device] = labels
             self.prev_num_logits = num_logits
         return labels
 
+    @names_errors("ClipLoss")
     def get_logits(
         self,
         image_features: Tensor,  # [N, D]
@@ -108,9 +95,17 @@ class ClipLoss(_OneProcess):
         logit_bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # [N, N] each
         """Return the logits per image and per text, in plain PyTorch."""
+        others = image_features, text_features
+        if self.world_size > 1:
+            all_image, all_text, _ = self._gather(
+                image_features, text_features, logit_scale, logit_bias
+            )
+            others = all_image, all_text
+            if not self.local_loss:
+                image_features, text_features = others
         # Two products, as in the original, so that neither result is a view of the other.
-        per_image = logit_scale * image_features @ text_features.T
-        per_text = logit_scale * text_features @ image_features.T
+        per_image = logit_scale * image_features @ others[1].T
+        per_text = logit_scale * text_features @ others[0].T
         if logit_bias is None:
             return per_image, per_text
         return per_image + logit_bias, per_text + logit_bias
@@ -129,20 +124,38 @@ class ClipLoss(_OneProcess):
         Overridden `get_logits` or `get_ground_truth`, and stored labels, are used.
         """
         inputs = image_features, text_features, logit_scale, logit_bias
+        processes = 1 if self.local_loss else self.world_size
         if self._replaces(ClipLoss, "get_logits", "get_ground_truth") or (
-            self.labels and self._has_labels(image_features.device, len(image_features))
+            self.labels and self._has_labels(image_features.device, len(image_features) * processes)
         ):
             loss = self._loss_of_logits(*inputs)
         else:
-            image, text, scale, bias = _checked(*inputs)
-            _refuse_unequal_rows(image, text)
-            how = self.backend, False  # dot products
-            v, c = Embeddings(image, *how), Embeddings(text, *how)
-            values = mean_cross_entropy(v, c, scale, _DIAGONAL)
+            values, bias = self._values(*inputs)
             # A bias added to all logits cancels. Its gradient must be 0, not None, and an infinite
             # bias must make the loss and all gradients NaN.
             loss = values.mean() * (1 + 0 * bias)
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _values(self, *inputs: Any) -> tuple[Tensor, Tensor]:  # [N], []
+        """Return the cross-entropy of every pair, and the bias."""
+        how = self.backend, False  # dot products
+        if self.world_size == 1:
+            image, text, scale, bias = checked(*inputs)
+            refuse_unequal_rows(image, text)
+        else:
+            found = self._gather(*inputs)
+            own_image, own_text, scale, bias = checked(*inputs)
+            if self.local_loss:
+                return local_values(own_image, own_text, found, scale, self.backend), bias
+            image, text = found.image, found.text
+        v, c = Embeddings(image, *how), Embeddings(text, *how)
+        return mean_cross_entropy(v, c, scale, _DIAGONAL), bias
+
+    def _gather(self, *inputs: Any) -> Gathered:
+        if self.use_horovod:
+            raise UnnamedRuntimeError("use_horovod is not supported; use torch.distributed")
+        options = {"local_loss": self.local_loss, "gather_with_grad": self.gather_with_grad}
+        return gather(self, inputs, options, self.gather_with_grad, not self.local_loss)
 
     def _has_labels(self, device: torch.device, num_logits: int) -> bool:
         return self.prev_num_logits == num_logits and device in self.labels
@@ -161,22 +174,24 @@ class ClipLoss(_OneProcess):
         return (cross_entropy(per_image, labels) + cross_entropy(per_text, labels)) / 2
 
 
-class SigLipLoss(_OneProcess):
+class SigLipLoss(FeatureLoss):
     """Sum of the binary cross-entropy of match and mismatch over all pairs, divided by the batch.
 
     Every attribute may be set between steps.
 
     Args:
         cache_labels: no effect, as in the original.
-        rank: rank of this process.
-        world_size: number of processes, 1 in this version.
-        dist_impl: how processes exchange features; no effect in one process.
+        rank: rank of this process in the default process group.
+        world_size: number of processes of the default process group. Above 1, all of them call the
+            loss with the same number of rows.
+        dist_impl: how processes exchange features; no effect, as all ways have the same values and
+            gradients: those of one process on the whole batch, averaged over processes.
         chunk_size: if above 0, no score matrix is stored for the backward pass: the fused operator
             recomputes the scores, or without one, plain PyTorch processes this many rows at a time.
             The loss is the same.
 
     Raises:
-        RuntimeError: `world_size` exceeds 1.
+        RuntimeError: `world_size` exceeds 1 without a process group.
         ValueError: `dist_impl` is unknown or `chunk_size` is negative.
 
     Source: Zhai et al., SigLIP, 2023, algorithm 1; open_clip's SigLipLoss.
@@ -239,10 +254,13 @@ class SigLipLoss(_OneProcess):
         Overridden `get_logits` or `get_ground_truth` are used.
         """
         inputs = image_features, text_features, logit_scale, logit_bias
-        if not self._replaces(SigLipLoss, "get_logits", "get_ground_truth", "_loss"):
-            inputs = _checked(*inputs)
-            _refuse_unequal_rows(*inputs[:2])
-        loss = self._loss(*inputs)
+        replaced = self._replaces(SigLipLoss, "get_logits", "get_ground_truth", "_loss")
+        if self.world_size > 1:
+            loss = siglip_over_ranks(self, inputs, replaced)
+        else:
+            if not replaced:
+                refuse_unequal_rows(*checked(*inputs)[:2])
+            loss = self._loss(*inputs)
         return {"contrastive_loss": loss} if output_dict else loss
 
     @names_errors("SigLipLoss")
@@ -261,14 +279,10 @@ class SigLipLoss(_OneProcess):
             like = image_features.device, image_features.dtype, len(image_features)
             labels = self.get_ground_truth(*like, negative_only=negative_only)
             return -logsigmoid(labels * logits).sum() / len(image_features)
-        image, text, scale, bias = _checked(*inputs)
+        image, text, scale, bias = checked(*inputs)
         sides = image.shape[0], text.shape[0]
         chunked = self.chunk_size > 0
-        if (
-            negative_only
-            or sides[0] != sides[1]
-            or (chunked and resolve("sigmoid", image, self.backend, sides) is None)
-        ):
+        if negative_only or sides[0] != sides[1] or not has_operator(self, image, text):
             rows = self.chunk_size or sides[0]
             return sum_in_blocks(image, text, scale, bias, negative_only, rows) / sides[0]
         given = image, text, scale, bias, _DIAGONAL
@@ -276,25 +290,3 @@ class SigLipLoss(_OneProcess):
         if total is None:
             return fused_sigmoid(*given, self.backend, keep=not chunked).mean()
         return total
-
-
-def _refuse_unequal_rows(image_features: Tensor, text_features: Tensor) -> None:
-    if len(image_features) != len(text_features):
-        raise UnnamedValueError(
-            f"image_features {list(image_features.shape)} and text_features "
-            f"{list(text_features.shape)} differ in rows; pass one text per image"
-        )
-
-
-def _checked(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: float | Tensor,
-    logit_bias: float | Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the arguments of forward; return features, scale and bias (default 0) as tensors."""
-    image, text = _checks.embeddings(image_features=image_features, text_features=text_features)
-    logit_bias = 0.0 if logit_bias is None else logit_bias
-    _checks.scalar("logit_scale", logit_scale)
-    _checks.scalar("logit_bias", logit_bias)
-    return image, text, as_scalar(logit_scale, image), as_scalar(logit_bias, image)

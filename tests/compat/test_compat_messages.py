@@ -35,12 +35,17 @@ def test_features_are_checked(loss: type[ClipLoss] | type[SigLipLoss]) -> None:
 
 
 @pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
-def test_several_processes_are_refused_when_constructed(
+def test_several_processes_need_a_process_group(
     loss: type[ClipLoss] | type[SigLipLoss],
 ) -> None:
-    message = rf"{loss.__name__}: world_size 2 .* distributed training comes with a later version"
+    message = rf"{loss.__name__}: world_size 2 needs .* call torch.distributed.init_process_group"
     with pytest.raises(RuntimeError, match=message):
-        loss(world_size=2)
+        loss(world_size=2)(torch.eye(3), torch.eye(3), 1.0, 0.0)
+
+
+def test_horovod_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="ClipLoss: use_horovod is not supported; use torch"):
+        ClipLoss(world_size=2, use_horovod=True)(torch.eye(3), torch.eye(3), 1.0)
 
 
 def test_the_exchange_of_features_is_checked() -> None:

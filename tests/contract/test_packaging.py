@@ -107,7 +107,7 @@ AROUND: dict[str, set[str]] = {
     "fusion": FOUNDATION,
     "_chunked": {"_checks", "_describe", "_public"},
     "_diagnostics": FOUNDATION | {"losses"},
-    "compat": FOUNDATION | {"losses", "functional"},
+    "compat": FOUNDATION | {"losses", "functional", "distributed"},
     "__main__": {"backends", "_policies", "__version__"},
 }
 
