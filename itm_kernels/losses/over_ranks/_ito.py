@@ -36,6 +36,6 @@ def ito_over_ranks(
         )
     images, texts, fused, scale = agreement.entering(images, texts, fused, scale)
     of_images, of_fused = (as_scalar(scale, views) for views in (images, fused))
-    align = mean_alignment(images, texts, of_images, backend, agreement.sides["images"])
-    fusion = mean_fusion(fused, of_fused, backend, agreement.sides["fused"])
+    align = mean_alignment(images, texts, of_images, backend, agreement, "images")
+    fusion = mean_fusion(fused, of_fused, backend, agreement)
     return align + fusion_weight * fusion

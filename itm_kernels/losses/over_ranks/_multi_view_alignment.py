@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itm_kernels._policies import goes_round
 from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.distributed._collectives import gather_rows
 from itm_kernels.distributed._side import Side
@@ -13,8 +14,8 @@ from itm_kernels.losses._logit_scale import checked_scale
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._views import check_views
 from itm_kernels.losses.over_ranks._batch import reduce_over_ranks
-from itm_kernels.losses.over_ranks._log_sums import log_sums_over_ranks
-from itm_kernels.ops._log_sum_exp import as_scalar
+from itm_kernels.losses.over_ranks._log_sums import log_sums_around, log_sums_over_ranks
+from itm_kernels.ops._log_sum_exp import RelativeSums, as_scalar
 
 
 def alignment_over_ranks(
@@ -34,7 +35,7 @@ def alignment_over_ranks(
             "multi_view_alignment_loss", rows, logit_scale=scale, max_scale=scales[2]
         )
     images, texts, scale = agreement.entering(images, texts, as_scalar(scale, images))
-    return mean_alignment(images, texts, scale, backend, agreement.sides["images"])
+    return mean_alignment(images, texts, scale, backend, agreement, "images")
 
 
 def mean_alignment(
@@ -42,23 +43,39 @@ def mean_alignment(
     texts: Tensor,  # [U, n, D]
     scale: Tensor,  # []
     backend: str,
-    side: Side,  # of both
+    agreement: Agreement,
+    name: str,  # of the side of both
 ) -> Tensor:  # []
     """Return the mean over all pairs of views and all samples of the global batch."""
-    own = side.indices(texts.device)
-    everyone = torch.arange(side.total, device=texts.device)
-    v = Embeddings(gather_views(images, side), backend).unbind()
+    side = agreement.sides[name]
+    v = ViewsOfAll(images, side, agreement.exchange, backend)
     c = Embeddings(texts, backend).unbind()
     losses = []
-    for image in v:
+    for index in range(images.shape[0]):
         for text in c:
-            found = log_sums_over_ranks(image, text, scale, everyone, own, own, side)
+            found = v.log_sums(index, text, scale)
             from_image = LogSums(found.row[side.own], found.row_highest[side.own])
             from_text = LogSums(found.column, found.column_highest)
             losses.append(cross_entropy(found.positive, [from_image], [from_text], 0.5, backend))
     return reduce_over_ranks(torch.stack(losses), "mean", side, len(losses) * side.total)
 
 
-def gather_views(views: Tensor, side: Side) -> Tensor:  # [V, n, D] -> [V, N, D]
-    """Return the views of the samples of all ranks."""
-    return gather_rows(views.transpose(0, 1), side).transpose(0, 1).contiguous()
+class ViewsOfAll:
+    """The views of the samples of all ranks: gathered, or sent around a ring when they are used."""
+
+    def __init__(self, views: Tensor, side: Side, exchange: str, backend: str) -> None:
+        self.side = side
+        self.own = side.indices(views.device)
+        self.everyone = torch.arange(side.total, device=views.device)
+        self.ring = goes_round(exchange, views.shape[0] * side.total, views[0])
+        if not self.ring:
+            gathered = gather_rows(views.transpose(0, 1), side)
+            views = gathered.transpose(0, 1).contiguous()
+        self.views = Embeddings(views, backend).unbind()
+
+    def log_sums(self, index: int, y: Embeddings, scale: Tensor) -> RelativeSums:
+        """Return the sums of a view `[N]` and of this rank's rows y `[n]`, without own pairs."""
+        ids = self.everyone, self.own, self.own
+        if self.ring:
+            return log_sums_around(self.views[index], y, scale, *ids, (self.side, self.side))
+        return log_sums_over_ranks(self.views[index], y, scale, *ids, self.side)
