@@ -14,7 +14,10 @@ _temperature = number_or_tensor(above=0)
 
 
 class HardNegatives(NamedTuple):
-    """One negative per anchor; -1 for an anchor without a negative."""
+    """One negative per anchor; -1 for an anchor without a negative.
+
+    For a batch over ranks, the anchors are a rank's own rows, and indices are global.
+    """
 
     text_index: Tensor  # [N] int64, a negative text for every image
     image_index: Tensor  # [M] int64, a negative image for every text
@@ -81,17 +84,24 @@ class HardNegativeSampler(Checked):
         image, text = _checks.embeddings(image=image, text=text)
         _checks.generator(generator)
         pairs = _positives.resolve(image, text, image_ids, text_ids)
-        text_index, image_index = fused_sample_negatives(
-            image,
-            text,
-            pairs.image_ids,
-            pairs.text_ids,
-            self.strategy,
-            self._temperature(temperature),
-            generator,
-            self.backend,
+        ids = pairs.image_ids, pairs.text_ids
+        return self.draw(image, text, *ids, self._temperature(temperature), generator)
+
+    def draw(
+        self,
+        image: Tensor,  # [N, D]
+        text: Tensor,  # [M, D]
+        image_ids: Tensor | None,  # [N] int64, on the device of the rows
+        text_ids: Tensor | None,  # [M]
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> HardNegatives:
+        """Return the same for checked arguments; ids of one side may be absent on the other."""
+        rows, ids = (image, text), (image_ids, text_ids)
+        found = fused_sample_negatives(
+            *rows, *ids, self.strategy, temperature, generator, self.backend
         )
-        return HardNegatives(text_index, image_index)
+        return HardNegatives(*found)
 
     @public
     def from_scores(

@@ -1,5 +1,6 @@
 """Rows of other ranks by their index in the global batch, with gradient."""
 
+import math
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def fetch(rows: Tensor, index: Tensor, *, group: dist.ProcessGroup | None = None
 
     Args:
         rows: `[n, ...]`, this rank's rows; the global batch is their concatenation in rank order.
-        index: `[k]` int64 indices into the global batch; k may differ between ranks.
+        index: `[k]` int64 indices into the global batch; k may differ between ranks, and be 0.
         group: the process group. None or a group of one rank: `rows[index]`.
 
     Returns:
@@ -99,7 +100,11 @@ def fetch(rows: Tensor, index: Tensor, *, group: dist.ProcessGroup | None = None
     with agreement:
         _checks.is_tensor("rows", rows)
         _checks.is_tensor("index", index)
-        agreement.describe("fetch", {"rows": rows.reshape(rows.shape[0], -1)})
+        _checks.identifiers("index", index, index.numel(), rows, what="index")
+        shape = list(rows.shape[1:])
+        flat = rows.reshape(rows.shape[0], math.prod(shape))  # -1 is ambiguous without rows
+        agreement.describe("fetch", {"rows": flat}, shape=shape)
+    index = index.to(rows.device, torch.int64)
     side = agreement.sides["rows"]
     outside = torch.stack([(index < 0).any() | (index >= side.total).any()])
     if side.all_reduce(outside.int(), "MAX").item():

@@ -28,6 +28,18 @@ def like_first_rank(
     return copy
 
 
+def of_this_rank(
+    generator: torch.Generator | None, device: torch.device, side: Side
+) -> torch.Generator:
+    """Return a generator whose draws are independent of other ranks', even if these have one seed.
+
+    Every rank draws one seed per rank, so generators in the same state advance alike. The seed is
+    read on the host.
+    """
+    seeds = torch.randint(2**63 - 1, (side.size,), generator=generator, device=device)
+    return torch.Generator(device).manual_seed(int(seeds[side.rank]))
+
+
 def _default(device: torch.device) -> torch.Generator:
     if device.type != "cuda":
         return torch.default_generator

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_kernels import backends, losses
+from itm_kernels.distributed import fetch
 from itm_kernels.mining import HardNegativeSampler
 
 
@@ -38,7 +39,8 @@ def constraint(module: nn.Module, image: Tensor, text: Tensor, **ids: Tensor) ->
 def matching(module: nn.Module, image: Tensor, text: Tensor, **ids: Tensor) -> Tensor:
     def match(i: Tensor, t: Tensor) -> Tensor:
         # Gathered rows, as a fusion model takes them.
-        return (image[i] * text[t]).sum(1)
+        images, texts = fetch(image, i, group=module.group), fetch(text, t, group=module.group)
+        return (images * texts).sum(1)
 
     return module(image, text, match, **ids)
 
