@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import faults_on_ranks as ranks_run
-from calls_on_ranks import NAMES
+from calls_on_ranks import OF_PAIRS
 from itm_kernels import functional
 from loss_cases import batch
 from ranks import Ranks
@@ -22,7 +22,7 @@ def together(found: list[ranks_run.Own]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_rows_get_the_gradient_of_other_ranks_losses(two: Ranks, name: str, rank: int) -> None:
     """A plain all_gather has no gradient: rows then only learn from their own rank's loss.
 
@@ -41,7 +41,7 @@ def test_rows_get_the_gradient_of_other_ranks_losses(two: Ranks, name: str, rank
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.25, 1024.0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_factors_of_the_loss_scale_the_gradient_once(two: Ranks, name: str, factor: float) -> None:
     """The gradient averaged over ranks is that of one process: not W times it, nor 1/W.
 
@@ -56,7 +56,7 @@ def test_factors_of_the_loss_scale_the_gradient_once(two: Ranks, name: str, fact
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_rows_need_not_be_contiguous(two: Ranks, name: str, layout: str, exchange: str) -> None:
     """Collectives read memory: those of other layouts have sent wrong rows (pytorch #120386)."""
     plain = "expanded-copy" if layout == "expanded" else "plain"
@@ -67,7 +67,7 @@ def test_rows_need_not_be_contiguous(two: Ranks, name: str, layout: str, exchang
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_positives_follow_rows_over_ranks(two: Ranks, name: str) -> None:
     """Labels of a rank that start at 0 name other ranks' rows.
 
@@ -80,7 +80,7 @@ def test_positives_follow_rows_over_ranks(two: Ranks, name: str) -> None:
     assert wrong > expected + 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_every_rank_has_the_same_bits(two: Ranks, name: str) -> None:
     """Ranks that stop early or choose a checkpoint by the loss must decide alike."""
     one, other = two.run(ranks_run.in_low_precision, name)
@@ -90,7 +90,7 @@ def test_every_rank_has_the_same_bits(two: Ranks, name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_validation_without_gradients(two: Ranks, name: str) -> None:
     """`torch.no_grad()` has the value of training."""
     value, _ = whole(name)

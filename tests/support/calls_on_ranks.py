@@ -21,6 +21,13 @@ NAMES = [
     for name in functional.__all__
     if {"group", "image", "text"} <= set(signature(getattr(functional, name)).parameters)
 ]
+# Those with one value per pair and without draws.
+OF_PAIRS = [name for name in NAMES if name not in ("imc_loss", "info_cmr_loss")]
+
+
+def takes(name: str, option: str) -> bool:
+    """Return whether a loss has an option."""
+    return option in signature(getattr(functional, name)).parameters
 
 
 def rows(dtype: torch.dtype = torch.float64, N: int = 3, D: int = 7) -> Arguments:
@@ -69,6 +76,7 @@ def _value_and_gradients(name: str, group: Any, given: Arguments, scale: bool) -
         more["logit_scale"] = torch.tensor(7.0, dtype=image.dtype, requires_grad=True)
         inputs.append(more["logit_scale"])
     given = {**given, "image": image, "text": text, **more}
+    torch.manual_seed(0)  # of draws
     value = getattr(functional, name)(**given, group=group)
     return [value.detach(), *torch.autograd.grad(value.sum(), inputs)]
 
