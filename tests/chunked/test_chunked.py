@@ -23,6 +23,14 @@ def test_chunks_equal_the_whole_batch(chunk_size: int) -> None:
     torch.testing.assert_close(gradients(out, *of), gradients(whole, *of), **EXACT)
 
 
+def test_node_has_inputs_and_parameters_only() -> None:
+    """Parts of inputs are leaves of the chunks' graphs, too, and must not be kept."""
+    encoder, x = perceptron(), rows()
+    out = chunked(encoder, x, chunk_size=3)
+    leaves = [node.variable for node, _ in out.grad_fn.next_functions]
+    assert set(map(id, leaves)) == set(map(id, (x, *encoder.parameters())))
+
+
 @pytest.mark.parametrize("chunk_size", [3, 10])
 def test_dropout_has_the_masks_of_a_loop(chunk_size: int) -> None:
     encoder, x = perceptron(dropout=0.5), rows()
