@@ -47,7 +47,7 @@ def fusion_contrastive_loss(
             holds the batch.
         gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
             that average them (DistributedDataParallel, FSDP); `"sum"` does not.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The loss, in fp32 for fp16 and bf16 inputs.
@@ -104,7 +104,7 @@ class FusionContrastiveLoss(ScaledLoss):
             None.
         gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
             `"sum"`.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.

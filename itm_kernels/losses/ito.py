@@ -35,7 +35,7 @@ class ITOLoss(ScaledLoss):
             None.
         gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
             `"sum"`.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.

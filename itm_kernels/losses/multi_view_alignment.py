@@ -44,7 +44,7 @@ def multi_view_alignment_loss(
             holds the batch.
         gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
             that average them (DistributedDataParallel, FSDP); `"sum"` does not.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Returns:
         The mean over V x U pairs of views and N samples, in fp32 for fp16 and bf16 inputs.
@@ -95,7 +95,7 @@ class MultiViewAlignmentLoss(ScaledLoss):
             None.
         gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
             `"sum"`.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; this loss gathers rows for each.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.
