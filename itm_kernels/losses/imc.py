@@ -70,8 +70,8 @@ def imc_loss(
             holds the batch.
         gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
             that average them (DistributedDataParallel, FSDP); `"sum"` does not.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel for the hinges;
-            all three gather the rows for the constraints.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel. Rows of official
+            distances are always gathered.
 
     Returns:
         The loss: the sum of hinges over pairs plus both constraints.

@@ -85,7 +85,8 @@ def intra_modal_constraint(
             holds the batch.
         gradients: with a group, `"mean"` multiplies gradients by the number of ranks, for trainers
             that average them (DistributedDataParallel, FSDP); `"sum"` does not.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; all three gather the rows here.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel. Rows of official
+            distances are always gathered.
 
     Returns:
         The constraint, in fp32 for fp16 and bf16 inputs. The bounds carry no gradient. With a
@@ -145,7 +146,7 @@ class IntraModalConstraint(OptionsModule):
             None.
         gradients: with a group, `"mean"` for trainers that average gradients over ranks, or
             `"sum"`.
-        exchange: with a group, `"gather"`, `"ring"` or `"auto"`; all three gather the rows.
+        exchange: with a group, `"gather"`, `"ring"` or `"auto"`: how rows travel.
 
     Raises:
         TypeError: an option has the wrong type.

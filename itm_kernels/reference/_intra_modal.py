@@ -62,10 +62,7 @@ def _banded(
     rows, row_ids = x, ids
     if block is not None and ids is not None:
         rows, row_ids = x[block], ids[block]
-    if mode == "official" and metric == "cosine":
-        similarities = score(rows, x, "dot")
-        return similarities, _off(similarities, upper, 1 - lower, row_ids, ids)
-    if mode == "official":
+    if mode == "official" and metric != "cosine":
         elsewhere = block is not None and block.start > 0 and not per_row
         if elsewhere:
             # Row 0 has the bounds. The same operations compute it, so that equal distances tie.
@@ -73,6 +70,40 @@ def _banded(
         relative, low, high = _official_distance(rows, x, metric, lower, upper, per_row, score)
         relative = relative[1:] if elsewhere else relative
         return relative, _off(relative, low, high, row_ids, ids)
+    return _absolute(rows, x, row_ids, ids, metric, mode, lower, upper, score)
+
+
+def absolute_band_sums(
+    rows: Tensor,  # [n, D]
+    columns: Tensor,  # [k, D]
+    row_ids: Tensor,  # [n]
+    column_ids: Tensor,  # [k]
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    score: Score,
+) -> Tensor:  # [n]
+    """Return the sums of `intra_modal` over some columns, for bounds other than ranks."""
+    ids = row_ids, column_ids
+    values, off = _absolute(rows, columns, *ids, metric, mode, lower, upper, score)
+    return values.masked_fill(off, 0).sum(1)
+
+
+def _absolute(
+    rows: Tensor,  # [n, D]
+    x: Tensor,  # [N, D]
+    row_ids: Tensor | None,  # [n]
+    ids: Tensor | None,  # [N]
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    score: Score,
+) -> tuple[Tensor, Tensor]:  # [n, N], [n, N]
+    if mode == "official":
+        similarities = score(rows, x, "dot")
+        return similarities, _off(similarities, upper, 1 - lower, row_ids, ids)
     delta = score(rows, x, metric)
     if metric == "cosine":
         delta = 1 - delta

@@ -57,6 +57,7 @@ def test_bounds_and_ids_in_blocks_of_rows(
     for known in (None, ids):
         assert constraint_on_rank(None, rows(), known, COUNTS, given).grad.any()
         check(two, rows(), known, given, scores_at_once=0)
+        check(two, rows(), known, given | {"exchange": "ring"}, scores_at_once=0)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -74,6 +75,7 @@ def test_rows_that_are_not_finite(two: Ranks, mode: str, metric: str, row: int, 
     x[row, 1] = bad
     given = options(mode, metric, reduction="none", backend="reference")
     check(two, x, None, given)
+    check(two, x, None, given | {"exchange": "ring"})
     given["backend"] = "auto"  # gradients of other rows differ between backends
     found = two.run(constraint_on_rank, x, None, COUNTS, given)
     values = torch.cat([rank.value for rank in found])
@@ -90,6 +92,14 @@ def test_copies_of_row_0_tie_with_its_bounds(two: Ranks) -> None:
     for rank in range(1, 7):
         given = options("official", "l2") | {"lower": rank / 7, "upper": 1.0, "reduction": "none"}
         check(two, x, None, given)
+
+
+def test_around_the_ring_memory_is_that_of_a_rank(two: Ranks) -> None:
+    counts, D = (20, 20), 4
+    given = options("paper", "l2", exchange="ring")
+    for rank in check(two, rows(40, D), None, given, counts, scores_at_once=0):
+        assert rank.scores == 20 * 40
+        assert rank.largest <= 20 * D  # as many scores as numbers of 20 rows
 
 
 @pytest.mark.parametrize("counts", [(20, 20), (31, 9), (0, 40)])

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from itm_kernels import functional
 from itm_kernels.losses import _band
-from itm_kernels.losses.over_ranks import _intra_modal
+from itm_kernels.losses.over_ranks import _in_blocks
 
 
 class Found(NamedTuple):
@@ -53,7 +53,7 @@ def constraint_on_rank(
     x = x[own].clone().requires_grad_()
     ids = None if ids is None else ids[own]
     shapes: list[int] = []
-    score, at_once = _intra_modal.fused_similarity, _intra_modal._SCORES_AT_ONCE
+    score, at_once = _in_blocks.fused_similarity, _in_blocks._SCORES_AT_ONCE
 
     def counted(*args: Any) -> Tensor:
         found = score(*args)
@@ -63,14 +63,14 @@ def constraint_on_rank(
     _band._warned.clear()
     try:
         if scores_at_once is not None:
-            _intra_modal._SCORES_AT_ONCE = scores_at_once
-        _intra_modal.fused_similarity = counted
+            _in_blocks._SCORES_AT_ONCE = scores_at_once
+        _in_blocks.fused_similarity = counted
         with warnings.catch_warnings(record=True) as told, Largest() as largest:
             warnings.simplefilter("always")
             value = functional.intra_modal_constraint(x, ids=ids, **options)
             scores = sum(shapes)
             value.sum().backward()
     finally:
-        _intra_modal.fused_similarity, _intra_modal._SCORES_AT_ONCE = score, at_once
+        _in_blocks.fused_similarity, _in_blocks._SCORES_AT_ONCE = score, at_once
     assert x.grad is not None
     return Found(value.detach(), x.grad, largest.elements, scores, [str(w.message) for w in told])

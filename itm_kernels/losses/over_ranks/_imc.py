@@ -1,7 +1,7 @@
 """IMC over the ranks of a process group: max of hinges plus the constraint of both modalities.
 
-The rows of both sides are gathered once, for all terms. With the ring, only those of the constraint
-are gathered.
+The rows of both sides are gathered once, for all terms. With the ring, only those of official
+distances are gathered.
 """
 
 from typing import Any
@@ -18,7 +18,11 @@ from itm_kernels.losses._reduction import nan_where_mistaken, zero_absent
 from itm_kernels.losses.over_ranks._batch import find_pairs
 from itm_kernels.losses.over_ranks._hinges import values_of_hardest
 from itm_kernels.losses.over_ranks._hinges_around import values_of_hardest_around
-from itm_kernels.losses.over_ranks._intra_modal import constraint_values, warn_of_empty_bands
+from itm_kernels.losses.over_ranks._intra_modal import (
+    constraint_values,
+    gathers,
+    warn_of_empty_bands,
+)
 
 
 def imc_over_ranks(
@@ -57,13 +61,16 @@ def imc_over_ranks(
         )
     batch = find_pairs(agreement, image, text, image_ids, text_ids, unmatched)
     image, text = agreement.entering(image, text)
-    images, texts = gather_rows(image, batch.image), gather_rows(text, batch.text)
+    images, texts = image, text
+    if gathers(metric, mode, batch.ring):
+        images, texts = gather_rows(image, batch.image), gather_rows(text, batch.text)
     if batch.ring:
         hinges = values_of_hardest_around(image, text, batch, float(margin), backend)
     else:
         hinges = values_of_hardest(images, text, batch, float(margin), backend)
     hinges = nan_where_mistaken(zero_absent(hinges, batch.absent), batch.mistaken, text.T)
-    options = metric, mode, float(lower), float(upper), thresholds == "per_row", backend
+    per_row = thresholds == "per_row"
+    options = metric, mode, float(lower), float(upper), per_row, backend, batch.ring
     image_side, text_side, all_image_ids = batch.image, batch.text, batch.pairs.image_ids
     assert all_image_ids is not None
     of_images = constraint_values(images, all_image_ids, image_side, *options)

@@ -1,29 +1,25 @@
 """Intra-modal constraint over the ranks of a process group.
 
-Every rank gathers the rows of all ranks and sums over the pairs of its own rows: N^2 / W scores,
-in blocks of rows that the backward pass computes again. The memory of a rank is O(N D) and a block.
-Rows are gathered with either `exchange`.
+Every rank sums over the pairs of its own rows with all rows: N^2 / W scores, in blocks of rows that
+the backward pass computes again. Rows are gathered, or travel around a ring. Official distances are
+always gathered: their bounds are ranks among all distances of a row.
 """
-
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from itm_kernels import _checks, reference
-from itm_kernels._autocast import outside_autocast
 from itm_kernels._options import Metric, Mode, Reduction, Thresholds
+from itm_kernels._policies import goes_round
 from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.distributed._collectives import attached, gather_rows
 from itm_kernels.distributed._side import Side
 from itm_kernels.losses._band import check_constraint, default_reduction, warn_of_empty_band
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses.over_ranks._batch import reduce_over_ranks
-from itm_kernels.ops._similarity import fused_similarity
+from itm_kernels.losses.over_ranks._in_blocks import blocks_of, in_blocks, scores_of
+from itm_kernels.losses.over_ranks._intra_modal_around import constraint_values_around
 from itm_kernels.reference._precision import wide
-
-_SCORES_AT_ONCE = 1 << 20  # more, if the inputs take more memory
 
 
 def constraint_over_ranks(
@@ -61,10 +57,11 @@ def constraint_over_ranks(
         )
     side = agreement.sides["embeddings"]
     (embeddings,) = agreement.entering(embeddings)
-    everyone = gather_rows(embeddings, side)
+    ring = goes_round(agreement.exchange, side.total, embeddings)
+    rows = gather_rows(embeddings, side) if gathers(metric, mode, ring) else embeddings
     all_ids = all_ids_of(ids, side, embeddings.device)
-    options = metric, mode, float(lower), float(upper), thresholds == "per_row", backend
-    values = constraint_values(everyone, all_ids, side, *options)
+    options = metric, mode, float(lower), float(upper), thresholds == "per_row", backend, ring
+    values = constraint_values(rows, all_ids, side, *options)
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     function = "intra_modal_constraint"
     warn_of_empty_bands(function, {"embeddings": (values, side)}, weight, **bounds)
@@ -78,8 +75,13 @@ def all_ids_of(ids: Tensor | None, side: Side, device: torch.device) -> Tensor: 
     return side.gather(ids.to(device, torch.int64))
 
 
+def gathers(metric: str, mode: str, ring: bool) -> bool:
+    """Return whether a rank needs the rows of all ranks."""
+    return not ring or (mode == "official" and metric != "cosine")
+
+
 def constraint_values(
-    x: Tensor,  # [N, D], the rows of all ranks
+    x: Tensor,  # [N, D], the rows of all ranks; or [n, D], of this rank, for the ring
     ids: Tensor,  # [N]
     side: Side,
     metric: str,
@@ -88,51 +90,19 @@ def constraint_values(
     upper: float,
     per_row: bool,
     backend: str,
+    ring: bool,
 ) -> Tensor:  # [n]
     """Return the sums of this rank's rows over their pairs in the global batch."""
+    if not gathers(metric, mode, ring):
+        return constraint_values_around(x, ids, side, metric, mode, lower, upper, backend)
     if not side.counts[side.rank]:
         return attached(wide(x.new_empty(0)), x)
+    score = scores_of(backend)
 
-    def score(rows: Tensor, columns: Tensor, metric: str) -> Tensor:
-        return fused_similarity(wide(rows), wide(columns), metric, backend)
-
-    @outside_autocast
-    def sums(x: Tensor, block: slice) -> Tensor:
+    def sums(block: slice, x: Tensor) -> Tensor:
         return reference.intra_modal(x, ids, metric, mode, lower, upper, per_row, block, score)
 
-    return _InBlocks.apply(x, sums, tuple(_blocks(side.own, *x.shape)))
-
-
-class _InBlocks(torch.autograd.Function):
-    """Concatenates a function of blocks of rows; the backward pass computes it again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, function: Callable[[Tensor, slice], Tensor], blocks: tuple[slice, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.options = function, blocks
-        return torch.cat([function(x, block) for block in blocks])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        function, blocks = ctx.options
-        x = ctx.saved_tensors[0].detach().requires_grad_()
-        grad_x = torch.zeros_like(x)
-        for block, upstream in zip(
-            blocks, grad.split([b.stop - b.start for b in blocks]), strict=True
-        ):
-            with torch.enable_grad():
-                values = function(x, block)
-            grad_x += torch.autograd.grad(values, x, upstream)[0]
-        return grad_x, None, None
-
-
-def _blocks(own: slice, N: int, D: int) -> Iterator[slice]:
-    """Split rows into blocks whose scores take no more memory than the inputs, or 2^20 numbers."""
-    at_once = max(D, _SCORES_AT_ONCE // N)
-    for first in range(own.start, own.stop, at_once):
-        yield slice(first, min(first + at_once, own.stop))
+    return in_blocks(sums, blocks_of(side.own, *x.shape), x)
 
 
 def warn_of_empty_bands(

@@ -1,0 +1,45 @@
+"""Intra-modal constraint whose rows travel around a ring: bounds other than ranks."""
+
+import torch
+from torch import Tensor
+
+from itm_kernels.distributed._ring import Outputs, circulate
+from itm_kernels.distributed._side import Side
+from itm_kernels.losses.over_ranks._in_blocks import blocks_of, in_blocks, scores_of
+from itm_kernels.reference._intra_modal import absolute_band_sums
+from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
+from itm_kernels.reference._precision import wide
+
+
+def constraint_values_around(
+    x: Tensor,  # [n, D], of this rank
+    ids: Tensor,  # [N]
+    side: Side,
+    metric: str,
+    mode: str,
+    lower: float,
+    upper: float,
+    backend: str,
+) -> Tensor:  # [n]
+    """Return the sums of this rank's rows over their pairs in the global batch.
+
+    The backward pass computes the scores of every visiting block twice more.
+    """
+    own_ids, score = ids[side.own], scores_of(backend)
+    band = metric, mode, lower, upper, score
+
+    def of_block(visiting: Tensor, given: slice, rows: Tensor) -> Outputs:
+        if not rows.shape[0] or not visiting.shape[0]:
+            return Outputs((), (torch.zeros_like(wide(rows[:, 0])),))
+
+        def sums(block: slice, rows: Tensor, columns: Tensor) -> Tensor:
+            return absolute_band_sums(rows[block], columns, own_ids[block], ids[given], *band)
+
+        blocks = blocks_of(slice(0, rows.shape[0]), *visiting.shape)
+        return Outputs((), (in_blocks(sums, blocks, rows, visiting),))
+
+    (found,) = circulate(of_block, side, x, x).sums
+    if mode == "official":
+        # An infinite row is outside every band; its score with itself makes the sum NaN.
+        return with_nan_gradient(found + nan_unless_finite(wide(x).square().sum(1)))
+    return found
