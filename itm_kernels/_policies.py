@@ -88,13 +88,13 @@ def goes_round(exchange: str, total: int, rows: Tensor) -> bool:
 RING_ROWS = 1024
 
 
-def rows_at_once(block: Tensor) -> int:
-    """Return how many rows of a visiting block are processed at once.
+def rows_at_once(rows: Tensor, number: int) -> int:
+    """Return how many of a number of rows are processed at once, when they visit another rank.
 
     Kernels on CPUs keep the scores and the unit rows of what they are given. On a GPU, smaller
     products would leave multiprocessors idle, and nothing of the size of the scores is kept.
     """
-    return RING_ROWS if block.device.type == "cpu" else max(1, block.shape[0])
+    return RING_ROWS if rows.device.type == "cpu" else max(1, number)
 
 
 _HERE = "itm_kernels/_policies.py"

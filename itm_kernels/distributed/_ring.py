@@ -83,7 +83,7 @@ def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor
 
 def cut(block: Tensor, own: slice) -> Iterator[tuple[slice, Tensor]]:
     """Yield parts of a block and their rows in the global batch; an empty block is one part."""
-    most = rows_at_once(block)
+    most = rows_at_once(block, block.shape[0])
     for start in range(0, max(1, block.shape[0]), most):
         part = block[start : start + most]
         first = own.start + start

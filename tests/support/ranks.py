@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT = timedelta(seconds=20)
+TIMEOUT = timedelta(seconds=120)
 GROUPS: dict[int, Any] = {}  # in a worker: the group of the first W ranks
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from itm_kernels._policies import rows_at_once
 from itm_kernels._positives import Pairs
 from itm_kernels.distributed._fetch import fetch_rows
 from itm_kernels.distributed._ring import Outputs, blocks, circulate, cut, slice_of
+from itm_kernels.distributed._side import Side
 from itm_kernels.losses.over_ranks._batch import Batch
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
@@ -46,24 +48,56 @@ def values_of_hardest_around(
     """
     positive_index = batch.pairs.positive
     assert positive_index is not None
-    found = _mined(image.detach(), text.detach(), batch, backend)
-    text_score, text_index, image_score, image_index = found
+    text_score, text_index, *of_images = _mined(image.detach(), text.detach(), batch, backend)
     paired = positive_index.clamp_min(0)
-    text_score, text_index = text_score[paired], text_index[paired]
-    rows = fetch_rows(image, torch.cat([paired, image_index.clamp_min(0)]), batch.image)
-    own, hardest_image = wide(rows[: len(text)]), wide(rows[len(text) :])
-    hardest_text = wide(fetch_rows(text, text_index.clamp_min(0), batch.text))
-    positive = (own * wide(text)).sum(1)
-    scores = (own * hardest_text).sum(1), (hardest_image * wide(text)).sum(1)
+    mined = text_score[paired], text_index[paired], *of_images
+    # As many parts on every rank, since rows are exchanged for each.
+    most = max(batch.text.counts)
+    at_once = rows_at_once(text, most)
+    parts = [slice(first, first + at_once) for first in range(0, most, at_once)]
+    values = [
+        _values_of_mined(
+            margin,
+            batch,
+            image,
+            text,
+            text[part],
+            positive_index[part],
+            *(of_pairs[part] for of_pairs in mined),
+        )
+        for part in parts
+    ]
+    return torch.cat(values)
+
+
+def _values_of_mined(
+    margin: float,
+    batch: Batch,
+    image: Tensor,  # [n, D]
+    text: Tensor,  # [m, D]
+    of_pairs: Tensor,  # [p, D], the texts of pairs
+    positive_index: Tensor,  # [p]
+    text_score: Tensor,  # [p], of the hardest text of the pair's image
+    text_index: Tensor,  # [p]
+    image_score: Tensor,  # [p]
+    image_index: Tensor,  # [p]
+) -> Tensor:  # [p]
+    """Return the hinges of pairs, from the rows of their positives and hardest negatives."""
+    of_pairs = wide(of_pairs)
+
+    def scores(side: Side, rows: Tensor, index: Tensor, others: Tensor) -> Tensor:
+        return (wide(fetch_rows(rows, index.clamp_min(0), side)) * others).sum(1)
+
+    own = wide(fetch_rows(image, positive_index.clamp_min(0), batch.image))
+    positive = (own * of_pairs).sum(1).masked_fill(positive_index < 0, torch.nan)
     of_text, of_image = (
         # A NaN of any negative is that of the maximum.
         torch.where(index < 0, -torch.inf, score).masked_fill(mined.isnan(), torch.nan)
         for score, index, mined in (
-            (scores[0], text_index, text_score),
-            (scores[1], image_index, image_score),
+            (scores(batch.text, text, text_index, own), text_index, text_score),
+            (scores(batch.image, image, image_index, of_pairs), image_index, image_score),
         )
     )
-    positive = positive.masked_fill(positive_index < 0, torch.nan)
     return hinges_of_scores(positive, of_text, of_image, margin, positive_index)
 
 
