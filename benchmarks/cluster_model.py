@@ -1,21 +1,28 @@
-"""A model of contrastive losses on a GPU cluster; nothing here is measured.
+"""A model of InfoNCE on a GPU cluster; nothing here is measured.
 
 It counts the products and the bytes sent of each scheme per rank (B rows of width D, bf16
-embeddings, fp32 gradients) and divides them by the rates below. Latency, stragglers and everything
-outside the loss are ignored. A ring is assumed to overlap computing and sending completely.
+embeddings, fp32 gradients) and divides them by the rates below. Ours are counted by the formulas
+that `tests/distributed/test_traffic.py` holds to the bytes that ranks send. Latency, stragglers and
+everything outside the loss are ignored. A ring is assumed to overlap computing and sending
+completely.
 
-Shards sent per rank and step, in units of B D elements, W ranks:
-- ring: the texts travel W - 1 hops in bf16 forward, again backward, and their gradients W in fp32;
-- gather: image and text are gathered (W - 1 shards each, bf16) and their gradients are
-  reduce-scattered (W - 1 each, fp32);
-- Inf-CL: each direction sends fp32 shards: W - 1 forward, W - 1 and W gradients backward.
+Others, in units of B D elements sent per rank, W ranks:
+- open_clip with local_loss and gather_with_grad: images and texts are gathered (W - 1 each, bf16)
+  and their gradients are reduce-scattered (W - 1 each, fp32);
+- Inf-CL: each direction sends fp32 rows: W - 1 forward, W - 1 and W gradients backward.
 """
 
+import json
 from typing import NamedTuple
 
-PRODUCT = 585e12  # FLOP/s, bf16 at inner size 1024 on one H200
-LINKS = {"8 GPUs, NVLink": (8, 450e9), "64 GPUs, 400 Gbit/s each": (64, 50e9)}  # bytes/s, one way
+from benchmarks.cost_sheet import sheet
+from itm_kernels.distributed import _traffic
+
+# One way, bytes per second per GPU, data sheets: NVLink within 8 GPUs, 400 Gbit/s beyond.
+NVLINK, NETWORK = 450e9, 50e9
+CLUSTERS = (8, 64, 256, 1024)  # GPUs
 BATCHES, WIDTH = (1024, 4096, 16384), 1024
+_RATE_ROWS = 32768  # rows of the cost sheet's InfoNCE whose rate is used for all schemes
 
 
 class Scheme(NamedTuple):
@@ -27,55 +34,70 @@ class Scheme(NamedTuple):
     memory: str
 
 
-# The ring forms and recomputes each score once (8 N^2 D against 20 N^2 D); gather
-# keeps its rows of the score matrix and computes both directions.
+# One product forward; backward scores again and two products; a ring forms a block's sums again.
 SCHEMES = (
-    Scheme("ring", 4, True, "O(B D)"),
-    Scheme("gather", 6, False, "O(B^2 W + B D W)"),
+    Scheme("ours, ring", 5, True, "O(B D)"),
+    Scheme("ours, gather", 4, False, "O(B D W)"),
+    Scheme("open_clip", 6, False, "O(B^2 W + B D W)"),
     Scheme("Inf-CL", 10, True, "O(B D)"),
 )
 
 
+def products_per_second() -> float:
+    """Return the FLOP/s that the cost sheet predicts for InfoNCE on an H200, in bf16."""
+    row = json.loads(sheet.FILE.read_text())["rows"][f"info_nce/N={_RATE_ROWS},bf16"]
+    return float(4 * 2 * _RATE_ROWS**2 * WIDTH / (row["ours"]["ms"] / 1e3))
+
+
 def volume(scheme: str, W: int, B: int, D: int) -> float:
     """Return the number of bytes that a rank sends in one step."""
-    hops = {
-        "ring": 2 * (W - 1) * 2 + W * 4,
-        "gather": 2 * (W - 1) * (2 + 4),
-        "Inf-CL": 2 * (2 * (W - 1) + W) * 4,
-    }
-    statistics = 8 * (W - 1) * B if scheme == "ring" else 0
-    return float(hops[scheme] * B * D + statistics)
+    sizes = _traffic.Sizes(W=W, n=B, m=B, N=W * B, D=D, size=2)
+    messages = _traffic.MESSAGES["info_nce_loss"]
+    if scheme == "ours, ring":
+        return _traffic.circulated(messages, sizes).both
+    if scheme == "ours, gather":
+        return _traffic.gathered(messages, sizes).both
+    rows = {"open_clip": 2 * (W - 1) * (2 + 4), "Inf-CL": 2 * (2 * (W - 1) + W) * 4}[scheme]
+    return float(rows * B * D)
 
 
-def step(scheme: Scheme, W: int, bandwidth: float, B: int, D: int) -> tuple[float, float]:
+def step(scheme: Scheme, W: int, B: int, D: int, rate: float) -> tuple[float, float]:
     """Return the seconds of computing and sending of one step."""
     N = W * B
+    bandwidth = NVLINK if W <= 8 else NETWORK
     return (
-        scheme.products * 2 * N * N * D / W / PRODUCT,
+        scheme.products * 2 * N * N * D / W / rate,
         volume(scheme.name, W, B, D) / bandwidth,
     )
 
 
 def table() -> str:
     """Return the model as Markdown."""
+    rate = products_per_second()
     lines = [
-        "# Contrastive losses on a cluster: a model",
+        "# Predicted, not measured: InfoNCE on a cluster",
         "",
-        "Nothing here was measured. D = 1024, bf16 embeddings, fp32 gradients. Assumptions:",
-        f"{PRODUCT / 1e12:.0f} TFLOP/s per GPU, and the named links, one way.",
+        "A model. D = 1024, bf16 embeddings, fp32 gradients. Products run at the rate that the cost",
+        f"sheet predicts for InfoNCE on an H200, {rate / 1e12:.0f} TFLOP/s, for every scheme; links",
+        f"carry {NVLINK / 1e9:.0f} GB/s one way among 8 GPUs and {NETWORK / 1e9:.0f} GB/s among more.",
         "`benchmarks/cluster_model.py` states what is counted.",
         "",
-        "| cluster | rows per GPU | scheme | sent per GPU, MB | computing, ms | sending, ms "
+        "| GPUs | rows per GPU | scheme | sent per GPU, MB | computing, ms | sending, ms "
         "| step, ms | memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for cluster, (W, bandwidth) in LINKS.items():
+    for W in CLUSTERS:
         for B in BATCHES:
             for scheme in SCHEMES:
-                compute, send = step(scheme, W, bandwidth, B, WIDTH)
+                compute, send = step(scheme, W, B, WIDTH, rate)
                 total = max(compute, send) if scheme.overlaps else compute + send
-                cells = [cluster, f"{B:,}", scheme.name]
+                cells = [f"{W:,}", f"{B:,}", scheme.name]
                 cells += [f"{volume(scheme.name, W, B, WIDTH) / 1e6:,.0f}"]
-                cells += [f"{1000 * value:.3g}" for value in (compute, send, total)]
+                cells += [_milliseconds(seconds) for seconds in (compute, send, total)]
                 lines.append(f"| {' | '.join([*cells, scheme.memory])} |")
     return "\n".join(lines) + "\n"
+
+
+def _milliseconds(seconds: float) -> str:
+    ms = 1000 * seconds
+    return f"{ms:.3g}" if ms < 1000 else f"{ms:,.0f}"

@@ -14,6 +14,7 @@ from benchmarks.limits import Work
 from benchmarks.rivals import UnavailableError, eager, plain
 from benchmarks.shapes import LARGE, Size
 from itm_kernels import functional
+from processes import ROOT
 
 SIZE = Size(20, 12)
 
@@ -196,7 +197,12 @@ def test_volumes_of_the_cluster_are_the_counted_ones():
     found = [
         round(cluster_model.volume(s.name, 8, 4096, 1024) / 1e6) for s in cluster_model.SCHEMES
     ]
-    assert found == [252, 352, 738]
+    assert found == [252, 177, 352, 738]
+
+
+def test_the_committed_model_of_a_cluster_is_the_computed_one():
+    path = ROOT / "benchmarks/results/cluster-model.md"
+    assert path.read_text() == cluster_model.table()
 
 
 def test_the_host_time_of_a_step_is_compared_loss_by_loss(
