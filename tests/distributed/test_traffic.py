@@ -2,10 +2,12 @@
 
 import os
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 
+import traffic_table
 from counted_traffic import on_rank
 from itm_kernels import functional
 from itm_kernels.distributed._traffic import MESSAGES, Bytes, Sizes, circulated, gathered
@@ -63,6 +65,15 @@ def test_every_other_loss_has_a_formula() -> None:
         n for n, function in functions.items() if "group" in signature(function).parameters
     }
     assert with_group - UNCOUNTED <= set(MESSAGES) and not UNCOUNTED & set(MESSAGES)
+
+
+def test_documented_table() -> None:
+    """`python tests/support/traffic_table.py` prints the rows."""
+    page = Path(__file__).parents[2] / "docs/distributed.md"
+    lines = page.read_text().splitlines()
+    first = lines.index("| loss | forward, MB | backward, MB | step, MB |") + 2
+    end = lines.index("", first)
+    assert lines[first:end] == traffic_table.rows()
 
 
 @pytest.mark.parametrize("rows", SPREADS)
