@@ -77,9 +77,10 @@ def table() -> str:
     lines = [
         "# Predicted, not measured: InfoNCE on a cluster",
         "",
-        "A model. D = 1024, bf16 embeddings, fp32 gradients. Products run at the rate that the cost",
-        f"sheet predicts for InfoNCE on an H200, {rate / 1e12:.0f} TFLOP/s, for every scheme; links",
-        f"carry {NVLINK / 1e9:.0f} GB/s one way among 8 GPUs and {NETWORK / 1e9:.0f} GB/s among more.",
+        "A model. D = 1024, bf16 embeddings, fp32 gradients. Products run at the rate that the",
+        f"cost sheet predicts for InfoNCE on an H200, {rate / 1e12:.0f} TFLOP/s, for every scheme;",
+        f"links carry {NVLINK / 1e9:.0f} GB/s one way among 8 GPUs and {NETWORK / 1e9:.0f} GB/s",
+        "among more.",
         "`benchmarks/cluster_model.py` states what is counted.",
         "",
         "| GPUs | rows per GPU | scheme | sent per GPU, MB | computing, ms | sending, ms "
