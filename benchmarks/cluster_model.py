@@ -1,14 +1,14 @@
 """A model of InfoNCE on a GPU cluster; nothing here is measured.
 
-It counts the products and the bytes sent of each scheme per rank (B rows of width D, bf16
-embeddings, fp32 gradients) and divides them by the rates below. Ours are counted by the formulas
+It counts the products and the bytes sent of each scheme per rank (B rows of width D in bf16; our
+gradients travel in fp32) and divides them by the rates below. Ours are counted by the formulas
 that `tests/distributed/test_traffic.py` holds to the bytes that ranks send. Latency, stragglers and
 everything outside the loss are ignored. A ring is assumed to overlap computing and sending
 completely.
 
 Others, in units of B D elements sent per rank, W ranks:
 - open_clip with local_loss and gather_with_grad: images and texts are gathered (W - 1 each, bf16)
-  and their gradients are reduce-scattered (W - 1 each, fp32);
+  and their gradients are reduce-scattered (W - 1 each, bf16 as the rows);
 - Inf-CL: each direction sends fp32 rows: W - 1 forward, W - 1 and W gradients backward.
 """
 
@@ -57,7 +57,7 @@ def volume(scheme: str, W: int, B: int, D: int) -> float:
         return _traffic.circulated(messages, sizes).both
     if scheme == "ours, gather":
         return _traffic.gathered(messages, sizes).both
-    rows = {"open_clip": 2 * (W - 1) * (2 + 4), "Inf-CL": 2 * (2 * (W - 1) + W) * 4}[scheme]
+    rows = {"open_clip": 2 * (W - 1) * (2 + 2), "Inf-CL": 2 * (2 * (W - 1) + W) * 4}[scheme]
     return float(rows * B * D)
 
 
@@ -77,7 +77,7 @@ def table() -> str:
     lines = [
         "# Predicted, not measured: InfoNCE on a cluster",
         "",
-        "A model. D = 1024, bf16 embeddings, fp32 gradients. Products run at the rate that the",
+        "A model. D = 1024, bf16 embeddings. Products run at the rate that the",
         f"cost sheet predicts for InfoNCE on an H200, {rate / 1e12:.0f} TFLOP/s, for every scheme;",
         f"links carry {NVLINK / 1e9:.0f} GB/s one way among 8 GPUs and {NETWORK / 1e9:.0f} GB/s",
         "among more.",

@@ -197,7 +197,7 @@ def test_volumes_of_the_cluster_are_the_counted_ones():
     found = [
         round(cluster_model.volume(s.name, 8, 4096, 1024) / 1e6) for s in cluster_model.SCHEMES
     ]
-    assert found == [252, 177, 352, 738]
+    assert found == [252, 177, 235, 738]
 
 
 def test_the_committed_model_of_a_cluster_is_the_computed_one():
