@@ -81,7 +81,7 @@ def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor
     return torch.logaddexp(x + (x_highest - most), y + (y_highest - most)), most
 
 
-def cut(block: Tensor, own: slice) -> Iterator[tuple[slice, Tensor]]:
+def parts_of(block: Tensor, own: slice) -> Iterator[tuple[slice, Tensor]]:
     """Yield parts of a block and their rows in the global batch; an empty block is one part."""
     most = rows_at_once(block, block.shape[0])
     for start in range(0, max(1, block.shape[0]), most):
@@ -133,7 +133,7 @@ def _parts(rows: Tensor, side: Side) -> Iterator[tuple[int, list[tuple[int, slic
     """Yield every rank's first row, and its parts with their numbers."""
     for rank, block in blocks(rows, side):
         own = slice_of(side, rank)
-        found = enumerate(cut(block, own), rank << 32)
+        found = enumerate(parts_of(block, own), rank << 32)
         yield own.start, [(number, part_own, part) for number, (part_own, part) in found]
 
 
@@ -174,34 +174,33 @@ class _Circulate(torch.autograd.Function):
             return [(o, g) for o, g in pairs if o.requires_grad]
 
         wanted = ctx.needs_input_grad[3:]
-        of_kept = [torch.zeros_like(t, dtype=_wide(t)) for t in kept]
+        leaves = [t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)]
+        sums: list[Tensor | None] = [None] * K  # of gradients of half precision, in fp32
         home = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=_wide(rows))
         requests: list[Any] = []
         for first, parts in _parts(rows, side):
             of_parts = []
             for number, own, part in parts:
                 with torch.enable_grad():
-                    inputs = [part.detach().requires_grad_()]
-                    inputs += [
-                        t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)
-                    ]
-                    pairs = of_outputs(number, own, ctx.function(inputs[0], own, *inputs[1:]))
+                    block = part.detach().requires_grad_()
+                    pairs = of_outputs(number, own, ctx.function(block, own, *leaves))
                     if pairs:
                         torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-                of_parts.append((own, inputs[0].grad))
-                for total, given in zip(of_kept, inputs[1:], strict=True):
-                    if given.grad is not None:
-                        total += given.grad
+                of_parts.append((own, block.grad))
+                for k, leaf in enumerate(leaves):
+                    if leaf.grad is not None and leaf.dtype != _wide(leaf):
+                        sums[k] = leaf.grad.to(_wide(leaf)) + (0 if sums[k] is None else sums[k])
+                        leaf.grad = None
             _wait(requests)
             for own, grad in of_parts:
                 if grad is not None:
                     home[own.start - first : own.stop - first] += grad
             home, requests = _exchange(home, side)
         _wait(requests)
-        grad_kept = (
-            total.to(t.dtype) if w else None
-            for total, t, w in zip(of_kept, kept, wanted, strict=True)
-        )
+        grad_kept = [
+            leaf.grad if total is None else total.to(leaf.dtype)
+            for leaf, total in zip(leaves, sums, strict=True)
+        ]
         return None, None, home[: rows.shape[0]].to(rows.dtype), *grad_kept
 
 

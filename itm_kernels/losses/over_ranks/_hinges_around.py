@@ -1,6 +1,6 @@
 """Hinges whose rows travel around a ring: memory of two blocks, whatever the number of ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from itm_kernels._policies import rows_at_once
 from itm_kernels._positives import Pairs
 from itm_kernels.distributed._fetch import fetch_rows
-from itm_kernels.distributed._ring import Outputs, blocks, circulate, cut, slice_of
+from itm_kernels.distributed._ring import Outputs, blocks, circulate, parts_of, slice_of
 from itm_kernels.distributed._side import Side
 from itm_kernels.losses.over_ranks._batch import Batch
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
@@ -114,7 +114,7 @@ def _mined(
     image_score = wide(text.new_full((m,), -torch.inf))
     image_index = torch.full_like(image_score, -1, dtype=torch.int64)
     for rank, block in blocks(image, batch.image):
-        for own, part in cut(block, slice_of(batch.image, rank)):
+        for own, part in parts_of(block, slice_of(batch.image, rank)):
             if not part.shape[0] or not m:
                 continue
             outside = (positive < own.start) | (positive >= own.stop)
@@ -155,8 +155,9 @@ def values_by_differences_around(
     """Return the values as `_hinges` explains, for one block of the batch after another.
 
     L(P, T and B) of a block B of texts holds the term of images over T and B, and L(P and B, T) of
-    a block of images that of texts over P and B. As maxima over blocks they give the terms over the
-    whole batch. Of sums, L(P, T) is subtracted from each; L(P and P, T) tells its two terms apart.
+    a block of images that of texts over P and B. Minus L(P, T), they give the sums over B. Maxima
+    over all blocks are those over the whole batch, plus the other term of L(P, T). On CPUs the
+    pairs (P, T) are as few at once as the rows of a block.
     """
     positive, image_ids, text_ids = batch.pairs
     assert positive is not None and image_ids is not None and text_ids is not None
@@ -164,38 +165,54 @@ def values_by_differences_around(
     rows = positive.clamp_min(0)
     paired, paired_ids = fetch_rows(image, rows, batch.image), image_ids[rows]
     own = torch.arange(m, device=text.device).masked_fill(positive < 0, -1)
+    at_once = rows_at_once(text, m)
 
-    def outputs(values: Tensor, both: Tensor) -> Outputs:
-        return Outputs((), (values - both,)) if additive else Outputs((), (), (values,))
+    def outputs(values: list[Tensor], both: Tensor) -> Outputs:
+        found = torch.cat(values)
+        return Outputs((), (found - both,)) if additive else Outputs((), (), (found,))
 
-    def of(more: Tensor, more_ids: Tensor, paired: Tensor, text: Tensor) -> Tensor:
-        """Return L(P and more images, T)."""
-        if not m:
-            return wide(text.new_empty(0))
-        pairs = Pairs(own, torch.cat([paired_ids, more_ids]), text_ids)
-        return of_block(torch.cat([paired, more]), text, pairs)
+    def parts() -> Iterator[tuple[slice, Tensor]]:
+        """Yield pairs, and the images of their texts among their own."""
+        for first in range(0, max(1, m), at_once):
+            part = slice(first, first + at_once)
+            yield part, torch.where(own[part] < 0, -1, own[part] - first)
+
+    def split(rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(at_once)  # one gradient, where slices would have one of all rows each
+
+    def value(v: Tensor, c: Tensor, pairs: Pairs) -> Tensor:
+        return of_block(v, c, pairs) if m else wide(c.new_empty(0))
 
     def of_texts(
         block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
     ) -> Outputs:
-        inside = batch.text.own
-        if not m or inside.start <= given.start < inside.stop:  # of T itself
-            return outputs(both, both)
         nobody = own.new_full((block.shape[0],), -1)
-        ids = torch.cat([text_ids, batch.all_text_ids[given]])
-        pairs = Pairs(torch.cat([own, nobody]), paired_ids, ids)
-        return outputs(of_block(paired, torch.cat([text, block]), pairs)[:m], both)
+        values = []
+        for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True):
+            ids = torch.cat([text_ids[part], batch.all_text_ids[given]])
+            pairs = Pairs(torch.cat([index, nobody]), paired_ids[part], ids)
+            found = value(v, torch.cat([c, block]), pairs)
+            values.append(found[: index.shape[0]])
+        return outputs(values, both)
 
     def of_images(
         block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
     ) -> Outputs:
-        return outputs(of(block, image_ids[given], paired, text), both)
+        values = []
+        for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True):
+            pairs = Pairs(index, torch.cat([paired_ids[part], image_ids[given]]), text_ids[part])
+            values.append(value(torch.cat([v, block]), c, pairs))
+        return outputs(values, both)
 
-    both = of(paired[:0], paired_ids[:0], paired, text)
+    both = torch.cat(
+        [
+            value(v, c, Pairs(index, paired_ids[part], text_ids[part]))
+            for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True)
+        ]
+    )
     kept = paired, text, both
     a = circulate(of_texts, batch.text, text, *kept)
     b = circulate(of_images, batch.image, image, *kept)
     over_texts, over_images = ((merged.sums or merged.maxima)[0] for merged in (a, b))
-    if not additive:
-        return over_texts + over_images - both
-    return over_texts + over_images + 2 * both - of(paired, paired_ids, paired, text)
+    total = over_texts + over_images
+    return total if additive else total - both
