@@ -13,7 +13,7 @@ _ID_BYTES = 8
 
 
 class Sizes(NamedTuple):
-    """Sizes of a global sizes."""
+    """Sizes of a global batch."""
 
     W: int  # ranks
     n: int  # images of the rank with the most
