@@ -49,7 +49,7 @@ struct Block::Fibers {
   ~Fibers() { end(); }
   void end() { std::for_each(stacks.begin(), stacks.end(), give_fiber); }
 
-  static void enter() {
+  ITM_JUMPS static void enter() {
     Block& block = *running;
     Fibers& all = *block.fibers_;
     arrive(all.stacks[block.running_], &all.own);
@@ -77,25 +77,25 @@ struct Block::Fibers {
     begun[thread] = false;
   }
 
-  void resume(int thread) {
+  ITM_JUMPS void resume(int thread) {
     leave(own, stacks[thread], false);
     if (!__builtin_setjmp(scheduler.data())) go_on(thread);
     arrive(own, nullptr);
     if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
   }
-  [[gnu::noinline]] void go_on(int thread) {
+  ITM_JUMPS [[gnu::noinline]] void go_on(int thread) {
     if (begun[thread]) __builtin_longjmp(jumps[thread].data(), 1);
     begun[thread] = true;
     setcontext(&contexts[thread]);
   }
 
   // Returns control to the scheduler until it resumes this fiber.
-  void pause(int thread) {
+  ITM_JUMPS void pause(int thread) {
     leave(stacks[thread], own, false);
     if (!__builtin_setjmp(jumps[thread].data())) back();
     arrive(stacks[thread], &own);
   }
-  [[gnu::noinline, noreturn]] void back() { __builtin_longjmp(scheduler.data(), 1); }
+  ITM_JUMPS [[gnu::noinline, noreturn]] void back() { __builtin_longjmp(scheduler.data(), 1); }
 };
 
 Block::Block(dim3 threads, size_t shared_bytes)
