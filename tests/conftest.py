@@ -27,6 +27,7 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
 
 # Tests are small: more threads would only wait for one another, above all on a busy machine.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
