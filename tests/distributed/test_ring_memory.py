@@ -11,7 +11,7 @@ from ranks import Ranks
 D = 1024
 # Local rows of 4 D bytes that a rank may hold, inputs aside. Images and texts of the sum of hinges
 # go round one after the other, next to the images of the pairs.
-BLOCKS = {"max_of_hinges": 8, "sum_of_hinges": 13, "info_nce": 8, "sigmoid": 8}
+BLOCKS = {"max_of_hinges": 8, "sum_of_hinges": 14, "info_nce": 8, "sigmoid": 8}
 
 
 @pytest.fixture(scope="module")
