@@ -1,5 +1,7 @@
 """Markers and helpers for tests of compiled kernels."""
 
+import atexit
+import json
 import os
 import subprocess
 import sys
@@ -39,19 +41,47 @@ def on(capability: str, *values: object) -> object:
 every_instruction_set = pytest.mark.parametrize("capability", [on("avx2"), on("avx512")])
 
 
+# Runs each script that is a line of JSON on stdin, and answers with what it printed.
+_SERVER = """
+import json, sys, torch
+from contextlib import redirect_stdout
+from io import StringIO
+from itm_kernels import _C
+threads = torch.get_num_threads()
+for line in sys.stdin:
+    torch.set_num_threads(threads)
+    with redirect_stdout(StringIO()) as printed:
+        exec(json.loads(line), {})
+    print(json.dumps([_C.instruction_set(), *printed.getvalue().splitlines()]), flush=True)
+"""
+
+
+@cache
+def _process_with(capability: str) -> subprocess.Popen[str]:
+    """Start one process per instruction set: the set is chosen once, and torch starts in 2 s."""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        env={**os.environ, **paths, "ATEN_CPU_CAPABILITY": capability},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(process.communicate)  # closes stdin, which ends the process
+    return process
+
+
 @cache
 def run_with(capability: str, script: str) -> list[str]:
     """Run a script with the loops of an instruction set that the CPU has; return its lines."""
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    named = "from itm_kernels import _C\nprint(_C.instruction_set())\n"
-    done = subprocess.run(
-        [sys.executable, "-c", named + script],
-        env={**os.environ, **paths, "ATEN_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    used, *lines = done.stdout.splitlines()
+    process = _process_with(capability)
+    assert process.stdin and process.stdout
+    print(json.dumps(script), file=process.stdin, flush=True)
+    answer = process.stdout.readline()
+    if not answer:
+        _process_with.cache_clear()  # the next script has a new process
+        raise RuntimeError(f"a script failed with the loops of {capability}: stderr has its error")
+    used, *lines = json.loads(answer)
     assert used == capability.upper()
     return lines
 
