@@ -68,8 +68,10 @@ lint: $(VENV)/dev $(VENV)/built
 
 # Tests the compiled kernels with gcc's sanitizers, in a copy of the tree with a slow extension.
 SANITIZED := build/sanitized
-# -g1: reports need line numbers and functions, but no types.
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-omit-frame-pointer -g1
+# -g1: reports need line numbers and functions, but no types. -fno-sanitize-recover: the first
+# report ends the process; code to continue after it is a third of an object file.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer -g1
 sanitize: $(VENV)/dev
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	git ls-files -z | xargs -0 cp --parents -t $(SANITIZED)

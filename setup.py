@@ -207,15 +207,17 @@ def module(with_cuda: bool) -> Extension:
     )
 
 
-def merged(sources: list[str], units: int = 3) -> list[str]:
-    """Include several files of the CPU backend in each unit: torch's headers take 7 s a unit."""
-    backend = [source for source in sources if re.match(r"csrc/(aten|cpu)/\w+\.cpp", source)]
+def merged(sources: list[str]) -> list[str]:
+    """Include the files of the CPU backend in one unit: torch's headers take 7 s per unit.
+
+    The loops of each instruction set are units of their own, without torch's headers.
+    """
+    backend = [path for path in sources if re.match(r"csrc/((aten|cpu)/)?\w+\.cpp", path)]
     os.makedirs("build/merged", exist_ok=True)
-    files = [f"build/merged/cpu_{number}.cpp" for number in range(units)]
-    for number, file in enumerate(files):
-        with open(file, "w") as unit:
-            unit.writelines(f'#include "{name[5:]}"\n' for name in backend[number::units])
-    return [source for source in sources if source not in backend] + files
+    unit = "build/merged/cpu.cpp"
+    with open(unit, "w") as file:
+        file.writelines(f'#include "{path.removeprefix("csrc/")}"\n' for path in backend)
+    return [path for path in sources if path not in backend] + [unit]
 
 
 PRECOMPILED_HEADERS = ("ATen/core/Tensor.h", "ATen/Dispatch.h", "torch/library.h")
