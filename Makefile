@@ -9,6 +9,9 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) \
 	$(wildcard tests/support/*.cpp tests/support/emulator/*))
 
+# Python compiles the modules that it imports: less than half of what pip would compile.
+INSTALL := -m pip install --no-compile
+
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
@@ -166,7 +169,7 @@ $(SEMANTICS)/ready: requirements-semantics.txt
 	@$(SEMANTICS_PYTHON) -c "import sys; sys.exit((3, 12) > sys.version_info[:2])" || { \
 		echo "ttsem needs Python 3.12 or later: SEMANTICS_PYTHON=... names one" >&2; exit 1; }
 	$(SEMANTICS_PYTHON) -m venv $(SEMANTICS)
-	$(SEMANTICS)/bin/python -m pip install -r requirements-semantics.txt
+	$(SEMANTICS)/bin/python $(INSTALL) -r requirements-semantics.txt
 	touch $@
 
 # Predicts the cost of every loss on a GPU by counting on meta tensors, and compares it with the
@@ -185,7 +188,7 @@ SITE_PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 $(TRITON)/ready: requirements-triton.txt $(VENV)/dev
 	$(PYTHON) -m venv --clear $(TRITON)
 	$(BIN)/python $(SITE_PACKAGES) > "$$($(TRITON)/bin/python $(SITE_PACKAGES))/packages-of-dev.pth"
-	$(TRITON)/bin/python -m pip install triton==$(TRITON_VERSION) $(TRITON_NEEDS)
+	$(TRITON)/bin/python $(INSTALL) triton==$(TRITON_VERSION) $(TRITON_NEEDS)
 	touch $@
 
 # Compiles the CUDA kernels with nvcc and checks registers, shared memory, spills and the machine
@@ -194,7 +197,7 @@ cuda-check: $(VENV)/cuda
 	$(BIN)/python -m tools.compile_report.cuda_kernels $(if $(UPDATE),--update)
 
 $(VENV)/cuda: requirements-cuda.txt $(VENV)/dev
-	$(BIN)/python -m pip install -r requirements-cuda.txt
+	$(BIN)/python $(INSTALL) -r requirements-cuda.txt
 	touch $@
 
 # Builds and imports the whole extension with its CUDA kernels, without a GPU. It has a separate
@@ -212,7 +215,7 @@ cuda-build-check: $(CUDA)/ready
 
 $(CUDA)/ready: requirements-cuda-build.txt
 	$(PYTHON) -m venv $(CUDA)
-	$(CUDA)/bin/python -m pip install -r requirements-cuda-build.txt
+	$(CUDA)/bin/python $(INSTALL) -r requirements-cuda-build.txt
 	touch $@
 
 # Runs the checks that need a GPU with the installed interpreter, torch and compiler; it installs
@@ -234,24 +237,24 @@ $(BIN)/python:
 
 # The files $(VENV)/{demo,dev,bench,built} are stamps: each is touched when its recipe succeeds.
 $(VENV)/demo: requirements-demo.txt | $(BIN)/python
-	$(BIN)/python -m pip install -r requirements-demo.txt
+	$(BIN)/python $(INSTALL) -r requirements-demo.txt
 	touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/demo
-	$(BIN)/python -m pip install -r requirements-dev.txt
+	$(BIN)/python $(INSTALL) -r requirements-dev.txt
 	touch $@
 
 # open_clip is installed without its dependencies: torchvision has no CPU build, and the loss module
 # needs none. Rivals that cannot be installed are skipped; the tables show them as missing.
 $(VENV)/bench: requirements-bench.txt $(VENV)/dev
-	$(BIN)/python -m pip install -r requirements-bench.txt || \
-		sed '/^[-#]/d' requirements-bench.txt | xargs -d '\n' -n 1 $(BIN)/python -m pip install || true
-	-$(BIN)/python -m pip install --no-deps open_clip_torch==3.3.0
+	$(BIN)/python $(INSTALL) -r requirements-bench.txt || \
+		sed '/^[-#]/d' requirements-bench.txt | xargs -d '\n' -n 1 $(BIN)/python $(INSTALL) || true
+	-$(BIN)/python $(INSTALL) --no-deps open_clip_torch==3.3.0
 	touch $@
 
 # pip installs the package in place once; setup.py then rebuilds the extension file by file.
 $(VENV)/package: pyproject.toml setup.py itm_kernels/_version.py $(VENV)/demo
-	ITM_KERNELS_BUILD=0 $(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	ITM_KERNELS_BUILD=0 $(BIN)/python $(INSTALL) --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/built: $(VENV)/package $(CSRC)
