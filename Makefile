@@ -135,11 +135,11 @@ test-triton: $(TRITON)/ready
 	$(MAKE) $(if $(GRANTED),,-j2 --output-sync=target) triton-contract triton-kernels
 
 # Installs and builds everything that CI needs before its tests. Two pip processes must not install
-# into the same environment at the same time.
-environments: $(VENV)/dev
-	$(MAKE) -j2 --output-sync=target $(TRITON)/ready environment
+# into the same environment at the same time; the extension is built beside them.
+environments: $(VENV)/package
+	$(MAKE) -j2 --output-sync=target $(VENV)/built environment
 environment:
-	$(MAKE) -j1 $(VENV)/bench $(VENV)/cuda $(VENV)/built
+	$(MAKE) -j1 $(VENV)/dev $(VENV)/bench $(VENV)/cuda $(TRITON)/ready
 
 triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/contract/test_every_loss.py tests/contract/test_ops.py \
