@@ -36,15 +36,30 @@ class Messages(NamedTuple):
     texts: bool  # whether texts travel like images
     statistics: int  # all-reduces of one number per image in the forward pass
     gradients: int  # and in the backward pass
+    images: int = 1  # how often images travel: once for each view
+    warning: int = 0  # bytes that say on a CPU whether a band is empty
 
 
 # By the names of the functions; semi-hard mining of max_of_hinges_loss travels as the sum.
 MESSAGES = {
     "sum_of_hinges_loss": Messages(True, 0, 0),
     "max_of_hinges_loss": Messages(False, 2, 1),
+    "imc_loss": Messages(True, 2, 1, warning=2),
+    "intra_modal_constraint": Messages(False, 0, 0, warning=1),  # of one side, without texts
     "info_nce_loss": Messages(False, 2, 1),
     "sigmoid_loss": Messages(False, 0, 0),
 }
+
+
+def alignment(images: int, texts: int) -> Messages:
+    """Return what `multi_view_alignment_loss` sends for numbers of views."""
+    return Messages(False, 2 * images * texts, images * texts, images)
+
+
+def fusion(views: int) -> Messages:
+    """Return what `fusion_contrastive_loss` sends for a number of views."""
+    pairs = views * (views - 1) // 2
+    return Messages(False, 2 * (views + pairs), pairs, views)
 
 
 class Bytes(NamedTuple):
@@ -61,10 +76,12 @@ class Bytes(NamedTuple):
 
 def gathered(messages: Messages, sizes: Sizes) -> Bytes:
     """Return the bytes with exchange="gather"."""
-    others, rows = sizes.W - 1, sizes.n + sizes.m * messages.texts
+    others, rows = sizes.W - 1, sizes.n * messages.images + sizes.m * messages.texts
     statistic = 2 * others / sizes.W * sizes.N * sizes.wide
     return Bytes(
-        _always(sizes) + others * rows * sizes.D * sizes.size + messages.statistics * statistic,
+        _always(messages, sizes)
+        + others * rows * sizes.D * sizes.size
+        + messages.statistics * statistic,
         others * rows * sizes.D * sizes.wide + messages.gradients * statistic,
     )
 
@@ -78,12 +95,12 @@ def circulated(messages: Messages, sizes: Sizes) -> Bytes:
     others, block = sizes.W - 1, sizes.n * sizes.D
     statistic = 2 * others / sizes.W * sizes.N * sizes.wide
     return Bytes(
-        _always(sizes) + others * block * sizes.size + messages.statistics * statistic,
+        _always(messages, sizes) + others * block * sizes.size + messages.statistics * statistic,
         others * block * sizes.size + sizes.W * block * sizes.wide + messages.gradients * statistic,
     )
 
 
-def _always(sizes: Sizes) -> float:
+def _always(messages: Messages, sizes: Sizes) -> float:
     others = sizes.W - 1
     ids = others * _ID_BYTES * (sizes.n + sizes.m) if sizes.ids else 0
-    return others * MESSAGE_BYTES + ids + others * sizes.wide * sizes.reduced
+    return others * (MESSAGE_BYTES + messages.warning) + ids + others * sizes.wide * sizes.reduced
