@@ -1,13 +1,16 @@
 """Small dual encoders, which map images and captions to unit vectors in one space."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import CAPTIONS_PER_IMAGE, Split
+from itm_kernels import chunked
 from latent import latent_word_vectors
+from process_group import BatchNorm, Processes
 from vocabulary import PADDING, UNKNOWN
 
 WORD_SCALE = 0.1  # standard deviation of the initial word vectors
@@ -44,17 +47,25 @@ class FeatureEncoder(nn.Module):
         features: F, number of features per image.
         dim: D, size of the embedding.
         dropout: share of features dropped in training.
+        processes: those that share a batch.
     """
 
-    def __init__(self, features: int, dim: int, *, dropout: float) -> None:
+    def __init__(self, features: int, dim: int, *, dropout: float, processes: Processes) -> None:
         super().__init__()
-        self.standardise = nn.BatchNorm1d(features, affine=False)
+        self.standardise = BatchNorm(features, processes, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(features, dim)
 
+    def prepare(self, images: Tensor, rows: int, mine: slice) -> Tensor:
+        """Return ``[N, F]`` features standardised and, in training, with dropout."""
+        images = self.standardise(images)
+        if self.training:
+            images = images * self.dropout(torch.ones(rows, images.shape[1]))[mine]
+        return images
+
     def forward(self, images: Tensor) -> EncodedImages:
-        """Encode ``[N, F]`` features; the single token is the vector before normalisation."""
-        vectors = self.project(self.dropout(self.standardise(images)))
+        """Encode prepared features; the single token is the vector before normalisation."""
+        vectors = self.project(images)
         return EncodedImages(F.normalize(vectors, dim=1), vectors[:, None])
 
 
@@ -64,23 +75,28 @@ class PixelEncoder(nn.Module):
     Args:
         size: height and width of the square images, a multiple of 8.
         dim: D, size of the embedding.
+        processes: those whose rows are normalised together.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, processes: Processes) -> None:
         super().__init__()
         widths = (3, 24, 48, 96)
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths, widths[1:], strict=False):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(wide), nn.ReLU()]
+            layers += [BatchNorm(wide, processes), nn.ReLU()]
         self.convolve = nn.Sequential(*layers)
         self.project = nn.Linear(widths[-1] * (size // 8) ** 2, dim)
         self.project_tokens = nn.Linear(widths[-1], dim)
 
+    def prepare(self, images: Tensor, rows: int, mine: slice) -> Tensor:
+        """Return ``[N, 3, H, W]`` pixels, shifted at random in training."""
+        if not self.training:
+            return images
+        return _shift(images, torch.randint(0, 2 * LARGEST_SHIFT + 1, (2, rows, 1))[:, mine])
+
     def forward(self, images: Tensor) -> EncodedImages:
-        """Encode ``[N, 3, H, W]`` pixels; tokens: the whole image, then every map position."""
-        if self.training:
-            images = _shift_at_random(images)
+        """Encode prepared pixels; tokens: the whole image, then every map position."""
         maps = self.convolve(images - 0.5)
         vectors = self.project(maps.flatten(1))
         places = self.project_tokens(maps.flatten(2).transpose(1, 2))
@@ -110,12 +126,16 @@ class TextEncoder(nn.Module):
             self.read = nn.GRU(word_dim, word_dim // 2, batch_first=True, bidirectional=True)
         self.project = nn.Linear(word_dim, dim)
 
+    def prepare(self, words: Tensor, rows: int, mine: slice) -> Tensor:
+        """Return ``[N, L]`` padded word numbers, some of them unknown in training."""
+        if not self.training or not self.word_dropout:
+            return words
+        dropped = torch.rand(rows, words.shape[1])[mine] < self.word_dropout
+        return words.masked_fill(dropped & (words != PADDING), UNKNOWN)
+
     def forward(self, words: Tensor) -> EncodedTexts:
-        """Encode ``[N, L]`` padded word numbers; the tokens are the vectors of the words."""
+        """Encode prepared word numbers; the tokens are the vectors of the words."""
         padding = words == PADDING
-        if self.training and self.word_dropout:
-            dropped = (torch.rand(words.shape) < self.word_dropout) & ~padding
-            words = words.masked_fill(dropped, UNKNOWN)
         tokens = self.embed(words)
         if self.read is not None:
             tokens = self._read_in_order(tokens, padding)
@@ -137,17 +157,62 @@ class TextEncoder(nn.Module):
 class DualEncoder(nn.Module):
     """An image encoder and a text encoder into one space.
 
+    An encoder's `prepare(inputs, rows, mine)` makes the random draws for all `rows` of a batch and
+    keeps those of the rows `mine`. Results thus depend neither on chunks nor on processes.
+
     Args:
         image: encoder of images, returns `EncodedImages`.
         text: encoder of padded word numbers, returns `EncodedTexts`.
         widths: their output sizes.
+        processes: those that share a batch.
+        chunk_size: rows that are encoded at once (`itm_kernels.chunked`); None encodes all.
     """
 
-    def __init__(self, image: nn.Module, text: nn.Module, widths: Widths) -> None:
+    def __init__(
+        self,
+        image: FeatureEncoder | PixelEncoder,
+        text: TextEncoder,
+        widths: Widths,
+        processes: Processes,
+        chunk_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.image = image
         self.text = text
         self.widths = widths
+        self.processes = processes
+        self.chunk_size = chunk_size
+
+    def embeddings(self, images: Tensor, words: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of this process's images and texts in a batch of `rows` rows."""
+        return (
+            self._encode(self.image, images, rows, lambda inputs: self.image(inputs).embedding),
+            self._encode(self.text, words, rows, lambda inputs: self.text(inputs).embedding),
+        )
+
+    def image_tokens(self, images: Tensor, rows: int) -> EncodedImages:
+        """Encode this process's images in a batch of `rows` rows, with tokens."""
+        return EncodedImages(
+            *self._encode(self.image, images, rows, lambda inputs: tuple(self.image(inputs)))
+        )
+
+    def text_tokens(self, words: Tensor, rows: int) -> EncodedTexts:
+        """Encode this process's texts in a batch of `rows` rows, with tokens."""
+        return EncodedTexts(
+            *self._encode(self.text, words, rows, lambda inputs: tuple(self.text(inputs)))
+        )
+
+    def _encode(
+        self,
+        encoder: FeatureEncoder | PixelEncoder | TextEncoder,
+        inputs: Tensor,
+        rows: int,
+        encode: Callable[[Tensor], Any],
+    ) -> Any:
+        inputs = encoder.prepare(inputs, rows, self.processes.share(rows))
+        if self.chunk_size is None:
+            return encode(inputs)
+        return chunked(encode, inputs, chunk_size=self.chunk_size)
 
     @torch.inference_mode()
     def embed(self, images: Tensor, words: Tensor, *, rows: int = 500) -> tuple[Tensor, Tensor]:
@@ -164,15 +229,27 @@ class DualEncoder(nn.Module):
         training = self.training
         self.eval()
         vectors = [
-            torch.cat([encode(part).embedding for part in everything.split(rows)])
-            for encode, everything in ((self.image, images), (self.text, words))
+            torch.cat(
+                [
+                    encoder(encoder.prepare(part, len(part), slice(None))).embedding
+                    for part in everything.split(rows)
+                ]
+            )
+            for encoder, everything in ((self.image, images), (self.text, words))
         ]
         self.train(training)
         return vectors[0], vectors[1]
 
 
 def build_model(
-    train: Split, words: Tensor, vocabulary: int, *, dim: int, reader: str
+    train: Split,
+    words: Tensor,
+    vocabulary: int,
+    *,
+    dim: int,
+    reader: str,
+    processes: Processes,
+    chunk_size: int | None = None,
 ) -> DualEncoder:
     """Build the encoders that fit the data.
 
@@ -182,29 +259,33 @@ def build_model(
         vocabulary: number of words.
         dim: size of the embedding.
         reader: ``"bow"`` or ``"gru"``.
+        processes: those that share a batch.
+        chunk_size: rows that are encoded at once; None encodes all.
 
     Returns:
         A freshly initialised model.
     """
-    image: nn.Module
+    image: FeatureEncoder | PixelEncoder
     if train.has_pixels:
-        image = PixelEncoder(train.images.shape[2], dim)
+        # Processes may have different numbers of chunks, so chunks are normalised separately.
+        together = processes if chunk_size is None else Processes()
+        image = PixelEncoder(train.images.shape[2], dim, together)
         vectors = WORD_SCALE * torch.randn(vocabulary, 128)
         # Captions of scenes differ in single words: dropping one would make the caption false.
         word_dropout = 0.0
     else:
-        image = FeatureEncoder(train.images.shape[1], dim, dropout=0.4)
+        image = FeatureEncoder(train.images.shape[1], dim, dropout=0.4, processes=processes)
         vectors = latent_word_vectors(words, CAPTIONS_PER_IMAGE, vocabulary, 512, scale=WORD_SCALE)
         word_dropout = 0.2
     text = TextEncoder(vectors, dim, reader=reader, word_dropout=word_dropout)
-    return DualEncoder(image, text, Widths(dim, image_tokens=dim, text_tokens=vectors.shape[1]))
+    widths = Widths(dim, image_tokens=dim, text_tokens=vectors.shape[1])
+    return DualEncoder(image, text, widths, processes, chunk_size)
 
 
-def _shift_at_random(images: Tensor) -> Tensor:
+def _shift(images: Tensor, shifts: Tensor) -> Tensor:
     """Move every image by up to `LARGEST_SHIFT` pixels on each axis, repeating its border."""
     count, _, height, width = images.shape
     padded = F.pad(images, (LARGEST_SHIFT,) * 4, mode="replicate")
-    shifts = torch.randint(0, 2 * LARGEST_SHIFT + 1, (2, count, 1))
     rows = (torch.arange(height) + shifts[0])[:, :, None]
     columns = (torch.arange(width) + shifts[1])[:, None, :]
     return padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns].permute(

@@ -6,13 +6,16 @@ The split allows timing the loss on real batches without the encoders.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from batches import Batch
 from itm_kernels import losses
 from itm_kernels.backends import Backend
+from itm_kernels.distributed import fetch
 from itm_kernels.fusion import FusionHead
 from itm_kernels.mining import HardNegativeSampler
 from models import DualEncoder, Widths
@@ -22,21 +25,12 @@ from models import DualEncoder, Widths
 FUSION_DIM, FUSION_WORDS = 64, 20
 
 
-class Batch(NamedTuple):
-    """N distinct images, each with two of its captions."""
-
-    images: Tensor  # [N, ...]
-    words: Tensor  # [N, L]
-    other_words: Tensor  # [N, L'], the second caption; only `ito` reads it
-    ids: Tensor  # [N], image numbers
-
-
 class Objective(nn.Module, ABC):
     """Base class of objectives, which own the parameters of training-only heads."""
 
     def encode(self, model: DualEncoder, batch: Batch) -> tuple[Tensor, ...]:
         """Return image and text embeddings, each ``[N, D]``."""
-        return model.image(batch.images).embedding, model.text(batch.words).embedding
+        return model.embeddings(batch.images, batch.words, batch.rows)
 
     @abstractmethod
     def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,12 +69,15 @@ class MatchingObjective(Objective):
     Args:
         dim: size of the embedding.
         backend: backend of both parts.
+        group: processes that share a batch.
     """
 
-    def __init__(self, dim: int, *, backend: Backend) -> None:
+    def __init__(self, dim: int, *, backend: Backend, group: ProcessGroup | None) -> None:
         super().__init__()
-        self.contrast = losses.InfoNCELoss(backend=backend)
-        self.matching = losses.ITMLoss(sampler=HardNegativeSampler(backend=backend))
+        self.group = group
+        self.contrast = losses.InfoNCELoss(backend=backend, group=group)
+        sampler = HardNegativeSampler(backend=backend)
+        self.matching = losses.ITMLoss(sampler=sampler, group=group)
         # The product contains the cosine; the distance shows in which components a pair differs.
         self.match = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 2))
 
@@ -89,7 +86,8 @@ class MatchingObjective(Objective):
         image, text = encoded
 
         def match(image_index: Tensor, text_index: Tensor) -> Tensor:
-            left, right = image[image_index], text[text_index]
+            left = fetch(image, image_index, group=self.group)
+            right = fetch(text, text_index, group=self.group)
             return self.match(torch.cat([left * right, (left - right).abs()], dim=1))
 
         contrast = self.contrast(image, text, image_ids=ids, text_ids=ids)
@@ -107,19 +105,20 @@ class FusionObjective(Objective):
     Args:
         widths: output sizes of the encoders.
         backend: backend of the loss.
+        group: processes that share a batch.
     """
 
-    def __init__(self, widths: Widths, *, backend: Backend) -> None:
+    def __init__(self, widths: Widths, *, backend: Backend, group: ProcessGroup | None) -> None:
         super().__init__()
         self.narrow_image = nn.Linear(widths.image_tokens, FUSION_DIM)
         self.narrow_text = nn.Linear(widths.text_tokens, FUSION_DIM)
         self.fuse = FusionHead(FUSION_DIM, heads=4)
-        self.criterion = losses.ITOLoss(backend=backend)
+        self.criterion = losses.ITOLoss(backend=backend, group=group)
 
     def encode(self, model: DualEncoder, batch: Batch) -> tuple[Tensor, ...]:
         """Return images, texts and fused vectors, each ``[2, N, .]``."""
-        images = [model.image(batch.images) for _ in range(2)]
-        texts = [model.text(words) for words in (batch.words, batch.other_words)]
+        images = [model.image_tokens(batch.images, batch.rows) for _ in range(2)]
+        texts = [model.text_tokens(words, batch.rows) for words in (batch.words, batch.other_words)]
         fused = [
             self.fuse(
                 self.narrow_image(image.tokens),
@@ -139,30 +138,34 @@ class FusionObjective(Objective):
         return self.criterion(*encoded)
 
 
-_BUILDERS: dict[str, Callable[[Widths, Backend], Objective]] = {
-    "sum_of_hinges": lambda _, backend: PairObjective(losses.SumOfHingesLoss(backend=backend)),
-    "max_of_hinges": lambda _, backend: PairObjective(losses.MaxOfHingesLoss(backend=backend)),
-    "imc": lambda _, backend: PairObjective(losses.IMCLoss(backend=backend)),
-    "info_cmr": lambda _, backend: InfoCmrObjective(losses.InfoCMRLoss(backend=backend)),
-    "info_nce": lambda _, backend: PairObjective(losses.InfoNCELoss(backend=backend)),
-    "sigmoid": lambda _, backend: PairObjective(
-        losses.SigmoidLoss(learnable=True, backend=backend)
-    ),
-    "itm": lambda widths, backend: MatchingObjective(widths.embedding, backend=backend),
-    "ito": lambda widths, backend: FusionObjective(widths, backend=backend),
+_CRITERIA: dict[str, Callable[..., nn.Module]] = {
+    "sum_of_hinges": losses.SumOfHingesLoss,
+    "max_of_hinges": losses.MaxOfHingesLoss,
+    "imc": losses.IMCLoss,
+    "info_cmr": losses.InfoCMRLoss,
+    "info_nce": losses.InfoNCELoss,
+    "sigmoid": partial(losses.SigmoidLoss, learnable=True),
 }
-LOSS_NAMES = tuple(_BUILDERS)
+LOSS_NAMES = (*_CRITERIA, "itm", "ito")
 
 
-def build_objective(name: str, widths: Widths, *, backend: Backend = "auto") -> Objective:
+def build_objective(
+    name: str, widths: Widths, *, backend: Backend = "auto", group: ProcessGroup | None = None
+) -> Objective:
     """Build the objective of a ``--loss`` name.
 
     Args:
         name: one of `LOSS_NAMES`.
         widths: output sizes of the encoders.
         backend: backend of the losses.
+        group: processes that share a batch.
 
     Returns:
         The objective. Heads, if it has any, are newly initialised.
     """
-    return _BUILDERS[name](widths, backend)
+    if name == "itm":
+        return MatchingObjective(widths.embedding, backend=backend, group=group)
+    if name == "ito":
+        return FusionObjective(widths, backend=backend, group=group)
+    criterion = _CRITERIA[name](backend=backend, group=group)
+    return InfoCmrObjective(criterion) if name == "info_cmr" else PairObjective(criterion)

@@ -2,20 +2,24 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from batches import Batch, draw_batches
 from checkpoints import read_checked, write_atomically
 from dataset import CAPTIONS_PER_IMAGE, RetrievalData, Split
 from itm_kernels.retrieval import RetrievalReport, evaluate
-from models import build_model
-from objectives import Batch, build_objective
-from vocabulary import PADDING, UNKNOWN, Vocabulary
+from models import DualEncoder, build_model
+from objectives import Objective, build_objective
+from process_group import Processes
+from records import Options, report_as_json
+from vocabulary import UNKNOWN, Vocabulary
 
 LAST, BEST = "last.pt", "best.pt"
 RECORD = "history.json"
@@ -31,20 +35,18 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that determines the result of a run, besides the contents of the data."""
+class Step(nn.Module):
+    """The loss of a batch, with all parameters of a run."""
 
-    data: str  # for display: a run is bound to the contents of the data, not to its path
-    loss: str
-    text_encoder: str
-    tokenizer: str
-    epochs: int
-    batch_size: int
-    dim: int
-    learning_rate: float
-    warm_up: int
-    seed: int
+    def __init__(self, model: DualEncoder, *objectives: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = nn.ModuleList(objectives)
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the loss of a batch by the objective of that number."""
+        loss: Tensor = self.objectives[number](self.model, batch, generator)
+        return loss
 
 
 class Run:
@@ -54,12 +56,21 @@ class Run:
         options: the options of the run.
         data: images and captions.
         directory: folder of the checkpoints, created if needed.
+        processes: those that share each batch; None for this one only.
 
     Raises:
-        ValueError: no word of the training captions occurs often enough.
+        ValueError: no word of the training captions occurs often enough, or a batch has fewer rows
+            than there are processes.
     """
 
-    def __init__(self, options: Options, data: RetrievalData, directory: Path) -> None:
+    def __init__(
+        self,
+        options: Options,
+        data: RetrievalData,
+        directory: Path,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes or Processes()
         torch.manual_seed(options.seed)
         self.options = options
         self.data = data
@@ -79,12 +90,20 @@ class Run:
             len(self.vocabulary),
             dim=options.dim,
             reader=options.text_encoder,
+            processes=self.processes,
+            chunk_size=options.chunk_size,
         )
-        self.objective = build_objective(options.loss, self.model.widths)
-        self.warm_up_objective = build_objective(WARM_UP_LOSS, self.model.widths)
+        widths, group = self.model.widths, self.processes.group
+        self.objective = build_objective(options.loss, widths, group=group)
+        self.warm_up_objective = build_objective(WARM_UP_LOSS, widths, group=group)
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimiser = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
         self.batch_size = min(options.batch_size, len(data.train))
+        if self.batch_size < self.processes.size:
+            raise ValueError(
+                f"batches of {self.batch_size} images have none for some of the "
+                f"{self.processes.size} processes; start fewer"
+            )
         self.steps_per_epoch = CAPTIONS_PER_IMAGE * (len(data.train) // self.batch_size)
         # One cycle: the rate rises for a third of the steps, then falls along a cosine.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -98,6 +117,11 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.seconds: list[float] = []
         directory.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def step(self) -> nn.Module:
+        """Return the loss of a batch; gradients are averaged over the processes."""
+        return self.processes.wrap(Step(self.model, self.objective, self.warm_up_objective))
 
     @property
     def finished(self) -> bool:
@@ -121,17 +145,16 @@ class Run:
         start = time.perf_counter()
         epoch = len(self.history) + 1
         warming_up = epoch <= self.options.warm_up
-        objective = self.warm_up_objective if warming_up else self.objective
         total = torch.zeros((), dtype=torch.float64)
         bar = tqdm(
             self.batches(),
             total=self.steps_per_epoch,
             desc=f"epoch {epoch}/{self.options.epochs}",
             leave=False,
-            disable=None,  # no bar in a log file
+            disable=None if self.processes.writes else True,  # None: no bar in a log file
         )
         for step, batch in enumerate(bar, start=1):
-            loss = objective(self.model, batch, self.generator)
+            loss = self.step(int(warming_up), batch, self.generator)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss.item()} in epoch {epoch}, step {step}; try a lower --lr"
@@ -142,6 +165,7 @@ class Run:
             self.schedule.step()
             total += loss.detach()
             bar.set_postfix(loss=f"{total.item() / step:.4f}", refresh=False)
+        self.processes.copy_buffers(self.model)
         report = self.evaluate(self.data.dev)
         best_before = max((row["dev"]["rsum"] for row in self.history), default=-1.0)
         row = {
@@ -152,30 +176,21 @@ class Run:
         }
         self.history.append(row)
         self.seconds.append(time.perf_counter() - start)
-        if report.rsum > best_before:
+        if self.processes.writes:
+            self._write(is_best=report.rsum > best_before)
+        return row
+
+    def _write(self, *, is_best: bool) -> None:
+        if is_best:
             write_atomically(self.directory / BEST, {"model": self.model.state_dict()})
         # Written after the best checkpoint: an interruption between the two repeats this epoch.
         write_atomically(self.directory / LAST, self._state())
-        return row
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of an epoch: every image five times, each time with another caption.
-
-        The images of a batch are distinct. Each pass drops an incomplete last batch.
-        """
-        count = len(self.data.train)
-        order = torch.rand(count, CAPTIONS_PER_IMAGE, generator=self.generator).argsort(dim=1)
-        captions = order + CAPTIONS_PER_IMAGE * torch.arange(count)[:, None]
-        for number in range(CAPTIONS_PER_IMAGE):
-            shuffled = torch.randperm(count, generator=self.generator)
-            for ids in shuffled.split(self.batch_size):
-                if len(ids) == self.batch_size:
-                    yield Batch(
-                        self.images[ids],
-                        self._words(captions[ids, number]),
-                        self._words(captions[ids, (number + 1) % CAPTIONS_PER_IMAGE]),
-                        ids,
-                    )
+        """Yield this process's share of the batches of an epoch."""
+        return draw_batches(
+            self.images, self.words, self.batch_size, self.generator, self.processes
+        )
 
     def embed(self, split: Split) -> tuple[Tensor, Tensor]:
         """Encode the images and captions of a split."""
@@ -275,19 +290,3 @@ class Run:
             "history": self.history,
             "seconds": self.seconds,
         }
-
-    def _words(self, captions: Tensor) -> Tensor:
-        """Return the words of captions, ``[N, L]``, with L cut to the longest of them."""
-        words = self.words[captions]
-        return words[:, : int((words != PADDING).sum(1).max())]
-
-
-def report_as_json(report: RetrievalReport) -> dict[str, Any]:
-    """Return the results of a report as a dictionary for JSON; recalls in percent."""
-    return {
-        "i2t": {str(k): recall for k, recall in report.i2t.items()},
-        "t2i": {str(k): recall for k, recall in report.t2i.items()},
-        "i2t_median_rank": report.i2t_median_rank,
-        "t2i_median_rank": report.t2i_median_rank,
-        "rsum": report.rsum,
-    }

@@ -1,6 +1,6 @@
 """Training runs that take seconds, for the tests of the examples."""
 
-from training import Options
+from records import Options
 
 
 def small(*arguments: object) -> list[str]:
