@@ -16,14 +16,20 @@ INSTALL := -m pip install --no-compile
 export PATH := $(BIN):$(PATH)
 export ITM_KERNELS_BUILD
 
-.PHONY: environments environment test test-triton triton-contract triton-kernels
+.PHONY: environments environment test test-first test-second test-triton triton-contract triton-kernels
 .PHONY: test-triton-compile test-triton-semantics gpu-check cuda-check cuda-build-check demo bench bench-quick
 .PHONY: bench-avx2 bench-large lint sanitize capabilities emulate-cpus races format clean
 .DELETE_ON_ERROR:
 
-test: $(VENV)/dev $(VENV)/built
-	$(BIN)/python -m pytest
+# Two halves, so that a parallel make can run them at the same time. Tests of the second start
+# processes of their own.
+SECOND := tests/chunked tests/distributed tests/examples
+test: test-first test-second
+test-first: $(VENV)/dev $(VENV)/built
+	$(BIN)/python -m pytest $(SECOND:%=--ignore=%)
 	$(BIN)/python -m pytest --doctest-modules itm_kernels --ignore=itm_kernels/triton
+test-second: $(VENV)/dev $(VENV)/built
+	$(BIN)/python -m pytest $(SECOND)
 
 demo: $(VENV)/demo $(VENV)/built
 	$(BIN)/python examples/train_retrieval.py --out runs/demo --overwrite

@@ -116,13 +116,13 @@ POLICIES = (
         "exchange",
         "with group=, rows of all ranks are gathered up to 64 MiB; beyond, they go round a ring",
         "a gather needs fewer messages and one product less; a ring needs memory for two blocks",
-        *(_HERE, "GATHERED_BYTES = 64 << 20"),
+        *(_HERE, "goes_round"),
     ),
     Policy(
         "rows of a ring",
         "on CPUs, a block of rows that visits a rank is processed in parts of 1,024 rows",
         "scores and unit rows of a part are kept, not those of the block",
-        *(_HERE, "RING_ROWS = 1024"),
+        *(_HERE, "rows_at_once"),
     ),
     Policy(
         "kept band",
