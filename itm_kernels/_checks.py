@@ -268,7 +268,7 @@ def process_group(name: str, value: object) -> None:
     if value is GroupMember.NON_GROUP_MEMBER or (
         isinstance(value, ProcessGroup) and get_rank(value) < 0
     ):
-        # What new_group returns to processes outside the group.
+        # new_group returns this to processes outside the group.
         raise UnnamedValueError(
             f"{name} does not contain this process; call the loss on the group's ranks only"
         )

@@ -1,4 +1,4 @@
-"""What an encoder depends on besides its inputs: random numbers, autocast, buffers and modes."""
+"""State that an encoder reads besides its inputs: random numbers, autocast, buffers, modes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -236,7 +236,7 @@ def test_collapsed_rows_tie_and_the_lowest_index_is_returned(screening: Screenin
     assert [int(side.count) for side in screening.bounds] == [130, 130]
     text = normalize(rows(1, 70, 40)).repeat(2, 1)
     found = screening.find(normalize(rows(2, 140, 40)), text)
-    # Of two copies, one of which is never the positive.
+    # Two copies of a row; one of them is never the positive.
     assert found and (found.text_index[70:] < 70).all()
     near = normalize(rows(1, 1, 70) + 1e-3 * rows(2, 130, 70))
     assert_exact(screening, near, near.flip(0))
