@@ -13,7 +13,7 @@ from itm_kernels.backends import resolve
 from itm_kernels.compat._open_clip_features import FeatureLoss, checked, refuse_unequal_rows
 from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.distributed._collectives import gather_rows
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._side import Side, local_index
 from itm_kernels.losses._contrast import Embeddings, LogSums, cross_entropy, log_sums
 from itm_kernels.ops._sigmoid import fused_sigmoid
 
@@ -94,8 +94,7 @@ def local_values(
     """Return the mean of both directions' cross-entropies of this rank's rows."""
     side = everyone.side
     own, every = side.indices(image.device), torch.arange(side.total, device=image.device)
-    outside = (every < side.own.start) | (every >= side.own.stop)
-    positive = (every - side.own.start).masked_fill(outside, -1)
+    positive = local_index(every, side.own, -1)
     values = []
     for rows, others in ((image, everyone.text), (text, everyone.image)):
         x, y = (Embeddings(features, backend, False) for features in (rows, others))
@@ -129,9 +128,8 @@ def siglip_over_ranks(loss: Any, inputs: Inputs, replaced: bool) -> Tensor:
     image, _, scale, bias = checked(*inputs)
     side, n = everyone.side, image.shape[0]
     own, every = side.indices(image.device), torch.arange(side.total, device=image.device)
-    outside = (every < side.own.start) | (every >= side.own.stop)
     # n is out of range: such a text has no positive among these images.
-    pairs = Pairs((every - side.own.start).masked_fill(outside, n), own, every)
+    pairs = Pairs(local_index(every, side.own, n), own, every)
     keep = not loss.chunk_size
     values = fused_sigmoid(image, everyone.text, scale, bias, pairs, loss.backend, keep=keep)
     return values.sum() / n

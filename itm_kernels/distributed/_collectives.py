@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._side import Side, wide_dtype
 
 
 class _GatherRows(torch.autograd.Function):
@@ -21,8 +21,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        wide = torch.promote_types(grad.dtype, torch.float32)  # a sum over many ranks
-        return ctx.side.reduce_scatter(grad.to(wide)).to(grad.dtype), None
+        total = ctx.side.reduce_scatter(grad.to(wide_dtype(grad)))
+        return total.to(grad.dtype), None
 
 
 def gather_rows(rows: Tensor, side: Side) -> Tensor:  # [n, ...] -> [N, ...]

@@ -10,11 +10,11 @@ from torch import Tensor
 from itm_kernels import _checks
 from itm_kernels._public import UnnamedValueError, public
 from itm_kernels.distributed._agreement import Agreement
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._side import Side, wide_dtype
 
 
 class _Route:
-    """Who asks whom for which rows: the order of requests by owner, and their numbers."""
+    """Requests for rows of a global batch, sorted by owner, and their number per rank."""
 
     def __init__(self, index: Tensor, side: Side) -> None:
         ends = torch.tensor(side.counts, device=index.device).cumsum(0)
@@ -42,7 +42,7 @@ class _Route:
     def give_back(self, grad: Tensor, like: Tensor) -> Tensor:
         """Return the sum of the gradients of every own row, in fp32 or better."""
         found = self._send(grad[self.order], self.asked, self.answered)
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = wide_dtype(like)
         total = torch.zeros_like(like, dtype=dtype).index_put_(
             (self.local,), found.to(dtype), accumulate=True
         )

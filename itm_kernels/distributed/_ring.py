@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from itm_kernels._policies import rows_at_once
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._side import Side, wide_dtype
 
 
 class Outputs(NamedTuple):
-    """What a block of rows `[n, D]` gives with the tensors that a rank keeps, `[m, ...]`."""
+    """Outputs of a block of rows `[n, D]` and the tensors that a rank keeps, `[m, ...]`."""
 
     rows: tuple[Tensor, ...]  # [n] each: concatenated over blocks
     sums: tuple[Tensor, ...] = ()  # [m] each: added over blocks
@@ -62,12 +62,6 @@ def blocks(rows: Tensor, side: Side) -> Iterator[tuple[int, Tensor]]:
         yield rank, padded[: side.counts[rank]]
         _wait(requests)
         padded = received
-
-
-def slice_of(side: Side, rank: int) -> slice:
-    """Return the rows of a rank in the global batch."""
-    first = sum(side.counts[:rank])
-    return slice(first, first + side.counts[rank])
 
 
 def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -132,7 +126,7 @@ class _Merged:
 def _parts(rows: Tensor, side: Side) -> Iterator[tuple[int, list[tuple[int, slice, Tensor]]]]:
     """Yield every rank's first row, and its parts with their numbers."""
     for rank, block in blocks(rows, side):
-        own = slice_of(side, rank)
+        own = side.slice_of(rank)
         found = enumerate(parts_of(block, own), rank << 32)
         yield own.start, [(number, part_own, part) for number, (part_own, part) in found]
 
@@ -176,7 +170,7 @@ class _Circulate(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
         leaves = [t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)]
         sums: list[Tensor | None] = [None] * K  # of gradients of half precision, in fp32
-        home = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=_wide(rows))
+        home = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=wide_dtype(rows))
         requests: list[Any] = []
         for first, parts in _parts(rows, side):
             of_parts = []
@@ -188,8 +182,9 @@ class _Circulate(torch.autograd.Function):
                         torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
                 of_parts.append((own, block.grad))
                 for k, leaf in enumerate(leaves):
-                    if leaf.grad is not None and leaf.dtype != _wide(leaf):
-                        sums[k] = leaf.grad.to(_wide(leaf)) + (0 if sums[k] is None else sums[k])
+                    wide = wide_dtype(leaf)
+                    if leaf.grad is not None and leaf.dtype != wide:
+                        sums[k] = leaf.grad.to(wide) + (0 if sums[k] is None else sums[k])
                         leaf.grad = None
             _wait(requests)
             for own, grad in of_parts:
@@ -202,10 +197,6 @@ class _Circulate(torch.autograd.Function):
             for leaf, total in zip(leaves, sums, strict=True)
         ]
         return None, None, home[: rows.shape[0]].to(rows.dtype), *grad_kept
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def circulate(function: Function, side: Side, rows: Tensor, *kept: Tensor) -> Outputs:

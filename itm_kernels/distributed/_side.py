@@ -15,6 +15,17 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which gradients are summed over ranks: fp32, or fp64 for fp64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def local_index(index: Tensor, part: slice, outside: int) -> Tensor:
+    """Return indices of the global batch relative to a part of it, `outside` for other rows."""
+    elsewhere = (index < part.start) | (index >= part.stop)
+    return (index - part.start).masked_fill(elsewhere, outside)
+
+
 class Side(NamedTuple):
     """Which rows of the global batch each rank holds: in rank order, without gaps."""
 
@@ -30,12 +41,17 @@ class Side(NamedTuple):
     @property
     def first(self) -> int:
         """Index of this rank's first row in the global batch."""
-        return sum(self.counts[: self.rank])
+        return int(self.own.start)
 
     @property
     def own(self) -> slice:
         """This rank's rows of the global batch."""
-        return slice(self.first, self.first + self.counts[self.rank])
+        return self.slice_of(self.rank)
+
+    def slice_of(self, rank: int) -> slice:
+        """Return the rows of a rank in the global batch."""
+        first = sum(self.counts[:rank])
+        return slice(first, first + self.counts[rank])
 
     @property
     def size(self) -> int:

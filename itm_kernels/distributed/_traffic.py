@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
 
 
 class Messages(NamedTuple):
-    """What a loss sends besides the agreement, ids and its value."""
+    """Messages of a loss besides the agreement, ids and its value."""
 
     texts: bool  # whether texts travel like images
     statistics: int  # all-reduces of one number per image in the forward pass
@@ -59,7 +59,7 @@ def alignment(images: int, texts: int) -> Messages:
 def fusion(views: int) -> Messages:
     """Return what `fusion_contrastive_loss` sends for a number of views."""
     pairs = views * (views - 1) // 2
-    return Messages(False, 2 * (views + pairs), pairs, views)
+    return Messages(False, 2 * pairs, pairs, views)
 
 
 class Bytes(NamedTuple):

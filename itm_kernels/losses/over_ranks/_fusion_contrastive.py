@@ -44,8 +44,9 @@ def mean_fusion(
     side = agreement.sides["fused"]
     views = Embeddings(fused, backend).unbind()
     everyone = ViewsOfAll(fused, side, agreement.exchange, backend)
-    # Scores within a view are symmetric: the sums of this rank's columns are those of its rows.
-    among = [everyone.log_sums(index, view, scale) for index, view in enumerate(views)]
+    # Scores within a view are symmetric: the sums of this rank's columns are those of its rows, so
+    # nothing is combined over ranks.
+    among = [everyone.log_sums_of_columns(index, view, scale) for index, view in enumerate(views)]
     within = [LogSums(found.column, found.column_highest) for found in among]
     losses = []
     for a, b in combinations(range(len(views)), 2):

@@ -8,8 +8,8 @@ from torch import Tensor
 from itm_kernels._policies import rows_at_once
 from itm_kernels._positives import Pairs
 from itm_kernels.distributed._fetch import fetch_rows
-from itm_kernels.distributed._ring import Outputs, blocks, circulate, parts_of, slice_of
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._ring import Outputs, blocks, circulate, parts_of
+from itm_kernels.distributed._side import Side, local_index
 from itm_kernels.losses.over_ranks._batch import Batch
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
@@ -114,17 +114,15 @@ def _mined(
     image_score = wide(text.new_full((m,), -torch.inf))
     image_index = torch.full_like(image_score, -1, dtype=torch.int64)
     for rank, block in blocks(image, batch.image):
-        for own, part in parts_of(block, slice_of(batch.image, rank)):
+        for own, part in parts_of(block, batch.image.slice_of(rank)):
             if not part.shape[0] or not m:
                 continue
-            outside = (positive < own.start) | (positive >= own.stop)
-            local = (positive - own.start).masked_fill(outside, -1)
-            pairs = Pairs(local, image_ids[own], text_ids)
+            pairs = Pairs(local_index(positive, own, -1), image_ids[own], text_ids)
             found = fused_hardest_negatives(part, text, pairs, backend)
             score[own] = found.text_score
             index[own] = torch.where(found.text_index < 0, -1, found.text_index + batch.text.first)
             at = torch.where(found.image_index < 0, -1, found.image_index + own.start)
-            # Of equal scores the lowest index; NaN exceeds all.
+            # Among equal scores the lowest index is kept; NaN exceeds all scores.
             equal = (found.image_score == image_score) & (at >= 0)
             first = equal & ((at < image_index) | (image_index < 0))
             higher = (found.image_score > image_score) | found.image_score.isnan() | first

@@ -12,7 +12,12 @@ from itm_kernels.losses._logit_scale import checked_scale
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.losses.over_ranks._batch import Batch, find_pairs, reduce_over_ranks
-from itm_kernels.losses.over_ranks._log_sums import gathered, log_sums_around, log_sums_over_ranks
+from itm_kernels.losses.over_ranks._log_sums import (
+    gathered,
+    log_sums_around,
+    log_sums_of_columns,
+    with_all_columns,
+)
 from itm_kernels.ops._log_sum_exp import as_scalar
 
 
@@ -64,10 +69,11 @@ def contrast_over_ranks(
     assert positive is not None and image_ids is not None and text_ids is not None
     ids = image_ids, text_ids, positive
     if batch.ring and images is None:
-        found = log_sums_around(image, text, scale, *ids, (batch.image, batch.text))
+        found = log_sums_around(image, text, scale, *ids, batch.image)
     else:
         everyone = gathered(image, batch.image) if images is None else images
-        found = log_sums_over_ranks(everyone, text, scale, *ids, batch.text)
+        found = log_sums_of_columns(everyone, text, scale, *ids)
+    found = with_all_columns(found, batch.text)
     from_image = gather_image(LogSums(found.row, found.row_highest), batch.pairs)
     from_text = LogSums(found.column, found.column_highest)
     return Contrast(zero_absent(found.positive, batch.absent), from_image, from_text)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from itm_kernels.distributed._collectives import attached, gather_rows, log_add
 from itm_kernels.distributed._ring import Outputs, circulate
-from itm_kernels.distributed._side import Side
+from itm_kernels.distributed._side import Side, local_index
 from itm_kernels.losses._contrast import Embeddings, log_sums
 from itm_kernels.ops._log_sum_exp import RelativeSums
 
@@ -15,23 +15,25 @@ def gathered(rows: Embeddings, side: Side) -> Embeddings:
     return Embeddings(gather_rows(rows.raw, side), rows.backend, rows.cosine)
 
 
-def log_sums_over_ranks(
+def log_sums_of_columns(
     x: Embeddings,  # [N, D], the rows of all ranks
     y: Embeddings,  # [m, D], of this rank
     scale: Tensor,  # []
     x_ids: Tensor,  # [N]
     y_ids: Tensor,  # [m]
-    positive: Tensor | None,  # [m]
-    side: Side,  # of y
+    positive: Tensor,  # [m]
 ) -> RelativeSums:
-    """Return `log_sum_exp` of all rows x with the rows y of all ranks.
+    """Return `log_sum_exp` of all rows x with this rank's rows y.
 
-    The sums of y are those of this rank's rows `[m]`; the sums of x `[N]` are equal on all ranks.
+    The sums of y are complete; those of x are combined by `with_all_columns`.
     """
     if y.raw.shape[0]:
-        found = log_sums(x, y, scale, x_ids, y_ids, positive)
-    else:
-        found = _of_no_columns(x.raw, y.raw, scale)
+        return log_sums(x, y, scale, x_ids, y_ids, positive)
+    return _of_no_columns(x.raw, y.raw, scale)
+
+
+def with_all_columns(found: RelativeSums, side: Side) -> RelativeSums:
+    """Return the sums with those of x `[N]` over the rows y of all ranks, equal on all ranks."""
     row, row_highest = log_add(found.row, found.row_highest, side)
     return found._replace(row=row, row_highest=row_highest)
 
@@ -43,32 +45,31 @@ def log_sums_around(
     x_ids: Tensor,  # [N]
     y_ids: Tensor,  # [m]
     positive: Tensor,  # [m]
-    sides: tuple[Side, Side],
+    side: Side,  # of x
 ) -> RelativeSums:
     """Return the same; the rows x of all ranks visit this rank one block after another."""
 
     def of_block(block: Tensor, own: slice, own_y: Tensor, scale: Tensor) -> Outputs:
-        outside = (positive < own.start) | (positive >= own.stop)
         if not block.shape[0] or not own_y.shape[0]:
             none = scale.new_full((block.shape[0],), -torch.inf)
             zeros = scale.new_zeros(own_y.shape[0])
             no_column = torch.full_like(zeros, -torch.inf), zeros
             return Outputs((none, torch.zeros_like(none)), (zeros,), (), (no_column,))
+        local = local_index(positive, own, -1)
         found = log_sums(
             Embeddings(block, x.backend, x.cosine),
             Embeddings(own_y, y.backend, y.cosine),
             scale,
             x_ids[own],
             y_ids,
-            (positive - own.start).masked_fill(outside, -1),
+            local,
         )
-        logits = found.positive.masked_fill(outside & (positive >= 0), 0)
+        logits = found.positive.masked_fill((local < 0) & (positive >= 0), 0)
         columns = found.column, found.column_highest
         return Outputs((found.row, found.row_highest), (logits,), (), (columns,))
 
-    found = circulate(of_block, sides[0], x.raw, y.raw, scale)
-    row, row_highest = log_add(found.rows[0], found.rows[1], sides[1])
-    column, column_highest = found.logs[0]
+    found = circulate(of_block, side, x.raw, y.raw, scale)
+    (row, row_highest), (column, column_highest) = found.rows, found.logs[0]
     return RelativeSums(row, column, found.sums[0], row_highest, column_highest)
 
 

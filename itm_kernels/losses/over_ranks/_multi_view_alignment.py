@@ -14,7 +14,11 @@ from itm_kernels.losses._logit_scale import checked_scale
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._views import check_views
 from itm_kernels.losses.over_ranks._batch import reduce_over_ranks
-from itm_kernels.losses.over_ranks._log_sums import log_sums_around, log_sums_over_ranks
+from itm_kernels.losses.over_ranks._log_sums import (
+    log_sums_around,
+    log_sums_of_columns,
+    with_all_columns,
+)
 from itm_kernels.ops._log_sum_exp import RelativeSums, as_scalar
 
 
@@ -75,7 +79,11 @@ class ViewsOfAll:
 
     def log_sums(self, index: int, y: Embeddings, scale: Tensor) -> RelativeSums:
         """Return the sums of a view `[N]` and of this rank's rows y `[n]`, without own pairs."""
+        return with_all_columns(self.log_sums_of_columns(index, y, scale), self.side)
+
+    def log_sums_of_columns(self, index: int, y: Embeddings, scale: Tensor) -> RelativeSums:
+        """Return the same, but the sums of the view are those over this rank's rows y only."""
         ids = self.everyone, self.own, self.own
         if self.ring:
-            return log_sums_around(self.views[index], y, scale, *ids, (self.side, self.side))
-        return log_sums_over_ranks(self.views[index], y, scale, *ids, self.side)
+            return log_sums_around(self.views[index], y, scale, *ids, self.side)
+        return log_sums_of_columns(self.views[index], y, scale, *ids)

@@ -10,6 +10,7 @@ from itm_kernels._positives import Pairs
 from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.distributed._collectives import attached, gather_rows
 from itm_kernels.distributed._ring import Outputs, circulate
+from itm_kernels.distributed._side import local_index
 from itm_kernels.losses._logit_scale import checked_scale
 from itm_kernels.losses._module import check_options
 from itm_kernels.losses._reduction import nan_where_mistaken
@@ -88,9 +89,8 @@ def _values_around(
     assert positive is not None and image_ids is not None
 
     def of_block(images: Tensor, own: slice, text: Tensor, scale: Tensor, bias: Tensor) -> Outputs:
-        outside = (positive < own.start) | (positive >= own.stop)
-        here = (positive - own.start).masked_fill(outside & (positive >= 0), images.shape[0])
-        of = Pairs(here.masked_fill(positive < 0, -1), image_ids[own], text_ids)
+        here = local_index(positive, own, images.shape[0]).masked_fill(positive < 0, -1)
+        of = Pairs(here, image_ids[own], text_ids)
         return Outputs((), (_values(images, text, scale, bias, of, backend),))
 
     return circulate(of_block, batch.image, image, text, scale, bias).sums[0]
