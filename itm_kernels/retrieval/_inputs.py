@@ -1,9 +1,12 @@
 """Checks of the inputs of retrieval metrics, and normalisation for the cosine metric."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from itm_kernels._public import UnnamedValueError
+from itm_kernels import _checks
+from itm_kernels._public import UnnamedTypeError, UnnamedValueError
 from itm_kernels.reference._precision import wide
 
 METRICS = ("dot", "cosine")
@@ -30,6 +33,39 @@ def check_partners(names: tuple[str, str], ids: Tensor, other: Tensor, remedy: s
         raise UnnamedValueError(
             f"{len(alone)} of the ids in {names[0]} do not appear in {names[1]} ({shown}); {remedy}"
         )
+
+
+def check_ks(ks: Sequence[int]) -> None:
+    """Check the cutoffs k of R@k: integers of at least 1, each once."""
+    if not isinstance(ks, Sequence) or isinstance(ks, str):
+        raise UnnamedTypeError(f"ks must be a sequence of integers, got {_checks.describe(ks)}")
+    for k in ks:
+        _checks.integer("every k in ks", k, 1)
+    if not ks or len(set(ks)) != len(ks):
+        got = ks if len(ks) <= 10 else _checks.describe(ks)
+        raise UnnamedValueError(f"ks must hold at least one number, each once, got {got}")
+
+
+def check_folds(folds: int, images: int, name: str) -> None:
+    """Raise ValueError for a number of folds that does not divide the images."""
+    if images % folds:
+        raise UnnamedValueError(
+            f"folds={folds} does not divide the {images} {name}; "
+            "leave rows out or choose another number of folds"
+        )
+
+
+def check_positives(image_ids: Tensor, text_ids: Tensor) -> None:
+    """Raise ValueError for an image or text without a positive."""
+    remedy = "every row needs a positive on the other side"
+    check_partners(("image_ids", "text_ids"), image_ids, text_ids, remedy)
+    check_partners(("text_ids", "image_ids"), text_ids, image_ids, remedy)
+
+
+def ids_of_layout(images: int, texts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the ids of the layout of VSE++: text j belongs to image j // (texts // images)."""
+    image_ids = torch.arange(images, device=device)
+    return image_ids, image_ids.repeat_interleave(texts // images)
 
 
 def for_metric(x: Tensor, metric: str) -> Tensor:

@@ -7,15 +7,31 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
-from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
+from itm_kernels._public import UnnamedValueError, public
 from itm_kernels._warnings import warn
 from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.ops._ranks import Ranks, fused_ranks, row_keys
-from itm_kernels.retrieval._inputs import METRICS, Rows, check_finite, check_partners, for_metric
+from itm_kernels.retrieval._inputs import (
+    METRICS,
+    Rows,
+    check_finite,
+    check_folds,
+    check_ks,
+    check_positives,
+    for_metric,
+    ids_of_layout,
+)
 from itm_kernels.retrieval._over_ranks import check_layout, gather, ranked_in_shares
-from itm_kernels.retrieval.report import RetrievalReport, mean, report
+from itm_kernels.retrieval.report import (
+    RetrievalReport,
+    mean,
+    report,
+    warn_of_large_ks,
+    warn_of_scores,
+)
 
 _FUNCTION = "evaluate"
+_FINITE = 'scale the rows down, or pass metric="cosine" or double precision'
 
 
 @public
@@ -98,7 +114,7 @@ def evaluate(
     if agreement is None or agreement.size == 1:
         image, text = _checks.embeddings(image=image, text=text)
         _check_options(metric, ks, folds)
-        _check_folds(image, folds)
+        check_folds(folds, len(image), "rows of image")
         check_finite(image=image, text=text)
         return _evaluate(image, text, metric, image_ids, text_ids, ks, folds, _ranks, True)
     ids = image_ids, text_ids
@@ -113,7 +129,7 @@ def evaluate(
     if image_ids is None:
         check_layout(agreement)
     image, text, image_ids, text_ids = gather(agreement, image, text, *ids)
-    _check_folds(image, folds)
+    check_folds(folds, len(image), "rows of image")
     ranked = ranked_in_shares(_ranks, agreement)
     tells = agreement.rank == 0
     return _evaluate(image, text, metric, image_ids, text_ids, ks, folds, ranked, tells)
@@ -121,16 +137,8 @@ def evaluate(
 
 def _check_options(metric: str, ks: Sequence[int], folds: int) -> None:
     _checks.option("metric", metric, METRICS)
-    _check_ks(ks)
+    check_ks(ks)
     _checks.integer("folds", folds, 1)
-
-
-def _check_folds(image: Tensor, folds: int) -> None:
-    if len(image) % folds:
-        raise UnnamedValueError(
-            f"folds={folds} does not divide the {len(image)} rows of image; "
-            "leave rows out or choose another number of folds"
-        )
 
 
 def _evaluate(
@@ -156,19 +164,9 @@ def _evaluate(
     )
     ranked = [(ranks(v, c), ranks(c, v)) for v, c in _folds(sides, folds)]
     if tells:
-        _warn_of_large_ks(ks, ranked)
-        _warn_of_scores(ranked)
+        warn_of_large_ks(_FUNCTION, ks, ranked)
+        warn_of_scores(_FUNCTION, ranked, _FINITE)
     return mean([report(images, texts, ks) for images, texts in ranked])
-
-
-def _check_ks(ks: Sequence[int]) -> None:
-    if not isinstance(ks, Sequence) or isinstance(ks, str):
-        raise UnnamedTypeError(f"ks must be a sequence of integers, got {_checks.describe(ks)}")
-    for k in ks:
-        _checks.integer("every k in ks", k, 1)
-    if not ks or len(set(ks)) != len(ks):
-        got = ks if len(ks) <= 10 else _checks.describe(ks)
-        raise UnnamedValueError(f"ks must hold at least one number, each once, got {got}")
 
 
 def _ids(
@@ -181,17 +179,13 @@ def _ids(
     names, sides = ("image_ids", "text_ids"), (image, text)
     image_ids, text_ids = _checks.id_pair(names, (image_ids, text_ids), sides)
     if image_ids is None or text_ids is None:
-        texts_per_image, surplus = divmod(len(text), len(image))
-        if surplus or not texts_per_image:
+        if len(text) % len(image):
             raise UnnamedValueError(
                 f"text {list(text.shape)} is not a multiple of image "
                 f"{list(image.shape)} in rows; pass image_ids and text_ids"
             )
-        image_ids = torch.arange(len(image), device=image.device)
-        return image_ids, image_ids.repeat_interleave(texts_per_image)
-    remedy = "every row needs a positive on the other side"
-    check_partners(names, image_ids, text_ids, remedy)
-    check_partners(names[::-1], text_ids, image_ids, remedy)
+        return ids_of_layout(len(image), len(text), image.device)
+    check_positives(image_ids, text_ids)
     return image_ids, text_ids
 
 
@@ -210,25 +204,6 @@ def _warn_of_runs(name: str, keys: Tensor) -> None:
         f"{_FUNCTION}: {rows - distinct} of {rows} rows of {name} equal the row before; each "
         f"counts as an item of its own. If they are copies, pass {remedy}image_ids and text_ids",
     )
-
-
-def _warn_of_large_ks(ks: Sequence[int], ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
-    fewest = min(len(ranks.rank) for both in ranked for ranks in both)
-    large = [k for k in ks if k > fewest]
-    if large:
-        warn(
-            f"{_FUNCTION}: ks holds {', '.join(map(str, large))}, but one side has only "
-            f"{fewest} candidates, so recall is always 100 %; leave out larger k",
-        )
-
-
-def _warn_of_scores(ranked: Sequence[tuple[Ranks, Ranks]]) -> None:
-    lost = sum(int((ranks.positives == 0).sum()) for both in ranked for ranks in both)
-    if lost:
-        warn(
-            f"{_FUNCTION}: {lost} queries have no finite score among their positives and rank "
-            'last; scale the rows down, or pass metric="cosine" or double precision',
-        )
 
 
 def _folds(sides: tuple[Rows, Rows], folds: int) -> Iterator[tuple[Rows, Rows]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from itm_kernels._warnings import warn
 from itm_kernels.ops._ranks import Ranks
 
 _ORDERS_AT_ONCE = 1 << 20
@@ -89,6 +90,29 @@ def mean(reports: Sequence[RetrievalReport]) -> RetrievalReport:
             total = sum(values)
             figures[field.name] = total if field.name.endswith("_ties") else total / len(values)
     return RetrievalReport(**figures)  # type: ignore[arg-type]
+
+
+def warn_of_large_ks(
+    function: str, ks: Sequence[int], ranked: Sequence[tuple[Ranks, Ranks]]
+) -> None:
+    """Warn of cutoffs that exceed the number of candidates."""
+    fewest = min(len(ranks.rank) for both in ranked for ranks in both)
+    large = [k for k in ks if k > fewest]
+    if large:
+        warn(
+            f"{function}: ks holds {', '.join(map(str, large))}, but one side has only "
+            f"{fewest} candidates, so recall is always 100 %; leave out larger k",
+        )
+
+
+def warn_of_scores(function: str, ranked: Sequence[tuple[Ranks, Ranks]], remedy: str) -> None:
+    """Warn of queries without a finite score among their positives."""
+    lost = sum(int((ranks.positives == 0).sum()) for both in ranked for ranks in both)
+    if lost:
+        warn(
+            f"{function}: {lost} queries have no finite score among their positives and rank "
+            f"last; {remedy}",
+        )
 
 
 def _recalls_and_mrr(ranks: Ranks, ks: Sequence[int]) -> tuple[dict[int, float], float]:

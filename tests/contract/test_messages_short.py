@@ -108,6 +108,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **MODULES,
     **{f"{name}()": module().forward for name, module in MODULES.items()},
     "evaluate": retrieval.evaluate,
+    "evaluate_scores": retrieval.evaluate_scores,
     "mean_average_precision": retrieval.mean_average_precision,
     "diagnostics": diagnostics,
     "HardNegativeSampler": mining.HardNegativeSampler,
@@ -134,6 +135,7 @@ ANYTHING_GOES = (
     "output_dict",
     "sampler",
     "group",
+    "progress",
 )
 
 
