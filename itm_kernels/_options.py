@@ -23,6 +23,9 @@ Clustering = Literal["shared", "per_anchor"]
 Strategy = Literal["multinomial", "hardest", "uniform"]
 Gradients = Literal["mean", "sum"]
 Exchange = Literal["auto", "gather", "ring"]
+Direction = Literal["t2i", "i2t"]
+FeatureNorm = Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "none"]
+Aggregate = Literal["log_sum_exp", "mean", "sum", "max"]
 
 # A check takes the name and the value of an option, and returns the value to store.
 Check = Callable[[str, Any], Any]

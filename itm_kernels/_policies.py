@@ -49,6 +49,20 @@ def keeps_scores(namespace: str, x: Tensor, y: Tensor) -> bool:
     return x.shape[0] * y.shape[0] * size <= KEPT_BYTES
 
 
+def keeps_winners(context: Tensor, query: Tensor) -> bool:
+    """Return whether late interaction keeps the best context row `[N, M, Q]` of every query row.
+
+    They take 2 bytes where the products take 4 C, and save the backward pass a product of all rows.
+    """
+    (N, C, _), (M, Q, _) = context.shape, query.shape
+    return N * M * Q * 2 <= KEPT_BYTES and C < 2**15
+
+
+def keeps_products(namespace: str, context: Tensor, query: Tensor) -> bool:
+    """Return whether cross attention keeps the products of all rows for the backward pass."""
+    return keeps_scores(namespace, context.flatten(0, 1), query.flatten(0, 1))
+
+
 def keeps_synthesis_scores(namespace: str, operator: str, anchors: Tensor, members: Tensor) -> bool:
     """Return whether a synthesis keeps its scores `[N, M]`; CUDA kernels recompute the softmax.
 
@@ -111,6 +125,18 @@ POLICIES = (
         "native CPU kernels keep the scores of a synthesis, for cosines up to the inputs' size",
         "larger scores would be half of the memory of InfoCMR and save no measurable time",
         *(_HERE, "keeps_synthesis_scores"),
+    ),
+    Policy(
+        "kept winners",
+        "late interaction keeps the index of the best match of every row up to 64 MiB",
+        "2 bytes for C products; the backward pass then adds rows and needs no product",
+        *(_HERE, "keeps_winners"),
+    ),
+    Policy(
+        "kept products",
+        "native kernels keep the products of cross attention up to 64 MiB; Triton recomputes them",
+        "the backward pass takes one product less; beyond, memory is that of a chunk",
+        *(_HERE, "keeps_products"),
     ),
     Policy(
         "exchange",

@@ -12,9 +12,11 @@ from itm_kernels.ops import (  # noqa: F401  (importing a module defines its ope
     _unit_rows,
     _unit_synthesis,
 )
+from itm_kernels.ops._cross_attention import cross_attention
 from itm_kernels.ops._hardest_negatives import HardestNegatives, hardest_negatives
 from itm_kernels.ops._intra_modal import intra_modal_sum
 from itm_kernels.ops._kmeans import KMeans, kmeans
+from itm_kernels.ops._late_interaction import late_interaction
 from itm_kernels.ops._log_sum_exp import LogSumExp, log_sum_exp
 from itm_kernels.ops._ranks import Ranks, ranks
 from itm_kernels.ops._rbf_synthesis import (
@@ -32,9 +34,11 @@ __all__ = [
     "Ranks",
     "Synthesis",
     "SynthesisLogits",
+    "cross_attention",
     "hardest_negatives",
     "intra_modal_sum",
     "kmeans",
+    "late_interaction",
     "log_sum_exp",
     "ranks",
     "rbf_synthesis",

@@ -122,6 +122,8 @@ WITHOUT_IDS = {
     "FusionContrastiveLoss()": "logit_scale=",
     "MultiViewAlignmentLoss()": "logit_scale=",
     "itm_loss": "exists=, reduction=, label_smoothing=",
+    "cross_attention": "direction=, feature_norm=, smooth=",
+    "late_interaction": "direction=, reduce=, normalize=",
     "kmeans": "iterations=, init=, generator=",
     "ranks": "backend=",
     "mean_average_precision": "metric=, at_r=",

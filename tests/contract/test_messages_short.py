@@ -80,7 +80,7 @@ WRONG = {**OBJECTS, **{f"{name}-tensor": tensor for name, tensor in TENSORS.item
 RIGHT: dict[str, Any] = {
     **dict.fromkeys(("image", "text", "embeddings", "mx", "x", "y", "queries", "gallery"), X),
     **dict.fromkeys(("anchors", "members", "im", "s", "image_features", "text_features"), X),
-    **dict.fromkeys(("images", "texts"), X[None]),
+    **dict.fromkeys(("images", "texts", "regions", "words"), X[None]),
     "fused": torch.stack([X, Y]),
     **dict.fromkeys(("scores", "image_to_text"), X @ Y.T),
     "loss": losses.MaxOfHingesLoss(),

@@ -177,6 +177,20 @@ def log_sum_exp_forward(*arguments: Any) -> Any:
     return of_cosines(keeping(reference.log_sum_exp), [*inputs, keep], cosine)
 
 
+def late_interaction_forward(context, query, *inputs: Any) -> tuple[Tensor, Tensor]:
+    *inputs, keep = inputs
+    kept = (len(context), *query.shape[:2]) if keep else (0, 0, 0)
+    winners = torch.zeros(kept, dtype=torch.int16)  # not read: this backend recomputes
+    return reference.late_interaction(context, query, *inputs), winners
+
+
+def cross_attention_forward(context, query, *inputs: Any) -> tuple[Tensor, Tensor]:
+    *inputs, keep = inputs
+    scores = reference.cross_attention(context, query, *inputs)
+    kept = (*context.shape[:2], *query.shape[:2]) if keep else (0, 0, 0, 0)
+    return scores, scores.new_zeros(kept)
+
+
 def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return reference.similarity(x, y, metric).to(x.dtype)
 
@@ -213,6 +227,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     ),
     "unit_synthesis_forward": eager_synthesis.forward,
     "unit_synthesis_backward": recomputing(eager_synthesis.formula, 1, [0], saved=4),
+    "late_interaction_forward": late_interaction_forward,
+    "late_interaction_backward": recomputing(reference.late_interaction, 1, [0, 1], saved=1),
+    "cross_attention_forward": cross_attention_forward,
+    "cross_attention_backward": recomputing(reference.cross_attention, 1, [0, 1], saved=2),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
     "cross_entropy_forward": reference.cross_entropy,

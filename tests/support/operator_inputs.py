@@ -30,6 +30,9 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
     masks = torch.tensor([[2], [1], [0]]).int(), torch.tensor([[2], [5], [2], [0], [0]]).int()
     no_mask = torch.empty(0, 0, dtype=torch.int32)
     none, scores = torch.empty(0, 0), torch.randn(N, M)
+    sets = torch.randn(N, 3, D), torch.randn(M, 2, D)
+    counts = torch.tensor([3, 0, 1]), torch.tensor([1, 2, 2, 0, 2])
+    attention = "clipped_l2norm", 9.0, "log_sum_exp", 6.0
     return {
         "similarity_forward": [(torch.randn(2, N, D), text, "cosine"), (image, text, "l1")],
         "similarity_backward": [(torch.randn(N, M), image, text, "sqeuclidean")],
@@ -106,6 +109,21 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (scale, -image, -text, 2 * scale, bias, *kept, 2 * bias)
             + (*whole[:2], None, 3.0, bias, 0.0, *whole[2:], 1.0, True)
             for kept in ((scores, torch.rand(N + M, 1)), (none, torch.empty(0, 1)))
+        ],
+        "late_interaction_forward": [
+            (*sets, None, None, True, False, False),
+            (*sets, *counts, False, True, True),
+        ],
+        "late_interaction_backward": [
+            (scores, torch.empty(0, 0, 0, dtype=torch.int16), *sets, None, None, True, False),
+            (scores, torch.zeros(N, M, 2, dtype=torch.int16), *sets, *counts, False, True),
+        ],
+        "cross_attention_forward": [
+            (*sets, None, None, *attention, False),
+            (*sets, *counts, "softmax", 4.0, "mean", 5.0, True),
+        ],
+        "cross_attention_backward": [
+            (scores, scores.clone(), torch.empty(0, 0, 0, 0), *sets, None, None, *attention),
         ],
         "unit_rows_forward": [(image,), (torch.randn(2, N, D),)],
         "unit_rows_backward": [

@@ -13,6 +13,7 @@ from oracles.contrastive import (
     multi_view_alignment,
     sigmoid,
 )
+from oracles.fine_grained import cross_attention, late_interaction
 from oracles.hinges import (
     hardest_negatives,
     max_of_hinges,
@@ -32,6 +33,7 @@ from oracles.synthesis import (
 )
 
 __all__ = [
+    "cross_attention",
     "fusion_contrastive",
     "hardest_negatives",
     "imc",
@@ -43,6 +45,7 @@ __all__ = [
     "ito",
     "kmeans",
     "kmeans_plus_plus",
+    "late_interaction",
     "log_sum_exp",
     "max_of_hinges",
     "max_of_hinges_from_scores",
