@@ -17,6 +17,8 @@ def calls_give_tensors(image: Tensor, text: Tensor, ids: Tensor) -> None:
     assert_type(losses.SumOfHingesLoss()(image, text, **given), Tensor)
     assert_type(losses.MaxOfHingesLoss(mining="semihard")(image, text), Tensor)
     assert_type(losses.MaxOfHingesLoss().from_scores(image), Tensor)
+    assert_type(losses.InfoCMRLoss().from_scores(image, image=image, text=text), Tensor)
+    assert_type(losses.IMCLoss().from_scores(image, image, text, **given), Tensor)
     assert_type(losses.IntraModalConstraint("l1", mode="paper")(image, ids=ids), Tensor)
     assert_type(losses.IMCLoss(unmatched="negative")(image, text), Tensor)
     assert_type(losses.InfoCMRLoss(learnable=True)(image, text), Tensor)

@@ -10,6 +10,7 @@ from itm_kernels._positives import Pairs
 from itm_kernels.losses._reduction import zero_absent
 from itm_kernels.ops._cross_entropy import fused_cross_entropy
 from itm_kernels.ops._log_sum_exp import RelativeSums, fused_log_sum_exp, normalises_rows
+from itm_kernels.ops._log_sum_exp_from_scores import fused_log_sum_exp_from_scores
 from itm_kernels.ops._pair_entropy import fused_pair_entropy
 from itm_kernels.ops._unit_rows import fused_unit_rows
 
@@ -157,7 +158,24 @@ def contrast(
     """Compute the logit of every positive and the logs of both sums over negatives."""
     ids = ids_or_indices(pairs, image.raw)
     own = ids[1] if pairs.positive is None else pairs.positive  # row indices on a diagonal
-    found = log_sums(image, text, scale, *ids, own)
+    return _of_sums(log_sums(image, text, scale, *ids, own), pairs, absent)
+
+
+def contrast_from_scores(
+    scores: Tensor,  # [N, M], in the place of cosines
+    scale: Tensor,  # []
+    pairs: Pairs,
+    absent: Tensor | None,  # [M] bool: texts that are only negatives
+    backend: str,
+) -> Contrast:
+    """Do the same for a given score matrix."""
+    ids = ids_or_indices(pairs, scores)
+    own = ids[1] if pairs.positive is None else pairs.positive
+    found = fused_log_sum_exp_from_scores(scores, scale, *ids, own, backend)
+    return _of_sums(found, pairs, absent)
+
+
+def _of_sums(found: RelativeSums, pairs: Pairs, absent: Tensor | None) -> Contrast:
     # The value of a text without an image is NaN; 0 instead keeps NaN out of the gradients.
     positive = zero_absent(found.positive, absent)
     from_image = gather_image(LogSums(found.row, found.row_highest), pairs)
@@ -182,7 +200,17 @@ def mean_cross_entropy(
         values = fused_pair_entropy(*rows, scale, weight, backend, unit=views)
         if values is not None:
             return values
-    positive, *negatives = contrast(image, text, scale, pairs, absent)
-    from_image, from_text = ([logs] for logs in negatives)
-    values = cross_entropy(positive, from_image, from_text, weight, backend)
+    found = contrast(image, text, scale, pairs, absent)
+    return cross_entropy_of_contrast(found, absent, weight, backend)
+
+
+def cross_entropy_of_contrast(
+    found: Contrast,
+    absent: Tensor | None,  # [M] bool: texts that are only negatives
+    weight: float,
+    backend: str,
+) -> Tensor:  # [M]
+    """Return weight times the cross-entropies of every pair, and 0 for texts without one."""
+    positive, from_image, from_text = found
+    values = cross_entropy(positive, [from_image], [from_text], weight, backend)
     return zero_absent(values, absent)

@@ -10,6 +10,7 @@ from itm_kernels import _checks
 from itm_kernels._options import Clustering
 from itm_kernels._positives import Pairs
 from itm_kernels.losses._contrast import (
+    Contrast,
     Embeddings,
     contrast,
     cross_entropy,
@@ -89,12 +90,27 @@ def values_by_parts(
     extra: Negatives,
 ) -> Tensor:  # [M]
     """Return the loss of every pair, and 0 for texts without one."""
-    options, clustering, detach, num_noise, generator, draw = extra
-    if not (options.num_clusters or (num_noise and draw)):
+    if not (extra.options.num_clusters or (extra.num_noise and extra.draw)):
         return mean_cross_entropy(images, texts, scale, pairs, absent, weight=1.0)
     v_ids, c_ids = ids_or_indices(pairs, images.raw)
     pairs = pairs._replace(image_ids=v_ids, text_ids=c_ids)
-    positive, *others = contrast(images, texts, scale, pairs, absent)
+    found = contrast(images, texts, scale, pairs, absent)
+    return values_of_contrast(found, images, texts, scale, pairs, absent, extra)
+
+
+def values_of_contrast(
+    found: Contrast,
+    images: Embeddings,  # [N, D]
+    texts: Embeddings,  # [M, D]
+    scale: Tensor,  # []
+    pairs: Pairs,
+    absent: Tensor | None,  # [M] bool: texts that are only negatives
+    extra: Negatives,
+) -> Tensor:  # [M]
+    """Add synthetic negatives and noise to the sums over the batch; return the same values."""
+    options, clustering, detach, num_noise, generator, draw = extra
+    v_ids, c_ids = ids_or_indices(pairs, images.raw)
+    positive, *others = found
     from_image, from_text = ([negatives] for negatives in others)
     if options.num_clusters:
         logits = logits_of(images, texts, options, clustering, detach, generator, draw)

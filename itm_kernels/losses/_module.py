@@ -48,6 +48,8 @@ def spread(group: ProcessGroup | None, gradients: str, exchange: str) -> Agreeme
 class OptionsModule(Checked, nn.Module):
     """A Module that calls a loss function with its own attributes as options."""
 
+    group: ProcessGroup | None
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self._names = tuple(options)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks, _positives
+from itm_kernels import _checks, _positives, reference
 from itm_kernels._options import (
     Backend,
     Exchange,
@@ -20,6 +20,7 @@ from itm_kernels._public import naming, public
 from itm_kernels.losses._band import BAND, check_constraint, default_reduction, warn_of_empty_band
 from itm_kernels.losses._module import DISTRIBUTED, SHARED, OptionsModule, check_options, spread
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
+from itm_kernels.losses._score_matrix import embeddings_of_scores, pairs_of_scores
 from itm_kernels.losses.over_ranks._imc import imc_over_ranks
 from itm_kernels.ops._imc import fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
@@ -105,7 +106,24 @@ def imc_loss(
             return total
     hinges = fused_max_of_hinges(image, text, pairs, float(margin), False, backend)
     hinges = nan_where_mistaken(zero_absent(hinges, absent), mistaken, image, text)
-    loss = hinges.sum()
+    bounded = metric, lower, upper, weight, mode, thresholds
+    return _with_constraints(hinges.sum(), image, text, pairs, *bounded, backend)
+
+
+def _with_constraints(
+    loss: Tensor,  # []
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    pairs: _positives.Pairs,
+    metric: Metric,
+    lower: float,
+    upper: float,
+    weight: float,
+    mode: Mode,
+    thresholds: Thresholds,
+    backend: Backend,
+) -> Tensor:  # []
+    """Add the constraints of both modalities to a loss."""
     band = metric, mode, lower, upper, thresholds == "per_row", backend
     bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
     sides = ("image", image, pairs.image_ids), ("text", text, pairs.text_ids)
@@ -215,6 +233,27 @@ class IMCLoss(OptionsModule):
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
         return imc_loss(image, text, image_ids=image_ids, text_ids=text_ids, **self.options)
+
+    @public
+    def from_scores(
+        self,
+        scores: Tensor,  # [N, M]
+        image: Tensor,  # [N, D]
+        text: Tensor,  # [M, D]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the hinges of a score matrix plus the constraints of pooled embeddings."""
+        pairs, absent, mistaken = pairs_of_scores(
+            scores, image_ids, text_ids, self.unmatched, self.group
+        )
+        bounded = self.metric, self.lower, self.upper, self.weight, self.mode, self.thresholds
+        check_constraint(*bounded)
+        image, text = embeddings_of_scores(scores, image, text)
+        values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, False)
+        values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
+        return _with_constraints(values.sum(), image, text, pairs, *bounded, self.backend)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -1,12 +1,11 @@
 """InfoCMR: InfoNCE with synthetic hard negatives and noise."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks, _positives
 from itm_kernels._options import (
     Backend,
     Clustering,
@@ -20,13 +19,10 @@ from itm_kernels._options import (
     number,
     word,
 )
-from itm_kernels._public import names_errors, public
-from itm_kernels.losses._info_cmr_by_parts import Negatives, checked_negatives, info_cmr_of_pairs
-from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
-from itm_kernels.losses._module import SHARED, check_options, spread
-from itm_kernels.losses.over_ranks._info_cmr import info_cmr_over_ranks
-from itm_kernels.ops._rbf_synthesis import SynthesisOptions
-from itm_kernels.synthesis import RIDGE
+from itm_kernels._public import public
+from itm_kernels.losses._info_cmr_calls import info_cmr, info_cmr_from_scores
+from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss
+from itm_kernels.losses._module import SHARED
 
 
 @public
@@ -109,7 +105,7 @@ def info_cmr_loss(
     >>> info_cmr_loss(torch.eye(2), text, temperature=0.5, num_clusters=0, num_noise=0)
     tensor(0.5975)
     """
-    return _info_cmr(
+    return info_cmr(
         image,
         text,
         (logit_scale, temperature, max_scale),
@@ -130,43 +126,6 @@ def info_cmr_loss(
         gradients=gradients,
         exchange=exchange,
     )
-
-
-@names_errors("info_cmr_loss")
-def _info_cmr(
-    image: Tensor,  # [N, D]
-    text: Tensor,  # [M, D]
-    scales: tuple[Any, Any, Any],  # logit_scale, temperature and max_scale
-    draw: bool,  # False: no noise, and a k-means start that depends only on the rows
-    *,
-    num_clusters: int,
-    sigma: float,
-    weights: Weights,
-    clustering: Clustering,
-    num_noise: int,
-    detach: bool,
-    image_ids: Tensor | None,
-    text_ids: Tensor | None,
-    unmatched: Unmatched,
-    generator: torch.Generator | None,
-    reduction: Reduction,
-    backend: Backend,
-    group: ProcessGroup | None,
-    gradients: Gradients,
-    exchange: Exchange,
-) -> Tensor:
-    options = SynthesisOptions(num_clusters, sigma, weights, RIDGE)
-    extra = Negatives(options, clustering, detach, num_noise, generator, draw)
-    agreement = spread(group, gradients, exchange)
-    if agreement is not None:
-        given = image, text, scales, extra, image_ids, text_ids, unmatched, reduction, backend
-        return info_cmr_over_ranks(*given, agreement)
-    image, text = _checks.embeddings(image=image, text=text)
-    extra = checked_negatives(extra)
-    check_options(reduction, backend)
-    scale = checked_scale(image, *scales)
-    pairs, absent, _ = _positives.match(image, text, image_ids, text_ids, unmatched)
-    return info_cmr_of_pairs(image, text, scale, pairs, absent, extra, reduction, backend)
 
 
 class InfoCMRLoss(ScaledLoss):
@@ -281,10 +240,39 @@ class InfoCMRLoss(ScaledLoss):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of a batch of embeddings."""
-        return _info_cmr(
+        return info_cmr(
             image,
             text,
             (self.logit_scale(), None, None),
+            self.training or self.draws_in_eval,
+            image_ids=image_ids,
+            text_ids=text_ids,
+            generator=generator,
+            **self.options,
+        )
+
+    @public
+    def from_scores(
+        self,
+        scores: Tensor,  # [N, M]
+        *,
+        image: Tensor | None = None,  # [N, D]
+        text: Tensor | None = None,  # [M, D]
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the loss of a score matrix, whose scores take the place of the cosines.
+
+        The synthetic negatives and the noise are vectors, so they need embeddings: `image` and
+        `text` are one pooled vector per image and text. Their cosines with these negatives share
+        the temperature of the scores. Without synthesis and noise the embeddings are not used.
+        """
+        return info_cmr_from_scores(
+            scores,
+            image,
+            text,
+            self.logit_scale(),
             self.training or self.draws_in_eval,
             image_ids=image_ids,
             text_ids=text_ids,

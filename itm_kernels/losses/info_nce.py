@@ -8,10 +8,16 @@ from torch.distributed import ProcessGroup
 from itm_kernels import _checks, _positives
 from itm_kernels._options import Backend, Exchange, Gradients, Reduction, Unmatched
 from itm_kernels._public import public
-from itm_kernels.losses._contrast import Embeddings, mean_cross_entropy
+from itm_kernels.losses._contrast import (
+    Embeddings,
+    contrast_from_scores,
+    cross_entropy_of_contrast,
+    mean_cross_entropy,
+)
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale
 from itm_kernels.losses._module import SHARED, check_options, spread
 from itm_kernels.losses._reduction import reduce
+from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.losses.over_ranks._info_nce import info_nce_over_ranks
 from itm_kernels.ops._info_nce import fused_info_nce_total
 from itm_kernels.ops._log_sum_exp import as_scalar
@@ -181,6 +187,25 @@ class InfoNCELoss(ScaledLoss):
             text_ids=text_ids,
             **self.options,
         )
+
+    @public
+    def from_scores(
+        self,
+        scores: Tensor,  # [N, M]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a score matrix, for models that compute scores without embeddings.
+
+        The scores take the place of the cosines: they are multiplied by the logit scale.
+        """
+        pairs, absent, _ = pairs_of_scores(scores, image_ids, text_ids, self.unmatched, self.group)
+        scale = as_scalar(self.scale(logit_scale), scores)
+        found = contrast_from_scores(scores, scale, pairs, absent, self.backend)
+        values = cross_entropy_of_contrast(found, absent, 0.5, self.backend)
+        return reduce(values, self.reduction, absent)
 
     if TYPE_CHECKING:
         __call__ = forward

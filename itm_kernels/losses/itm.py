@@ -127,7 +127,6 @@ class ITMLoss(OptionsModule):
     sampler: HardNegativeSampler
     reduction: Reduction
     label_smoothing: float
-    group: ProcessGroup | None
     gradients: Gradients
     exchange: Exchange
 
@@ -177,6 +176,10 @@ class ITMLoss(OptionsModule):
             generator: source of the sampler's draws.
 
         An anchor without a negative adds no row to the loss. A batch of one pair has no negatives.
+        Models that compute scores themselves, without embeddings to mine from, pass
+        `negatives=HardNegativeSampler().from_scores(scores)`, and as image and text any tensors of
+        one row per image and text.
+
         With ids, shapes must not depend on their values, so a missing negative is replaced by a
         pair of index 0, which the loss ignores.
 

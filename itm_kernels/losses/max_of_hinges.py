@@ -193,7 +193,9 @@ class MaxOfHingesLoss(OptionsModule):
         Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
         already.
         """
-        pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(
+            scores, image_ids, text_ids, self.unmatched, self.group
+        )
         semihard = self.mining == "semihard"
         values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)

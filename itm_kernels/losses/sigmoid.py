@@ -12,9 +12,11 @@ from itm_kernels._public import naming, public
 from itm_kernels.losses._logit_scale import MAX_SCALE, ScaledLoss, checked_scale, shown
 from itm_kernels.losses._module import SHARED, check_options, spread
 from itm_kernels.losses._reduction import mean_over_pairs, nan_where_mistaken, reduce
+from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.losses.over_ranks._sigmoid import sigmoid_over_ranks
 from itm_kernels.ops._log_sum_exp import as_scalar
 from itm_kernels.ops._sigmoid import fused_sigmoid, fused_sigmoid_total
+from itm_kernels.ops._sigmoid_from_scores import fused_sigmoid_from_scores
 
 LOGIT_SCALE = 10.0  # initial value in SigLIP
 
@@ -90,9 +92,7 @@ def sigmoid_loss(
     _checks.scalar("logit_bias", logit_bias)
     check_options(reduction, backend)
     pairs, absent, mistaken = _positives.match(image, text, image_ids, text_ids, unmatched)
-    if absent is not None and pairs.positive is not None:
-        # N is out of range: such a text has no positive, and its value sums over all images.
-        pairs = pairs._replace(positive=pairs.positive.masked_fill(absent, image.shape[0]))
+    pairs = _beyond_images(pairs, absent, image.shape[0])
     scale = checked_scale(image, logit_scale, temperature, max_scale, LOGIT_SCALE)
     bias = as_scalar(logit_bias, image) if isinstance(logit_bias, Tensor) else float(logit_bias)
     if reduction != "none":
@@ -106,6 +106,13 @@ def sigmoid_loss(
     values = fused_sigmoid(image, text, scale, bias, pairs, backend, cosine=True)
     values = nan_where_mistaken(values, mistaken, image, text)
     return reduce(values, reduction, absent)
+
+
+def _beyond_images(pairs: _positives.Pairs, absent: Tensor | None, images: int) -> _positives.Pairs:
+    """Give texts without an image a positive out of range: their values sum over all images."""
+    if absent is None or pairs.positive is None:
+        return pairs
+    return pairs._replace(positive=pairs.positive.masked_fill(absent, images))
 
 
 class SigmoidLoss(ScaledLoss):
@@ -214,6 +221,31 @@ class SigmoidLoss(ScaledLoss):
             text_ids=text_ids,
             **self.options,
         )
+
+    @public
+    def from_scores(
+        self,
+        scores: Tensor,  # [N, M]
+        *,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a score matrix, for models that compute scores without embeddings.
+
+        The scores take the place of the cosines: scale and bias apply to them.
+        """
+        pairs, absent, mistaken = pairs_of_scores(
+            scores, image_ids, text_ids, self.unmatched, self.group
+        )
+        pairs = _beyond_images(pairs, absent, scores.shape[0])
+        bias = self.logit_bias if logit_bias is None else logit_bias
+        _checks.scalar("logit_bias", bias)
+        scale, bias = as_scalar(self.scale(logit_scale), scores), as_scalar(bias, scores)
+        values = fused_sigmoid_from_scores(scores, scale, bias, pairs, self.backend)
+        values = nan_where_mistaken(values, mistaken, scores)
+        return reduce(values, self.reduction, absent)
 
     def extra_repr(self) -> str:
         """Show the options and the bias in use."""

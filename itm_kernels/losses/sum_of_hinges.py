@@ -166,7 +166,9 @@ class SumOfHingesLoss(OptionsModule):
         Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
         already.
         """
-        pairs, absent, mistaken = pairs_of_scores(scores, image_ids, text_ids, self.unmatched)
+        pairs, absent, mistaken = pairs_of_scores(
+            scores, image_ids, text_ids, self.unmatched, self.group
+        )
         values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)

@@ -20,7 +20,18 @@ def log_sum_exp(
     With ids, pairs that share one are excluded; an empty sum is -inf. The third result is the
     logits of positives, and the last two are the maxima, which are constants.
     """
-    logits = scale * (wide(x) @ wide(y).T)
+    return log_sum_exp_from_scores(wide(x) @ wide(y).T, scale, x_ids, y_ids, positive)
+
+
+def log_sum_exp_from_scores(
+    scores: Tensor,  # [N, M]
+    scale: Tensor,  # []
+    x_ids: Tensor | None,  # [N]
+    y_ids: Tensor | None,  # [M]
+    positive: Tensor | None,  # [M]
+) -> tuple[Tensor, ...]:  # [N], [M], [M] or [0], [N], [M]
+    """Do the same for a given score matrix."""
+    logits = scale * wide(scores)
     positive_logits = logits[0, :0] if positive is None else positive_scores(logits, positive)
     if x_ids is not None:
         logits = logits.masked_fill(same_id(logits, x_ids, y_ids), -torch.inf)

@@ -22,7 +22,20 @@ def sigmoid(
 
     Pairs that share an id but are not the positive are excluded.
     """
-    logits = scale * (wide(image) @ wide(text).T) + bias
+    scores = wide(image) @ wide(text).T
+    return sigmoid_from_scores(scores, scale, bias, positive, image_ids, text_ids)
+
+
+def sigmoid_from_scores(
+    scores: Tensor,  # [N, M]
+    scale: Tensor,  # []
+    bias: Tensor,  # []
+    positive: Tensor | None,  # [M]
+    image_ids: Tensor | None,  # [N]
+    text_ids: Tensor | None,  # [M]
+) -> Tensor:  # [M]
+    """Do the same for a given score matrix."""
+    logits = scale * wide(scores) + bias
     matched = is_positive(logits, positive)
     ignored = same_id(logits, image_ids, text_ids) & ~matched
     # Not softplus: that of torch is linear from 20 on, with an error of 2e-9 in fp64.

@@ -4,6 +4,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,8 @@ CALLS: dict[str, Callable[..., Any]] = {
         for name, module in MODULES.items()
         if hasattr(module, "from_scores")
     },
+    # Its negatives are synthesised from embeddings, which are required unless there are none.
+    "InfoCMRLoss.from_scores": partial(losses.InfoCMRLoss().from_scores, image=X, text=Y),
     **MODULES,
     **{f"{name}()": module().forward for name, module in MODULES.items()},
     "evaluate": retrieval.evaluate,

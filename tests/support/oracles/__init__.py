@@ -8,10 +8,12 @@ from oracles.contrastive import (
     fusion_contrastive,
     info_cmr,
     info_nce,
+    info_nce_from_scores,
     ito,
     log_sum_exp,
     multi_view_alignment,
     sigmoid,
+    sigmoid_from_scores,
 )
 from oracles.fine_grained import cross_attention, late_interaction
 from oracles.hinges import (
@@ -39,6 +41,7 @@ __all__ = [
     "imc",
     "info_cmr",
     "info_nce",
+    "info_nce_from_scores",
     "intra_modal",
     "intra_modal_sum",
     "itm",
@@ -59,6 +62,7 @@ __all__ = [
     "sampler_probabilities",
     "score_matrix",
     "sigmoid",
+    "sigmoid_from_scores",
     "sum_of_hinges",
     "sum_of_hinges_from_scores",
 ]

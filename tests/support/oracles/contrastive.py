@@ -50,18 +50,31 @@ def info_nce(
     reduction: str = "mean",
 ) -> Array:
     """Symmetric cross-entropy over cosines, the mean of both directions."""
-    logits = logit_scale * score_matrix(image, text, "cosine")
-    positive_of = positives(len(image), len(text), image_ids, text_ids)
-    values = np.zeros(len(text))
-    for j in range(len(text)):
+    cosines = score_matrix(image, text, "cosine")
+    return info_nce_from_scores(cosines, logit_scale, image_ids, text_ids, reduction)
+
+
+def info_nce_from_scores(
+    scores: Array,
+    logit_scale: float = 20.0,
+    image_ids: Ids = None,
+    text_ids: Ids = None,
+    reduction: str = "mean",
+) -> Array:
+    """The same over a given score matrix."""
+    logits = logit_scale * scores
+    num_images, num_texts = scores.shape
+    positive_of = positives(num_images, num_texts, image_ids, text_ids)
+    values = np.zeros(num_texts)
+    for j in range(num_texts):
         i = positive_of[j]
         if i < 0:
             continue  # a negative only
         over_texts, over_images = [logits[i, j]], [logits[i, j]]
-        for other in range(len(text)):
+        for other in range(num_texts):
             if is_negative(i, other, image_ids, text_ids):
                 over_texts.append(logits[i, other])
-        for other in range(len(image)):
+        for other in range(num_images):
             if is_negative(other, j, image_ids, text_ids):
                 over_images.append(logits[other, j])
         from_image = log_of_sum_of_exponentials(over_texts) - logits[i, j]
@@ -85,13 +98,27 @@ def sigmoid(
     reduction: str = "mean",
 ) -> Array:
     """SigLIP: every positive and every negative pair is a binary decision, summed per text."""
-    logits = logit_scale * score_matrix(image, text, "cosine") + logit_bias
-    positive_of = positives(len(image), len(text), image_ids, text_ids)
-    values = np.zeros(len(text))
-    for j in range(len(text)):
+    cosines = score_matrix(image, text, "cosine")
+    return sigmoid_from_scores(cosines, logit_scale, logit_bias, image_ids, text_ids, reduction)
+
+
+def sigmoid_from_scores(
+    scores: Array,
+    logit_scale: float = 10.0,
+    logit_bias: float = -10.0,
+    image_ids: Ids = None,
+    text_ids: Ids = None,
+    reduction: str = "mean",
+) -> Array:
+    """The same over a given score matrix."""
+    logits = logit_scale * scores + logit_bias
+    num_images, num_texts = scores.shape
+    positive_of = positives(num_images, num_texts, image_ids, text_ids)
+    values = np.zeros(num_texts)
+    for j in range(num_texts):
         if positive_of[j] >= 0:
             values[j] += softplus(-logits[positive_of[j], j])
-        for i in range(len(image)):
+        for i in range(num_images):
             if is_negative(i, j, image_ids, text_ids):
                 values[j] += softplus(logits[i, j])
     return reduced(values, reduction, number_of_pairs(positive_of))
@@ -109,9 +136,13 @@ def info_cmr(
     synthetic_image_valid: NDArray[np.bool_] | None = None,
     noise: Array | None = None,
     reduction: str = "mean",
+    scores: Array | None = None,
 ) -> Array:
-    """InfoCMR with given synthetic texts [N, m, D], synthetic images [M, m, D], noise [Z, D]."""
-    cosines = score_matrix(image, text, "cosine")
+    """InfoCMR with given synthetic texts [N, m, D], synthetic images [M, m, D], noise [Z, D].
+
+    Given scores [N, M] take the place of the cosines of images and texts.
+    """
+    cosines = score_matrix(image, text, "cosine") if scores is None else scores
     positive_of = positives(len(image), len(text), image_ids, text_ids)
 
     def extras(
