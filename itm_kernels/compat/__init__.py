@@ -4,6 +4,6 @@ Results match those of the originals; fp16 and bf16 are computed in fp32. docs/c
 every difference.
 """
 
-from itm_kernels.compat import imc, open_clip, vsepp
+from itm_kernels.compat import imc, open_clip, scan, sgraf, vsepp
 
-__all__ = ["imc", "open_clip", "vsepp"]
+__all__ = ["imc", "open_clip", "scan", "sgraf", "vsepp"]

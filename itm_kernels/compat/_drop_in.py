@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from itm_kernels import _checks
+from itm_kernels._options import Backend
 from itm_kernels._public import UNNAMED, named
 from itm_kernels.backends import CHOICES
 
@@ -16,7 +17,7 @@ class DropIn(nn.Module):
     ``"triton"`` or ``"reference"`` (plain PyTorch, like the originals).
     """
 
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:

@@ -1,6 +1,6 @@
 """The loss of VSE++ (fartashf/vsepp), which VSRN, IMC and other projects copied.
 
-SCAN and SGRAF have classes of the same name with other arguments, which are not supported here.
+SCAN and SGRAF have classes of the same name with other arguments: `compat.scan`, `compat.sgraf`.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from itm_kernels import _checks, reference
-from itm_kernels._positives import Pairs
+from itm_kernels import _checks
 from itm_kernels._public import UnnamedTypeError, UnnamedValueError, names_errors
-from itm_kernels.compat._drop_in import DropIn
+from itm_kernels.compat._hinges import DIAGONAL, Hinges
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 from itm_kernels.reference._precision import wide
@@ -21,11 +20,6 @@ from itm_kernels.reference._precision import wide
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NAME = "ContrastiveLoss"
-_DIAGONAL = Pairs(None, None, None)
-_FROM_SCORES = (
-    "compute the scores and pass them to losses.MaxOfHingesLoss(margin).from_scores(scores), or "
-    "SumOfHingesLoss without max_violation"
-)
 
 
 def cosine_sim(
@@ -55,7 +49,8 @@ def _like_vsepp(method: F) -> F:
         if "opt" in kwargs or hasattr(first, "max_violation"):
             raise TypeError(
                 f"{_NAME}: this is VSE++'s ContrastiveLoss(margin, measure, max_violation), not "
-                f"SCAN's ContrastiveLoss(opt, margin, max_violation); for SCAN {_FROM_SCORES}"
+                "SCAN's ContrastiveLoss(opt, margin, max_violation); import that from "
+                "itm_kernels.compat.scan"
             )
         return method(self, *args, **kwargs)
 
@@ -69,17 +64,18 @@ def _two_embeddings(method: F) -> F:
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         count = len(args) + len(kwargs)
         if count == 1 or count == 3:
-            theirs = "SGRAF's takes (scores)" if count == 1 else "SCAN's takes (im, s, s_l)"
+            theirs, module = ("SGRAF's", "sgraf") if count == 1 else ("SCAN's", "scan")
+            taken = "(scores)" if count == 1 else "(im, s, s_l)"
             raise TypeError(
-                f"{_NAME}: VSE++'s forward takes (im, s), got {count} arguments; "
-                f"{theirs}: {_FROM_SCORES}"
+                f"{_NAME}: VSE++'s forward takes (im, s), got {count} arguments; {theirs} takes "
+                f"{taken}: import it from itm_kernels.compat.{module}"
             )
         return method(self, *args, **kwargs)
 
     return cast(F, called)
 
 
-class ContrastiveLoss(DropIn):
+class ContrastiveLoss(Hinges):
     """Sum or maximum of hinges, summed over the batch.
 
     Every attribute may be set between steps. Setting `measure` sets `sim`, the function of (im, s)
@@ -106,10 +102,8 @@ class ContrastiveLoss(DropIn):
     def __init__(
         self, margin: float = 0, measure: str | bool = False, max_violation: bool = False
     ) -> None:
-        super().__init__()
-        self.margin = margin
+        super().__init__(margin, max_violation)
         self.measure = measure
-        self.max_violation = max_violation
 
     @property
     def measure(self) -> str | bool:
@@ -123,8 +117,6 @@ class ContrastiveLoss(DropIn):
         self.sim = order_sim if ordered else cosine_sim
 
     def _checked(self, name: str, value: Any) -> Any:
-        if name == "margin":
-            _checks.number(name, value)
         if name == "sim" and not callable(value):
             raise UnnamedTypeError(
                 f"sim must be a function of (im, s), got {_checks.describe(value)}; "
@@ -146,12 +138,12 @@ class ContrastiveLoss(DropIn):
             ValueError: shapes or devices do not fit.
         """
         if self.sim is not cosine_sim and self.sim is not order_sim:
-            return self._of_scores(self.sim(im, s))
+            return self._of_scores(self.sim(im, s), "sim returned scores")
         for name, value in (("im", im), ("s", s)):
             if isinstance(value, Tensor) and not value.is_nested and value.dim() == 3:
                 raise UnnamedValueError(
-                    f"{name} must have shape [rows, D], got {list(value.shape)}; SCAN's "
-                    f"class of this name takes regions and words: {_FROM_SCORES}"
+                    f"{name} must have shape [rows, D], got {list(value.shape)}; SCAN's class of "
+                    "this name takes regions and words: import it from itm_kernels.compat.scan"
                 )
         im, s = _checks.embeddings(im=im, s=s)
         if im.shape[0] != s.shape[0]:
@@ -159,19 +151,8 @@ class ContrastiveLoss(DropIn):
                 f"im {list(im.shape)} and s {list(s.shape)} differ in rows; pass one text per image"
             )
         if self.sim is order_sim:
-            return self._of_scores(order_sim(im, s))
-        inputs = im, s, _DIAGONAL, float(self.margin)
+            return self._of_scores(order_sim(im, s), "sim returned scores")
+        inputs = im, s, DIAGONAL, float(self.margin)
         if self.max_violation:
             return fused_max_of_hinges(*inputs, False, self.backend).sum()
         return fused_sum_of_hinges(*inputs, self.backend).sum()
-
-    def _of_scores(self, scores: Tensor) -> Tensor:
-        _checks.floating("scores", scores, "[N, N]")
-        if scores.shape[0] != scores.shape[1]:
-            raise UnnamedValueError(
-                f"sim returned scores {list(scores.shape)}; pass one text per image"
-            )
-        inputs = scores, *_DIAGONAL, float(self.margin)
-        if self.max_violation:
-            return reference.max_of_hinges_from_scores(*inputs, False).sum()
-        return reference.sum_of_hinges_from_scores(*inputs).sum()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compat_formulas import triplet_loss
-from itm_kernels.compat import open_clip, vsepp
+from itm_kernels.compat import open_clip, sgraf, vsepp
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
@@ -18,6 +18,7 @@ IM, S = (x.detach() for x in unit_pair(9, torch.float32))
 LONG = 1.2 * torch.cat([IM, IM[:2]])
 CALLS: dict[type, tuple[Any, ...]] = {
     ContrastiveLoss: (IM, S),
+    sgraf.ContrastiveLoss: (IM @ S.T,),
     IntraLoss: (LONG,),
     ClipLoss: (IM, S, 7.0),
     SigLipLoss: (IM, S, 7.0, -2.0),
@@ -32,6 +33,9 @@ SET = [
     (ContrastiveLoss, {"margin": 0.2, "measure": "order"}, "measure", "cosine", True),
     (ContrastiveLoss, {"margin": 0.2}, "max_violation", True, True),
     (ContrastiveLoss, {"margin": 0.2, "max_violation": True}, "max_violation", False, True),
+    (sgraf.ContrastiveLoss, {}, "margin", 0.3, True),
+    (sgraf.ContrastiveLoss, {"max_violation": True}, "margin", 0.3, True),
+    (sgraf.ContrastiveLoss, {"margin": 0.2}, "max_violation", True, True),
     (IntraLoss, {"measure": "cosine"}, "margin", 0.3, False),
     (IntraLoss, {}, "measure", "l1", True),
     (IntraLoss, {"measure": "cosine"}, "measure", "msd", True),

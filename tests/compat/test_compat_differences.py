@@ -16,7 +16,6 @@ from itm_kernels.compat import vsepp
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
-from itm_kernels.losses import MaxOfHingesLoss
 from oracles.batches import unit_pair
 
 PAGE = Path(__file__).parents[2] / "docs/coming_from.md"
@@ -29,7 +28,7 @@ def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 def test_imports_of_the_page_work() -> None:
     lines = re.findall(r"`(from itm_kernels[^`]*)`", PAGE.read_text(encoding="utf-8"))
-    assert len(lines) == 4
+    assert len(lines) == 7
     for line in lines:
         exec(line, {})
 
@@ -147,29 +146,31 @@ OPTIONS = type("Namespace", (), {"cross_attn": "t2i", "max_violation": True, "ma
     ids=["keywords", "mixed", "positional"],
 )
 def test_the_constructor_of_scan_is_named(build) -> None:
-    message = r"ContrastiveLoss: .* not SCAN's ContrastiveLoss\(opt, .*from_scores\(scores\)"
+    message = (
+        r"ContrastiveLoss: .* not SCAN's ContrastiveLoss\(opt, .* import that from "
+        "itm_kernels.compat.scan$"
+    )
     with pytest.raises(TypeError, match=message):
         build()
 
 
 def test_the_forwards_of_scan_and_sgraf_are_named() -> None:
-    loss, remedy = ContrastiveLoss(0.2), r"MaxOfHingesLoss\(margin\).from_scores\(scores\)"
-    for arguments, named, error in (
-        ((IM, S, [3, 2]), r"SCAN's takes \(im, s, s_l\)", TypeError),
-        ((IM @ S.T,), r"SGRAF's takes \(scores\)", TypeError),
+    loss = ContrastiveLoss(0.2)
+    for arguments, named, module, error in (
+        ((IM, S, [3, 2]), r"SCAN's takes \(im, s, s_l\)", "scan", TypeError),
+        ((IM @ S.T,), r"SGRAF's takes \(scores\)", "sgraf", TypeError),
         (
             (IM[:, None], S[:, None]),
             r"im must have shape \[rows, D\], got \[6, 1, 12\]",
+            "scan",
             ValueError,
         ),
     ):
-        with pytest.raises(error, match=f"ContrastiveLoss: .*{named}.*{remedy}"):
+        message = f"ContrastiveLoss: .*{named}.* import it from itm_kernels.compat.{module}$"
+        with pytest.raises(error, match=message):
             loss(*arguments)
     with pytest.raises(TypeError, match=r"SCAN's takes \(im, s, s_l\)"):
         loss(im=IM, s=S, s_l=[3, 2])
-    # The remedy of the messages and of the page.
-    scores = MaxOfHingesLoss(0.2).from_scores(IM @ S.T)
-    torch.testing.assert_close(scores, ContrastiveLoss(0.2, max_violation=True)(IM, S))
 
 
 def test_order_is_scored_by_order_where_imc_ignores_it() -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from itm_kernels.compat import scan, sgraf
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
 from itm_kernels.compat.vsepp import ContrastiveLoss
@@ -15,9 +17,21 @@ from oracles.batches import unit_pair
 
 IM, S = (x.detach() for x in unit_pair(6, torch.float32))
 FEATURES = {"image_features": IM, "text_features": S}
+OPT = Namespace(
+    cross_attn="t2i",
+    raw_feature_norm="clipped_l2norm",
+    agg_func="LogSumExp",
+    lambda_softmax=9.0,
+    lambda_lse=6.0,
+)
+REGIONS = {"im": IM.view(2, 3, 12), "s": S.view(2, 3, 12), "s_l": [3, 2]}
 LOSSES: list[tuple[nn.Module, dict[str, Any]]] = [
     (ContrastiveLoss(0.2), {"im": IM, "s": S}),
     (ContrastiveLoss(0.2, "order", True), {"im": IM, "s": S}),
+    (scan.ContrastiveLoss(OPT, 0.2), REGIONS),
+    (scan.ContrastiveLoss(Namespace(**{**vars(OPT), "cross_attn": "i2t"}), 0.2, True), REGIONS),
+    (sgraf.ContrastiveLoss(0.2), {"scores": IM @ S.T}),
+    (sgraf.ContrastiveLoss(0.2, True), {"scores": IM @ S.T}),
     (IntraLoss(measure="cosine", up=0.1), {"mx": IM}),
     (IntraLoss(measure="l1"), {"mx": IM}),
     (ClipLoss(), {**FEATURES, "logit_scale": 7.0}),

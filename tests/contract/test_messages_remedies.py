@@ -132,6 +132,10 @@ WITHOUT_IDS = {
 OTHERS = (
     "FusionHead()",
     "ContrastiveLoss()",
+    "sgraf.ContrastiveLoss",
+    "sgraf.ContrastiveLoss()",
+    "xattn_score_t2i",
+    "xattn_score_i2t",
     "IntraLoss()",
     "ClipLoss()",
     "SigLipLoss()",

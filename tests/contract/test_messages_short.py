@@ -3,6 +3,7 @@
 import inspect
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from itm_kernels import diagnostics, losses, mining, ops, retrieval, synthesis
 from itm_kernels import functional as F
 from itm_kernels.compat.imc import IntraLoss
 from itm_kernels.compat.open_clip import ClipLoss, SigLipLoss
+from itm_kernels.compat.scan import xattn_score_i2t, xattn_score_t2i
+from itm_kernels.compat.sgraf import ContrastiveLoss as LossOfScores
 from itm_kernels.compat.vsepp import ContrastiveLoss
 from itm_kernels.fusion import FusionHead
 
@@ -81,7 +84,9 @@ WRONG = {**OBJECTS, **{f"{name}-tensor": tensor for name, tensor in TENSORS.item
 RIGHT: dict[str, Any] = {
     **dict.fromkeys(("image", "text", "embeddings", "mx", "x", "y", "queries", "gallery"), X),
     **dict.fromkeys(("anchors", "members", "im", "s", "image_features", "text_features"), X),
-    **dict.fromkeys(("images", "texts", "regions", "words"), X[None]),
+    **dict.fromkeys(("images", "texts", "regions", "words", "captions"), X[None]),
+    "cap_lens": [4],
+    "opt": Namespace(raw_feature_norm="no_norm", agg_func="Mean", lambda_softmax=9.0),
     "fused": torch.stack([X, Y]),
     **dict.fromkeys(("scores", "image_to_text"), X @ Y.T),
     "loss": losses.MaxOfHingesLoss(),
@@ -124,6 +129,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "FusionHead()": FusionHead(8, heads=2, layers=1).forward,
     "ContrastiveLoss": ContrastiveLoss,
     "ContrastiveLoss()": ContrastiveLoss().forward,
+    "sgraf.ContrastiveLoss": LossOfScores,
+    "sgraf.ContrastiveLoss()": LossOfScores().forward,
+    "xattn_score_t2i": xattn_score_t2i,
+    "xattn_score_i2t": xattn_score_i2t,
     "IntraLoss": lambda measure="cosine": IntraLoss(measure=measure)(X),  # refused when used
     "IntraLoss()": IntraLoss(measure="cosine").forward,
     "ClipLoss()": ClipLoss().forward,

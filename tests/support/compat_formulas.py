@@ -17,6 +17,11 @@ def triplet_loss(
         scores = -above.pow(2).sum(2).sqrt()
     else:
         scores = im @ s.T
+    return triplet_loss_of_scores(scores, margin, max_violation)
+
+
+def triplet_loss_of_scores(scores: Tensor, margin: float, max_violation: bool) -> Tensor:
+    """SGRAF, and VSE++ and SCAN after their scores: hinges against the diagonal."""
     positive = scores.diagonal()
     own = torch.eye(len(scores), dtype=torch.bool)
     of_text = (margin + scores - positive[:, None]).clamp(min=0).masked_fill(own, 0)
@@ -24,6 +29,42 @@ def triplet_loss(
     if max_violation:
         of_text, of_image = of_text.max(1).values, of_image.max(0).values
     return of_text.sum() + of_image.sum()
+
+
+def scan_scores(
+    images: Tensor,  # [N, R, D]
+    captions: Tensor,  # [M, L, D]
+    lengths: list[int],
+    direction: str,
+    norm: str,
+    aggregate: str,
+    smooth: float,
+    scale: float,
+) -> Tensor:  # [N, M]
+    """SCAN: a loop over captions, in which words attend to regions or regions to words."""
+    columns = []
+    for caption, length in zip(captions, lengths, strict=True):
+        words = caption[:length].expand(len(images), -1, -1)
+        asking, attended = (words, images) if direction == "t2i" else (images, words)
+        # similarity[n, c, q] of what is attended, c, and what asks, q; normalised over q
+        similarity = torch.einsum("ncd,nqd->ncq", attended, asking)
+        if "clipped" in norm:
+            similarity = similarity.where(similarity > 0, 0.1 * similarity)
+        if "l2norm" in norm:
+            similarity = similarity / (similarity.pow(2).sum(2, keepdim=True).sqrt() + 1e-8)
+        if norm == "softmax":
+            similarity = similarity.softmax(2)
+        weight = (smooth * similarity).softmax(1)
+        context = torch.einsum("ncq,ncd->nqd", weight, attended)
+        lengths_of_both = asking.norm(dim=2) * context.norm(dim=2)
+        cosine = (asking * context).sum(2) / lengths_of_both.clamp(min=1e-8)  # [N, q]
+        if aggregate == "LogSumExp":
+            columns.append((scale * cosine).exp().sum(1).log() / scale)
+        elif aggregate == "Max":
+            columns.append(cosine.max(1).values)
+        else:
+            columns.append(cosine.sum(1) if aggregate == "Sum" else cosine.mean(1))
+    return torch.stack(columns, 1)
 
 
 def intra_loss(mx: Tensor, measure: str, up: float, down: float, lamb: float) -> Tensor:
