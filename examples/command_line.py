@@ -8,10 +8,12 @@ import precomp
 from dataset import RetrievalData
 from objectives import LOSS_NAMES
 from records import Options
+from similarities import SIMILARITIES
 from training import WARM_UP_LOSS
 from vocabulary import TOKENIZERS
 
 SCENES = "scenes"
+REGIONS = "regions"
 Number = TypeVar("Number", int, float)
 
 
@@ -19,7 +21,15 @@ def read_options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
     """Return the options of a run, with defaults that depend on the data.
 
     Word order matters in scenes, hardly elsewhere.
+
+    Raises:
+        ValueError: a similarity is given without the encoder that it needs.
     """
+    similarity = parsed.similarity
+    if parsed.encoder == REGIONS:
+        similarity = similarity or "scan_t2i"
+    elif similarity is not None:
+        raise ValueError(f"--similarity {similarity} compares regions; pass --encoder regions")
     pixels = data.train.has_pixels
     # From a random start the hardest negatives of scenes collapse all embeddings for good: dev
     # R-sum 256 after 8 epochs, 423 with a first epoch on all negatives. The intra-modal part of imc
@@ -37,6 +47,7 @@ def read_options(parsed: argparse.Namespace, data: RetrievalData) -> Options:
         warm_up=int(collapses) if parsed.warm_up is None else parsed.warm_up,
         seed=parsed.seed,
         chunk_size=parsed.chunk_size,
+        similarity=similarity,
     )
 
 
@@ -57,6 +68,20 @@ def parse(arguments: list[str] | None, description: str | None) -> argparse.Name
         "(default: %(default)s)",
     )
     add("--loss", default="imc", choices=LOSS_NAMES, help="training loss (default: imc)")
+    add(
+        "--encoder",
+        default="embedding",
+        choices=("embedding", REGIONS),
+        help="one embedding per image and caption, or one per region (scenes: cell of a grid) and\n"
+        "word (default: %(default)s)",
+    )
+    add(
+        "--similarity",
+        choices=SIMILARITIES,
+        help="of regions and words: cosine of their means, SCAN's cross attention from words to\n"
+        "regions or the reverse, or late interaction, the mean of both directions, as FILIP\n"
+        "(default: scan_t2i with --encoder regions)",
+    )
     add("--text-encoder", choices=("bow", "gru"), help="default: gru for scenes, else bow")
     add(
         "--tokenizer",

@@ -14,7 +14,8 @@ class Split:
     """Images of one split and five captions for each of them.
 
     Attributes:
-        images: float32, ``[N, F]`` features or ``[N, 3, H, W]`` pixels in [0, 1].
+        images: float32, ``[N, F]`` features, ``[N, R, F]`` features of R regions, or
+            ``[N, 3, H, W]`` pixels in [0, 1].
         captions: ``5 * N`` captions; ``captions[5 * i : 5 * i + 5]`` describe image ``i``.
         names: ``N`` readable labels: a file name, or the first caption of a drawn scene.
     """
@@ -31,6 +32,11 @@ class Split:
     def has_pixels(self) -> bool:
         """Whether the images are pixels, which can be drawn, rather than features."""
         return self.images.ndim == 4
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether every image has features of several regions."""
+        return self.images.ndim == 3
 
 
 @dataclass(frozen=True)

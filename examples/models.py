@@ -1,5 +1,6 @@
 """Small dual encoders, which map images and captions to unit vectors in one space."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dataset import CAPTIONS_PER_IMAGE, Split
 from itm_kernels import chunked
-from latent import latent_word_vectors
 from process_group import BatchNorm, Processes
 from vocabulary import PADDING, UNKNOWN
 
-WORD_SCALE = 0.1  # standard deviation of the initial word vectors
+CHANNELS = (3, 24, 48, 96)  # of pixels and of the maps after each convolution
+STRIDE = 8  # pixels between positions of the last map
 LARGEST_SHIFT = 2  # pixels; scenes leave about this margin free
 
 
@@ -40,7 +40,15 @@ class Widths(NamedTuple):
     text_tokens: int
 
 
-class FeatureEncoder(nn.Module):
+class Encoder(nn.Module, ABC):
+    """An encoder of images or texts: `prepare` makes the random draws, the call encodes."""
+
+    @abstractmethod
+    def prepare(self, inputs: Tensor, rows: int, mine: slice) -> Tensor:
+        """Prepare this process's inputs in a batch of `rows` rows, of which it has `mine`."""
+
+
+class FeatureEncoder(Encoder):
     """Image encoder: a linear map of standardised features.
 
     Args:
@@ -69,7 +77,16 @@ class FeatureEncoder(nn.Module):
         return EncodedImages(F.normalize(vectors, dim=1), vectors[:, None])
 
 
-class PixelEncoder(nn.Module):
+def convolutions(processes: Processes) -> nn.Sequential:
+    """Return three strided convolutions, normalised over the rows of the processes."""
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(CHANNELS, CHANNELS[1:], strict=False):
+        layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False)]
+        layers += [BatchNorm(wide, processes), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class PixelEncoder(Encoder):
     """Image encoder: three strided convolutions, flattened because positions matter here.
 
     Args:
@@ -80,20 +97,13 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, size: int, dim: int, processes: Processes) -> None:
         super().__init__()
-        widths = (3, 24, 48, 96)
-        layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False)]
-            layers += [BatchNorm(wide, processes), nn.ReLU()]
-        self.convolve = nn.Sequential(*layers)
-        self.project = nn.Linear(widths[-1] * (size // 8) ** 2, dim)
-        self.project_tokens = nn.Linear(widths[-1], dim)
+        self.convolve = convolutions(processes)
+        self.project = nn.Linear(CHANNELS[-1] * (size // STRIDE) ** 2, dim)
+        self.project_tokens = nn.Linear(CHANNELS[-1], dim)
 
     def prepare(self, images: Tensor, rows: int, mine: slice) -> Tensor:
         """Return ``[N, 3, H, W]`` pixels, shifted at random in training."""
-        if not self.training:
-            return images
-        return _shift(images, torch.randint(0, 2 * LARGEST_SHIFT + 1, (2, rows, 1))[:, mine])
+        return shifted(images, rows, mine) if self.training else images
 
     def forward(self, images: Tensor) -> EncodedImages:
         """Encode prepared pixels; tokens: the whole image, then every map position."""
@@ -104,7 +114,7 @@ class PixelEncoder(nn.Module):
         return EncodedImages(F.normalize(vectors, dim=1), tokens)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Text encoder: the mean of word vectors or of a bidirectional GRU's states.
 
     Args:
@@ -136,12 +146,14 @@ class TextEncoder(nn.Module):
     def forward(self, words: Tensor) -> EncodedTexts:
         """Encode prepared word numbers; the tokens are the vectors of the words."""
         padding = words == PADDING
-        tokens = self.embed(words)
-        if self.read is not None:
-            tokens = self._read_in_order(tokens, padding)
-        kept = (~padding).unsqueeze(2).to(tokens.dtype)
-        mean = (tokens * kept).sum(1) / kept.sum(1)
+        tokens = self.read_words(words, padding)
+        mean = mean_of_words(tokens, padding)
         return EncodedTexts(F.normalize(self.project(mean), dim=1), tokens, padding)
+
+    def read_words(self, words: Tensor, padding: Tensor) -> Tensor:
+        """Return the vectors of the words ``[N, L, W]``."""
+        tokens = self.embed(words)
+        return tokens if self.read is None else self._read_in_order(tokens, padding)
 
     def _read_in_order(self, tokens: Tensor, padding: Tensor) -> Tensor:
         assert self.read is not None
@@ -170,8 +182,8 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
-        image: FeatureEncoder | PixelEncoder,
-        text: TextEncoder,
+        image: Encoder,
+        text: Encoder,
         widths: Widths,
         processes: Processes,
         chunk_size: int | None = None,
@@ -204,7 +216,7 @@ class DualEncoder(nn.Module):
 
     def _encode(
         self,
-        encoder: FeatureEncoder | PixelEncoder | TextEncoder,
+        encoder: Encoder,
         inputs: Tensor,
         rows: int,
         encode: Callable[[Tensor], Any],
@@ -226,68 +238,51 @@ class DualEncoder(nn.Module):
         Returns:
             Unit vectors ``[N, D]`` and ``[M, D]``.
         """
-        training = self.training
-        self.eval()
-        vectors = [
-            torch.cat(
-                [
-                    encoder(encoder.prepare(part, len(part), slice(None))).embedding
-                    for part in everything.split(rows)
-                ]
-            )
-            for encoder, everything in ((self.image, images), (self.text, words))
-        ]
-        self.train(training)
+        sides = (self.image, images), (self.text, words)
+        vectors = [self._collect(*side, "embedding", rows) for side in sides]
         return vectors[0], vectors[1]
 
+    @torch.inference_mode()
+    def embed_tokens(
+        self, images: Tensor, words: Tensor, *, rows: int = 500
+    ) -> tuple[Tensor, Tensor]:
+        """Encode a whole split in evaluation mode, as `embed`, and return the tokens.
 
-def build_model(
-    train: Split,
-    words: Tensor,
-    vocabulary: int,
-    *,
-    dim: int,
-    reader: str,
-    processes: Processes,
-    chunk_size: int | None = None,
-) -> DualEncoder:
-    """Build the encoders that fit the data.
+        Returns:
+            ``[N, P, D]`` and ``[M, L, W]``; tokens of padding are arbitrary.
+        """
+        sides = (self.image, images), (self.text, words)
+        tokens = [self._collect(*side, "tokens", rows) for side in sides]
+        return tokens[0], tokens[1]
 
-    Args:
-        train: training split; its images select one of the two image encoders.
-        words: ``[5 N, L]`` padded word numbers of its captions.
-        vocabulary: number of words.
-        dim: size of the embedding.
-        reader: ``"bow"`` or ``"gru"``.
-        processes: those that share a batch.
-        chunk_size: rows that are encoded at once; None encodes all.
+    def _collect(self, encoder: Encoder, inputs: Tensor, part: str, rows: int) -> Tensor:
+        """Return a part of an encoder's outputs in evaluation mode."""
+        training = encoder.training
+        encoder.eval()
+        found = [
+            getattr(encoder(encoder.prepare(some, len(some), slice(None))), part)
+            for some in inputs.split(rows)
+        ]
+        encoder.train(training)
+        return torch.cat(found)
 
-    Returns:
-        A freshly initialised model.
+
+def mean_of_words(tokens: Tensor, padding: Tensor) -> Tensor:
+    """Return the mean ``[N, W]`` of the vectors ``[N, L, W]`` that are not padding."""
+    kept = (~padding).unsqueeze(2).to(tokens.dtype)
+    return (tokens * kept).sum(1) / kept.sum(1)
+
+
+def shifted(images: Tensor, rows: int, mine: slice) -> Tensor:
+    """Move every image by up to `LARGEST_SHIFT` pixels on each axis, repeating its border.
+
+    The shifts of a batch of `rows` rows are drawn; `mine` are those of the images.
     """
-    image: FeatureEncoder | PixelEncoder
-    if train.has_pixels:
-        # Processes may have different numbers of chunks, so chunks are normalised separately.
-        together = processes if chunk_size is None else Processes()
-        image = PixelEncoder(train.images.shape[2], dim, together)
-        vectors = WORD_SCALE * torch.randn(vocabulary, 128)
-        # Captions of scenes differ in single words: dropping one would make the caption false.
-        word_dropout = 0.0
-    else:
-        image = FeatureEncoder(train.images.shape[1], dim, dropout=0.4, processes=processes)
-        vectors = latent_word_vectors(words, CAPTIONS_PER_IMAGE, vocabulary, 512, scale=WORD_SCALE)
-        word_dropout = 0.2
-    text = TextEncoder(vectors, dim, reader=reader, word_dropout=word_dropout)
-    widths = Widths(dim, image_tokens=dim, text_tokens=vectors.shape[1])
-    return DualEncoder(image, text, widths, processes, chunk_size)
-
-
-def _shift(images: Tensor, shifts: Tensor) -> Tensor:
-    """Move every image by up to `LARGEST_SHIFT` pixels on each axis, repeating its border."""
+    shifts = torch.randint(0, 2 * LARGEST_SHIFT + 1, (2, rows, 1))[:, mine]
     count, _, height, width = images.shape
     padded = F.pad(images, (LARGEST_SHIFT,) * 4, mode="replicate")
-    rows = (torch.arange(height) + shifts[0])[:, :, None]
+    lines = (torch.arange(height) + shifts[0])[:, :, None]
     columns = (torch.arange(width) + shifts[1])[:, None, :]
-    return padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns].permute(
+    return padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], lines, columns].permute(
         0, 3, 1, 2
     )

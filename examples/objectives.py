@@ -7,6 +7,7 @@ The split allows timing the loss on real batches without the encoders.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from itm_kernels.distributed import fetch
 from itm_kernels.fusion import FusionHead
 from itm_kernels.mining import HardNegativeSampler
 from models import DualEncoder, Widths
+from similarities import is_fine_grained, score
 
 # The fusion head is kept small: much narrower than the embedding, and limited in words, because a
 # few long captions would pad all the others.
@@ -61,6 +63,44 @@ class InfoCmrObjective(PairObjective):
         """Return the InfoCMR loss."""
         image, text = encoded
         return self.criterion(image, text, image_ids=ids, text_ids=ids, generator=generator)
+
+
+class ScoreObjective(Objective):
+    """A loss of the scores of regions and words.
+
+    InfoCMR and IMC also take the pooled embeddings, for synthetic negatives and for the constraint.
+
+    Args:
+        criterion: a loss with `from_scores`.
+        similarity: one of `similarities.SIMILARITIES` that is not "global".
+        backend: backend of the scores.
+    """
+
+    def __init__(self, criterion: nn.Module, similarity: str, *, backend: Backend) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.similarity = similarity
+        self.backend = backend
+
+    def encode(self, model: DualEncoder, batch: Batch) -> tuple[Tensor, ...]:
+        """Return regions, words, the numbers of words, and the pooled embeddings of both."""
+        image = model.image_tokens(batch.images, batch.rows)
+        text = model.text_tokens(batch.words, batch.rows)
+        counts = (~text.padding).sum(1)
+        return image.tokens, text.tokens, counts, image.embedding, text.embedding
+
+    def loss(self, encoded: tuple[Tensor, ...], ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss of the scores."""
+        regions, words, counts, image, text = encoded
+        scores = score(self.similarity, regions, words, counts, backend=self.backend)
+        criterion: Any = self.criterion
+        both = {"image_ids": ids, "text_ids": ids}
+        if isinstance(criterion, losses.InfoCMRLoss):
+            pooled = {"image": image, "text": text}
+            return criterion.from_scores(scores, **pooled, **both, generator=generator)
+        if isinstance(criterion, losses.IMCLoss):
+            return criterion.from_scores(scores, image, text, **both)
+        return criterion.from_scores(scores, **both)
 
 
 class MatchingObjective(Objective):
@@ -150,7 +190,12 @@ LOSS_NAMES = (*_CRITERIA, "itm", "ito")
 
 
 def build_objective(
-    name: str, widths: Widths, *, backend: Backend = "auto", group: ProcessGroup | None = None
+    name: str,
+    widths: Widths,
+    *,
+    backend: Backend = "auto",
+    group: ProcessGroup | None = None,
+    similarity: str | None = None,
 ) -> Objective:
     """Build the objective of a ``--loss`` name.
 
@@ -159,6 +204,7 @@ def build_objective(
         widths: output sizes of the encoders.
         backend: backend of the losses.
         group: processes that share a batch.
+        similarity: one of `similarities.SIMILARITIES`; None: embeddings without regions.
 
     Returns:
         The objective. Heads, if it has any, are newly initialised.
@@ -168,4 +214,20 @@ def build_objective(
     if name == "ito":
         return FusionObjective(widths, backend=backend, group=group)
     criterion = _CRITERIA[name](backend=backend, group=group)
+    if similarity is not None and is_fine_grained(similarity):
+        return ScoreObjective(criterion, similarity, backend=backend)
     return InfoCmrObjective(criterion) if name == "info_cmr" else PairObjective(criterion)
+
+
+class Step(nn.Module):
+    """The loss of a batch, with all parameters of a run."""
+
+    def __init__(self, model: DualEncoder, *objectives: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = nn.ModuleList(objectives)
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the loss of a batch by the objective of that number."""
+        loss: Tensor = self.objectives[number](self.model, batch, generator)
+        return loss

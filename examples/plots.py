@@ -9,9 +9,9 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from dataset import CAPTIONS_PER_IMAGE, Split
+from similarities import Scorer
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot  # noqa: E402 (the backend is chosen first)
@@ -78,14 +78,13 @@ def plot_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def plot_retrieved(
-    split: Split, image: Tensor, text: Tensor, title: str, path: Path, *, queries: int = 5
+    split: Split, scores: Scorer, title: str, path: Path, *, queries: int = 5
 ) -> None:
     """Draw a page of queries and their results, with the correct results marked.
 
     Args:
         split: source of the queries, which are spread evenly over it.
-        image: ``[N, D]`` embeddings of its images.
-        text: ``[5 N, D]`` embeddings of its captions.
+        scores: scores any of its images and captions.
         title: title of the page.
         path: PNG to write.
         queries: number of queries in each direction.
@@ -95,8 +94,8 @@ def plot_retrieved(
     captions = [
         CAPTIONS_PER_IMAGE * row + number % CAPTIONS_PER_IMAGE for number, row in enumerate(chosen)
     ]
-    found_images = (text[captions] @ image.T).topk(shown).indices.tolist()
-    found_texts = (image[chosen] @ text.T).topk(shown).indices.tolist()
+    found_images = scores(slice(None), captions).T.topk(shown).indices.tolist()
+    found_texts = scores(chosen, slice(None)).topk(shown).indices.tolist()
     draw = _draw_page if split.has_pixels else _write_page
     figure = draw(split, chosen, captions, found_images, found_texts)
     figure.suptitle(title)

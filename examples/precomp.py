@@ -3,7 +3,8 @@
 For each of the splits train, dev and test a directory holds:
 
   train_ims.npy    real numbers [N, F], one row of features per image, or every row repeated five
-                   times in succession, as in VSE++'s own files
+                   times in succession, as in VSE++'s own files; [N, R, F] for --encoder regions:
+                   one row for each of R regions of an image, as in the files of SCAN and SGRAF
   train_caps.txt   UTF-8, one caption per line, 5 N lines: lines 5 i to 5 i + 4 (from 0) describe
                    image i
   train_names.txt  optional, one name per image
@@ -24,7 +25,7 @@ def load_precomp(directory: Path) -> RetrievalData:
         directory: folder of the nine (or six) files.
 
     Returns:
-        Features as float32 ``[N, F]``, one row per image, with their captions.
+        Features as float32 ``[N, F]`` or ``[N, R, F]``, one entry per image, with their captions.
 
     Raises:
         ValueError: a file is missing, damaged or inconsistent with the others. The message names
@@ -33,7 +34,13 @@ def load_precomp(directory: Path) -> RetrievalData:
     if not directory.is_dir():
         raise ValueError(f"load_precomp: {directory} is not a directory")
     splits = [load_split(directory, name) for name in ("train", "dev", "test")]
-    widths = [split.images.shape[1] for split in splits]
+    dimensions = [split.images.ndim for split in splits]
+    if len(set(dimensions)) > 1:
+        raise ValueError(
+            f"load_precomp: {directory}: arrays of train, dev and test have {dimensions} "
+            "dimensions; expected [N, F] in all three, or [N, R, F] in all three"
+        )
+    widths = [split.images.shape[-1] for split in splits]
     if len(set(widths)) > 1:
         raise ValueError(
             f"load_precomp: {directory}: features of train, dev and test have {widths} columns; "
@@ -87,16 +94,16 @@ def _read_features(path: Path) -> NDArray[np.float32]:
             f"load_precomp: {path} is an .npz archive of {', '.join(array.files[:5])}; "
             "expected one array [N, F], as numpy.save writes it"
         )
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
             f"load_precomp: {path}: shape {list(array.shape)}; expected [N, F], "
-            "one row of features per image"
+            "one row of features per image, or [N, R, F], one for each of R regions"
         )
     if array.dtype.kind not in "fiu":
         raise ValueError(f"load_precomp: {path}: dtype {array.dtype}; expected real numbers")
     with np.errstate(over="ignore"):  # values beyond float32 become Inf, rejected below
-        features = array.astype(np.float32)
-    finite = np.isfinite(features).all(axis=1)
+        features = array.astype(np.float32, copy=False)
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"load_precomp: {path}: {int((~finite).sum())} rows hold NaN or Inf (first: row "
@@ -113,8 +120,9 @@ def _one_row_per_image(
     if lines == CAPTIONS_PER_IMAGE * rows:
         return features
     if lines == rows and rows % CAPTIONS_PER_IMAGE == 0:
-        groups = features.reshape(-1, CAPTIONS_PER_IMAGE, features.shape[1])
-        differing = np.flatnonzero((groups != groups[:, :1]).any(axis=(1, 2)))
+        groups = features.reshape(-1, CAPTIONS_PER_IMAGE, *features.shape[1:])
+        unequal = (groups != groups[:, :1]).reshape(len(groups), -1)
+        differing = np.flatnonzero(unequal.any(axis=1))
         if len(differing):
             first = CAPTIONS_PER_IMAGE * int(differing[0])
             raise ValueError(

@@ -21,6 +21,7 @@ class Options:
     warm_up: int
     seed: int
     chunk_size: int | None = None  # changes the statistics of batch normalisation
+    similarity: str | None = None  # of regions and words; None: embeddings without regions
 
 
 def report_as_json(report: RetrievalReport) -> dict[str, Any]:

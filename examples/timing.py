@@ -11,6 +11,7 @@ from torch import Tensor
 from itm_kernels import backends
 from models import Widths
 from objectives import Objective, build_objective
+from similarities import OPERATORS
 
 # The operators of each loss. "auto" chooses a backend for each operator.
 _OPERATORS = {
@@ -60,6 +61,7 @@ def time_loss(
     widths: Widths,
     batches: Sequence[tuple[tuple[Tensor, ...], Tensor]],
     *,
+    similarity: str | None = None,
     rounds: int = 10,
 ) -> LossTime:
     """Time a loss with ``backend="auto"`` and ``backend="reference"`` alternately.
@@ -69,6 +71,7 @@ def time_loss(
         objective: the trained objective; both backends use the weights of its heads.
         widths: output sizes of the encoders.
         batches: encoded real batches with their ids.
+        similarity: the ``--similarity`` name; scores of regions and words are timed with the loss.
         rounds: measurements of every batch with each backend, after one unmeasured round.
 
     Returns:
@@ -76,7 +79,7 @@ def time_loss(
     """
     sides = {}
     for backend in ("auto", "reference"):
-        sides[backend] = build_objective(name, widths, backend=backend)
+        sides[backend] = build_objective(name, widths, backend=backend, similarity=similarity)
         sides[backend].load_state_dict(objective.state_dict())
     seconds: dict[str, list[float]] = {backend: [] for backend in sides}
     for measured in range(rounds + 1):
@@ -85,11 +88,13 @@ def time_loss(
                 elapsed = _forward_and_backward(side, encoded, ids)
                 if measured:
                     seconds[backend].append(elapsed)
-    embeddings, ids = batches[0][0][0], batches[0][1]
-    rows = embeddings.shape[-2]
+    ids = batches[0][1]
+    operators = _OPERATORS[name]
+    if similarity in OPERATORS:  # the loss itself reads scores that exist
+        operators = (OPERATORS[similarity],)
     chosen = {
-        operator: backends.choose(operator, ids.device.type, (rows, rows))
-        for operator in _OPERATORS[name]
+        operator: backends.choose(operator, ids.device.type, (len(ids), len(ids)))
+        for operator in operators
     }
     return LossTime(
         auto_ms=1000 * median(seconds["auto"]),
@@ -100,7 +105,7 @@ def time_loss(
 
 
 def _forward_and_backward(objective: Objective, encoded: tuple[Tensor, ...], ids: Tensor) -> float:
-    leaves = tuple(part.detach().requires_grad_() for part in encoded)
+    leaves = tuple(part.detach().requires_grad_(part.is_floating_point()) for part in encoded)
     # Both backends make the same draws, so that losses with noise or sampling do the same work.
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()

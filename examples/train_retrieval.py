@@ -26,10 +26,12 @@ from plots import plot_curves, plot_retrieved
 from process_group import Processes, joined
 from records import report_as_json
 from scenes import load_scenes
+from similarities import is_fine_grained
 from timing import LossTime, time_loss
 from training import BEST, RECORD, Run
 
 TIMED_BATCHES = 5
+TIMED_ROWS = 32  # of a batch whose regions and words are compared
 MOST_UNREAD = 0.5  # share of captions without a known word; 0 for Flickr8k
 
 
@@ -140,10 +142,10 @@ def _report(run: Run, *, with_test: bool) -> None:
     """Print the tables of the best epoch; write ``history.json`` and the figures."""
     options, out = run.options, run.directory
     run.restore_best()
-    image, text = run.embed(run.data.dev)
     title = f"{options.loss} on {Path(options.data).name}, best epoch {run.best_epoch}"
     plot_curves(run.history, f"{options.loss} on {Path(options.data).name}", out / "curves.png")
-    plot_retrieved(run.data.dev, image, text, f"{title}, dev", out / "retrieved.png")
+    dev = run.data.dev
+    plot_retrieved(dev, run.scores(dev), f"{title}, dev", out / "retrieved.png")
     record = {
         "options": asdict(options),
         "epochs": run.history,
@@ -151,7 +153,7 @@ def _report(run: Run, *, with_test: bool) -> None:
         "seconds": run.seconds,
         "threads": torch.get_num_threads(),
     }
-    splits = {"dev": run.data.dev} | ({"test": run.data.test} if with_test else {})
+    splits = {"dev": dev} | ({"test": run.data.test} if with_test else {})
     for name, split in splits.items():
         report = run.evaluate(split)
         record[name] = report_as_json(report)
@@ -160,7 +162,7 @@ def _report(run: Run, *, with_test: bool) -> None:
     timed = _time(run)
     record["loss_time"] = timed.as_json()
     threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
-    print(f"\n{options.loss}, batches of {run.batch_size} x {options.dim}, {threads}")
+    print(f"\n{options.loss}, batches of {_timed_rows(run)} x {options.dim}, {threads}")
     print(timed)
     unfinished = out / f"{RECORD}.tmp"
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -168,14 +170,31 @@ def _report(run: Run, *, with_test: bool) -> None:
     print(f"\nwrote {RECORD}, curves.png, retrieved.png and {BEST} to {out}")
 
 
+def _timed_rows(run: Run) -> int:
+    whole = not is_fine_grained(run.options.similarity)
+    return run.batch_size if whole else min(run.batch_size, TIMED_ROWS)
+
+
 def _time(run: Run) -> LossTime:
+    similarity = run.options.similarity
+    # The reference stores the attended vectors of all pairs, so it gets a part of a batch.
+    small, rows = is_fine_grained(similarity), _timed_rows(run)
     run.model.train()
     with torch.no_grad():
         batches = [
             (run.objective.encode(run.model, batch), batch.ids)
-            for batch in islice(run.batches(), TIMED_BATCHES)
+            for batch in islice(run.batches(), 1 if small else TIMED_BATCHES)
         ]
-    return time_loss(run.options.loss, run.objective, run.model.widths, batches)
+    if small:
+        batches = [(tuple(part[:rows] for part in parts), ids[:rows]) for parts, ids in batches]
+    return time_loss(
+        run.options.loss,
+        run.objective,
+        run.model.widths,
+        batches,
+        similarity=similarity,
+        rounds=3 if small else 10,
+    )
 
 
 def _load(data: str) -> RetrievalData:

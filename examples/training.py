@@ -15,16 +15,16 @@ from batches import Batch, draw_batches
 from checkpoints import read_checked, write_atomically
 from dataset import CAPTIONS_PER_IMAGE, RetrievalData, Split
 from itm_kernels.retrieval import RetrievalReport, evaluate
-from models import DualEncoder, build_model
-from objectives import Objective, build_objective
+from model_builder import build_model
+from objectives import Step, build_objective
 from process_group import Processes
 from records import Options, report_as_json
+from similarities import Scorer, check_similarity, evaluate_by_scores, is_fine_grained, scorer
 from vocabulary import UNKNOWN, Vocabulary
 
 LAST, BEST = "last.pt", "best.pt"
 RECORD = "history.json"
 WARM_UP_LOSS = "sum_of_hinges"  # has no parameters, so checkpoints do not store it
-
 
 # The parts of a checkpoint.
 PARTS = {
@@ -33,20 +33,6 @@ PARTS = {
     **dict.fromkeys(("history", "seconds"), list),
     "data": str,
 }
-
-
-class Step(nn.Module):
-    """The loss of a batch, with all parameters of a run."""
-
-    def __init__(self, model: DualEncoder, *objectives: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objectives = nn.ModuleList(objectives)
-
-    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch by the objective of that number."""
-        loss: Tensor = self.objectives[number](self.model, batch, generator)
-        return loss
 
 
 class Run:
@@ -59,8 +45,8 @@ class Run:
         processes: those that share each batch; None for this one only.
 
     Raises:
-        ValueError: no word of the training captions occurs often enough, or a batch has fewer rows
-            than there are processes.
+        ValueError: no word of the training captions occurs often enough, a batch has fewer rows
+            than there are processes, or the similarity does not fit the other options or the data.
     """
 
     def __init__(
@@ -71,6 +57,7 @@ class Run:
         processes: Processes | None = None,
     ) -> None:
         self.processes = processes or Processes()
+        check_similarity(options, data.train, self.processes.size)
         torch.manual_seed(options.seed)
         self.options = options
         self.data = data
@@ -92,10 +79,17 @@ class Run:
             reader=options.text_encoder,
             processes=self.processes,
             chunk_size=options.chunk_size,
+            regions=options.similarity is not None,
         )
-        widths, group = self.model.widths, self.processes.group
-        self.objective = build_objective(options.loss, widths, group=group)
-        self.warm_up_objective = build_objective(WARM_UP_LOSS, widths, group=group)
+        self.objective, self.warm_up_objective = (
+            build_objective(
+                loss,
+                self.model.widths,
+                group=self.processes.group,
+                similarity=options.similarity,
+            )
+            for loss in (options.loss, WARM_UP_LOSS)
+        )
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimiser = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
         self.batch_size = min(options.batch_size, len(data.train))
@@ -194,12 +188,19 @@ class Run:
 
     def embed(self, split: Split) -> tuple[Tensor, Tensor]:
         """Encode the images and captions of a split."""
-        return self.model.embed(
-            torch.from_numpy(split.images), self.vocabulary.encode(split.captions)
-        )
+        return self.model.embed(*self._inputs(split))
+
+    def scores(self, split: Split) -> Scorer:
+        """Encode a split and return a function that scores any of its images and captions."""
+        return scorer(self.model, self.options.similarity, *self._inputs(split))
+
+    def _inputs(self, split: Split) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(split.images), self.vocabulary.encode(split.captions)
 
     def evaluate(self, split: Split) -> RetrievalReport:
         """Measure retrieval on a split in both directions; embeddings have norm 1."""
+        if is_fine_grained(self.options.similarity):
+            return evaluate_by_scores(self.scores(split), split, shows=self.processes.writes)
         return evaluate(*self.embed(split), metric="cosine")
 
     def restore_best(self) -> None:

@@ -165,7 +165,7 @@ def test_the_program_runs_from_any_directory(tmp_path):
     assert "train_caps.txt   UTF-8, one caption per line, 5 N lines" in done.stdout
     options = re.split(r"\n  (?=--)", done.stdout.split("options:")[1].split("Reader of")[0])[1:]
     switches = ("--resume", "--overwrite", "--test")
-    assert len(options) == 17
+    assert len(options) == 19
     for option in options:
         assert "default" in option or option.startswith(switches), option
 
