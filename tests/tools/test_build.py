@@ -107,6 +107,18 @@ def test_debug_information_can_be_kept(tmp_path: Path, case: str) -> None:
     assert "-Wl,-s" not in linked
 
 
+def test_the_cpu_backend_is_one_unit(tmp_path: Path) -> None:
+    """The loops of each instruction set are units of their own."""
+    *compiled, _ = commands(tmp_path, ITM_KERNELS_PRECOMPILED="0")
+    units = {Path(word) for words in compiled for word in words if word.endswith(".cpp")}
+    (unit,) = tmp_path.rglob("cpu.cpp")
+    assert units == {unit, *ROOT.glob("csrc/cpu/simd/*.cpp")}
+    included = {ROOT / "csrc" / name for name in re.findall('#include "(.*)"', unit.read_text())}
+    assert included == {
+        path for part in (".", "aten", "cpu") for path in ROOT.glob(f"csrc/{part}/*.cpp")
+    }
+
+
 def test_headers_can_be_precompiled(tmp_path: Path) -> None:
     """Once, while their dependencies do not change; never unless requested."""
     precompiled = {"ITM_KERNELS_PRECOMPILED": "1"}
@@ -199,7 +211,8 @@ def test_a_wheel_with_the_extension_is_compiled_once(tmp_path: Path) -> None:
     with ZipFile(path) as packed:
         assert sum(name.endswith(".so") for name in packed.namelist()) == 1
     made = [words[words.index("-o") + 1] for words in asked(log)]
-    assert len(made) == len(set(made)) > 20
+    loops = list(ROOT.glob("csrc/cpu/simd/*.cpp"))
+    assert len(made) == len(set(made)) == len(loops) + 2  # the backend and the extension
 
 
 def test_metadata_describes_the_package(pure: Path) -> None:
