@@ -12,10 +12,13 @@ struct HardestNegatives {
   Tensor positive;
   RunningMaximum row, column;
 
+  HardestNegatives(int64_t rows, int64_t columns, const at::TensorOptions& options)
+      : positive(at::full({columns}, std::numeric_limits<double>::quiet_NaN(), options)),
+        row(rows, options),
+        column(columns, options) {}
+
   HardestNegatives(const Tensor& x, const Tensor& y)
-      : positive(at::full({y.size(0)}, std::numeric_limits<double>::quiet_NaN(), x.options())),
-        row(x.size(0), x.options()),
-        column(y.size(0), x.options()) {}
+      : HardestNegatives(x.size(0), y.size(0), x.options()) {}
 };
 
 // Returns whether bf16 products run in hardware and the library may use it.
@@ -60,19 +63,28 @@ inline void default_to_first_negative(const RunningMaximum& rows, const RunningM
                             [&](int64_t c, int64_t r) { return same(r, c); });
 }
 
+// Finds the hardest negatives in the tiles that for_each_tile(visit) visits, which visit
+// overwrites.
+template <typename T, typename ForEachTile>
+void find_hardest(const HardestNegatives& found, const int64_t* positive_of, const SameId& same,
+                  ForEachTile&& for_each_tile) {
+  T* positive = found.positive.mutable_data_ptr<T>();
+  for_each_tile([&](const Tile<T>& t) {
+    extract_positives(t, same, positive_of, positive);
+    update_rows(t, found.row);
+    update_columns(t, found.column);
+  });
+  default_to_first_negative(found.row, found.column, same);
+}
+
 template <typename T>
 HardestNegatives hardest_negatives(const Tensor& image, const Tensor& text,
                                    const int64_t* positive_of, const SameId& same) {
   if (screening_pays(image, text))
     if (const auto found = screened_negatives(image, text, positive_of, same)) return *found;
   HardestNegatives found(image, text);
-  T* positive = found.positive.mutable_data_ptr<T>();
-  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
-    extract_positives(t, same, positive_of, positive);
-    update_rows(t, found.row);
-    update_columns(t, found.column);
-  });
-  default_to_first_negative(found.row, found.column, same);
+  find_hardest<T>(found, positive_of, same,
+                  [&](auto&& visit) { for_each_tile<T>(image, text, 1, visit); });
   return found;
 }
 

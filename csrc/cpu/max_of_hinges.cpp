@@ -1,62 +1,20 @@
 // Max of hinges and hardest negatives: row and column maxima over tiles of scores, which are never
 // stored as a matrix.
 
+#include "cpu/max_of_hinges.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <numeric>
 #include <tuple>
 
 #include "cpu/accumulate_rows.h"
 #include "cpu/groups.h"
-#include "cpu/hardest_negatives.h"
 
 namespace itm::cpu {
 namespace {
-
-// Returns the hardest negatives with scores below the pair's own positive. Row maxima are per pair:
-// [M], not [N].
-template <typename T>
-HardestNegatives semihard_negatives(const Tensor& image, const Tensor& text,
-                                    const int64_t* positive_of, const SameId& same) {
-  HardestNegatives found(image, text);
-  const int64_t M = text.size(0);
-  found.row = RunningMaximum(M, text.options());
-  const auto& loop = loops<T>();
-  T* positive = found.positive.mutable_data_ptr<T>();
-  for_each_tile<T>(image, text, 1,
-                   [&](const Tile<T>& t) { extract_positives(t, same, positive_of, positive); });
-  std::vector<int64_t> diagonal;
-  if (!positive_of) {
-    diagonal.resize(M);
-    std::iota(diagonal.begin(), diagonal.end(), 0);
-    positive_of = diagonal.data();
-  }
-  const Groups pairs(positive_of, M, image.size(0));
-  T *row = found.row.values<T>(), *column = found.column.values<T>();
-  int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
-  for_each_tile<T>(image, text, 1, [&](const Tile<T>& t) {
-    exclude(t, same);
-    parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-      for (int64_t r = r0; r < r1; ++r) {
-        const int64_t i = t.first_row + r;
-        for (int64_t k = pairs.start[i]; k < pairs.start[i + 1]; ++k) {
-          const int64_t j = pairs.order[k];
-          loop.row_max_below(t.row(r), t.columns, t.first_column, positive[j], row + j,
-                             row_index + j);
-        }
-      }
-    });
-    parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-      loop.column_max_below(t.data, t.rows, t.columns, c0, c1, t.first_row,
-                            positive + t.first_column, column + t.first_column,
-                            column_index + t.first_column);
-    });
-  });
-  return found;
-}
 
 // A sparse sum of rows: grad[target] += weight * source_rows[source], for the entries of a target
 // in the order in which they were added. One thread computes each target, without atomics, so that
@@ -122,48 +80,23 @@ struct SparseScoreGradient {
   }
 };
 
-// The value of both indices of a pair whose loss is NaN. The gradient of its two rows must be NaN
-// too, although the rows at the hardest indices may be finite.
-constexpr int64_t kNan = -2;
-
-// [x]+, NaN for NaN.
-template <typename T>
-T hinge(T x) {
-  return x <= 0 ? T(0) : x;
-}
-
 std::tuple<Tensor, Tensor, Tensor> max_of_hinges_forward(const Tensor& image, const Tensor& text,
                                                          const OptionalTensor& positive,
                                                          const OptionalTensor& image_ids,
                                                          const OptionalTensor& text_ids,
                                                          double margin, bool is_semihard) {
   const Tensor x = wide(image), y = wide(text);
-  const int64_t M = y.size(0);
   const SameId same(image_ids, text_ids);
   const int64_t* positive_of = ids_or_null(positive);
-  Tensor loss = at::empty({M}, y.options());
-  Tensor text_index = at::empty({M}, y.options().dtype(at::kLong));
-  Tensor image_index = at::empty_like(text_index);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_forward", [&] {
-    const auto found = is_semihard ? semihard_negatives<scalar_t>(x, y, positive_of, same)
-                                   : hardest_negatives<scalar_t>(x, y, positive_of, same);
-    const scalar_t* s = found.positive.const_data_ptr<scalar_t>();
-    const scalar_t *row = found.row.values<scalar_t>(), *column = found.column.values<scalar_t>();
-    const int64_t *row_index = found.row.indices(), *column_index = found.column.indices();
-    scalar_t* out = loss.mutable_data_ptr<scalar_t>();
-    int64_t* hardest_text = text_index.mutable_data_ptr<int64_t>();
-    int64_t* hardest_image = image_index.mutable_data_ptr<int64_t>();
-    const auto alpha = static_cast<scalar_t>(margin);
-    for (int64_t j = 0; j < M; ++j) {
-      const int64_t i = is_semihard || !positive_of ? j : std::max<int64_t>(positive_of[j], 0);
-      const scalar_t a = hinge(alpha + row[i] - s[j]), b = hinge(alpha + column[j] - s[j]);
-      out[j] = a + b + 0 * s[j];
-      const bool nan = out[j] != out[j];
-      hardest_text[j] = nan ? kNan : a != 0 ? row_index[i] : -1;
-      hardest_image[j] = nan ? kNan : b != 0 ? column_index[j] : -1;
-    }
+  return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_of_hinges_forward", [&] {
+    if (!is_semihard)
+      return hinges_of<scalar_t>(hardest_negatives<scalar_t>(x, y, positive_of, same), positive_of,
+                                 margin);
+    HardestNegatives found(x, y);
+    find_semihard<scalar_t>(found, positive_of, same,
+                            [&](auto&& visit) { for_each_tile<scalar_t>(x, y, 1, visit); });
+    return hinges_of<scalar_t>(found, nullptr, margin);
   });
-  return {loss, text_index, image_index};
 }
 
 std::tuple<Tensor, Tensor> max_of_hinges_backward(const Tensor& grad, const Tensor& image,

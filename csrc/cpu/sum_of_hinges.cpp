@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/accumulate_rows.h"
-#include "cpu/groups.h"
+#include "cpu/hinge_sums.h"
 #include "cpu/same_id.h"
 #include "cpu/score_tiles.h"
 
@@ -53,26 +53,11 @@ std::tuple<Tensor, Tensor> sum_of_hinges_forward(const Tensor& image, const Tens
   const Tensor kept = scores_to_keep(keep_scores, in.x, in.y);
   Tensor loss = at::empty({in.y.size(0)}, in.y.options());
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_forward", [&] {
-    const auto& loop = loops<scalar_t>();
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
-    // 0, or NaN where the positive score is not finite.
-    std::vector<double> sum(offset.size());
-    std::transform(offset.begin(), offset.end(), sum.begin(), [](scalar_t x) { return 0 * x; });
+    std::vector<double> sum = first_sums(offset);
     auto add = [&](const Tile<scalar_t>& t) {
       exclude(t, in.same);
-      parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-        for (int64_t r = r0; r < r1; ++r) {
-          const int64_t i = t.first_row + r;
-          for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
-            const int64_t j = in.pairs.order[k];
-            sum[j] += loop.row_hinge_sum(t.row(r), t.columns, offset[j]);
-          }
-        }
-      });
-      parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_hinge_sum(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
-                              &sum[t.first_column]);
-      });
+      add_hinges(t, in.pairs, offset, sum);
     };
     for_each_tile<scalar_t>(in.x, in.y, 1, add, if_kept(kept));
     std::copy(sum.begin(), sum.end(), loss.mutable_data_ptr<scalar_t>());
@@ -115,36 +100,16 @@ std::tuple<Tensor, Tensor> sum_of_hinges_backward(const Tensor& grad, const Tens
   const Tensor g = grad.to(in.x.scalar_type()).contiguous();
   Tensor grad_x, grad_y;
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "sum_of_hinges_backward", [&] {
-    const auto& loop = loops<scalar_t>();
     const std::vector<scalar_t> offset = in.offsets<scalar_t>(margin);
     const auto* of_loss = g.const_data_ptr<scalar_t>();
     std::vector<double> active(offset.size());  // positive hinges of every pair
     auto to_gradient = [&](const Tile<scalar_t>& t) {
       if (!scores.numel()) exclude(t, in.same);
-      parallel_for(0, t.columns, grain(t.rows), [&](int64_t c0, int64_t c1) {
-        loop.column_hinge_count(t.data, t.rows, t.columns, c0, c1, &offset[t.first_column],
-                                &active[t.first_column]);
-      });
-      parallel_for(0, t.rows, grain(t.columns), [&](int64_t r0, int64_t r1) {
-        std::vector<scalar_t> weights(t.columns);
-        for (int64_t r = r0; r < r1; ++r) {
-          const int64_t i = t.first_row + r;
-          loop.column_hinge_weights(t.row(r), weights.data(), t.columns, &offset[t.first_column],
-                                    of_loss + t.first_column);
-          for (int64_t k = in.pairs.start[i]; k < in.pairs.start[i + 1]; ++k) {
-            const int64_t j = in.pairs.order[k];
-            active[j] += static_cast<double>(
-                loop.row_hinge_weights(t.row(r), weights.data(), t.columns, offset[j], of_loss[j]));
-          }
-          std::copy(weights.begin(), weights.end(), t.row(r));
-        }
-      });
+      to_hinge_gradient(t, in.pairs, offset, of_loss, active);
     };
     std::tie(grad_x, grad_y) =
         tiled_products_gradient<scalar_t>(in.x, in.y, 1, scores, to_gradient);
-    std::vector<scalar_t> of_positive(active.size());
-    for (size_t j = 0; j < active.size(); ++j)
-      of_positive[j] = static_cast<scalar_t>(-of_loss[j] * active[j]);
+    const std::vector<scalar_t> of_positive = positive_gradients(active, of_loss);
     add_positive_gradients(in, of_positive, grad_x, grad_y);
   });
   return {grad_x.to(image.scalar_type()), grad_y.to(text.scalar_type())};

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks, _positives, reference
+from itm_kernels import _checks, _positives
 from itm_kernels._options import (
     Backend,
     Exchange,
@@ -25,6 +25,7 @@ from itm_kernels.losses.over_ranks._imc import imc_over_ranks
 from itm_kernels.ops._imc import fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
+from itm_kernels.ops._max_of_hinges_from_scores import fused_max_of_hinges_from_scores
 
 
 @public
@@ -251,7 +252,8 @@ class IMCLoss(OptionsModule):
         bounded = self.metric, self.lower, self.upper, self.weight, self.mode, self.thresholds
         check_constraint(*bounded)
         image, text = embeddings_of_scores(scores, image, text)
-        values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, False)
+        hinges = scores, pairs, float(self.margin), False, self.backend
+        values = fused_max_of_hinges_from_scores(*hinges)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return _with_constraints(values.sum(), image, text, pairs, *bounded, self.backend)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks, _positives, reference
+from itm_kernels import _checks, _positives
 from itm_kernels._options import (
     Backend,
     Exchange,
@@ -22,6 +22,7 @@ from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absen
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.losses.over_ranks._hinges import hinges_over_ranks
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges, fused_max_of_hinges_total
+from itm_kernels.ops._max_of_hinges_from_scores import fused_max_of_hinges_from_scores
 
 
 @public
@@ -188,16 +189,14 @@ class MaxOfHingesLoss(OptionsModule):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that compute scores without embeddings.
-
-        Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
-        already.
-        """
+        """Return the loss of a score matrix, for models that compute scores without embeddings."""
         pairs, absent, mistaken = pairs_of_scores(
             scores, image_ids, text_ids, self.unmatched, self.group
         )
         semihard = self.mining == "semihard"
-        values = reference.max_of_hinges_from_scores(scores, *pairs, self.margin, semihard)
+        values = fused_max_of_hinges_from_scores(
+            scores, pairs, float(self.margin), semihard, self.backend
+        )
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from itm_kernels import _checks, _positives, reference
+from itm_kernels import _checks, _positives
 from itm_kernels._options import Backend, Exchange, Gradients, Reduction, Unmatched, number
 from itm_kernels._public import public
 from itm_kernels.losses._module import SHARED, OptionsModule, check_options, spread
@@ -13,6 +13,7 @@ from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absen
 from itm_kernels.losses._score_matrix import pairs_of_scores
 from itm_kernels.losses.over_ranks._hinges import hinges_over_ranks
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
+from itm_kernels.ops._sum_of_hinges_from_scores import fused_sum_of_hinges_from_scores
 
 
 @public
@@ -161,15 +162,11 @@ class SumOfHingesLoss(OptionsModule):
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a score matrix, for models that compute scores without embeddings.
-
-        Every backend runs plain PyTorch here, because the matrix that kernels avoid storing exists
-        already.
-        """
+        """Return the loss of a score matrix, for models that compute scores without embeddings."""
         pairs, absent, mistaken = pairs_of_scores(
             scores, image_ids, text_ids, self.unmatched, self.group
         )
-        values = reference.sum_of_hinges_from_scores(scores, *pairs, self.margin)
+        values = fused_sum_of_hinges_from_scores(scores, pairs, float(self.margin), self.backend)
         values = nan_where_mistaken(zero_absent(values, absent), mistaken, scores)
         return reduce(values, self.reduction, absent)
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from itm_kernels import reference
 from itm_kernels._autocast import outside_autocast
-from itm_kernels.backends import resolve
-from itm_kernels.ops._define import define, torch_op
+from itm_kernels.ops._define import define, resolve_best, torch_op
 
 
 def _forward_fake(positive: Tensor, negatives: Tensor, highest: Tensor, weight: float) -> Tensor:
@@ -61,13 +60,8 @@ def fused_cross_entropy(
     weight: float,
     backend: str,
 ) -> Tensor:  # [M]
-    """Return the sum of -log softmax of every positive over all sides, times a weight.
-
-    Unless the reference is requested, this part of a loss runs on the best available backend, as
-    not every backend has a kernel for it.
-    """
-    chosen = "reference" if backend == "reference" else "auto"
-    namespace = resolve("cross_entropy", positive, chosen)
+    """Return the sum of -log softmax of every positive over all sides, times a weight."""
+    namespace = resolve_best("cross_entropy", positive, backend)
     if namespace is None:
         return reference.cross_entropy(positive, negatives, highest, weight)
     return CrossEntropyFunction.apply(namespace, positive, negatives, highest, weight)

@@ -164,6 +164,14 @@ def _below_autograd(found: Callable[..., Any], *arguments: Any) -> Any:
         return found(*arguments)
 
 
+def resolve_best(operator: str, like: Tensor, backend: str) -> str | None:
+    """Choose the namespace of a part of a loss: the best available unless it is the reference.
+
+    Not every backend has a kernel for every part.
+    """
+    return backends.resolve(operator, like, "reference" if backend == "reference" else "auto")
+
+
 def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors, with views for repeated ones, which Dynamo rejects in one Function."""
     found: list[Tensor | None] = []

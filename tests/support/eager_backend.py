@@ -17,6 +17,7 @@ from torch import Tensor
 
 import eager_contrast
 import eager_hinges
+import eager_scores
 import eager_synthesis
 import info_cmr_problems
 from itm_kernels import backends, reference
@@ -231,6 +232,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "late_interaction_backward": recomputing(reference.late_interaction, 1, [0, 1], saved=1),
     "cross_attention_forward": cross_attention_forward,
     "cross_attention_backward": recomputing(reference.cross_attention, 1, [0, 1], saved=2),
+    **eager_scores.kernels(differentiate),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,
     "cross_entropy_forward": reference.cross_entropy,

@@ -64,6 +64,22 @@ def sample_inputs(name: str) -> list[tuple[Any, ...]]:
             (scale, image, text, positive, torch.tensor([1, 0, -1, 2, 3]), text_ids.clone())
             + (torch.tensor([1, 0, 2]).int(), rows, *masks, 0.7)
         ],
+        "log_sum_exp_from_scores_forward": [(scores, scale, *pairs)],
+        "log_sum_exp_from_scores_backward": [(rows, grad, grad, *sums, scores, scale, *pairs)],
+        "sigmoid_from_scores_forward": [(scores, scale, bias, positive, *ids)],
+        "sigmoid_from_scores_backward": [(grad, scores, scale, bias, positive, *ids)],
+        "sum_of_hinges_from_scores_forward": [
+            (scores, positive, *ids, 0.2),
+            (scores[:, :N], None, None, None, 0.2),
+        ],
+        "sum_of_hinges_from_scores_backward": [(grad, grad, scores, positive, *ids, 0.2)],
+        "max_of_hinges_from_scores_forward": [
+            (scores, positive, *ids, 0.2, False),
+            (scores[:, :N], None, None, None, 0.2, True),
+        ],
+        "max_of_hinges_from_scores_backward": [
+            (grad, positive, torch.tensor([1, 0, -1, 2, 3]), text_ids, N, torch.bfloat16)
+        ],
         "sum_of_hinges_forward": [
             (image, text, positive, image_ids, text_ids, 0.2, keep) for keep in (False, True)
         ],
