@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost_sheet import goals, losses, sheet, small_batch
+from benchmarks.cost_sheet import goals, losses, sheet, small_batch, words_and_regions
 from benchmarks.cost_sheet.compare import compare
 from benchmarks.tables import table
 
@@ -72,6 +72,8 @@ def main() -> int:
     found = complaints(rows, committed) if committed["rows"] else []
     small = {} if options.only else small_batch.rows()
     found += small_batch.complaints(small)
+    of_sets = {} if options.only else words_and_regions.rows()
+    found += words_and_regions.complaints(of_sets)
     print(
         f"{len(rows)} rows in {time.time() - start:.0f} s, {len(found)} complaints",
         *found,
@@ -81,6 +83,8 @@ def main() -> int:
         sheet.store(sheet.sheet_of(sheet.merged(committed["rows"], rows)), options.file)
         if small:
             small_batch.FILE.write_text(small_batch.markdown(small), encoding="utf-8")
+            words = words_and_regions.markdown(of_sets)
+            words_and_regions.FILE.write_text(words, encoding="utf-8")
         return 0
     return bool(found)
 

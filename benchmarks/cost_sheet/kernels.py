@@ -34,6 +34,7 @@ def count_of(launch: Launch) -> Count:
         "score_models",
         "streaming_models",
         "cluster_models",
+        "set_models",
     ):  # which register themselves
         import_module(f"benchmarks.cost_sheet.{models}")
     if launch.kernel not in MODELS:

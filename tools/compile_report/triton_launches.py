@@ -201,6 +201,24 @@ def cross_entropy(N: int, D: int, dtype: torch.dtype) -> None:
         kernels.cross_entropy_backward(positive, positive, sums, sums, 0.5)
 
 
+def sets(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return sets of 36 regions and of 20 words, of N rows or a few more; of one row for N = 1."""
+    C, Q = (36, 20) if N > 1 else (1, 1)
+    shapes = (-(-N // C), C, D), (-(-N // Q), Q, D)
+    context, query = (torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+    return context, query
+
+
+def late_interaction(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import late_interaction as kernels
+
+    context, query = sets(N, D, dtype)
+    for counts, flag in (((None, None), False), ((ids(len(context)), ids(len(query))), True)):
+        given = context, query, *counts, flag, flag
+        scores, winners = kernels.late_interaction_forward(*given, flag)
+        kernels.late_interaction_backward(scores, winners, *given)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -217,4 +235,5 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "kmeans_plus_plus": kmeans_plus_plus,
     "unit_rows": unit_rows,
     "cross_entropy": cross_entropy,
+    "late_interaction": late_interaction,
 }

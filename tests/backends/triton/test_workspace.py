@@ -30,6 +30,9 @@ LARGEST = 4 * 2 * N * max(D, N // SMALLEST_TILE)
 # hinges with ids takes 9 of the 10.
 ALIVE = 10 * LARGEST
 SCORES = 4 * N * N
+# The products of a chunk of contexts, whatever the size of the batch.
+CHUNK = 1 << 26
+OF_CHUNKS = ("late_interaction", "cross_attention")
 # Outputs of an operator may be larger than that: here one vector for each of 4 clusters.
 RETURNED = {"rbf_synthesis": 4 * N * 4 * D}
 
@@ -93,7 +96,8 @@ def test_no_workspace_is_as_large_as_the_scores(
     with watched(monkeypatch) as workspace:
         launch(operator, dtype)
     assert LARGEST < SCORES / 30
-    assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0))
+    chunk = CHUNK if operator in OF_CHUNKS else 0
+    assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0), chunk)
     # Outputs exist once, and their gradients once.
     assert workspace.peak <= ALIVE + 2 * RETURNED.get(operator, 0) < SCORES / 2
 
