@@ -111,6 +111,19 @@ def rows_at_once(rows: Tensor, number: int) -> int:
     return RING_ROWS if rows.device.type == "cpu" else max(1, number)
 
 
+# Scores that a ring holds at once, unless a quarter of the own rows has more elements.
+RING_SCORES = 1 << 20
+
+
+def scored_at_once(own: Tensor) -> int:
+    """Return how many visiting rows are scored at once with own rows `[n, D]`, if scores are kept.
+
+    About six tensors of the size of the scores exist at a time.
+    """
+    n, D = own.shape
+    return max(D // 4, RING_SCORES // max(1, n), 1)
+
+
 _HERE = "itm_kernels/_policies.py"
 _CPU, _CUDA, _TRITON = "csrc/cpu", "csrc/cuda", "itm_kernels/triton"
 POLICIES = (
@@ -149,6 +162,12 @@ POLICIES = (
         "on CPUs, a block of rows that visits a rank is processed in parts of 1,024 rows",
         "scores and unit rows of a part are kept, not those of the block",
         *(_HERE, "rows_at_once"),
+    ),
+    Policy(
+        "scores of a ring",
+        "losses that hold the scores of visiting rows take 2^20, or a quarter of the own rows",
+        "six tensors of that size exist at a time; those of a block would exceed its rows",
+        *(_HERE, "scored_at_once"),
     ),
     Policy(
         "kept band",

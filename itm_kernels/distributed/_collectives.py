@@ -32,6 +32,22 @@ def gather_rows(rows: Tensor, side: Side) -> Tensor:  # [n, ...] -> [N, ...]
     return side.gather(rows)
 
 
+class _ScatterRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, side: Side) -> Tensor:
+        ctx.side = side
+        return side.reduce_scatter(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.side.gather(grad), None
+
+
+def scatter_rows(values: Tensor, side: Side) -> Tensor:  # [N, ...] -> [n, ...]
+    """Return the sum over ranks of this rank's rows; the gradient reaches all ranks."""
+    return _ScatterRows.apply(values, side)
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, side: Side) -> Tensor:

@@ -34,16 +34,15 @@ class Outputs(NamedTuple):
 Function = Callable[..., Outputs]
 
 
-def _exchange(tensor: Tensor, side: Side) -> tuple[Tensor, list[Any]]:
+def _exchange(tensor: Tensor, received: Tensor, side: Side) -> list[Any]:
     """Start to send a tensor to the next rank and to receive one of the same shape."""
-    received = torch.empty_like(tensor)
     to, of = ((side.rank + step) % side.size for step in (1, -1))
     to, of = (dist.get_global_rank(side.group, rank) for rank in (to, of))
     operations = [
         dist.P2POp(dist.isend, tensor, to, side.group),
         dist.P2POp(dist.irecv, received, of, side.group),
     ]
-    return received, dist.batch_isend_irecv(operations)
+    return dist.batch_isend_irecv(operations)
 
 
 def _wait(requests: list[Any]) -> None:
@@ -52,16 +51,20 @@ def _wait(requests: list[Any]) -> None:
 
 
 def blocks(rows: Tensor, side: Side) -> Iterator[tuple[int, Tensor]]:
-    """Yield every rank and its rows, the own ones first; the next arrive meanwhile."""
-    padded = rows.new_zeros(max(side.counts), *rows.shape[1:])
-    padded[: rows.shape[0]] = rows
+    """Yield every rank and its rows, the own ones first; the next arrive meanwhile.
+
+    A block is overwritten once the next one is requested.
+    """
+    held = rows.new_zeros(max(side.counts), *rows.shape[1:])
+    held[: rows.shape[0]] = rows
+    received = torch.empty_like(held)
     for step in range(side.size):
         rank = (side.rank - step) % side.size
         last = step == side.size - 1
-        received, requests = (padded, []) if last else _exchange(padded, side)
-        yield rank, padded[: side.counts[rank]]
+        requests = [] if last else _exchange(held, received, side)
+        yield rank, held[: side.counts[rank]]
         _wait(requests)
-        padded = received
+        held, received = received, held
 
 
 def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -75,9 +78,12 @@ def _log_add(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor
     return torch.logaddexp(x + (x_highest - most), y + (y_highest - most)), most
 
 
-def parts_of(block: Tensor, own: slice) -> Iterator[tuple[slice, Tensor]]:
+def parts_of(
+    block: Tensor, own: slice, at_once: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield parts of a block and their rows in the global batch; an empty block is one part."""
     most = rows_at_once(block, block.shape[0])
+    most = most if at_once is None else min(most, at_once)
     for start in range(0, max(1, block.shape[0]), most):
         part = block[start : start + most]
         first = own.start + start
@@ -123,24 +129,33 @@ class _Merged:
         return tuple(torch.cat(parts) for parts in zip(*ordered, strict=True))
 
 
-def _parts(rows: Tensor, side: Side) -> Iterator[tuple[int, list[tuple[int, slice, Tensor]]]]:
+def _parts(
+    rows: Tensor, side: Side, at_once: int | None
+) -> Iterator[tuple[int, list[tuple[int, slice, Tensor]]]]:
     """Yield every rank's first row, and its parts with their numbers."""
     for rank, block in blocks(rows, side):
         own = side.slice_of(rank)
-        found = enumerate(parts_of(block, own), rank << 32)
+        found = enumerate(parts_of(block, own, at_once), rank << 32)
         yield own.start, [(number, part_own, part) for number, (part_own, part) in found]
 
 
 class _Circulate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Function, side: Side, rows: Tensor, *kept: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        function: Function,
+        side: Side,
+        at_once: int | None,
+        rows: Tensor,
+        *kept: Tensor,
+    ) -> Any:
         merged = _Merged()
-        for _, parts in _parts(rows, side):
+        for _, parts in _parts(rows, side, at_once):
             for number, own, part in parts:
                 merged.add(number, function(part, own, *kept))
         of_rows, maxima = merged.of_rows(), merged.maxima
         relative, highest = [r for r, _ in merged.logs], [h for _, h in merged.logs]
-        ctx.function, ctx.side = function, side
+        ctx.function, ctx.side, ctx.at_once = function, side, at_once
         ctx.numbers = len(kept), len(of_rows), len(merged.sums), len(maxima), len(relative)
         ctx.save_for_backward(rows, *kept, *merged.chosen, *relative, *highest)
         ctx.mark_non_differentiable(*highest)
@@ -167,12 +182,13 @@ class _Circulate(torch.autograd.Function):
                 pairs.append((o, g * share.masked_fill(total == -torch.inf, 0)))
             return [(o, g) for o, g in pairs if o.requires_grad]
 
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         leaves = [t.detach().requires_grad_(w) for t, w in zip(kept, wanted, strict=True)]
         sums: list[Tensor | None] = [None] * K  # of gradients of half precision, in fp32
         home = rows.new_zeros(max(side.counts), *rows.shape[1:], dtype=wide_dtype(rows))
+        received = torch.empty_like(home)
         requests: list[Any] = []
-        for first, parts in _parts(rows, side):
+        for first, parts in _parts(rows, side, ctx.at_once):
             of_parts = []
             for number, own, part in parts:
                 with torch.enable_grad():
@@ -190,16 +206,19 @@ class _Circulate(torch.autograd.Function):
             for own, grad in of_parts:
                 if grad is not None:
                     home[own.start - first : own.stop - first] += grad
-            home, requests = _exchange(home, side)
+            requests = _exchange(home, received, side)
+            home, received = received, home
         _wait(requests)
         grad_kept = [
             leaf.grad if total is None else total.to(leaf.dtype)
             for leaf, total in zip(leaves, sums, strict=True)
         ]
-        return None, None, home[: rows.shape[0]].to(rows.dtype), *grad_kept
+        return None, None, None, home[: rows.shape[0]].to(rows.dtype), *grad_kept
 
 
-def circulate(function: Function, side: Side, rows: Tensor, *kept: Tensor) -> Outputs:
+def circulate(
+    function: Function, side: Side, rows: Tensor, *kept: Tensor, at_once: int | None = None
+) -> Outputs:
     """Apply a function to the rows of every rank and merge its outputs.
 
     Args:
@@ -208,12 +227,14 @@ def circulate(function: Function, side: Side, rows: Tensor, *kept: Tensor) -> Ou
         side: the rows of all ranks.
         rows: `[n, D]`, this rank's.
         kept: tensors that stay on this rank.
+        at_once: the most rows of a block that the function takes at once; `rows_at_once` may be
+            less.
 
     Returns:
         `Outputs`, of which `rows` hold one value per row of the global batch, `[N]`.
     """
     sizes = [0] * 4
-    found = _Circulate.apply(_counted(function, sizes), side, rows, *kept)
+    found = _Circulate.apply(_counted(function, sizes), side, at_once, rows, *kept)
     R, S, X, L = sizes
     relative, highest = found[R + S + X : R + S + X + L], found[R + S + X + L :]
     logs = tuple(zip(relative, highest, strict=True))

@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     all_text_ids: Tensor  # [M]
     all_positive: Tensor  # [M]
     ring: bool  # whether rows travel around a ring, instead of being gathered
+    diagonal: bool = False  # whether pairs are the rows of the same index, on the same rank
 
 
 def find_pairs(
@@ -57,7 +58,8 @@ def find_pairs(
                 )
         everyone = torch.arange(v.total, device=device)
         own = everyone[c.own]
-        return Batch(v, c, Pairs(own, everyone, own), None, None, c.total, everyone, everyone, ring)
+        pairs = Pairs(own, everyone, own)
+        return Batch(v, c, pairs, None, None, c.total, everyone, everyone, ring, True)
     ids = [side.gather(t.to(device, torch.int64)) for side, t in ((v, image_ids), (c, text_ids))]
     images, texts = (image.new_empty(()).expand(side.total, 1) for side in (v, c))  # for shapes
     found = _positives.match(images, texts, ids[0], ids[1], unmatched)

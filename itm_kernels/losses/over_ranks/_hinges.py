@@ -1,15 +1,17 @@
 """Sum and max of hinges over the ranks of a process group.
 
-`values_by_differences` needs no operator of its own. For this rank's pairs, a hinge loss is a term
+`_values_by_differences` needs no operator of its own. For this rank's pairs, a hinge loss is a term
 of images, over all texts, plus a term of texts, over all images. With P the images of the pairs and
 T their texts, three calls of the operator of one process give
 
     L(P, all texts) + L(all images, T) - L(P, T),
 
 in which the terms over a part of the batch cancel, whatever function of the scores they are. Two
-times this rank's share of the scores is computed.
+times this rank's share of the scores is computed. In a ring, `values_of_scores_around` computes one
+share, in blocks of scores that are held.
 """
 
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -24,15 +26,17 @@ from itm_kernels.losses._module import check_options
 from itm_kernels.losses._reduction import nan_where_mistaken, zero_absent
 from itm_kernels.losses.over_ranks._batch import Batch, find_pairs, reduce_over_ranks
 from itm_kernels.losses.over_ranks._hinges_around import (
-    Values,
     hinges_of_scores,
-    values_by_differences_around,
     values_of_hardest_around,
+    values_of_scores_around,
 )
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._sum_of_hinges import fused_sum_of_hinges
 from itm_kernels.reference._precision import wide
+
+# The values [M] of the pairs of images [N, D] and texts [M, D].
+Values = Callable[[Tensor, Tensor, Pairs], Tensor]
 
 
 def hinges_over_ranks(
@@ -81,19 +85,20 @@ def hinge_values(
     backend: str,
 ) -> Tensor:  # [m]
     """Return the hinges of this rank's pairs."""
+    if batch.ring and mining == "hardest":
+        return values_of_hardest_around(image, text, batch, margin, backend)
+    if batch.ring:
+        semihard = mining == "semihard"
+        return values_of_scores_around(image, text, batch, margin, semihard, backend)
+    images = gather_rows(image, batch.image)
+    if mining == "hardest":
+        return values_of_hardest(images, text, batch, margin, backend)
 
     def of_block(v: Tensor, c: Tensor, pairs: Pairs) -> Tensor:
         if mining is None:
             return fused_sum_of_hinges(v, c, pairs, margin, backend)
         return fused_max_of_hinges(v, c, pairs, margin, True, backend)
 
-    if batch.ring and mining == "hardest":
-        return values_of_hardest_around(image, text, batch, margin, backend)
-    if batch.ring:
-        return values_by_differences_around(of_block, image, text, batch, mining is None)
-    images = gather_rows(image, batch.image)
-    if mining == "hardest":
-        return values_of_hardest(images, text, batch, margin, backend)
     return _values_by_differences(of_block, images, gather_rows(text, batch.text), text, batch)
 
 

@@ -1,22 +1,22 @@
 """Hinges whose rows travel around a ring: memory of two blocks, whatever the number of ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from itm_kernels._policies import rows_at_once
+from itm_kernels._policies import rows_at_once, scored_at_once
 from itm_kernels._positives import Pairs
+from itm_kernels.distributed._collectives import attached, gather_rows, maximum, scatter_rows
 from itm_kernels.distributed._fetch import fetch_rows
 from itm_kernels.distributed._ring import Outputs, blocks, circulate, parts_of
 from itm_kernels.distributed._side import Side, local_index
 from itm_kernels.losses.over_ranks._batch import Batch
+from itm_kernels.losses.over_ranks._in_blocks import scores_of
 from itm_kernels.ops._hardest_negatives import fused_hardest_negatives
 from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
 from itm_kernels.reference._precision import wide
 
-# The values [M] of the pairs of images [N, D] and texts [M, D].
-Values = Callable[[Tensor, Tensor, Pairs], Tensor]
 _NONE = torch.iinfo(torch.int64).max
 
 
@@ -143,74 +143,93 @@ def _mined(
     )
 
 
-def values_by_differences_around(
-    of_block: Values,
+def values_of_scores_around(
     image: Tensor,  # [n, D]
     text: Tensor,  # [m, D]
     batch: Batch,
-    additive: bool,  # terms of parts of the batch add up; otherwise the highest counts
+    margin: float,
+    semihard: bool,  # the hardest of the negatives below the positive; otherwise all negatives
+    backend: str,
 ) -> Tensor:  # [m]
-    """Return the values as `_hinges` explains, for one block of the batch after another.
+    """Return the sums of hinges, or their maxima over semi-hard negatives, for one share of scores.
 
-    L(P, T and B) of a block B of texts holds the term of images over T and B, and L(P and B, T) of
-    a block of images that of texts over P and B. Minus L(P, T), they give the sums over B. Maxima
-    over all blocks are those over the whole batch, plus the other term of L(P, T). On CPUs the
-    pairs (P, T) are as few at once as the rows of a block.
+    The images of all ranks visit this rank's texts. Both kinds of hinges of a block come from its
+    scores: those of own texts, and those of all pairs whose image is in the block, over own texts.
+    The latter need the positive scores of all pairs, and are combined over ranks.
     """
     positive, image_ids, text_ids = batch.pairs
     assert positive is not None and image_ids is not None and text_ids is not None
-    m = text.shape[0]
-    rows = positive.clamp_min(0)
-    paired, paired_ids = fetch_rows(image, rows, batch.image), image_ids[rows]
-    own = torch.arange(m, device=text.device).masked_fill(positive < 0, -1)
-    at_once = rows_at_once(text, m)
+    m, M, score = text.shape[0], batch.text.total, scores_of(backend)
+    at_once = scored_at_once(text)
+    excluded = -torch.inf if semihard else 0.0
+    in_block = _pairs_by_image(batch)
+    text = wide(text)
+    s_positive = _positive_scores(image, text, batch, backend, at_once)
+    all_positive = gather_rows(s_positive, batch.text)
 
-    def outputs(values: list[Tensor], both: Tensor) -> Outputs:
-        found = torch.cat(values)
-        return Outputs((), (found - both,)) if additive else Outputs((), (), (found,))
+    def term(scores: Tensor, same: Tensor, s_positive: Tensor, dim: int) -> Tensor:
+        """Reduce scores over negatives along an axis; `s_positive` broadcasts to them."""
+        if semihard:
+            off = same | (scores >= s_positive)
+            return scores.masked_fill(off, -torch.inf).max(dim).values
+        return (margin + scores - s_positive).relu().masked_fill(same, 0).sum(dim)
 
-    def parts() -> Iterator[tuple[slice, Tensor]]:
-        """Yield pairs, and the images of their texts among their own."""
-        for first in range(0, max(1, m), at_once):
-            part = slice(first, first + at_once)
-            yield part, torch.where(own[part] < 0, -1, own[part] - first)
-
-    def split(rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(at_once)  # one gradient, where slices would have one of all rows each
-
-    def value(v: Tensor, c: Tensor, pairs: Pairs) -> Tensor:
-        return of_block(v, c, pairs) if m else wide(c.new_empty(0))
-
-    def of_texts(
-        block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
+    def of_block(
+        block: Tensor, given: slice, text: Tensor, s_positive: Tensor, all_positive: Tensor
     ) -> Outputs:
-        nobody = own.new_full((block.shape[0],), -1)
-        values = []
-        for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True):
-            ids = torch.cat([text_ids[part], batch.all_text_ids[given]])
-            pairs = Pairs(torch.cat([index, nobody]), paired_ids[part], ids)
-            found = value(v, torch.cat([c, block]), pairs)
-            values.append(found[: index.shape[0]])
-        return outputs(values, both)
+        of_texts, of_pairs = (text.new_full((size,), excluded) for size in (m, M))
+        if m and block.shape[0]:
+            scores = score(wide(block), text, "dot")
+            same = image_ids[given, None] == text_ids
+            of_texts = term(scores, same, s_positive, 0)
+            pairs = in_block(given)
+            rows = batch.all_positive[pairs] - given.start
+            among_texts = term(scores[rows], same[rows], all_positive[pairs, None], 1)
+            of_pairs = of_pairs.index_copy(0, pairs, among_texts)
+        both = of_texts, of_pairs
+        return Outputs((), (), both) if semihard else Outputs((), both)
 
-    def of_images(
-        block: Tensor, given: slice, paired: Tensor, text: Tensor, both: Tensor
-    ) -> Outputs:
-        values = []
-        for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True):
-            pairs = Pairs(index, torch.cat([paired_ids[part], image_ids[given]]), text_ids[part])
-            values.append(value(torch.cat([v, block]), c, pairs))
-        return outputs(values, both)
+    kept = text, s_positive, all_positive
+    merged = circulate(of_block, batch.image, image, *kept, at_once=at_once)
+    if semihard:
+        of_texts, of_pairs = merged.maxima
+        hardest_text = maximum(of_pairs, batch.text)[batch.text.own]
+        return hinges_of_scores(s_positive, hardest_text, of_texts, margin, positive)
+    of_texts, of_pairs = merged.sums
+    loss = scatter_rows(of_pairs, batch.text) + of_texts
+    return with_nan_gradient(loss + nan_unless_finite(s_positive), positive)
 
-    both = torch.cat(
-        [
-            value(v, c, Pairs(index, paired_ids[part], text_ids[part]))
-            for (part, index), v, c in zip(parts(), split(paired), split(text), strict=True)
-        ]
-    )
-    kept = paired, text, both
-    a = circulate(of_texts, batch.text, text, *kept)
-    b = circulate(of_images, batch.image, image, *kept)
-    over_texts, over_images = ((merged.sums or merged.maxima)[0] for merged in (a, b))
-    total = over_texts + over_images
-    return total if additive else total - both
+
+def _positive_scores(
+    image: Tensor,  # [n, D]
+    text: Tensor,  # [m, D], in fp32 or better
+    batch: Batch,
+    backend: str,
+    at_once: int,
+) -> Tensor:  # [m]
+    """Return the score of every text of this rank with its image, NaN if it has none.
+
+    Products of blocks compute it like all other scores, so that scores of equal rows are equal.
+    """
+    positive, score = batch.pairs.positive, scores_of(backend)
+    assert positive is not None
+    if not batch.diagonal:
+        image = fetch_rows(image, positive.clamp_min(0), batch.image)
+    if not text.shape[0]:
+        return attached(text.new_empty(0), image, text)
+    blocks = zip(wide(image).split(at_once), text.split(at_once), strict=True)
+    scores = torch.cat([score(v, c, "dot").diagonal() for v, c in blocks])
+    return scores.masked_fill(positive < 0, torch.nan)
+
+
+def _pairs_by_image(batch: Batch) -> Callable[[slice], Tensor]:
+    """Return a function that lists the pairs of the global batch whose images are in a block.
+
+    With ids, the numbers of pairs per image are read on the host, once per call.
+    """
+    if batch.diagonal:
+        return batch.all_positive.__getitem__
+    ordered, order = batch.all_positive.sort(stable=True)
+    images = torch.arange(batch.image.total + 1, device=order.device)
+    first = torch.searchsorted(ordered, images).tolist()
+    return lambda block: order[first[block.start] : first[block.stop]]
