@@ -1,13 +1,15 @@
 """The intra-modal constraint over ranks: what a rank runs, and what it computes."""
 
 import warnings
+from contextlib import ExitStack
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from itm_kernels import functional
+from itm_kernels import _policies, functional
 from itm_kernels.losses import _band
 from itm_kernels.losses.over_ranks import _in_blocks
 
@@ -53,7 +55,7 @@ def constraint_on_rank(
     x = x[own].clone().requires_grad_()
     ids = None if ids is None else ids[own]
     shapes: list[int] = []
-    score, at_once = _in_blocks.fused_similarity, _in_blocks._SCORES_AT_ONCE
+    score = _in_blocks.fused_similarity
 
     def counted(*args: Any) -> Tensor:
         found = score(*args)
@@ -61,16 +63,16 @@ def constraint_on_rank(
         return found
 
     _band._warned.clear()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(_in_blocks, "fused_similarity", counted))
         if scores_at_once is not None:
-            _in_blocks._SCORES_AT_ONCE = scores_at_once
-        _in_blocks.fused_similarity = counted
-        with warnings.catch_warnings(record=True) as told, Largest() as largest:
-            warnings.simplefilter("always")
-            value = functional.intra_modal_constraint(x, ids=ids, **options)
-            scores = sum(shapes)
-            value.sum().backward()
-    finally:
-        _in_blocks.fused_similarity, _in_blocks._SCORES_AT_ONCE = score, at_once
+            stack.enter_context(patch.object(_in_blocks, "_SCORES_AT_ONCE", scores_at_once))
+            stack.enter_context(patch.object(_policies, "RING_SCORES", scores_at_once))
+        told = stack.enter_context(warnings.catch_warnings(record=True))
+        largest = stack.enter_context(Largest())
+        warnings.simplefilter("always")
+        value = functional.intra_modal_constraint(x, ids=ids, **options)
+        scores = sum(shapes)
+        value.sum().backward()
     assert x.grad is not None
     return Found(value.detach(), x.grad, largest.elements, scores, [str(w.message) for w in told])

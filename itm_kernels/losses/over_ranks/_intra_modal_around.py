@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from itm_kernels._policies import scored_at_once
 from itm_kernels.distributed._ring import Outputs, circulate
 from itm_kernels.distributed._side import Side
-from itm_kernels.losses.over_ranks._in_blocks import blocks_of, in_blocks, scores_of
+from itm_kernels.losses.over_ranks._in_blocks import scores_of
 from itm_kernels.reference._intra_modal import absolute_band_sums
 from itm_kernels.reference._nan import nan_unless_finite, with_nan_gradient
 from itm_kernels.reference._precision import wide
@@ -21,24 +22,16 @@ def constraint_values_around(
     upper: float,
     backend: str,
 ) -> Tensor:  # [n]
-    """Return the sums of this rank's rows over their pairs in the global batch.
-
-    The backward pass computes the scores of every visiting block twice more.
-    """
-    own_ids, score = ids[side.own], scores_of(backend)
-    band = metric, mode, lower, upper, score
+    """Return the sums of this rank's rows over their pairs in the global batch."""
+    own_ids = ids[side.own]
+    band = metric, mode, lower, upper, scores_of(backend)
 
     def of_block(visiting: Tensor, given: slice, rows: Tensor) -> Outputs:
         if not rows.shape[0] or not visiting.shape[0]:
-            return Outputs((), (torch.zeros_like(wide(rows[:, 0])),))
+            return Outputs((), (torch.zeros_like(rows[:, 0]),))
+        return Outputs((), (absolute_band_sums(rows, wide(visiting), own_ids, ids[given], *band),))
 
-        def sums(block: slice, rows: Tensor, columns: Tensor) -> Tensor:
-            return absolute_band_sums(rows[block], columns, own_ids[block], ids[given], *band)
-
-        blocks = blocks_of(slice(0, rows.shape[0]), *visiting.shape)
-        return Outputs((), (in_blocks(sums, blocks, rows, visiting),))
-
-    (found,) = circulate(of_block, side, x, x).sums
+    (found,) = circulate(of_block, side, x, wide(x), at_once=scored_at_once(x)).sums
     if mode == "official":
         # An infinite row is outside every band; its score with itself makes the sum NaN.
         return with_nan_gradient(found + nan_unless_finite(wide(x).square().sum(1)))
