@@ -88,27 +88,30 @@ def _values(
     options, clustering, detach, num_noise, generator, draw = extra
     pairs, v_ids, c_ids = batch.pairs, batch.pairs.image_ids, batch.all_text_ids
     assert v_ids is not None
-    images = gathered(image, batch.image) if options.num_clusters else None
-    positive, *others = contrast_over_ranks(image, text, scale, batch, images)
-    from_image, from_text = ([negatives] for negatives in others)
     v, c = _with_a_row(image), _with_a_row(text)
-
-    def add(of_v: LogSums, of_c: LogSums) -> None:
-        """Add the sums of the rows of v and c."""
-        n, m = image.raw.shape[0], text.raw.shape[0]
-        of_images = (gather_rows(part[:n], batch.image) for part in of_v)
-        from_image.append(gather_image(LogSums(*of_images), pairs))
-        from_text.append(LogSums(*(part[:m] for part in of_c)))
-
+    images = gathered(image, batch.image) if options.num_clusters else None
+    others: list[tuple[LogSums, LogSums]] = []  # of the rows of v and of c
     if images is not None:
         members = text.raw.detach() if detach else text.raw
         texts = gathered(Embeddings(members, text.backend), batch.text)
         logits = logits_of(v, c, options, clustering, detach, generator, draw)
-        of_v = logits(v, _own_ids(v_ids, batch.image), texts, c_ids)
-        of_c = logits(c, _own_ids(c_ids, batch.text), images, v_ids)
-        add(log_sums_of_synthetic(scale, *of_v), log_sums_of_synthetic(scale, *of_c))
+        cosines = (
+            logits(v, _own_ids(v_ids, batch.image), texts, c_ids),
+            logits(c, _own_ids(c_ids, batch.text), images, v_ids),
+        )
+        of_v, of_c = (log_sums_of_synthetic(scale, *found) for found in cosines)
+        others.append((of_v, of_c))
     if num_noise and draw:
-        add(*log_sums_of_noise((v, c), num_noise, generator, scale))
+        of_v, of_c = log_sums_of_noise((v, c), num_noise, generator, scale)
+        others.append((of_v, of_c))
+    # Last, so that a ring's backward pass comes before all other gradients are held.
+    positive, *negatives = contrast_over_ranks(image, text, scale, batch, images)
+    from_image, from_text = ([logs] for logs in negatives)
+    n, m = image.raw.shape[0], text.raw.shape[0]
+    for of_images, of_texts in others:
+        everyone = LogSums(*(gather_rows(part[:n], batch.image) for part in of_images))
+        from_image.append(gather_image(everyone, pairs))
+        from_text.append(LogSums(*(part[:m] for part in of_texts)))
     values = cross_entropy(positive, from_image, from_text, 1.0, image.backend)
     return zero_absent(values, batch.absent)
 

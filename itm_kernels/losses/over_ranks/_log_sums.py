@@ -7,7 +7,7 @@ from itm_kernels.distributed._collectives import attached, gather_rows, log_add
 from itm_kernels.distributed._ring import Outputs, circulate
 from itm_kernels.distributed._side import Side, local_index
 from itm_kernels.losses._contrast import Embeddings, log_sums
-from itm_kernels.ops._log_sum_exp import RelativeSums
+from itm_kernels.ops._log_sum_exp import RelativeSums, fused_log_sum_exp, normalises_rows
 
 
 def gathered(rows: Embeddings, side: Side) -> Embeddings:
@@ -47,7 +47,11 @@ def log_sums_around(
     positive: Tensor,  # [m]
     side: Side,  # of x
 ) -> RelativeSums:
-    """Return the same; the rows x of all ranks visit this rank one block after another."""
+    """Return the same; the rows x of all ranks visit this rank one block after another.
+
+    Rows y are normalised once, unless the backend computes cosines of raw rows.
+    """
+    unit = y.cosine and not normalises_rows(x.raw, y.raw, y.backend)
 
     def of_block(block: Tensor, own: slice, own_y: Tensor, scale: Tensor) -> Outputs:
         if not block.shape[0] or not own_y.shape[0]:
@@ -56,19 +60,17 @@ def log_sums_around(
             no_column = torch.full_like(zeros, -torch.inf), zeros
             return Outputs((none, torch.zeros_like(none)), (zeros,), (), (no_column,))
         local = local_index(positive, own, -1)
-        found = log_sums(
-            Embeddings(block, x.backend, x.cosine),
-            Embeddings(own_y, y.backend, y.cosine),
-            scale,
-            x_ids[own],
-            y_ids,
-            local,
-        )
+        visiting, options = Embeddings(block, x.backend, x.cosine), (x_ids[own], y_ids)
+        if unit:
+            found = fused_log_sum_exp(visiting.unit, own_y, scale, *options, y.backend, local)
+        else:
+            own_rows = Embeddings(own_y, y.backend, y.cosine)
+            found = log_sums(visiting, own_rows, scale, *options, local)
         logits = found.positive.masked_fill((local < 0) & (positive >= 0), 0)
         columns = found.column, found.column_highest
         return Outputs((found.row, found.row_highest), (logits,), (), (columns,))
 
-    found = circulate(of_block, side, x.raw, y.raw, scale)
+    found = circulate(of_block, side, x.raw, y.unit if unit else y.raw, scale)
     (row, row_highest), (column, column_highest) = found.rows, found.logs[0]
     return RelativeSums(row, column, found.sums[0], row_highest, column_highest)
 
