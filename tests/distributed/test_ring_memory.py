@@ -5,13 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from rank_memory import peak
+from rank_memory import STEPS, peak
 from ranks import Ranks
 
 D = 1024
-# Local rows of 4 D bytes that a rank may hold, inputs aside. Images and texts of the sum of hinges
-# go round one after the other, next to the images of the pairs.
-BLOCKS = {"max_of_hinges": 8, "sum_of_hinges": 14, "info_nce": 8, "sigmoid": 8}
+BLOCKS = 8  # of local rows, 4 D bytes each, that a step may add; gradients are two
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +26,8 @@ def ranks() -> Iterator[Ranks]:
     not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset the peak"
 )
 @pytest.mark.skipif("ITM_ALL_RANKS" not in os.environ, reason="set ITM_ALL_RANKS=1: minutes")
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", STEPS)
 def test_peak_is_a_few_blocks(ranks: Ranks, name: str) -> None:
     rows = 16384 // 4
     found = ranks.run(peak, name, rows, D)
-    assert max(found) < BLOCKS[name] * rows * D * 4 + (64 << 20), [n >> 20 for n in found]
+    assert max(found) < BLOCKS * rows * D * 4 + (64 << 20), [n >> 20 for n in found]
