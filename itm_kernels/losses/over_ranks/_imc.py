@@ -64,11 +64,6 @@ def imc_over_ranks(
     images, texts = image, text
     if gathers(metric, mode, batch.ring):
         images, texts = gather_rows(image, batch.image), gather_rows(text, batch.text)
-    if batch.ring:
-        hinges = values_of_hardest_around(image, text, batch, float(margin), backend)
-    else:
-        hinges = values_of_hardest(images, text, batch, float(margin), backend)
-    hinges = nan_where_mistaken(zero_absent(hinges, batch.absent), batch.mistaken, text.T)
     per_row = thresholds == "per_row"
     options = metric, mode, float(lower), float(upper), per_row, backend, batch.ring
     image_side, text_side, all_image_ids = batch.image, batch.text, batch.pairs.image_ids
@@ -76,6 +71,12 @@ def imc_over_ranks(
     of_images = constraint_values(images, all_image_ids, image_side, *options)
     of_texts = constraint_values(texts, batch.all_text_ids, text_side, *options)
     sides = {"image": (of_images, image_side), "text": (of_texts, text_side)}
+    # After the constraints, so that the backward pass first frees the negatives that hinges hold.
+    if batch.ring:
+        hinges = values_of_hardest_around(image, text, batch, float(margin), backend)
+    else:
+        hinges = values_of_hardest(images, text, batch, float(margin), backend)
+    hinges = nan_where_mistaken(zero_absent(hinges, batch.absent), batch.mistaken, text.T)
     warn_of_empty_bands("imc_loss", sides, weight, **bounds)
     loss = hinges.sum()
     for values, side in sides.values():
