@@ -165,7 +165,8 @@ def values_of_scores_around(
     in_block = _pairs_by_image(batch)
     text = wide(text)
     s_positive = _positive_scores(image, text, batch, backend, at_once)
-    all_positive = gather_rows(s_positive, batch.text)
+    bounds = s_positive.detach() if semihard else s_positive
+    all_positive = gather_rows(bounds, batch.text)
 
     def term(scores: Tensor, same: Tensor, s_positive: Tensor, dim: int) -> Tensor:
         """Reduce scores over negatives along an axis; `s_positive` broadcasts to them."""
@@ -189,7 +190,7 @@ def values_of_scores_around(
         both = of_texts, of_pairs
         return Outputs((), (), both) if semihard else Outputs((), both)
 
-    kept = text, s_positive, all_positive
+    kept = text, bounds, all_positive
     merged = circulate(of_block, batch.image, image, *kept, at_once=at_once)
     if semihard:
         of_texts, of_pairs = merged.maxima
