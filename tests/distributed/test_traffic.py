@@ -8,17 +8,19 @@ import pytest
 import torch
 
 import traffic_table
-from counted_traffic import on_rank
+from counted_traffic import SPREADS, on_rank, sizes
 from itm_kernels import functional
 from itm_kernels.distributed._traffic import (
     MESSAGES,
     Bytes,
     Messages,
-    Sizes,
     alignment,
     circulated,
     fusion,
     gathered,
+    info_cmr,
+    itm,
+    ito,
 )
 from ranks import Ranks
 from spread_losses import Spread
@@ -32,33 +34,14 @@ FUNCTIONS = {
     "info_nce": "info_nce_loss",
     "sigmoid": "sigmoid_loss",
 }
-# Losses whose traffic has no formula yet.
-UNCOUNTED = {
-    "info_cmr_loss",
-    "itm_loss",
+# Functions whose formulas take more than `MESSAGES`.
+OTHERS = {
+    "multi_view_alignment_loss": alignment,
+    "fusion_contrastive_loss": fusion,
+    "info_cmr_loss": info_cmr,
+    "itm_loss": itm,
 }
-OF_VIEWS = {"multi_view_alignment_loss", "fusion_contrastive_loss"}  # depend on their numbers
-SPREADS = {
-    "equal": ((4, 4), None),
-    "unequal": ((5, 2), None),
-    "empty": ((0, 6), None),
-    "ids": ((3, 2), (4, 6)),
-}
-
-
-def sizes(spread: Spread) -> Sizes:
-    texts = spread.texts or spread.images
-    reduction = dict(spread.options).get("reduction")
-    return Sizes(
-        len(spread.images),
-        max(spread.images),
-        max(texts),
-        sum(spread.images),
-        spread.D,
-        spread.dtype.itemsize,
-        spread.ids,
-        reduction != "none",
-    )
+GENERATOR = torch.get_rng_state().numel()  # bytes of its state
 
 
 def check(ranks: Ranks, spread: Spread, expected: Bytes) -> None:
@@ -66,12 +49,12 @@ def check(ranks: Ranks, spread: Spread, expected: Bytes) -> None:
         assert found == pytest.approx(tuple(expected))
 
 
-def test_every_other_loss_has_a_formula() -> None:
+def test_every_loss_has_a_formula() -> None:
     functions = {name: getattr(functional, name) for name in functional.__all__}
     with_group = {
         n for n, function in functions.items() if "group" in signature(function).parameters
     }
-    assert with_group - UNCOUNTED - OF_VIEWS == set(MESSAGES)
+    assert with_group == set(MESSAGES) | set(OTHERS)
 
 
 def test_documented_table() -> None:
@@ -94,25 +77,60 @@ def test_bytes_of_a_gather(two: Ranks, name: str, dtype: torch.dtype, rows: str)
 
 
 @pytest.mark.parametrize("rows", SPREADS)
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_bytes_of_a_constraint(two: Ranks, metric: str, rows: str) -> None:
+@pytest.mark.parametrize(
+    ("exchange", "case"),
+    [("gather", "official-cosine"), ("gather", "official-l2"), ("ring", "official-cosine")],
+)
+def test_bytes_of_a_constraint(two: Ranks, case: str, exchange: str, rows: str) -> None:
     images, texts = SPREADS[rows]
-    options = (("exchange", "gather"),)
-    spread = Spread(f"constraint-official-{metric}", images, texts, texts is not None, options)
+    options = (("exchange", exchange),)
+    spread = Spread(f"constraint-{case}", images, texts, texts is not None, options)
     of_images = sizes(spread)._replace(m=0)
     texts = texts or images
     of_texts = of_images._replace(n=max(texts), N=sum(texts))
-    sent = [gathered(MESSAGES["intra_modal_constraint"], side) for side in (of_images, of_texts)]
-    check(two, spread, Bytes(*(sum(part) for part in zip(*sent, strict=True))))
+    of_side = circulated if exchange == "ring" else gathered
+    sent = [of_side(MESSAGES["intra_modal_constraint"], side) for side in (of_images, of_texts)]
+    check(two, spread, sent[0] + sent[1])
 
 
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("rows", ["equal", "unequal", "empty"])
 @pytest.mark.parametrize(
     ("name", "messages"), [("multi_view", alignment(2, 2)), ("fusion", fusion(3))]
 )
-def test_bytes_of_views(two: Ranks, name: str, messages: Messages, rows: str) -> None:
-    spread = Spread(name, SPREADS[rows][0], options=(("exchange", "gather"),))
-    check(two, spread, gathered(messages, sizes(spread)))
+def test_bytes_of_views(
+    two: Ranks, name: str, messages: Messages, rows: str, exchange: str
+) -> None:
+    spread = Spread(name, SPREADS[rows][0], options=(("exchange", exchange),))
+    formula = circulated if exchange == "ring" else gathered
+    check(two, spread, formula(messages, sizes(spread)))
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("rows", ["equal", "unequal", "empty"])
+def test_bytes_of_ito(two: Ranks, rows: str, exchange: str) -> None:
+    """The case has one view a side, and two fused views."""
+    spread = Spread("ito", SPREADS[rows][0], options=(("exchange", exchange),))
+    check(two, spread, ito(1, 1, 2, exchange == "ring", sizes(spread)))
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("rows", SPREADS)
+@pytest.mark.parametrize(("num_clusters", "num_noise"), [(0, 0), (0, 5), (2, 0), (3, 5)])
+@pytest.mark.parametrize("detach", [True, False])
+def test_bytes_of_info_cmr(
+    two: Ranks, detach: bool, num_clusters: int, num_noise: int, rows: str, exchange: str
+) -> None:
+    images, texts = SPREADS[rows]
+    options = {
+        "exchange": exchange,
+        "num_clusters": num_clusters,
+        "num_noise": num_noise,
+        "detach": detach,
+    }
+    spread = Spread("info_cmr", images, texts, texts is not None, tuple(options.items()))
+    how = exchange == "ring", num_clusters, num_noise > 0, detach, GENERATOR
+    check(two, spread, info_cmr(sizes(spread), *how))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

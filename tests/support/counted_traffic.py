@@ -8,7 +8,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 from itm_kernels.distributed import _side
+from itm_kernels.distributed._traffic import Sizes
 from spread_losses import Spread, loss_of, own_slices
+
+# Images and texts of two ranks; texts None: as images, without ids.
+SPREADS = {
+    "equal": ((4, 4), None),
+    "unequal": ((5, 2), None),
+    "empty": ((0, 6), None),
+    "ids": ((3, 2), (4, 6)),
+}
+
+
+def sizes(spread: Spread) -> Sizes:
+    """Return the sizes of a batch, as formulas take them."""
+    texts = spread.texts or spread.images
+    reduction = dict(spread.options).get("reduction")
+    return Sizes(
+        len(spread.images),
+        max(spread.images),
+        max(texts),
+        sum(spread.images),
+        spread.D,
+        spread.dtype.itemsize,
+        spread.ids,
+        reduction != "none",
+        sum(texts),
+    )
 
 
 class Counter:
@@ -28,7 +54,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 @contextmanager
-def counting(size: int) -> Iterator[Counter]:
+def counting(size: int, rank: int) -> Iterator[Counter]:
     """Count what is sent; other collectives than the known ones raise."""
     counter, W = Counter(size), size
 
@@ -48,6 +74,21 @@ def counting(size: int) -> Iterator[Counter]:
         counter.sent += sum(_bytes(p.tensor) for p in operations if p.op is dist.isend)
         return kept[dist, "batch_isend_irecv"](operations)
 
+    def exchange(
+        found: Tensor,
+        rows: Tensor,
+        received: list[int] | None = None,
+        sent: list[int] | None = None,
+        **options: Any,
+    ) -> Any:
+        own = rows.shape[0] // W if sent is None else sent[rank]
+        counter.sent += _bytes(rows) - _bytes(rows[:own])
+        return kept[dist, "all_to_all_single"](found, rows, received, sent, **options)
+
+    def broadcast(values: Tensor, *arguments: Any, **options: Any) -> Any:
+        counter.sent += _bytes(values)
+        return kept[dist, "broadcast"](values, *arguments, **options)
+
     def unknown(*_: Any, **__: Any) -> None:
         raise AssertionError("a collective that is not counted")
 
@@ -56,8 +97,10 @@ def counting(size: int) -> Iterator[Counter]:
         (_side, "_reduce_scatter"): scatter,
         (dist, "all_reduce"): reduce,
         (dist, "batch_isend_irecv"): batch,
+        (dist, "all_to_all_single"): exchange,
+        (dist, "broadcast"): broadcast,
     }
-    for name in ("all_gather", "all_to_all_single", "all_to_all", "broadcast", "gather", "reduce"):
+    for name in ("all_gather", "all_to_all", "gather", "reduce"):
         wrapped[dist, name] = unknown
     kept = {(module, name): getattr(module, name) for module, name in wrapped}
     try:
@@ -71,7 +114,7 @@ def counting(size: int) -> Iterator[Counter]:
 
 def on_rank(group: Any, spread: Spread) -> tuple[float, float]:
     """Return the bytes that this rank sends in the forward and in the backward pass."""
-    with counting(group.size()) as counter:
+    with counting(group.size(), group.rank()) as counter:
         value, _ = loss_of(spread, group, *own_slices(spread, group.rank()))
         sent = counter.take()
         value.sum().backward()
