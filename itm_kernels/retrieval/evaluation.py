@@ -62,6 +62,7 @@ def evaluate(
     Choose the metric by the loss: ``metric="cosine"`` for a model trained on cosines (InfoNCE,
     InfoCMR, the sigmoid loss, ITO), and ``"dot"`` for a model trained on dot products (the hinge
     losses). For rows of norm 1 both are the same. Float16 and bfloat16 are scored in float32.
+    `evaluate_scores` takes scores that are no products of embeddings.
 
     Args:
         image: ``[N, D]``, one row per image.
