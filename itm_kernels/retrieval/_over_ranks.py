@@ -1,4 +1,4 @@
-"""Retrieval over the ranks of a process group: rows are gathered, queries are shared."""
+"""Retrieval over the ranks of a process group: queries, or blocks of scores, are shared."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.distributed._side import Side
 from itm_kernels.ops._ranks import Ranks
 from itm_kernels.retrieval._inputs import Rows
+from itm_kernels.retrieval._score_blocks import Ranking
 
 Function = Callable[[Rows, Rows], Ranks]  # of queries and gallery
 
@@ -61,3 +62,31 @@ def ranked_in_shares(function: Function, agreement: Agreement) -> Function:
         return Ranks(rank, above, ties, positives)
 
     return run
+
+
+def rank_blocks(
+    function: str,
+    agreement: Agreement,
+    start: Callable[[], tuple[Ranking, dict[str, object]]],
+) -> Ranking:
+    """Rank all queries, every rank from its share of the blocks.
+
+    Args:
+        function: the public function, for messages.
+        agreement: of the group.
+        start: checks this rank's arguments; returns the ranking and what must be equal on all
+            ranks.
+    """
+    with agreement:
+        ranking, options = start()
+        ranking.find_best()
+        agreement.describe(function, {"scores": ranking.best[:, None]}, None, **options)
+    side = agreement.sides["scores"]
+    best = side.all_reduce(ranking.best.double(), "MAX")  # gloo has no maximum of every dtype
+    ranking.bound_by(best.to(ranking.best.dtype))
+    # A score function may fail on one rank; the others must not wait for it.
+    with Agreement(agreement.group, "sum", "gather") as again:
+        ranking.count()
+        again.describe(function, {"scores": ranking.best[:, None]})
+    ranking.counts = side.all_reduce(ranking.counts)
+    return ranking

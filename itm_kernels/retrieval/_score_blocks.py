@@ -15,21 +15,20 @@ Progress = Callable[[int, int], object]  # of the blocks computed and the blocks
 
 
 class Block(NamedTuple):
-    """A block of scores, and its candidates."""
+    """A block of scores, and the queries that they rank."""
 
-    images: slice
+    images: slice  # also their place among the queries of all folds
     texts: slice
     columns: Tensor | None  # the texts of the fold among these; None: all
-    rows: slice  # places of the images in the fold
-    places: slice  # places of the texts in the fold
+    places: slice  # the texts among the queries of all folds
     has_positive: bool
 
 
 class Fold(NamedTuple):
-    """Consecutive images, their texts, and the blocks that hold their scores."""
+    """Consecutive images and their texts among the queries, and the blocks of their scores."""
 
-    images: int
-    texts: int
+    images: slice
+    texts: slice
     blocks: list[Block]
 
 
@@ -37,7 +36,8 @@ def cut(image_ids: Tensor, text_ids: Tensor, folds: int, block_size: int) -> lis
     """Cut every fold into blocks of at most `block_size` images and as many images' texts."""
     N, M = len(image_ids), len(text_ids)
     width = -(-M * block_size // N)
-    found = []
+    found: list[Fold] = []
+    queries = N  # the images of all folds come first, then the texts of every fold
     for first in range(0, N, N // folds):
         end = first + N // folds
         texts = torch.isin(text_ids, image_ids[first:end]).nonzero()[:, 0]
@@ -45,15 +45,17 @@ def cut(image_ids: Tensor, text_ids: Tensor, folds: int, block_size: int) -> lis
         blocks = []
         for start in range(first, end, block_size):
             images = slice(start, min(start + block_size, end))
-            rows = slice(images.start - first, images.stop - first)
             own = torch.isin(text_ids[texts], image_ids[images])
-            for span, columns, places in windows:
-                blocks.append(Block(images, span, columns, rows, places, bool(own[places].any())))
-        found.append(Fold(N // folds, len(texts), blocks))
+            for span, columns, (begin, stop) in windows:
+                places = slice(queries + begin, queries + stop)
+                positive = bool(own[begin:stop].any())
+                blocks.append(Block(images, span, columns, places, positive))
+        found.append(Fold(slice(first, end), slice(queries, queries + len(texts)), blocks))
+        queries += len(texts)
     return found
 
 
-def _windows(texts: Tensor, width: int) -> list[tuple[slice, Tensor | None, slice]]:
+def _windows(texts: Tensor, width: int) -> list[tuple[slice, Tensor | None, tuple[int, int]]]:
     """Return slices of at most `width` texts, the columns of the given texts, and their places."""
     numbers = (texts - texts[0]) // width
     ends = numbers.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
@@ -63,102 +65,108 @@ def _windows(texts: Tensor, width: int) -> list[tuple[slice, Tensor | None, slic
         first, last = int(chosen[0]), int(chosen[-1])
         whole = last - first + 1 == len(chosen)
         columns = None if whole else chosen - first
-        found.append((slice(first, last + 1), columns, slice(start, end)))
+        found.append((slice(first, last + 1), columns, (start, end)))
     return found
 
 
-def ranks_of_folds(
-    score: ScoreFunction,
-    ids: tuple[Tensor, Tensor],  # [N], [M]
-    folds: Sequence[Fold],
-    progress: Progress | None,
-) -> list[tuple[Ranks, Ranks]]:
-    """Return the ranks of the images and of the texts of every fold.
+class Ranking:
+    """Best positives of all queries from some blocks, then counts of the candidates around them.
 
-    Blocks with a positive are computed before all others, and once more: their positives bound the
-    counts. A positive is never compared with its second computation.
+    Blocks with a positive are computed for both. A positive is never compared with its second
+    computation. Of a group, every rank computes each `size`-th block.
     """
-    computed = 0
-    blocks = sum(1 + block.has_positive for fold in folds for block in fold.blocks)
-    like: Tensor | None = None
-
-    def scored(block: Block) -> Tensor:
-        nonlocal computed, like
-        scores = _checked(score(block.images, block.texts), block, like)
-        like = scores[:0, :0]
-        computed += 1
-        if progress is not None:
-            progress(computed, blocks)
-        return scores if block.columns is None else scores[:, block.columns.to(scores.device)]
-
-    def own(block: Block) -> Tensor:
-        texts = ids[1][block.texts]
-        texts = texts if block.columns is None else texts[block.columns]
-        return ids[0][block.images][:, None] == texts
-
-    return [_ranks(scored, own, fold) for fold in folds]
-
-
-def _ranks(
-    scored: Callable[[Block], Tensor], own: Callable[[Block], Tensor], fold: Fold
-) -> tuple[Ranks, Ranks]:
-    image, text = _Queries(fold.images), _Queries(fold.texts)
-    for block in fold.blocks:
-        if block.has_positive:
-            scores = scored(block)
-            positive = own(block).to(scores.device)
-            image.find_best(block.rows, scores, positive)
-            text.find_best(block.places, scores.T, positive.T)
-    for block in fold.blocks:
-        scores = scored(block)
-        if block.has_positive:
-            # Comparisons with NaN are false.
-            scores = scores.masked_fill(own(block).to(scores.device), torch.nan)
-        image.count(block.rows, scores)
-        text.count(block.places, scores.T)
-    return image.ranks(fold.texts), text.ranks(fold.images)
-
-
-class _Queries:
-    """The best positive of every query, and counts of the candidates around it."""
 
     best: Tensor  # [Q], -inf without a finite positive
-    above: Tensor  # [Q]
-    ties: Tensor  # [Q]
-    positives: Tensor  # [Q], that tie for the best
-    own: Tensor  # [Q], all positives, finite or not
+    counts: Tensor  # [4, Q]: above, ties, positives that tie for the best, all positives
 
-    def __init__(self, queries: int) -> None:
-        self.queries = queries
+    def __init__(
+        self,
+        score: ScoreFunction,
+        ids: tuple[Tensor, Tensor],  # [N], [M]
+        folds: Sequence[Fold],
+        progress: Progress | None,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self._score, self._ids, self._folds, self._progress = score, ids, folds, progress
+        blocks = [block for fold in folds for block in fold.blocks]
+        with_positive = [block for block in blocks if block.has_positive]
+        self._first, self._all = with_positive[rank::size], blocks[rank::size]
+        # Scores decide on dtype and device: a rank without a share computes one block for them.
+        self._sample = None if self._first else with_positive[0]
+        self._computed = 0
+        self._blocks = len(self._first) + len(self._all) + (self._sample is not None)
 
-    def find_best(self, where: slice, scores: Tensor, positive: Tensor) -> None:  # [q, g] each
+    def find_best(self) -> None:
+        """Find the best positive of every query in this rank's blocks."""
+        if self._sample is not None:
+            self._scores(self._sample)
+        for block in self._first:
+            scores = self._scores(block)
+            positive = self._positive(block).to(scores.device)
+            self._update(block.images, scores, positive)
+            self._update(block.places, scores.T, positive.T)
+
+    def bound_by(self, best: Tensor) -> None:  # [Q]
+        """Take the best positives of all ranks, and drop counts of positives below them."""
+        self.counts[2].masked_fill_(self.best < best, 0)
+        self.best = best
+
+    def count(self) -> None:
+        """Count the negatives above and at the best positive in this rank's blocks."""
+        above, ties, *_ = self.counts
+        for block in self._all:
+            negatives = self._scores(block)
+            if block.has_positive:
+                # Comparisons with NaN are false.
+                positive = self._positive(block).to(negatives.device)
+                negatives = negatives.masked_fill(positive, torch.nan)
+            for where, side in ((block.images, negatives), (block.places, negatives.T)):
+                best = self.best[where, None]
+                above[where] += (side > best).sum(1)
+                ties[where] += (side == best).sum(1)
+
+    def ranks(self) -> list[tuple[Ranks, Ranks]]:
+        """Return the ranks of the images and of the texts of every fold."""
+
+        def of(queries: slice, candidates: slice) -> Ranks:
+            above, ties, positives, own = self.counts[:, queries]
+            # A query without a finite positive ranks behind all negatives.
+            found = positives > 0
+            above = torch.where(found, above, candidates.stop - candidates.start - own)
+            ties = torch.where(found, ties, 0)
+            return Ranks(1 + above + ties.double() / 2, above, ties, positives)
+
+        return [(of(f.images, f.texts), of(f.texts, f.images)) for f in self._folds]
+
+    def _scores(self, block: Block) -> Tensor:
+        like = self.best if self._computed else None
+        scores = _checked(self._score(block.images, block.texts), block, like)
+        if not self._computed:
+            queries = self._folds[-1].texts.stop
+            self.best = scores.new_full((queries,), -torch.inf)
+            self.counts = torch.zeros(4, queries, dtype=torch.int64, device=scores.device)
+        self._computed += 1
+        if self._progress is not None:
+            self._progress(self._computed, self._blocks)
+        return scores if block.columns is None else scores[:, block.columns.to(scores.device)]
+
+    def _positive(self, block: Block) -> Tensor:
+        texts = self._ids[1][block.texts]
+        texts = texts if block.columns is None else texts[block.columns]
+        return self._ids[0][block.images][:, None] == texts
+
+    def _update(self, where: slice, scores: Tensor, positive: Tensor) -> None:  # [q, g] each
         """Update the best positive and the number of positives that tie for it."""
-        if not hasattr(self, "best"):  # dtype and device are those of the first scores
-            self.best = scores.new_full((self.queries,), -torch.inf)
-            counts = torch.zeros(4, self.queries, dtype=torch.int64, device=scores.device)
-            self.above, self.ties, self.positives, self.own = counts
         finite = positive & scores.isfinite()
         highest = scores.masked_fill(~finite, -torch.inf).amax(1)
         number = (finite & (scores == highest[:, None])).sum(1)
-        before = self.best[where]
-        self.positives[where] = torch.where(highest >= before, number, 0) + torch.where(
-            before >= highest, self.positives[where], 0
+        before, (_, _, positives, own) = self.best[where], self.counts
+        positives[where] = torch.where(highest >= before, number, 0) + torch.where(
+            before >= highest, positives[where], 0
         )
         self.best[where] = torch.maximum(before, highest)
-        self.own[where] += positive.sum(1)
-
-    def count(self, where: slice, negatives: Tensor) -> None:  # [q, g], NaN for positives
-        """Count negatives above the best positive and negatives that tie with it."""
-        best = self.best[where, None]
-        self.above[where] += (negatives > best).sum(1)
-        self.ties[where] += (negatives == best).sum(1)
-
-    def ranks(self, candidates: int) -> Ranks:
-        """Return the ranks; a query without a finite positive ranks behind all negatives."""
-        found = self.positives > 0
-        above = torch.where(found, self.above, candidates - self.own)
-        ties = torch.where(found, self.ties, 0)
-        return Ranks(1 + above + ties.double() / 2, above, ties, self.positives)
+        own[where] += positive.sum(1)
 
 
 def _checked(scores: object, block: Block, like: Tensor | None) -> Tensor:

@@ -1,19 +1,23 @@
 """Evaluation of retrieval from a score function or a score matrix."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from itm_kernels import _checks
 from itm_kernels._public import UnnamedTypeError, UnnamedValueError, public
+from itm_kernels.distributed._agreement import Agreement
 from itm_kernels.retrieval._inputs import check_folds, check_ks, check_positives, ids_of_layout
+from itm_kernels.retrieval._over_ranks import rank_blocks
 from itm_kernels.retrieval._score_blocks import (
     Progress,
+    Ranking,
     ScoreFunction,
     cut,
     matrix_blocks,
-    ranks_of_folds,
 )
 from itm_kernels.retrieval.report import (
     RetrievalReport,
@@ -39,6 +43,7 @@ def evaluate_scores(
     folds: int = 1,
     block_size: int = 128,
     progress: Progress | None = None,
+    group: ProcessGroup | None = None,
 ) -> RetrievalReport:
     r"""Measure retrieval by scores that a model computes itself, one block at a time.
 
@@ -67,6 +72,9 @@ def evaluate_scores(
             1,000 images per fold. Numbers of ties are summed. Blocks between folds are skipped.
         block_size: images per block. A block has as many texts as so many images have on average.
         progress: called as ``progress(done, total)`` with numbers of blocks after every block.
+        group: a process group over whose ranks the blocks are spread. Every rank passes the same
+            arguments, so each can score all images and texts; each computes an equal share of the
+            blocks, and gets the same report. None: this process computes all blocks.
 
     Returns:
         Recalls in percent, median ranks, mean ranks, MRR and the number of queries with ties, for
@@ -75,12 +83,14 @@ def evaluate_scores(
     Raises:
         TypeError: an argument or a block has the wrong type or dtype.
         ValueError: shapes do not fit, `ks` is empty, repeats a number or has one below 1, an id
-            appears on one side only, or `folds` does not divide N.
+            appears on one side only, or `folds` does not divide N; with a group, ranks pass
+            different arguments.
+        RuntimeError: another rank of the group raised an error.
 
     Warns:
         UserWarning: a k exceeds the number of candidates, or all positives of a query have scores
             that are not finite. Such a query ranks behind all of its negatives; a negative with a
-            score of NaN ranks last.
+            score of NaN ranks last. Of a group, rank 0 warns.
 
     Source: Faghri et al., VSE++, 2018, section 4; Lee et al., Stacked Cross Attention, 2018,
     section 4.1, for the folds.
@@ -98,20 +108,36 @@ def evaluate_scores(
         text to image     66.7   100.0          1.0        1.3   0.833
         R-sum 366.7
     """
-    score, N, M = _function(scores, num_images, num_texts)
-    check_ks(ks)
-    _checks.integer("folds", folds, 1)
-    check_folds(folds, N, "images")
-    _checks.integer("block_size", block_size, 1)
-    if progress is not None and not callable(progress):
-        raise UnnamedTypeError(
-            "progress must be a function of the numbers of computed and of all blocks, "
-            f"got {_checks.describe(progress)}"
-        )
-    ids = _ids(N, M, image_ids, text_ids)
-    ranked = ranks_of_folds(score, ids, cut(*ids, folds, block_size), progress)
-    warn_of_large_ks(_FUNCTION, ks, ranked)
-    warn_of_scores(_FUNCTION, ranked, "check the score function")
+    agreement = None if group is None else Agreement(group, "sum", "gather")
+    rank, size = (0, 1) if agreement is None else (agreement.rank, agreement.size)
+
+    def start() -> tuple[Ranking, dict[str, object]]:
+        score, N, M = _function(scores, num_images, num_texts)
+        check_ks(ks)
+        _checks.integer("folds", folds, 1)
+        check_folds(folds, N, "images")
+        _checks.integer("block_size", block_size, 1)
+        if progress is not None and not callable(progress):
+            raise UnnamedTypeError(
+                "progress must be a function of the numbers of computed and of all blocks, "
+                f"got {_checks.describe(progress)}"
+            )
+        ids = _ids(N, M, image_ids, text_ids)
+        blocks = cut(*ids, folds, block_size)
+        same = {"num_images": N, "num_texts": M, "ks": tuple(ks), "folds": folds}
+        same |= {"block_size": block_size, "ids": _digest(*ids)}
+        return Ranking(score, ids, blocks, progress, rank, size), same
+
+    if agreement is None or size == 1:
+        ranking, _ = start()
+        ranking.find_best()
+        ranking.count()
+    else:
+        ranking = rank_blocks(_FUNCTION, agreement, start)
+    ranked = ranking.ranks()
+    if rank == 0:
+        warn_of_large_ks(_FUNCTION, ks, ranked)
+        warn_of_scores(_FUNCTION, ranked, "check the score function")
     return mean([report(images, texts, ks) for images, texts in ranked])
 
 
@@ -165,3 +191,8 @@ def _ids(
         return ids_of_layout(N, M, torch.device("cpu"))
     check_positives(*given)
     return given[0], given[1]
+
+
+def _digest(*ids: Tensor) -> str:
+    """Return some characters that differ for other ids."""
+    return sha256(b"".join(side.numpy().tobytes() for side in ids)).hexdigest()[:16]

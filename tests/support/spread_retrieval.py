@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from itm_kernels.ops import _ranks
-from itm_kernels.retrieval import RetrievalReport, evaluate, evaluation
+from itm_kernels.retrieval import RetrievalReport, evaluate, evaluate_scores, evaluation
 
 
 class Found(NamedTuple):
@@ -49,3 +49,41 @@ def evaluate_on_rank(
     finally:
         evaluation.fused_ranks = _ranks.fused_ranks
     return Found(report, scores, [str(w.message) for w in told])
+
+
+class Shared(NamedTuple):
+    """What a rank returns, the blocks it computes and is told of, and its warnings."""
+
+    report: RetrievalReport
+    blocks: list[tuple[int, int]]
+    progress: list[tuple[int, int]]
+    warnings: list[str]
+
+
+def evaluate_scores_on_rank(
+    group: Any,
+    scores: Tensor,  # [N, M]
+    options: list[dict[str, Any]],  # of every rank
+    failing: tuple[int, int] | None = None,  # a rank, and how many blocks it computes before
+) -> Shared:
+    """Evaluate this rank's share of the blocks; without a group, all blocks."""
+    rank = 0 if group is None else group.rank()
+    blocks: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
+
+    def score(i: slice, j: slice) -> Tensor:
+        if failing is not None and failing == (rank, len(blocks)):
+            raise OverflowError("out of memory")
+        blocks.append((i.start, j.start))
+        return scores[i, j]
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        report = evaluate_scores(
+            score,
+            *scores.shape,
+            **options[rank],
+            group=group,
+            progress=lambda *counts: progress.append(counts),
+        )
+    return Shared(report, blocks, progress, [str(w.message) for w in told])
