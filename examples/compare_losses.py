@@ -106,13 +106,18 @@ def write_table(runs: list[dict[str, Any]]) -> str:
         figures = [
             loss,
             str(len(group)),
-            _spread([run["dev"]["rsum"] for run in group]),
-            _spread([run["test"]["rsum"] for run in group]),
+            spread([run["dev"]["rsum"] for run in group]),
+            spread([run["test"]["rsum"] for run in group]),
             *directions,
             f"{minutes:.1f}",
         ]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean of R-sums and, of several, their sample standard deviation."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _summarise(record: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +131,6 @@ def _summarise(record: dict[str, Any]) -> dict[str, Any]:
         "backends": record["loss_time"]["chosen"],
         "threads": record["threads"],
     }
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
