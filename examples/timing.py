@@ -27,6 +27,15 @@ _OPERATORS = {
     "itm": ("unit_rows", "log_sum_exp", "cross_entropy", "sample_negatives"),
     "ito": ("unit_rows", "log_sum_exp", "cross_entropy"),
 }
+# Those of the losses that take scores.
+_OPERATORS_OF_SCORES = {
+    "sum_of_hinges": ("sum_of_hinges_from_scores",),
+    "max_of_hinges": ("max_of_hinges_from_scores",),
+    "imc": ("max_of_hinges_from_scores", "intra_modal"),
+    "info_cmr": (*_OPERATORS["info_cmr"], "log_sum_exp_from_scores"),
+    "info_nce": ("log_sum_exp_from_scores", "cross_entropy"),
+    "sigmoid": ("sigmoid_from_scores",),
+}
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,8 @@ def time_loss(
                     seconds[backend].append(elapsed)
     ids = batches[0][1]
     operators = _OPERATORS[name]
-    if similarity in OPERATORS:  # the loss itself reads scores that exist
-        operators = (OPERATORS[similarity],)
+    if similarity in OPERATORS:
+        operators = (OPERATORS[similarity], *_OPERATORS_OF_SCORES[name])
     chosen = {
         operator: backends.choose(operator, ids.device.type, (len(ids), len(ids)))
         for operator in operators

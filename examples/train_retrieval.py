@@ -142,10 +142,13 @@ def _report(run: Run, *, with_test: bool) -> None:
     """Print the tables of the best epoch; write ``history.json`` and the figures."""
     options, out = run.options, run.directory
     run.restore_best()
-    title = f"{options.loss} on {Path(options.data).name}, best epoch {run.best_epoch}"
-    plot_curves(run.history, f"{options.loss} on {Path(options.data).name}", out / "curves.png")
-    dev = run.data.dev
-    plot_retrieved(dev, run.scores(dev), f"{title}, dev", out / "retrieved.png")
+    loss, dev = options.loss, run.data.dev
+    if options.similarity is not None:
+        loss = f"{loss}, {options.similarity} similarity"
+    title = f"{loss} on {Path(options.data).name}"
+    plot_curves(run.history, title, out / "curves.png")
+    title = f"{title}, best epoch {run.best_epoch}, dev"
+    plot_retrieved(dev, run.scores(dev), title, out / "retrieved.png")
     record = {
         "options": asdict(options),
         "epochs": run.history,
@@ -162,7 +165,7 @@ def _report(run: Run, *, with_test: bool) -> None:
     timed = _time(run)
     record["loss_time"] = timed.as_json()
     threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
-    print(f"\n{options.loss}, batches of {_timed_rows(run)} x {options.dim}, {threads}")
+    print(f"\n{loss}, batches of {_timed_rows(run)} x {options.dim}, {threads}")
     print(timed)
     unfinished = out / f"{RECORD}.tmp"
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,15 @@
 """The comparison of similarities: rows are made once and kept."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 import compare_similarities
+
+ROOT = Path(__file__).parents[2]
+PAGE = next((ROOT / "docs").glob("fine_grained.*"))
 
 
 def arguments(path, *more: object) -> list[str]:
@@ -43,3 +48,11 @@ def test_the_table_gives_means_and_sample_deviations():
         "| global |  | 100.0 |",
         "| late | 208.0 ± 2.8 |  |",
     ]
+
+
+def test_the_examples_of_the_page_run_in_order(capsys):
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
+        exec(compile(block, PAGE.name, "exec"), names)
+    assert names["scores"].shape == (32, 32) and names["words"].grad.abs().sum() > 0
+    assert "R-sum" in capsys.readouterr().out

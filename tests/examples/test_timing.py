@@ -11,6 +11,16 @@ from timing import LossTime, time_loss
 WIDTHS = Widths(16, image_tokens=16, text_tokens=16)
 
 
+def encoded_sets() -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Three regions and four words, and pooled embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    regions, words, image, text = (
+        torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+        for shape in ((6, 3, 16), (6, 4, 16), (6, 16), (6, 16))
+    )
+    return (regions, words, torch.full((6,), 4), image, text), torch.arange(6)
+
+
 def encoded_batch(loss: str) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 6, 16) if loss == "ito" else (6, 16)
@@ -18,11 +28,17 @@ def encoded_batch(loss: str) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     return tuple(torch.nn.functional.normalize(part, dim=-1) for part in parts), torch.arange(6)
 
 
-@pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_the_operators_told_are_those_that_the_loss_resolves(loss, monkeypatch):
-    encoded, ids = encoded_batch(loss)
-    objective = build_objective(loss, WIDTHS)
-    told = time_loss(loss, objective, WIDTHS, [(encoded, ids)], rounds=1).chosen
+@pytest.mark.parametrize(
+    ("loss", "similarity"),
+    [(loss, None) for loss in LOSS_NAMES]
+    + [(loss, "late") for loss in LOSS_NAMES if loss not in ("itm", "ito")]
+    + [("info_nce", "scan_i2t")],
+)
+def test_the_operators_told_are_those_that_the_loss_resolves(loss, similarity, monkeypatch):
+    encoded, ids = encoded_batch(loss) if similarity is None else encoded_sets()
+    objective = build_objective(loss, WIDTHS, similarity=similarity)
+    batches = [(encoded, ids)]
+    told = time_loss(loss, objective, WIDTHS, batches, similarity=similarity, rounds=1).chosen
     asked = set()
 
     def refuse(operator: str, *where: object, **options: object) -> str:
