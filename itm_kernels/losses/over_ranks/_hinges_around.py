@@ -184,7 +184,7 @@ def values_of_scores_around(
             same = image_ids[given, None] == text_ids
             of_texts = term(scores, same, s_positive, 0)
             pairs = in_block(given)
-            rows = batch.all_positive[pairs] - given.start
+            rows = slice(None) if batch.diagonal else batch.all_positive[pairs] - given.start
             among_texts = term(scores[rows], same[rows], all_positive[pairs, None], 1)
             of_pairs = of_pairs.index_copy(0, pairs, among_texts)
         both = of_texts, of_pairs
