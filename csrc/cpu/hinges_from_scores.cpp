@@ -51,7 +51,7 @@ Tensor sum_of_hinges_from_scores_forward(const Tensor& scores, const OptionalTen
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "sum_of_hinges_from_scores_forward", [&] {
     const auto offset = pairs.offsets<scalar_t>(scores, margin);
     std::vector<double> sum = first_sums(offset);
-    for_each_block<scalar_t>(scores, 1, [&](const Tile<scalar_t>& t) {
+    for_each_score_block<scalar_t>(scores, 1, [&](const Tile<scalar_t>& t) {
       exclude(t, pairs.same);
       add_hinges(t, pairs.by_image, offset, sum);
     });
@@ -76,7 +76,7 @@ Tensor sum_of_hinges_from_scores_backward(const Tensor& grad, const Tensor& loss
       exclude(t, pairs.same);
       to_hinge_gradient(t, pairs.by_image, offset, of_loss, active);
     };
-    Tensor found = gradient_of_blocks<scalar_t>(scores, 1, to_gradient);
+    Tensor found = gradient_of_score_blocks<scalar_t>(scores, 1, to_gradient);
     // Pairs that share an id have no weight yet.
     std::vector<scalar_t> of_positive = positive_gradients(active, of_loss);
     const auto* l = value.const_data_ptr<scalar_t>();
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> max_of_hinges_from_scores_forward(
   HardestNegatives found(scores.size(0), scores.size(1), wide_options(scores));
   const auto dtype = found.positive.scalar_type();
   return AT_DISPATCH_FLOATING_TYPES(dtype, "max_of_hinges_from_scores_forward", [&] {
-    const auto blocks = [&](auto&& visit) { for_each_block<scalar_t>(scores, 1, visit); };
+    const auto blocks = [&](auto&& visit) { for_each_score_block<scalar_t>(scores, 1, visit); };
     if (is_semihard)
       find_semihard<scalar_t>(found, pairs.of(), pairs.same, blocks);
     else

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> log_sum_exp_from_scores_forwa
   const Tensor own = at::full({scores.size(1)}, std::numeric_limits<double>::quiet_NaN(), options);
   return AT_DISPATCH_FLOATING_TYPES(own.scalar_type(), "log_sum_exp_from_scores_forward", [&] {
     RunningLogSumExp<scalar_t> row(scores.size(0)), column(scores.size(1));
-    for_each_block<scalar_t>(scores, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+    for_each_score_block<scalar_t>(scores, scale.item<double>(), [&](const Tile<scalar_t>& t) {
       extract_positives(t, same, positives.const_data_ptr<int64_t>(),
                         own.mutable_data_ptr<scalar_t>());
       add_exponentials(t, row, column);
@@ -40,7 +40,12 @@ std::tuple<Tensor, Tensor> log_sum_exp_from_scores_backward(
   const auto options = wide_options(scores);
   const auto numbers = [&](const Tensor& t) { return t.to(options).contiguous(); };
   const Tensor a = numbers(grad_row), b = numbers(grad_column), p = numbers(grad_positive);
-  const Tensor sums[] = {numbers(row), numbers(row_highest), numbers(column),
+  // The sum of no logit, or of -inf only, has no gradient; -inf - -inf would be NaN.
+  const auto below = [&](const Tensor& t) {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    return t.masked_fill(t.eq(-infinity), infinity);
+  };
+  const Tensor sums[] = {numbers(below(row)), numbers(row_highest), numbers(below(column)),
                          numbers(column_highest)};
   const SameId same(x_ids, y_ids);
   const Tensor positives = positive.contiguous();
@@ -55,7 +60,7 @@ std::tuple<Tensor, Tensor> log_sum_exp_from_scores_backward(
       to_softmax_gradient(t, all, &same, positive_of, of(p));
       grad_scale += weighted_sum(t, scores, same, positive_of);
     };
-    grad_scores = gradient_of_blocks<scalar_t>(scores, scale.item<double>(), to_gradient);
+    grad_scores = gradient_of_score_blocks<scalar_t>(scores, scale.item<double>(), to_gradient);
   });
   return {grad_scores, at::scalar_tensor(grad_scale, scale.options())};
 }

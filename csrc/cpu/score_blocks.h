@@ -22,7 +22,7 @@ inline at::TensorOptions wide_options(const Tensor& scores) {
 // overwrite. It fits a second-level cache, so that the matrix is read once from memory. Blocks have
 // a multiple of 16 rows, which column sums add in one chain.
 template <typename T, typename Visit>
-void for_each_block(const Tensor& scores, double alpha, Visit&& visit) {
+void for_each_score_block(const Tensor& scores, double alpha, Visit&& visit) {
   const int64_t N = scores.size(0), M = scores.size(1);
   const int64_t in_cache = kTileRows * at::get_num_threads() * kTileColumns / M;
   const int64_t rows = std::min(N, std::max<int64_t>(16, in_cache / 16 * 16));
@@ -39,9 +39,9 @@ void for_each_block(const Tensor& scores, double alpha, Visit&& visit) {
 // Does the same for the gradient of the scores: to_gradient(tile) turns a tile into the gradient of
 // alpha times the scores.
 template <typename T, typename ToGradient>
-Tensor gradient_of_blocks(const Tensor& scores, double alpha, ToGradient&& to_gradient) {
+Tensor gradient_of_score_blocks(const Tensor& scores, double alpha, ToGradient&& to_gradient) {
   Tensor grad = at::empty({scores.size(0), scores.size(1)}, scores.options());
-  for_each_block<T>(scores, alpha, [&](const Tile<T>& t) {
+  for_each_score_block<T>(scores, alpha, [&](const Tile<T>& t) {
     to_gradient(t);
     Tensor block = at::from_blob(t.data, {t.rows, t.columns}, wide_options(scores));
     if (alpha != 1) block.mul_(alpha);
@@ -51,12 +51,14 @@ Tensor gradient_of_blocks(const Tensor& scores, double alpha, ToGradient&& to_gr
 }
 
 // Returns the sum of a tile of weights times the unscaled scores, the gradient of a scale. Pairs
-// that share an id and are not positive take no part, whatever their scores are.
+// that share an id and are not positive take no part, whatever their scores are, and neither does a
+// score of -inf, whose weight is 0.
 template <typename T>
 double weighted_sum(const Tile<T>& weights, const Tensor& scores, const SameId& same,
                     const int64_t* positive_of) {
-  const Tensor rows = scores.narrow(0, weights.first_row, weights.rows);
-  const Tensor block = rows.to(wide_options(scores)).contiguous();
+  const Tensor rows = scores.narrow(0, weights.first_row, weights.rows).to(wide_options(scores));
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const Tensor block = rows.masked_fill(rows.eq(-infinity), 0).contiguous();
   const T* s = block.const_data_ptr<T>();
   const int64_t M = weights.columns;
   const auto& loop = loops<T>();

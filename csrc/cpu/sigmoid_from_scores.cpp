@@ -19,7 +19,7 @@ Tensor sigmoid_from_scores_forward(const Tensor& scores, const Tensor& scale, co
   AT_DISPATCH_FLOATING_TYPES(loss.scalar_type(), "sigmoid_from_scores_forward", [&] {
     const auto b = bias.item<scalar_t>();
     std::vector<double> sum(scores.size(1));
-    for_each_block<scalar_t>(scores, scale.item<double>(), [&](const Tile<scalar_t>& t) {
+    for_each_score_block<scalar_t>(scores, scale.item<double>(), [&](const Tile<scalar_t>& t) {
       to_logits(t, b, same, positive_of);
       add_softplus(t, sum);
     });
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_from_scores_backward(
       grad_bias += to_sigmoid_gradient(t, same, of_loss);
       grad_scale += weighted_sum(t, scores, same, positive_of);
     };
-    grad_scores = gradient_of_blocks<scalar_t>(scores, scale.item<double>(), to_gradient);
+    grad_scores = gradient_of_score_blocks<scalar_t>(scores, scale.item<double>(), to_gradient);
   });
   return {grad_scores, at::scalar_tensor(grad_scale, scale.options()),
           at::full({}, grad_bias, bias.options())};

@@ -2,6 +2,9 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from itm_kernels.triton._tile_table import architecture
 
 # One base for all exponents of a tile is safe while the maxima of its rows and columns differ by
 # less than 60: e^60 does not overflow, e^-60 does not underflow.
@@ -86,3 +89,45 @@ def log_sum_of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: 
         total += tl.sum(tl.exp(sums), 0).to(tl.float64)
     tl.store(found + a, _logarithm(total.to(DTYPE)), mask=a < anchors)
     tl.store(found_highest + a, shift, mask=a < anchors)
+
+
+@triton.jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
+def _join_tiles_kernel(
+    row,  # [2, column tiles, N]
+    column,  # [2, row tiles, M]
+    of_row,  # [N]
+    row_highest,  # [N]
+    of_column,  # [M]
+    column_highest,  # [M]
+    N,
+    M,
+    row_tiles,
+    column_tiles,
+    ANCHORS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
+    if tl.program_id(1) == 0:
+        log_sum_of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
+    else:
+        log_sum_of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
+
+
+def shares_exponentials() -> bool:
+    """Return whether rows and columns share exponentials: sm_100's compiler fails on the branch."""
+    return architecture() != 100
+
+
+def log_sums_of_tiles(
+    row: Tensor,  # [2, column tiles, N]
+    column: Tensor,  # [2, row tiles, M]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N], [N], [M], [M]
+    """Reduce over tiles; return the log-sum-exp and the maximum of rows, then of columns."""
+    N, M = row.shape[2], column.shape[2]
+    of_row, row_highest = row.new_empty(N), row.new_empty(N)
+    of_column, column_highest = row.new_empty(M), row.new_empty(M)
+    _join_tiles_kernel[(triton.cdiv(max(N, M), 64), 2)](
+        row, column, of_row, row_highest, of_column, column_highest, N, M,
+        column.shape[1], row.shape[1], ANCHORS=64, TILES=16,
+    )  # fmt: skip
+    return of_row, row_highest, of_column, column_highest

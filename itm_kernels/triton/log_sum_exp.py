@@ -11,7 +11,11 @@ from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands, gluon
 from itm_kernels.triton._blocked_products import no_scores, products_in_parts
-from itm_kernels.triton._log_sums import log_sum_of_tiles, tile_log_sums
+from itm_kernels.triton._log_sums import (
+    log_sums_of_tiles,
+    shares_exponentials,
+    tile_log_sums,
+)
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import weight_scale
@@ -22,7 +26,6 @@ from itm_kernels.triton._softmax_weights import (
     disjoint_ids,
     store_softmax_weights,
 )
-from itm_kernels.triton._tile_table import architecture
 
 
 @triton.jit(do_not_specialize=["N", "M"])
@@ -69,28 +72,6 @@ def _forward_kernel(
     tl.store(at + tl.cast(tl.cdiv(N, ROWS), tl.int64) * M, column_sum, mask=m < M)
 
 
-@triton.jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
-def _join_tiles_kernel(
-    row,  # [2, column tiles, N]
-    column,  # [2, row tiles, M]
-    of_row,  # [N]
-    row_highest,  # [N]
-    of_column,  # [M]
-    column_highest,  # [M]
-    N,
-    M,
-    row_tiles,
-    column_tiles,
-    ANCHORS: tl.constexpr,
-    TILES: tl.constexpr,
-):
-    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
-    if tl.program_id(1) == 0:
-        log_sum_of_tiles(row, of_row, row_highest, column_tiles, N, a, TILES)
-    else:
-        log_sum_of_tiles(column, of_column, column_highest, row_tiles, M, a, TILES)
-
-
 def log_sum_exp_forward(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
@@ -109,7 +90,7 @@ def log_sum_exp_forward(
     if gluon.is_selected("log_sum_exp", both):
         from itm_kernels.triton.gluon.log_sum_exp import tile_log_sums
 
-        return _joined(x, *tile_log_sums(both, scale, x_ids, y_ids, positive))
+        return _result(x, *tile_log_sums(both, scale, x_ids, y_ids, positive))
     N, M = both.shape
     dtype, device = wide_dtype(x), x.device
     row = torch.empty((2, triton.cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
@@ -118,31 +99,15 @@ def log_sum_exp_forward(
     _forward_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive),
         scale=scale, row=row, column=column, of_positive=of_positive, N=N, M=M,
-        SHARED=_shared(),
+        SHARED=shares_exponentials(),
     )  # fmt: skip
-    return _joined(x, row, column, of_positive)
+    return _result(x, row, column, of_positive)
 
 
-def _joined(
-    x: Tensor,
-    row: Tensor,  # [2, column tiles, N]
-    column: Tensor,  # [2, row tiles, M]
-    of_positive: Tensor,
-) -> tuple[Tensor, ...]:
-    """Reduce over the tiles of rows and columns; return the result of `log_sum_exp_forward`."""
-    N, M = row.shape[2], column.shape[2]
-    of_row, row_highest = row.new_empty(N), row.new_empty(N)
-    of_column, column_highest = row.new_empty(M), row.new_empty(M)
-    _join_tiles_kernel[(triton.cdiv(max(N, M), 64), 2)](
-        row, column, of_row, row_highest, of_column, column_highest, N, M,
-        column.shape[1], row.shape[1], ANCHORS=64, TILES=16,
-    )  # fmt: skip
+def _result(x: Tensor, row: Tensor, column: Tensor, of_positive: Tensor) -> tuple[Tensor, ...]:
+    """Return the result of `log_sum_exp_forward` from the sums of tiles."""
+    of_row, row_highest, of_column, column_highest = log_sums_of_tiles(row, column)
     return of_row, of_column, of_positive, row_highest, column_highest, no_scores(x)
-
-
-def _shared() -> bool:
-    """Return whether rows and columns share exponentials: sm_100's compiler fails on the branch."""
-    return architecture() != 100
 
 
 def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:

@@ -59,6 +59,17 @@ def log_sum_exp(N: int, D: int, dtype: torch.dtype) -> None:
             kernels.log_sum_exp_backward(*given, values(0, 0), x, y, scale, *pair, cosine)
 
 
+def log_sum_exp_from_scores(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import log_sum_exp_from_scores as kernels
+
+    scores, sums, scale = rows(N, N, dtype), values(N), values()
+    # A transposed matrix too: the loads of a row are then not contiguous.
+    for given in (scores, scores.T):
+        kernels.log_sum_exp_from_scores_forward(given, scale, ids(N), ids(N), ids(N))
+        inputs = given, scale, ids(N), ids(N), ids(N)
+        kernels.log_sum_exp_from_scores_backward(*[sums] * 7, *inputs)
+
+
 def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import sigmoid as kernels
 
@@ -223,6 +234,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
     "log_sum_exp": log_sum_exp,
+    "log_sum_exp_from_scores": log_sum_exp_from_scores,
     "sigmoid": sigmoid,
     "sum_of_hinges": sum_of_hinges,
     "similarity": similarity,
