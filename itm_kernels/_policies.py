@@ -244,6 +244,12 @@ POLICIES = (
         *(f"{_CPU}/rbf_synthesis_logits.cpp", "kMostCancellation = 32"),
     ),
     Policy(
+        "cross attention in fp64",
+        "on CPUs, fp32 query rows for which the terms of |attended|^2 may cancel 9-fold use fp64",
+        "a Gram matrix in fp32 would have no digits left for almost opposite context rows",
+        *(f"{_CPU}/simd/stacked_attention.inl", "if (!(4 * square[w] <"),
+    ),
+    Policy(
         "k-means from the Gram matrix",
         "on CPUs, B > 1 problems with M <= min(1,024, K D / 2, B K) use products of all rows",
         "512 problems, K = 8, D = 1024: 5 times as fast at M = 512, 5 times as slow at M = 2,048",

@@ -111,7 +111,7 @@ struct SetTile {
 };
 
 // Rows and columns of a tile. They do not depend on the number of threads, so that results do not.
-constexpr int64_t kSetRows = 512, kSetColumns = 4096;
+constexpr int64_t kSetRows = 1024, kSetColumns = 4096;
 
 // Computes tiles of the products of all rows, one at a time: in one buffer, or, if a tensor is
 // given to keep, in its first entries as a matrix [rows of contexts, rows of queries].

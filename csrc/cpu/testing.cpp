@@ -1,7 +1,7 @@
 // Operators of the namespace itm_testing, which only the tests call: the noise of sample_negatives
-// word by word, and screening without its fallback. They are part of the extension because they
-// must run the code that is shipped, for the instruction set that is chosen; no public function and
-// no list of operators includes them.
+// word by word, screening without its fallback, and which cosines of cross attention are computed
+// in fp64. They are part of the extension because they must run the code that is shipped, for the
+// instruction set that is chosen; no public function and no list of operators includes them.
 
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "aten/optional_ids.h"
+#include "cpu/cross_attention.h"
 #include "cpu/hardest_negatives.h"
 #include "cpu/instruction_set.h"
 #include "cpu/same_id.h"
@@ -47,8 +48,21 @@ std::vector<Tensor> screened(const Tensor& image, const Tensor& text,
   return {positive, row.value, row.index, column.value, column.index};
 }
 
+// Returns how many cosines of fp32 queries and what they attend to are computed in fp64.
+int64_t cosines_in_double(const Tensor& context, const Tensor& query, double smooth) {
+  const Problem<float> p{{context, {}}, {query, {}}, {"none", smooth, "mean", 1}};
+  SetTiles<float> tiles(p.context, p.query);
+  int64_t exact = 0;
+  for (const Span contexts : tiles.contexts)
+    for (const Span queries : tiles.queries)
+      exact += p.for_each_group(tiles.computed(contexts, queries), grams_of(p.context, contexts),
+                                [](auto&&...) {});
+  return exact;
+}
+
 TORCH_LIBRARY_FRAGMENT(itm_testing, m) {
   m.def("philox(int[] counter, int[] key) -> int[]", philox);
+  m.def("cosines_in_double(Tensor context, Tensor query, float smooth) -> int", cosines_in_double);
   m.def("gumbel(Tensor words) -> Tensor", gumbel);
   m.def(
       "screened_negatives(Tensor image, Tensor text, Tensor? image_ids, Tensor? text_ids) -> "

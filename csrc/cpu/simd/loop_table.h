@@ -44,6 +44,49 @@ struct Softmaxes {
   }
 };
 
+// What is done to the products of a context row over the rows of every query.
+enum class OverQuery { kNothing, kNorm, kSoftmax };
+
+// The cross attention of one context and consecutive queries, with a workspace.
+template <typename T>
+struct Attention {
+  static constexpr int64_t kRows = 4;      // rows of alpha are padded to a multiple
+  static constexpr int64_t kColumns = 10;  // numbers per query row in the workspace
+
+  bool clipped;
+  OverQuery over_query;
+  T smooth;
+  // Of the context: its rows, their Gram matrix [rows, padded rows], also in fp64 for fp32 rows,
+  // and bounds of its entries below 0: the largest one, and the largest sum of a row.
+  int64_t rows;
+  const T* gram;
+  const double* exact_gram;
+  T largest, row;
+  // Of the queries: query j has the columns first[j] - first[0], ..., and the norms of their rows.
+  const int64_t* first;
+  int64_t queries, columns;
+  const T* query_norm;
+  // The rows of both, [rows, width] and [columns, width].
+  const T *context_rows, *query_rows;
+  int64_t width;
+  // Workspace: attention alpha and G alpha, [padded rows, stride]; two numbers per context row and
+  // query; two fp64 numbers per context row; numbers per query row. stride is a multiple of 128
+  // bytes.
+  int64_t stride;
+  T *alpha, *attended, *over;
+  double* exact;
+  T* of_columns;
+
+  int64_t padded_rows() const { return (rows + kRows - 1) / kRows * kRows; }
+  T* column(int64_t k) const { return of_columns + k * stride; }
+  // p = sum of alpha s, |a|^2, |a| |e|, the cosine, and its gradient, which the caller writes.
+  T* product() const { return column(5); }
+  T* square() const { return column(6); }
+  T* norms() const { return column(7); }
+  T* cosine() const { return column(8); }
+  T* of_cosine() const { return column(9); }
+};
+
 // Loops over fp32 or fp64. Maxima run over tiles: NaN is larger than any number and stays, and ties
 // go to the lowest index, because tiles are visited in increasing order.
 template <typename T>
@@ -146,6 +189,13 @@ struct Loops {
   // to_y[m] -= the sum over n of the same terms.
   void (*add_sign_panels)(const T* x, T* to_x, int64_t rows, const T* y, T* to_y, int64_t count,
                           const T* weight, int64_t stride);
+  // Computes the attention and the cosines from products s; returns how many cosines are computed
+  // in fp64, because the rows that are attended to nearly cancel.
+  int64_t (*attend)(const Attention<T>& a, const T* s, int64_t stride);
+  // After attend: turns products into their gradient from that of the cosines. own[w] is the factor
+  // of the query row in its gradient through its norm. Adds the upper triangle of twice the
+  // gradient of the Gram matrix to of_gram.
+  void (*attention_gradient)(const Attention<T>& a, T* s, int64_t stride, T* own, double* of_gram);
 };
 
 // Loops over bf16 scores, as 16-bit words.

@@ -39,6 +39,7 @@ struct Vector<double> {
 #include "cpu/simd/row_reductions.inl"
 #include "cpu/simd/screening.inl"
 #include "cpu/simd/softmax.inl"
+#include "cpu/simd/stacked_attention.inl"
 #include "cpu/simd/tile_maximum.inl"
 #include "cpu/simd/unit_rows.inl"
 
@@ -82,6 +83,8 @@ constexpr Loops<T> loops_of() {
       .add_all_differences = add_all_differences<T>,
       .panel_size = panel_size<T>,
       .add_sign_panels = add_sign_panels<T>,
+      .attend = attend<T>,
+      .attention_gradient = attention_gradient<T>,
   };
 }
 

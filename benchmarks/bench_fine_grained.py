@@ -1,0 +1,74 @@
+"""Words against regions: SCAN's cross attention and MaxSim of all images and texts.
+
+Least work: one product of all regions and words forward, two backward.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import inputs
+from benchmarks.interleaved import Row
+from benchmarks.limits import Work
+from benchmarks.rivals import fine_grained, plain
+from benchmarks.shapes import PAPERS, WIDTH, Size
+from itm_kernels import ops
+
+REGIONS = 36  # per image, as of a detector
+WORDS = (20, 50)  # per caption: MSCOCO's with some padding; long captions
+SIZES = [Size(PAPERS, WIDTH), Size(PAPERS, WIDTH // 2)]
+# Forms that attend keep several [N, M, L, D], which is 1.3 GB for 20 words and 3.4 GB for 50.
+ATTENDS_UP_TO = 20
+
+
+def row_of(operator: str, size: Size, words: int, device: str) -> Row:
+    """Return a row of regions and words of norm 1, of which those of a pair share a direction."""
+    draw = inputs.generator()
+    rows = [
+        0.5 * side[:, None].cpu().float() + torch.randn(size.N, number, size.D, generator=draw)
+        / size.D**0.5
+        for side, number in zip(inputs.paired(size, "cpu"), (REGIONS, words), strict=True)
+    ]  # fmt: skip
+    sets = tuple(torch.nn.functional.normalize(r, dim=2).to(device, size.dtype) for r in rows)
+    product = 2.0 * size.N * REGIONS * size.N * words * size.D
+    work = Work("product", product, 2 * product)
+    return Row(operator, size, sets, work, case=f"R={REGIONS} L={words}")
+
+
+def few(quick: bool, words: int) -> int:
+    """Return the words of a row; a quick run needs few."""
+    return words // 4 if quick else words
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def bench_cross_attention(compare, sized, compiled, quick, device, size, words):
+    size, words = sized(size), few(quick, words)
+    attending = {}
+    if words <= ATTENDS_UP_TO:
+        attending = {
+            "eager": plain(fine_grained.attends),
+            "scan": plain(fine_grained.scan_loop),
+        }
+    compare(
+        row_of("cross_attention", size, words, device),
+        partial(ops.cross_attention, smooth=fine_grained.SMOOTH, scale=fine_grained.SCALE),
+        fine_grained.from_gram,
+        gram=plain(fine_grained.from_gram),
+        gram_compile=compiled(fine_grained.from_gram),
+        **attending,
+    )
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def bench_late_interaction(compare, sized, compiled, quick, device, size, words):
+    size, words = sized(size), few(quick, words)
+    compare(
+        row_of("late_interaction", size, words, device),
+        ops.late_interaction,
+        fine_grained.max_sim,
+        eager=plain(fine_grained.max_sim),
+        compile=compiled(fine_grained.max_sim),
+    )

@@ -1,0 +1,165 @@
+// Stacked cross attention: tiles of products are reduced to cosines, context by context. No vector
+// that is attended to is formed: the Gram matrix of a context gives its norm.
+//
+// The gradient of the products overwrites a tile, which is then multiplied by both sides.
+
+#include "cpu/cross_attention.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "cpu/huge_pages.h"
+#include "cpu/score_tiles.h"
+
+namespace itm::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const Tensor& query,
+                                                   const OptionalTensor& context_counts,
+                                                   const OptionalTensor& query_counts,
+                                                   std::string_view feature_norm, double smooth,
+                                                   std::string_view aggregate, double scale,
+                                                   bool keep_products) {
+  const int64_t N = context.size(0), C = context.size(1), M = query.size(0), Q = query.size(1);
+  const auto options = context.options().dtype(at::toOpMathType(context.scalar_type()));
+  const Tensor scores = at::zeros({N, M}, options);
+  const Tensor products =
+      keep_products ? empty_in_huge_pages({N, C, M, Q}, options) : at::empty({0, 0, 0, 0}, options);
+  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "cross_attention_forward", [&] {
+    const Problem<scalar_t> p{
+        {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
+    SetTiles<scalar_t> tiles(p.context, p.query, if_kept(products));
+    if (keep_products) {
+      const int64_t used = p.context.total() * p.query.total();
+      products.view(-1).narrow(0, used, products.numel() - used).zero_();
+    }
+    scalar_t* score = scores.mutable_data_ptr<scalar_t>();
+    for (const Span contexts : tiles.contexts) {
+      const auto grams = grams_of(p.context, contexts);
+      for (const Span queries : tiles.queries)
+        p.for_each_group(
+            tiles.computed(contexts, queries), grams,
+            [&](const Attention<scalar_t>& a, scalar_t*, int64_t, int64_t n, Span group) {
+              for (int64_t m = group.begin; m < group.end; ++m)
+                if (p.query.size(m))
+                  score[n * M + m] = static_cast<scalar_t>(p.options.aggregated(
+                      a.cosine() + p.query.first[m] - p.query.first[group.begin], p.query.size(m)));
+            });
+    }
+  });
+  return {scores, products};
+}
+
+// The gradients of both sides, tile by tile.
+template <typename T>
+class SideGradients {
+ public:
+  explicit SideGradients(const Problem<T>& p)
+      : of_context(at::zeros_like(p.context.rows)),
+        of_query(at::zeros_like(p.query.rows)),
+        p_(p),
+        own_(p.query.total()) {}
+
+  const Tensor of_context, of_query;
+
+  // Turns the products of a tile into their gradient, which is multiplied by both sides.
+  void add(const SetTile<T>& t, const std::vector<Gram<T>>& grams, const T* grad,
+           std::vector<std::vector<double>>& of_grams) {
+    const int64_t M = p_.query.number, columns = p_.query.rows_of(t.queries);
+    const int64_t first = p_.query.first[t.queries.begin], rows = p_.context.rows_of(t.contexts);
+    std::vector<T> own((t.contexts.end - t.contexts.begin) * columns);
+    const auto to_gradient = [&](const Attention<T>& a, T* s, int64_t stride, int64_t n,
+                                 Span group) {
+      const int64_t from = p_.query.first[group.begin];
+      for (int64_t m = group.begin; m < group.end; ++m) {
+        const int64_t at = p_.query.first[m] - from, size = p_.query.size(m);
+        if (size) p_.options.aggregated(a.cosine() + at, size, grad[n * M + m], a.of_cosine() + at);
+      }
+      const int64_t i = n - t.contexts.begin;
+      loops<T>().attention_gradient(a, s, stride, &own[i * columns + from - first],
+                                    of_grams[i].data());
+    };
+    p_.for_each_group(t, grams, to_gradient);
+    for (int64_t i = 0; i < t.contexts.end - t.contexts.begin; ++i)
+      for (int64_t c = 0; c < columns; ++c) own_[first + c] += own[i * columns + c];
+    const Tensor of_products = at::from_blob(t.data, {rows, columns}, p_.query.rows.options());
+    const Tensor x = p_.context.part(p_.context.rows, t.contexts);
+    const Tensor y = p_.query.part(p_.query.rows, t.queries);
+    add_product(p_.context.part(of_context, t.contexts), of_products, y, t.queries.begin == 0);
+    add_product(p_.query.part(of_query, t.queries), of_products.t(), x, t.contexts.begin == 0);
+  }
+
+  // Adds the part through the norms of what is attended to, in fp64: rows that cancel in these
+  // norms cancel here again.
+  void add_grams(Span contexts, std::vector<std::vector<double>>& of_grams) const {
+    for (int64_t n = contexts.begin; n < contexts.end; ++n) {
+      const int64_t C = p_.context.size(n);
+      double* gram = of_grams[n - contexts.begin].data();
+      for (int64_t r = 0; r < C; ++r)
+        for (int64_t c = 0; c < r; ++c) gram[r * C + c] = gram[c * C + r];
+      const Tensor rows = p_.context.part(p_.context.rows, {n, n + 1}).to(at::kDouble);
+      const Tensor factors = at::from_blob(gram, {C, C}, rows.options());
+      p_.context.part(of_context, {n, n + 1}).add_(factors.mm(rows));
+    }
+  }
+
+  // Adds the part through the norms of the query rows.
+  void add_own() const {
+    const int64_t D = p_.query.width;
+    T* to = of_query.template mutable_data_ptr<T>();
+    parallel_for(0, p_.query.total(), grain(D), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const T weight = static_cast<T>(own_[r]);
+        loops<T>().add_rows(to + r * D, p_.query.row(r), nullptr, &weight, 1, D);
+      }
+    });
+  }
+
+ private:
+  const Problem<T>& p_;
+  std::vector<double> own_;  // factors of the query rows
+};
+
+std::tuple<Tensor, Tensor> cross_attention_backward(
+    const Tensor& grad, const Tensor&, const Tensor& products, const Tensor& context,
+    const Tensor& query, const OptionalTensor& context_counts, const OptionalTensor& query_counts,
+    std::string_view feature_norm, double smooth, std::string_view aggregate, double scale) {
+  const Tensor of_scores = wide(grad);
+  std::tuple<Tensor, Tensor> found;
+  AT_DISPATCH_FLOATING_TYPES(of_scores.scalar_type(), "cross_attention_backward", [&] {
+    const Problem<scalar_t> p{
+        {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
+    SetTiles<scalar_t> kept(p.context, p.query, if_kept(products)), tiles(p.context, p.query);
+    SideGradients<scalar_t> gradients(p);
+    for (const Span contexts : tiles.contexts) {
+      const auto grams = grams_of(p.context, contexts);
+      std::vector<std::vector<double>> of_grams;
+      for (const auto& gram : grams) of_grams.emplace_back(gram.exact.size());
+      for (const Span queries : tiles.queries)
+        gradients.add(
+            products.numel() ? kept.copied(contexts, queries) : tiles.computed(contexts, queries),
+            grams, of_scores.const_data_ptr<scalar_t>(), of_grams);
+      gradients.add_grams(contexts, of_grams);
+    }
+    gradients.add_own();
+    found = {p.context.gradient(gradients.of_context), p.query.gradient(gradients.of_query)};
+  });
+  return found;
+}
+
+TORCH_LIBRARY_IMPL(itm_native, CPU, m) {
+  m.impl("cross_attention_forward", cross_attention_forward);
+  m.impl("cross_attention_backward", cross_attention_backward);
+}
+
+}  // namespace
+}  // namespace itm::cpu
