@@ -17,9 +17,11 @@ from itm_kernels import backends
 
 pytest.importorskip("triton")
 
-# similarity returns a matrix of this size.
+# similarity returns a matrix of this size. Operators of given scores get one, and return its
+# gradient: `test_given_scores_leave_a_small_part_of_them`.
 OPERATORS = [name for name in backends.OPERATORS if backends.triton_file(name)]
-BOUNDED = sorted(set(OPERATORS) - {"similarity"})
+OF_SCORES = [name for name in OPERATORS if name.endswith("_from_scores")]
+BOUNDED = sorted(set(OPERATORS) - {"similarity", *OF_SCORES})
 
 N, D = 16384, 256  # of either side
 SMALLEST_TILE = 64  # rows or columns that leave one number each, at this size
@@ -100,6 +102,17 @@ def test_no_workspace_is_as_large_as_the_scores(
     assert 0 < workspace.largest <= max(LARGEST, RETURNED.get(operator, 0), chunk)
     # Outputs exist once, and their gradients once.
     assert workspace.peak <= ALIVE + 2 * RETURNED.get(operator, 0) < SCORES / 2
+
+
+@pytest.mark.parametrize("operator", OF_SCORES)
+def test_given_scores_leave_a_small_part_of_them(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores, their gradient, and two numbers per row or column of a tile of 32 x 32."""
+    with watched(monkeypatch) as workspace:
+        launch(operator)
+    assert workspace.largest == SCORES
+    assert 2 * SCORES < workspace.peak <= 2 * SCORES + 2 * SCORES * 2 // 32 + LARGEST
 
 
 def test_a_kernel_that_leaves_every_score_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
