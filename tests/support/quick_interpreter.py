@@ -2,7 +2,11 @@
 
 NumPy takes a tenth of the time of an interpreted kernel. The rest is Python: every call of a
 function inside a kernel patches the whole language again, the overflow of every integer operation
-is computed for an assertion that is disabled, and immutable types are created repeatedly.
+is computed for an assertion that is disabled, immutable types are created repeatedly, and the types
+and shapes of two operands are derived at every operation.
+
+Objects that a cache holds are never freed, so their ``id`` identifies them: shapes of types
+(``_shapes``) and of tensors (``_by_value``).
 """
 
 import builtins
@@ -76,19 +80,75 @@ def block_type(self: Any, element_ty: Any, shape: Any) -> None:
     self.__dict__.update(_types[key])
 
 
+def with_element_ty(self: Any, scalar_ty: Any) -> Any:
+    """Return the block type of this shape with another element type, from a cache."""
+    key = id(self.shape), scalar_ty.name
+    if key not in _blocks:
+        _blocks[key] = self, tl.block_type(scalar_ty, self.shape)
+    return _blocks[key][1]
+
+
+def equal(self: Any, other: Any) -> Any:
+    """Compare types by their names."""
+    return self is other or _equal(self, other)
+
+
 def tensor(self: Any, handle: Any, type: Any) -> None:
     """Initialize a tensor, sharing the shape object between tensors of one shape."""
-    key = builtins.tuple(type.shape) if type.is_block() else ()
-    if key not in _shapes:
+    shape = getattr(type, "shape", None)
+    known = _shapes.get(id(shape))
+    if known is None:
         _tensor_init(self, handle, type)
-        _shapes[key] = self.shape, self.numel
-    self.shape, self.numel = _shapes[key]
+        key = () if shape is None else builtins.tuple(shape)
+        shared = _by_value.setdefault(key, (self.shape, self.numel))
+        known = _shapes[id(shape)] = *shared, shape
+    self.shape, self.numel, _ = known
     self.handle, self.type, self.dtype = handle, type, type.scalar
 
 
 def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
-    """Return blocks of equal shape unchanged."""
-    return (lhs, rhs) if lhs.shape is rhs.shape else _broadcast(self, lhs, rhs)
+    """Return blocks of equal shape unchanged, others in the shape that two such shapes had."""
+    if lhs.shape is rhs.shape:
+        return lhs, rhs
+    key = id(lhs.shape), id(rhs.shape)
+    if key not in _common:
+        found = _broadcast(self, lhs, rhs)
+        given = zip((lhs, rhs), found, strict=True)
+        _common[key] = [None if new is old else new.type for old, new in given]
+        return found
+    left, right = _common[key]
+    return lhs if left is None else _stretched(self, lhs, left), (
+        rhs if right is None else _stretched(self, rhs, right)
+    )
+
+
+def _stretched(self: Any, x: Any, like: Any) -> Any:
+    """Return a tensor in the shape of a block type, as Triton broadcasts it."""
+    block = with_element_ty(like, x.dtype)
+    if x.type.is_block():
+        return self.tensor(self.builder.create_broadcast(x.handle, like.shape), block)
+    return self.tensor(self.builder.create_splat(block.to_ir(self.builder), x.handle), block)
+
+
+def operands(self: Any, lhs: Any, rhs: Any, *rules: Any, **named: Any) -> tuple[Any, Any]:
+    """Convert two operands: numbers from a cache, tensors of equal type by their shapes only."""
+    left, right = isinstance(lhs, tl.tensor), isinstance(rhs, tl.tensor)
+    if left and right:
+        if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in _PROMOTED_TO_ITSELF:
+            return self.broadcast_impl_value(lhs, rhs)
+        return _operands(self, lhs, rhs, *rules, **named)
+    number, given = (rhs, lhs) if left else (lhs, rhs)
+    if left == right or type(number) not in (int, float, bool):
+        return _operands(self, lhs, rhs, *rules, **named)
+    # repr distinguishes 1, 1.0 and True, and 0.0 from -0.0.
+    kind = given.dtype.name, id(given.shape), given.type.is_block()
+    key = (*kind, repr(number), left, rules, *named.items())
+    if key not in _numbers:
+        found = _operands(self, lhs, rhs, *rules, **named)
+        if found[0 if left else 1] is not given:  # converted itself
+            return found
+        _numbers[key] = found[1 if left else 0]
+    return (lhs, _numbers[key]) if left else (_numbers[key], rhs)
 
 
 def dtype_of(dtype: Any) -> Any:
@@ -98,11 +158,18 @@ def dtype_of(dtype: Any) -> Any:
     return _dtypes[dtype.name]
 
 
+# Two operands of such a type are not converted, whatever the operation.
+_PROMOTED_TO_ITSELF = frozenset(("fp64", "fp32", "int64", "int32", "int1"))
 _types: dict[Any, dict[str, Any]] = {}
-_shapes: dict[Any, tuple[Any, Any]] = {}
+_blocks: dict[Any, tuple[Any, Any]] = {}
+_shapes: dict[int, tuple[Any, Any, Any]] = {}
+_by_value: dict[Any, tuple[Any, Any]] = {}
+_common: dict[tuple[int, int], list[Any]] = {}
+_numbers: dict[Any, Any] = {}
 _dtypes: dict[str, Any] = {}
-_type_init, _tensor_init = tl.block_type.__init__, tl.tensor.__init__
+_type_init, _tensor_init, _equal = tl.block_type.__init__, tl.tensor.__init__, tl.dtype.__eq__
 _broadcast, _dtype_of = TritonSemantic.broadcast_impl_value, interpreter._get_np_dtype
+_operands = TritonSemantic.binary_op_type_checking_impl
 _BUILDER = interpreter.interpreter_builder
 assert not _BUILDER.options.debug  # in debug mode overflow is reported
 QUICK: tuple[tuple[object, str, Any], ...] = (
@@ -110,7 +177,10 @@ QUICK: tuple[tuple[object, str, Any], ...] = (
     (interpreter, "_patch_lang", Patches()),
     (interpreter, "_get_np_dtype", dtype_of),
     (tl.block_type, "__init__", block_type),
+    (tl.block_type, "with_element_ty", with_element_ty),
+    (tl.dtype, "__eq__", equal),
     (tl.tensor, "__init__", tensor),
+    (TritonSemantic, "binary_op_type_checking_impl", operands),
     (TritonSemantic, "broadcast_impl_value", broadcast_impl_value),
 )
 SHIPPED = tuple((at, name, getattr(at, name)) for at, name, _ in QUICK)

@@ -27,6 +27,25 @@ if INTERPRETED:
         tl.static_assert(not BROKEN)
         tl.store(out + at[:, None], total)
 
+    @triton.jit
+    def _arithmetic(x, k, out, SIZE: tl.constexpr):
+        at = tl.arange(0, SIZE)
+        row, column = tl.load(x + at)[None, :], tl.load(x + at)[:, None]
+        table = tl.zeros((SIZE, SIZE), out.dtype.element_ty)
+        table += (0.0 - row) + (column - 1) * (1 - row) / 3 + 2 / (1.0 + row * row)
+        whole = tl.load(k + at)
+        table += (whole + 1)[:, None] // 2 + (whole > 1)[None, :] + (1 > whole)[:, None]
+        table += tl.load(x) * row + column * tl.load(k)
+        rounded = row / (column + 4) - row.to(tl.float32) / (column + 4).to(tl.float32)
+        table += rounded * 1024
+        table += tl.sum(row * 3.0, 0)[None, :] + tl.sum(column * 3.0, 1)[:, None]
+        more, raised = whole + 1, whole + 1.0
+        tl.static_assert(more.dtype.is_int() and raised.dtype.is_floating())
+        table += (more + raised + (whole + True))[:, None]
+        to = out + at[:, None] * SIZE + at[None, :]
+        tl.store(to, table)
+        tl.store(to + SIZE * SIZE, tl.where(row < column, row * 0.0, row * -0.0))
+
 
 def hinges(image: Tensor, text: Tensor) -> Tensor:
     return losses.MaxOfHingesLoss(backend="triton")(image, text)
@@ -61,6 +80,22 @@ def test_bits_are_those_of_the_interpreter_as_shipped(
             value = loss(image, text)
             bits.append([value, *torch.autograd.grad(value, (image, text))])
     assert all(map(torch.equal, *bits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("whole", [torch.int64, torch.int32, torch.int8], ids=str)
+def test_operands_are_converted_as_shipped(dtype: torch.dtype, whole: torch.dtype) -> None:
+    """Numbers of equal value and other type or sign; rows, columns and scalars; both sides."""
+    x = torch.tensor([0.0, -1.5, 2.0, -3.25], dtype=dtype)
+    k = torch.tensor([0, 1, 2, 7], dtype=whole)
+    bits = []
+    for changes in (SHIPPED, QUICK, QUICK):  # the third finds everything cached
+        out = torch.empty(2, 4, 4, dtype=dtype)
+        with using(changes):
+            _arithmetic[(1,)](x, k, out, SIZE=4)
+        bits.append(out.view(torch.uint8))
+    assert out.isfinite().all()
+    assert torch.equal(bits[0], bits[1]) and torch.equal(bits[0], bits[2])
 
 
 @pytest.mark.parametrize("broken", [False, True])
