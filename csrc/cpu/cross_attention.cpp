@@ -101,15 +101,18 @@ class SideGradients {
   // Adds the part through the norms of what is attended to, in fp64: rows that cancel in these
   // norms cancel here again.
   void add_grams(Span contexts, std::vector<std::vector<double>>& of_grams) const {
-    for (int64_t n = contexts.begin; n < contexts.end; ++n) {
-      const int64_t C = p_.context.size(n);
-      double* gram = of_grams[n - contexts.begin].data();
-      for (int64_t r = 0; r < C; ++r)
-        for (int64_t c = 0; c < r; ++c) gram[r * C + c] = gram[c * C + r];
-      const Tensor rows = p_.context.part(p_.context.rows, {n, n + 1}).to(at::kDouble);
-      const Tensor factors = at::from_blob(gram, {C, C}, rows.options());
-      p_.context.part(of_context, {n, n + 1}).add_(factors.mm(rows));
-    }
+    parallel_for(contexts.begin, contexts.end, 1, [&](int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;  // of this thread
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t C = p_.context.size(n);
+        double* gram = of_grams[n - contexts.begin].data();
+        for (int64_t r = 0; r < C; ++r)
+          for (int64_t c = 0; c < r; ++c) gram[r * C + c] = gram[c * C + r];
+        const Tensor rows = p_.context.part(p_.context.rows, {n, n + 1}).to(at::kDouble);
+        const Tensor factors = at::from_blob(gram, {C, C}, rows.options());
+        p_.context.part(of_context, {n, n + 1}).add_(factors.mm(rows));
+      }
+    });
   }
 
   // Adds the part through the norms of the query rows.

@@ -1,7 +1,10 @@
 #pragma once
 // Cross attention of tiles of products: options, Gram matrices of contexts, and workspaces.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <atomic>
@@ -70,14 +73,13 @@ struct Gram {
   double largest = 0, row = 0;
 
   Gram(const Sets<T>& context, int64_t n) : exact(context.size(n) * context.size(n)) {
-    const int64_t C = context.size(n), D = context.width;
+    const int64_t C = context.size(n);
     constexpr int64_t kRows = Attention<T>::kRows;
     const int64_t P = (C + kRows - 1) / kRows * kRows;
     padded.assign(C * P, T(0));
-    for (int64_t r = 0; r < C; ++r)
-      for (int64_t c = 0; c <= r; ++c)
-        exact[r * C + c] = exact[c * C + r] = loops<T>().product(
-            context.row(context.first[n] + r), context.row(context.first[n] + c), D);
+    const Tensor rows = context.part(context.rows, {n, n + 1}).to(at::kDouble);
+    Tensor gram = at::from_blob(exact.data(), {C, C}, rows.options());
+    at::mm_out(gram, rows, rows.t());
     for (int64_t r = 0; r < C; ++r) {
       double below = 0;
       for (int64_t c = 0; c < C; ++c) {
@@ -179,6 +181,7 @@ template <typename T>
 std::vector<Gram<T>> grams_of(const Sets<T>& context, Span contexts) {
   std::vector<std::optional<Gram<T>>> found(contexts.end - contexts.begin);
   parallel_for(contexts.begin, contexts.end, 1, [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;  // of this thread
     for (int64_t n = begin; n < end; ++n) found[n - contexts.begin].emplace(context, n);
   });
   std::vector<Gram<T>> grams;
