@@ -1,6 +1,7 @@
 """Cross attention: values against the oracle, gradients, padding, cancellation and precision."""
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -35,6 +36,18 @@ def test_the_hand_worked_check(backend: str) -> None:
     close(soft, [[cosine + math.log(2) / 6]])
 
 
+@cache
+def by_the_oracle(shape: tuple[int, ...], counts: bool, **options: Any) -> Any:
+    """Return the oracle's scores, once for all backends."""
+    return oracles.cross_attention(*drawn(shape, counts=counts).arrays(), **options)
+
+
+@cache
+def by_the_reference(shape: tuple[int, ...], counts: bool, **options: Any) -> list[Tensor]:
+    """Return the reference's scores and gradients, once for all backends."""
+    return graded(ops.cross_attention, drawn(shape, counts=counts), **options, backend="reference")
+
+
 @pytest.mark.parametrize("counts", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -44,9 +57,8 @@ def test_values_and_gradients(
     sets = drawn(shape, counts=counts)
     options = {"direction": direction, **DIRECTIONS[direction]}
     found = graded(ops.cross_attention, sets, **options, backend=backend)
-    close(found[0], oracles.cross_attention(*sets.arrays(), **options))
-    expected = graded(ops.cross_attention, sets, **options, backend="reference")
-    for ours, theirs in zip(found, expected, strict=True):
+    close(found[0], by_the_oracle(shape, counts, **options))
+    for ours, theirs in zip(found, by_the_reference(shape, counts, **options), strict=True):
         close(ours, theirs, 1e-11)
 
 
@@ -54,13 +66,12 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("feature_norm", EVERY_NORM)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_option(direction: str, feature_norm: str, aggregate: str, backend: str) -> None:
-    sets = drawn((4, 5, 6, 7, 9), counts=True)
+    shape = (4, 5, 6, 7, 9)
     options = {"direction": direction, "feature_norm": feature_norm, "aggregate": aggregate}
     options |= {"smooth": 3.0, "scale": 2.5}
-    found = graded(ops.cross_attention, sets, **options, backend=backend)
-    close(found[0], oracles.cross_attention(*sets.arrays(), **options))
-    expected = graded(ops.cross_attention, sets, **options, backend="reference")
-    for ours, theirs in zip(found, expected, strict=True):
+    found = graded(ops.cross_attention, drawn(shape, counts=True), **options, backend=backend)
+    close(found[0], by_the_oracle(shape, True, **options))
+    for ours, theirs in zip(found, by_the_reference(shape, True, **options), strict=True):
         close(ours, theirs, 1e-11)
 
 
