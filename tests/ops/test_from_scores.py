@@ -52,7 +52,9 @@ OPERATORS = {
     "semihard": semihard,
 }
 # The backends that have kernels; the others run the reference.
-EVERY = cases("name", native=[*OPERATORS], triton=["log_sum_exp_from_scores"])
+EVERY = cases(
+    "name", native=[*OPERATORS], triton=["log_sum_exp_from_scores", "sigmoid_from_scores"]
+)
 NATIVE = on("native")
 
 

@@ -90,6 +90,17 @@ def sigmoid(N: int, D: int, dtype: torch.dtype) -> None:
                 kernels.sigmoid_total_forward(*given, False, False)
 
 
+def sigmoid_from_scores(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sigmoid_from_scores as kernels
+
+    scores = rows(N, N, dtype)
+    for given in (scores, scores.T):
+        for pairs in all_pairs(N):
+            inputs = given, values(), values(), *pairs
+            kernels.sigmoid_from_scores_forward(*inputs)
+            kernels.sigmoid_from_scores_backward(values(N), *inputs)
+
+
 def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import sum_of_hinges as kernels
 
@@ -236,6 +247,7 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "log_sum_exp": log_sum_exp,
     "log_sum_exp_from_scores": log_sum_exp_from_scores,
     "sigmoid": sigmoid,
+    "sigmoid_from_scores": sigmoid_from_scores,
     "sum_of_hinges": sum_of_hinges,
     "similarity": similarity,
     "intra_modal": intra_modal,
