@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from ranks import Ranks
+from ranks import Ranks, forking
 
 
 @pytest.fixture(scope="session")
 def two() -> Iterator[Ranks]:
     """Two ranks."""
-    ranks = Ranks(2)
+    ranks = Ranks(2, forking())
     yield ranks
     ranks.close()
 
@@ -18,6 +18,6 @@ def two() -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def four() -> Iterator[Ranks]:
     """Four ranks."""
-    ranks = Ranks(4)
+    ranks = Ranks(4, forking())
     yield ranks
     ranks.close()

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from itm_kernels import functional
 from itm_kernels.distributed._agreement import Agreement
 from loss_cases import batch
+from ranks import forking
 
 TIMEOUT = timedelta(seconds=5)  # of the group
 PATIENCE = 60  # seconds in which every other rank ends with an error
@@ -99,8 +99,7 @@ def outcomes(
 
     `prepare` is called with the pipes of all ranks before the first step. No process is left.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "itm_kernels", "loss_cases"])
+    context = forking()
     pipes, processes = [], []
     try:
         for rank in range(size):

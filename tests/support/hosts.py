@@ -10,9 +10,8 @@ import subprocess
 from functools import cache, partial
 from typing import Any
 
-import torch.multiprocessing as mp
-
 from dying_ranks import serve_steps
+from ranks import forking
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET of <sched.h>
 
@@ -50,7 +49,7 @@ def _try(connection: Any) -> None:
 @cache
 def why_not() -> str | None:
     """Return why this machine cannot have such hosts, or None."""
-    context = mp.get_context("forkserver")
+    context = forking()
     ours, theirs = context.Pipe()
     process = context.Process(target=_try, args=(theirs,), daemon=True)
     process.start()

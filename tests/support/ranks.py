@@ -14,6 +14,13 @@ TIMEOUT = timedelta(seconds=120)
 GROUPS: dict[int, Any] = {}  # in a worker: the group of the first W ranks
 
 
+def forking() -> Any:
+    """Return a context whose processes are forks of one that has imported torch, in 2 s."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "itm_kernels", "loss_cases"])
+    return context
+
+
 def _serve(rank: int, size: int, store: str, connection: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -40,12 +47,15 @@ class RanksFailedError(Exception):
 
 
 class Ranks:
-    """A number of ranks; `run` calls a function on the first of them and returns all results."""
+    """A number of ranks; `run` calls a function on the first of them and returns all results.
 
-    def __init__(self, size: int) -> None:
+    By default each process starts afresh, with the environment of this one.
+    """
+
+    def __init__(self, size: int, context: Any = None) -> None:
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
-        context = mp.get_context("spawn")
+        context = context or mp.get_context("spawn")
         self._pipes, self._processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
