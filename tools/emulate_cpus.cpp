@@ -1,6 +1,8 @@
 // Prints the results of every loop on fixed inputs, for every instruction set of this CPU, in lines
 // "set type loop numbers". tools/emulate_cpus.py compares emulated CPUs with this one.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <type_traits>
 #include <vector>
@@ -37,6 +39,7 @@ class Report {
     bands();
     rows();
     distances();
+    attention();
   }
 
  private:
@@ -182,6 +185,57 @@ class Report {
       }
     }
     emit("add_sign_panels", to_left), emit("add_sign_panels", to_right);
+  }
+
+  void attention() const {
+    using A = itm::simd::Attention<T>;
+    constexpr int64_t kPadded = (kRows + A::kRows - 1) / A::kRows * A::kRows, kStride = 160;
+    const int64_t first[] = {0, 40, 100, kColumns};
+    const std::vector<T> x = draw<T>(kRows * kWidth, 12), y = draw<T>(kColumns * kWidth, 13);
+    std::vector<T> s(kRows * kColumns), gram(kRows * kPadded), norms(kColumns), own(kColumns);
+    std::vector<double> exact(kRows * kRows), of_gram(kRows * kRows), numbers(2 * kRows);
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t c = 0; c < kColumns; ++c)
+        s[r * kColumns + c] = static_cast<T>(loop_.product(&x[r * kWidth], &y[c * kWidth], kWidth));
+      for (int64_t c = 0; c < kRows; ++c) {
+        exact[r * kRows + c] = loop_.product(&x[r * kWidth], &x[c * kWidth], kWidth);
+        gram[r * kPadded + c] = static_cast<T>(exact[r * kRows + c]);
+      }
+    }
+    for (int64_t c = 0; c < kColumns; ++c)
+      norms[c] = static_cast<T>(std::sqrt(loop_.product(&y[c * kWidth], &y[c * kWidth], kWidth)));
+    std::vector<T> memory((2 * kPadded + A::kColumns) * kStride + 6 * kRows);
+    // With such bounds of cancelling entries some columns are computed in fp64.
+    const A a{.clipped = true,
+              .over_query = itm::simd::OverQuery::kNorm,
+              .smooth = T(9),
+              .rows = kRows,
+              .gram = gram.data(),
+              .exact_gram = exact.data(),
+              .largest = T(25),
+              .row = T(80),
+              .first = first,
+              .queries = 3,
+              .columns = kColumns,
+              .query_norm = norms.data(),
+              .context_rows = x.data(),
+              .query_rows = y.data(),
+              .width = kWidth,
+              .stride = kStride,
+              .alpha = memory.data(),
+              .attended = &memory[kPadded * kStride],
+              .over = &memory[(2 * kPadded + A::kColumns) * kStride],
+              .exact = numbers.data(),
+              .of_columns = &memory[2 * kPadded * kStride]};
+    const int64_t again = loop_.attend(a, s.data(), kColumns);
+    emit("attend", std::vector<T>(a.cosine(), a.cosine() + kColumns));
+    emit("attend in fp64", std::vector<int64_t>{again});
+    for (int64_t c = 0; c < kColumns; ++c) a.of_cosine()[c] = tile_[c];
+    loop_.attention_gradient(a, s.data(), kColumns, own.data(), of_gram.data());
+    emit("attention_gradient", s), emit("attention_gradient", own);
+    for (int64_t r = 0; r < kRows; ++r)  // what is below the diagonal is not defined
+      std::fill_n(&of_gram[r * kRows], r, 0.);
+    emit("attention_gradient", of_gram);
   }
 };
 

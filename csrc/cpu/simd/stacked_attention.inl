@@ -192,7 +192,8 @@ inline void add_in_double(const Attention<T>& a, double h, int64_t w, double* of
   }
 }
 
-// of_gram += sum over columns of alpha h alpha^T, above the diagonal only and on it.
+// of_gram += sum over columns of alpha h alpha^T, on and above the diagonal; entries below it are
+// not defined.
 template <typename T>
 inline void add_gram_gradient(const Attention<T>& a, const T* h, double* of_gram) {
   using V = typename Vector<T>::type;
@@ -244,7 +245,7 @@ inline void normalisation_gradient(const Attention<T>& a, const T* r, T* t, cons
 
 // After attend(): turns the products s into their gradient from that of the cosines, without the
 // part through the query's own norm, which own[w] times the query row is. Adds the gradient of the
-// Gram matrix, times 2, to of_gram, above the diagonal only.
+// Gram matrix, times 2, to of_gram, on and above the diagonal.
 //
 // The softmax subtracts the mean of its gradient: 0 of a cosine, which does not depend on |a|.
 template <typename T>
