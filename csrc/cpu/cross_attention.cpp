@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
   const Tensor products =
       keep_products ? empty_in_huge_pages({N, C, M, Q}, options) : at::empty({0, 0, 0, 0}, options);
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "cross_attention_forward", [&] {
-    const Problem<scalar_t> p{
+    const AttendedSets<scalar_t> p{
         {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
     SetTiles<scalar_t> tiles(p.context, p.query, if_kept(products));
     if (keep_products) {
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
 template <typename T>
 class SideGradients {
  public:
-  explicit SideGradients(const Problem<T>& p)
+  explicit SideGradients(const AttendedSets<T>& p)
       : of_context(at::zeros_like(p.context.rows)),
         of_query(at::zeros_like(p.query.rows)),
         p_(p),
@@ -128,7 +128,7 @@ class SideGradients {
   }
 
  private:
-  const Problem<T>& p_;
+  const AttendedSets<T>& p_;
   std::vector<double> own_;  // factors of the query rows
 };
 
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
   const Tensor of_scores = wide(grad);
   std::tuple<Tensor, Tensor> found;
   AT_DISPATCH_FLOATING_TYPES(of_scores.scalar_type(), "cross_attention_backward", [&] {
-    const Problem<scalar_t> p{
+    const AttendedSets<scalar_t> p{
         {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
     SetTiles<scalar_t> kept(p.context, p.query, if_kept(products)), tiles(p.context, p.query);
     SideGradients<scalar_t> gradients(p);

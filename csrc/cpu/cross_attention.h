@@ -190,7 +190,7 @@ std::vector<Gram<T>> grams_of(const Sets<T>& context, Span contexts) {
 }
 
 template <typename T>
-struct Problem {
+struct AttendedSets {
   const Sets<T> context, query;
   const Options options;
   const Tensor norms = norms_of(query);
