@@ -8,6 +8,7 @@ import pytest
 from emulated import CSRC, EMULATOR, library, needs_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover")
+FLAGS = ("-O1", "-DITM_ADDRESSES", *SANITIZERS)
 
 pytestmark = needs_compiler
 
@@ -16,7 +17,7 @@ pytestmark = needs_compiler
 def program() -> Path:
     sources = [EMULATOR / "sanitized.cpp", *sorted((CSRC / "cuda").rglob("*.cu"))]
     try:
-        return library("sanitized", sources, "-O1", *SANITIZERS, link=())
+        return library("sanitized", sources, *FLAGS, link=())
     except RuntimeError as error:
         if "cannot find" not in str(error):
             raise

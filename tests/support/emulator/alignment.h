@@ -4,7 +4,7 @@
 
 #include "emulator.h"
 
-#ifndef __SANITIZE_ADDRESS__
+#ifndef ITM_ADDRESSES
 struct Misaligned {
   const char* file;
   uint32_t line, column;

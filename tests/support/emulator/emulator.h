@@ -157,7 +157,12 @@ inline int __syncthreads_or(int value, emulator::Place at = emulator::Place::cur
   return emulator::Block::current().barrier(value, at) > 0;
 }
 
-inline unsigned atomicAdd(unsigned* to, unsigned value) { return emulator::atomic_add(to, value); }
+inline unsigned atomicAdd(unsigned* to, unsigned value) {
+#if defined(ITM_ADDRESSES)
+  static_cast<void>(*static_cast<volatile unsigned*>(to));  // the emulator's access is unchecked
+#endif
+  return emulator::atomic_add(to, value);
+}
 inline void __threadfence() {}
 
 inline unsigned __ballot_sync(unsigned mask, int value,

@@ -8,7 +8,7 @@
 #include <deque>
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ITM_ADDRESSES)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -44,6 +44,10 @@ constexpr bool kRaces = false;
 constexpr size_t kStack = 64 << 10;
 #endif
 
+// Blocks reuse the fibers of earlier blocks: to start a fiber takes two system calls and faults of
+// new pages. The thread sanitizer needs new fibers and new memory.
+constexpr bool kReused = !kRaces;
+
 // The resume point of a fiber. ucontext starts a fiber; switching with it takes a system call,
 // which was half of the time of the tests.
 using Jump = std::array<void*, 5>;
@@ -57,7 +61,7 @@ struct Stack {
 };
 
 inline void leave(Stack& from, const Stack& to, bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ITM_ADDRESSES)
   __sanitizer_start_switch_fiber(for_good ? nullptr : &from.saved, to.bottom, to.size);
 #endif
 #if defined(ITM_RACES)
@@ -67,7 +71,7 @@ inline void leave(Stack& from, const Stack& to, bool for_good) {
 }
 
 inline void arrive(Stack& here, Stack* came_from) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ITM_ADDRESSES)
   const void* bottom = nullptr;
   size_t size = 0;
   __sanitizer_finish_switch_fiber(here.saved, &bottom, &size);

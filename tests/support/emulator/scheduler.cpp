@@ -16,7 +16,8 @@ namespace emulator {
 namespace {
 
 bool same(const Place& a, const Place& b) {
-  return a.line() == b.line() && !std::strcmp(a.file_name(), b.file_name());
+  return a.line() == b.line() &&
+         (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
 thread_local Block* running = nullptr;
@@ -29,43 +30,66 @@ char launched, ended;
 struct Block::Fibers {
   std::vector<ucontext_t> contexts;  // where fibers start
   std::vector<Jump> jumps;           // where they resume
-  std::vector<bool> begun;
+  std::vector<char> begun;
   std::vector<Stack> stacks;
   Pages memory, shared;
+  bool all_ended = true;
   Jump scheduler;
   char passed[2];  // by barriers, in turn: tags for the thread sanitizer
   Stack own;
   std::exception_ptr failure;
 
-  Fibers(size_t count, size_t shared_bytes)
+  explicit Fibers(size_t count)
       : contexts(count),
         jumps(count),
         begun(count),
         stacks(count),
         memory(count * kStack),
-        shared(shared_bytes) {
+        shared(kLargestShared) {
     own.fiber = this_fiber();
   }
   ~Fibers() { end(); }
   void end() { std::for_each(stacks.begin(), stacks.end(), give_fiber); }
 
+  // Returns fibers of an earlier block of as many threads, or new ones.
+  static std::unique_ptr<Fibers> take(size_t count) {
+    const auto fits = [&](const auto& fibers) { return fibers->stacks.size() == count; };
+    const auto found = std::find_if(idle.begin(), idle.end(), fits);
+    if (found == idle.end()) return std::make_unique<Fibers>(count);
+    auto fibers = std::move(*found);
+    idle.erase(found);
+    return fibers;
+  }
+  static void give(std::unique_ptr<Fibers> fibers) {
+    if (kReused && fibers && fibers->all_ended) idle.push_back(std::move(fibers));
+  }
+
+  // Runs a kernel, and those of later blocks.
   ITM_JUMPS static void enter() {
-    Block& block = *running;
-    Fibers& all = *block.fibers_;
-    arrive(all.stacks[block.running_], &all.own);
-    acquire(&launched);
+    for (;;) {
+      Fibers& all = *running->fibers_;
+      arrive(all.stacks[running->running_], &all.own);
+      acquire(&launched);
+      all.run(*running);
+      release(&ended);
+      all.leave_kernel(running->running_);
+    }
+  }
+  void run(Block& block) {
     try {
       (*block.kernel_)();
     } catch (...) {
-      all.failure = std::current_exception();
+      failure = std::current_exception();
     }
     block.lanes_[block.running_].state = State::kDone;
-    release(&ended);
-    leave(all.stacks[block.running_], all.own, true);
-    all.back();
+  }
+  ITM_JUMPS void leave_kernel(int thread) {
+    leave(stacks[thread], own, !kReused);
+    if (!__builtin_setjmp(jumps[thread].data())) back();
   }
 
   void start(int thread) {
+    if (kReused && begun[thread]) return;
     ucontext_t& context = contexts[thread];
     stacks[thread] = {memory.data() + thread * kStack, kStack, nullptr, nullptr};
     take_fiber(stacks[thread]);
@@ -96,6 +120,8 @@ struct Block::Fibers {
     arrive(stacks[thread], &own);
   }
   ITM_JUMPS [[gnu::noinline, noreturn]] void back() { __builtin_longjmp(scheduler.data(), 1); }
+
+  static inline std::vector<std::unique_ptr<Fibers>> idle;
 };
 
 Block::Block(dim3 threads, size_t shared_bytes)
@@ -106,10 +132,10 @@ Block::Block(dim3 threads, size_t shared_bytes)
       order_(lanes_.size()) {
   if (lanes_.empty() || lanes_.size() > kLargestBlock) fail("launch: an invalid number of threads");
   if (shared_bytes > kLargestShared) fail("launch: more shared memory than a block can have");
-  fibers_ = std::make_unique<Fibers>(lanes_.size(), shared_bytes_);
+  fibers_ = Fibers::take(lanes_.size());
 }
 
-Block::~Block() = default;
+Block::~Block() { Fibers::give(std::move(fibers_)); }
 
 Block& Block::current() { return *running; }
 
@@ -124,6 +150,7 @@ void Block::begin(dim3 index, const std::function<void()>& kernel) {
   kernel_ = &kernel;
   time_ = 1;
   std::fill(words_.begin(), words_.end(), Word{});
+  fibers_->all_ended = false;
   fibers_->memory.renew();
   fibers_->shared.renew();
   std::memset(shared(), 0xff, shared_bytes_);  // NaN, for unwritten values
@@ -158,6 +185,7 @@ bool Block::step(std::mt19937_64& random) {
     if (!lanes_[thread].copies.empty())
       fail("asynchronous copy: " + who(thread) + " ends without waiting for its copies");
   fibers_->end();
+  fibers_->all_ended = true;
   running = nullptr;
   return false;
 }
