@@ -1,4 +1,4 @@
-"""The comparison of similarities: rows are made once and kept."""
+"""The comparison of similarities: rows are made once, and the page has the table of the results."""
 
 import json
 import re
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import compare_similarities
+from objectives import LOSS_NAMES
 
 ROOT = Path(__file__).parents[2]
-PAGE = next((ROOT / "docs").glob("fine_grained.*"))
+PAGE = ROOT / "docs/fine_grained.md"
+RESULTS = ROOT / "examples" / "results" / "scenes_similarities.json"
 
 
 def arguments(path, *more: object) -> list[str]:
@@ -56,3 +58,16 @@ def test_the_examples_of_the_page_run_in_order(capsys):
         exec(compile(block, PAGE.name, "exec"), names)
     assert names["scores"].shape == (32, 32) and names["words"].grad.abs().sum() > 0
     assert "R-sum" in capsys.readouterr().out
+
+
+def test_the_page_has_the_table_of_the_committed_results():
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    runs = found["runs"]
+    table = compare_similarities.write_table(runs)
+    assert table == RESULTS.with_suffix(".md").read_text(encoding="utf-8")
+    assert table in PAGE.read_text(encoding="utf-8")
+    groups: dict[tuple[str, str], set[int]] = {}
+    for run in runs:
+        assert run["loss"] in LOSS_NAMES
+        groups.setdefault((run["similarity"], run["loss"]), set()).add(run["seed"])
+    assert all(seeds == {0, 1, 2} for seeds in groups.values())
