@@ -32,21 +32,21 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
   const int64_t N = context.size(0), C = context.size(1), M = query.size(0), Q = query.size(1);
   const auto options = context.options().dtype(at::toOpMathType(context.scalar_type()));
   const Tensor scores = at::zeros({N, M}, options);
-  const Tensor products =
+  const Tensor kept =
       keep_products ? empty_in_huge_pages({N, C, M, Q}, options) : at::empty({0, 0, 0, 0}, options);
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "cross_attention_forward", [&] {
     const AttendedSets<scalar_t> p{
         {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
-    SetTiles<scalar_t> tiles(p.context, p.query, if_kept(products));
+    SetTiles<scalar_t> tiles(p.context, p.query, if_kept(kept));
     if (keep_products) {
       const int64_t used = p.context.total() * p.query.total();
-      products.view(-1).narrow(0, used, products.numel() - used).zero_();
+      kept.view(-1).narrow(0, used, kept.numel() - used).zero_();
     }
     scalar_t* score = scores.mutable_data_ptr<scalar_t>();
     for (const Span contexts : tiles.contexts) {
       const auto grams = grams_of(p.context, contexts);
       for (const Span queries : tiles.queries)
-        p.for_each_group(
+        p.for_each_attention(
             tiles.computed(contexts, queries), grams,
             [&](const Attention<scalar_t>& a, scalar_t*, int64_t, int64_t n, Span group) {
               for (int64_t m = group.begin; m < group.end; ++m)
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
             });
     }
   });
-  return {scores, products};
+  return {scores, kept};
 }
 
 // The gradients of both sides, tile by tile.
@@ -88,7 +88,7 @@ class SideGradients {
       loops<T>().attention_gradient(a, s, stride, &own[i * columns + from - first],
                                     of_grams[i].data());
     };
-    p_.for_each_group(t, grams, to_gradient);
+    p_.for_each_attention(t, grams, to_gradient);
     for (int64_t i = 0; i < t.contexts.end - t.contexts.begin; ++i)
       for (int64_t c = 0; c < columns; ++c) own_[first + c] += own[i * columns + c];
     const Tensor of_products = at::from_blob(t.data, {rows, columns}, p_.query.rows.options());
@@ -133,7 +133,7 @@ class SideGradients {
 };
 
 std::tuple<Tensor, Tensor> cross_attention_backward(
-    const Tensor& grad, const Tensor&, const Tensor& products, const Tensor& context,
+    const Tensor& grad, const Tensor&, const Tensor& kept, const Tensor& context,
     const Tensor& query, const OptionalTensor& context_counts, const OptionalTensor& query_counts,
     std::string_view feature_norm, double smooth, std::string_view aggregate, double scale) {
   const Tensor of_scores = wide(grad);
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
   AT_DISPATCH_FLOATING_TYPES(of_scores.scalar_type(), "cross_attention_backward", [&] {
     const AttendedSets<scalar_t> p{
         {context, context_counts}, {query, query_counts}, {feature_norm, smooth, aggregate, scale}};
-    SetTiles<scalar_t> kept(p.context, p.query, if_kept(products)), tiles(p.context, p.query);
+    SetTiles<scalar_t> kept_tiles(p.context, p.query, if_kept(kept)), tiles(p.context, p.query);
     SideGradients<scalar_t> gradients(p);
     for (const Span contexts : tiles.contexts) {
       const auto grams = grams_of(p.context, contexts);
@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
       for (const auto& gram : grams) of_grams.emplace_back(gram.exact.size());
       for (const Span queries : tiles.queries)
         gradients.add(
-            products.numel() ? kept.copied(contexts, queries) : tiles.computed(contexts, queries),
+            kept.numel() ? kept_tiles.copied(contexts, queries) : tiles.computed(contexts, queries),
             grams, of_scores.const_data_ptr<scalar_t>(), of_grams);
       gradients.add_grams(contexts, of_grams);
     }

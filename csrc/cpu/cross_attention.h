@@ -199,8 +199,8 @@ struct AttendedSets {
   // and groups of its queries, on several threads; all groups of a context on one. Returns how many
   // cosines were computed in fp64.
   template <typename Visit>
-  int64_t for_each_group(const SetTile<T>& t, const std::vector<Gram<T>>& grams,
-                         Visit&& visit) const {
+  int64_t for_each_attention(const SetTile<T>& t, const std::vector<Gram<T>>& grams,
+                             Visit&& visit) const {
     const int64_t first_row = context.first[t.contexts.begin];
     const int64_t first_column = query.first[t.queries.begin];
     std::atomic<int64_t> exact = 0;

@@ -50,13 +50,13 @@ std::vector<Tensor> screened(const Tensor& image, const Tensor& text,
 
 // Returns how many cosines of fp32 queries and what they attend to are computed in fp64.
 int64_t cosines_in_double(const Tensor& context, const Tensor& query, double smooth) {
-  const Problem<float> p{{context, {}}, {query, {}}, {"none", smooth, "mean", 1}};
+  const AttendedSets<float> p{{context, {}}, {query, {}}, {"none", smooth, "mean", 1}};
   SetTiles<float> tiles(p.context, p.query);
   int64_t exact = 0;
   for (const Span contexts : tiles.contexts)
     for (const Span queries : tiles.queries)
-      exact += p.for_each_group(tiles.computed(contexts, queries), grams_of(p.context, contexts),
-                                [](auto&&...) {});
+      exact += p.for_each_attention(tiles.computed(contexts, queries),
+                                    grams_of(p.context, contexts), [](auto&&...) {});
   return exact;
 }
 
