@@ -48,7 +48,6 @@ struct Best {
   }
 };
 
-// The columns of column_max begin at the tile's, whose stride they share.
 template <typename T>
 void add_scores(const SetTile<T>& t, const Best<T>& best, const Sets<T>& context,
                 const Sets<T>& query, bool mean, const Tensor& scores, const Tensor& winners) {
