@@ -121,8 +121,11 @@ struct Block::Fibers {
   }
   ITM_JUMPS [[gnu::noinline, noreturn]] void back() { __builtin_longjmp(scheduler.data(), 1); }
 
-  static inline std::vector<std::unique_ptr<Fibers>> idle;
+  static std::vector<std::unique_ptr<Fibers>> idle;
 };
+
+// Not inline: a process that loads two emulators would have one list for both.
+std::vector<std::unique_ptr<Block::Fibers>> Block::Fibers::idle;
 
 Block::Block(dim3 threads, size_t shared_bytes)
     : lanes_(static_cast<size_t>(threads.x) * threads.y * threads.z),
