@@ -29,7 +29,7 @@ def test_a_row_that_is_hardest_for_all() -> None:
 
 
 def test_log_sum_exp_of_many_tiles() -> None:
-    from itm_kernels.triton.log_sum_exp import _join_tiles_kernel
+    from itm_kernels.triton._log_sums import _join_tiles_kernel
 
     highest = torch.full((16 * CHAIN, 1), 3000 - 0.46875)  # exact in fp32, e^-0.46875 is not
     highest[0] = 3000  # the maximum, that the others are relative to
