@@ -149,13 +149,15 @@ environments: $(VENV)/package
 environment:
 	$(MAKE) -j1 $(VENV)/dev $(VENV)/bench $(VENV)/cuda $(TRITON)/ready
 
+CONTRACTS := tests/ops/test_ranks.py tests/ops/test_words_and_regions.py \
+	tests/losses/test_from_scores_contract.py
 triton-contract: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/contract/test_every_loss.py tests/contract/test_ops.py \
-		tests/contract/test_edge_cases.py tests/ops/test_ranks.py
+		tests/contract/test_edge_cases.py $(CONTRACTS)
 
 triton-kernels: $(TRITON)/ready $(VENV)/built
 	$(INTERPRETED) tests/backends/triton tests/ops tests/losses \
-		tests/contract/test_every_loss_compiled.py --ignore tests/ops/test_ranks.py
+		tests/contract/test_every_loss_compiled.py $(CONTRACTS:%=--ignore=%)
 
 # Compiles the Triton kernels for GPUs that are not present and prints their resource use. ALL=1
 # compiles every launch of the cases, the default every tile, operand and constant once. Reports
