@@ -68,7 +68,7 @@ def _row_keys(launch: Launch) -> Count:
     "_metrics._squared_norms_kernel",
     "unit_rows._forward_kernel",
     "unit_rows._backward_kernel",
-    "log_sum_exp._join_tiles_kernel",
+    "_log_sums._join_tiles_kernel",
     "cross_entropy._forward_kernel",
     "cross_entropy._backward_kernel",
     "max_of_hinges._entries_kernel",
