@@ -40,7 +40,7 @@ def test_a_failed_cuda_build_keeps_the_cpu_kernels(tmp_path: Path) -> None:
     assert result.stderr.count("WARNING: the CUDA kernels were not built") == 1
     assert "ITM_KERNELS_CUDA=0 leaves them out" in result.stderr
     linked = asked(log)[-1]
-    assert any(word.endswith("module.o") for word in linked)
+    assert any(word.endswith("/cpu.o") for word in linked)  # the unit of the CPU backend
     assert not any("/cuda/" in word for word in linked)
     assert len(list(tmp_path.rglob("_C*.so"))) == 1
 
@@ -84,5 +84,5 @@ def test_cuda_kernels_are_built_for_the_named_architectures(
         found = {word.partition(",code=")[2] for word in words if ",code=" in word}
         assert found == images
         assert "-lineinfo" in words
-    (module,) = (words for words in asked(log) if any(w.endswith("module.cpp") for w in words))
-    assert f"-DITM_CUDA_ARCHITECTURES={told}" in module
+    (unit,) = (words for words in asked(log) if any(w.endswith("/cpu.cpp") for w in words))
+    assert f"-DITM_CUDA_ARCHITECTURES={told}" in unit
