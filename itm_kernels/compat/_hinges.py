@@ -4,10 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from itm_kernels import _checks, reference
+from itm_kernels import _checks
 from itm_kernels._positives import Pairs
 from itm_kernels._public import UnnamedValueError
 from itm_kernels.compat._drop_in import DropIn
+from itm_kernels.ops._max_of_hinges_from_scores import fused_max_of_hinges_from_scores
+from itm_kernels.ops._sum_of_hinges_from_scores import fused_sum_of_hinges_from_scores
 
 DIAGONAL = Pairs(None, None, None)
 
@@ -36,7 +38,7 @@ class Hinges(DropIn):
         _checks.floating("scores", scores, "[N, N]")
         if scores.shape[0] != scores.shape[1]:
             raise UnnamedValueError(f"{origin} {list(scores.shape)}; pass one text per image")
-        inputs = scores, *DIAGONAL, float(self.margin)
+        inputs = scores, DIAGONAL, float(self.margin)
         if self.max_violation:
-            return reference.max_of_hinges_from_scores(*inputs, False).sum()
-        return reference.sum_of_hinges_from_scores(*inputs).sum()
+            return fused_max_of_hinges_from_scores(*inputs, False, self.backend).sum()
+        return fused_sum_of_hinges_from_scores(*inputs, self.backend).sum()
