@@ -9,7 +9,7 @@ from itm_kernels import _checks
 from itm_kernels._describe import shape
 from itm_kernels._public import UnnamedValueError
 
-# Of the rows of contexts and queries that exist, int64; None: all.
+# Numbers of rows that exist, int64, for contexts and for queries. None: all rows exist.
 Counts = tuple[Tensor | None, Tensor | None]
 
 
@@ -63,9 +63,10 @@ def _counts(
         return None, None
     _checks.identifiers(name, value, rows.shape[0], rows, what="count")
     counts, most = value.to(rows.device, torch.int64, non_blocking=True), rows.shape[1]
-    outside = (counts < 0) | (counts > most)
+    clamped = counts.clamp(0, most)
+    outside = clamped != counts
     if not _checks.can_read(counts):
-        return counts.clamp(0, most), outside
+        return clamped, outside
     if outside.any():
         first = int(outside.int().argmax())
         raise UnnamedValueError(
