@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,6 +19,19 @@ def dot(x: Array, y: Array) -> float:
     return math.fsum(float(a) * float(b) for a, b in zip(x, y, strict=True))
 
 
+def of_all(
+    score: Callable[[Array, Array], float], images: list[Array], texts: list[Array], direction: str
+) -> Array:
+    """The scores of all images and texts; 0 where a side is empty."""
+    scores = np.zeros((len(images), len(texts)))
+    for i, image in enumerate(images):
+        for j, text in enumerate(texts):
+            context, query = (image, text) if direction == "t2i" else (text, image)
+            if len(context) and len(query):
+                scores[i, j] = score(context, query)
+    return scores
+
+
 def late_interaction(
     regions: Array,
     words: Array,
@@ -28,18 +42,14 @@ def late_interaction(
     normalize: bool = True,
 ) -> Array:
     """The best match of every word among the regions (t2i) or of every region among the words."""
-    images, texts = counted(regions, region_counts), counted(words, word_counts)
-    scores = np.zeros((len(images), len(texts)))
-    for i, image in enumerate(images):
-        for j, text in enumerate(texts):
-            context, query = (image, text) if direction == "t2i" else (text, image)
-            if not len(context) or not len(query):
-                continue
-            if normalize:
-                context, query = normalized(context), normalized(query)
-            best = [max(dot(c, q) for c in context) for q in query]
-            scores[i, j] = math.fsum(best) / (len(best) if reduce == "mean" else 1)
-    return scores
+
+    def score(context: Array, query: Array) -> float:
+        if normalize:
+            context, query = normalized(context), normalized(query)
+        best = [max(dot(c, q) for c in context) for q in query]
+        return math.fsum(best) / (len(best) if reduce == "mean" else 1)
+
+    return of_all(score, counted(regions, region_counts), counted(words, word_counts), direction)
 
 
 def normed(products: list[float], feature_norm: str) -> list[float]:
@@ -78,23 +88,17 @@ def cross_attention(
     scale: float = 6.0,
 ) -> Array:
     """The cosines of every word and the vector it attends to, aggregated (t2i; i2t the reverse)."""
-    images, texts = counted(regions, region_counts), counted(words, word_counts)
-    scores = np.zeros((len(images), len(texts)))
-    for i, image in enumerate(images):
-        for j, text in enumerate(texts):
-            context, query = (image, text) if direction == "t2i" else (text, image)
-            if not len(context) or not len(query):
-                continue
-            cosines = []
-            for row, vector in zip(
-                query, attended(context, query, feature_norm, smooth), strict=True
-            ):
-                norms = math.sqrt(dot(row, row)) * math.sqrt(dot(vector, vector))
-                cosines.append(dot(row, vector) / max(norms, 1e-8))
-            scores[i, j] = {
-                "log_sum_exp": log_of_sum_of_exponentials([scale * c for c in cosines]) / scale,
-                "mean": math.fsum(cosines) / len(cosines),
-                "sum": math.fsum(cosines),
-                "max": max(cosines),
-            }[aggregate]
-    return scores
+
+    def score(context: Array, query: Array) -> float:
+        cosines = []
+        for row, vector in zip(query, attended(context, query, feature_norm, smooth), strict=True):
+            norms = math.sqrt(dot(row, row)) * math.sqrt(dot(vector, vector))
+            cosines.append(dot(row, vector) / max(norms, 1e-8))
+        return {
+            "log_sum_exp": log_of_sum_of_exponentials([scale * c for c in cosines]) / scale,
+            "mean": math.fsum(cosines) / len(cosines),
+            "sum": math.fsum(cosines),
+            "max": max(cosines),
+        }[aggregate]
+
+    return of_all(score, counted(regions, region_counts), counted(words, word_counts), direction)
