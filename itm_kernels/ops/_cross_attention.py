@@ -146,7 +146,7 @@ def cross_attention(
 
     Returns:
         Scores `[N, M]`, fp32 for fp16 and bf16 inputs. A pair with a count of 0 scores 0, without
-        gradient. Of equal maxima the lowest index takes the gradient.
+        gradient. Among equal maxima the lowest index takes the gradient.
 
     Raises:
         TypeError: regions or words are not floating-point tensors, or counts are not integers.

@@ -44,7 +44,7 @@ struct Softmaxes {
   }
 };
 
-// What is done to the products of a context row over the rows of every query.
+// How the products of a context row are normalised over the rows of every query.
 enum class OverQuery { kNothing, kNorm, kSoftmax };
 
 // The cross attention of one context and consecutive queries, with a workspace.
@@ -56,13 +56,14 @@ struct Attention {
   bool clipped;
   OverQuery over_query;
   T smooth;
-  // Of the context: its rows, their Gram matrix [rows, padded rows], also in fp64 for fp32 rows,
-  // and bounds of its entries below 0: the largest one, and the largest sum of a row.
+  // The context has `rows` rows and a Gram matrix [rows, padded rows], also in fp64 for fp32 rows.
+  // Its entries below 0 are bounded: `largest` is the largest one, `row` the largest sum of a row.
   int64_t rows;
   const T* gram;
   const double* exact_gram;
   T largest, row;
-  // Of the queries: query j has the columns first[j] - first[0], ..., and the norms of their rows.
+  // Query j has the columns from first[j] - first[0] to first[j + 1] - first[0]; query_norm holds
+  // the norms of all query rows.
   const int64_t* first;
   int64_t queries, columns;
   const T* query_norm;
