@@ -6,31 +6,22 @@ Least work: one product of all regions and words forward, two backward.
 from functools import partial
 
 import pytest
-import torch
 
 from benchmarks import inputs
 from benchmarks.interleaved import Row
 from benchmarks.limits import Work
 from benchmarks.rivals import fine_grained, plain
-from benchmarks.shapes import PAPERS, WIDTH, Size
+from benchmarks.shapes import PAPERS, REGIONS, WIDTH, WORDS, Size
 from itm_kernels import ops
 
-REGIONS = 36  # per image, as of a detector
-WORDS = (20, 50)  # per caption: MSCOCO's with some padding; long captions
 SIZES = [Size(PAPERS, WIDTH), Size(PAPERS, WIDTH // 2)]
 # Forms that attend keep several [N, M, L, D], which is 1.3 GB for 20 words and 3.4 GB for 50.
 ATTENDS_UP_TO = 20
 
 
 def row_of(operator: str, size: Size, words: int, device: str) -> Row:
-    """Return a row of regions and words of norm 1, of which those of a pair share a direction."""
-    draw = inputs.generator()
-    rows = [
-        0.5 * side[:, None].cpu().float() + torch.randn(size.N, number, size.D, generator=draw)
-        / size.D**0.5
-        for side, number in zip(inputs.paired(size, "cpu"), (REGIONS, words), strict=True)
-    ]  # fmt: skip
-    sets = tuple(torch.nn.functional.normalize(r, dim=2).to(device, size.dtype) for r in rows)
+    """Return a row with all regions and words of N images and N texts."""
+    sets = inputs.words_and_regions(size, REGIONS, words, device)
     product = 2.0 * size.N * REGIONS * size.N * words * size.D
     work = Work("product", product, 2 * product)
     return Row(operator, size, sets, work, case=f"R={REGIONS} L={words}")

@@ -45,6 +45,19 @@ def _drawn(N: int, D: int, seed: int) -> tuple[Tensor, Tensor]:
     return view(), view()
 
 
+def words_and_regions(
+    size: Size, regions: int, words: int, device: str
+) -> tuple[Tensor, Tensor]:  # [N, regions, D], [N, words, D]
+    """Return regions and words of norm 1, of which those of a pair share a direction."""
+    draw = generator()
+    found = []
+    for side, number in zip(paired(size, "cpu"), (regions, words), strict=True):
+        own = torch.randn(size.N, number, size.D, generator=draw) / size.D**0.5
+        rows = normalize(0.5 * side[:, None].float() + own, dim=2)
+        found.append(rows.to(device, size.dtype))
+    return found[0], found[1]
+
+
 def band(x: Tensor, density: float, p: float = 1.0) -> tuple[float, float]:
     """Return bounds on the p-norm distance that hold this share of all pairs.
 

@@ -9,6 +9,8 @@ USUAL = 1024  # a batch on one GPU, and the largest at which eager l1 takes acce
 LARGE = 4096  # contrastive batches; 64 MiB of scores, larger than the caches
 WIDTH = 1024  # embedding size of VSE++ and IMC
 CLUSTERS, MANY_CLUSTERS = 8, 256  # ITContrast's; enough clusters for a matrix product
+REGIONS = 36  # per image, as of a detector
+WORDS = (20, 50)  # per caption: MSCOCO's with some padding; long captions
 # Memory study: scores of 1 GiB, at which eager still fits in 24 GiB.
 MEMORY = 16384, 256
 # Time and memory over N, at a width where the work on the N x M pairs dominates.

@@ -41,7 +41,11 @@ def max_of_hinges(image: Tensor, text: Tensor) -> Tensor:
 
 def info_nce(image: Tensor, text: Tensor) -> Tensor:
     """Return CLIP's symmetric cross-entropy, from one score matrix."""
-    logits = SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T
+    return cross_entropies(SCALE * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
+
+
+def cross_entropies(logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy of rows and columns, whose labels are their numbers."""
     labels = torch.arange(logits.shape[0], device=logits.device)
     return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
 

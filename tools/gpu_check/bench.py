@@ -24,7 +24,7 @@ from tools.gpu_check.journal import Check, Setting
 ROUNDS, FEWEST, SECONDS = 15, 5, 3.0
 TINY_ROUNDS = 2
 # Predicted seconds on an H200, by N: compiling our kernels and drawing data on the host.
-PREDICTED = {128: 2.0, 4096: 2.5, 32768: 5.0}
+PREDICTED = {128: 2.0, 512: 2.0, 4096: 2.5, 32768: 5.0}
 
 
 def truth(row: Row, formula: Function, device: str) -> list[torch.Tensor] | None:
@@ -132,7 +132,7 @@ def rows(tiny: bool) -> Iterator[tuple[str, Size]]:
         for name, entry in ENTRIES.items():
             yield name, Size(33, 24, entry.dtypes[-1])
         return
-    for N, dtype in product((4096, 32768, 128), (torch.bfloat16, torch.float32)):
+    for N, dtype in product((4096, 32768, 512, 128), (torch.bfloat16, torch.float32)):
         for name, entry in ENTRIES.items():
             if N in entry.rows and dtype in entry.dtypes:
                 yield name, Size(N, WIDTH, dtype)

@@ -11,9 +11,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from benchmarks import inputs
 from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.rivals import Builder, Function, eager, keops, packages
-from benchmarks.shapes import CLUSTERS, MANY_CLUSTERS, Size
-from itm_kernels import functional, mining, ops
+from benchmarks.rivals import Builder, Function, eager, fine_grained, keops, packages
+from benchmarks.shapes import CLUSTERS, MANY_CLUSTERS, REGIONS, WORDS, Size
+from itm_kernels import functional, losses, mining, ops
 
 COSINE: dict[str, Any] = {"metric": "cosine", "mode": "official", "lower": 0.05, "upper": 0.5}
 SIGMA, RIDGE = 0.3, 1e-4  # several members of a cluster have weight
@@ -31,10 +31,13 @@ class Prepared(NamedTuple):
     comparable: bool = True  # False: both draw random numbers
 
 
+Prepare = Callable[[Size, str], Prepared]
+
+
 class Entry(NamedTuple):
     """A row with the sizes and dtypes that it is measured at."""
 
-    prepare: Callable[[Size, str], Prepared]
+    prepare: Prepare
     rows: tuple[int, ...] = (4096, 32768, 128)
     dtypes: tuple[torch.dtype, ...] = BOTH
     packages: Packages = lambda size: {}
@@ -53,7 +56,7 @@ def of_pairs(
     backward: float,
     *uses: str,
     comparable: bool = True,
-) -> Callable[[Size, str], Prepared]:
+) -> Prepare:
     """Return a loss of image and text embeddings."""
 
     def prepare(size: Size, device: str) -> Prepared:
@@ -66,9 +69,7 @@ def of_pairs(
     return prepare
 
 
-def similarity(
-    metric: Literal["dot", "cosine", "l1", "l2"], formula: Function
-) -> Callable[[Size, str], Prepared]:
+def similarity(metric: Literal["dot", "cosine", "l1", "l2"], formula: Function) -> Prepare:
     """Return a matrix of similarities or distances, with its gradients."""
 
     def prepare(size: Size, device: str) -> Prepared:
@@ -81,7 +82,7 @@ def similarity(
     return prepare
 
 
-def intra_modal(metric: str) -> Callable[[Size, str], Prepared]:
+def intra_modal(metric: str) -> Prepare:
     """Return the constraint of one modality, with 5 % of the pairs inside the band."""
 
     def prepare(size: Size, device: str) -> Prepared:
@@ -98,7 +99,7 @@ def intra_modal(metric: str) -> Callable[[Size, str], Prepared]:
     return prepare
 
 
-def synthesis(weights: str, logits: bool) -> Callable[[Size, str], Prepared]:
+def synthesis(weights: str, logits: bool) -> Prepare:
     """Return the synthetic vectors of 8 clusters, or their cosines with the anchors."""
 
     def prepare(size: Size, device: str) -> Prepared:
@@ -170,6 +171,28 @@ def sampler(size: Size, device: str) -> Prepared:
     return Prepared(row, sample, partial(eager.sample_negatives, **options))
 
 
+def words_and_regions(operator: str, ours: Function, formula: Function) -> Prepare:
+    """Return the scores of all images and texts from their regions and words."""
+
+    def prepare(size: Size, device: str) -> Prepared:
+        sets = inputs.words_and_regions(size, REGIONS, WORDS[0], device)
+        one = REGIONS * WORDS[0] * product(size)
+        row = Row(operator, size, sets, Work("product", one, 2 * one), tolerance=1e-2)
+        return Prepared(row, ours, formula)
+
+    return prepare
+
+
+def of_scores(size: Size, device: str) -> Prepared:
+    """Return InfoNCE of a score matrix, whose least work is to read and write it."""
+    image, text = inputs.paired(size, device)
+    scores, whole = image @ text.T, float(size.N * size.N * size.dtype.itemsize)
+    work = Work("copy", whole, 2 * whole)
+    row = Row("info_nce", size, (scores,), work, "from scores", ("log_sum_exp_from_scores",))
+    loss = losses.InfoNCELoss(logit_scale=eager.SCALE).to(device)
+    return Prepared(row, loss.from_scores, lambda s: eager.cross_entropies(eager.SCALE * s))
+
+
 def hinges(hardest: bool, size: Size) -> dict[str, Builder]:
     """Return the packages that compute hinges over all pairs."""
     return {"metric_learning": partial(packages.metric_learning_hinges, hardest=hardest)}
@@ -230,6 +253,16 @@ ENTRIES: dict[str, Entry] = {
         of_pairs("sum_of_hinges", functional.sum_of_hinges_loss, eager.sum_of_hinges, 1, 2,
                  "sum_of_hinges"), packages=partial(hinges, False),
     ),
+    "late_interaction": Entry(
+        words_and_regions("late_interaction", ops.late_interaction, fine_grained.max_sim),
+        rows=(512, 128),
+    ),
+    "cross_attention": Entry(
+        words_and_regions("cross_attention", partial(ops.cross_attention,
+                          smooth=fine_grained.SMOOTH, scale=fine_grained.SCALE),
+                          fine_grained.from_gram), rows=(128,),
+    ),
+    "info_nce from scores": Entry(of_scores, rows=(4096, 32768)),
     "intra_modal l2": Entry(intra_modal("l2"), dtypes=FP32),
     "intra_modal l1": Entry(intra_modal("l1"), rows=(4096, 128), dtypes=FP32),
     "similarity l1": Entry(similarity("l1", eager.l1), rows=(4096,), dtypes=FP32),

@@ -25,6 +25,7 @@ USES = {
     "values": _RULE,
     "semantics": ("tools/semantics.py", *_RULE),
     "bench": _ROWS,
+    "profile": ("tools/gpu_check/bench.py", *_ROWS),
     "replay": _ROWS,
     "rivals": ("tools/gpu_check/bench.py", *_ROWS),
     "contract": _RULE,

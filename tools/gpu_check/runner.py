@@ -8,6 +8,7 @@ as checks end; the same command resumes where it stopped. summary.md shows the r
     build      the extension, in place, for this GPU only, without network
     core       values of every operator and loss against fp64, at one size
     bench      times against plain PyTorch, every row of the goal table
+    profile    GPU time of every kernel of every row of the goal table
     replay     small batches, plain and in a CUDA graph: CUDA, Triton and eager PyTorch
     gluon      values and times of the Gluon kernels for sm_90
     contract   determinism, NaN, CUDA graphs, torch.compile, peak memory
@@ -40,8 +41,8 @@ from tools.gpu_check.journal import ROOT, Check, Setting, Worker
 
 # The most valuable steps first.
 STEPS = (
-    *("facts", "build", "core", "bench", "replay", "gluon", "contract", "values", "rivals"),
-    *("tune", "suite", "sanitize"),
+    *("facts", "build", "core", "bench", "profile", "replay", "gluon", "contract", "values"),
+    *("rivals", "tune", "suite", "sanitize"),
 )
 # Compiling a kernel takes seconds of one core; launching it takes almost no GPU time.
 PROCESSES = {"core": 8, "values": 8, "contract": 6}

@@ -19,9 +19,9 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
-from itm_kernels import backends, ops
+from itm_kernels import backends, losses, ops
 from loss_cases import CASES, Case
 from tools.gpu_check.journal import Check, Setting, SkippedError
 from tools.gpu_check.rule import ErrorRuleError, Errors, errors_of, excused, judged, largest
@@ -62,6 +62,23 @@ def operators() -> dict[str, Operation]:
             return ops.rbf_synthesis_logits(x, y, clusters, 3, 0.8, **options).cosine
         return ops.rbf_synthesis(x, y, clusters, 3, 0.8, **options).vectors
 
+    def sets(x: Tensor) -> Tensor:
+        """Return sets of 5 rows, the last of which is padded with zeros."""
+        return pad(x, (0, 0, 0, -len(x) % 5)).unflatten(0, (-1, 5))
+
+    def square(x: Tensor) -> Tensor:
+        side = min(x.shape)
+        return x[:side, :side]
+
+    scores: dict[str, Any] = {
+        "late_interaction": ops.late_interaction, "cross_attention": ops.cross_attention
+    }  # fmt: skip
+    of_scores: dict[str, Any] = {
+        "info_nce": lambda b: losses.InfoNCELoss(backend=b),
+        "sigmoid": lambda b: losses.SigmoidLoss(backend=b),
+        "max_of_hinges": lambda b: losses.MaxOfHingesLoss(backend=b),
+        "sum_of_hinges": lambda b: losses.SumOfHingesLoss(backend=b),
+    }
     found: dict[str, Operation] = {
         f"similarity-{metric}": lambda x, y, b, metric=metric: ops.similarity(
             x, y, metric, backend=b
@@ -70,6 +87,13 @@ def operators() -> dict[str, Operation]:
     }
     found["hardest_negatives"] = lambda x, y, b: ops.hardest_negatives(x, y, backend=b)
     found["log_sum_exp"] = lambda x, y, b: ops.log_sum_exp(x, y, 20.0, backend=b)
+    for direction in ("t2i", "i2t"):
+        for name, score in scores.items():
+            found[f"{name}-{direction}"] = lambda x, y, b, f=score, d=direction: f(
+                sets(x), sets(y), direction=d, backend=b
+            )
+    for name, loss in of_scores.items():
+        found[f"{name}-from_scores"] = lambda x, y, b, f=loss: f(b).from_scores(square(x))
     for weights, logits in product(("kam", "attention"), (False, True)):
         name = f"rbf_synthesis{'_logits' * logits}-{weights}"
         found[name] = lambda x, y, b, w=weights, z=logits: synthesis(x, y, b, w, z)
