@@ -87,9 +87,12 @@ def timed(kernel: str, N: int, setting: Setting) -> dict[str, Any]:
 
 
 def checks(setting: Setting) -> list[Check]:
-    """Return the checks of this step: the values of every kernel, then the times."""
+    """Return the checks of this step: the times of every kernel, then its values."""
     every, found = values.everything(), []
     sizes = SIZES[:1] if setting.tiny else SIZES
+    for kernel, N in product(USERS, TIMED[:1] if setting.tiny else TIMED):
+        key = f"gluon/{kernel}/time/bf16/N={N},D={WIDTH}"
+        found.append(Check(key, partial(timed, kernel, N, setting)))
     for (kernel, users), (N, D), precision in product(USERS.items(), sizes, PRECISIONS):
         for name in users:
             operation, takes_ids = every[name]
@@ -100,7 +103,4 @@ def checks(setting: Setting) -> list[Check]:
                 key = f"gluon/{kernel}/{name}/{precision}/N={N},D={D}{',ids' * ids}"
                 run = partial(compared, kernel, setting, one)
                 found.append(Check(key, run, predicted=values.PREDICTED))
-    for kernel, N in product(USERS, TIMED[:1] if setting.tiny else TIMED):
-        key = f"gluon/{kernel}/time/bf16/N={N},D={WIDTH}"
-        found.append(Check(key, partial(timed, kernel, N, setting)))
     return found
