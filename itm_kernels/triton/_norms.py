@@ -27,6 +27,25 @@ def squared_norms(
 
 
 @triton.jit
+def squared_norms_and_largest(
+    from_row,  # [R] pointers
+    column_stride,
+    D,
+    columns,  # [C] arange
+):
+    """Return the squared norms `[R]` of some rows, and their largest magnitudes `[R]`."""
+    DTYPE: tl.constexpr = wide_type(from_row.dtype)
+    squares = tl.zeros((from_row.shape[0], columns.shape[0]), DTYPE)
+    largest = tl.zeros((from_row.shape[0], columns.shape[0]), DTYPE)
+    for first in range(0, D, columns.shape[0]):
+        d = (first + columns)[None, :].to(tl.int64)
+        value = tl.load(from_row[:, None] + d * column_stride, mask=d < D, other=0.0).to(DTYPE)
+        squares += value * value
+        largest = tl.maximum(largest, tl.abs(value))
+    return tl.sum(squares, 1), tl.max(largest, 1)
+
+
+@triton.jit
 def square_root(x):
     """Return the correctly rounded square root; the default for fp32 is an approximation."""
     return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)

@@ -3,11 +3,13 @@
 bf16 rows are exact on tensor cores. They, tf32 and fp64 rows are used unchanged, and the factors
 are 1 / |x|. fp16 and fp32 rows are multiplied by a power of two per row, so that a row of any norm
 fits fp16: fp16 rows are one exact part, fp32 rows two parts (three products), which are as accurate
-as fp32 itself. bf16 would need three parts (six products).
+as fp32 itself. bf16 would need three parts (six products). The power is that of the largest
+element, which forward and backward kernels find exactly; norms are sums, whose rounding differs
+between kernels, and a norm of about 1 lies between two powers.
 
 Fine operands, for a softmax with a large scale:
 - bf16 rows are also converted to fp16 with powers of two, exact but for bits below 2^-38 of the
-  norm. Their weights are fp16, and the rounding error is an eighth of that of a bf16 gradient. The
+  largest element. Their weights are fp16, and the rounding error is an eighth of that of a bf16 gradient. The
   error of bf16 weights is as large as that, and in total exceeds twice eager's.
 - Cosines of fp32, tf32 and fp64 use unit rows. The rounding of a row's factor affects all its
   scores: with factors, the loss of a converged batch had four times the error of eager's.
@@ -31,7 +33,7 @@ from itm_kernels.triton._norms import (
     power_of_two_scale,
     reciprocal,
     square_root,
-    squared_norms,
+    squared_norms_and_largest,
 )
 from itm_kernels.triton._operands import (
     PADDED,
@@ -117,12 +119,9 @@ _POWER = tl.constexpr(2.0**13)  # the norm of unit rows in fp16
 
 
 @triton.jit
-def _power(norm):
-    """Return the power of two that scales a row to a norm of 2^13 to 2^14.
-
-    A finite row whose squares overflow has an infinite norm, and its scaled elements fit as well.
-    """
-    return power_of_two_scale(norm, 14)
+def _power(largest):
+    """Return the power of two that scales a row's largest element to between 2^13 and 2^14."""
+    return power_of_two_scale(largest.to(tl.float32), 14)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -146,11 +145,12 @@ def _scale_kernel(
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     from_row = x + tl.minimum(n, N - 1) * stride
-    norm = square_root(squared_norms(from_row, column_stride, D, columns))
+    squares, largest = squared_norms_and_largest(from_row, column_stride, D, columns)
+    norm = square_root(squares)
     found = tl.full((ROWS,), 1.0, norm.dtype)
     power = found
     if POWERS:
-        power = tl.full((ROWS,), _POWER, norm.dtype) if UNIT_ROWS else _power(norm)
+        power = tl.full((ROWS,), _POWER, norm.dtype) if UNIT_ROWS else _power(largest)
     if COSINE and not UNIT_ROWS:
         found = reciprocal(norm_divisor(norm, SMALLEST))
     if FACTOR:
@@ -219,6 +219,7 @@ def _gradient_kernel(
     along = tl.zeros((ROWS,), DTYPE)
     if COSINE or POWERS:
         squares = tl.zeros((ROWS, COLUMNS), DTYPE)
+        largest = tl.zeros((ROWS, COLUMNS), DTYPE)
         products = tl.zeros((ROWS, COLUMNS), DTYPE)
         zeros = tl.zeros((ROWS, COLUMNS), DTYPE)
         for first in range(0, D, COLUMNS):
@@ -226,12 +227,13 @@ def _gradient_kernel(
             at = x + rows[:, None] * stride + d * column_stride
             value = tl.load(at, mask=d < D, other=0.0).to(DTYPE)
             squares += value * value
+            largest = tl.maximum(largest, tl.abs(value))
             zeros += 0 * value
             at = sums + rows[:, None] * sums_stride + d
             products += value * tl.load(at, mask=d < D, other=0.0)
         norm = square_root(tl.sum(squares, 1))
         if POWERS:
-            factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(norm)
+            factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(tl.max(largest, 1))
         if COSINE:
             # The gradient of a unit row is orthogonal to it, unless the norm is below the smallest
             # divisor.

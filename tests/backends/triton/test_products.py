@@ -124,6 +124,15 @@ def test_error_of_scores_is_at_most_twice_the_references(
     assert (found - wanted).abs().max() <= allowed
 
 
+def test_powers_of_two_do_not_depend_on_the_order_of_a_sum() -> None:
+    """The backward pass finds them again, in another kernel. Norms of 1 lie between two powers."""
+    x = torch.nn.functional.normalize(torch.randn(64, 333), dim=1)
+    _, factor = _scaled_operands.scaled_rows(x, "parts", cosine=False)
+    for columns in (torch.arange(332, -1, -1), torch.randperm(333)):
+        _, other = _scaled_operands.scaled_rows(x[:, columns], "parts", cosine=False)
+        assert torch.equal(factor, other)
+
+
 @beyond_finite
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_norm_zero_have_no_direction_and_nan_shows(dtype: torch.dtype) -> None:
