@@ -64,7 +64,13 @@ def norm_divisor(norm, LEAST: tl.constexpr):
 @triton.jit
 def divided_by_norm(x, norm):
     """Return x `[R, C]` divided by `norm_divisor` of its norms `[R]`, correctly rounded."""
-    divisor = tl.broadcast_to(norm_divisor(norm, SMALLEST)[:, None], x.shape)
+    return quotient(x, norm_divisor(norm, SMALLEST)[:, None])
+
+
+@triton.jit
+def quotient(x, divisor):
+    """Return x `[R, C]` / divisor, correctly rounded; `/` of fp32 is an approximation on a GPU."""
+    divisor = tl.broadcast_to(divisor, x.shape)
     return x / divisor if x.dtype == tl.float64 else tl.div_rn(x, divisor)
 
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._norms import quotient
 from itm_kernels.triton._products import precision_of, store_parts
 
 ROWS = 32  # per program: the bits of one word
@@ -193,8 +194,10 @@ def _score_gradients_kernel(
                     of_other = tl.load(
                         other + (columns.to(tl.int64) * R)[None, :] + n[:, None], there, 0.0
                     )
-                own = own / row_norm[:, None]
-                of_other = of_other / column_norm[None, :]
+                # As PyTorch divides: `/` of fp32 is an approximation on a GPU, which moves the
+                # distances that are their row's bounds.
+                own = quotient(own, row_norm[:, None])
+                of_other = quotient(of_other, column_norm[None, :])
             if HAS_IDS:
                 pair = tl.load(ids + rows)[:, None] != tl.load(ids + columns)[None, :]
             else:
