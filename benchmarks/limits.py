@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ MOST_SIDE_CUDA = 16384
 STEPS = 1 << 20  # some milliseconds
 COPIED = 1 << 26  # bytes: beyond the caches
 COPIED_CUDA = 1 << 29
+ISSUED, LONGEST_ISSUED = 2e-4, 0.05  # seconds of the host for a call of few kernels, and at most
+CYCLES = 2e9  # of a GPU per second
 FLUSHED = 1 << 28  # bytes: beyond the L2 of every GPU, written before each timed call
 
 
@@ -47,10 +50,17 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+class GpuTimes(NamedTuple):
+    """The seconds of one call on the GPU, and those in which the host issued it."""
+
+    gpu: float
+    host: float
+
+
 def seconds(function: Callable[[], object], device: str) -> float:
-    """Return the time of one call: by the clock on the CPU, by events with a cold L2 on CUDA."""
+    """Return the time of one call: by the clock on the CPU, on the GPU by `gpu_times`."""
     if device == "cuda":
-        return _seconds_cuda(function)
+        return gpu_times(function).gpu
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -61,20 +71,27 @@ def _flushed() -> Tensor:
     return torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
 
 
-def _seconds_cuda(function: Callable[[], object]) -> float:
-    """Time a call between two events, queued while the device overwrites the L2.
+def gpu_times(function: Callable[[], object], host: float = ISSUED) -> GpuTimes:
+    """Time a call between two events, with a cold L2, on a GPU that is busy until it is issued.
 
-    A call of few kernels is then timed without its launches, as in a training step that keeps the
-    queue full. Launches that take longer than the overwriting are included.
+    The time of the host is then not part of the GPU's, as in a training step that keeps the queue
+    full. A call that waits for the GPU ends this, and what it issues afterwards is included.
+
+    Args:
+        function: the call.
+        host: predicted seconds of the host; the GPU waits for twice as long.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     synchronize("cuda")
     _flushed().zero_()
+    torch.cuda._sleep(int(2 * min(host, LONGEST_ISSUED) * CYCLES))
     start.record()
+    began = time.perf_counter()
     function()
+    issued = time.perf_counter() - began
     end.record()
     synchronize("cuda")
-    return start.elapsed_time(end) / 1000
+    return GpuTimes(start.elapsed_time(end) / 1000, issued)
 
 
 class Probe:

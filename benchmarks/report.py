@@ -92,6 +92,13 @@ def page(name: str, content: dict[str, Any]) -> str:
         f"rounds. A ratio is a contender's time divided by that of {OURS}: above 1, {OURS} is "
         "faster.\n"
     ]
+    if content["machine"].get("gpu"):
+        parts += [
+            "Times are the GPU's, with a cold L2, while its queue is full, as in a training step. "
+            'The host needs the time of the column "host ms" to issue the same step: below '
+            "some thousand rows it is the longer one, and the limit of a loop that waits for every "
+            "loss. A CUDA graph removes it.\n"
+        ]
     for dtype in ("float32", "bfloat16"):
         parts += [f"## Speed, {dtype}\n", speed_table(rows, dtype)]
     lost = not_fastest(rows)

@@ -71,18 +71,30 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def speed_table(rows: dict[str, dict[str, Any]], dtype: str, brief: bool = False) -> str:
-    """Return the table of one precision: our milliseconds, and every contender's time over ours."""
+    """Return the table of one precision: our milliseconds, and every contender's time over ours.
+
+    On a GPU, a column shows the time in which the host issues a step, ours and eager's.
+    """
     lines = []
+    on_gpu = any("host" in row["contenders"]["ours"] for row in rows.values())
     for row in rows.values():
         if row["dtype"] != dtype:
             continue
         mode = mode_of(row)
         ours = row["contenders"]["ours"][mode]
         cells = [*described(row), milliseconds(ours), *rival_cells(row, mode, brief)]
+        cells += [host_cell(row["contenders"])] if on_gpu else []
         lines.append([*cells, f"{ours['percent_of_limit']:.0f} % of {row['limit']['kind']}"])
     head = ["operator or loss", "N x D", f"{OURS}, ms (quartiles)", "PyTorch eager, ratio"]
-    head += ["torch.compile, ratio", "packages, ratio", "share of the machine's limit"]
-    return table(head, lines)
+    head += ["torch.compile, ratio", "packages, ratio"]
+    head += [f"host ms: {OURS}, eager"] if on_gpu else []
+    return table([*head, "share of the machine's limit"], lines)
+
+
+def host_cell(contenders: dict[str, dict[str, Any]]) -> str:
+    """Return the milliseconds in which the host issues a step, ours and eager's."""
+    found = [contenders.get(name, {}).get("host") for name in ("ours", "eager")]
+    return ", ".join("" if host is None else f"{1e3 * host:.3g}" for host in found)
 
 
 def error_table(rows: dict[str, dict[str, Any]]) -> str:

@@ -9,8 +9,8 @@ between kernels, and a norm of about 1 lies between two powers.
 
 Fine operands, for a softmax with a large scale:
 - bf16 rows are also converted to fp16 with powers of two, exact but for bits below 2^-38 of the
-  largest element. Their weights are fp16, and the rounding error is an eighth of that of a bf16 gradient. The
-  error of bf16 weights is as large as that, and in total exceeds twice eager's.
+  largest element. Their weights are fp16, and the rounding error is an eighth of that of a bf16
+  gradient. The error of bf16 weights is as large as that, and in total exceeds twice eager's.
 - Cosines of fp32, tf32 and fp64 use unit rows. The rounding of a row's factor affects all its
   scores: with factors, the loss of a converged batch had four times the error of eager's.
 

@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -90,9 +91,10 @@ def rates(device: str, side: int) -> dict[str, Any]:
 
 def checks(setting: Setting) -> list[Check]:
     """Return the checks of this step."""
+    side = 256 if setting.tiny else 8192
     return [
-        Check("facts/machine", machine),
-        Check("facts/gpu", gpu),
-        Check("facts/picks", lambda: picks(setting.device)),
-        Check("facts/rates", lambda: rates(setting.device, 256 if setting.tiny else 8192)),
+        Check("facts/machine", machine, predicted=1.0),
+        Check("facts/gpu", gpu, predicted=1.0),
+        Check("facts/picks", lambda: picks(setting.device), predicted=1.0),
+        Check("facts/rates", partial(rates, setting.device, side), predicted=1.0),
     ]

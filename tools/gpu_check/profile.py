@@ -9,20 +9,26 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.interleaved import Run
+from benchmarks.limits import seconds
 from benchmarks.shapes import Size
 from tools.gpu_check.bench import rows
 from tools.gpu_check.goal_table import ENTRIES
 from tools.gpu_check.journal import Check, Setting, SkippedError
 
 WARM, STEPS = 2, 4
+SLOW = 1.0  # seconds of a step that is not profiled
 SHOWN, LONGEST = 24, 70  # kernels of a row, characters of a kernel's name
 
 
 def kernels(run: Callable[[], Any]) -> list[tuple[str, float, float]]:
-    """Return (name, launches, microseconds) of every kernel of one step, the longest first."""
+    """Return (name, launches, microseconds) of every kernel of one step, the longest first.
+
+    The list of a slow step is empty.
+    """
     for _ in range(WARM):
-        run()
-    torch.cuda.synchronize()
+        took = seconds(run, "cuda")
+    if took > SLOW:
+        return []
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(STEPS):
             run()

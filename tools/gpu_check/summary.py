@@ -100,12 +100,14 @@ def speed(lines: Lines) -> str:
         peaks = [f"{line.get('peak MiB', 0):,.0f}"]
         peaks += [f"{line['eager']['peak MiB']:,.0f}" if isinstance(line["eager"], dict) else ""]
         chosen = "+".join(sorted(set(line["backends"].values())))
-        rows.append([key, chosen, *times, *rate, *rivals, *peaks, "; ".join(packages)])
+        hosts = [f"{line.get('host ms', 0):.3g}"]
+        hosts += [f"{line['eager'].get('host ms', 0):.3g}" if len(peaks) > 1 and peaks[1] else ""]
+        rows.append([key, chosen, *times, *rate, *rivals, *peaks, *hosts, "; ".join(packages)])
     if not rows:
         return ""
     head = ["loss / size", "backend", "forward ms", "backward ms", "both ms", "TFLOP/s"]
     head += ["of a product", "eager, times longer", "torch.compile, times longer"]
-    head += ["peak MiB", "eager's peak MiB", "packages"]
+    head += ["peak MiB", "eager's peak MiB", "host ms", "eager's host ms", "packages"]
     return "## Speed\n\n" + table(head, rows)
 
 

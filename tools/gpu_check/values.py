@@ -38,8 +38,8 @@ FIRST_PRECISIONS = ("bf16", "fp32")
 NEXT = ((1000, 512), (127, 333), (33, 96), (1000, 1000), (2, 1), (1, 3), (127, 500), (4096, 1024))
 ROWS, WIDTHS = (1, 2, 33, 127, 1000, 4096), (1, 3, 96, 333, 500, 512, 1000, 1024)
 TINY_FIRST, TINY = ((33, 17),), ((19, 8),)
-# Predicted seconds on an H200: a check compiles some kernels, or finds them in the cache.
-PREDICTED = 3.0
+# Seconds of a check on an H200: it compiles some kernels, or finds them in the cache.
+PREDICTED = 2.0
 BY_NORM = 1000  # rows from which errors are compared by their norm
 DRAWS = 4  # batches whose largest errors are compared if the first one breaks the rule
 NEAR = 2.0**-16  # relative change of the inputs that changes scores by a few roundings of fp32
