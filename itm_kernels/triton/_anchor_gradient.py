@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import anchor_and_cluster, in_cluster
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import row_blocks
 from itm_kernels.triton._products import precision_of, store_parts
@@ -24,7 +25,7 @@ def _below_one(largest):
     return power_of_two_scale(largest, 3) * 0.125  # finite even if `largest` is infinite
 
 
-@triton.jit(do_not_specialize=["P", "tiles", "M"])
+@jit(do_not_specialize=["P", "tiles", "M"])
 def _weights_kernel(
     khat,  # [R, M]
     alpha,  # [R, K]
@@ -73,7 +74,7 @@ def _weights_kernel(
         store_parts(out, tl.cast(weights_part, tl.int64), value, to, PARTS, PRECISION)
 
 
-@triton.jit
+@jit
 def _gradient_kernel(
     anchors,  # [N, D]
     product,  # [N, D] of weights with rows
@@ -135,7 +136,7 @@ def store_gradient(
 ) -> None:
     """Write the gradient of a range of anchors."""
     (R, D), options = anchors.shape, row_blocks(anchors.shape[1])
-    _gradient_kernel[(triton.cdiv(R, options["ROWS"]),)](
+    _gradient_kernel[(cdiv(R, options["ROWS"]),)](
         anchors, product, largest, along, largest if unit is None else unit, out,
         anchors.stride(0), R, D, UNIT=unit is not None, **options,
     )  # fmt: skip

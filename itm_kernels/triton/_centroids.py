@@ -8,6 +8,7 @@ the means.
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._norms import power_of_two_scale, reciprocal, square_root, squared_norms
 from itm_kernels.triton._operands import INTERPRETED, to_tf32
 from itm_kernels.triton._score_tiles import wide_type
@@ -87,7 +88,7 @@ def _store_centroids(
         value -= high.to(value.dtype)
 
 
-@triton.jit(do_not_specialize=["N", "split_rows"])
+@jit(do_not_specialize=["N", "split_rows"])
 def sums_kernel(
     x,  # [N, width], zeros from D on
     x_factor,  # [N] scale of the operands' rows
@@ -185,7 +186,7 @@ def sums_kernel(
             tl.store(factors + at, largest, mask=some)
 
 
-@triton.jit(do_not_specialize=["splits", "R"])
+@jit(do_not_specialize=["splits", "R"])
 def mean_kernel(
     start,  # [R, D]
     sums,  # [splits, R, tiles of D x COLUMNS]

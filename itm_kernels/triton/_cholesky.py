@@ -19,6 +19,7 @@ from torch import Tensor
 
 from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch
 from itm_kernels.triton._clusters import spans_of, tiles_before
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import float_argument
 
@@ -149,7 +150,7 @@ def _inverse_factor(block, size, BLOCK: tl.constexpr):
     return inverse
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
+@jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
 def _panel_kernel(
     rows,  # [M, D]
     factor,  # [B, size]
@@ -199,7 +200,7 @@ def _panel_kernel(
         tl.store(rows_i + j * BLOCK + at[None, :], value)
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "step", "steps"])
+@jit(do_not_specialize=["blocks_at_most", "step", "steps"])
 def _diagonal_kernel(
     factor,
     starts,
@@ -230,7 +231,7 @@ def _diagonal_kernel(
             _lower_block(own, i, j, first, BLOCK, DEPTH)
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
+@jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
 def _below_kernel(
     factor,
     starts,
@@ -276,18 +277,18 @@ def cholesky_factors(
     rows = contiguous_rows(rows.to(wide_dtype(rows)))
     factor = torch.empty((B, batch.size), dtype=torch.float64, device=rows.device)
     spans = spans_of(starts, batch.end - batch.begin, BLOCK)
-    T, blocks = spans.first.shape[1], triton.cdiv(batch.largest, BLOCK)
+    T, blocks = spans.first.shape[1], cdiv(batch.largest, BLOCK)
     # Panels are a chain: those of a batch, which holds large clusters, are as narrow as possible.
     panel = _PANEL if batch.largest == M else 1
-    steps = min(_MOST_PANELS, triton.cdiv(blocks, panel))
+    steps = min(_MOST_PANELS, cdiv(blocks, panel))
     shared: dict[str, Any] = {
         **{"factor": factor, "starts": starts, "blocks_at_most": batch.size // BLOCK**2},
-        **{"K": K, "CLUSTERS": triton.next_power_of_2(K), "steps": steps},
+        **{"K": K, "CLUSTERS": next_power_of_2(K), "steps": steps},
         **{"BLOCK": BLOCK, "DEPTH": DEPTH, "num_warps": 8},
     }
     tiles = {"span_cluster": spans.cluster, "span_first": spans.first, "T": T}
     for step in range(steps):
-        _panel_kernel[(B * T, triton.cdiv(blocks, steps))](
+        _panel_kernel[(B * T, cdiv(blocks, steps))](
             rows=rows, order=starts if order is None else order, row_stride=rows.stride(0), M=M,
             D=D, step=step, scale=1 / (2 * sigma**2), ridge=ridge, HAS_ORDER=order is not None,
             **tiles, **shared,

@@ -15,8 +15,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
+
+from itm_kernels.triton._launch import cdiv
 
 BLOCK = 64  # 64 x 64 fp64 values take 32 registers in each of 256 threads
 SYNC_FREE_BYTES = 512 << 20  # factors up to this size need no cluster sizes on the host
@@ -31,7 +32,7 @@ def factor_size(M: int, K: int) -> int:
     The bound is reached when one cluster has all columns: M^2 / 2 fp64 values, 69 MB at M = 4,096
     and 4.3 GB at 32,768. 8 equal clusters need an eighth of that.
     """
-    blocks = triton.cdiv(M, BLOCK)
+    blocks = cdiv(M, BLOCK)
     return (blocks * (blocks + 1) // 2 + min(K, M)) * BLOCK**2
 
 
@@ -79,7 +80,7 @@ def split_into_batches(starts: list[int], C: int, small: bool = False) -> list[C
     batches: list[ClusterBatch] = []
     workspace = SMALL_WORKSPACE if small else WORKSPACE
     for begin, end in pairwise(starts):
-        blocks = triton.cdiv(end - begin, BLOCK)
+        blocks = cdiv(end - begin, BLOCK)
         own = ClusterBatch(begin, end, blocks * (blocks + 1) // 2 * BLOCK**2, end - begin, 1)
         if own.size == 0:
             continue

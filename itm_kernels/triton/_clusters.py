@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
+
 _CHUNK = 1024  # members, or tiles, per iteration of a program
 
 
@@ -42,7 +44,7 @@ def tiles_before(starts, cluster, CLUSTERS: tl.constexpr, SIZE: tl.constexpr):
     return (tl.load(starts + k + 1, mask=before, other=0) - begin + SIZE - 1) // SIZE
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def _spans_kernel(
     starts,  # [B, K + 1]
     spans,  # [4, B, T]
@@ -76,7 +78,7 @@ def spans_of(starts: Tensor, columns: int, at_once: int) -> Spans:
     most = (columns + min(K, columns) * (at_once - 1)) // at_once
     spans = torch.empty((4, B, most), dtype=torch.int32, device=starts.device)
     _spans_kernel[(B * (K + 1),)](
-        starts, spans, K, most, CLUSTERS=triton.next_power_of_2(K), SIZE=at_once, CHUNK=_CHUNK
+        starts, spans, K, most, CLUSTERS=next_power_of_2(K), SIZE=at_once, CHUNK=_CHUNK
     )
     return Spans(*spans.unbind())
 
@@ -135,7 +137,7 @@ def in_cluster(at, m, end, p, P, k, assignment, PER_ANCHOR: tl.constexpr):
     return own
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def _sort_kernel(
     assignment,  # [B, M]
     ids,  # [M]
@@ -218,4 +220,4 @@ class Grid(NamedTuple):
 def grid_of(clusters: Clusters, anchors: int, rows: int) -> Grid:
     """Return the grid for a number of anchors and of rows per tile."""
     P = clusters.rows(anchors)
-    return Grid(P, triton.cdiv(P, rows), clusters.lists * triton.cdiv(P, rows))
+    return Grid(P, cdiv(P, rows), clusters.lists * cdiv(P, rows))

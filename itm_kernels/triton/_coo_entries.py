@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import INTERPRETED, wide_dtype
 
 # Up to this many entries per side, all pairs are compared in one launch instead of the ten launches
@@ -69,7 +70,7 @@ def set_own(own_source, own_weight, target, which, row, value, mask):
     tl.store(own_weight + at, value, mask=mask)
 
 
-@triton.jit
+@jit
 def _sort_kernel(
     key,  # [E]
     ordered,  # [E] sorted keys
@@ -115,14 +116,14 @@ def sort_by_target(entries: Entries, N: int, M: int) -> tuple[Tensor, Tensor, bo
     if most > _FEW:
         return *entries.key.sort(stable=True), False
     order, ordered = torch.empty((2, E), dtype=entries.key.dtype, device=entries.key.device)
-    _sort_kernel[(triton.cdiv(max(most, N + 1, M + 1), _BLOCK), 2)](
+    _sort_kernel[(cdiv(max(most, N + 1, M + 1), _BLOCK), 2)](
         entries.key, ordered, order, entries.first, entries.end, E, to_images, N, M,
         BLOCK=_BLOCK, CHUNK=256,
     )  # fmt: skip
     return ordered, order, True
 
 
-@triton.jit
+@jit
 def _by_target_kernel(
     target,  # [M]
     key,
@@ -149,7 +150,7 @@ def by_target(target: Tensor, rows: Tensor, N: int) -> Entries:
     """Return entries that add row m of rows to row target[m] of N; a negative target is skipped."""
     M = rows.shape[0]
     entries = entries_empty(rows, N, M, M, 0)
-    _by_target_kernel[(triton.cdiv(N + M, 128),)](
+    _by_target_kernel[(cdiv(N + M, 128),)](
         target.contiguous(), **entries.arguments(), N=N, M=M, ROWS=128
     )
     return entries

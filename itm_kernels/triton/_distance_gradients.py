@@ -8,18 +8,18 @@ marks those that have such pairs.
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _score_gradients
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._metrics import MetricOperands, write_matrix
 from itm_kernels.triton._operands import stored_dtype, tile_of
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
 from itm_kernels.triton._score_gradients import blocks, write_score_gradients
 
 
-@triton.jit
+@jit
 def _distance_gradients_kernel(
     x,  # [R, D]
     y,  # [M, D]
@@ -81,8 +81,8 @@ class ClosePairs:
 
     def __init__(self, R: int, M: int, like: Tensor) -> None:
         rows, columns = (
-            triton.cdiv(R, _score_gradients.ROWS),
-            triton.cdiv(M, _score_gradients.COLUMNS),
+            cdiv(R, _score_gradients.ROWS),
+            cdiv(M, _score_gradients.COLUMNS),
         )
         self.sums = torch.empty((columns, R), dtype=like.dtype, device=like.device)
         self.has_close = torch.empty((rows, columns), dtype=torch.int32, device=like.device)
@@ -100,7 +100,7 @@ class ClosePairs:
         """Write a block's gradient."""
         (R, M), D = weights.shape, x.shape[1]
         tile = tile_of("weighted_difference", R, M, D)
-        grid = triton.cdiv(R, _score_gradients.ROWS), triton.cdiv(D, tile.depth)
+        grid = cdiv(R, _score_gradients.ROWS), cdiv(D, tile.depth)
         _distance_gradients_kernel[grid](
             x, y, weights, self.has_close, self.sums, product, factor, unit, out,
             x.stride(0), y.stride(0), R, M, D, FACTORS=factor.shape[0] > 0,

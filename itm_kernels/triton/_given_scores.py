@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._operands import wide_dtype
 from itm_kernels.triton._score_tiles import wide_type
 
@@ -26,7 +27,7 @@ class GivenScores(NamedTuple):
     @property
     def tiles(self) -> tuple[int, int]:
         """Return the number of tiles along rows and columns."""
-        return triton.cdiv(self.N, SIDE), triton.cdiv(self.M, SIDE)
+        return cdiv(self.N, SIDE), cdiv(self.M, SIDE)
 
     @property
     def grid(self) -> tuple[int]:

@@ -19,6 +19,7 @@ from itm_kernels.triton._cholesky import (
 from itm_kernels.triton._cluster_batches import BLOCK
 from itm_kernels.triton._clusters import spans_of
 from itm_kernels.triton._kam_solve import ClusterSystems
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._score_tiles import float_argument
 
 _COLUMNS = 64
@@ -46,7 +47,7 @@ def _both_products(
     return total
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "base"])
+@jit(do_not_specialize=["blocks_at_most", "base"])
 def _blocks_kernel(
     x,  # [M, D]
     memory,  # [M, D] W
@@ -87,7 +88,7 @@ def _blocks_kernel(
         tl.store(to, tl.where(inside, value, 0.0))
 
 
-@triton.jit(do_not_specialize=["blocks_at_most"])
+@jit(do_not_specialize=["blocks_at_most"])
 def _members_kernel(
     x,  # [M, D]
     blocks,  # [1, size]
@@ -165,15 +166,15 @@ def add_gradient_of_members(
         "blocks_at_most": batch.size // BLOCK**2,
         "K": K,
         "D": D,
-        "CLUSTERS": triton.next_power_of_2(K),
+        "CLUSTERS": next_power_of_2(K),
         "BLOCK": BLOCK,
         "DEPTH": DEPTH,
         "num_warps": 8,
     }
-    _blocks_kernel[(T, triton.cdiv(batch.largest, BLOCK))](
+    _blocks_kernel[(T, cdiv(batch.largest, BLOCK))](
         x=x, memory=memory, of_memory=of_memory, base=batch.begin, scale=1 / (2 * sigma**2),
         **shared,
     )  # fmt: skip
-    _members_kernel[(T, triton.cdiv(D, _COLUMNS))](
+    _members_kernel[(T, cdiv(D, _COLUMNS))](
         x=x, out=out, scale=1 / sigma**2, COLUMNS=_COLUMNS, **shared
     )

@@ -6,11 +6,11 @@ selected rows again, in the precision of the input: tensor-core scores only sele
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands, gluon
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import Operands, kind_of, operands
 from itm_kernels.triton._positives import id_arguments, positive_images, positive_scores
 from itm_kernels.triton._score_tiles import (
@@ -26,7 +26,7 @@ from itm_kernels.triton._screening import screened_hardest, should_screen
 from itm_kernels.triton._tile_maxima import TileMaxima, store_tile_maximum
 
 
-@triton.jit
+@jit
 def _hardest_kernel(
     operands,  # `ScoreOperands`
     x_ids,
@@ -122,7 +122,7 @@ def _hardest_of_tiles(
 
 def empty_tile_maxima(both: Operands, candidates: int, anchors: int, at_once: int) -> TileMaxima:
     """Allocate the maxima of every tile of `at_once` candidates, for every anchor."""
-    shape = triton.cdiv(candidates, at_once), anchors
+    shape = cdiv(candidates, at_once), anchors
     keys = torch.int64 if both.kind == "fp64" else torch.int32
     return TileMaxima(
         torch.empty(shape, dtype=keys, device=both.x.device),

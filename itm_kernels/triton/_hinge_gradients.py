@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import Operands, contiguous_rows, row_blocks, stored_dtype
 from itm_kernels.triton._products import weight_scale, weights_empty
 
@@ -63,7 +64,7 @@ def _gradient_of_side(
         tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _hinge_gradients_kernel(
     x,
     y,
@@ -150,7 +151,7 @@ class HingeWeights(NamedTuple):
         (M, D), options = x.shape, row_blocks(x.shape[1])
         x, y = contiguous_rows(x), contiguous_rows(y)
         assert both.x_factor is not None
-        _hinge_gradients_kernel[(triton.cdiv(M, options["ROWS"]), 1 if active is None else 2)](
+        _hinge_gradients_kernel[(cdiv(M, options["ROWS"]), 1 if active is None else 2)](
             x, y, *sums, both.x_factor, both.y_factor, *grads,
             self.grad if active is None else active, self.grad,
             self.grad if self.unit is None else self.unit,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import INTERPRETED
 from itm_kernels.triton._score_tiles import no_key
 
@@ -70,7 +71,7 @@ def _positions(ids, r, own, count, CHUNK: tl.constexpr):
     return position
 
 
-@triton.jit
+@jit
 def _sort_kernel(
     x_ids,  # [Q]
     y_ids,  # [G]
@@ -123,7 +124,7 @@ def _search(ids, G, value, RIGHT: tl.constexpr, STEPS: tl.constexpr):
     return low
 
 
-@triton.jit
+@jit
 def _search_kernel(
     x_ids,  # [Q] ascending
     y_ids,  # [G] ascending
@@ -159,13 +160,13 @@ def order_by_id(x_ids: Tensor, y_ids: Tensor) -> tuple[Order, Counts]:
     counts = Counts(*(torch.empty(Q, dtype=torch.int64, device=device) for _ in range(5)))
     if max(Q, G) > _FEW:
         (x_ids, query), (y_ids, candidate) = (ids.sort(stable=True) for ids in (x_ids, y_ids))
-        _search_kernel[(triton.cdiv(Q, 128),)](
+        _search_kernel[(cdiv(Q, 128),)](
             x_ids, y_ids, query, first, end, *counts, Q, G,
             BLOCK=128, STEPS=G.bit_length(), num_warps=4,
         )  # fmt: skip
         return Order(query, candidate, first, end), counts
     query, candidate = (torch.empty(n, dtype=torch.int32, device=device) for n in (Q, G))
-    _sort_kernel[(triton.cdiv(max(Q, G), _BLOCK), 2)](
+    _sort_kernel[(cdiv(max(Q, G), _BLOCK), 2)](
         x_ids.contiguous(), y_ids.contiguous(), query, candidate, first, end, *counts, Q, G,
         BLOCK=_BLOCK, CHUNK=256, num_warps=4,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from itm_kernels.triton._cholesky import (
     transposed_tile,
 )
 from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch, single_batch
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 
 _COLUMNS = 64  # right-hand sides per program
 _PROGRAMS = 128  # with fewer programs per batch, a program takes half as many right-hand sides
@@ -58,7 +59,7 @@ def _factor_times_solved(
     return total
 
 
-@triton.jit(do_not_specialize=["blocks_at_most", "M", "base"])
+@jit(do_not_specialize=["blocks_at_most", "M", "base"])
 def _substitute_kernel(
     factor,
     starts,
@@ -148,15 +149,15 @@ class ClusterSystems(NamedTuple):
         K, batch = self.starts.shape[1] - 1, self.batch
         make = torch.zeros if out is None else torch.empty
         work = make((B, batch.end - batch.begin, C), dtype=torch.float64, device=right.device)
-        columns = min(_COLUMNS, max(16, triton.next_power_of_2(C)))
-        if batch.clusters < K and batch.clusters * triton.cdiv(C, columns) < _PROGRAMS:
+        columns = min(_COLUMNS, max(16, next_power_of_2(C)))
+        if batch.clusters < K and batch.clusters * cdiv(C, columns) < _PROGRAMS:
             columns = min(columns, _COLUMNS // 2)
         for up in (False, True):
-            _substitute_kernel[(B * K, triton.cdiv(C, columns))](
+            _substitute_kernel[(B * K, cdiv(C, columns))](
                 self.factor, self.starts, self.starts if self.order is None else self.order,
                 right, work, work if out is None else out, self.factor.shape[1] // BLOCK**2,
                 batch.begin, K, M, C, right.stride(0), right.stride(1),
-                CLUSTERS=triton.next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH, COLUMNS=columns,
+                CLUSTERS=next_power_of_2(K), BLOCK=BLOCK, DEPTH=DEPTH, COLUMNS=columns,
                 HAS_ORDER=self.order is not None, UP=up, HAS_OUT=out is not None, num_warps=8,
                 num_stages=3 if columns == _COLUMNS else 2,
             )  # fmt: skip

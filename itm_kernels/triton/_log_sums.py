@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._tile_table import architecture
 
 # One base for all exponents of a tile is safe while the maxima of its rows and columns differ by
@@ -91,7 +92,7 @@ def log_sum_of_tiles(tile_sums, found, found_highest, tiles, anchors, a, TILES: 
     tl.store(found_highest + a, shift, mask=a < anchors)
 
 
-@triton.jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
+@jit(do_not_specialize=["N", "M", "row_tiles", "column_tiles"])
 def _join_tiles_kernel(
     row,  # [2, column tiles, N]
     column,  # [2, row tiles, M]
@@ -126,7 +127,7 @@ def log_sums_of_tiles(
     N, M = row.shape[2], column.shape[2]
     of_row, row_highest = row.new_empty(N), row.new_empty(N)
     of_column, column_highest = row.new_empty(M), row.new_empty(M)
-    _join_tiles_kernel[(triton.cdiv(max(N, M), 64), 2)](
+    _join_tiles_kernel[(cdiv(max(N, M), 64), 2)](
         row, column, of_row, row_highest, of_column, column_highest, N, M,
         column.shape[1], row.shape[1], ANCHORS=64, TILES=16,
     )  # fmt: skip

@@ -8,6 +8,7 @@ log(1 + e) is a polynomial, and the logistic function is a quotient.
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._score_tiles import log_of_one_plus, same_id
 
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
@@ -137,7 +138,7 @@ def softplus_sums(z, small, AXIS: tl.constexpr):
     return sums + _to_natural(tl.sum(tl.where(z > 0, z, 0.0), AXIS))
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@jit(do_not_specialize=["tiles"])
 def sigmoid_totals_kernel(
     sums,  # [3, tiles]
     unit,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._clusters import Clusters, anchor_and_cluster, grid_of
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
@@ -118,7 +119,7 @@ def split_dot(total, weights, rows, TERMS: tl.constexpr, PRECISION: tl.constexpr
 
 
 # Specialized for M = 1, sm_100 spills; DIVISOR gives loads the alignment of M instead.
-@triton.jit(do_not_specialize=["M", "P", "tiles", "R"])
+@jit(do_not_specialize=["M", "P", "tiles", "R"])
 def _sums_kernel(
     weights,  # [R, M]
     rows,  # [PARTS, M, D]
@@ -213,7 +214,7 @@ def store_vectors(
     """Write the sum of weight * member over the members of every cluster."""
     (R, _, D), M = out.shape, weights.shape[1]
     grid = grid_of(clusters, R, members.tile.rows)
-    _sums_kernel[(grid.programs * triton.cdiv(D, members.tile.columns),)](
+    _sums_kernel[(grid.programs * cdiv(D, members.tile.columns),)](
         weights=weights, valid=valid, anchors=out, out=out, anchor_stride=0,
         **clusters.arguments(), **members.arguments(), **grid.arguments(), R=R, D=D,
         OF="vectors", DIVISOR=math.gcd(16, M), **members.scaling(weights),
@@ -234,7 +235,7 @@ def cosine_terms(
     (R, D), K, M = anchors.shape, clusters.number, weights.shape[1]
     members = _wide_tile(members, clusters, R)
     grid = grid_of(clusters, R, members.tile.rows)
-    depths = triton.cdiv(D, members.tile.columns)
+    depths = cdiv(D, members.tile.columns)
     out = torch.empty((2, depths, R, K), dtype=wide_dtype(anchors), device=anchors.device)
     _sums_kernel[(grid.programs * depths,)](
         weights=weights, valid=valid, anchors=anchors, out=out,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import (
     Operands,
     ScoreOperands,
@@ -33,7 +34,7 @@ from itm_kernels.triton._score_tiles import (
 from itm_kernels.triton._tile_table import architecture
 
 
-@triton.jit
+@jit
 def _squared_norms_kernel(x, out, stride, N, D, ROWS: tl.constexpr, DEPTH: tl.constexpr):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(n, N - 1)
@@ -44,7 +45,7 @@ def row_squared_norms(x: Tensor) -> Tensor:  # [N, D] -> [N]
     """Return |x|^2 of contiguous rows."""
     N, D = x.shape
     out = torch.empty(N, dtype=wide_dtype(x), device=x.device)
-    _squared_norms_kernel[(triton.cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
+    _squared_norms_kernel[(cdiv(N, 16),)](x, out, x.stride(0), N, D, ROWS=16, DEPTH=128)
     return out
 
 
@@ -173,7 +174,7 @@ def metric_operands(
     return MetricOperands(scores, raw, tile, both)
 
 
-@triton.jit
+@jit
 def _matrix_kernel(
     operands,  # `ScoreOperands` of B * N and B * M rows
     raw,  # `RawRows`
@@ -225,7 +226,7 @@ def matrices(
     return write_matrix(metric_operands(x, y, metric, (N, M)), out, batches).to(dtype)
 
 
-@triton.jit
+@jit
 def _weighted_differences_kernel(
     x,  # [B * N, D]
     y,  # [B * M, D]
@@ -279,7 +280,7 @@ def weighted_differences(
     if out is None:
         out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     tile = tile_of("weighted_difference", N, M, D)
-    _weighted_differences_kernel[(B * triton.cdiv(N, tile.rows), triton.cdiv(D, tile.depth))](
+    _weighted_differences_kernel[(B * cdiv(N, tile.rows), cdiv(D, tile.depth))](
         x, y, weight, out, x.stride(0), y.stride(0), *weight.stride(), N, M, D,
         SIGN=sign, **tile.options(),
     )  # fmt: skip

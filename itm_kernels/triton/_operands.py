@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._tile_table import INTERPRETED as INTERPRETED
 from itm_kernels.triton._tile_table import SMALL, architecture
 from itm_kernels.triton._tile_table import Tile as Tile
@@ -32,7 +33,7 @@ _MOST_ROWS = 1024 if INTERPRETED else 16  # 32 rows of 32 columns spill on sm_10
 
 def row_blocks(D: int) -> dict[str, Any]:
     """Return rows per program and columns per step of a kernel that streams whole rows."""
-    columns = min(triton.next_power_of_2(D), 1024)
+    columns = min(next_power_of_2(D), 1024)
     return {"ROWS": min(_NUMBERS // columns, _MOST_ROWS), "COLUMNS": columns, "num_warps": 4}
 
 
@@ -227,7 +228,7 @@ def _split_rows(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
     width = D + -D % PADDED
     x = contiguous_rows(x)
     found = torch.empty((parts, N, width), dtype=dtype, device=x.device)
-    _split_kernel[(triton.cdiv(N, PADDED // 4), width // PADDED)](
+    _split_kernel[(cdiv(N, PADDED // 4), width // PADDED)](
         x, found, x.stride(0), N, D, PARTS=parts, WIDTH=width, ROWS=PADDED // 4, BLOCK=PADDED
     )
     return found
@@ -245,7 +246,7 @@ def to_tf32(value):
     return near.to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["N"])
+@jit(do_not_specialize=["N"])
 def _split_kernel(
     x,
     parts,  # [PARTS, N, WIDTH] bf16; fp32 to be multiplied as tf32

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._score_tiles import float_argument, scale_scores, score_tile
 
@@ -30,7 +30,7 @@ def positive_images(
     return image.index_select(0, rows), image_ids.index_select(0, rows)
 
 
-@triton.jit
+@jit
 def _positives_kernel(
     operands,  # `ScoreOperands`
     positive,  # [M]
@@ -69,7 +69,7 @@ def positive_scores(
     score = torch.empty(M, dtype=wide_dtype(pairs.x), device=pairs.x.device)
     # A program computes a square tile of scores and keeps its diagonal.
     side = 32 if pairs.kind == "ieee" else min(pairs.tile.columns, 128)
-    _positives_kernel[(triton.cdiv(M, side),)](
+    _positives_kernel[(cdiv(M, side),)](
         **pairs.arguments(pairs.tile._replace(rows=side, columns=side)), score=score, M=M,
         positive=score if positive is None else positive.contiguous(),
         HAS_POSITIVE=positive is not None, margin=margin or 0.0, OFFSET=margin is not None,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import INTERPRETED, Operands, kind_of, to_tf32
 
@@ -103,7 +104,7 @@ def _largest(vector, size, BLOCK: tl.constexpr):
     return tl.max(found, 0)
 
 
-@triton.jit
+@jit
 def _weight_scale_kernel(
     a, b, c, x_factor, y_factor, scale, unit, a_size, b_size, c_size, N, M, BLOCK: tl.constexpr
 ):  # fmt: skip

@@ -7,6 +7,7 @@ best score. The norms of the rows bound the error of a score.
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._score_tiles import (
     maximum_with_index,
     no_key,
@@ -128,7 +129,7 @@ def _rescore(
         tl.store(undecided + begin + tl.cumsum(unclear, 0) - 1, a, mask=unclear > 0)
 
 
-@triton.jit
+@jit
 def rescore_kernel(
     x,
     y,
@@ -185,7 +186,7 @@ def rescore_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@jit
 def undecided_tiles_kernel(
     operands,  # `ScoreOperands`
     x_ids,
@@ -232,7 +233,7 @@ def _undecided_maxima(
         tl.store(found_key + a, tl.where(candidate < 0, no_key(tl.int32), 0), mask=p < there)
 
 
-@triton.jit
+@jit
 def undecided_maxima_kernel(
     row_key,
     row_index,

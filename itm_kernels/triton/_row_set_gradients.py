@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import SMALLEST, norm_divisor, reciprocal
 from itm_kernels.triton._operands import row_blocks, stored_dtype
 from itm_kernels.triton._row_sets import RowSets, place, power_of
@@ -22,7 +23,7 @@ def gradients(
     x, y, dtype = context.rows, query.rows, stored_dtype(context.rows.dtype)
     outs = [torch.empty(rows.shape, dtype=dtype, device=rows.device) for rows in (x, y)]
     totals, options = (of_context.shape[0], of_query.shape[0]), row_blocks(x.shape[2])
-    _gradient_kernel[(triton.cdiv(max(totals), options["ROWS"]), 2)](
+    _gradient_kernel[(cdiv(max(totals), options["ROWS"]), 2)](
         x, y, context.counts, query.counts, of_context, of_query,
         of_query if unit is None else unit, context.norm, query.norm,
         of_query if along is None else along, *outs, *x.stride(), *y.stride(), *totals,
@@ -33,7 +34,7 @@ def gradients(
     return outs[0].to(x.dtype), outs[1].to(y.dtype)
 
 
-@triton.jit(do_not_specialize=["x_total", "y_total"])
+@jit(do_not_specialize=["x_total", "y_total"])
 def _gradient_kernel(
     x,
     y,

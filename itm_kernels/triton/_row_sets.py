@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import (
     SMALLEST,
     norm_divisor,
@@ -88,7 +89,7 @@ def prepared(
             norm, kind, cosine, counts is not None, whole,
         ))  # fmt: skip
     x, y = sides
-    _prepare_kernel[(triton.cdiv(max(totals), options["ROWS"]), 2)](
+    _prepare_kernel[(cdiv(max(totals), options["ROWS"]), 2)](
         x.rows, y.rows, x.counts, y.counts, x.joined, y.joined, x.factor, y.factor, x.norm, y.norm,
         *x.rows.stride(), *y.rows.stride(), *totals, x.rows.shape[1], y.rows.shape[1], D, width,
         X_COUNTS=x.has_counts, Y_COUNTS=y.has_counts, X_WRITES=not x.whole, Y_WRITES=not y.whole,
@@ -116,7 +117,7 @@ def place(counts, total, C, ROWS: tl.constexpr, HAS_COUNTS: tl.constexpr):
     return n, of // C, number, there, exists
 
 
-@triton.jit(do_not_specialize=["x_total", "y_total"])
+@jit(do_not_specialize=["x_total", "y_total"])
 def _prepare_kernel(
     x,
     y,
@@ -237,7 +238,7 @@ def contexts_at_once(context: RowSets, query: RowSets) -> int:
     """Return the number of contexts of a chunk, at least one; chunks are about equally large."""
     (N, C, _), columns = context.rows.shape, query.joined.shape[0]
     most = max(1, CHUNK_BYTES // (C * columns * context.factor.element_size()))
-    return triton.cdiv(N, triton.cdiv(N, most))
+    return cdiv(N, cdiv(N, most))
 
 
 def products(context: RowSets, chunk: slice, query: RowSets) -> Tensor:  # [n C, M Q]

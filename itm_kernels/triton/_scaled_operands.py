@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _operands
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import (
     SMALLEST,
     divided_by_norm,
@@ -95,7 +96,7 @@ def scaled_rows(
     width, options = D + -D % padded if powers else D, row_blocks(D)
     dtype = torch.float16 if powers else x.dtype
     rows = torch.empty((parts, N, width), dtype=dtype, device=x.device)
-    _scale_kernel[(triton.cdiv(N, options["ROWS"]),)](
+    _scale_kernel[(cdiv(N, options["ROWS"]),)](
         x, rows, factor, *x.stride(), N, D, width, PARTS=parts, COSINE=cosine,
         UNIT_ROWS=unit_rows, POWERS=powers, FACTOR=has_factor, **options,
     )  # fmt: skip
@@ -108,7 +109,7 @@ def unit_rows(x: Tensor) -> Tensor:  # [N, D]
     """Return unit rows in at least fp32."""
     (N, D), options = x.shape, row_blocks(x.shape[1])
     rows = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
-    _scale_kernel[(triton.cdiv(N, options["ROWS"]),)](
+    _scale_kernel[(cdiv(N, options["ROWS"]),)](
         x, rows, rows, *x.stride(), N, D, D, PARTS=1, COSINE=True, UNIT_ROWS=True, POWERS=False,
         FACTOR=False, **options,
     )  # fmt: skip
@@ -124,7 +125,7 @@ def _power(largest):
     return power_of_two_scale(largest.to(tl.float32), 14)
 
 
-@triton.jit(do_not_specialize=["N"])
+@jit(do_not_specialize=["N"])
 def _scale_kernel(
     x,
     parts,  # [PARTS, N, width]
@@ -182,7 +183,7 @@ def gradient_of_rows(
     N, D = x.shape
     out = torch.empty((N, D), dtype=stored_dtype(x.dtype), device=x.device)
     options, layout = row_blocks(D), _layout(x, kind_of(x), cosine, fine)
-    _gradient_kernel[(triton.cdiv(N, options["ROWS"]),)](
+    _gradient_kernel[(cdiv(N, options["ROWS"]),)](
         x, sums, sums if unit is None else unit, sums if times is None else times, out,
         *x.stride(), sums.stride(0), N, D, COSINE=cosine, UNIT_ROWS=layout.unit_rows,
         POWERS=layout.powers, HAS_UNIT=unit is not None, TIMES=times is not None, **options,
@@ -190,7 +191,7 @@ def gradient_of_rows(
     return out.to(x.dtype)
 
 
-@triton.jit(do_not_specialize=["N"])
+@jit(do_not_specialize=["N"])
 def _gradient_kernel(
     x,
     sums,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import quotient
 from itm_kernels.triton._products import precision_of, store_parts
 
@@ -52,7 +53,7 @@ def gradient_scale(
     return unit
 
 
-@triton.jit
+@jit
 def _gradient_scale_kernel(
     grad,
     norm,
@@ -114,7 +115,7 @@ def _within(key, low, high):
     return ((key <= low) | (key >= high)) == 0
 
 
-@triton.jit
+@jit
 def _score_gradients_kernel(
     given,  # [N, M] gradients of scores
     mask,  # [N, words]
@@ -256,7 +257,7 @@ def write_score_gradients(weights: Tensor, first: int, like: Tensor, **known: An
     )
     sizes = dict.fromkeys(("given_row", "given_column", "words", "grad_stride"), 0)
     options = {"MODE": "", "HAS_IDS": False, "FACTORS": False, "CLOSE": False, "N": M}
-    _score_gradients_kernel[(triton.cdiv(M, COLUMNS), triton.cdiv(R, ROWS))](
+    _score_gradients_kernel[(cdiv(M, COLUMNS), cdiv(R, ROWS))](
         **{**placeholders, **more, **sizes, **options, **known},
         weights=weights, part=weights.stride(0), stride=weights.stride(1), first=first, R=R, M=M,
         PARTS=parts, ROWS=ROWS, COLUMNS=COLUMNS,

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import INTERPRETED, Operands, contiguous_rows
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._rescoring import (
@@ -44,7 +45,7 @@ _ROWS = 16  # per block, whose largest norms are stored
 _ANCHORS = 64 if INTERPRETED else 8
 
 
-@triton.jit
+@jit
 def _norms_kernel(
     parts,  # [2, N, WIDTH] fp16
     factor,  # [N]
@@ -96,7 +97,7 @@ def _store_two_maxima(keys, candidates, key, index, second, tile, anchors, a, AX
     tl.store(second + tile.to(tl.int64) * anchors + a, tl.max(rest, AXIS), mask=a < anchors)
 
 
-@triton.jit
+@jit
 def _screen_kernel(
     operands,  # `ScoreOperands`
     x_ids,
@@ -131,7 +132,7 @@ class _Anchors:
 
     def __init__(self, rows: Tensor, factor: Tensor, tiles: int, count: Tensor) -> None:
         N, width = rows.shape[1:]
-        blocks = triton.cdiv(N, _ROWS)
+        blocks = cdiv(N, _ROWS)
         self.high_norm, self.low_norm = factor.new_empty((2, N))
         self.largest_norm = factor.new_empty((2, blocks))
         _norms_kernel[(blocks,)](
@@ -166,9 +167,9 @@ def screened_hardest(
     assert both.x_factor is not None
     assert both.y_factor is not None
     counts = torch.empty(2, dtype=torch.int32, device=x.device)
-    row = _Anchors(both.x, both.x_factor, triton.cdiv(M, tile.columns), counts[0])
+    row = _Anchors(both.x, both.x_factor, cdiv(M, tile.columns), counts[0])
     # Undecided columns are rows of a tile: the larger number of tiles of the two.
-    most = max(triton.cdiv(N, tile.rows), triton.cdiv(N, tile.columns))
+    most = max(cdiv(N, tile.rows), cdiv(N, tile.columns))
     column = _Anchors(both.y, both.y_factor, most, counts[1])
     maxima = ("key", "index", "second")
     half = both._replace(x=both.x[:1], y=both.y[:1])
@@ -184,11 +185,11 @@ def screened_hardest(
         **{"counts": counts, "N": N, "M": M},
     }
     norms = ("high_norm", "low_norm", "largest_norm")
-    rescore_kernel[(triton.cdiv(max(N, M), _ANCHORS), 2)](
+    rescore_kernel[(cdiv(max(N, M), _ANCHORS), 2)](
         x=x, y=y, x_stride=x.stride(0), y_stride=y.stride(0),
         **row.arguments("x", *norms), **column.arguments("y", *norms),
         **row.arguments("row", *maxima), **column.arguments("column", *maxima), **result, D=D,
-        row_tiles=triton.cdiv(M, tile.columns), column_tiles=triton.cdiv(N, tile.rows),
+        row_tiles=cdiv(M, tile.columns), column_tiles=cdiv(N, tile.rows),
         x_blocks=row.largest_norm.shape[1], y_blocks=column.largest_norm.shape[1],
         width=both.x.shape[2], ANCHORS=_ANCHORS, TILES=32, ROW_BLOCKS=tile.columns // _ROWS,
         COLUMN_BLOCKS=tile.rows // _ROWS, DEPTH=128, num_warps=8,
@@ -200,9 +201,9 @@ def screened_hardest(
             **operands.arguments(), **id_arguments(operands, *ids), N=A, M=B,
             undecided=side.undecided, count=side.count, key=side.key, index=side.index,
         )  # fmt: skip
-    undecided_maxima_kernel[(triton.cdiv(max(N, M), 16), 2)](
+    undecided_maxima_kernel[(cdiv(max(N, M), 16), 2)](
         **row.arguments("row", "key", "index"), **column.arguments("column", "key", "index"),
-        **result, row_tiles=triton.cdiv(M, tile.columns), column_tiles=triton.cdiv(N, tile.columns),
+        **result, row_tiles=cdiv(M, tile.columns), column_tiles=cdiv(N, tile.columns),
         ANCHORS=16,
     )  # fmt: skip
     return (row.found_key, row.found), (column.found_key, column.found)

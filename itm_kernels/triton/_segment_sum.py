@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._coo_entries import Entries, by_target, sort_by_target
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, stored_dtype
 from itm_kernels.triton._score_tiles import wide_type
 from itm_kernels.triton._tile_table import architecture
@@ -35,7 +36,7 @@ def _sum_terms(rows, stride, source, weight, index, here, depth, D):
     return tl.sum(chunk * factor[:, :, None], 1).to(tl.float64)
 
 
-@triton.jit
+@jit
 def _chunks_kernel(
     image,
     text,
@@ -149,7 +150,7 @@ def _target_sums(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _gradients_kernel(
     image,
     text,
@@ -200,15 +201,15 @@ def segment_sum(
         torch.empty(shape, dtype=stored_dtype(side.dtype), device=side.device)
         for side, shape in ((image, (N, D)), (text, (M if base is None else 0, D)))
     ]
-    depth = min(triton.next_power_of_2(D), _MOST_DEPTH)
-    depths = triton.cdiv(D, depth)
+    depth = min(next_power_of_2(D), _MOST_DEPTH)
+    depths = cdiv(D, depth)
     # 4 warps: 2 spills on sm_100; 8 warps: 7 on sm_80.
     warps = max(1, min(8 if architecture() == 100 else 4, depth // 128))
     options = {"ENTRIES": _ENTRIES, "DEPTH": depth, "num_warps": warps}
     partial, chunk = entries.weight, 0
     ordered, order, known = sort_by_target(entries, N, M)
     if not known or E > 2 * _CHUNK:
-        chunk, chunks = _CHUNK, triton.cdiv(E, _CHUNK)
+        chunk, chunks = _CHUNK, cdiv(E, _CHUNK)
         partial = entries.weight.new_empty((E // chunk, D))
         _chunks_kernel[(chunks, depths)](
             image, text, ordered, order, entries.source, entries.weight, entries.first,
@@ -217,7 +218,7 @@ def segment_sum(
         )  # fmt: skip
     # Unused arguments get a placeholder.
     sides = (max(N, M), 2) if base is None else (N, 1)
-    _gradients_kernel[(triton.cdiv(sides[0], _TARGETS), sides[1], depths)](
+    _gradients_kernel[(cdiv(sides[0], _TARGETS), sides[1], depths)](
         image, text, order if base is None else base, *grads, order, entries.source, entries.weight,
         entries.own_source, entries.own_weight, entries.first, entries.end, partial,
         image.stride(0), text.stride(0), N, M, D, TARGETS=_TARGETS, CHUNK=chunk,

@@ -8,12 +8,12 @@ one block and its gradient.
 from collections.abc import Callable
 
 import torch
-import triton
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import rows_per_block
 from itm_kernels.triton._clusters import Spans, spans_of
 from itm_kernels.triton._gram_gradient import add_gradient_of_members
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._member_sums import RowOperand
 from itm_kernels.triton._operands import Operands, kind_and_parts, prepare, tile_of, wide_dtype
 from itm_kernels.triton._products import add_product
@@ -110,11 +110,11 @@ class Backward:
 
         of_scores, of_sums = self.spans
         T = of_scores.first.shape[1]
-        weights_gradient_kernel[(T * triton.cdiv(P, self.tile.rows),)](
+        weights_gradient_kernel[(T * cdiv(P, self.tile.rows),)](
             **both.arguments(), **tiles(of_scores), **shared, out=of_weights, T=T
         )
         factor = RowOperand(both.x, self.terms, both.precision, self.sum_tile)
-        members_gradient_kernel[(of_sums.first.shape[1], triton.cdiv(D, self.sum_tile.columns))](
+        members_gradient_kernel[(of_sums.first.shape[1], cdiv(D, self.sum_tile.columns))](
             **factor.arguments(), **tiles(of_sums), **shared, weights=block.weights, out=self.rows,
             D=D,
         )  # fmt: skip
@@ -155,7 +155,7 @@ class Backward:
     def _times_members(self, weights: Tensor) -> Tensor:  # [R, M] -> [R, D]
         """Return weights times members."""
         M, chunks = self.x.shape[0], _CHUNKS if self.large and self.x.dtype != self.dtype else 1
-        size, total = triton.cdiv(M, chunks), None
+        size, total = cdiv(M, chunks), None
         for first in range(0, M, size):
             rows = self.x[first : first + size].to(self.dtype)
             total = add_product(total, weights[None, :, first : first + size], rows[None])

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from itm_kernels.triton._clusters import anchor_and_cluster, in_cluster
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._member_sums import split_dot
 from itm_kernels.triton._score_tiles import (
     float_argument,
@@ -18,7 +19,7 @@ from itm_kernels.triton._score_tiles import (
 )
 
 
-@triton.jit
+@jit
 def logits_kernel(
     operands,  # `ScoreOperands`
     offset,  # [M] |y|^2
@@ -54,7 +55,7 @@ def _own_columns(at, m, end, n, k, assignment, row_ids, column_ids, PER_ANCHOR, 
     return own, on
 
 
-@triton.jit
+@jit
 def softmax_kernel(
     logits,  # [R, M], overwritten where a column is in a cluster
     valid,  # [R, K]
@@ -111,7 +112,7 @@ def softmax_kernel(
         tl.store(logits + at, tl.where(on, probability, 0.0), mask=own & (p < P)[:, None])
 
 
-@triton.jit
+@jit
 def softmax_gradient_kernel(
     softmax,  # [R, M]
     grad,  # [R, M]
@@ -152,7 +153,7 @@ def softmax_gradient_kernel(
         tl.store(out + at, value, mask=own)
 
 
-@triton.jit
+@jit
 def weights_gradient_kernel(
     operands,  # `ScoreOperands`
     out,  # [R, M]
@@ -182,7 +183,7 @@ def weights_gradient_kernel(
         tl.store(out + at, scores, mask=own)
 
 
-@triton.jit
+@jit
 def members_gradient_kernel(
     weights,  # [R, M]
     rows,  # [parts, R * K, D] gradient of every vector

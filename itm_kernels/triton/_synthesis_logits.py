@@ -6,12 +6,12 @@ alpha_k = g_k / (|a| |v_k|): a product of weights alpha_k khat with the rows tha
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._anchor_gradient import store_gradient, store_weights
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._member_sums import cosine_terms
 from itm_kernels.triton._norms import norm_divisor, square_root, squared_norms
 from itm_kernels.triton._operands import kind_and_parts, stored_dtype, wide_dtype
@@ -22,7 +22,7 @@ _ROWS, _CLUSTERS = 16, 16
 COSINE_EPS = tl.constexpr(1e-8)  # least norm, as in torch.nn.functional.cosine_similarity
 
 
-@triton.jit(do_not_specialize=["first", "R"])
+@jit(do_not_specialize=["first", "R"])
 def _cosine_kernel(
     parts,  # [2, depths, R, K]
     anchors,  # [R, D]
@@ -132,7 +132,7 @@ def _launch(
     gradient: bool,
 ) -> None:
     (R, D), K = anchors.shape, valid.shape[1]
-    _cosine_kernel[(triton.cdiv(R, _ROWS),)](
+    _cosine_kernel[(cdiv(R, _ROWS),)](
         parts, anchors, valid, *tensors, parts if sums is None else sums, anchors.stride(0), first,
         R, K, D, parts.shape[1], valid.numel(), ROWS=_ROWS, CLUSTERS=_CLUSTERS, CHUNK=64,
         GRADIENT=gradient, KEEP=sums is not None, LEAST=least, num_warps=4,

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import triton
 
+from itm_kernels.triton._launch import cdiv
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -31,7 +33,7 @@ class Tile(NamedTuple):
 
     def programs(self, N: int, M: int) -> tuple[int]:
         """Return the grid of a kernel that uses `_score_tiles.program_tile`."""
-        return (triton.cdiv(N, self.rows) * triton.cdiv(M, self.columns),)
+        return (cdiv(N, self.rows) * cdiv(M, self.columns),)
 
     def options(self) -> dict[str, Any]:
         """Return the tile as a kernel's arguments."""

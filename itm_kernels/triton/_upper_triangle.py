@@ -7,11 +7,12 @@ left of the diagonal are not written: their bits are those of row m.
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._metrics import metric_tile
 from itm_kernels.triton._score_tiles import float_argument, same_id
 
 
-@triton.jit
+@jit
 def band_sums_kernel(
     operands,  # `ScoreOperands` of [N, D]
     raw,  # `RawRows`
@@ -97,7 +98,7 @@ def _packed_bits(outside):
     return tl.sum(tl.reshape(bits, (bits.shape[0], bits.shape[1] // 32, 32)), 2)
 
 
-@triton.jit
+@jit
 def band_totals_kernel(
     sums,  # [tiles, N]
     row,  # [N]

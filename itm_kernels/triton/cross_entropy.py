@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._score_tiles import float_argument, log_of_one_plus
 
 
@@ -43,7 +44,7 @@ def _terms(negatives, bases, first, K, m, M, positive):
     return highest, others
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     positive,  # [M]
     negatives,  # [S, K, M]
@@ -65,7 +66,7 @@ def _forward_kernel(
     tl.store(loss + m, float_argument(weight, own.dtype) * total + 0 * own, mask=m < M)
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     grad,  # [M]
     positive,  # [M]
@@ -106,7 +107,7 @@ def cross_entropy_forward(
 ) -> Tensor:  # [M]
     """Return weight times the sum over sides of -log softmax of every positive `[M]`."""
     loss = torch.empty_like(positive, memory_format=torch.contiguous_format)
-    _forward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
+    _forward_kernel[(cdiv(len(positive), _PAIRS),)](
         positive.contiguous(), negatives.contiguous(), highest.contiguous(), loss,
         *negatives.shape, weight, PAIRS=_PAIRS,
     )  # fmt: skip
@@ -123,7 +124,7 @@ def cross_entropy_backward(
     """Return the gradients of positives and negatives."""
     of_positive = torch.empty_like(positive, memory_format=torch.contiguous_format)
     of_negatives = torch.empty_like(negatives, memory_format=torch.contiguous_format)
-    _backward_kernel[(triton.cdiv(len(positive), _PAIRS),)](
+    _backward_kernel[(cdiv(len(positive), _PAIRS),)](
         grad, positive.contiguous(), negatives.contiguous(), highest.contiguous(), of_positive,
         of_negatives, grad.stride(0), *negatives.shape, weight, PAIRS=_PAIRS,
     )  # fmt: skip

@@ -1,19 +1,19 @@
 """Scores of the hardest negatives: the maxima of the tiles, computed again in input precision."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import paired_scores
 from itm_kernels.triton._segment_sum import segment_sum
 from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles
 
 
-@triton.jit
+@jit
 def _candidate_scores_kernel(
     anchor_rows,  # [A, D]
     other_rows,
@@ -40,7 +40,7 @@ def _candidate_scores_kernel(
     tl.store(candidate + a, found.to(tl.int64), mask=a < A)
 
 
-@triton.jit
+@jit
 def _positives_kernel(
     image,
     text,
@@ -69,7 +69,7 @@ def _candidate_scores(
     A, D = anchor_rows.shape
     score = torch.empty(A, dtype=wide_dtype(anchor_rows), device=anchor_rows.device)
     candidate = torch.empty(A, dtype=torch.int64, device=anchor_rows.device)
-    _candidate_scores_kernel[(triton.cdiv(A, 16),)](
+    _candidate_scores_kernel[(cdiv(A, 16),)](
         anchor_rows, other_rows, best.key, best.candidate, score, candidate,
         anchor_rows.stride(0), other_rows.stride(0), A, D, best.key.shape[0],
         ANCHORS=16, DEPTH=128, TILES=16,
@@ -89,7 +89,7 @@ def hardest_negatives_forward(
     image, text = contiguous_rows(image), contiguous_rows(text)
     M, D = text.shape
     score = torch.empty(M, dtype=wide_dtype(text), device=text.device)
-    _positives_kernel[(triton.cdiv(M, 16),)](
+    _positives_kernel[(cdiv(M, 16),)](
         image, text, image if positive is None else positive.contiguous(), score,
         image.stride(0), text.stride(0), M, D,
         PAIRS=16, DEPTH=128, HAS_POSITIVE=positive is not None,
@@ -101,7 +101,7 @@ def hardest_negatives_forward(
     )
 
 
-@triton.jit
+@jit
 def _entries_kernel(
     grad_positive,  # [M]
     grad_text,  # [N]
@@ -169,7 +169,7 @@ def hardest_negatives_backward(
     N, M = image.shape[0], text.shape[0]
     entries = entries_empty(image, N, M, M if positive is None else 2 * M, N)
     grads = grad_positive, grad_text, grad_image
-    _entries_kernel[(triton.cdiv(N + M, 128),)](
+    _entries_kernel[(cdiv(N + M, 128),)](
         *grads, text_index if positive is None else positive.contiguous(),
         text_index.contiguous(), image_index.contiguous(), **entries.arguments(),
         **{f"{name}_stride": grad.stride(0) for name, grad in

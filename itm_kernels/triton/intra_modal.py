@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from itm_kernels.triton._distance_gradients import distance_gradient, empty_gradient
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._metrics import (
     MetricOperands,
     metric_operands,
@@ -45,7 +45,7 @@ def intra_modal_forward(
     """
     N = x.shape[0]
     row, low, high, norm = (torch.empty(N, dtype=wide_dtype(x), device=x.device) for _ in range(4))
-    words = (N, triton.cdiv(N, 32)) if keep_mask else (0, 0)
+    words = (N, cdiv(N, 32)) if keep_mask else (0, 0)
     mask = torch.empty(words, dtype=torch.int32, device=x.device)
     x = contiguous_rows(x)
     if _relative(metric, mode):
@@ -54,14 +54,14 @@ def intra_modal_forward(
     if mode == "official":
         lower, upper = upper, 1 - lower
     found = metric_operands(x, x, _metric(metric, mode), (N, N), square=True, ids=ids is not None)
-    tiles = triton.cdiv(N, found.tile.rows)
+    tiles = cdiv(N, found.tile.rows)
     sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
     bounds = {"low_bound": lower, "high_bound": upper}
     band_sums_kernel[(tiles * (tiles + 1) // 2,)](
         **found.arguments(), ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
         sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP_MASK=keep_mask,
     )  # fmt: skip
-    band_totals_kernel[(triton.cdiv(N, 128),)](
+    band_totals_kernel[(cdiv(N, 128),)](
         sums, row, low, high, norm, **bounds, N=N, tiles=tiles, BLOCK=128
     )
     return row, low, high, norm, mask

@@ -12,11 +12,11 @@ import math
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._centroids import mean_kernel, sums_kernel
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
@@ -43,7 +43,7 @@ _ALONE = 256  # up to this many rows are not split: another launch would take lo
 _CHAIN = 1024  # rows that a program adds, unless partial sums then exceed the size of the rows
 
 
-@triton.jit(do_not_specialize=["N", "B"])
+@jit(do_not_specialize=["N", "B"])
 def _nearest_kernel(
     operands,  # `ScoreOperands`
     squares,  # [tiles of D, B * K] squared norms of the centroids
@@ -104,9 +104,9 @@ def split_rows(M: int, R: int, programs: int, depth: int) -> int:
 
     The split gives enough programs and short chains, with fewer partial sums than input values.
     """
-    splits = max(triton.cdiv(_PROGRAMS, programs), triton.cdiv(M, _CHAIN))
+    splits = max(cdiv(_PROGRAMS, programs), cdiv(M, _CHAIN))
     splits = 1 if M <= _ALONE else max(1, min(splits, M // (4 * R)))
-    return triton.cdiv(triton.cdiv(M, splits), depth) * depth
+    return cdiv(cdiv(M, splits), depth) * depth
 
 
 def _tile(kind: str, M: int, width: int) -> Tile:
@@ -134,10 +134,10 @@ class Centroids:
         M, (R, D), split = rows.shape[0], flat.shape, both.kind in ("half", "parts")
         tile = _tile(both.kind, *rows.shape)
         # Matrix instructions of sm_90 have 64 rows.
-        tile = tile._replace(rows=min(tile.rows, max(64, triton.next_power_of_2(R))))
-        tiles, groups = triton.cdiv(D, tile.columns), triton.cdiv(R, tile.rows)
+        tile = tile._replace(rows=min(tile.rows, max(64, next_power_of_2(R))))
+        tiles, groups = cdiv(D, tile.columns), cdiv(R, tile.rows)
         of_split = split_rows(M, R, groups * tiles, tile.depth)
-        self.splits = triton.cdiv(M, of_split)
+        self.splits = cdiv(M, of_split)
         self.squares = flat.new_empty((tiles, R))
         self.programs = groups * (tiles if self.splits == 1 else self.splits * (tiles + 1))
         kept = 0 if self.splits == 1 else self.splits  # one split stores no partial sums
@@ -172,7 +172,7 @@ class Centroids:
     def _means(self, start: Tensor, begins: bool) -> None:
         tiles, R = self.squares.shape
         group = 64 if begins and INTERPRETED else 1  # an interpreted program takes milliseconds
-        mean_kernel[(triton.cdiv(R, group), tiles)](
+        mean_kernel[(cdiv(R, group), tiles)](
             start=start, start_stride=start.stride(0), splits=self.splits, START=begins,
             SPLITS=16, GROUP=group, num_warps=4, **self.arguments,
         )  # fmt: skip
@@ -215,7 +215,7 @@ def kmeans(
     moved = Centroids(both, rows, flat, (B, K), parts)
     moved.begin(contiguous_rows(centroids.reshape(B * K, D)))
     most = both.tile.columns if B == 1 else _MOST_COLUMNS
-    width = min(triton.next_power_of_2(K), most)
+    width = min(next_power_of_2(K), most)
     columns = 16 if B * width <= 16 else max(16, width) if B == 1 else _MOST_COLUMNS
     width = columns if B == 1 else width
     assignment = torch.empty((B, M), dtype=torch.int32, device=x.device)
@@ -227,7 +227,7 @@ def kmeans(
         **{"member": assignment if member is None else member.contiguous(), "N": M, "B": B, "K": K},
         **{"WIDTH": width, "HAS_MEMBER": member is not None},
     }
-    programs = triton.cdiv(M, both.tile.rows) * triton.cdiv(B, columns // width)
+    programs = cdiv(M, both.tile.rows) * cdiv(B, columns // width)
     for step in range(iterations + 1):
         if step > 0:
             moved.update(assignment)

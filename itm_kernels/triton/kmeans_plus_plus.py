@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import (
     difference_tile,
@@ -53,7 +54,7 @@ def _drawn(
     return row, total > 0
 
 
-@triton.jit(do_not_specialize=["k"])
+@jit(do_not_specialize=["k"])
 def _draw_kernel(
     x,
     member,  # [B, M]
@@ -126,8 +127,8 @@ def kmeans_plus_plus(
     B = 1 if member is None else member.shape[0]
     dtype = wide_dtype(x)
     rows = contiguous_rows(x)
-    blocks = triton.cdiv(M, _ROWS)
-    problems = min(triton.next_power_of_2(B), _MOST_PROBLEMS)
+    blocks = cdiv(M, _ROWS)
+    problems = min(next_power_of_2(B), _MOST_PROBLEMS)
     distance = torch.empty((B, M), dtype=dtype, device=x.device)
     sums = distance.new_empty((B, 2, blocks))
     found = torch.empty_like(sums, dtype=torch.int32)
@@ -138,9 +139,9 @@ def kmeans_plus_plus(
         distance, keys, found, sums, chosen, rows.stride(0), M, B, K, D, blocks,
     )  # fmt: skip
     for k in range(K + 1):
-        _draw_kernel[(blocks * triton.cdiv(B, problems),)](
+        _draw_kernel[(blocks * cdiv(B, problems),)](
             *arguments, k, ROWS=_ROWS, PROBLEMS=problems, DEPTH=_DIFFERENCES // _ROWS // problems,
-            BLOCKS=min(triton.next_power_of_2(blocks), _MOST_BLOCKS),
+            BLOCKS=min(next_power_of_2(blocks), _MOST_BLOCKS),
             HAS_MEMBER=member is not None, num_warps=4,
         )  # fmt: skip
     return x.index_select(0, chosen.view(-1)).view(B, K, D).to(dtype)

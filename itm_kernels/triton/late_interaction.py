@@ -10,11 +10,11 @@ cheaper beyond C = 80.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import blocked_products
+from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import Operands, tile_and_precision
 from itm_kernels.triton._products import (
     precision_of,
@@ -80,7 +80,7 @@ def late_interaction_backward(
             found = torch.empty((n, M, Q), dtype=torch.int32, device=context.device)
             scores = torch.empty((n, M), dtype=rows.factor.dtype, device=context.device)
             _find_best(rows, chunk, others, scores, found, mean)
-        _weights_kernel[(n, triton.cdiv(M * Q, _PAIRS))](
+        _weights_kernel[(n, cdiv(M * Q, _PAIRS))](
             grad[chunk], found, rows.factor[chunk.start * C :], others.factor, others.counts,
             grad if unit is None else unit, weights, *grad.stride(), *weights.stride()[:2], M, C, Q,
             MEAN=mean, HAS_COUNTS=others.has_counts, HAS_UNIT=unit is not None,
@@ -117,9 +117,9 @@ def _find_best(
 ) -> None:
     (_, C, _), (M, Q, _) = rows.rows.shape, others.rows.shape
     found = products(rows, chunk, others)
-    columns = min(triton.next_power_of_2(Q), _PAIRS)
-    queries = min(_PAIRS // columns, triton.next_power_of_2(M))
-    _best_kernel[(chunk.stop - chunk.start, triton.cdiv(M, queries))](
+    columns = min(next_power_of_2(Q), _PAIRS)
+    queries = min(_PAIRS // columns, next_power_of_2(M))
+    _best_kernel[(chunk.stop - chunk.start, cdiv(M, queries))](
         found, rows.factor[chunk.start * C :], others.factor, rows.counts[chunk], others.counts,
         scores, scores if winners is None else winners, found.stride(0), M, C, Q,
         HAS_CONTEXT_COUNTS=rows.has_counts, HAS_QUERY_COUNTS=others.has_counts, MEAN=mean,
@@ -127,7 +127,7 @@ def _find_best(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def _best_kernel(
     products,  # [n C, M Q]
     context_factor,  # [n C]
@@ -194,7 +194,7 @@ def _best_kernel(
     tl.store(scores + n * M + m, total, mask=m < M)
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def _weights_kernel(
     grad,  # [n, M]
     winners,  # [n, M, Q]

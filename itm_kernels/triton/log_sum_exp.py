@@ -5,12 +5,12 @@ to it. Their sum in one value would lose the low bits, from which the loss is co
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands, gluon
 from itm_kernels.triton._blocked_products import no_scores, products_in_parts
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._log_sums import (
     log_sums_of_tiles,
     shares_exponentials,
@@ -28,7 +28,7 @@ from itm_kernels.triton._softmax_weights import (
 )
 
 
-@triton.jit(do_not_specialize=["N", "M"])
+@jit(do_not_specialize=["N", "M"])
 def _forward_kernel(
     operands,  # `ScoreOperands`
     scale,  # []
@@ -93,8 +93,8 @@ def log_sum_exp_forward(
         return _result(x, *tile_log_sums(both, scale, x_ids, y_ids, positive))
     N, M = both.shape
     dtype, device = wide_dtype(x), x.device
-    row = torch.empty((2, triton.cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
-    column = torch.empty((2, triton.cdiv(N, both.tile.rows), M), dtype=dtype, device=device)
+    row = torch.empty((2, cdiv(M, both.tile.columns), N), dtype=dtype, device=device)
+    column = torch.empty((2, cdiv(N, both.tile.rows), M), dtype=dtype, device=device)
     of_positive = row.new_empty(0 if positive is None else M)
     _forward_kernel[both.tile.programs(N, M)](
         **both.arguments(), **id_arguments(both, x_ids, y_ids), **_positives(both, positive),
@@ -115,7 +115,7 @@ def _positives(both: Operands, positive: Tensor | None) -> dict[str, object]:
     return {"positive": placeholder, "OF_POSITIVE": positive is not None}
 
 
-@triton.jit(do_not_specialize=["first", "R", "M"])
+@jit(do_not_specialize=["first", "R", "M"])
 def _softmax_weights_kernel(
     operands,  # `ScoreOperands`
     scale,

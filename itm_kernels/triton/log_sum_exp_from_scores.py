@@ -9,11 +9,12 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._given_scores import SIDE, given_scores, load_scores, store_gradient
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._log_sums import log_sums_of_tiles, shares_exponentials, tile_log_sums
 from itm_kernels.triton._score_tiles import program_tile, same_id
 
 
-@triton.jit(do_not_specialize=["N", "M"])
+@jit(do_not_specialize=["N", "M"])
 def _forward_kernel(
     scores,  # [N, M]
     row_stride,
@@ -82,7 +83,7 @@ def _below_sum(sums, at):
     return tl.where(found == float("-inf"), float("inf"), found)
 
 
-@triton.jit(do_not_specialize=["N", "M"])
+@jit(do_not_specialize=["N", "M"])
 def _backward_kernel(
     scores,  # [N, M]
     row_stride,

@@ -5,12 +5,12 @@ and its positive.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._coo_entries import entries_empty, set_entry, set_own
 from itm_kernels.triton._hardest import hardest
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import float_argument, hinge, paired_scores, wide_type
 from itm_kernels.triton._segment_sum import segment_sum
@@ -21,7 +21,7 @@ from itm_kernels.triton._tile_maxima import maximum_over_tiles
 _NAN_PAIR = tl.constexpr(-2)
 
 
-@triton.jit
+@jit
 def _hinges_kernel(
     image,
     text,
@@ -91,7 +91,7 @@ def max_of_hinges_forward(
     loss = torch.empty(M, dtype=wide_dtype(text), device=text.device)
     hardest_text = torch.empty(M, dtype=torch.int64, device=text.device)
     hardest_image = torch.empty_like(hardest_text)
-    _hinges_kernel[(triton.cdiv(M, 16),)](
+    _hinges_kernel[(cdiv(M, 16),)](
         image=image, text=text, positive=image if positive is None else positive.contiguous(),
         **best_text.arguments("text"), **best_image.arguments("image"),
         loss=loss, hardest_text=hardest_text, hardest_image=hardest_image,
@@ -102,7 +102,7 @@ def max_of_hinges_forward(
     return loss, hardest_text, hardest_image
 
 
-@triton.jit
+@jit
 def _entries_kernel(
     grad,  # [M]
     positive,  # [M]
@@ -169,7 +169,7 @@ def max_of_hinges_backward(
     """Return the gradients of image and text from the saved indices."""
     N, M = image.shape[0], text.shape[0]
     entries = entries_empty(image, N, M, M if positive is None else 3 * M, M)
-    _entries_kernel[(triton.cdiv(N + M, 128),)](
+    _entries_kernel[(cdiv(N + M, 128),)](
         grad, text_index if positive is None else positive.contiguous(),
         text_index.contiguous(), image_index.contiguous(), **entries.arguments(),
         grad_stride=grad.stride(0), N=N, M=M, PAIRS=128, HAS_POSITIVE=positive is not None,

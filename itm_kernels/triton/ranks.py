@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._id_order import Order, order_by_id
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import Operands, operands
 from itm_kernels.triton._score_tiles import (
     key_of_nan,
@@ -28,7 +29,7 @@ from itm_kernels.triton._score_tiles import (
 _PROGRAMS = 256  # fewer tiles of queries are split over their positives
 
 
-@triton.jit
+@jit
 def _positives_kernel(
     operands,  # `ScoreOperands`
     x_ids,  # [Q]
@@ -74,7 +75,7 @@ def _positives_kernel(
     tl.atomic_max((best_column if FIND else best) + rows, highest, mask=q < Q, sem="relaxed")
 
 
-@triton.jit
+@jit
 def _count_kernel(
     operands,  # `ScoreOperands`
     x_ids,  # [Q]
@@ -128,7 +129,7 @@ def _add_counts(
     tl.atomic_add(to, number, mask=mask, sem="relaxed")
 
 
-@triton.jit
+@jit
 def _ranks_kernel(above, ties, positives, negatives, rank, Q, BLOCK: tl.constexpr):
     """Write ranks; a query without a finite positive ranks behind all of its negatives."""
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -161,7 +162,7 @@ def middle_ranks(
         above=above, ties=ties, positives=positives,
     )  # fmt: skip
     rank = torch.empty(len(above), dtype=torch.float64, device=above.device)
-    _ranks_kernel[(triton.cdiv(len(above), 128),)](
+    _ranks_kernel[(cdiv(len(above), 128),)](
         above, ties, positives, negatives, rank, len(above), BLOCK=128
     )
     return rank, above, ties, positives
@@ -188,8 +189,8 @@ def _best_positives(
 ) -> dict[str, Tensor]:
     """Return the best score of a positive of every query, and the last candidate that has it."""
     (Q, G), tile = both.shape, both.tile
-    tiles = triton.cdiv(Q, tile.rows)
-    splits = max(1, min(triton.cdiv(G, tile.columns), _PROGRAMS // tiles))
+    tiles = cdiv(Q, tile.rows)
+    splits = max(1, min(cdiv(G, tile.columns), _PROGRAMS // tiles))
     found = {"best": best, "best_column": torch.full_like(best, -1) if sizes["WIDE"] else best}
     for find in (False, True) if sizes["WIDE"] else (False,):
         _positives_kernel[(tiles, splits)](

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows
 
 
@@ -17,7 +18,7 @@ def _mixed(numbers):
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
-@triton.jit
+@jit
 def _keys_kernel(
     bits,  # [G, D] bit patterns as integers
     keys,  # [G] int64
@@ -51,7 +52,7 @@ def row_keys(x: Tensor) -> Tensor:  # [G, D] -> [G]
     bits = contiguous_rows(x).view(_BITS[x.element_size()])
     keys = torch.empty(G, dtype=torch.int64, device=x.device)
     rows, columns = (64, 128) if INTERPRETED else (4, 256)
-    _keys_kernel[(triton.cdiv(G, rows),)](
+    _keys_kernel[(cdiv(G, rows),)](
         bits, keys, bits.stride(0), G, D, ROWS=rows, COLUMNS=columns, num_warps=4
     )
     return keys

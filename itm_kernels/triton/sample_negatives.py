@@ -5,12 +5,12 @@ row and per column, as the kernel of hardest negatives does; those are the sampl
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._gumbel import gumbel_of_columns, philox_words
 from itm_kernels.triton._hardest import empty_tile_maxima, hardest
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import operands
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._score_tiles import (
@@ -24,7 +24,7 @@ from itm_kernels.triton._score_tiles import (
 from itm_kernels.triton._tile_maxima import TileMaxima, maximum_over_tiles, store_tile_maximum
 
 
-@triton.jit
+@jit
 def _draw_kernel(
     operands,  # `ScoreOperands`
     x_ids,
@@ -59,7 +59,7 @@ def _draw_kernel(
     store_tile_maximum(keys, rows[:, None], column_key, column_index, row_tile, M, m, 0)
 
 
-@triton.jit
+@jit
 def _select_kernel(
     row_key,
     row_index,
@@ -109,7 +109,7 @@ def sample_negatives(
     N, M = image.shape[0], text.shape[0]
     text_index = torch.empty(N, dtype=torch.int64, device=image.device)
     image_index = torch.empty(M, dtype=torch.int64, device=image.device)
-    _select_kernel[(triton.cdiv(max(N, M), 16), 2)](
+    _select_kernel[(cdiv(max(N, M), 16), 2)](
         *best_text, *best_image, text_index, image_index, N, M,
         best_text.key.shape[0], best_image.key.shape[0], ANCHORS=16, TILES=16,
     )  # fmt: skip

@@ -12,11 +12,11 @@ rounding of the reference. The gradients of scale and bias use fp32 weights.
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import no_scores, products_in_parts
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._logistic import (
     exp_in_base,
     has_diagonal_or_edge,
@@ -33,7 +33,7 @@ from itm_kernels.triton._scaled_operands import gradient_of_rows, scaled_operand
 from itm_kernels.triton._score_tiles import program_tile, score_tile
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     operands,  # `ScoreOperands`
     scale,  # []
@@ -78,7 +78,7 @@ def sigmoid_forward(
     """Return every text's sum of -log sigmoid over the images."""
     both = scaled_operands(image, text, cosine, epilogue="narrow")
     N, M = both.shape
-    shape = triton.cdiv(N, both.tile.rows), M
+    shape = cdiv(N, both.tile.rows), M
     sums = torch.empty(shape, dtype=wide_dtype(text), device=text.device)
     _forward_kernel[both.tile.programs(N, M)](
         **_arguments(both, scale, bias, positive, image_ids, text_ids), sums=sums, N=N, M=M
@@ -99,7 +99,7 @@ def _arguments(
     return {**both.arguments(), **ids, "scale": scale, "bias": bias, "positive": placeholder}
 
 
-@triton.jit(do_not_specialize=["first", "tiles"])
+@jit(do_not_specialize=["first", "tiles"])
 def _sigmoid_weights_kernel(
     scale,
     bias,

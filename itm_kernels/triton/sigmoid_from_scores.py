@@ -4,7 +4,6 @@ The backward pass reads each score once and writes its gradient once.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from itm_kernels.triton._given_scores import (
     load_scores,
     store_gradient,
 )
+from itm_kernels.triton._launch import jit
 from itm_kernels.triton._logistic import (
     exp_in_base,
     logistic,
@@ -25,7 +25,7 @@ from itm_kernels.triton._logistic import (
 from itm_kernels.triton._score_tiles import program_tile, same_id
 
 
-@triton.jit
+@jit
 def _sigmoid_kernel(
     scores,  # [N, M]
     row_stride,

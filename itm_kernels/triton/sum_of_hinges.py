@@ -10,12 +10,12 @@ have the same gradient, as after a sum or a mean, these weights are exact in hal
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import blocked_products, no_scores, rows_per_block
 from itm_kernels.triton._hinge_gradients import HingeWeights, hinge_weights, is_uniform
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import Operands
 from itm_kernels.triton._positives import id_arguments, positive_images, positive_scores
 from itm_kernels.triton._products import row_parts, store_parts
@@ -24,7 +24,7 @@ from itm_kernels.triton._score_tiles import hinge, program_tile, same_id, scale_
 from itm_kernels.triton._segment_sum import add_rows
 
 
-@triton.jit
+@jit
 def _hinges_kernel(
     operands,  # `ScoreOperands`
     x_ids,
@@ -98,7 +98,7 @@ def _hinges_kernel(
         store_parts(at, tl.cast(weights_part, tl.int64), weight, inside, WEIGHTS, ROUNDED)
 
 
-@triton.jit
+@jit
 def _totals_kernel(
     of_row,  # [row_tiles, M]
     of_column,  # [column_tiles, M]
@@ -150,8 +150,8 @@ class _Pass:
         }
         (N, M), tile = self.both.shape, self.both.tile
         wide = no_scores(x)
-        self.of_row = wide.new_empty((triton.cdiv(M, tile.columns) if of != "columns" else 0, N))
-        self.of_column = wide.new_empty((triton.cdiv(N, tile.rows) if of != "rows" else 0, M))
+        self.of_row = wide.new_empty((cdiv(M, tile.columns) if of != "columns" else 0, N))
+        self.of_column = wide.new_empty((cdiv(N, tile.rows) if of != "rows" else 0, M))
 
     def run(
         self,
@@ -197,7 +197,7 @@ def _passes(
 def _totals(passes: list[_Pass], offset: Tensor, loss: bool) -> Tensor:  # [M]
     of_row, of_column, M = passes[0].of_row, passes[-1].of_column, offset.shape[0]
     total = torch.empty_like(offset)
-    _totals_kernel[(triton.cdiv(M, 128),)](
+    _totals_kernel[(cdiv(M, 128),)](
         of_row, of_column, offset, total, of_row.shape[0], of_column.shape[0], M,
         LOSS=loss, PAIRS=128, TILES=16,
     )  # fmt: skip

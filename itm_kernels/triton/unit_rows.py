@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import SMALLEST, divided_by_norm, square_root, squared_norms
 from itm_kernels.triton._operands import row_blocks, stored_dtype, wide_dtype
 from itm_kernels.triton._score_tiles import wide_type
@@ -22,7 +23,7 @@ def _place(N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.minimum(n, N - 1), n < N, tl.arange(0, COLUMNS)
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     x,
     rows,  # [N, D]
@@ -47,7 +48,7 @@ def _forward_kernel(
         tl.store(at, divided_by_norm(value, own), mask=there[:, None] & (d < D))
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     grad,
     rows,  # [N, D]
@@ -84,7 +85,7 @@ def _launch(kernel: Any, x: Tensor, *others: Tensor) -> None:
     flat = x.reshape(-1, x.shape[-1])
     N, D = flat.shape
     options = row_blocks(D)
-    kernel[(triton.cdiv(N, options["ROWS"]),)](flat, *others, *flat.stride(), N, D, **options)
+    kernel[(cdiv(N, options["ROWS"]),)](flat, *others, *flat.stride(), N, D, **options)
 
 
 def unit_rows_forward(x: Tensor) -> tuple[Tensor, Tensor]:

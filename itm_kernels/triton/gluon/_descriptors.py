@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._operands import Operands
 from itm_kernels.triton.gluon._pipeline import (
     COLUMNS,
@@ -35,7 +35,7 @@ def grid(both: Operands) -> tuple[int]:
     processors = 132  # of an H100, for launches on meta tensors
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return (min(processors, triton.cdiv(N, ROWS.value) * triton.cdiv(M, COLUMNS.value)),)
+    return (min(processors, cdiv(N, ROWS.value) * cdiv(M, COLUMNS.value)),)
 
 
 def arguments(both: Operands) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def arguments(both: Operands) -> dict[str, Any]:
     N, M = both.shape
     return {
         **{"x": descriptor(both.x, HALF.value), "y": descriptor(both.y, COLUMNS.value)},
-        **{"N": N, "M": M, "chunks": triton.cdiv(both.x.shape[2], DEPTH.value)},
+        **{"N": N, "M": M, "chunks": cdiv(both.x.shape[2], DEPTH.value)},
         **{"PARTS": both.x.shape[0]},
         **{"num_warps": WARPS.value, "maxnreg": START_REGISTERS},
     }

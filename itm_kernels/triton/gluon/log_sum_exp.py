@@ -8,11 +8,11 @@ Never run on a GPU: see `hardest.py`.
 """
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._operands import Operands
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton.gluon._descriptors import arguments, grid
@@ -219,8 +219,8 @@ def tile_log_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [2, tiles, N], [2, tiles, M], [M] or [0]
     """Return the maximum and the log-sum-exp of the rows and columns of every tile."""
     N, M = both.shape
-    row = scale.new_empty((2, triton.cdiv(M, COLUMNS.value), N), dtype=torch.float32)
-    column = row.new_empty((2, triton.cdiv(N, HALF.value), M))
+    row = scale.new_empty((2, cdiv(M, COLUMNS.value), N), dtype=torch.float32)
+    column = row.new_empty((2, cdiv(N, HALF.value), M))
     of_positive = row.new_empty(0 if positive is None else M)
     x_factor, y_factor = both.x_factor, both.y_factor
     factors = x_factor is not None and x_factor.shape[0] > 0
