@@ -141,14 +141,10 @@ def _sum_of_hinges(launch: Launch) -> Count:
 
 
 def metric_of(launch: Launch, N: int, M: int, instructions: float, share: float) -> Count:
-    """Count tiles of a metric: l1 subtracts in all tiles, distances where they cancel.
-
-    Distances cancel on the diagonal.
-    """
+    """Count tiles of a metric: l1 subtracts, and distances add the sums of chunks in registers."""
     differences = 1.0 if launch.METRIC == "l1" else 0.0
     if launch.METRIC in ("l2", "sqeuclidean"):
-        differences = min(1.0, max(launch.ROWS, launch.COLUMNS) / max(N, M) / share)
-        instructions += 4
+        instructions += 12 + launch.D / launch.DEPTH
     if differences == 1:
         launch = launch._replace(arguments={**launch.arguments, **_of_raw(launch)})
     return scores(launch, N, M, instructions, float(launch.METRIC == "l2"), share, differences)
@@ -162,6 +158,24 @@ def _of_raw(launch: Launch) -> dict[str, Any]:
 def _triangle(launch: Launch) -> Count:
     tiles = math.ceil(launch.N / launch.ROWS)
     return metric_of(launch, launch.N, launch.N, 14, (tiles + 1) / (2 * tiles))
+
+
+@model("_upper_triangle.stored_band_sums_kernel")
+def _stored_bands(launch: Launch) -> Count:
+    read = launch.operands["distance"].bytes
+    hbm = read if read > RESIDENT else 0
+    return Count(launch.kernel, True, instructions=14.0 * read / 4, hbm=hbm, l2=read)
+
+
+@model("_close_distances._close_distances_kernel")
+def _close_distances(launch: Launch) -> Count:
+    # Only the diagonal is close: a pair of every row.
+    pairs = min(launch.N, launch.M)
+    reads = 8.0 * pairs * launch.raw_width + 4.0 * launch.SIDE * pairs
+    return Count(
+        launch.kernel, True, instructions=2.0 * pairs * launch.raw_width,
+        l2=launch.operands["has_close"].bytes + reads,
+    )  # fmt: skip
 
 
 @model("_score_gradients._score_gradients_kernel")

@@ -1,7 +1,7 @@
 """Tiles of similarities or distances, and weighted sums of differences of rows.
 
-Dot products run on tensor cores. Squared distances are expanded as |x|^2 + |y|^2 - 2 x.y. If this
-cancels anywhere in a tile, the tile is computed again from differences, as l1 always is.
+Dot products run on tensor cores. Squared distances are expanded as |x|^2 + |y|^2 - 2 x.y. Those of
+close pairs, where this cancels, are replaced (`_close_distances`). l1 is computed from differences.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton import _scaled_operands
+from itm_kernels.triton._close_distances import are_close, replace_close_distances
 from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import (
     Operands,
@@ -32,6 +33,8 @@ from itm_kernels.triton._score_tiles import (
     wide_type,
 )
 from itm_kernels.triton._tile_table import architecture
+
+EXPANDED = ("l2", "sqeuclidean")  # metrics that are expanded into products
 
 
 @jit
@@ -70,30 +73,27 @@ def metric_tile(
     rows,
     columns,
 ):
-    """Return the similarities or distances `[R, C]` of some rows of x and some rows of y."""
+    """Return the similarities or distances `[R, C]` of some rows of x and some rows of y.
+
+    Euclidean and squared distances of close pairs are inaccurate (`_close_distances`).
+    """
     METRIC: tl.constexpr = raw.METRIC
     if METRIC == "l1":
-        compared = _direct_tile(raw, rows, columns, False)
+        compared = difference_tile(
+            raw.raw_x, raw.raw_y, raw.raw_x_stride, raw.raw_y_stride, raw.raw_width, rows, columns,
+            raw.CHUNK, False,
+        )  # fmt: skip
     else:
-        compared = score_tile(operands, rows, columns)
+        EXPANDED: tl.constexpr = METRIC == "l2" or METRIC == "sqeuclidean"
+        compared = score_tile(operands, rows, columns, ROUNDED=EXPANDED)
         compared = scale_scores(operands, compared, rows, columns)
-    if METRIC == "l2" or METRIC == "sqeuclidean":
-        lengths = tl.load(raw.x_term + rows)[:, None] + tl.load(raw.y_term + columns)[None, :]
-        compared = lengths - 2 * compared
-        # Below a quarter of |x|^2 + |y|^2 two bits are lost, the most that the contract allows.
-        if tl.max((compared < lengths / 4).to(tl.int32)) > 0:
-            compared = _direct_tile(raw, rows, columns, True)
-        if METRIC == "l2":
-            compared = tl.sqrt(compared)
+        if EXPANDED:
+            lengths = tl.load(raw.x_term + rows)[:, None] + tl.load(raw.y_term + columns)[None, :]
+            compared = lengths - 2 * compared
+            compared = tl.where(compared < 0, 0.0, compared)
+            if METRIC == "l2":
+                compared = tl.sqrt(compared)
     return compared
-
-
-@triton.jit
-def _direct_tile(raw, rows, columns, SQUARE: tl.constexpr):
-    return difference_tile(
-        raw.raw_x, raw.raw_y, raw.raw_x_stride, raw.raw_y_stride, raw.raw_width, rows, columns,
-        raw.CHUNK, SQUARE,
-    )  # fmt: skip
 
 
 class MetricOperands(NamedTuple):
@@ -146,21 +146,20 @@ def metric_operands(
     """
     chunk = tile_of("difference", *shape, x.shape[1])
     terms = [x, y]  # placeholders, for metrics that do not read them
-    if metric in ("l2", "sqeuclidean"):
+    if metric in EXPANDED:
         terms = [row_squared_norms(x)]
         terms.append(terms[0] if y is x else row_squared_norms(y))
     both = None
     if metric == "l1":
         tile = chunk
     else:
-        # Small tiles where a tile may be computed twice: differences need many registers.
-        tall = shape if metric in ("dot", "cosine") else (1, 1)
-        both = _scaled_operands.scaled_operands(x, y, metric == "cosine", shape=tall)
+        both = _scaled_operands.scaled_operands(x, y, metric == "cosine", shape=shape)
         tile = both.tile
         if square and both.kind == "ieee":
             tile = tile._replace(warps=8)  # scores, bounds and a mask: 5 spills in 4 warps
-        elif square and architecture() == 100:
-            # 128 x 128 causes 4 to 6 spills; 16 warps cannot use tensor cores.
+        elif (square or metric in EXPANDED) and architecture() == 100:
+            # 128 x 128 causes 4 to 6 spills, 82 with the sums of chunks; 16 warps cannot use
+            # tensor cores.
             tile = tile._replace(rows=64, columns=64, warps=4)
     side = min(tile.rows, tile.columns)
     tile = tile._replace(rows=side, columns=side) if square else tile
@@ -179,6 +178,7 @@ def _matrix_kernel(
     operands,  # `ScoreOperands` of B * N and B * M rows
     raw,  # `RawRows`
     out,  # [B, N, M]
+    has_close,  # [B, row tiles, column tiles] whether a tile of distances has close pairs
     N,
     M,
 ):
@@ -186,12 +186,17 @@ def _matrix_kernel(
     COLUMNS: tl.constexpr = operands.COLUMNS
     tiles = tl.cdiv(N, ROWS) * tl.cdiv(M, COLUMNS)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
-    n, m, _, _ = program_tile(tl.program_id(0) % tiles, ROWS, COLUMNS, N, M)
+    program = tl.program_id(0) % tiles
+    n, m, row_tile, column_tile = program_tile(program, ROWS, COLUMNS, N, M)
     rows, columns = batch * N + tl.minimum(n, N - 1), batch * M + tl.minimum(m, M - 1)
     compared = metric_tile(operands, raw, rows, columns)
     # Row pointers plus 32-bit column offsets: 64-bit offsets per element cause 23 spills.
     at = out + (batch * N + n)[:, None] * M + m[None, :]
     tl.store(at, compared, mask=(n < N)[:, None] & (m < M)[None, :])
+    if raw.METRIC == "l2" or raw.METRIC == "sqeuclidean":
+        close = tl.max(are_close(raw, compared, rows, columns).to(tl.int32))
+        flag = batch * tiles + row_tile * tl.cdiv(M, COLUMNS) + column_tile
+        tl.store(has_close + flag, close)
 
 
 def write_matrix(
@@ -207,8 +212,13 @@ def write_matrix(
     for side, first in (("x", first_row), ("y", first_column)):
         if first:
             found = found.from_row(side, first)
-    grid = (batches * found.tile.programs(N, M)[0],)
-    _matrix_kernel[grid](**found.arguments(), out=out, N=N, M=M)
+    programs, tile = batches * found.tile.programs(N, M)[0], found.tile[:2]
+    if found.raw.METRIC.value not in EXPANDED:
+        _matrix_kernel[(programs,)](**found.arguments(), out=out, has_close=out, N=N, M=M)
+        return out
+    has_close = torch.empty(programs, dtype=torch.int32, device=out.device)
+    _matrix_kernel[(programs,)](**found.arguments(), out=out, has_close=has_close, N=N, M=M)
+    replace_close_distances(found.raw, has_close, out, batches, tile)
     return out
 
 

@@ -45,8 +45,13 @@ def score_tile(
     rows,  # [R] < N
     columns,  # [C] < M
     X_PARTS: tl.constexpr = 0,  # parts of x where they differ from y's: 1 where y has two
+    ROUNDED: tl.constexpr = False,
 ):
     """Return the dot products `[R, C]` of some rows of x with some rows of y.
+
+    Tensor cores truncate the sum of every step towards 0: at D = 1024 products of equal signs are
+    2e-6 of their value too small. With ROUNDED, tensor cores add the products of a chunk only, and
+    the sums of chunks are added with rounding. The truncation is then that of a chunk's sum.
 
     With two or three parts an fp32 operand is a sum of bf16 values, high to low. Only the products
     of parts that fp32 resolves are computed: three of four, six of nine. Rows of x in half
@@ -78,15 +83,27 @@ def score_tile(
             0b00_01 if ONE else 0b00_01_00_10_01_00 if PARTS == 3 else 0b00_01_00
         )
         chunks = D // DEPTH  # parts are padded to whole chunks
-        for step in range(0, (2 if ONE else 6 if PARTS == 3 else 3) * chunks):
+        sums = scores
+        PRODUCTS: tl.constexpr = 2 if ONE else 6 if PARTS == 3 else 3
+        for step in range(0, PRODUCTS * chunks):
             product = step // chunks
             first = (step - product * chunks) * DEPTH
             x_from = ((x_takes >> (2 * product)) & 3).to(tl.int64) * x_part + first
             y_from = ((y_takes >> (2 * product)) & 3).to(tl.int64) * y_part + first
             scores = tl.dot(tl.load(x_at + x_from), tl.load(y_at + y_from), scores)
+            if ROUNDED:
+                # The lower products are 2^-8 of the last or less, and so is their truncation.
+                if product == PRODUCTS - 1:
+                    sums += scores
+                    scores = tl.zeros_like(scores)
+        if ROUNDED:
+            scores = sums
     else:
         # `other` is explicit: without it, masked elements are undefined on a GPU.
         zero: tl.constexpr = None if EVEN else 0.0
+        # fp32 units round every step.
+        CHUNKED: tl.constexpr = ROUNDED and x.dtype.element_ty.primitive_bitwidth == 16
+        sums = scores
         for first in range(0, D, DEPTH):
             inside = depth < D - first
             x_mask = None if EVEN else inside[None, :]
@@ -96,6 +113,11 @@ def score_tile(
             scores = tl.dot(
                 x_chunk, y_chunk, scores, input_precision=operands.PRECISION, out_dtype=DTYPE
             )
+            if CHUNKED:
+                sums += scores
+                scores = tl.zeros_like(scores)
+        if CHUNKED:
+            scores = sums
     return scores
 
 

@@ -11,6 +11,8 @@ from itm_kernels.triton._launch import jit
 from itm_kernels.triton._metrics import metric_tile
 from itm_kernels.triton._score_tiles import float_argument, same_id
 
+SIDE = 128  # of the tiles of stored distances
+
 
 @jit
 def band_sums_kernel(
@@ -36,6 +38,64 @@ def band_sums_kernel(
     key = metric_tile(operands, raw, rows, columns)
     if raw.METRIC == "cosine":
         key = 1 - key
+    _band_tile(
+        key, n, m, row_tile, column_tile, ids, sums, mask, N, words, low_bound, high_bound, MODE,
+        HAS_IDS, KEEP_MASK,
+    )  # fmt: skip
+
+
+@jit
+def stored_band_sums_kernel(
+    distance,  # [R, N - first] of rows first to first + R, and of columns from first on
+    ids,
+    sums,  # [tiles, N]
+    mask,  # [N, words] int32
+    first,  # a multiple of SIDE
+    R,
+    N,
+    words,
+    low_bound: tl.float64,
+    high_bound: tl.float64,
+    MODE: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    KEEP_MASK: tl.constexpr,
+    SIDE: tl.constexpr,
+):
+    n, m = (
+        tl.program_id(1) * SIDE + tl.arange(0, SIDE),
+        tl.program_id(0) * SIDE + tl.arange(0, SIDE),
+    )
+    if tl.program_id(0) >= tl.program_id(1):
+        there = (n < R)[:, None] & (m < N - first)[None, :]
+        at = distance + (n.to(tl.int64) * (N - first))[:, None] + m[None, :]
+        row_tile, column_tile = first // SIDE + tl.program_id(1), first // SIDE + tl.program_id(0)
+        _band_tile(
+            tl.load(at, there, 0.0), first + n, first + m, row_tile, column_tile, ids, sums, mask,
+            N, words, low_bound, high_bound, MODE, HAS_IDS, KEEP_MASK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _band_tile(
+    key,  # [SIDE, SIDE] values that are compared with the bounds
+    n,  # [SIDE]
+    m,  # [SIDE]
+    row_tile,
+    column_tile,
+    ids,
+    sums,
+    mask,
+    N,
+    words,
+    low_bound,
+    high_bound,
+    MODE: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    KEEP_MASK: tl.constexpr,
+):
+    """Store the sums and the bits of a tile."""
+    COLUMNS: tl.constexpr = key.shape[1]
+    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, N - 1)
     # Excluded elements get a key outside every band, in tiles that have any: a separate mask would
     # spill.
     excluded = float("-inf")

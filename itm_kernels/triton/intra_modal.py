@@ -1,10 +1,11 @@
 """Band sums over the pairs of one modality.
 
 If the bounds are the same for all rows, the matrix is symmetric, and only tiles of the upper
-triangle are computed (`_upper_triangle`). Official distances are divided by the norm of their row
-and bounded by ranks, which need whole rows: these are computed in blocks of rows. The backward
-pass also works in blocks of rows: it writes a weight per pair and multiplies the weights by the
-rows (`_score_gradients`).
+triangle are computed (`_upper_triangle`). Euclidean and squared distances are stored in blocks of
+rows, because those of close pairs are replaced (`_close_distances`). Official distances are divided
+by the norm of their row and bounded by ranks, which need whole rows: these are also computed in
+blocks of rows, as is the backward pass: it writes a weight per pair and multiplies the weights by
+the rows (`_score_gradients`).
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 from itm_kernels.triton._distance_gradients import distance_gradient, empty_gradient
 from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._metrics import (
+    EXPANDED,
     MetricOperands,
     metric_operands,
     weighted_differences,
@@ -25,7 +27,12 @@ from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
 from itm_kernels.triton._scaled_operands import gradient_of_rows
 from itm_kernels.triton._score_gradients import blocks, gradient_scale, write_score_gradients
-from itm_kernels.triton._upper_triangle import band_sums_kernel, band_totals_kernel
+from itm_kernels.triton._upper_triangle import (
+    SIDE,
+    band_sums_kernel,
+    band_totals_kernel,
+    stored_band_sums_kernel,
+)
 
 
 def intra_modal_forward(
@@ -53,18 +60,38 @@ def intra_modal_forward(
         return row, low, high, norm, mask
     if mode == "official":
         lower, upper = upper, 1 - lower
-    found = metric_operands(x, x, _metric(metric, mode), (N, N), square=True, ids=ids is not None)
-    tiles = cdiv(N, found.tile.rows)
-    sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
-    bounds = {"low_bound": lower, "high_bound": upper}
-    band_sums_kernel[(tiles * (tiles + 1) // 2,)](
-        **found.arguments(), ids=x if ids is None else ids.contiguous(), HAS_IDS=ids is not None,
-        sums=sums, mask=mask, N=N, words=words[1], **bounds, MODE=mode, KEEP_MASK=keep_mask,
-    )  # fmt: skip
+    bands = {
+        **{"ids": x if ids is None else ids.contiguous(), "HAS_IDS": ids is not None, "N": N},
+        **{"low_bound": lower, "high_bound": upper, "MODE": mode, "KEEP_MASK": keep_mask},
+        **{"mask": mask, "words": words[1]},
+    }
+    sums = _stored_sums(x, metric, row, bands) if metric in EXPANDED else None
+    if sums is None:
+        found = metric_operands(x, x, _metric(metric, mode), (N, N), square=True)
+        tiles = cdiv(N, found.tile.rows)
+        sums = torch.empty((tiles, N), dtype=row.dtype, device=row.device)
+        band_sums_kernel[(tiles * (tiles + 1) // 2,)](**found.arguments(), **bands, sums=sums)
     band_totals_kernel[(cdiv(N, 128),)](
-        sums, row, low, high, norm, **bounds, N=N, tiles=tiles, BLOCK=128
+        sums, row, low, high, norm, lower, upper, N=N, tiles=sums.shape[0], BLOCK=128
     )
     return row, low, high, norm, mask
+
+
+def _stored_sums(x: Tensor, metric: str, like: Tensor, bands: dict[str, Any]) -> Tensor:
+    """Return band sums of tiles from distances in memory, of which close pairs are replaced."""
+    N, D = x.shape
+    found = metric_operands(x, x, metric, (N, N))
+    sums = torch.empty((cdiv(N, SIDE), N), dtype=like.dtype, device=like.device)
+    # Half the rows that fit, so that less of the lower triangle is computed.
+    for block in blocks(N, N, D, 8):
+        R, M = block.stop - block.start, N - block.start
+        distance = like.new_empty((R, M))
+        write_matrix(found, distance, first_row=block.start, first_column=block.start)
+        stored_band_sums_kernel[(cdiv(M, SIDE), cdiv(R, SIDE))](
+            distance, **bands, sums=sums, first=block.start, R=R, SIDE=SIDE, num_warps=8
+        )
+        del distance
+    return sums
 
 
 def _relative(metric: str, mode: str) -> bool:

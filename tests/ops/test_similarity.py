@@ -211,3 +211,21 @@ def test_fp64_and_gradients_of_every_size(backend_name: str, metric: str) -> Non
     )
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("close", [1, 7, 90])
+@on("triton")
+def test_distances_of_close_pairs_keep_their_digits(
+    backend_name: str, metric: str, close: int
+) -> None:
+    """One close pair per row, a few, or almost all: distances of 3e-2 between rows of norm 6."""
+    generator = torch.Generator().manual_seed(close)
+    x, y = (torch.randn(2, n, 37, generator=generator) for n in (70, 100))
+    y[:, :close] = x[:, 5:6] + 5e-3 * torch.randn(2, close, 37, generator=generator)
+    x[1] = x[1, 5:6] + 5e-3 * torch.randn(70, 37, generator=generator)
+    y[1, 3] = x[1, 40]
+    found = ops.similarity(x, y, metric, backend=backend_name)
+    wanted = ops.similarity(x.double(), y.double(), metric, backend="reference")
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    assert found[1, 40, 3] == 0
