@@ -11,11 +11,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# Looked up at import: torch.compile of torch 2.11 cannot trace `is_autocast_available`.
+_AVAILABLE = {
+    device: torch.amp.is_autocast_available(device)
+    for device in ("cpu", "cuda", "hpu", "meta", "mps", "mtia", "xpu")
+}
+
+
 def is_on(tensor: Tensor) -> bool:
     """Return whether autocast is on for the device type of a tensor."""
     device = tensor.device.type
+    available = _AVAILABLE.get(device)
+    if available is None:
+        available = torch.amp.is_autocast_available(device)
     # is_autocast_enabled raises for devices without autocast, such as meta.
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return available and torch.is_autocast_enabled(device)
 
 
 def outside_autocast(
