@@ -133,7 +133,7 @@ def _official_distance(
 def _at_rank(ranked: Tensor, rank: int) -> Tensor:
     """Return the column of a rank, and infinity beyond the last rank."""
     beyond = torch.full_like(ranked[:, :1], torch.inf)
-    return torch.cat([ranked, beyond], 1).narrow(1, torch.sym_min(rank, ranked.shape[1]), 1)
+    return torch.cat([ranked, beyond], 1).narrow(1, min(rank, ranked.shape[1]), 1)
 
 
 def _off(
