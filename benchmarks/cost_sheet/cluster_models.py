@@ -41,6 +41,38 @@ def _members_gradient(launch: Launch) -> Count:
     return summed(launch, launch.P, launch.M, launch.D)
 
 
+def _in_parts(launch: Launch, M: int) -> Count:
+    """Count products of parts of weights [R, M] with parts of rows."""
+    rows, kind = launch.rows, kind_of(launch.rows, "ieee")
+    columns = math.ceil(launch.D / launch.COLUMNS)
+    size = rows.dtype.itemsize * launch.PRODUCTS * float(launch.R) * M
+    return Count(
+        launch.kernel,
+        triton=True,
+        kind=kind,
+        flop=2.0 * launch.R * M * launch.D * launch.PRODUCTS,
+        depth=M * launch.PRODUCTS,
+        ceiling=ceiling_of(kind, launch.ROWS, launch.COLUMNS, launch.num_warps),
+        hbm=unique_bytes(launch.operands),
+        l2=size * columns + size / launch.ROWS * launch.D,
+    )
+
+
+@model("_cluster_products.cluster_sums_kernel")
+def _cluster_sums(launch: Launch) -> Count:
+    return _in_parts(launch, launch.rows.shape[1])
+
+
+@model("_cluster_products.cluster_gradient_kernel")
+def _cluster_gradient(launch: Launch) -> Count:
+    return _in_parts(launch, launch.out.shape[0])
+
+
+@model("_weight_parts._parts_kernel")
+def _weight_parts(launch: Launch) -> Count:
+    return passes(launch, 8 + 4 * launch.TERMS)
+
+
 @model("_synthesis_kernels.weights_gradient_kernel")
 def _weights_gradient(launch: Launch) -> Count:
     return scores(launch, launch.P, launch.M, 6)
@@ -109,8 +141,8 @@ def _centroid_sums(launch: Launch) -> Count:
 
 # -- Cholesky factorization in fp64 ----------------------------------------------------------------
 
-# A pivot of a block waits for its predecessor: two row reductions and two updates [E].
-_PIVOT = 0.8e-6
+# A pivot of a block waits for its predecessor: a row reduction, a division and an update [E].
+_PIVOT = 0.6e-6
 _FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 

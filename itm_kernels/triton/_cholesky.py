@@ -19,6 +19,7 @@ from torch import Tensor
 
 from itm_kernels.triton._cluster_batches import BLOCK, ClusterBatch
 from itm_kernels.triton._clusters import spans_of, tiles_before
+from itm_kernels.triton._inverse_factor import inverse_factor
 from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, wide_dtype
 from itm_kernels.triton._score_tiles import float_argument
@@ -26,9 +27,6 @@ from itm_kernels.triton._score_tiles import float_argument
 DEPTH = 64 if INTERPRETED else 16  # inner dimension of a product
 _MOST_PANELS = 16
 _PANEL = 8  # blocks per panel, until the number of panels reaches its limit
-# Smaller pivots are rounding errors: the diagonal of K is 1, and without a ridge duplicates leave
-# 1e-16 |x|^2 / sigma^2 or exactly 0.
-_SMALLEST_PIVOT = tl.constexpr(1e-13)
 
 
 @triton.jit
@@ -132,24 +130,6 @@ def rbf_block(
     return tl.exp(-tl.where(distance < 0, 0.0, distance) * float_argument(scale, tl.float64))
 
 
-@triton.jit
-def _inverse_factor(block, size, BLOCK: tl.constexpr):
-    """Return the inverse of a block's Cholesky factor, which is the identity from row `size` on."""
-    at = tl.arange(0, BLOCK)
-    inverse = (at[:, None] == at[None, :]).to(tl.float64)
-    for pivot in range(0, size):
-        here = at == pivot
-        row = tl.sum(tl.where(here[:, None], block, 0.0), 0)
-        value = tl.sum(tl.where(here, row, 0.0), 0)
-        value = tl.where(value > _SMALLEST_PIVOT, value, float("nan"))
-        own = tl.sum(tl.where(here[:, None], inverse, 0.0), 0) / tl.sqrt(value)
-        column = tl.where(at > pivot, row, 0.0) / value  # by symmetry
-        block -= column[:, None] * row[None, :]
-        below = (column * tl.sqrt(value))[:, None] * own[None, :]
-        inverse = tl.where(here[:, None], own[None, :], inverse - below)
-    return inverse
-
-
 @jit(do_not_specialize=["blocks_at_most", "T", "step", "steps"])
 def _panel_kernel(
     rows,  # [M, D]
@@ -223,9 +203,12 @@ def _diagonal_kernel(
     last = tl.minimum(first + width, blocks)
     to = tl.arange(0, BLOCK)[None, :]
     for j in range(first, last):
-        inverse = _updated(own, j, j, first, BLOCK, DEPTH)
-        inverse = _inverse_factor(inverse, tl.minimum(end - begin - j * BLOCK, BLOCK), BLOCK)
-        tl.store(block_row(own, j, BLOCK) + j * BLOCK + to, inverse)
+        at = block_row(own, j, BLOCK) + j * BLOCK + to
+        # Through memory: in the layout of a product, every pivot moved the tile to another one.
+        tl.store(at, _updated(own, j, j, first, BLOCK, DEPTH))
+        tl.debug_barrier()  # other threads read the stored values
+        inverse = inverse_factor(tl.load(at), tl.minimum(end - begin - j * BLOCK, BLOCK), BLOCK)
+        tl.store(at, inverse)
         tl.debug_barrier()  # other threads read the stored values
         for i in range(j + 1, last):
             _lower_block(own, i, j, first, BLOCK, DEPTH)

@@ -17,6 +17,7 @@ from torch import Tensor
 from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 
 _CHUNK = 1024  # members, or tiles, per iteration of a program
+ALIGNED = 8  # columns of weights in parts that no two clusters share (`_cluster_products`)
 
 
 class Spans(NamedTuple):
@@ -90,6 +91,7 @@ class Clusters(NamedTuple):
     order: Tensor | None  # [M] member of every column; None: unsorted
     starts: Tensor  # [1, lists + 1] first column of every list
     assignment: Tensor  # [N, M]; [M] for one clustering, which kernels do not read
+    groups: Spans | None = None  # tiles of ALIGNED columns of one clustering
 
     @property
     def per_anchor(self) -> bool:
@@ -199,7 +201,9 @@ def clusters_of(
     """Return one clustering `[M]`, or one per anchor `[N, M]`, and the ids of its columns."""
     if assignment.dim() == 1:
         order, starts, ids = sorted_by_cluster(assignment[None], number, ids)
-        return Clusters(number, order[0], starts, assignment), None if ids is None else ids[0]
+        groups = spans_of(starts, assignment.shape[0], ALIGNED)
+        clusters = Clusters(number, order[0], starts, assignment, groups)
+        return clusters, None if ids is None else ids[0]
     M = assignment.shape[1]
     starts = torch.arange(0, 2 * M, M, device=assignment.device, dtype=torch.int32)
     return Clusters(number, None, starts[None], assignment.contiguous()), ids

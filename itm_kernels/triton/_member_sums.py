@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._cluster_products import sums_of_clusters
 from itm_kernels.triton._clusters import Clusters, anchor_and_cluster, grid_of
 from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import (
@@ -92,7 +93,7 @@ def _wide_tile(members: RowOperand, clusters: Clusters, R: int) -> RowOperand:
     With a mask of rows or of D it has 18 spills on sm_90, with pointers for a store 22.
     """
     width = members.rows.shape[2]
-    if clusters.per_anchor or not (members.terms or members.precision == "tf32"):
+    if clusters.per_anchor or members.precision != "tf32":
         return members
     tile = tile_of("sum", R, R, width, "reduction")
     return members if width % tile.columns else members._replace(tile=tile)
@@ -213,6 +214,10 @@ def store_vectors(
 ) -> None:
     """Write the sum of weight * member over the members of every cluster."""
     (R, _, D), M = out.shape, weights.shape[1]
+    if members.terms and not clusters.per_anchor:
+        given = members.rows, members.terms, members.factor, members.unit, valid
+        sums_of_clusters(clusters, weights, *given, out[:, 0], out)
+        return
     grid = grid_of(clusters, R, members.tile.rows)
     _sums_kernel[(grid.programs * cdiv(D, members.tile.columns),)](
         weights=weights, valid=valid, anchors=out, out=out, anchor_stride=0,
@@ -233,6 +238,9 @@ def cosine_terms(
     The sums themselves are not stored.
     """
     (R, D), K, M = anchors.shape, clusters.number, weights.shape[1]
+    if members.terms and not clusters.per_anchor:
+        given = members.rows, members.terms, members.factor, members.unit, valid
+        return sums_of_clusters(clusters, weights, *given, anchors, None)
     members = _wide_tile(members, clusters, R)
     grid = grid_of(clusters, R, members.tile.rows)
     depths = cdiv(D, members.tile.columns)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itm_kernels.triton._blocked_products import rows_per_block
+from itm_kernels.triton._cluster_products import add_gradient_of_rows, product_tile
 from itm_kernels.triton._clusters import Spans, spans_of
 from itm_kernels.triton._gram_gradient import add_gradient_of_members
 from itm_kernels.triton._launch import cdiv
@@ -26,7 +27,7 @@ from itm_kernels.triton._synthesis_kernels import (
 
 # Members above this size (in fp32) are converted from half precision a quarter at a time, and
 # blocks next to an associative memory have half as many anchors: at N = 32,768, D = 1024, bf16, the
-# workspace is 675 MB (kam) and 656 MB (attention) beyond inputs, outputs and the gradients of both.
+# workspace is 731 MB (kam) and 857 MB (attention) beyond inputs, outputs and the gradients of both.
 _LARGE = 32 << 20
 _CHUNKS = 4
 
@@ -48,10 +49,18 @@ class Backward:
         self.whole = self.kind == "parts" and self.parts == 3
         if self.whole and synthesis.memory is not None:
             del synthesis.rows  # equal to the sum of the parts
-        tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
-        self.tile = tile._replace(warps=8)  # rows of (anchor, cluster): 40 to 60 spills in 4 warps
         self.terms = self.parts if self.kind == "parts" else 0
-        self.sum_tile = tile_of("sum", 1, 1, D) if self.terms else self.tile
+        # One clustering: weights in parts multiply rows in tiles of many rows.
+        self.apart = bool(self.terms) and not synthesis.clusters.per_anchor
+        if self.apart:
+            at_once = rows_per_block(x, x, 2 * M)
+            self.tile = product_tile(at_once, D, "weights")
+            self.sum_tile = product_tile(at_once, D, "")  # 128 x 256 spills on sm_90
+        else:
+            tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
+            # rows of (anchor, cluster): 40 to 60 spills in 4 warps
+            self.tile = tile._replace(warps=8)
+            self.sum_tile = tile_of("sum", 1, 1, D) if self.terms else self.tile
         starts = synthesis.clusters.starts
         self.spans = [spans_of(starts, M, n) for n in (self.tile.columns, self.sum_tile.rows)]
         # Gradient of the rows that the vectors sum up, members or W, in the order of columns.
@@ -113,6 +122,10 @@ class Backward:
         weights_gradient_kernel[(T * cdiv(P, self.tile.rows),)](
             **both.arguments(), **tiles(of_scores), **shared, out=of_weights, T=T
         )
+        if self.apart:
+            given = both.x, self.terms, self.rows, of_sums, self.sum_tile
+            add_gradient_of_rows(clusters, block.weights, *given)
+            return
         factor = RowOperand(both.x, self.terms, both.precision, self.sum_tile)
         members_gradient_kernel[(of_sums.first.shape[1], cdiv(D, self.sum_tile.columns))](
             **factor.arguments(), **tiles(of_sums), **shared, weights=block.weights, out=self.rows,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from itm_kernels.triton._blocked_products import rows_per_block
 from itm_kernels.triton._cluster_batches import factor_size
-from itm_kernels.triton._clusters import Clusters, clusters_of, grid_of, sorted_by_cluster
+from itm_kernels.triton._clusters import ALIGNED, Clusters, clusters_of, grid_of, sorted_by_cluster
 from itm_kernels.triton._kam_solve import AssociativeMemory, ClusterSystems, factorize
+from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._member_sums import RowOperand, row_operand, scaled_row_operand
 from itm_kernels.triton._metrics import row_squared_norms
 from itm_kernels.triton._operands import INTERPRETED, contiguous_rows, kind_and_parts, wide_dtype
@@ -111,9 +112,13 @@ class Synthesis:
 
     def at_once(self, per_row: int = 0) -> int:
         """Return the number of anchors per block, given further values held per anchor."""
-        rows = rows_per_block(self.q, self.x, max(self.x.shape[0], per_row))
+        N, M, K = self.q.shape[0], self.x.shape[0], self.clusters.number
+        # Two fp16 parts of the weights of a block are as large as its softmax, but for padding.
+        padded = 0 if self.clusters.per_anchor else (ALIGNED - 1) * min(K, M) + 16
+        rows = rows_per_block(self.q, self.x, max(M + padded, per_row))
+        rows = cdiv(cdiv(N, cdiv(N, rows)), 128) * 128  # of equal size
         if self.kam and self.clusters.per_anchor:
-            size = factor_size(self.x.shape[0], self.clusters.number)
+            size = factor_size(M, K)
             rows = min(rows, max(1, _FACTORS // size))
         return rows
 

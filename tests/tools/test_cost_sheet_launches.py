@@ -77,8 +77,9 @@ def test_launches_of_a_synthesis_follow_its_parts() -> None:
         fixed.append(sorted(name for name in names if name.startswith(files)))
     assert fixed[0] == fixed[1] == fixed[2]
     # Two sides, forward only: 47 launches of 16 panels, two substitutions, spans, starts. Eight
-    # clusters are one part at 16,384 rows, two at 24,576, three at 32,768.
-    assert [len(names) for names in found] == [2 * 51 * many for many in (1, 2, 3)]
+    # clusters are one part at 16,384 rows, two at 24,576, three at 32,768. Spans of groups of
+    # columns, forward and backward, are those of all parts.
+    assert [len(names) for names in found] == [2 * (51 * many + 2) for many in (1, 2, 3)]
     # Two sides: per iteration nearest centroids and sums, and the means of the partial sums.
     assert sum(name.startswith("kmeans.") for name in fixed[0]) == 2 * 11
     assert sum(name.startswith("_centroids.") for name in fixed[0]) == 2 * 21

@@ -114,6 +114,7 @@ def planned(
                     planning(case, architecture) as found,
                     patch.object(_tile_table, "table_row", noted),
                     patch.object(_cholesky, "spans_of", spans),
+                    patch.object(_clusters, "spans_of", spans),
                     patch.object(_synthesis_backward, "spans_of", spans),
                     patch.object(_gram_gradient, "spans_of", spans),
                 ):
