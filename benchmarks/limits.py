@@ -161,8 +161,9 @@ def _library() -> ctypes.CDLL:
 def measured(device: str) -> dict[str, float]:
     """Measure and return every rate, for the header of the results."""
     rates = {"copy bytes/s": Probe("copy", 1, 1, torch.float32, device).rate()}
+    N, D = (8192, 8192) if device == "cuda" else (2048, 1024)
     for dtype in (torch.float32, torch.bfloat16):
         name = f"product {str(dtype).removeprefix('torch.')} FLOP/s"
-        rates[name] = max(Probe("product", 2048, 1024, dtype, device).rate() for _ in range(3))
+        rates[name] = max(Probe("product", N, D, dtype, device).rate() for _ in range(3))
     rates["fp32 lane instructions/s"] = Probe("instructions", 1, 1, torch.float32, device).rate()
     return rates

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs/performance.md"
 # The machine and the losses of the README's figure and first lines.
-QUOTED = "cpu-amd-epyc-2core"
+QUOTED, QUOTED_GPU = "cpu-amd-epyc-2core", "cuda-nvidia-h200"
 OVERVIEW = {"max_of_hinges": "Max of hinges", "info_nce": "InfoNCE"}
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 NOISE = 0.97  # a contender this close to ours, or within the quartiles, is as fast, not faster
@@ -151,8 +151,22 @@ def _saving(loss: str, title: str, content: dict[str, Any]) -> str:
     )
 
 
-def headline(content: dict[str, Any]) -> str:
-    """Return the README's three figures: two losses at a large batch, all losses at a small one."""
+def _saving_on_gpu(loss: str, title: str, content: dict[str, Any]) -> str:
+    """Return one line on the time and memory of a loss at the large batch of a GPU, in bf16."""
+    row = content["rows"][f"{loss}/N=32768,D=1024,bfloat16"]
+    ours, eager = (row["contenders"][name] for name in ("ours", "eager"))
+    gpu = content["machine"]["gpu"].split(",")[0]
+    return (
+        f"- {title} on an {gpu} in bf16, {row['N']:,} pairs, D = {row['D']:,}: "
+        f"**{eager['both']['ratio']['median']:.2g} times as fast in "
+        f"1/{eager['peak_memory'] / ours['peak_memory']:.0f} of the memory** "
+        f"({1e3 * ours['both']['median']:.2g} ms and {ours['peak_memory'] / 2**20:.0f} MiB; eager "
+        f"{1e3 * eager['both']['median']:.2g} ms and {eager['peak_memory'] / 2**30:.1f} GiB)."
+    )
+
+
+def headline(content: dict[str, Any], on_gpu: dict[str, Any]) -> str:
+    """Return the README's figures: two losses at large batches, all losses at a small one."""
     small = [row for row in content["rows"].values() if row["N"] == 128]
     eager = [row["contenders"].get("eager") for row in small if row["dtype"] == "float32"]
     ratios = [found["both"]["ratio"]["median"] for found in eager if found]
@@ -161,7 +175,8 @@ def headline(content: dict[str, Any]) -> str:
         f"- Batches of 128, D = {small[0]['D']:,}: **{min(ratios):.2f} to {max(ratios):.2f} times "
         "as fast**, depending on the loss.\n"
     )
-    return "\n".join((*large, last))
+    gpu = [_saving_on_gpu(loss, title, on_gpu) for loss, title in OVERVIEW.items()]
+    return "\n".join((*large, last[:-1], *gpu)) + "\n"
 
 
 def with_section(document: str, section: str) -> str:
@@ -174,7 +189,7 @@ def with_section(document: str, section: str) -> str:
 def documents(everything: dict[str, dict[str, Any]]) -> dict[Path, str]:
     """Return the README and docs/performance.md with the figures of the committed results."""
     sections = {
-        README: headline(everything[QUOTED]),
+        README: headline(everything[QUOTED], everything[QUOTED_GPU]),
         PERFORMANCE: performance_section(everything),
     }
     return {

@@ -44,6 +44,8 @@ def race(
 ) -> dict[str, Any]:
     """Measure one row, store it, and return its ratios."""
     entry, device = ENTRIES[name], setting.device
+    if not store.content["limits"]:
+        store.content["limits"] = limits.measured(device)
     found: Prepared = entry.prepare(size, device)
     row = found.row
     expected = truth(row, found.formula, device) if found.comparable else None
