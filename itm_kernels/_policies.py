@@ -208,6 +208,18 @@ POLICIES = (
         *(f"{_TRITON}/_screening.py", "LEAST_ROWS = 2048"),
     ),
     Policy(
+        "library similarities",
+        "in Triton, dot products of fp16, bf16 and fp64 rows are the library's from 2^22 pairs on",
+        "47 us instead of 63 at 4,096 x 4,096 x 1,024 in bf16; smaller ones may be split along D",
+        *(f"{_TRITON}/similarity.py", "LIBRARY_PAIRS = 1 << 22"),
+    ),
+    Policy(
+        "close pairs",
+        "in Triton, distances below an eighth of |x|^2 + |y|^2 are computed again from differences",
+        "products leave them three bits less, 4e-6 of the distance; a twin of a row must have 0",
+        *(f"{_TRITON}/_close_distances.py", "_CLOSE = tl.constexpr(1 / 8)"),
+    ),
+    Policy(
         "Gluon",
         "on sm_90, the kernels in gluon.PROVEN replace Triton's from 4,096 rows of 256 columns on",
         "predicted from counts; a kernel is proven once its values and times are measured on a GPU",

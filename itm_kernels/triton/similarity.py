@@ -1,4 +1,8 @@
-"""Batched similarity matrices, with gradients from library products or direct differences."""
+"""Batched similarity matrices, with gradients from library products or direct differences.
+
+Large dot products of half-precision rows are the library's; those of fp32 rows are three products
+of fp16 parts, which take a third of the time of fp32 units.
+"""
 
 from typing import Any
 
@@ -9,9 +13,16 @@ from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._blocked_products import products_in_parts
 from itm_kernels.triton._distance_gradients import distance_gradient
 from itm_kernels.triton._metrics import matrices, metric_operands, weighted_differences
-from itm_kernels.triton._operands import contiguous_rows, kind_of, wide_dtype
+from itm_kernels.triton._operands import (
+    INTERPRETED,
+    Operands,
+    contiguous_rows,
+    kind_of,
+    wide_dtype,
+)
 from itm_kernels.triton._score_gradients import gradient_scale, write_score_gradients
 
+LIBRARY_PAIRS = 1 << 22  # 128 tiles of 128 x 256: one for every processor of an H200
 _SMALLEST = 1e-12  # smallest divisor of a row, as in torch.nn.functional.normalize
 
 
@@ -22,7 +33,18 @@ def _flat(x: Tensor, batch: torch.Size) -> Tensor:  # [..., N, D] -> [B * N, D]
 def similarity_forward(x: Tensor, y: Tensor, metric: str) -> Tensor:
     """Return the similarities or distances `[..., N, M]` of x `[..., N, D]` and y `[..., M, D]`."""
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    if metric == "dot" and _by_library(x, y):
+        return x @ y.mT
     return _matrices(x, y, batch, metric, x.dtype)
+
+
+def _by_library(x: Tensor, y: Tensor) -> bool:
+    """Return whether the library computes dot products: large ones that need no parts.
+
+    Smaller ones could be split along D, and their sums rounded to half precision in between.
+    """
+    whole = kind_of(x) in ("half", "fp64") and not INTERPRETED
+    return whole and x.shape[-2] * y.shape[-2] >= LIBRARY_PAIRS
 
 
 def _matrices(x: Tensor, y: Tensor, batch: torch.Size, metric: str, dtype: torch.dtype) -> Tensor:
@@ -83,14 +105,19 @@ def _of_one_matrix(
 ) -> tuple[Tensor, Tensor] | None:
     """Return gradients from products of half-precision weights where these are faster, or None."""
     flat_x, flat_y = (contiguous_rows(side.reshape(-1, side.shape[-1])) for side in (x, y))
+    kind, cosine = kind_of(x), metric == "cosine"
     if metric in ("l2", "sqeuclidean"):
-        largest = torch.linalg.vector_norm(grad, torch.inf, 1, dtype=wide_dtype(x))
+        largest = _largest(grad, x)
         to_x = _of_distances(grad, flat_x, flat_y, metric, largest)
         to_y = _of_distances(grad.mT, flat_y, flat_x, metric, largest)
-    elif metric == "cosine" and kind_of(x) == "half":
-        both = _scaled_operands.scaled_operands(flat_x, flat_y, True)
-        # fp16 rows are scaled to norms of 2^13 and more by powers of two, and so are factors.
-        unit = torch.full((), 2.0**26 if x.dtype == torch.float16 else 1.0, device=x.device)
+    elif metric != "l1" and (kind == "parts" or (cosine and kind == "half")):
+        both = _scaled_operands.scaled_operands(flat_x, flat_y, cosine)
+        if kind == "parts":
+            unit = _weight_unit(both, _largest(grad, x), metric)
+        else:
+            # fp16 rows are scaled to norms of 2^13 and more by powers of two, and so are factors.
+            size = 2.0**26 if x.dtype == torch.float16 else 1.0
+            unit = torch.full((), size, device=x.device)
         factors = {"x_factor": both.x_factor, "y_factor": both.y_factor, "FACTORS": True}
         known = {**_given(grad, metric), **factors, "unit": unit}
 
@@ -99,7 +126,7 @@ def _of_one_matrix(
 
         products = products_in_parts(flat_x, both, fill)
         to_x, to_y = (
-            _scaled_operands.gradient_of_rows(side, product, unit, True)
+            _scaled_operands.gradient_of_rows(side, product, unit, cosine)
             for side, product in zip((flat_x, flat_y), products, strict=True)
         )
     else:
@@ -116,9 +143,18 @@ def _of_distances(
 ) -> Tensor:  # [N, D]
     found = metric_operands(x, y, metric, (len(x), len(y)))
     assert found.both is not None
-    factors = [side for side in (found.both.x_factor, found.both.y_factor) if side is not None]
-    unit = gradient_scale(largest, torch.ones_like(largest), None, torch.cat(factors), metric)
+    unit = _weight_unit(found.both, largest, metric)
     return distance_gradient(x, y, found, unit, _given(grad, metric))
+
+
+def _largest(grad: Tensor, x: Tensor) -> Tensor:  # [N]
+    return torch.linalg.vector_norm(grad, torch.inf, 1, dtype=wide_dtype(x))
+
+
+def _weight_unit(both: Operands, largest: Tensor, metric: str) -> Tensor:  # []
+    """Return the factor of weights, which scales the largest to 2^14."""
+    factors = [side for side in (both.x_factor, both.y_factor) if side is not None]
+    return gradient_scale(largest, torch.ones_like(largest), None, torch.cat(factors), metric)
 
 
 def _given(weight: Tensor, metric: str) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def test_opcheck(kernels: Any, metric: str) -> None:
 
 # Weights of 150 x 120 elements are one part (`_products`), those of 65 x 33 two.
 @pytest.mark.parametrize(("N", "M", "D"), [(150, 140, 120), (33, 65, 33)])
-@pytest.mark.parametrize("metric", ["cosine", "l2", "sqeuclidean"])
+@pytest.mark.parametrize("metric", ["dot", "cosine", "l2", "sqeuclidean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @on("triton")
 def test_gradients_of_one_matrix_err_at_most_twice_as_much_as_the_references(
@@ -195,6 +195,22 @@ def test_gradients_of_one_matrix_err_at_most_twice_as_much_as_the_references(
         size = max(1.0, wanted.abs().max().item())
         allowed = 2 * (theirs - wanted).abs().max() + 64 * torch.finfo(torch.float32).eps * size
         assert (ours - wanted).abs().max() <= allowed
+
+
+@on("triton")
+def test_large_dot_products_are_the_librarys(
+    backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from itm_kernels.triton import similarity
+
+    monkeypatch.setattr(similarity, "INTERPRETED", False)
+    monkeypatch.setattr(similarity, "LIBRARY_PAIRS", 33 * 65)
+    monkeypatch.setattr(similarity, "_matrices", None)  # the kernel, for smaller ones
+    x, y = rows(33, 40)[None].bfloat16(), torch.stack([rows(65, 40)] * 2).bfloat16()
+    found = ops.similarity(x, y, "dot", backend=backend_name)
+    torch.testing.assert_close(found, ops.similarity(x, y, "dot", backend="reference"))
+    with pytest.raises(TypeError, match="not callable"):
+        ops.similarity(x[:, 1:], y, "dot", backend=backend_name)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
