@@ -31,12 +31,13 @@ def why_not(
     if torch.version.hip is not None:
         return _why_not_on_amd(backend, operator, _amd_architecture(device))
     found = _capability(device)
+    # Called for every operator of a loss: nothing is formatted or parsed for a GPU that runs it.
+    if found >= LEAST_CAPABILITY if backend == "triton" else _any_runs(architectures, found):
+        return None
     have = f"this device has {found[0]}.{found[1]}"
     if backend == "triton":
         least = ".".join(map(str, LEAST_CAPABILITY))
-        return None if found >= LEAST_CAPABILITY else f"needs compute capability {least}, {have}"
-    if any(_runs(architecture, found) for architecture in architectures):
-        return None
+        return f"needs compute capability {least}, {have}"
     return f"compiled for compute capability {', '.join(architectures)}; {have}"
 
 
@@ -51,6 +52,11 @@ def is_capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
 
 
+@functools.cache
+def _any_runs(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
+    return any(_runs(architecture, capability) for architecture in architectures)
+
+
 def _runs(architecture: str, capability: tuple[int, int]) -> bool:
     number, _, ptx = architecture.partition("+")
     major, minor = number.rstrip("abcdefghijklmnopqrstuvwxyz").split(".")
@@ -61,7 +67,8 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
 
 
 def _there() -> bool:
-    return torch.cuda.is_available()
+    # The latter counts the devices at every call.
+    return torch.cuda.is_initialized() or torch.cuda.is_available()
 
 
 def _why_not_on_amd(backend: str, operator: str, architecture: str) -> str | None:

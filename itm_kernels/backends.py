@@ -86,6 +86,7 @@ RANGES: dict[tuple[str, str, str, str], Range] = {
     ("cuda", "native", "intra_modal", "l1"): _L1_ON_CUDA,
 }
 
+_EVERY_SIZE = Range("")
 _TRITON_FOLDER = str(Path(__file__).parent / "triton")
 _BUILT = dict(_C.build_info()) if _C else {}
 # Device -> operators with native kernels, as the dispatcher has them.
@@ -128,7 +129,7 @@ def triton_file(operator: str) -> str | None:
 def range_of(device: str, backend: str, operator: str, metric: str = "") -> Range:
     """Return the sizes that a kernel supports, and those at which "auto" prefers it."""
     found = RANGES.get((device, backend, operator, metric))
-    return found or RANGES.get((device, backend, operator, ""), Range(""))
+    return found or RANGES.get((device, backend, operator, ""), _EVERY_SIZE)
 
 
 def why_not(

@@ -192,12 +192,12 @@ def mean_cross_entropy(
 ) -> Tensor:  # [M]
     """Return weight times the sum of both directions' cross-entropies, one value per pair."""
     backend = image.backend
-    views = image.is_view or text.is_view
-    # Views use the unit rows of all views together, unless the backend computes from raw rows.
-    raw = views and normalises_rows(image.raw, text.raw, backend)
-    if pairs.positive is None and image.cosine and not raw:
-        rows = (image.unit, text.unit) if views else (image.raw, text.raw)
-        values = fused_pair_entropy(*rows, scale, weight, backend, unit=views)
+    if pairs.positive is None and image.cosine:
+        views = image.is_view or text.is_view
+        # Views use the unit rows of all views together, unless the backend computes from raw rows.
+        unit = views and not normalises_rows(image.raw, text.raw, backend)
+        rows = (image.unit, text.unit) if unit else (image.raw, text.raw)
+        values = fused_pair_entropy(*rows, scale, weight, backend, unit)
         if values is not None:
             return values
     found = contrast(image, text, scale, pairs, absent)

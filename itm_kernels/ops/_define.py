@@ -6,8 +6,8 @@ function with the operator's name in the operator's file. The autograd formula o
 """
 
 import importlib
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -83,9 +83,11 @@ def _implement_in_triton(name: str, module: str) -> None:
     """
 
     def run(*arguments: Any) -> Any:
-        launcher = getattr(importlib.import_module(module), name)
+        launcher = getattr(sys.modules.get(module) or importlib.import_module(module), name)
         like = next(argument for argument in arguments if isinstance(argument, Tensor))
-        with torch.cuda.device_of(like) if like.is_cuda else nullcontext():
+        if not like.is_cuda or like.get_device() == torch.cuda.current_device():
+            return launcher(*arguments)
+        with torch.cuda.device_of(like):
             return launcher(*arguments)
 
     qualified = f"{NAMESPACES['triton']}::{name}"
@@ -153,8 +155,9 @@ def torch_op(namespace: str, name: str) -> Callable[..., Any]:
     A backward pass that is not differentiated skips the autograd kernel that refuses it.
     """
     found = getattr(getattr(torch.ops, namespace), name)
-    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if differentiable or not name.endswith("_backward"):
+    if not name.endswith("_backward"):
+        return found
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return found
     return partial(_below_autograd, found)
 

@@ -29,11 +29,12 @@ class PairEntropyFunction(torch.autograd.Function):
         unit: bool,
     ) -> Tensor:
         saved: tuple[Tensor, ...] = ()
-        if not unit:
+        cosine = not unit and namespace in NORMALISES_ROWS
+        if not (unit or cosine):
             saved = UnitSides.forward(namespace, image, text)
             image, text = saved[2:4]
         own = torch.arange(image.shape[0], device=image.device)
-        inputs = image, text, scale, own, own, own, False
+        inputs = image, text, scale, own, own, own, cosine
         keep = any(ctx.needs_input_grad) and keeps_scores(namespace, image, text)
         found = torch_op(namespace, "log_sum_exp_forward")(*inputs, keep)
         row, column, positive, row_highest, column_highest, scores = found
@@ -42,12 +43,12 @@ class PairEntropyFunction(torch.autograd.Function):
         highest = torch.stack((row_highest, column_highest)).unsqueeze(1)
         entropy = positive, negatives, highest
         ctx.save_for_backward(*entropy, *sums, image, text, scale, own, *saved)
-        ctx.options = namespace, weight
+        ctx.options = namespace, weight, cosine
         return torch_op(namespace, "cross_entropy_forward")(*entropy, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        namespace, weight = ctx.options
+        namespace, weight, cosine = ctx.options
         entropy, sums, others = (ctx.saved_tensors[i:k] for i, k in ((0, 3), (3, 8), (8, None)))
         sides, (scale, own), saved = others[:2], others[2:4], others[4:]
         if saved:
@@ -56,7 +57,7 @@ class PairEntropyFunction(torch.autograd.Function):
         grad_positive, grad_sums = backward(grad, *entropy, weight)
         grads = grad_sums[0, 0], grad_sums[1, 0], grad_positive
         *grad_sides, grad_scale = torch_op(namespace, "log_sum_exp_backward")(
-            *grads, *sums, *sides, scale, own, own, own, False
+            *grads, *sums, *sides, scale, own, own, own, cosine
         )
         if saved:
             grad_sides = UnitSides.backward(namespace, grad_sides, sides, saved)
@@ -74,13 +75,14 @@ def fused_pair_entropy(
 ) -> Tensor | None:  # [N]
     """Return weight times the cross-entropies of both directions, of normalised rows.
 
-    Return None if no single backend has all operators, or if it normalises rows in its kernels.
+    Return None if no single backend has all operators.
     """
     sides = image.shape[0], text.shape[0]
     namespace = resolve("log_sum_exp", image, backend, sides)
-    if namespace is None or namespace in NORMALISES_ROWS:
+    if namespace is None:
         return None
-    parts = ("cross_entropy",) if unit else ("cross_entropy", "unit_rows")
+    normalised = unit or namespace in NORMALISES_ROWS
+    parts = ("cross_entropy",) if normalised else ("cross_entropy", "unit_rows")
     if any(resolve(part, image, "auto") != namespace for part in parts):
         return None
     return PairEntropyFunction.apply(namespace, *distinct(image, text, scale), weight, unit)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import emulated
 from cuda_launches import of_step
-from itm_kernels import _checks, functional, losses
+from itm_kernels import _checks, backends, functional, losses
 from kernels import only
 from loss_cases import batch
 
@@ -121,3 +121,14 @@ def test_positives_outside_the_diagonal_have_their_gradient(backend_name: str) -
     )
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@only("triton")
+def test_pairs_on_the_diagonal_are_one_autograd_function_in_triton() -> None:
+    image, text = batch(12, 8)
+    with patch.dict(backends.PREFERENCE, cpu=("triton",)):
+        loss = functional.info_nce_loss(image, text, reduction="none", backend="triton")
+    node = loss.grad_fn
+    assert type(node).__name__ == "PairEntropyFunctionBackward"
+    after = [type(each).__name__ for each, _ in node.next_functions if each is not None]
+    assert after == ["AccumulateGrad", "AccumulateGrad"]
