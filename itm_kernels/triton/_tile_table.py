@@ -3,6 +3,7 @@
 Nothing is tuned at run time, so that results depend only on the inputs and the architecture.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import triton
@@ -14,7 +15,16 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 def architecture() -> int | str:
     """Return the current device's architecture: 80, 90, "gfx942"; 0 when interpreted."""
-    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
+    if INTERPRETED:
+        return 0
+    active = triton.runtime.driver.active
+    return _architecture(active, active.get_current_device())
+
+
+@functools.cache  # the properties of a device take microseconds
+def _architecture(active: Any, device: Any) -> int | str:
+    found: int | str = active.get_current_target().arch
+    return found
 
 
 # Architectures with their own tiles or operands. SMALL: 99 KB of shared memory, mma.sync.
@@ -133,7 +143,11 @@ TABLE = (
 
 def table_row(kind: str, N: int, M: int, D: int, epilogue: str = "") -> TableRow:
     """Return the row of the table that applies to N x M scores of a kind of operand."""
-    current, log2 = architecture(), min(N, M).bit_length() - 1
+    return _table_row(architecture(), kind, min(N, M).bit_length() - 1, epilogue)
+
+
+@functools.cache
+def _table_row(current: int | str, kind: str, log2: int, epilogue: str) -> TableRow:
     for row in TABLE:
         if row.kind == kind and row.epilogue in ("", epilogue) and log2 >= row.least_log2:
             if not row.architectures or current in row.architectures:

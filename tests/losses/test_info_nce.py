@@ -10,6 +10,7 @@ from torch import Tensor
 import emulated
 from cuda_launches import of_step
 from itm_kernels import _checks, backends, functional, losses
+from itm_kernels.losses import _contrast
 from kernels import only
 from loss_cases import batch
 
@@ -132,3 +133,24 @@ def test_pairs_on_the_diagonal_are_one_autograd_function_in_triton() -> None:
     assert type(node).__name__ == "PairEntropyFunctionBackward"
     after = [type(each).__name__ for each, _ in node.next_functions if each is not None]
     assert after == ["AccumulateGrad", "AccumulateGrad"]
+
+
+@only("triton")
+@pytest.mark.parametrize("views", [False, True])
+def test_one_autograd_function_has_the_bits_of_the_operators_in_triton(views: bool) -> None:
+    image, text = (t.float() for t in batch(12, 8))
+    scale = torch.tensor(7.0, requires_grad=True)
+
+    def results() -> list[Tensor]:
+        sides = [(3 * t).detach().requires_grad_() for t in (image, text)]
+        rows = [t.view(2, 6, 8) if views else t for t in sides]
+        loss = functional.multi_view_alignment_loss if views else functional.info_nce_loss
+        value = loss(*rows, logit_scale=scale, backend="triton")
+        return [value.detach(), *torch.autograd.grad(value, (*sides, scale))]
+
+    with patch.dict(backends.PREFERENCE, cpu=("triton",)):
+        found = results()
+        with patch.object(_contrast, "fused_pair_entropy", return_value=None):
+            expected = results()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
