@@ -87,3 +87,35 @@ def _row_keys(launch: Launch) -> Count:
 )
 def _passes(launch: Launch) -> Count:
     return passes(launch)
+
+
+def over_scores(launch: Launch, instructions: float, exponentials: float) -> Count:
+    """Count a kernel that reads a given score matrix once, and may write its gradient."""
+    found = passes(launch, 0, 0)
+    return found._replace(
+        instructions=instructions * launch.N * launch.M,
+        exponentials=exponentials * launch.N * launch.M,
+    )
+
+
+@model("log_sum_exp_from_scores._forward_kernel")
+def _sums_of_scores(launch: Launch) -> Count:
+    # Two exponentials; a thread rescales the sum of a row once per VECTOR columns. [Counted in the
+    # machine code of complete tiles without equal ids.]
+    return over_scores(launch, 15 + 8 / launch.VECTOR, 2 + 1 / launch.VECTOR)
+
+
+@model("log_sum_exp_from_scores._backward_kernel")
+def _gradient_of_sums(launch: Launch) -> Count:
+    return over_scores(launch, 20, 2)
+
+
+@model("log_sum_exp_from_scores._join_kernel")
+def _join_sums(launch: Launch) -> Count:
+    size = launch.row.bytes + launch.column.bytes  # of the scores only those of positives
+    return Count(launch.kernel, True, hbm=size, l2=size)
+
+
+@model("sigmoid_from_scores._sigmoid_kernel")
+def _sigmoid_of_scores(launch: Launch) -> Count:
+    return over_scores(launch, 20, 1 + launch.GRADIENT)

@@ -1,4 +1,9 @@
-"""A tile of a score matrix that the caller computed, with any strides."""
+"""Tiles of a score matrix that the caller computed, with any strides.
+
+A tile has R rows and `LANES` times V columns. A thread holds V adjacent columns of all R rows: the
+maximum and the sum of a column are computed within a thread. Those of a row leave one value per
+thread, and are reduced across threads once, after several tiles.
+"""
 
 from typing import NamedTuple
 
@@ -6,13 +11,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
+from itm_kernels.triton import _operands
 from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._operands import wide_dtype
-from itm_kernels.triton._score_tiles import wide_type
 
-# A tile holds 8 scores per thread of 4 warps; 64 x 64 needs 236 registers (sm_90).
-SIDE = 32
+INTERPRETED = tl.constexpr(_operands.INTERPRETED)
+LANES = 128  # threads of four warps
+_PROGRAMS = 512  # about four per processor
 
 
 class GivenScores(NamedTuple):
@@ -24,19 +31,28 @@ class GivenScores(NamedTuple):
     N: int
     M: int
 
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Return the number of tiles along rows and columns."""
-        return cdiv(self.N, SIDE), cdiv(self.M, SIDE)
-
-    @property
-    def grid(self) -> tuple[int]:
-        """Return one program per tile."""
-        return (self.tiles[0] * self.tiles[1],)
-
     def empty(self, *shape: int) -> Tensor:
         """Return an uninitialised tensor in the precision of computations."""
         return torch.empty(shape, dtype=wide_dtype(self.scores), device=self.scores.device)
+
+
+class Stripes(NamedTuple):
+    """A grid of programs: each visits `tiles` adjacent tiles along its axis."""
+
+    rows: int  # of a tile
+    vector: int  # adjacent columns of a thread
+    stripes: int  # programs across
+    splits: int  # programs along
+    tiles: int  # of a program
+
+    @property
+    def grid(self) -> tuple[int]:
+        """Return one program per split of every stripe."""
+        return (self.stripes * self.splits,)
+
+    def width(self, columns: int) -> int:
+        """Return a number of columns in whole tiles."""
+        return columns + -columns % (LANES * self.vector)
 
 
 def given_scores(scores: Tensor) -> GivenScores:
@@ -44,16 +60,58 @@ def given_scores(scores: Tensor) -> GivenScores:
     return GivenScores(scores, *scores.stride(), *scores.shape)
 
 
-@triton.jit
-def load_scores(scores, row_stride, column_stride, rows, columns):
-    """Return the scores `[R, C]` of rows < N and columns < M, in fp32 or fp64."""
-    at = rows[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride
-    return tl.load(scores + at).to(wide_type(scores.dtype))
+def stripes_of(given: GivenScores, rows: int, vector: int, *, of_rows: bool = True) -> Stripes:
+    """Divide a matrix into stripes of rows or of columns, and these into splits."""
+    # Fewer elements per thread in fp64: 128 of them would fill its registers.
+    if given.scores.dtype == torch.float64:
+        rows, vector = 8, 2
+    across, along = cdiv(given.N, rows), cdiv(given.M, LANES * vector)
+    if not of_rows:
+        across, along = along, across
+    tiles = cdiv(along, max(1, min(along, cdiv(_PROGRAMS, across))))
+    return Stripes(rows, vector, across, cdiv(along, tiles), tiles)
 
 
 @triton.jit
-def store_gradient(grad, values, n, m, N, M):
-    """Write a tile of the gradient `[N, M]`, which is contiguous."""
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    at = n[:, None].to(tl.int64) * M + m[None, :]
-    tl.store(grad + at, values.to(grad.dtype.element_ty), mask=inside)
+def tile_columns(tile, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """Return the columns `[LANES, VECTOR]` of a tile."""
+    lane = tl.arange(0, LANES)[:, None] * VECTOR
+    return tile * (LANES * VECTOR) + (lane + tl.arange(0, VECTOR)[None, :])
+
+
+@triton.jit
+def tile_of(matrix, row_stride, column_stride, n, m):
+    """Return the pointers `[LANES, R, VECTOR]` of a tile.
+
+    Lanes come first: the compiler gives threads to the first of two axes without contiguity.
+    """
+    at = matrix + (n.to(tl.int64) * row_stride)[None, :, None]
+    return at + (m.to(tl.int64) * column_stride)[:, None, :]
+
+
+@triton.jit
+def all_outside(ids, lowest, highest):
+    """Return whether no id `[R]` or `[LANES, VECTOR]` is in a range.
+
+    Sorted ids, like the numbers of rows, are in the ranges of few tiles. Others compare all pairs.
+    """
+    within = ((ids >= lowest) & (ids <= highest)).to(tl.int32)
+    if len(ids.shape) == 2:
+        within = tl.max(within, 1)
+    return tl.max(within, 0) == 0
+
+
+@triton.jit
+def exp_in_base(x):
+    """Return 2^x in fp32 and e^x in fp64; 2^x below 2^-126 is 0, which saves three instructions."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    if INTERPRETED:
+        return tl.exp2(x)
+    return libdevice.exp2(x)
+
+
+@triton.jit
+def exponential(x):
+    """Return e^x."""
+    return exp_in_base(x if x.dtype == tl.float64 else x * 1.4426950408889634)

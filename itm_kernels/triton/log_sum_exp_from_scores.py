@@ -1,5 +1,8 @@
 """Log-sum-exp of the rows and columns of given scores: a tile is read once and reduced both ways.
 
+A program visits tiles along a stripe of rows. Every thread keeps the maximum and the sum of its
+part of each row until the end; a tile leaves the maxima and sums of its columns.
+
 The backward pass reads each score once and writes its gradient once.
 """
 
@@ -8,13 +11,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._given_scores import SIDE, given_scores, load_scores, store_gradient
-from itm_kernels.triton._launch import jit
-from itm_kernels.triton._log_sums import log_sums_of_tiles, shares_exponentials, tile_log_sums
-from itm_kernels.triton._score_tiles import program_tile, same_id
+from itm_kernels.triton._given_scores import (
+    LANES,
+    all_outside,
+    exponential,
+    given_scores,
+    stripes_of,
+    tile_columns,
+    tile_of,
+)
+from itm_kernels.triton._launch import cdiv, jit
+
+# Rows and adjacent columns of a thread. With 32 rows the forward pass spills (sm_90).
+_FORWARD_TILE = (16, 4)
+_BACKWARD_ELEMENTS = 32  # 64 spill
 
 
-@jit(do_not_specialize=["N", "M"])
+@triton.jit
+def _shift(largest):
+    # An infinite maximum would give inf - inf. With a shift of 0 infinities pass through.
+    return tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
+
+
+@triton.jit
+def _ratio(highest, shift):
+    """Return e^(highest - shift); sums without logits are 0, and infinite ones have no shift."""
+    return exponential(tl.where(highest == float("inf"), 0.0, highest) - shift)
+
+
+@jit(do_not_specialize=["N", "M", "splits", "tiles"])
 def _forward_kernel(
     scores,  # [N, M]
     row_stride,
@@ -24,33 +49,118 @@ def _forward_kernel(
     scale,  # []
     x_ids,  # [N]
     y_ids,  # [M]
-    positive,  # [M]
-    row,  # [2, column tiles, N]
-    column,  # [2, row tiles, M]
-    of_positive,  # [M]
-    SIDE: tl.constexpr,
-    SHARED: tl.constexpr,
+    row,  # [2, splits, N] maxima and sums
+    column,  # [2, stripes, width]
+    width,  # M, whole tiles
+    splits,
+    tiles,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
-    n, m, row_tile, column_tile = program_tile(tl.program_id(0), SIDE, SIDE, N, M)
-    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    logits = tl.load(scale) * load_scores(scores, row_stride, column_stride, rows, columns)
-    of = tl.load(positive + columns)
-    here = (of >= row_tile * SIDE) & (of < tl.minimum(N, row_tile * SIDE + SIDE)) & (m < M)
-    if tl.sum(here.to(tl.int32), 0) > 0:
-        own = n[:, None] == of[None, :]
-        tl.store(of_positive + m, tl.sum(tl.where(own, logits, 0.0), 0), mask=here)
-    if row_tile == 0:
-        nobody = tl.full((SIDE,), float("nan"), logits.dtype)
-        tl.store(of_positive + m, nobody, mask=((of < 0) | (of >= N)) & (m < M))
-    off = (n >= N)[:, None] | (m >= M)[None, :] | same_id(rows, columns, x_ids, y_ids, True)
-    logits = tl.where(off, float("-inf"), logits)
-    row_shift, row_sum, column_shift, column_sum = tile_log_sums(logits, SHARED)
-    at = row + column_tile.to(tl.int64) * N + n
-    tl.store(at, row_shift, mask=n < N)
-    tl.store(at + tl.cast(tl.cdiv(M, SIDE), tl.int64) * N, row_sum, mask=n < N)
-    at = column + row_tile.to(tl.int64) * M + m
-    tl.store(at, column_shift, mask=m < M)
-    tl.store(at + tl.cast(tl.cdiv(N, SIDE), tl.int64) * M, column_sum, mask=m < M)
+    stripe, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    n = stripe * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    row_ids = tl.load(x_ids + rows)
+    lowest, highest = tl.min(row_ids, 0), tl.max(row_ids, 0)
+    factor = tl.load(scale)
+    whole = stripe * ROWS + ROWS <= N
+    DTYPE: tl.constexpr = row.dtype.element_ty
+    best = tl.full((LANES, ROWS), float("-inf"), DTYPE)
+    total = tl.zeros((LANES, ROWS), DTYPE)
+    last = tl.minimum(split * tiles + tiles, tl.cdiv(M, LANES * VECTOR))
+    for tile in range(split * tiles, last):
+        m = tile_columns(tile, LANES, VECTOR)
+        columns = tl.minimum(m, M - 1)
+        column_ids = tl.load(y_ids + columns)
+        at = tile_of(scores, row_stride, column_stride, rows, m)
+        complete = whole & (tile * (LANES * VECTOR) + LANES * VECTOR <= M)
+        if complete:
+            logits = factor * tl.load(at).to(DTYPE)
+        else:
+            logits = factor * tl.load(at, mask=(m < M)[:, None, :], other=0.0).to(DTYPE)
+            logits = tl.where((n < N)[None, :, None], logits, float("-inf"))
+            logits = tl.where((m < M)[:, None, :], logits, float("-inf"))
+        if all_outside(column_ids, lowest, highest) == 0:
+            # Loaded again: kept, 64-bit ids would fill the registers.
+            off = tl.load(x_ids + rows)[None, :, None] == tl.load(y_ids + columns)[:, None, :]
+            logits = tl.where(off, float("-inf"), logits)
+        of_column = tl.max(logits, 1)
+        sums = tl.sum(exponential(logits - _shift(of_column)[:, None, :]), 1)
+        to = column + stripe.to(tl.int64) * width + m
+        tl.store(to, of_column)
+        tl.store(to + tl.cast(tl.cdiv(N, ROWS), tl.int64) * width, sums)
+        better = tl.maximum(best, tl.max(logits, 2))
+        shift = _shift(better)
+        sums = tl.sum(exponential(logits - shift[:, :, None]), 2)
+        total = total * exponential(best - shift) + sums
+        best = better
+    of_row = tl.max(best, 0)
+    sums = tl.sum(total * _ratio(best, _shift(of_row)[None, :]), 0)
+    at = row + split.to(tl.int64) * N + n
+    tl.store(at, of_row, mask=n < N)
+    tl.store(at + tl.cast(splits, tl.int64) * N, sums, mask=n < N)
+
+
+@triton.jit
+def _join(parts, found, found_highest, count, width, anchors, a, PARTS: tl.constexpr):
+    """Reduce the maxima and sums `[2, count, width]` of all parts of an anchor."""
+    DTYPE: tl.constexpr = found.dtype.element_ty
+    best = tl.full((PARTS, a.shape[0]), float("-inf"), DTYPE)
+    total = tl.zeros((PARTS, a.shape[0]), DTYPE)
+    skip = tl.cast(count, tl.int64) * width
+    for first in range(0, count, PARTS):
+        part = first + tl.arange(0, PARTS)[:, None].to(tl.int64)
+        at = parts + part * width + a[None, :]
+        mask = (part < count) & (a < anchors)[None, :]
+        highest = tl.load(at, mask=mask, other=float("-inf"))
+        sums = tl.load(at + skip, mask=mask, other=0.0)
+        better = tl.maximum(best, highest)
+        shift = _shift(better)
+        total = total * exponential(best - shift) + sums * _ratio(highest, shift)
+        best = better
+    shift = _shift(tl.max(best, 0))
+    # The number of parts grows with the batch.
+    sums = tl.sum((total * _ratio(best, shift[None, :])).to(tl.float64), 0).to(DTYPE)
+    empty = sums == 0
+    logarithm = tl.where(empty, float("-inf"), tl.log(tl.where(empty, 1.0, sums)))
+    tl.store(found + a, logarithm, mask=a < anchors)
+    tl.store(found_highest + a, shift, mask=a < anchors)
+
+
+@jit(do_not_specialize=["N", "M", "splits", "stripes"])
+def _join_kernel(
+    scores,  # [N, M]
+    row_stride,
+    column_stride,
+    N,
+    M,
+    scale,  # []
+    positive,  # [M]
+    row,  # [2, splits, N]
+    column,  # [2, stripes, width]
+    of_row,  # [N]
+    row_highest,  # [N]
+    of_column,  # [M]
+    column_highest,  # [M]
+    of_positive,  # [M]
+    width,
+    splits,
+    stripes,
+    ANCHORS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
+    if tl.program_id(1) == 0:
+        _join(row, of_row, row_highest, splits, N, N, a, PARTS)
+    else:
+        _join(column, of_column, column_highest, stripes, width, M, a, PARTS)
+        of = tl.load(positive + a, mask=a < M, other=-1)
+        found = (of >= 0) & (of < N)
+        at = scores + of.to(tl.int64) * row_stride + a.to(tl.int64) * column_stride
+        own = tl.load(at, mask=found, other=0.0).to(of_positive.dtype.element_ty)
+        own = tl.where(found, tl.load(scale) * own, float("nan"))
+        tl.store(of_positive + a, own, mask=a < M)
 
 
 def log_sum_exp_from_scores_forward(
@@ -65,31 +175,42 @@ def log_sum_exp_from_scores_forward(
     The log-sum-exps are relative to the maxima, which follow the positives' logits.
     """
     given = given_scores(scores)
-    row_tiles, column_tiles = given.tiles
-    row, column = given.empty(2, column_tiles, given.N), given.empty(2, row_tiles, given.M)
-    of_positive = given.empty(given.M)
-    _forward_kernel[given.grid](
-        *given, scale, x_ids.contiguous(), y_ids.contiguous(), positive.contiguous(),
-        row, column, of_positive, SIDE=SIDE, SHARED=shares_exponentials(),
+    N, M = scores.shape
+    cut = stripes_of(given, *_FORWARD_TILE)
+    row, column = given.empty(2, cut.splits, N), given.empty(2, cut.stripes, cut.width(M))
+    of_row, row_highest = given.empty(N), given.empty(N)
+    of_column, column_highest, of_positive = (given.empty(M) for _ in range(3))
+    _forward_kernel[cut.grid](
+        *given, scale, x_ids.contiguous(), y_ids.contiguous(), row, column, column.shape[2],
+        cut.splits, cut.tiles, ROWS=cut.rows, LANES=LANES, VECTOR=cut.vector,
     )  # fmt: skip
-    of_row, row_highest, of_column, column_highest = log_sums_of_tiles(row, column)
+    _join_kernel[(cdiv(max(N, M), 32), 2)](
+        *given, scale, positive.contiguous(), row, column, of_row, row_highest, of_column,
+        column_highest, of_positive, column.shape[2], cut.splits, cut.stripes, ANCHORS=32, PARTS=64,
+    )  # fmt: skip
     return of_row, of_column, of_positive, row_highest, column_highest
 
 
 @triton.jit
-def _below_sum(sums, at):
-    # The sum of no logit, or of -inf only, has no gradient; -inf - -inf would be NaN.
-    found = tl.load(sums + at)
-    return tl.where(found == float("-inf"), float("inf"), found)
+def _softmax_terms(sums, highest, grad, at):
+    """Return a shift and a coefficient: the gradient of a logit is the latter times e^(it - shift).
+
+    The sum of no logit, or of -inf only, has no gradient; -inf - -inf would be NaN.
+    """
+    of_sum, shift = tl.load(sums + at), tl.load(highest + at)
+    infinite = tl.abs(of_sum) == float("inf")
+    coefficient = tl.load(grad + at) * exponential(-tl.where(infinite, 0.0, of_sum))
+    return tl.where(infinite, float("inf"), shift), coefficient
 
 
-@jit(do_not_specialize=["N", "M"])
+@jit(do_not_specialize=["N", "M", "splits", "tiles"])
 def _backward_kernel(
     scores,  # [N, M]
     row_stride,
     column_stride,
     N,
     M,
+    out_stride,  # M, between rows of the gradient
     scale,  # []
     x_ids,
     y_ids,
@@ -103,29 +224,57 @@ def _backward_kernel(
     grad_positive,
     grad_scores,  # [N, M]
     slope,  # [programs], the gradient of the scale
-    SIDE: tl.constexpr,
+    splits,
+    tiles,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
-    n, m, _, _ = program_tile(tl.program_id(0), SIDE, SIDE, N, M)
-    rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
-    found = load_scores(scores, row_stride, column_stride, rows, columns)
-    off = same_id(rows, columns, x_ids, y_ids, True)
-    own = rows[:, None] == tl.load(positive + columns)[None, :]
+    stripe, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    n = stripe * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(n, N - 1)
+    row_ids = tl.load(x_ids + rows)
+    lowest, highest = tl.min(row_ids, 0), tl.max(row_ids, 0)
     factor = tl.load(scale)
-    logits = tl.where(off, float("-inf"), factor * tl.where(off, 0.0, found))
-    # Differences are taken first: they are exact for two close scores.
-    of_row = (logits - tl.load(row_highest + rows)[:, None]) - _below_sum(row, rows)[:, None]
-    weight = tl.load(grad_row + rows)[:, None] * tl.exp(of_row)
-    highest = tl.load(column_highest + columns)[None, :]
-    of_column = (logits - highest) - _below_sum(column, columns)[None, :]
-    weight += tl.load(grad_column + columns)[None, :] * tl.exp(of_column)
-    of_own = tl.load(grad_positive + columns)[None, :]
-    weight = tl.where(off, tl.where(own, of_own, 0.0), weight)
-    store_gradient(grad_scores, factor * weight, n, m, N, M)
-    # Rows and columns beyond the last repeat it. A score that is excluded may be infinite; one of
-    # -inf has a weight of 0.
-    on = (n < N)[:, None] & (m < M)[None, :] & (own | ~off) & (found != float("-inf"))
-    slopes = tl.where(on, weight, 0.0) * tl.where(on, found, 0.0)
-    tl.store(slope + tl.program_id(0), tl.sum(tl.sum(slopes, 1)))
+    whole = stripe * ROWS + ROWS <= N
+    row_shift, row_term = _softmax_terms(row, row_highest, grad_row, rows)
+    DTYPE: tl.constexpr = row.dtype.element_ty
+    smallest: tl.constexpr = -1.7e308 if DTYPE == tl.float64 else -3.4e38
+    slopes = tl.zeros((LANES,), DTYPE)
+    last = tl.minimum(split * tiles + tiles, tl.cdiv(M, LANES * VECTOR))
+    for tile in range(split * tiles, last):
+        m = tile_columns(tile, LANES, VECTOR)
+        columns = tl.minimum(m, M - 1)
+        column_ids = tl.load(y_ids + columns)
+        column_shift, column_term = _softmax_terms(column, column_highest, grad_column, columns)
+        at = tile_of(scores, row_stride, column_stride, rows, m)
+        to = tile_of(grad_scores, out_stride, 1, rows, m)
+        complete = whole & (tile * (LANES * VECTOR) + LANES * VECTOR <= M)
+        if complete:
+            found = tl.load(at).to(DTYPE)
+        else:
+            found = tl.load(at, mask=(m < M)[:, None, :], other=0.0).to(DTYPE)
+        logits = factor * found
+        weight = row_term[None, :, None] * exponential(logits - row_shift[None, :, None])
+        weight += column_term[:, None, :] * exponential(logits - column_shift[:, None, :])
+        if all_outside(column_ids, lowest, highest) == 0:
+            off = tl.load(x_ids + rows)[None, :, None] == tl.load(y_ids + columns)[:, None, :]
+            of = tl.load(positive + columns).to(tl.int32)
+            own = rows[None, :, None] == of[:, None, :]
+            of_own = tl.load(grad_positive + columns)[:, None, :]
+            # An excluded score may be infinite.
+            found = tl.where(off, tl.where(own, found, 0.0), found)
+            weight = tl.where(off, tl.where(own, of_own, 0.0), weight)
+        if complete:
+            tl.store(to, (factor * weight).to(grad_scores.dtype.element_ty))
+        else:
+            # A row beyond the last repeats it, and writes the same values.
+            values = (factor * weight).to(grad_scores.dtype.element_ty)
+            tl.store(to, values, mask=(m < M)[:, None, :])
+            found = tl.where((n < N)[None, :, None], found, 0.0)
+        # A score of -inf has a weight of 0.
+        slopes += tl.sum(tl.sum(weight * tl.maximum(found, smallest), 2), 1)
+    tl.store(slope + tl.program_id(0), tl.sum(slopes, 0))
 
 
 def log_sum_exp_from_scores_backward(
@@ -144,11 +293,14 @@ def log_sum_exp_from_scores_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of scores and scale, with weights from the saved log-sum-exps."""
     given = given_scores(scores)
+    vector = 16 // scores.element_size()
+    cut = stripes_of(given, _BACKWARD_ELEMENTS // vector, vector)
     grad_scores = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
-    slope = given.empty(*given.grid)
+    slope = given.empty(*cut.grid)
     sums = row, column, row_highest, column_highest, grad_row, grad_column, grad_positive
-    _backward_kernel[given.grid](
-        *given, scale, x_ids.contiguous(), y_ids.contiguous(), positive.contiguous(),
-        *(t.contiguous() for t in sums), grad_scores, slope, SIDE=SIDE,
+    _backward_kernel[cut.grid](
+        *given, scores.shape[1], scale, x_ids.contiguous(), y_ids.contiguous(),
+        positive.contiguous(), *(t.contiguous() for t in sums), grad_scores, slope, cut.splits,
+        cut.tiles, ROWS=cut.rows, LANES=LANES, VECTOR=cut.vector,
     )  # fmt: skip
     return grad_scores, slope.sum(dtype=torch.float64).to(scale.dtype)
