@@ -49,7 +49,7 @@ CHAINS: dict[str, Callable[[Launch], float]] = {
     "_segment_sum._gradients_kernel": lambda launch: 6,
     "_segment_sum._chunks_kernel": lambda launch: 1,
     "_scaled_operands._scale_kernel": _along,
-    "_scaled_operands._gradient_kernel": _along,
+    "_operand_gradients._gradient_kernel": _along,
     "_metrics._squared_norms_kernel": lambda launch: _along(launch, "DEPTH"),
     "_distance_gradients._distance_gradients_kernel": lambda launch: 3,
     "kmeans_plus_plus._draw_kernel": lambda launch: 1 + _along(launch, "DEPTH"),

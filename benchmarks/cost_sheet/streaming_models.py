@@ -81,7 +81,7 @@ def _row_keys(launch: Launch) -> Count:
     "_anchor_gradient._gradient_kernel",
     "_anchor_gradient._weights_kernel",
     "sum_of_hinges._totals_kernel",
-    "_scaled_operands._gradient_kernel",
+    "_operand_gradients._gradient_kernel",
     "_scaled_operands._scale_kernel",
     "sample_negatives._select_kernel",
 )

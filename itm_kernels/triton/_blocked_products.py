@@ -58,7 +58,7 @@ def products_in_parts(
 ) -> tuple[Tensor, Tensor]:  # [N, D], [M, D]
     """Return W y and W^T x for prepared rows, on tensor cores where their dtype allows.
 
-    `_scaled_operands.gradient_of_rows` turns them into gradients.
+    `_operand_gradients.gradients_of_rows` turns them into gradients.
     """
     rows = row_parts(both, x.shape[1])
     # bf16 blocks have twice the rows of fp32 blocks: 4096 at N = 32,768, D = 1024, so that the

@@ -14,7 +14,7 @@ Fine operands, for a softmax with a large scale:
 - Cosines of fp32, tf32 and fp64 use unit rows. The rounding of a row's factor affects all its
   scores: with factors, the loss of a converged batch had four times the error of eager's.
 
-The library multiplies the same rows by weights (`_products`); `gradient_of_rows` then removes the
+The library multiplies the same rows by weights (`_products`); `_operand_gradients` then removes the
 powers of two and the factors.
 """
 
@@ -42,7 +42,6 @@ from itm_kernels.triton._operands import (
     kind_of,
     prepare,
     row_blocks,
-    stored_dtype,
     wide_dtype,
 )
 
@@ -60,10 +59,10 @@ def scaled_operands(
         options: of `_operands.operands`.
     """
     kind = kind_of(x)
-    rows = [scaled_rows(x, kind, cosine, fine)]
-    rows.append(rows[0] if y is x else scaled_rows(y, kind, cosine, fine))
+    rows = _scaled([x] if y is x else [x, y], kind, cosine, fine)
     tile, precision = _operands.tile_and_precision(kind, x, y, **options)
-    return Operands(rows[0][0], rows[1][0], kind, precision, tile, rows[0][1], rows[1][1])
+    (x_rows, x_factor), (y_rows, y_factor) = rows[0], rows[-1]
+    return Operands(x_rows, y_rows, kind, precision, tile, x_factor, y_factor)
 
 
 class _Layout(NamedTuple):
@@ -74,7 +73,7 @@ class _Layout(NamedTuple):
     powers: bool  # fp16; rows other than unit rows are multiplied by a power of two per row
 
 
-def _layout(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
+def layout_of(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
     unit_rows = cosine and fine
     if kind == "parts":
         return _Layout(2, unit_rows, True)
@@ -88,21 +87,36 @@ def scaled_rows(
     x: Tensor, kind: str, cosine: bool, fine: bool = False, padded: int = PADDED
 ) -> tuple[Tensor, Tensor]:
     """Return prepared rows `[parts, N, D]` and their factors `[N]`, or `[0]` for none."""
-    (N, D), (parts, unit_rows, powers) = x.shape, _layout(x, kind, cosine, fine)
+    return _scaled([x], kind, cosine, fine, padded)[0]
+
+
+def _scaled(
+    sides: list[Tensor], kind: str, cosine: bool, fine: bool, padded: int = PADDED
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the rows and factors of one side, or of two sides in one launch."""
+    x, y = sides[0], sides[-1]
+    D, (parts, unit_rows, powers) = x.shape[1], layout_of(x, kind, cosine, fine)
     has_factor = powers or (cosine and not unit_rows)
-    factor = torch.empty(N if has_factor else 0, dtype=wide_dtype(x), device=x.device)
+    factors = [
+        torch.empty(each.shape[0] if has_factor else 0, dtype=wide_dtype(x), device=x.device)
+        for each in sides
+    ]
     if not (cosine or parts):
-        return prepare(x, kind), factor
+        return [(prepare(each, kind), factor) for each, factor in zip(sides, factors, strict=True)]
     width, options = D + -D % padded if powers else D, row_blocks(D)
     dtype = torch.float16 if powers else x.dtype
-    rows = torch.empty((parts, N, width), dtype=dtype, device=x.device)
-    _scale_kernel[(cdiv(N, options["ROWS"]),)](
-        x, rows, factor, *x.stride(), N, D, width, PARTS=parts, COSINE=cosine,
-        UNIT_ROWS=unit_rows, POWERS=powers, FACTOR=has_factor, **options,
+    rows = [
+        torch.empty((parts, each.shape[0], width), dtype=dtype, device=x.device) for each in sides
+    ]
+    N, M = x.shape[0], y.shape[0]
+    _scale_kernel[(cdiv(max(N, M), options["ROWS"]), len(sides))](
+        x, y, rows[0], rows[-1], factors[0], factors[-1], *x.stride(), *y.stride(), N, M, D, width,
+        PARTS=parts, COSINE=cosine, UNIT_ROWS=unit_rows, POWERS=powers, FACTOR=has_factor,
+        **options,
     )  # fmt: skip
-    if powers:
-        return rows, factor
-    return prepare(rows[0] if unit_rows else x, kind), factor
+    if not powers:
+        rows = [prepare(r[0] if unit_rows else s, kind) for r, s in zip(rows, sides, strict=True)]
+    return list(zip(rows, factors, strict=True))
 
 
 def unit_rows(x: Tensor) -> Tensor:  # [N, D]
@@ -110,23 +124,59 @@ def unit_rows(x: Tensor) -> Tensor:  # [N, D]
     (N, D), options = x.shape, row_blocks(x.shape[1])
     rows = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
     _scale_kernel[(cdiv(N, options["ROWS"]),)](
-        x, rows, rows, *x.stride(), N, D, D, PARTS=1, COSINE=True, UNIT_ROWS=True, POWERS=False,
-        FACTOR=False, **options,
+        x, x, rows, rows, rows, rows, *x.stride(), *x.stride(), N, N, D, D, PARTS=1, COSINE=True,
+        UNIT_ROWS=True, POWERS=False, FACTOR=False, **options,
     )  # fmt: skip
     return rows
 
 
-_POWER = tl.constexpr(2.0**13)  # the norm of unit rows in fp16
+POWER = tl.constexpr(2.0**13)  # the norm of unit rows in fp16
 
 
 @triton.jit
-def _power(largest):
+def row_power(largest):
     """Return the power of two that scales a row's largest element to between 2^13 and 2^14."""
     return power_of_two_scale(largest.to(tl.float32), 14)
 
 
-@jit(do_not_specialize=["N"])
+@jit(do_not_specialize=["N", "M"])
 def _scale_kernel(
+    x,
+    y,
+    x_parts,  # [PARTS, N, width]
+    y_parts,  # [PARTS, M, width]
+    x_factor,  # [N]
+    y_factor,  # [M]
+    x_stride,
+    x_column_stride,
+    y_stride,
+    y_column_stride,
+    N,
+    M,
+    D,
+    width,
+    PARTS: tl.constexpr,
+    COSINE: tl.constexpr,
+    UNIT_ROWS: tl.constexpr,
+    POWERS: tl.constexpr,
+    FACTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    if tl.program_id(1) == 0:
+        _scale_rows(
+            x, x_parts, x_factor, x_stride, x_column_stride, N, D, width,
+            PARTS, COSINE, UNIT_ROWS, POWERS, FACTOR, ROWS, COLUMNS,
+        )  # fmt: skip
+    else:
+        _scale_rows(
+            y, y_parts, y_factor, y_stride, y_column_stride, M, D, width,
+            PARTS, COSINE, UNIT_ROWS, POWERS, FACTOR, ROWS, COLUMNS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _scale_rows(
     x,
     parts,  # [PARTS, N, width]
     factor,  # [N]
@@ -151,7 +201,7 @@ def _scale_kernel(
     found = tl.full((ROWS,), 1.0, norm.dtype)
     power = found
     if POWERS:
-        power = tl.full((ROWS,), _POWER, norm.dtype) if UNIT_ROWS else _power(largest)
+        power = tl.full((ROWS,), POWER, norm.dtype) if UNIT_ROWS else row_power(largest)
     if COSINE and not UNIT_ROWS:
         found = reciprocal(norm_divisor(norm, SMALLEST))
     if FACTOR:
@@ -169,90 +219,3 @@ def _scale_kernel(
                 at = parts + (n[:, None] + part * N) * width + d
                 tl.store(at, high, mask=(n < N)[:, None] & (d < width))
                 rest -= high.to(norm.dtype)
-
-
-def gradient_of_rows(
-    x: Tensor,  # [N, D], the input
-    sums: Tensor,  # [N, D], over m: weight x both factors x prepared row of y x unit
-    unit: Tensor | None,  # []
-    cosine: bool,
-    times: Tensor | None = None,  # [], a factor of the gradient
-    fine: bool = False,
-) -> Tensor:  # [N, D]
-    """Return the gradient of x, in its dtype, from one pass over x and one over the sums."""
-    N, D = x.shape
-    out = torch.empty((N, D), dtype=stored_dtype(x.dtype), device=x.device)
-    options, layout = row_blocks(D), _layout(x, kind_of(x), cosine, fine)
-    _gradient_kernel[(cdiv(N, options["ROWS"]),)](
-        x, sums, sums if unit is None else unit, sums if times is None else times, out,
-        *x.stride(), sums.stride(0), N, D, COSINE=cosine, UNIT_ROWS=layout.unit_rows,
-        POWERS=layout.powers, HAS_UNIT=unit is not None, TIMES=times is not None, **options,
-    )  # fmt: skip
-    return out.to(x.dtype)
-
-
-@jit(do_not_specialize=["N"])
-def _gradient_kernel(
-    x,
-    sums,
-    unit,
-    times,
-    out,  # [N, D]
-    stride,
-    column_stride,
-    sums_stride,
-    N,
-    D,
-    COSINE: tl.constexpr,
-    UNIT_ROWS: tl.constexpr,
-    POWERS: tl.constexpr,
-    HAS_UNIT: tl.constexpr,
-    TIMES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    there = n < N
-    rows = tl.minimum(n, N - 1)
-    columns = tl.arange(0, COLUMNS)
-    DTYPE: tl.constexpr = sums.dtype.element_ty
-    factor = tl.full((ROWS,), 1.0, DTYPE)
-    along = tl.zeros((ROWS,), DTYPE)
-    if COSINE or POWERS:
-        squares = tl.zeros((ROWS, COLUMNS), DTYPE)
-        largest = tl.zeros((ROWS, COLUMNS), DTYPE)
-        products = tl.zeros((ROWS, COLUMNS), DTYPE)
-        zeros = tl.zeros((ROWS, COLUMNS), DTYPE)
-        for first in range(0, D, COLUMNS):
-            d = (first + columns)[None, :].to(tl.int64)
-            at = x + rows[:, None] * stride + d * column_stride
-            value = tl.load(at, mask=d < D, other=0.0).to(DTYPE)
-            squares += value * value
-            largest = tl.maximum(largest, tl.abs(value))
-            zeros += 0 * value
-            at = sums + rows[:, None] * sums_stride + d
-            products += value * tl.load(at, mask=d < D, other=0.0)
-        norm = square_root(tl.sum(squares, 1))
-        if POWERS:
-            factor = tl.full((ROWS,), _POWER, DTYPE) if UNIT_ROWS else _power(tl.max(largest, 1))
-        if COSINE:
-            # The gradient of a unit row is orthogonal to it, unless the norm is below the smallest
-            # divisor.
-            over = reciprocal(norm_divisor(norm, SMALLEST))
-            # A row of infinite norm has no direction; an infinite element makes its gradient NaN.
-            constant = (norm <= SMALLEST) | (over == 0)
-            along = tl.where(constant, tl.sum(zeros, 1), tl.sum(products, 1) * over * over)
-            if UNIT_ROWS:
-                factor *= over
-    if HAS_UNIT:
-        factor /= tl.load(unit)
-    if TIMES:
-        factor *= tl.load(times)
-    for first in range(0, D, COLUMNS):
-        d = (first + columns)[None, :].to(tl.int64)
-        inside = there[:, None] & (d < D)
-        at = x + rows[:, None] * stride + d * column_stride
-        found = tl.load(sums + rows[:, None] * sums_stride + d, mask=inside, other=0.0)
-        if COSINE:
-            found -= along[:, None] * tl.load(at, mask=inside, other=0.0).to(DTYPE)
-        tl.store(out + n[:, None] * D + d, found * factor[:, None], mask=inside)

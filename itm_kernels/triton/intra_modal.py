@@ -23,9 +23,9 @@ from itm_kernels.triton._metrics import (
     weighted_differences,
     write_matrix,
 )
+from itm_kernels.triton._operand_gradients import gradient_of_rows
 from itm_kernels.triton._operands import contiguous_rows, wide_dtype
 from itm_kernels.triton._products import add_product, row_parts, weights_empty
-from itm_kernels.triton._scaled_operands import gradient_of_rows
 from itm_kernels.triton._score_gradients import blocks, gradient_scale, write_score_gradients
 from itm_kernels.triton._upper_triangle import (
     SIDE,

@@ -16,6 +16,7 @@ from itm_kernels.triton._log_sums import (
     shares_exponentials,
     tile_log_sums,
 )
+from itm_kernels.triton._operand_gradients import gradients_of_rows
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import weight_scale
@@ -223,9 +224,6 @@ def log_sum_exp_backward(
         )  # fmt: skip
 
     sums = products_in_parts(x, both, fill, fine=True)
-    grad_x, grad_y = (
-        _scaled_operands.gradient_of_rows(side, products, unit, cosine, fine=True)
-        for side, products in zip((x, y), sums, strict=True)
-    )
+    grad_x, grad_y = gradients_of_rows([x, y], sums, unit, cosine, fine=True)
     grad_scale = torch.cat(slopes).sum(dtype=torch.float64)
     return grad_x, grad_y, grad_scale.to(scale.dtype)

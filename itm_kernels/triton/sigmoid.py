@@ -26,10 +26,11 @@ from itm_kernels.triton._logistic import (
     sigmoid_totals_kernel,
     softplus_sums,
 )
+from itm_kernels.triton._operand_gradients import gradients_of_rows
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import store_parts, weight_scale
-from itm_kernels.triton._scaled_operands import gradient_of_rows, scaled_operands
+from itm_kernels.triton._scaled_operands import scaled_operands
 from itm_kernels.triton._score_tiles import program_tile, score_tile
 
 
@@ -232,8 +233,8 @@ def sigmoid_backward(
     """Return the gradients of image, text, scale and bias."""
     given = image, text, scale, bias, positive, image_ids, text_ids
     _, of_image, of_text, of_scale, of_bias, unit = _gradients(grad, *given, cosine)
-    of_image = gradient_of_rows(image, of_image, unit, cosine)
-    return of_image, gradient_of_rows(text, of_text, unit, cosine), of_scale, of_bias
+    of_image, of_text = gradients_of_rows([image, text], [of_image, of_text], unit, cosine)
+    return of_image, of_text, of_scale, of_bias
 
 
 def sigmoid_total_forward(
@@ -262,9 +263,5 @@ def sigmoid_total_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, 
     """Return the gradients of image, text, scale and bias: those of the sum, times `grad`."""
     of_image, of_text, of_scale, of_bias, _, _, unit, image, text, *_, weight, cosine = inputs
     grad = grad if weight == 1 else grad * weight
-    return (
-        gradient_of_rows(image, of_image, unit, cosine, grad),
-        gradient_of_rows(text, of_text, unit, cosine, grad),
-        of_scale * grad,
-        of_bias * grad,
-    )
+    sides, sums = [image, text], [of_image, of_text]
+    return *gradients_of_rows(sides, sums, unit, cosine, grad), of_scale * grad, of_bias * grad

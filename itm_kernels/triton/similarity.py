@@ -13,6 +13,7 @@ from itm_kernels.triton import _scaled_operands
 from itm_kernels.triton._blocked_products import products_in_parts
 from itm_kernels.triton._distance_gradients import distance_gradient
 from itm_kernels.triton._metrics import matrices, metric_operands, weighted_differences
+from itm_kernels.triton._operand_gradients import gradients_of_rows
 from itm_kernels.triton._operands import (
     INTERPRETED,
     Operands,
@@ -125,10 +126,7 @@ def _of_one_matrix(
             write_score_gradients(weights, first, flat_x, **known)
 
         products = products_in_parts(flat_x, both, fill)
-        to_x, to_y = (
-            _scaled_operands.gradient_of_rows(side, product, unit, cosine)
-            for side, product in zip((flat_x, flat_y), products, strict=True)
-        )
+        to_x, to_y = gradients_of_rows([flat_x, flat_y], products, unit, cosine)
     else:
         return None
     return to_x.reshape(x.shape), to_y.reshape(y.shape)

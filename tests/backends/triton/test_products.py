@@ -11,7 +11,7 @@ from itm_kernels.reference._unit_rows import unit_rows
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from itm_kernels.triton import _blocked_products, _products, _scaled_operands  # noqa: E402
+from itm_kernels.triton import _blocked_products, _operand_gradients, _products, _scaled_operands  # noqa: E402
 from itm_kernels.triton._products import store_parts  # noqa: E402
 from itm_kernels.triton._score_tiles import program_tile, scale_scores, score_tile  # noqa: E402
 
@@ -65,7 +65,7 @@ def gradients(x: Tensor, y: Tensor, weights: Tensor, cosine: bool) -> list[Tenso
 
     found = _blocked_products.products_in_parts(x, both, fill)
     return [
-        _scaled_operands.gradient_of_rows(*side, unit, cosine)
+        _operand_gradients.gradient_of_rows(*side, unit, cosine)
         for side in zip((x, y), found, strict=True)
     ]
 
