@@ -73,6 +73,11 @@ def _weight_parts(launch: Launch) -> Count:
     return passes(launch, 8 + 4 * launch.TERMS)
 
 
+@model("_gradient_products._parts_kernel")
+def _gradient_parts(launch: Launch) -> Count:
+    return passes(launch, 16)
+
+
 @model("_synthesis_kernels.weights_gradient_kernel")
 def _weights_gradient(launch: Launch) -> Count:
     return scores(launch, launch.P, launch.M, 6)

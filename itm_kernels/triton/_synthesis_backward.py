@@ -13,6 +13,7 @@ from torch import Tensor
 from itm_kernels.triton._blocked_products import rows_per_block
 from itm_kernels.triton._cluster_products import add_gradient_of_rows, product_tile
 from itm_kernels.triton._clusters import Spans, spans_of
+from itm_kernels.triton._gradient_products import gradient_products
 from itm_kernels.triton._gram_gradient import add_gradient_of_members
 from itm_kernels.triton._launch import cdiv
 from itm_kernels.triton._member_sums import RowOperand
@@ -101,9 +102,11 @@ class Backward:
             out.zero_()
         # In place is safe: a program reads all columns of its cluster before it writes them.
         arguments = list_arguments(block.clusters, R)
+        self.largest = out.new_empty((block.clusters.lists, arguments["P"]))
         softmax_gradient_kernel[arguments.pop("grid")](
-            softmax=block.khat, grad=of_khat, out=out, scale=one.scale, **arguments
-        )
+            softmax=block.khat, grad=of_khat, out=out, largest=self.largest, scale=one.scale,
+            **arguments,
+        )  # fmt: skip
         self.total += out.sum(0)
 
     def _through_vectors(self, block: Block, both: Operands, of_weights: Tensor, D: int) -> None:
@@ -158,8 +161,13 @@ class Backward:
             weights = self.total.new_empty((own.stop - first, M))
             others = fill(first, weights)
             q = one.q[own].to(self.dtype)
-            of_members = add_product(of_members, weights[None], q[None], transposed=True)
-            of_block = self._times_members(weights)
+            if one.both.kind == "parts":
+                assert one.both.x_factor is not None
+                both = one.both._replace(x=one.both.x[:, own], x_factor=one.both.x_factor[own])
+                of_block, of_members = gradient_products(weights, self.largest, both, q, of_members)
+            else:
+                of_members = add_product(of_members, weights[None], q[None], transposed=True)
+                of_block = self._times_members(weights)
             of_anchors[own] = of_block if others is None else of_block.add_(others)
             del weights, of_block, others, q
         assert of_members is not None

@@ -117,6 +117,7 @@ def softmax_gradient_kernel(
     softmax,  # [R, M]
     grad,  # [R, M]
     out,  # [R, M], already 0 where a column is in no cluster
+    largest,  # [lists, P] largest |out| of a row of a list that is not NaN
     starts,
     assignment,  # [R, M] int32
     P,
@@ -143,6 +144,7 @@ def softmax_gradient_kernel(
         product = probability * tl.load(grad + at, mask=own, other=0.0).to(DTYPE)
         along += tl.sum(product, 1).to(tl.float64)
     along = along.to(DTYPE)
+    bound = tl.full((ROWS,), 0, DTYPE)
     for first in range(begin, end, COLUMNS):
         m = first + tl.arange(0, COLUMNS)
         at = n[:, None] * M + m[None, :]
@@ -151,6 +153,8 @@ def softmax_gradient_kernel(
         value = tl.load(grad + at, mask=own, other=0.0).to(DTYPE) - along[:, None]
         value *= probability * float_argument(scale, DTYPE)
         tl.store(out + at, value, mask=own)
+        bound = tl.maximum(bound, tl.max(tl.where(own & (value == value), tl.abs(value), 0.0), 1))
+    tl.store(largest + tl.cast(group, tl.int64) * P + p, bound, mask=p < P)
 
 
 @jit
