@@ -116,6 +116,8 @@ def compiles(case: Case, setting: Setting) -> None:
 
 def peak(case: Case, N: int, D: int, setting: Setting) -> dict[str, Any]:
     """Check that the peak memory of forward and backward is below that of a score matrix."""
+    if case.name == "info_cmr-attached":
+        raise SkippedError("a clustering per anchor is itself N x M assignments")
     sides = rows(N, D, torch.bfloat16, setting.device)
     ran: dict[str, str] = {}
     choose = backends.choose
