@@ -22,7 +22,7 @@ from itm_kernels.losses._module import DISTRIBUTED, SHARED, OptionsModule, check
 from itm_kernels.losses._reduction import nan_where_mistaken, reduce, zero_absent
 from itm_kernels.losses._score_matrix import embeddings_of_scores, pairs_of_scores
 from itm_kernels.losses.over_ranks._imc import imc_over_ranks
-from itm_kernels.ops._imc import fused_imc_total
+from itm_kernels.ops._imc import Band, fused_imc, fused_imc_total
 from itm_kernels.ops._intra_modal import fused_intra_modal
 from itm_kernels.ops._max_of_hinges import fused_max_of_hinges
 from itm_kernels.ops._max_of_hinges_from_scores import fused_max_of_hinges_from_scores
@@ -105,9 +105,18 @@ def imc_loss(
         total = fused_imc_total(image, text, pairs, *options, backend)
         if total is not None:
             return total
+    bounded = metric, lower, upper, weight, mode, thresholds
+    if absent is None and mistaken is None:
+        mean, per_row = default_reduction(mode) == "mean", thresholds == "per_row"
+        band = Band(metric, mode, float(lower), float(upper), per_row, float(weight), mean)
+        found = fused_imc(image, text, pairs, float(margin), band, backend)
+        if found is not None:
+            bounds = {"metric": metric, "mode": mode, "lower": lower, "upper": upper}
+            for side, values in zip(("image", "text"), found[1:], strict=True):
+                warn_of_empty_band("imc_loss", side, values, weight, **bounds)
+            return found[0]
     hinges = fused_max_of_hinges(image, text, pairs, float(margin), False, backend)
     hinges = nan_where_mistaken(zero_absent(hinges, absent), mistaken, image, text)
-    bounded = metric, lower, upper, weight, mode, thresholds
     return _with_constraints(hinges.sum(), image, text, pairs, *bounded, backend)
 
 

@@ -1,14 +1,21 @@
-"""IMC, the max of hinges with bands of cosines on both sides, as one operator for small batches."""
+"""IMC, the max of hinges with bands on both sides: one operator for small batches, or its parts.
 
-from typing import Any
+The parts are the operators of `max_of_hinges` and `intra_modal`. As three autograd functions, with
+the reductions and sums between them, they have more host time than eager PyTorch; as one they have
+the same bits.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from itm_kernels import backends
 from itm_kernels._autocast import outside_autocast
+from itm_kernels._policies import keeps_band_mask
 from itm_kernels._positives import Pairs
-from itm_kernels.ops._define import define, distinct, index_empty, wide_empty
+from itm_kernels.backends import resolve
+from itm_kernels.ops._define import define, distinct, index_empty, torch_op, wide_empty
 from itm_kernels.ops._max_of_hinges import HingesTotalFunction
 
 
@@ -72,3 +79,106 @@ def fused_imc_total(
         return None
     given = distinct(image, text, *pairs)
     return HingesTotalFunction.apply(namespace, operator, *given, margin, lower, upper, weight)
+
+
+class Band(NamedTuple):
+    """The options of both constraints, as `intra_modal_forward` takes them, and their reduction."""
+
+    metric: str
+    mode: str
+    lower: float
+    upper: float
+    per_row: bool
+    weight: float
+    mean: bool  # of the rows; otherwise their sum
+
+
+class IMCFunction(torch.autograd.Function):
+    """The loss, and the band sums of images and of texts, without gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        image: Tensor,
+        text: Tensor,
+        positive: Tensor | None,
+        image_ids: Tensor | None,
+        text_ids: Tensor | None,
+        margin: float,
+        *options: Any,  # a band
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        band = Band(*options)
+        pairs = positive, image_ids, text_ids
+        hinges = torch_op(namespace, "max_of_hinges_forward")(image, text, *pairs, margin, False)
+        total = hinges[0].sum()
+        sums: list[Tensor] = []
+        saved: list[Tensor] = []
+        sides = (image, image_ids), (text, text_ids)
+        for (x, ids), needed in zip(sides, ctx.needs_input_grad[1:3], strict=True):
+            keep_mask = needed and keeps_band_mask(x, band.metric, band.mode)
+            row, *others = torch_op(namespace, "intra_modal_forward")(x, ids, *band[:5], keep_mask)
+            total = total + band.weight * (row.mean() if band.mean else row.sum())
+            saved += [row, *others]
+            sums.append(row)
+        ctx.save_for_backward(image, text, *pairs, *hinges[1:], *saved)
+        ctx.mark_non_differentiable(*sums)
+        ctx.set_materialize_grads(False)
+        ctx.options = namespace, band
+        return total, *sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 14
+        namespace, band = ctx.options
+        image, text, positive, image_ids, text_ids, *found = ctx.saved_tensors
+        indices, of_image, of_text = found[:2], found[2:7], found[7:]
+        backward = torch_op(namespace, "max_of_hinges_backward")
+        grads = backward(grad.expand(text.shape[0]), image, text, positive, *indices)
+        sides = (image, image_ids, of_image), (text, text_ids, of_text)
+        needed = ctx.needs_input_grad[1:3]
+        both = [
+            _with_band(namespace, band, grad, *each)
+            for each in zip(needed, grads, sides, strict=True)
+        ]
+        return None, *both, *(None,) * 11
+
+
+def _with_band(
+    namespace: str,
+    band: Band,
+    grad: Tensor,  # []
+    needed: bool,
+    of_hinges: Tensor,
+    side: tuple[Any, ...],  # x, ids, and what `intra_modal_forward` returned
+) -> Tensor | None:
+    """Add the gradient of one side's constraint to that of the hinges."""
+    if not needed:
+        return None
+    x, ids, saved = side
+    of_row = grad * band.weight
+    of_row = (of_row / x.shape[0] if band.mean else of_row).expand(x.shape[0])
+    found = torch_op(namespace, "intra_modal_backward")(of_row, x, ids, *saved, *band[:2])
+    # As autograd accumulates: in place unless the sum is recorded.
+    return of_hinges + found if torch.is_grad_enabled() else of_hinges.add_(found)
+
+
+@outside_autocast
+def fused_imc(
+    image: Tensor,  # [N, D]
+    text: Tensor,  # [M, D]
+    pairs: Pairs,
+    margin: float,
+    band: Band,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # [], [N], [M]
+    """Return the loss, and the band sums of all rows; None if no single backend has both parts."""
+    N, M = image.shape[0], text.shape[0]
+    namespace = resolve("max_of_hinges", image, backend, (N, M))
+    if namespace is None or any(
+        resolve("intra_modal", x, backend, (n, n), band.metric) != namespace
+        for x, n in ((image, N), (text, M))
+    ):
+        return None
+    return IMCFunction.apply(namespace, *distinct(image, text, *pairs), margin, *band)

@@ -3,13 +3,15 @@
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from itm_kernels import functional, losses
-from itm_kernels.losses import _band
+from itm_kernels.losses import _band, imc
 from loss_cases import batch, unrelated_rows
 
 
@@ -72,3 +74,27 @@ def test_bounds_that_do_not_fit_together_are_an_error_of_the_call() -> None:
         criterion(image, text)
     criterion.upper = 0.9
     assert criterion(image, text).isfinite()
+
+
+@pytest.mark.parametrize("alone", [None, "image", "text"])
+@pytest.mark.parametrize("mode", ["official", "paper"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_one_autograd_function_has_the_bits_of_the_parts(
+    metric: Any, mode: Any, alone: str | None, backend: str
+) -> None:
+    image, text = (2 * t.detach() for t in batch(24, 6))
+    pairs = {} if alone else {"image_ids": torch.arange(24), "text_ids": torch.arange(24)}
+
+    def results() -> list[Tensor]:
+        sides = {"image": image.clone(), "text": text.clone()}
+        leaves = [sides[name].requires_grad_() for name in sides if alone in (None, name)]
+        bounds = {"lower": 0.1, "upper": 0.9, "metric": metric, "mode": mode, "weight": 0.7}
+        loss = functional.imc_loss(*sides.values(), **bounds, **pairs, backend=backend)
+        return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
+
+    with patch.object(imc, "fused_imc_total", return_value=None):
+        found = results()
+        with patch.object(imc, "fused_imc", return_value=None):
+            expected = results()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
