@@ -14,8 +14,9 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from itm_kernels.triton import _operands
-from itm_kernels.triton._launch import cdiv
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._operands import wide_dtype
+from itm_kernels.triton._score_tiles import float_argument
 
 INTERPRETED = tl.constexpr(_operands.INTERPRETED)
 LANES = 128  # threads of four warps
@@ -115,3 +116,59 @@ def exp_in_base(x):
 def exponential(x):
     """Return e^x."""
     return exp_in_base(x if x.dtype == tl.float64 else x * 1.4426950408889634)
+
+
+@triton.jit
+def accurate_exponential(x):
+    """Return e^x to the last bits, in 10 instructions instead of 2."""
+    return tl.exp(x) if x.dtype == tl.float64 or INTERPRETED else libdevice.exp(x)
+
+
+@triton.jit
+def ids_at(ids, at, HAS_IDS: tl.constexpr):
+    """Return the ids of rows or columns; without ids, their numbers."""
+    return tl.load(ids + at) if HAS_IDS else at
+
+
+@jit(do_not_specialize=["N", "M"])
+def _positives_kernel(
+    scores,  # [N, M]
+    row_stride,
+    column_stride,
+    N,
+    M,
+    positive,  # [M]
+    found,  # [M]
+    margin: tl.float64,
+    HAS_POSITIVE: tl.constexpr,
+    OFFSET: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    of = ids_at(positive, tl.minimum(m, M - 1), HAS_POSITIVE)
+    at = of.to(tl.int64) * row_stride + m.to(tl.int64) * column_stride
+    own = tl.load(scores + at, mask=(of >= 0) & (of < N) & (m < M), other=0.0)
+    own = tl.where(of < 0, float("nan"), own.to(found.dtype.element_ty))
+    if OFFSET:
+        own = float_argument(margin, own.dtype) - own
+    tl.store(found + m, own, mask=m < M)
+
+
+def positives(given: GivenScores, positive: Tensor | None, margin: float | None = None) -> Tensor:
+    """Return the score `[M]` of every text with its image, or the margin minus that score.
+
+    It is NaN for a text without exactly one image.
+    """
+    found = given.empty(given.M)
+    _positives_kernel[(cdiv(given.M, 128),)](
+        *given, found if positive is None else positive.contiguous(), found, margin or 0.0,
+        HAS_POSITIVE=positive is not None, OFFSET=margin is not None, COLUMNS=128,
+    )  # fmt: skip
+    return found
+
+
+def pairs_by_image(positive: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """Return the pairs `[M]` sorted by image, and the first of every image `[N + 1]`."""
+    images, order = torch.sort(positive, stable=True)
+    numbers = torch.arange(N + 1, dtype=images.dtype, device=images.device)
+    return order, torch.searchsorted(images, numbers)

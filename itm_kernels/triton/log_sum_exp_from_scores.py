@@ -13,6 +13,7 @@ from torch import Tensor
 
 from itm_kernels.triton._given_scores import (
     LANES,
+    accurate_exponential,
     all_outside,
     exponential,
     given_scores,
@@ -195,11 +196,12 @@ def log_sum_exp_from_scores_forward(
 def _softmax_terms(sums, highest, grad, at):
     """Return a shift and a coefficient: the gradient of a logit is the latter times e^(it - shift).
 
-    The sum of no logit, or of -inf only, has no gradient; -inf - -inf would be NaN.
+    The sum of no logit, or of -inf only, has no gradient; -inf - -inf would be NaN. The largest
+    weights are those of the maxima: with a fast exponential their error was 4 times eager's.
     """
     of_sum, shift = tl.load(sums + at), tl.load(highest + at)
     infinite = tl.abs(of_sum) == float("inf")
-    coefficient = tl.load(grad + at) * exponential(-tl.where(infinite, 0.0, of_sum))
+    coefficient = tl.load(grad + at) * accurate_exponential(-tl.where(infinite, 0.0, of_sum))
     return tl.where(infinite, float("inf"), shift), coefficient
 
 

@@ -98,12 +98,11 @@ def _sigmoid_kernel(
             own = rows[None, :, None] == _owners(positive, columns, HAS_IDS)[:, None, :]
             if HAS_IDS:
                 off = tl.load(x_ids + rows)[None, :, None] == ids[:, None, :]
-                found = tl.where(off, tl.where(own, found, 0.0), found)  # it may be infinite
+                off = tl.where(own, 0, off.to(tl.int32)) > 0
+                found = tl.where(off, 0.0, found)  # it may be infinite
                 z = tl.where(off, float("-inf"), z)
-                again = found * _in_base(factor) + offset[:, None, :]
-                z = tl.where(own, 0 * again - again, z)  # infinite ones become NaN
-            else:
-                z = tl.where(own, 0 * z - z, z)
+            of_own = tl.where(own, z, 0.0)
+            z = tl.where(own, 0 * of_own - of_own, z)  # infinite ones become NaN
         if complete == 0:
             z = tl.where((n < N)[None, :, None], z, float("-inf"))
             z = tl.where((m < M)[:, None, :], z, float("-inf"))
