@@ -119,3 +119,42 @@ def _join_sums(launch: Launch) -> Count:
 @model("sigmoid_from_scores._sigmoid_kernel")
 def _sigmoid_of_scores(launch: Launch) -> Count:
     return over_scores(launch, 20, 1 + launch.GRADIENT)
+
+
+@model("max_of_hinges_from_scores._maxima_kernel")
+def _maxima_of_scores(launch: Launch) -> Count:
+    # The key of a score, and its maxima on both sides.
+    sides = launch.OF_ROWS + launch.OF_COLUMNS
+    found = over_scores(launch, 8 + sides * (3 + 3 * launch.BOUNDED), 0)
+    return found._replace(instructions=found.instructions * launch.R / launch.N)
+
+
+@model("sum_of_hinges_from_scores._sums_kernel")
+def _sums_of_hinges(launch: Launch) -> Count:
+    found = over_scores(launch, 3 + 4 * (launch.OF_ROWS + launch.OF_COLUMNS), 0)
+    return found._replace(instructions=found.instructions * launch.R / launch.N)
+
+
+@model("sum_of_hinges_from_scores._gradient_kernel")
+def _gradient_of_hinges(launch: Launch) -> Count:
+    # A comparison and a selection for the text, and for every pair of the image.
+    return over_scores(launch, 6 + 5 * launch.M / launch.N, 0)
+
+
+@model("max_of_hinges_from_scores._hinges_kernel")
+def _hinges_of_maxima(launch: Launch) -> Count:
+    # All keys are read, and of the scores those of one thread per row and of one tile per column.
+    size = launch.row.bytes + launch.row_first.bytes + launch.column.bytes
+    size += 32.0 * launch.M * (launch.ROWS + 1)
+    return Count(launch.kernel, True, hbm=size, l2=size)
+
+
+@model("max_of_hinges_from_scores._gradient_kernel", "_given_scores._positives_kernel")
+def _of_pairs(launch: Launch) -> Count:
+    size = 32.0 * 3 * launch.M  # sectors of the matrix
+    return Count(launch.kernel, True, hbm=size, l2=size)
+
+
+@model("sum_of_hinges_from_scores._join_kernel")
+def _join_hinges(launch: Launch) -> Count:
+    return passes(launch)

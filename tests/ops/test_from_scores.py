@@ -51,10 +51,7 @@ OPERATORS = {
     "max_of_hinges_from_scores": max_of_hinges,
     "semihard": semihard,
 }
-# The backends that have kernels; the others run the reference.
-EVERY = cases(
-    "name", native=[*OPERATORS], triton=["log_sum_exp_from_scores", "sigmoid_from_scores"]
-)
+EVERY = cases("name", native=[*OPERATORS], triton=[*OPERATORS])
 NATIVE = on("native")
 
 
@@ -163,7 +160,7 @@ def test_any_number_of_threads_gives_the_same_bits(kernels: Any, name: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@NATIVE
+@on("native", "triton")
 def test_ties_go_to_the_lowest_index(kernels: Any) -> None:
     scores = torch.ones(4, 4, dtype=torch.float64)
     given = scores, None, None, None, 0.2, False
@@ -178,7 +175,7 @@ def test_ties_go_to_the_lowest_index(kernels: Any) -> None:
     torch.testing.assert_close(grad, wanted)
 
 
-@NATIVE
+@on("native", "triton")
 def test_infinite_scores_of_negatives(kernels: Any) -> None:
     """-inf leaves the sums: a model masks pairs with it."""
     scores, pairs = problem(5, 1)

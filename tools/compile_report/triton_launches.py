@@ -111,6 +111,29 @@ def sum_of_hinges(N: int, D: int, dtype: torch.dtype) -> None:
             kernels.sum_of_hinges_backward(grad, values(0, 0), *arguments)
 
 
+def max_of_hinges_from_scores(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import max_of_hinges_from_scores as kernels
+
+    scores = rows(N, N, dtype)
+    for given in (scores, scores.T):
+        for pairs in all_pairs(N):
+            for semihard in (False, True):
+                kernels.max_of_hinges_from_scores_forward(given, *pairs, 0.2, semihard)
+    grad = values(N).to(torch.promote_types(dtype, torch.float32))
+    for positive in (None, ids(N)):
+        kernels.max_of_hinges_from_scores_backward(grad, positive, ids(N), ids(N), N, dtype)
+
+
+def sum_of_hinges_from_scores(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import sum_of_hinges_from_scores as kernels
+
+    scores = rows(N, N, dtype)
+    for given in (scores, scores.T):
+        for pairs in all_pairs(N):
+            loss = kernels.sum_of_hinges_from_scores_forward(given, *pairs, 0.2)
+            kernels.sum_of_hinges_from_scores_backward(loss, loss, given, *pairs, 0.2)
+
+
 def similarity(N: int, D: int, dtype: torch.dtype) -> None:
     from itm_kernels.triton import similarity as kernels
 
@@ -249,6 +272,8 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "sigmoid": sigmoid,
     "sigmoid_from_scores": sigmoid_from_scores,
     "sum_of_hinges": sum_of_hinges,
+    "max_of_hinges_from_scores": max_of_hinges_from_scores,
+    "sum_of_hinges_from_scores": sum_of_hinges_from_scores,
     "similarity": similarity,
     "intra_modal": intra_modal,
     "sample_negatives": sample_negatives,
