@@ -110,7 +110,7 @@ def _gradient_of_sums(launch: Launch) -> Count:
     return over_scores(launch, 20, 2)
 
 
-@model("log_sum_exp_from_scores._join_kernel")
+@model("_joined_sums.join_sums_kernel")
 def _join_sums(launch: Launch) -> Count:
     size = launch.row.bytes + launch.column.bytes  # of the scores only those of positives
     return Count(launch.kernel, True, hbm=size, l2=size)
@@ -121,7 +121,7 @@ def _sigmoid_of_scores(launch: Launch) -> Count:
     return over_scores(launch, 20, 1 + launch.GRADIENT)
 
 
-@model("max_of_hinges_from_scores._maxima_kernel")
+@model("_score_maxima._maxima_kernel")
 def _maxima_of_scores(launch: Launch) -> Count:
     # The key of a score, and its maxima on both sides.
     sides = launch.OF_ROWS + launch.OF_COLUMNS

@@ -21,23 +21,12 @@ from itm_kernels.triton._given_scores import (
     tile_columns,
     tile_of,
 )
+from itm_kernels.triton._joined_sums import join_sums_kernel, ratio, shift_of
 from itm_kernels.triton._launch import cdiv, jit
 
 # Rows and adjacent columns of a thread. With 32 rows the forward pass spills (sm_90).
 _FORWARD_TILE = (16, 4)
 _BACKWARD_ELEMENTS = 32  # 64 spill
-
-
-@triton.jit
-def _shift(largest):
-    # An infinite maximum would give inf - inf. With a shift of 0 infinities pass through.
-    return tl.where(tl.abs(largest) == float("inf"), tl.zeros_like(largest), largest)
-
-
-@triton.jit
-def _ratio(highest, shift):
-    """Return e^(highest - shift); sums without logits are 0, and infinite ones have no shift."""
-    return exponential(tl.where(highest == float("inf"), 0.0, highest) - shift)
 
 
 @jit(do_not_specialize=["N", "M", "splits", "tiles"])
@@ -87,81 +76,20 @@ def _forward_kernel(
             off = tl.load(x_ids + rows)[None, :, None] == tl.load(y_ids + columns)[:, None, :]
             logits = tl.where(off, float("-inf"), logits)
         of_column = tl.max(logits, 1)
-        sums = tl.sum(exponential(logits - _shift(of_column)[:, None, :]), 1)
+        sums = tl.sum(exponential(logits - shift_of(of_column)[:, None, :]), 1)
         to = column + stripe.to(tl.int64) * width + m
         tl.store(to, of_column)
         tl.store(to + tl.cast(tl.cdiv(N, ROWS), tl.int64) * width, sums)
         better = tl.maximum(best, tl.max(logits, 2))
-        shift = _shift(better)
+        shift = shift_of(better)
         sums = tl.sum(exponential(logits - shift[:, :, None]), 2)
         total = total * exponential(best - shift) + sums
         best = better
     of_row = tl.max(best, 0)
-    sums = tl.sum(total * _ratio(best, _shift(of_row)[None, :]), 0)
+    sums = tl.sum(total * ratio(best, shift_of(of_row)[None, :]), 0)
     at = row + split.to(tl.int64) * N + n
     tl.store(at, of_row, mask=n < N)
     tl.store(at + tl.cast(splits, tl.int64) * N, sums, mask=n < N)
-
-
-@triton.jit
-def _join(parts, found, found_highest, count, width, anchors, a, PARTS: tl.constexpr):
-    """Reduce the maxima and sums `[2, count, width]` of all parts of an anchor."""
-    DTYPE: tl.constexpr = found.dtype.element_ty
-    best = tl.full((PARTS, a.shape[0]), float("-inf"), DTYPE)
-    total = tl.zeros((PARTS, a.shape[0]), DTYPE)
-    skip = tl.cast(count, tl.int64) * width
-    for first in range(0, count, PARTS):
-        part = first + tl.arange(0, PARTS)[:, None].to(tl.int64)
-        at = parts + part * width + a[None, :]
-        mask = (part < count) & (a < anchors)[None, :]
-        highest = tl.load(at, mask=mask, other=float("-inf"))
-        sums = tl.load(at + skip, mask=mask, other=0.0)
-        better = tl.maximum(best, highest)
-        shift = _shift(better)
-        total = total * exponential(best - shift) + sums * _ratio(highest, shift)
-        best = better
-    shift = _shift(tl.max(best, 0))
-    # The number of parts grows with the batch.
-    sums = tl.sum((total * _ratio(best, shift[None, :])).to(tl.float64), 0).to(DTYPE)
-    empty = sums == 0
-    logarithm = tl.where(empty, float("-inf"), tl.log(tl.where(empty, 1.0, sums)))
-    tl.store(found + a, logarithm, mask=a < anchors)
-    tl.store(found_highest + a, shift, mask=a < anchors)
-
-
-@jit(do_not_specialize=["N", "M", "splits", "stripes"])
-def _join_kernel(
-    scores,  # [N, M]
-    row_stride,
-    column_stride,
-    N,
-    M,
-    scale,  # []
-    positive,  # [M]
-    row,  # [2, splits, N]
-    column,  # [2, stripes, width]
-    of_row,  # [N]
-    row_highest,  # [N]
-    of_column,  # [M]
-    column_highest,  # [M]
-    of_positive,  # [M]
-    width,
-    splits,
-    stripes,
-    ANCHORS: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    a = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
-    if tl.program_id(1) == 0:
-        _join(row, of_row, row_highest, splits, N, N, a, PARTS)
-    else:
-        _join(column, of_column, column_highest, stripes, width, M, a, PARTS)
-        of = tl.load(positive + a, mask=a < M, other=-1)
-        found = (of >= 0) & (of < N)
-        at = scores + of.to(tl.int64) * row_stride + a.to(tl.int64) * column_stride
-        own = tl.load(at, mask=found, other=0.0).to(of_positive.dtype.element_ty)
-        own = tl.where(found, tl.load(scale) * own, float("nan"))
-        tl.store(of_positive + a, own, mask=a < M)
 
 
 def log_sum_exp_from_scores_forward(
@@ -185,7 +113,7 @@ def log_sum_exp_from_scores_forward(
         *given, scale, x_ids.contiguous(), y_ids.contiguous(), row, column, column.shape[2],
         cut.splits, cut.tiles, ROWS=cut.rows, LANES=LANES, VECTOR=cut.vector,
     )  # fmt: skip
-    _join_kernel[(cdiv(max(N, M), 32), 2)](
+    join_sums_kernel[(cdiv(max(N, M), 32), 2)](
         *given, scale, positive.contiguous(), row, column, of_row, row_highest, of_column,
         column_highest, of_positive, column.shape[2], cut.splits, cut.stripes, ANCHORS=32, PARTS=64,
     )  # fmt: skip
