@@ -39,9 +39,8 @@ class PairEntropyFunction(torch.autograd.Function):
         found = torch_op(namespace, "log_sum_exp_forward")(*inputs, keep)
         row, column, positive, row_highest, column_highest, scores = found
         sums = row, column, row_highest, column_highest, scores
-        negatives = torch.stack((row, column)).unsqueeze(1)
-        highest = torch.stack((row_highest, column_highest)).unsqueeze(1)
-        entropy = positive, negatives, highest
+        both = torch.stack((row, column, row_highest, column_highest)).view(2, 2, 1, -1)
+        entropy = positive, *both.unbind()
         ctx.save_for_backward(*entropy, *sums, image, text, scale, own, *saved)
         ctx.options = namespace, weight, cosine
         return torch_op(namespace, "cross_entropy_forward")(*entropy, weight)
@@ -55,7 +54,7 @@ class PairEntropyFunction(torch.autograd.Function):
             sides = UnitSides.rows(namespace, saved)
         backward = torch_op(namespace, "cross_entropy_backward")
         grad_positive, grad_sums = backward(grad, *entropy, weight)
-        grads = grad_sums[0, 0], grad_sums[1, 0], grad_positive
+        grads = *grad_sums.view(2, -1).unbind(), grad_positive
         *grad_sides, grad_scale = torch_op(namespace, "log_sum_exp_backward")(
             *grads, *sums, *sides, scale, own, own, own, cosine
         )

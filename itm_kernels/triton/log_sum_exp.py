@@ -225,5 +225,5 @@ def log_sum_exp_backward(
 
     sums = products_in_parts(x, both, fill, fine=True)
     grad_x, grad_y = gradients_of_rows([x, y], sums, unit, cosine, fine=True)
-    grad_scale = torch.cat(slopes).sum(dtype=torch.float64)
+    grad_scale = (slopes[0] if len(slopes) == 1 else torch.cat(slopes)).sum(dtype=torch.float64)
     return grad_x, grad_y, grad_scale.to(scale.dtype)
