@@ -116,16 +116,17 @@ def rbf_block(
     """Return the RBF kernel K of two sets of rows, `[BLOCK, BLOCK]` in fp64."""
     depth = tl.arange(0, DEPTH)
     total = tl.zeros((BLOCK, BLOCK), tl.float64)
-    square_m, square_n = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    square_m, square_n = tl.zeros((BLOCK, DEPTH), tl.float64), tl.zeros((BLOCK, DEPTH), tl.float64)
     at_m = rows + of_m[:, None] * row_stride + depth[None, :]
     at_n = rows + of_n[:, None] * row_stride + depth[None, :]
     for d in range(0, D, DEPTH):
         inside = (depth < D - d)[None, :]
         left = tl.load(at_m + d, mask=inside, other=0.0).to(tl.float64)
         right = tl.load(at_n + d, mask=inside, other=0.0).to(tl.float64)
-        square_m += tl.sum(left * left, 1)
-        square_n += tl.sum(right * right, 1)
+        square_m += left * left
+        square_n += right * right
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee", out_dtype=tl.float64)
+    square_m, square_n = tl.sum(square_m, 1), tl.sum(square_n, 1)
     distance = square_m[:, None] + square_n[None, :] - 2 * total
     return tl.exp(-tl.where(distance < 0, 0.0, distance) * float_argument(scale, tl.float64))
 

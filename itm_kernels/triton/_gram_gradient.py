@@ -88,6 +88,27 @@ def _blocks_kernel(
         tl.store(to, tl.where(inside, value, 0.0))
 
 
+@triton.jit
+def _times_rows(
+    blocks, i, of_cluster, column, there, size, D, first, last, total, weight,
+    BLOCK: tl.constexpr, DEPTH: tl.constexpr, UP: tl.constexpr,
+):  # fmt: skip
+    """Add the products of row block i of F, with UP of its transpose, with rows [first, last)."""
+    depth = tl.arange(0, DEPTH)
+    rows = block_row(blocks, i, BLOCK)
+    for n in range(first, last, DEPTH):
+        if UP:
+            left = transposed_tile(blocks, i, n, BLOCK, DEPTH)
+        else:
+            left = tl.load(rows + n + depth[None, :])
+        row = (n + depth)[:, None]
+        at = of_cluster + row.to(tl.int64) * D + column
+        right = tl.load(at, mask=(row < size) & there, other=0.0).to(tl.float64)
+        weight += left
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
+    return total, weight
+
+
 @jit(do_not_specialize=["blocks_at_most"])
 def _members_kernel(
     x,  # [M, D]
@@ -114,27 +135,22 @@ def _members_kernel(
     )
     i, size = (first - begin) // BLOCK, end - begin
     if first < tl.load(span_end + tile):
-        depth = tl.arange(0, DEPTH)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         there = column < D
-        rows = block_row(own, i, BLOCK)
         total = tl.zeros((BLOCK, COLUMNS), tl.float64)
-        weight = tl.zeros((BLOCK,), tl.float64)
+        weight = tl.zeros((BLOCK, DEPTH), tl.float64)
         of_cluster = x + tl.cast(begin, tl.int64) * D
-        padded = (size + BLOCK - 1) // BLOCK * BLOCK
-        for n in range(0, padded, DEPTH):
-            if n < (i + 1) * BLOCK:
-                left = tl.load(rows + n + depth[None, :])
-            else:
-                left = transposed_tile(own, i, n, BLOCK, DEPTH)
-            row = (n + depth)[:, None]
-            right = tl.load(
-                of_cluster + row.to(tl.int64) * D + column, mask=(row < size) & there, other=0.0
-            )
-            weight += tl.sum(left, 1)
-            total = tl.dot(
-                left, right.to(tl.float64), total, input_precision="ieee", out_dtype=tl.float64
-            )
+        middle, padded = (i + 1) * BLOCK, (size + BLOCK - 1) // BLOCK * BLOCK
+        # Two loops: with a branch in one, the compiler does not load ahead.
+        total, weight = _times_rows(
+            own, i, of_cluster, column, there, size, D, 0, middle, total, weight, BLOCK, DEPTH,
+            False,
+        )  # fmt: skip
+        total, weight = _times_rows(
+            own, i, of_cluster, column, there, size, D, middle, padded, total, weight, BLOCK, DEPTH,
+            True,
+        )  # fmt: skip
+        weight = tl.sum(weight, 1)
         row = (i * BLOCK + tl.arange(0, BLOCK))[:, None]
         inside = (row < size) & there
         place = row.to(tl.int64) * D + column

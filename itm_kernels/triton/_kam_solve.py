@@ -33,6 +33,7 @@ def _factor_times_solved(
     factor,
     known,  # solved values, from the cluster's first row on
     column,  # [1, COLUMNS] int32
+    there,  # [1, COLUMNS] mask
     stride,
     i,
     first,
@@ -54,7 +55,7 @@ def _factor_times_solved(
             left = tl.load(rows + begin + depth[None, :])
         # A 64-bit scalar and 32-bit offsets in the tile save registers.
         at = known + tl.cast(begin, tl.int64) * stride + (depth[:, None] * stride + column)
-        right = tl.load(at, mask=(begin + depth < end)[:, None], other=0.0)
+        right = tl.load(at, mask=(begin + depth < end)[:, None] & there, other=0.0)
         total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
     return total
 
@@ -90,10 +91,9 @@ def _substitute_kernel(
     end -= begin
     problem = problem.to(tl.int64)
     first = problem * M + begin
-    # Columns beyond the last repeat it and are not stored.
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (column < C)[None, :]
-    column = tl.minimum(column, C - 1)[None, :]
+    # Masked and not clamped: the compiler would not know that clamped columns are consecutive.
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    there = column < C
     known = work + (first - base) * C
     at_row = tl.arange(0, BLOCK)
     blocks = (end + BLOCK - 1) // BLOCK
@@ -102,7 +102,7 @@ def _substitute_kernel(
         begin_i, last = i * BLOCK, (i + 1) * BLOCK
         from_, to = (last, blocks * BLOCK) if UP else (0, begin_i)
         rest = _factor_times_solved(
-            own, known, column, C, i, from_, to, end, COLUMNS, BLOCK, DEPTH, UP
+            own, known, column, there, C, i, from_, to, end, COLUMNS, BLOCK, DEPTH, UP
         )
         inside = there & (begin_i + at_row < end)[:, None]
         row = begin + begin_i + at_row.to(tl.int64)
@@ -118,7 +118,7 @@ def _substitute_kernel(
         tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
         tl.debug_barrier()
         rest = _factor_times_solved(
-            own, known, column, C, i, begin_i, last, end, COLUMNS, BLOCK, DEPTH, UP
+            own, known, column, there, C, i, begin_i, last, end, COLUMNS, BLOCK, DEPTH, UP
         )
         tl.debug_barrier()
         tl.store(own_rows + (at_row[:, None] * C + column), rest, mask=inside)
