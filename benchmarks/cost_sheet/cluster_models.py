@@ -144,6 +144,25 @@ def _centroid_sums(launch: Launch) -> Count:
     )
 
 
+@model("_gathered_sums.gathered_sums_kernel")
+def _gathered_sums(launch: Launch) -> Count:
+    x, tiles = launch.x, launch.grid[1]
+    # A program passes over all assignments twice; its rows are then loaded in chunks, one after the
+    # other [E].
+    rows = math.ceil(launch.N / launch.R / launch.splits)
+    chain = 2 * math.ceil(launch.N / launch.CHUNK) * 1e-6 + math.ceil(rows / launch.ROWS) * 1e-6
+    read = float(launch.N) * x.shape[1]
+    written = launch.sums.bytes + launch.squares.bytes + launch.y.bytes
+    return Count(
+        launch.kernel,
+        triton=True,
+        instructions=3.0 * read + 8.0 * launch.programs * launch.N,
+        hbm=x.bytes + written,
+        l2=read * x.dtype.itemsize + written + 8.0 * launch.N * launch.R * launch.splits * tiles,
+        seconds=chain,
+    )
+
+
 # -- Cholesky factorization in fp64 ----------------------------------------------------------------
 
 # A pivot of a block waits for its predecessor: a row reduction, a division and an update [E].

@@ -49,7 +49,7 @@ def _count_rows(
 
 
 @triton.jit
-def _store_centroids(
+def store_centroids(
     value,  # [C, COLUMNS]
     factor,  # [C] with POWERS
     some,  # [C] which are written
@@ -170,7 +170,7 @@ def sums_kernel(
             )
             # An empty cluster keeps its centroid.
             value = total / tl.maximum(count, 1).to(DTYPE)[:, None]
-            _store_centroids(
+            store_centroids(
                 value, largest, some & (count > 0), r, tile, centroids, squares, y, y_factor,
                 y_stride, y_part, R, D, PARTS, ROUND, POWERS,
             )  # fmt: skip
@@ -242,7 +242,7 @@ def mean_kernel(
         # The norm of a mean is at most that of the largest row.
         factor = tl.max(largest, 0) + tl.zeros((1,), tl.float32)
         some = (one < R) & (count > 0)
-    _store_centroids(
+    store_centroids(
         value, factor, some, one, tile, centroids, squares, y, y_factor, y_stride, y_part, R, D,
         PARTS, ROUND, POWERS,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._centroids import mean_kernel, sums_kernel
+from itm_kernels.triton._gathered_sums import gathered_sums_kernel
 from itm_kernels.triton._launch import cdiv, jit, next_power_of_2
 from itm_kernels.triton._operands import (
     INTERPRETED,
@@ -40,6 +41,10 @@ from itm_kernels.triton._tile_table import Tile, tile_of
 _MOST_COLUMNS = 64  # columns of a tile with several problems
 _PROGRAMS = 264  # two per processor of an H100
 _ALONE = 256  # up to this many rows are not split: another launch would take longer
+# Rows that are gathered: columns of a tile, of 64 bytes per column, and assignments per step. With
+# 128 bytes, tf32 has 10 spills on sm_90.
+_LEAST_COLUMNS, _GATHERED_COLUMNS = 64, 1024
+_ASSIGNMENTS = 4096
 _CHAIN = 1024  # rows that a program adds, unless partial sums then exceed the size of the rows
 
 
@@ -109,6 +114,12 @@ def split_rows(M: int, R: int, programs: int, depth: int) -> int:
     return cdiv(cdiv(M, splits), depth) * depth
 
 
+def gathered_splits(M: int, R: int, programs: int) -> int:
+    """Return among how many programs the rows of a cluster are divided, if M rows are gathered."""
+    splits = max(cdiv(_PROGRAMS // 2, programs), cdiv(M, R * _CHAIN))
+    return max(1, min(splits, M // (4 * R)))
+
+
 def _tile(kind: str, M: int, width: int) -> Tile:
     """Return the tile of the sums: clusters, columns of D, and rows per iteration."""
     name = "sum" if kind in ("half", "parts") else kind
@@ -135,22 +146,45 @@ class Centroids:
         tile = _tile(both.kind, *rows.shape)
         # Matrix instructions of sm_90 have 64 rows.
         tile = tile._replace(rows=min(tile.rows, max(64, next_power_of_2(R))))
-        tiles, groups = cdiv(D, tile.columns), cdiv(R, tile.rows)
-        of_split = split_rows(M, R, groups * tiles, tile.depth)
-        self.splits = cdiv(M, of_split)
+        self.gathered = shape[0] == 1
+        if self.gathered:
+            width = max(D, both.y.stride(1))  # the operands' padding is written too
+            columns = min(max(_LEAST_COLUMNS, next_power_of_2(width)), _GATHERED_COLUMNS)
+            tiles, groups = cdiv(width, columns), R
+            self.splits = gathered_splits(M, R, R * tiles)
+            length, self.programs = tiles * columns, R * self.splits
+            if self.splits > 1:  # `mean_kernel` adds partial sums of few columns
+                columns, tiles = _LEAST_COLUMNS, length // _LEAST_COLUMNS
+        else:
+            columns = tile.columns
+            tiles, groups = cdiv(D, columns), cdiv(R, tile.rows)
+            of_split = split_rows(M, R, groups * tiles, tile.depth)
+            self.splits, length = cdiv(M, of_split), tiles * columns
+            self.programs = groups * (tiles if self.splits == 1 else self.splits * (tiles + 1))
         self.squares = flat.new_empty((tiles, R))
-        self.programs = groups * (tiles if self.splits == 1 else self.splits * (tiles + 1))
         kept = 0 if self.splits == 1 else self.splits  # one split stores no partial sums
-        sums, factors = flat.new_empty((kept, R, tiles * tile.columns)), flat.new_empty((kept, R))
+        sums, factors = flat.new_empty((kept, R, length)), flat.new_empty((kept, R))
         counts = torch.empty((kept, R), dtype=torch.int32, device=flat.device)
         self.arguments: dict[str, Any] = {
             **{"sums": sums, "factors": factors, "counts": counts},
             **{"centroids": flat, "squares": self.squares, "R": R, "D": D},
             **{"y": both.y, "y_stride": both.y.stride(1), "y_part": both.y.stride(0)},
             **{"y_factor": both.y_factor, "PARTS": parts, "POWERS": split},
-            **{"ROUND": both.kind == "tf32" and parts > 0, "COLUMNS": tile.columns},
+            **{"ROUND": both.kind == "tf32" and parts > 0, "COLUMNS": columns},
         }
-        self.of_sums: dict[str, Any] = {
+        self.of_sums: dict[str, Any]
+        if self.gathered:
+            chunk = min(next_power_of_2(M), _ASSIGNMENTS)
+            of_tile = min(length, _GATHERED_COLUMNS)
+            self.tiles = length // of_tile
+            self.of_sums = {
+                **{"x": rows, "x_factor": both.x_factor, "x_stride": rows.stride(0), "N": M},
+                **{"order": torch.empty(M, dtype=torch.int32, device=flat.device)},
+                **{"splits": self.splits, "FINISH": self.splits == 1, "COLUMNS": of_tile},
+                **{"ROWS": 64 // rows.element_size(), "CHUNK": chunk, "num_warps": 8},
+            }
+            return
+        self.of_sums = {
             **{"x": rows, "x_factor": both.x_factor, "x_stride": rows.stride(0), "N": M},
             **{"K": shape[1], "SHARED": shape[0] == 1, "split_rows": of_split},
             **{"TERMS": 3 if both.kind == "parts" else 0, "PRECISION": both.precision},
@@ -165,7 +199,11 @@ class Centroids:
 
     def update(self, assignment: Tensor) -> None:
         """Replace the centroids by the means of the rows assigned to them."""
-        sums_kernel[(self.programs,)](assignment=assignment, **{**self.arguments, **self.of_sums})
+        arguments = {"assignment": assignment, **self.arguments, **self.of_sums}
+        if self.gathered:
+            gathered_sums_kernel[(self.programs, self.tiles)](**arguments)
+        else:
+            sums_kernel[(self.programs,)](**arguments)
         if self.splits > 1:
             self._means(self.arguments["sums"][0], False)
 
