@@ -34,7 +34,8 @@ def logits_kernel(
     COLUMNS: tl.constexpr = operands.COLUMNS
     r, m, _, _ = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
-    scores = score_tile(operands, rows, columns)
+    # The scale multiplies the truncation of scores: 5e-6 of a vector at N = 4096, D = 1024 in fp32.
+    scores = score_tile(operands, rows, columns, ROUNDED=operands.PARTS > 1)
     scores = scale_scores(operands, scores, rows, columns)
     logits = (scores - tl.load(offset + columns)[None, :] / 2) * float_argument(scale, scores.dtype)
     row = out + r.to(tl.int64) * M
