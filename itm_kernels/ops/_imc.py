@@ -92,6 +92,10 @@ class Band(NamedTuple):
     weight: float
     mean: bool  # of the rows; otherwise their sum
 
+    def weighted(self, value: Tensor) -> Tensor:
+        """Return a value times the weight."""
+        return value if self.weight == 1 else value * self.weight
+
 
 class IMCFunction(torch.autograd.Function):
     """The loss, and the band sums of images and of texts, without gradient."""
@@ -118,7 +122,7 @@ class IMCFunction(torch.autograd.Function):
         for (x, ids), needed in zip(sides, ctx.needs_input_grad[1:3], strict=True):
             keep_mask = needed and keeps_band_mask(x, band.metric, band.mode)
             row, *others = torch_op(namespace, "intra_modal_forward")(x, ids, *band[:5], keep_mask)
-            total = total + band.weight * (row.mean() if band.mean else row.sum())
+            total = total + band.weighted(row.mean() if band.mean else row.sum())
             saved += [row, *others]
             sums.append(row)
         ctx.save_for_backward(image, text, *pairs, *hinges[1:], *saved)
@@ -138,8 +142,9 @@ class IMCFunction(torch.autograd.Function):
         grads = backward(grad.expand(text.shape[0]), image, text, positive, *indices)
         sides = (image, image_ids, of_image), (text, text_ids, of_text)
         needed = ctx.needs_input_grad[1:3]
+        of_side = band.weighted(grad)
         both = [
-            _with_band(namespace, band, grad, *each)
+            _with_band(namespace, band, of_side, *each)
             for each in zip(needed, grads, sides, strict=True)
         ]
         return None, *both, *(None,) * 11
@@ -148,7 +153,7 @@ class IMCFunction(torch.autograd.Function):
 def _with_band(
     namespace: str,
     band: Band,
-    grad: Tensor,  # []
+    grad: Tensor,  # [], of the constraint
     needed: bool,
     of_hinges: Tensor,
     side: tuple[Any, ...],  # x, ids, and what `intra_modal_forward` returned
@@ -157,8 +162,7 @@ def _with_band(
     if not needed:
         return None
     x, ids, saved = side
-    of_row = grad * band.weight
-    of_row = (of_row / x.shape[0] if band.mean else of_row).expand(x.shape[0])
+    of_row = (grad / x.shape[0] if band.mean else grad).expand(x.shape[0])
     found = torch_op(namespace, "intra_modal_backward")(of_row, x, ids, *saved, *band[:2])
     # As autograd accumulates: in place unless the sum is recorded.
     return of_hinges + found if torch.is_grad_enabled() else of_hinges.add_(found)

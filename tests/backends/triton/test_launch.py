@@ -2,8 +2,10 @@
 
 import gc
 import itertools
+import re
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -271,6 +273,17 @@ def test_unknown_version_uses_triton_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_launch, "SUPPORTED", False)
     assert not isinstance(_launch.jit(add), Kernel)
     assert not isinstance(_launch.jit(do_not_specialize=["N"])(add), Kernel)
+
+
+def test_every_kernel_is_launched_by_key() -> None:
+    sources = {path.name: path.read_text() for path in Path(_launch.__file__).parent.glob("*.py")}
+    launched = set(re.findall(r"\b(\w+_kernel)\[.*\]\(", "".join(sources.values())))
+    declared = r"^@(\w+\.)?jit(?:\([^)]*\))?\ndef (\w+_kernel)\("
+    found = [m for source in sources.values() for m in re.findall(declared, source, re.M)]
+    assert launched <= {name for _, name in found}
+    assert [name for module, name in found if module] == []
+    slow = [name for name, source in sources.items() if re.search(r"\btriton\.cdiv\(", source)]
+    assert slow == []
 
 
 def test_sizes_of_grids_equal_those_of_triton() -> None:
