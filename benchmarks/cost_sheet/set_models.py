@@ -30,11 +30,11 @@ def _rows(launch: Launch) -> Count:
 
 @model("late_interaction._best_kernel")
 def _best(launch: Launch) -> Count:
-    # A product is scaled, masked, compared twice and selected three times [counted in the source].
-    # Padding: rows to multiples of ROWS, queries to a power of two.
+    # A product is addressed, loaded, scaled, compared three times and selected twice [counted in
+    # the source]. Padding: rows to multiples of ROWS, queries to a power of two.
     columns = launch.QUERIES * padded(launch.Q, launch.COLUMNS)
     elements = launch.programs * columns * padded(launch.C, launch.ROWS)
-    return over_pairs(launch, elements, 16, launch.operands["products"].bytes)
+    return over_pairs(launch, elements, 12, launch.operands["products"].bytes)
 
 
 @model("late_interaction._weights_kernel")

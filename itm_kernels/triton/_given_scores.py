@@ -20,7 +20,7 @@ from itm_kernels.triton._score_tiles import float_argument
 
 INTERPRETED = tl.constexpr(_operands.INTERPRETED)
 LANES = 128  # threads of four warps
-_PROGRAMS = 512  # about four per processor
+_PROGRAMS = 768  # two waves of three per processor (132 of sm_90)
 
 
 class GivenScores(NamedTuple):

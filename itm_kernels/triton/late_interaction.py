@@ -33,7 +33,8 @@ from itm_kernels.triton._row_sets import (
 )
 
 _PAIRS = 256  # columns of products per program, of whole queries where they fit
-_ROWS = 16  # rows of a context per step
+_ROWS = 16  # rows of a context per step of the backward pass
+_ROWS_AT_ONCE = 4  # of a context, whose products a thread loads before it compares them
 
 
 def late_interaction_forward(
@@ -123,7 +124,7 @@ def _find_best(
         found, rows.factor[chunk.start * C :], others.factor, rows.counts[chunk], others.counts,
         scores, scores if winners is None else winners, found.stride(0), M, C, Q,
         HAS_CONTEXT_COUNTS=rows.has_counts, HAS_QUERY_COUNTS=others.has_counts, MEAN=mean,
-        KEEP=winners is not None, ROWS=_ROWS, QUERIES=queries, COLUMNS=columns,
+        KEEP=winners is not None, ROWS=_ROWS_AT_ONCE, QUERIES=queries, COLUMNS=columns,
     )  # fmt: skip
 
 
@@ -162,27 +163,23 @@ def _best_kernel(
         q = first + tl.arange(0, COLUMNS)
         column = tl.reshape(m[:, None] * Q + q[None, :], (QUERIES * COLUMNS,))
         there = tl.reshape(q[None, :] < asks[:, None], (QUERIES * COLUMNS,))
-        best = tl.full((QUERIES * COLUMNS,), float("-inf"), DTYPE)
+        highest = tl.full((QUERIES * COLUMNS,), float("-inf"), DTYPE)
+        best = highest  # NaN if a product is
         which = tl.zeros((QUERIES * COLUMNS,), tl.int32)
-        unknown = tl.zeros((QUERIES * COLUMNS,), tl.int32)
+        at = products + n * C * stride + tl.where(there, column, 0)
         for row in range(0, rows, ROWS):
-            c = row + tl.arange(0, ROWS)
-            at = products + ((n * C + c) * stride)[:, None] + column[None, :]
-            inside = (c < rows)[:, None] & there[None, :]
-            value = tl.load(at, mask=inside, other=0.0)
-            value *= tl.load(context_factor + n * C + c, mask=c < rows, other=0.0)[:, None]
-            nan = inside & (value != value)
-            value = tl.where(nan, float("inf"), tl.where(inside, value, float("-inf")))
-            top = tl.max(value, 0)
-            first_of = tl.min(
-                tl.where((value == top[None, :]) & (c < rows)[:, None], c[:, None], C), 0
-            )
-            better = (top > best) | (row == 0)
-            which = tl.where(better, first_of, which)
-            best = tl.where(better, top, best)
-            unknown = tl.maximum(unknown, tl.max(nan.to(tl.int32), 0))
+            # Lanes are columns: a tile would be given lanes along its rows, and loads of single
+            # elements. Beyond the last row it is read again, which changes nothing.
+            for k in tl.static_range(ROWS):
+                c = tl.minimum(row + k, rows - 1)
+                value = tl.load(at + tl.cast(c, tl.int64) * stride)
+                value *= tl.load(context_factor + n * C + c)
+                best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+                value = tl.where(value == value, value, float("inf"))
+                which = tl.where(value > highest, c, which)
+                highest = tl.maximum(highest, value)
         there &= rows > 0
-        best = tl.where(there, tl.where(unknown > 0, float("nan"), best), 0.0)
+        best = tl.where(there, best, 0.0)
         best *= tl.load(query_factor + column, mask=there, other=0.0)
         total += tl.sum(tl.reshape(best, (QUERIES, COLUMNS)), 1)
         if KEEP:
