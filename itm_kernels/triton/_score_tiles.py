@@ -110,12 +110,14 @@ def score_tile(
             y_mask = None if EVEN else inside[:, None]
             x_chunk = tl.load(x_at + first, x_mask, zero)
             y_chunk = tl.load(y_at + first, y_mask, zero)
-            scores = tl.dot(
-                x_chunk, y_chunk, scores, input_precision=operands.PRECISION, out_dtype=DTYPE
-            )
             if CHUNKED:
-                sums += scores
-                scores = tl.zeros_like(scores)
+                # The limit has no effect on these types, but without it the compiler moves the
+                # addition into the product.
+                sums += tl.dot(x_chunk, y_chunk, max_num_imprecise_acc=DEPTH, out_dtype=DTYPE)
+            else:
+                scores = tl.dot(
+                    x_chunk, y_chunk, scores, input_precision=operands.PRECISION, out_dtype=DTYPE
+                )
         if CHUNKED:
             scores = sums
     return scores
