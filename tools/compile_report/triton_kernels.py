@@ -92,6 +92,7 @@ def planned(
         _gram_gradient,
         _synthesis_backward,
         _tile_table,
+        gluon,
     )
 
     jobs: dict[str, Job] = {}
@@ -113,6 +114,7 @@ def planned(
                 with (
                     planning(case, architecture) as found,
                     patch.object(_tile_table, "table_row", noted),
+                    patch.object(gluon, "PROVEN", frozenset()),  # `gluon_kernels` compiles those
                     patch.object(_cholesky, "spans_of", spans),
                     patch.object(_clusters, "spans_of", spans),
                     patch.object(_synthesis_backward, "spans_of", spans),

@@ -15,10 +15,12 @@ from itm_kernels.triton._tile_table import architecture
 
 # Kernels, with the first version of Triton that compiles them.
 KERNELS = {"hardest": (3, 6), "log_sum_exp": (3, 7)}
-# Kernels whose values and times have been measured on a GPU; only these are selected. None has run
-# on a GPU yet. `python -m tools.gpu_check --steps gluon` measures all of KERNELS; a kernel that
-# passes and is faster than Triton's is added here.
-PROVEN: frozenset[str] = frozenset()
+# Kernels whose values and times have been measured on a GPU; only these are selected. The hardest
+# negatives of N = 32,768, D = 1024 in bf16 take 4.0 ms on an H200, with Triton's kernel 5.1 ms (N =
+# 4096: 6 % less, host time included). The log-sum-exp has not run: it needs a later Triton than was
+# there. `python -m tools.gpu_check --steps gluon` measures all of KERNELS; a kernel that passes and
+# is faster than Triton's is added here.
+PROVEN = frozenset({"hardest"})
 
 ARCHITECTURE = 90
 # Predicted from counts: below these sizes most processors have no second tile to multiply while

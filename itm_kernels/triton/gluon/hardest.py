@@ -4,8 +4,8 @@ Values and indices are reduced separately. First the maximum of a row or column 
 every score equal to it contributes a power of two, so that the sum of floats is a bit set, whose
 lowest bit is the lowest index. Maxima use the ALU, which runs at half the rate of the adders.
 
-Never run on a GPU: verified by `tests/backends/triton/test_gluon.py`, which interprets the
-kernel, and by `tools/compile_report/gluon_kernels.py`, which reads the machine code.
+`tests/backends/triton/test_gluon.py` interprets the kernel, and
+`tools/compile_report/gluon_kernels.py` reads the machine code.
 """
 
 import triton.language as tl

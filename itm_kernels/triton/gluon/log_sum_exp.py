@@ -4,7 +4,7 @@ Rows and columns share one exponential per logit, relative to the maximum of a w
 logits. Warps store the maxima and sums of their 16 rows for every column, and a pass over 4 x 256
 values combines them.
 
-Never run on a GPU: see `hardest.py`.
+Never run on a GPU; verified as `hardest.py` is.
 """
 
 import torch
