@@ -5,6 +5,7 @@ the reductions and sums between them, they have more host time than eager PyTorc
 the same bits.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,34 +139,37 @@ class IMCFunction(torch.autograd.Function):
         namespace, band = ctx.options
         image, text, positive, image_ids, text_ids, *found = ctx.saved_tensors
         indices, of_image, of_text = found[:2], found[2:7], found[7:]
-        backward = torch_op(namespace, "max_of_hinges_backward")
-        grads = backward(grad.expand(text.shape[0]), image, text, positive, *indices)
-        sides = (image, image_ids, of_image), (text, text_ids, of_text)
-        needed = ctx.needs_input_grad[1:3]
         of_side = band.weighted(grad)
-        both = [
-            _with_band(namespace, band, of_side, *each)
-            for each in zip(needed, grads, sides, strict=True)
+        sides = (image, image_ids, of_image), (text, text_ids, of_text)
+        # The constraints first: their weights take more memory than the gradients of the hinges.
+        of_bands = [
+            _band_gradient(namespace, band, of_side, *side) if needed else None
+            for needed, side in zip(ctx.needs_input_grad[1:3], sides, strict=True)
         ]
+        backward = torch_op(namespace, "max_of_hinges_backward")
+        of_hinges = backward(grad.expand(text.shape[0]), image, text, positive, *indices)
+        both = map(_sum, of_bands, of_hinges)
         return None, *both, *(None,) * 11
 
 
-def _with_band(
+def _band_gradient(
     namespace: str,
     band: Band,
     grad: Tensor,  # [], of the constraint
-    needed: bool,
-    of_hinges: Tensor,
-    side: tuple[Any, ...],  # x, ids, and what `intra_modal_forward` returned
-) -> Tensor | None:
-    """Add the gradient of one side's constraint to that of the hinges."""
-    if not needed:
-        return None
-    x, ids, saved = side
+    x: Tensor,
+    ids: Tensor | None,
+    saved: Sequence[Tensor],  # what `intra_modal_forward` returned
+) -> Tensor:
     of_row = (grad / x.shape[0] if band.mean else grad).expand(x.shape[0])
-    found = torch_op(namespace, "intra_modal_backward")(of_row, x, ids, *saved, *band[:2])
-    # As autograd accumulates: in place unless the sum is recorded.
-    return of_hinges + found if torch.is_grad_enabled() else of_hinges.add_(found)
+    found: Tensor = torch_op(namespace, "intra_modal_backward")(of_row, x, ids, *saved, *band[:2])
+    return found
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor | None:
+    """Add gradients as autograd does: in place unless the sum is recorded."""
+    if a is None:
+        return None
+    return a + b if torch.is_grad_enabled() else a.add_(b)
 
 
 @outside_autocast
