@@ -66,6 +66,9 @@ def stripes_of(given: GivenScores, rows: int, vector: int, *, of_rows: bool = Tr
     # Fewer elements per thread in fp64: 128 of them would fill its registers.
     if given.scores.dtype == torch.float64:
         rows, vector = 8, 2
+    # Other layouts of a tile, between which it moves, would fill the registers too.
+    elif given.column_stride != 1 or given.row_stride == 1:
+        rows, vector = 8 if given.column_stride == 1 else 16, 1
     across, along = cdiv(given.N, rows), cdiv(given.M, LANES * vector)
     if not of_rows:
         across, along = along, across

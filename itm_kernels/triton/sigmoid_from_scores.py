@@ -28,7 +28,7 @@ from itm_kernels.triton._logistic import (
     logistic,
 )
 
-_ELEMENTS = 32  # of a thread
+_ELEMENTS = 16  # of a thread; 32 spill
 
 
 @triton.jit
@@ -97,7 +97,9 @@ def _sigmoid_kernel(
         if special:
             own = rows[None, :, None] == _owners(positive, columns, HAS_IDS)[:, None, :]
             if HAS_IDS:
-                off = tl.load(x_ids + rows)[None, :, None] == ids[:, None, :]
+                # Loaded again: kept, 64-bit ids would fill the registers.
+                text_ids = tl.load(y_ids + columns)
+                off = tl.load(x_ids + rows)[None, :, None] == text_ids[:, None, :]
                 off = tl.where(own, 0, off.to(tl.int32)) > 0
                 found = tl.where(off, 0.0, found)  # it may be infinite
                 z = tl.where(off, float("-inf"), z)
