@@ -102,10 +102,11 @@ class Backward:
             out.zero_()
         # In place is safe: a program reads all columns of its cluster before it writes them.
         arguments = list_arguments(block.clusters, R)
-        self.largest = out.new_empty((block.clusters.lists, arguments["P"]))
+        bound = one.both.kind == "parts"
+        self.largest = out.new_empty((block.clusters.lists, arguments["P"] if bound else 0))
         softmax_gradient_kernel[arguments.pop("grid")](
             softmax=block.khat, grad=of_khat, out=out, largest=self.largest, scale=one.scale,
-            **arguments,
+            BOUND=bound, **arguments,
         )  # fmt: skip
         self.total += out.sum(0)
 

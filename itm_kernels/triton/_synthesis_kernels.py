@@ -118,7 +118,7 @@ def softmax_gradient_kernel(
     softmax,  # [R, M]
     grad,  # [R, M]
     out,  # [R, M], already 0 where a column is in no cluster
-    largest,  # [lists, P] largest |out| of a row of a list that is not NaN
+    largest,  # [lists, P] largest |out| of a row of a list that is not NaN, with BOUND
     starts,
     assignment,  # [R, M] int32
     P,
@@ -129,6 +129,7 @@ def softmax_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PER_ANCHOR: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
     """Write the gradient of the scores: scale * softmax * (grad - softmax . grad)."""
     group = tl.program_id(0) // tiles
@@ -154,8 +155,11 @@ def softmax_gradient_kernel(
         value = tl.load(grad + at, mask=own, other=0.0).to(DTYPE) - along[:, None]
         value *= probability * float_argument(scale, DTYPE)
         tl.store(out + at, value, mask=own)
-        bound = tl.maximum(bound, tl.max(tl.where(own & (value == value), tl.abs(value), 0.0), 1))
-    tl.store(largest + tl.cast(group, tl.int64) * P + p, bound, mask=p < P)
+        if BOUND:
+            size = tl.where(own & (value == value), tl.abs(value), 0.0)
+            bound = tl.maximum(bound, tl.max(size, 1))
+    if BOUND:
+        tl.store(largest + tl.cast(group, tl.int64) * P + p, bound, mask=p < P)
 
 
 @jit
