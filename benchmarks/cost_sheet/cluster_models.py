@@ -166,7 +166,7 @@ def _gathered_sums(launch: Launch) -> Count:
 # -- Cholesky factorization in fp64 ----------------------------------------------------------------
 
 # A pivot of a block waits for its predecessor: a row reduction, a division and an update [E].
-_PIVOT = 0.6e-6
+_PIVOT = 1.1e-6
 _FP64_OF_A_PROCESSOR = 0.5 * 60e12 / 132  # tl.dot, as `rates`
 
 
