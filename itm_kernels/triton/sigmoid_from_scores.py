@@ -28,7 +28,7 @@ from itm_kernels.triton._logistic import (
     logistic,
 )
 
-_ELEMENTS = 16  # of a thread; 32 spill
+_ROWS = 2  # of a tile; 4 spill in fp32
 
 
 @triton.jit
@@ -154,7 +154,7 @@ def _launch(
 
 def _columns(given: GivenScores) -> Stripes:
     vector = 16 // given.scores.element_size()
-    return stripes_of(given, _ELEMENTS // vector, vector, of_rows=False)
+    return stripes_of(given, _ROWS, vector, of_rows=False)
 
 
 def sigmoid_from_scores_forward(
