@@ -26,6 +26,8 @@ FILE = FOLDER / "words-and-regions.md"
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "late interaction, words": ops.late_interaction,
     "late interaction, regions": partial(ops.late_interaction, direction="i2t"),
+    "cross attention, words": ops.cross_attention,
+    "cross attention, regions": partial(ops.cross_attention, direction="i2t"),
 }
 
 

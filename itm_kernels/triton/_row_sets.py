@@ -65,9 +65,15 @@ def prepared(
     context_counts: Tensor | None,  # [N]
     query_counts: Tensor | None,  # [M]
     cosine: bool,
+    split: bool = True,
 ) -> tuple[RowSets, RowSets]:
-    """Prepare contexts and queries, in one launch."""
+    """Prepare contexts and queries, in one launch.
+
+    Without `split`, fp32 rows stay whole and the library multiplies them in fp32.
+    """
     D, kind = context.shape[2], kind_of(context[0])
+    if kind == "parts" and not split:
+        kind = "ieee"
     given = (context, context_counts), (query, query_counts)
     powers, truncated = kind == "parts" or context.dtype == torch.float16, kind == "tf32"
     copies, width = 3 if kind == "parts" else 1, D + -D % 16

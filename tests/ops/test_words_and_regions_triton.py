@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from itm_kernels.triton import _row_sets, late_interaction  # noqa: E402
 
 pytestmark = MARKS["triton"]
-SCORES = (ops.late_interaction,)
+SCORES = (ops.late_interaction, ops.cross_attention)
 # Rows that fill no block: of words, of regions, of neither.
 ODD = [(5, 4, 36, 50, 24), (4, 6, 17, 3, 40)]
 

@@ -264,6 +264,21 @@ def late_interaction(N: int, D: int, dtype: torch.dtype) -> None:
         kernels.late_interaction_backward(scores, winners, *given)
 
 
+def cross_attention(N: int, D: int, dtype: torch.dtype) -> None:
+    from itm_kernels.triton import cross_attention as kernels
+
+    context, query = sets(N, D, dtype)
+    counts = ids(len(context)), ids(len(query))
+    options = [
+        *(((None, None), "clipped_l2norm", "log_sum_exp"), (counts, "softmax", "max")),
+        *((counts, "clipped", "mean"), (counts, "l2norm", "log_sum_exp")),
+    ]
+    for own, feature_norm, aggregate in options:
+        given = context, query, *own, feature_norm, 9.0, aggregate, 6.0
+        scores, products = kernels.cross_attention_forward(*given, False)
+        kernels.cross_attention_backward(scores, scores, products, *given)
+
+
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "max_of_hinges": max_of_hinges,
     "hardest_negatives": hardest_negatives,
@@ -285,4 +300,5 @@ LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
     "unit_rows": unit_rows,
     "cross_entropy": cross_entropy,
     "late_interaction": late_interaction,
+    "cross_attention": cross_attention,
 }
