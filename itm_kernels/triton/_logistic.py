@@ -132,6 +132,12 @@ def logistic(z, small):
 
 
 @triton.jit
+def softplus(z, small):
+    """Return log(1 + e^z), for small = e^-|z|."""
+    return _log_of_one_plus(small) + _to_natural(tl.where(z > 0, z, 0.0))
+
+
+@triton.jit
 def softplus_sums(z, small, AXIS: tl.constexpr):
     """Return the sums along an axis of log(1 + e^z), for small = e^-|z|."""
     sums = tl.sum(_log_of_one_plus(small), AXIS)

@@ -109,7 +109,7 @@ class Operands(NamedTuple):
             *tile[:3], parts or x.shape[0], self.precision, align, even, has_factors
         )
         found = ScoreOperands(x, y, *strides, D, self.x_factor, self.y_factor, *constants)
-        return {"operands": found, "num_warps": tile.warps, "num_stages": tile.stages}
+        return {"operands": found, **tile.launch_options()}
 
 
 def operands(

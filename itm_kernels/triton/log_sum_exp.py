@@ -13,18 +13,20 @@ from itm_kernels.triton._blocked_products import no_scores, products_in_parts
 from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._log_sums import (
     log_sums_of_tiles,
+    scaled_logits,
     shares_exponentials,
-    tile_log_sums,
+    store_column_log_sums,
+    store_masked_log_sums,
+    store_row_log_sums,
 )
 from itm_kernels.triton._operand_gradients import gradients_of_rows
 from itm_kernels.triton._operands import Operands, wide_dtype
 from itm_kernels.triton._positives import id_arguments
 from itm_kernels.triton._products import weight_scale
-from itm_kernels.triton._score_tiles import program_tile, same_id, scale_scores, score_tile
+from itm_kernels.triton._score_tiles import program_tile, score_tile
 from itm_kernels.triton._softmax_weights import (
-    below_base,
-    common_base,
     disjoint_ids,
+    finite_shift,
     store_softmax_weights,
 )
 
@@ -47,30 +49,39 @@ def _forward_kernel(
 ):
     ROWS: tl.constexpr = operands.ROWS
     COLUMNS: tl.constexpr = operands.COLUMNS
+    FACTORS: tl.constexpr = operands.FACTORS
     n, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, N, M)
     rows, columns = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     scores = score_tile(operands, rows, columns)
-    logits = tl.load(scale) * scale_scores(operands, scores, rows, columns)
-    off = (n >= N)[:, None] | (m >= M)[None, :]
+    # Most tiles are complete, contain no positive and, with sorted ids, no equal ids.
+    ordinary = ((row_tile + 1) * ROWS <= N) & ((column_tile + 1) * COLUMNS <= M)
     if HAS_IDS:
-        off |= same_id(rows, columns, x_ids, y_ids, HAS_IDS)
+        ordinary &= disjoint_ids(tl.load(x_ids + rows), tl.load(y_ids + columns))
     if OF_POSITIVE:
         of = tl.load(positive + columns)
-        here = (of >= row_tile * ROWS) & (of < tl.minimum(N, row_tile * ROWS + ROWS)) & (m < M)
-        if tl.sum(here.to(tl.int32), 0) > 0:
-            own = n[:, None] == of[None, :]
-            tl.store(of_positive + m, tl.sum(tl.where(own, logits, 0.0), 0), mask=here)
+        here = (of >= row_tile * ROWS) & (of < tl.minimum(N, row_tile * ROWS + ROWS))
+        ordinary &= tl.max(here.to(tl.int32), 0) == 0
         if row_tile == 0:
-            nobody = tl.full((COLUMNS,), float("nan"), logits.dtype)
+            nobody = tl.full((COLUMNS,), float("nan"), scores.dtype)
             tl.store(of_positive + m, nobody, mask=((of < 0) | (of >= N)) & (m < M))
-    logits = tl.where(off, float("-inf"), logits)
-    row_shift, row_sum, column_shift, column_sum = tile_log_sums(logits, SHARED)
-    at = row + column_tile.to(tl.int64) * N + n
-    tl.store(at, row_shift, mask=n < N)
-    tl.store(at + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N, row_sum, mask=n < N)
-    at = column + row_tile.to(tl.int64) * M + m
-    tl.store(at, column_shift, mask=m < M)
-    tl.store(at + tl.cast(tl.cdiv(N, ROWS), tl.int64) * M, column_sum, mask=m < M)
+    of_logit = tl.zeros((ROWS,), scores.dtype) + tl.load(scale)
+    if FACTORS:
+        of_logit *= tl.load(operands.x_factor + rows)
+    column += row_tile.to(tl.int64) * M
+    column_sum = column + tl.cast(tl.cdiv(N, ROWS), tl.int64) * M
+    if ordinary:
+        logits = scaled_logits(scores, column_tile * COLUMNS, of_logit, operands.y_factor, FACTORS)
+        at = column_tile * COLUMNS
+        highest, total = store_column_log_sums(logits, column + at, column_sum + at, SHARED)
+    else:
+        highest, total = store_masked_log_sums(
+            scores, column_tile * COLUMNS, row_tile * ROWS, N, M, of_logit,
+            (operands.y_factor, x_ids, y_ids, positive), (column, column_sum, of_positive),
+            FACTORS, HAS_IDS, OF_POSITIVE,
+        )  # fmt: skip
+    row += column_tile.to(tl.int64) * N + n
+    row_sum = row + tl.cast(tl.cdiv(M, COLUMNS), tl.int64) * N
+    store_row_log_sums(highest, total, row, row_sum, n < N)
 
 
 def log_sum_exp_forward(
@@ -150,35 +161,39 @@ def _softmax_weights_kernel(
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     products = score_tile(operands, rows, columns)
-    of_row, highest, row_grad = (
-        tl.load(row + rows), tl.load(row_highest + rows), tl.load(grad_row + rows)
-    )  # fmt: skip
-    base, common, scaled_grad = 0.0, False, row_grad
-    if products.dtype == tl.float32:
-        of_column = tl.load(column + columns)
-        base, common = common_base(of_row, highest, of_column, tl.load(column_highest + columns))
-        scaled_grad = row_grad * tl.exp(below_base(base, of_row, highest))
+    lse, highest = finite_shift(tl.load(row + rows), tl.load(row_highest + rows))
     # Most tiles are complete, contain no positive and, with sorted ids, no equal ids.
-    all_on = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
-    x_id = rows
+    ordinary = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
     if HAS_IDS:
-        x_id = tl.load(x_ids + rows)
-        all_on &= disjoint_ids(x_id, tl.load(y_ids + columns))
+        ordinary &= disjoint_ids(tl.load(x_ids + rows), tl.load(y_ids + columns))
     if OF_POSITIVE:
         of = tl.load(positive + columns) - first
         here = (of >= row_tile * ROWS) & (of < (row_tile + 1) * ROWS)
-        all_on &= tl.max(here.to(tl.int32), 0) == 0
-    x_of = tl.load(operands.x_factor + rows) if FACTORS else row_grad
-    factor = tl.load(scale)
-    times = factor * tl.load(unit) if UNIT else factor
-    slopes = store_softmax_weights(
-        products, r, column_tile * COLUMNS, R, M, (base, common, all_on, factor, times),
-        (rows, of_row, highest, row_grad, scaled_grad, x_id, x_of),
-        (column, column_highest, grad_column, y_ids, operands.y_factor, positive, grad_positive),
-        (weights, tl.cast(weights_part, tl.int64), weights_stride),
-        FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+        ordinary &= tl.max(here.to(tl.int32), 0) == 0
+    of_logit = tl.zeros((ROWS,), products.dtype) + tl.load(scale)
+    if FACTORS:
+        of_logit *= tl.load(operands.x_factor + rows)
+    of_weight = of_logit * tl.load(unit) if UNIT else of_logit
+    of_rows = lse, highest, tl.load(grad_row + rows), of_logit, of_weight
+    of_columns = (
+        column, column_highest, grad_column, y_ids, operands.y_factor, positive, grad_positive
     )  # fmt: skip
-    tl.store(slope + tl.program_id(0), tl.sum(slopes, 0))
+    stored = weights, tl.cast(weights_part, tl.int64), weights_stride
+    nothing = tl.zeros((ROWS, 8), products.dtype)
+    if ordinary:
+        slopes = store_softmax_weights(
+            products, nothing, r, column_tile * COLUMNS, R, M, first, of_rows, x_ids, of_columns,
+            stored, True, FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+        )  # fmt: skip
+    else:
+        slopes = store_softmax_weights(
+            products, nothing, r, column_tile * COLUMNS, R, M, first, of_rows, x_ids, of_columns,
+            stored, False, FACTORS, HAS_IDS, OF_POSITIVE, WEIGHTS, PRECISION,
+        )  # fmt: skip
+    of_row = tl.sum(slopes, 1)
+    if FACTORS:  # loaded again: kept, they or their addresses would spill
+        of_row *= tl.load(operands.x_factor + first + r, r < R, 0.0)
+    tl.store(slope + tl.program_id(0), tl.sum(of_row, 0))
 
 
 def log_sum_exp_backward(

@@ -20,18 +20,18 @@ from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._logistic import (
     exp_in_base,
     has_diagonal_or_edge,
-    logistic,
     logits,
-    negate_positives,
     sigmoid_totals_kernel,
     softplus_sums,
 )
 from itm_kernels.triton._operand_gradients import gradients_of_rows
-from itm_kernels.triton._operands import Operands, wide_dtype
+from itm_kernels.triton._operands import Operands, kind_of, wide_dtype
 from itm_kernels.triton._positives import id_arguments
-from itm_kernels.triton._products import store_parts, weight_scale
+from itm_kernels.triton._products import weight_scale
 from itm_kernels.triton._scaled_operands import scaled_operands
 from itm_kernels.triton._score_tiles import program_tile, score_tile
+from itm_kernels.triton._sigmoid_weights import store_sigmoid_weights
+from itm_kernels.triton._softmax_weights import disjoint_ids
 
 
 @jit
@@ -131,37 +131,44 @@ def _sigmoid_weights_kernel(
     r, m, row_tile, column_tile = program_tile(tl.program_id(0), ROWS, COLUMNS, R, M)
     rows, columns = first + tl.minimum(r, R - 1), tl.minimum(m, M - 1)
     scores = score_tile(operands, rows, columns)
-    special = has_diagonal_or_edge(
-        row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS
-    )
-    # Row factors multiply the sums of rows: a thread holds few rows and many columns.
-    of_score = tl.full((ROWS,), 1.0, scores.dtype)
+    if HAS_IDS:
+        ordinary = ((row_tile + 1) * ROWS <= R) & ((column_tile + 1) * COLUMNS <= M)
+        of = tl.load(positive + columns) - first
+        here = (of < row_tile * ROWS + ROWS) & ((of >= row_tile * ROWS) | (of < -first))
+        ordinary &= tl.max(here.to(tl.int32), 0) == 0
+        ordinary &= disjoint_ids(tl.load(x_ids + rows), tl.load(y_ids + columns))
+    else:
+        ordinary = not has_diagonal_or_edge(
+            row_tile * ROWS, first, column_tile * COLUMNS, R, M, ROWS, COLUMNS
+        )
+    of_row = tl.zeros((ROWS,), scores.dtype) + tl.load(scale).to(scores.dtype)
     if FACTORS:
-        of_score = tl.load(operands.x_factor + rows)
-        scores *= tl.load(operands.y_factor + columns)[None, :]
-    of_row = of_score * tl.load(scale).to(scores.dtype)
-    z, scores, own = logits(
-        scores, r, m, R, M, rows, columns, of_row, bias, positive, x_ids, y_ids, special, HAS_IDS
-    )
-    small = exp_in_base(-tl.abs(z))
+        of_row *= tl.load(operands.x_factor + rows)
+    of_rows = of_row, of_row * tl.load(unit) if UNIT else of_row
+    of_columns = y_ids, operands.y_factor, positive, grad
+    stored = weights, tl.cast(weights_part, tl.int64), weights_stride
+    PARTS: tl.constexpr = WEIGHTS_PARTS if WEIGHTS else 0
+    zero = tl.zeros((ROWS, 8), scores.dtype)
+    nothing = zero, zero, zero
+    if ordinary:
+        loss, total, slope = store_sigmoid_weights(
+            scores, nothing, r, column_tile * COLUMNS, R, M, first, bias, of_rows, x_ids,
+            of_columns, stored, True, FACTORS, HAS_IDS, WHOLE, PARTS, PRECISION,
+        )  # fmt: skip
+    else:
+        loss, total, slope = store_sigmoid_weights(
+            scores, nothing, r, column_tile * COLUMNS, R, M, first, bias, of_rows, x_ids,
+            of_columns, stored, False, FACTORS, HAS_IDS, WHOLE, PARTS, PRECISION,
+        )  # fmt: skip
     at = sums + (first // ROWS + row_tile) * tl.cdiv(M, COLUMNS) + column_tile
     if WHOLE:
-        tl.store(at + 2 * tiles, tl.sum(softplus_sums(z, small, 1)))
+        tl.store(at + 2 * tiles, tl.sum(loss))
     if WEIGHTS:
-        weight = logistic(z, small)
-        weight = negate_positives(weight, own, rows, columns, special, HAS_IDS)
-        if not WHOLE:
-            weight *= tl.load(grad + columns)[None, :]
-        tl.store(at + tiles, tl.sum(tl.sum(weight, 1)))
-        tl.store(at, tl.sum(tl.sum(weight * scores, 1) * of_score))
-        if UNIT:
-            of_row *= tl.load(unit)
-        weight *= of_row[:, None]
-        if FACTORS:
-            weight *= tl.load(operands.y_factor + columns)[None, :]
-        to = weights + r[:, None].to(tl.int64) * weights_stride + m[None, :]
-        inside = (r < R)[:, None] & (m < M)[None, :]
-        store_parts(to, weights_part, weight, inside, WEIGHTS_PARTS, PRECISION)
+        tl.store(at + tiles, tl.sum(total))
+        of_score = tl.sum(slope, 1)
+        if FACTORS:  # loaded again: kept, they or their addresses would spill
+            of_score *= tl.load(operands.x_factor + first + r, r < R, 0.0)
+        tl.store(at, tl.sum(of_score))
 
 
 def _gradients(
@@ -178,10 +185,9 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Return the loss, sums for gradients of rows, gradients of scale and bias, and the unit."""
     whole = grad is None
-    # 128 x 128 with masks of ids or a gradient per text spills on sm_90.
-    both = scaled_operands(
-        image, text, cosine, epilogue="weights" if whole and positive is None else "narrow"
-    )
+    # In 128 registers, masks of ids cause 20 to 45 spills, and two parts of weights two.
+    few = positive is None and kind_of(image) == "half"
+    both = scaled_operands(image, text, cosine, epilogue="logistic" if few else "weights")
     N, M = both.shape
     tiles = both.tile.programs(N, M)[0]
     sums = torch.empty((3, tiles), dtype=wide_dtype(image), device=image.device)
