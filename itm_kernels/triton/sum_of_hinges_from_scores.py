@@ -23,7 +23,7 @@ from itm_kernels.triton._given_scores import (
 )
 from itm_kernels.triton._launch import cdiv, jit
 
-_TILE = (16, 4)  # rows and adjacent columns of a thread
+_TILE = (8, 4)  # rows and adjacent columns of a thread; 16 rows spill on sm_80
 _ELEMENTS = 32  # of a thread in the backward pass
 
 
