@@ -42,6 +42,7 @@ def cross_attention_forward(
         gram = torch.bmm(wide, wide.mT)
         found = attend(rows, chunk, others, gram, feature_norm, smooth, gradients=False)
         _aggregate(found.cosine, scores[chunk], arguments(rows, chunk, others), aggregate, scale)
+        del found
     return scores, rows.factor.new_empty((0, 0, 0, 0))
 
 
@@ -73,6 +74,7 @@ def cross_attention_backward(
         options = feature_norm, smooth
         weights, unit = write_weights(found, of_cosine, rows, chunk, others, *options)
         of_gram, along = _of_gram(found, rows), along.sum(0)
+        del found, given, of_cosine
         into = add_product(None, weights, others.parts, out=of_context[at])
         of_rows = rows.parts[:, at]
         if unit is None:
@@ -85,6 +87,7 @@ def cross_attention_backward(
             of_gram = of_gram * rows.factor[at].view(-1, C, 1)
         into.view(wide.shape).add_(torch.bmm(of_gram, wide.to(of_gram.dtype)))
         of_query_norm = along if of_query_norm is None else of_query_norm.add_(along)
+        del weights  # before the next chunk
     assert of_query is not None
     return gradients(rows, others, of_context, of_query, None, of_query_norm)
 
@@ -96,11 +99,12 @@ def _of_gram(found: Attention, rows: RowSets) -> Tensor:  # [n, C, C]
     would have errors of up to four times those of attending.
     """
     C = rows.rows.shape[1]
-    pair = (pairs.view(-1, C, pairs.shape[1]) for pairs in (found.times_gram, found.alpha))
-    if rows.kind == "ieee":
-        pair = (pairs.double() for pairs in pair)
-    outer, alpha = pair
-    return torch.bmm(outer, alpha.mT)
+    outer, alpha = (pairs.view(-1, C, pairs.shape[1]) for pairs in (found.times_gram, found.alpha))
+    if rows.kind != "ieee":
+        return torch.bmm(outer, alpha.mT)
+    size = triton.cdiv(outer.shape[0], 16)  # of the contexts whose copies in fp64 exist at once
+    parts = zip(outer.split(size), alpha.split(size), strict=True)
+    return torch.cat([torch.bmm(one.double(), other.double().mT) for one, other in parts])
 
 
 def _wide_rows(rows: RowSets, chunk: slice) -> Tensor:  # [n, C, D]
