@@ -153,13 +153,13 @@ def _weight_at(i, t, grad, text_index, image_index, order, starts, mask, HAS_IDS
     value = tl.where(tl.load(image_index + t, mask=mask, other=-1) == i, value, 0.0)
     first, count, most = i, mask.to(tl.int32), 1
     if HAS_IDS:
-        first = tl.load(starts + i, mask=mask, other=0)
-        count = (tl.load(starts + i + 1, mask=mask, other=0) - first).to(tl.int32)
+        first = tl.load(starts + i, mask=mask, other=0).to(tl.int32)
+        count = tl.load(starts + i + 1, mask=mask, other=0).to(tl.int32) - first
         most = tl.max(count, 0)
     for k in range(0, most):
         pair, there = first + k, mask & (k < count)
         if HAS_IDS:
-            pair = tl.load(order + pair, mask=there, other=0)
+            pair = tl.load(order + pair, mask=there, other=0).to(tl.int32)
         hit = there & (tl.load(text_index + pair, mask=there, other=-1) == t)
         value += tl.load(grad + pair, mask=hit, other=0.0)
     return value
@@ -178,26 +178,27 @@ def _gradient_kernel(
     HAS_IDS: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    m = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     mask = m < M
     i = m
     if HAS_IDS:
-        i = tl.load(positive + m, mask=mask, other=-1)
-    t = tl.load(text_index + m, mask=mask, other=-1)
-    k = tl.load(image_index + m, mask=mask, other=-1)
+        i = tl.load(positive + m, mask=mask, other=-1).to(tl.int32)
+    # 64-bit indices spill on sm_100.
+    t = tl.load(text_index + m, mask=mask, other=-1).to(tl.int32)
+    k = tl.load(image_index + m, mask=mask, other=-1).to(tl.int32)
     mask &= i >= 0
     dtype: tl.constexpr = grad_scores.dtype.element_ty
     active = (t >= 0).to(tl.int32) + (k >= 0).to(tl.int32)
     value = -tl.load(grad + m, mask=mask, other=0.0) * active
     value = tl.where(t == _NAN_PAIR, float("nan"), value)
-    tl.store(grad_scores + i * M + m, value.to(dtype), mask=mask)
+    tl.store(grad_scores + i.to(tl.int64) * M + m, value.to(dtype), mask=mask)
     # Several pairs may write the same value at the same place.
     hit = mask & (t >= 0)
     value = _weight_at(i, t, grad, text_index, image_index, order, starts, hit, HAS_IDS)
-    tl.store(grad_scores + i * M + t, value.to(dtype), mask=hit)
+    tl.store(grad_scores + i.to(tl.int64) * M + t, value.to(dtype), mask=hit)
     hit = mask & (k >= 0)
     value = _weight_at(k, m, grad, text_index, image_index, order, starts, hit, HAS_IDS)
-    tl.store(grad_scores + k * M + m, value.to(dtype), mask=hit)
+    tl.store(grad_scores + k.to(tl.int64) * M + m, value.to(dtype), mask=hit)
 
 
 def max_of_hinges_from_scores_backward(
