@@ -125,11 +125,12 @@ TABLE = (
     TableRow((), "tf32", "", 11, Tile(128, 128, 32, 8, 3)),
     TableRow((), "tf32", "", 0, Tile(64, 64, 32, 4, 3)),
     # 128 fp32 lanes receive 32 words per clock: 8 x 8 products per thread are 4 per word, 100 % of
-    # the units' rate; 8 x 4 are 67 %. 128 x 128 causes 58 spills with masks, and 101 in pieces on
-    # sm_120.
+    # the units' rate; 8 x 4 are 67 %. 128 x 128 causes 58 spills with masks, 101 in pieces on
+    # sm_120, 16 in log-sum-exps with ids on sm_89; 128 x 64 causes 8 in those on sm_120.
+    TableRow((120, 121), "ieee", "sums", 11, Tile(64, 64, 16, 4, 2)),
     *(
         TableRow(SMALL, "ieee", name, 11, Tile(128, 64, 16, 8, 2))
-        for name in ("weights", "narrow", "masks", "pieces")
+        for name in ("weights", "narrow", "masks", "pieces", "sums")
     ),
     TableRow(SMALL, "ieee", "", 11, Tile(128, 128, 16, 8, 2)),
     # In 4 warps, l2 has two spills there; in 8 warps, scores of pairs have six on sm_120.
