@@ -1,4 +1,4 @@
-"""Speed goals relative to eager PyTorch by instruction set, and the measured ratios.
+"""Speed goals on CPUs relative to eager PyTorch, by instruction set, and the measured ratios.
 
 ``python -m benchmarks.goals`` prints every row that has a goal. `make bench` measures these rows,
 among all others, with the highest instruction set of the machine; `make bench-avx2` with AVX2.
@@ -27,6 +27,8 @@ def table(everything: dict[str, dict[str, Any]]) -> str:
     """Return a Markdown table of every goal and its measured ratio."""
     lines = []
     for content in everything.values():
+        if content["machine"]["device"] != "cpu":
+            continue
         chosen = content["machine"]["instruction_set"]
         for key, goals in GOALS.items():
             row = content["rows"].get(key)
