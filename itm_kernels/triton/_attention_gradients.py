@@ -55,7 +55,7 @@ def write_weights(
         found.cosine, of_cosine, query.norm, weights, largest, *weights.stride()[:2],
         **sides, **kind_of_norm(feature_norm), smooth=smooth,
         PARTS=weights.shape[0], PRECISION="ieee" if in_place else precision_of(weights),
-        LARGEST=twice, ROWS=ROWS, **blocks, num_warps=_WARPS,
+        LARGEST=twice, ROWS=ROWS, **blocks, num_warps=2 * _WARPS if twice else _WARPS,
     )  # fmt: skip
     if not twice:
         return weights, None

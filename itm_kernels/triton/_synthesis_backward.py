@@ -56,7 +56,8 @@ class Backward:
         if self.apart:
             at_once = rows_per_block(x, x, 2 * M)
             self.tile = product_tile(at_once, D, "weights")
-            self.sum_tile = product_tile(at_once, D, "")  # 128 x 256 spills on sm_90
+            # On sm_90, 128 x 256 spills, and 128 x 128 if rows are not aligned.
+            self.sum_tile = product_tile(at_once, D, "narrow" if D % 16 else "")
         else:
             tile = tile_of("half" if self.kind == "parts" else self.kind, 1, 1, D)
             # rows of (anchor, cluster): 40 to 60 spills in 4 warps
