@@ -7,7 +7,6 @@ A column attends to the rows of its context; a row is normalised over the column
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from itm_kernels.triton._attention_tiles import (
     tile_of_products,
 )
 from itm_kernels.triton._attention_vectors import attended_in_double
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import square_root
 from itm_kernels.triton._row_sets import RowSets, products
 from itm_kernels.triton._tile_table import architecture
@@ -62,13 +62,13 @@ def attend(
     norm = found.new_empty((2, n * C if kind["NORM"] != "none" else 0, M))
     if kind["NORM"] != "none":
         blocks = query_blocks(M, Q)
-        _norms_kernel[(n, triton.cdiv(C, ROWS), triton.cdiv(M, blocks["QUERIES"]))](
+        _norms_kernel[(n, cdiv(C, ROWS), cdiv(M, blocks["QUERIES"]))](
             found, norm, **sides, **kind, **blocks, ROWS=ROWS
         )
     alpha = torch.empty_like(found)
     times_gram = torch.empty_like(found) if gradients else found
     along, least, length, cosine = found.new_empty((4, n, M * Q)).unbind()
-    grid = n, triton.cdiv(M * Q, _COLUMNS)
+    grid = n, cdiv(M * Q, _COLUMNS)
     options = {"ROWS": _STEP, "COLUMNS": _COLUMNS}
     # By default 16 bytes spill on sm_100.
     most = {"maxnreg": 128} if isinstance(architecture(), int) else {}
@@ -85,7 +85,7 @@ def attend(
     return Attention(found, norm, alpha, times_gram, along, least, length, cosine)
 
 
-@triton.jit
+@jit
 def _norms_kernel(
     products,  # [n C, M Q]
     norm,  # [2, n C, M]
@@ -140,7 +140,7 @@ def _norms_kernel(
         tl.store(at, square_root(total), mask=mask)
 
 
-@triton.jit
+@jit
 def _attention_kernel(
     products,  # [n C, M Q]
     norm,  # [2, n C, M]
@@ -207,7 +207,7 @@ def _attention_kernel(
     tl.store(least + n * columns + column, total * LEAST, mask=column < columns)
 
 
-@triton.jit
+@jit
 def _cosine_kernel(
     norm,  # [2, n C, M] of products
     alpha,  # [n C, M Q]

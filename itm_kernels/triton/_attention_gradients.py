@@ -20,6 +20,7 @@ from itm_kernels.triton._attention_tiles import (
     rows_of,
     tile_of_products,
 )
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._products import precision_of, store_parts, weights_empty
 from itm_kernels.triton._row_sets import RowSets
 from itm_kernels.triton._split_weights import split
@@ -44,7 +45,7 @@ def write_weights(
     """
     (_, C, _), (M, Q, _), n = context.rows.shape, query.rows.shape, chunk.stop - chunk.start
     blocks = query_blocks(M, Q, _COLUMNS)
-    grid = n, triton.cdiv(M, blocks["QUERIES"])
+    grid = n, cdiv(M, blocks["QUERIES"])
     like, kind, twice = context.rows.flatten(0, 1), context.kind, context.powers
     in_place = twice or kind == "ieee"
     weights = found.products[None] if in_place else weights_empty(n * C, M * Q, like, kind=kind)
@@ -75,7 +76,7 @@ def _multiples(of_cosine, cosine, length, least, query_norm, there):
     return g / tl.where(constant, smallest, norms), tl.where(constant, 0.0, two)
 
 
-@triton.jit
+@jit
 def _weights_kernel(
     products,  # [n C, M Q]
     norm,  # [2, n C, M]
@@ -215,7 +216,7 @@ def of_cosines(
     M, Q = sides["M"], sides["Q"]
     both = torch.empty((2, *found.cosine.shape), dtype=found.cosine.dtype, device=grad.device)
     blocks = query_blocks(M, Q, 256)
-    _of_cosines_kernel[(grad.shape[0], triton.cdiv(M, blocks["QUERIES"]))](
+    _of_cosines_kernel[(grad.shape[0], cdiv(M, blocks["QUERIES"]))](
         grad, scores, found.cosine, found.least, found.length, query.norm, *both.unbind(),
         sides["context_counts"], sides["query_counts"], *grad.stride(), *scores.stride(), M,
         sides["C"], Q, scale, HAS_CONTEXT_COUNTS=sides["HAS_CONTEXT_COUNTS"],
@@ -224,7 +225,7 @@ def of_cosines(
     return both[0], both[1]
 
 
-@triton.jit
+@jit
 def _of_cosines_kernel(
     grad,
     scores,

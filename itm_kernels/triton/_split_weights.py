@@ -1,9 +1,9 @@
 """Weights whose largest is known after they are: scaled by a power of two, and split into parts."""
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._products import store_parts, whole_groups
 
@@ -18,14 +18,14 @@ def split(
     """Write values in parts of fp16, times the power of two that is returned."""
     unit, (parts, R, M) = largest.new_empty(()), weights.shape
     _unit_kernel[(1,)](largest, unit, largest.numel(), BLOCK=1024)
-    _split_kernel[(triton.cdiv(R, _ROWS), triton.cdiv(M, _COLUMNS))](
+    _split_kernel[(cdiv(R, _ROWS), cdiv(M, _COLUMNS))](
         values, unit, weights, weights.stride(0), weights.stride(1), R, M, PARTS=parts,
         ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
     return weights, unit
 
 
-@triton.jit
+@jit
 def _unit_kernel(largest, unit, size, BLOCK: tl.constexpr):
     found = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, size, BLOCK):
@@ -34,7 +34,7 @@ def _unit_kernel(largest, unit, size, BLOCK: tl.constexpr):
     tl.store(unit, power_of_two_scale(tl.max(found, 0), 15))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@jit(do_not_specialize=["rows"])
 def _split_kernel(
     values,  # [rows, columns]
     unit,

@@ -11,13 +11,13 @@ the softmax and cosines magnify it.
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from itm_kernels.triton._attention import Attention, attend
 from itm_kernels.triton._attention_gradients import of_cosines, write_weights
 from itm_kernels.triton._attention_tiles import arguments, asked, query_blocks, rows_of
+from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._products import add_product
 from itm_kernels.triton._row_set_gradients import gradients
 from itm_kernels.triton._row_sets import RowSets, chunks, prepared
@@ -102,7 +102,7 @@ def _of_gram(found: Attention, rows: RowSets) -> Tensor:  # [n, C, C]
     outer, alpha = (pairs.view(-1, C, pairs.shape[1]) for pairs in (found.times_gram, found.alpha))
     if rows.kind != "ieee":
         return torch.bmm(outer, alpha.mT)
-    size = triton.cdiv(outer.shape[0], 16)  # of the contexts whose copies in fp64 exist at once
+    size = cdiv(outer.shape[0], 16)  # of the contexts whose copies in fp64 exist at once
     parts = zip(outer.split(size), alpha.split(size), strict=True)
     return torch.cat([torch.bmm(one.double(), other.double().mT) for one, other in parts])
 
@@ -121,14 +121,14 @@ def _aggregate(
 ) -> None:
     M, Q = sides["M"], sides["Q"]
     blocks = query_blocks(M, Q, 256)
-    _aggregate_kernel[(scores.shape[0], triton.cdiv(M, blocks["QUERIES"]))](
+    _aggregate_kernel[(scores.shape[0], cdiv(M, blocks["QUERIES"]))](
         cosine, scores, sides["context_counts"], sides["query_counts"], M, sides["C"], Q, scale,
         HAS_CONTEXT_COUNTS=sides["HAS_CONTEXT_COUNTS"],
         HAS_QUERY_COUNTS=sides["HAS_QUERY_COUNTS"], AGGREGATE=aggregate, **blocks,
     )  # fmt: skip
 
 
-@triton.jit
+@jit
 def _aggregate_kernel(
     cosine,  # [n, M Q]
     scores,  # [n, M]
