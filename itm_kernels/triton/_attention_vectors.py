@@ -1,4 +1,4 @@
-"""What query rows attend to, in fp64, where the rows of a context nearly cancel.
+"""Attended vectors of query rows, in fp64, where the rows of a context nearly cancel.
 
 |a|^2 from a Gram matrix in fp32 loses twice the digits that forming a = sum of alpha v loses.
 """

@@ -1,4 +1,4 @@
-"""Where the time of every row of the goal table goes: the GPU time of every kernel of a step."""
+"""GPU time of every kernel of a step, for every row of the goal table."""
 
 from collections.abc import Callable
 from functools import partial
