@@ -254,12 +254,14 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/demo
 	$(BIN)/python $(INSTALL) -r requirements-dev.txt
 	touch $@
 
-# open_clip is installed without its dependencies: torchvision has no CPU build, and the loss module
-# needs none. Rivals that cannot be installed are skipped; the tables show them as missing.
+# Two are installed without their dependencies. open_clip: torchvision has no CPU build, and the loss
+# module needs none. late-interaction-kernels: Triton, which it does not need on a CPU. Rivals that
+# cannot be installed are skipped; the tables show them as missing.
 $(VENV)/bench: requirements-bench.txt $(VENV)/dev
 	$(BIN)/python $(INSTALL) -r requirements-bench.txt || \
 		sed '/^[-#]/d' requirements-bench.txt | xargs -d '\n' -n 1 $(BIN)/python $(INSTALL) || true
 	-$(BIN)/python $(INSTALL) --no-deps open_clip_torch==3.3.0
+	-$(BIN)/python $(INSTALL) --no-deps late-interaction-kernels==0.4.5
 	touch $@
 
 # pip installs the package in place once; setup.py then rebuilds the extension file by file.

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import inputs
 from benchmarks.interleaved import Row
 from benchmarks.limits import Work
-from benchmarks.rivals import fine_grained, plain
+from benchmarks.rivals import fine_grained, packages, plain
 from benchmarks.shapes import PAPERS, REGIONS, WIDTH, WORDS, Size
 from itm_kernels import ops
 
@@ -62,4 +62,5 @@ def bench_late_interaction(compare, sized, compiled, quick, device, size, words)
         fine_grained.max_sim,
         eager=plain(fine_grained.max_sim),
         compile=compiled(fine_grained.max_sim),
+        late_interaction_kernels=packages.late_interaction_kernels,
     )

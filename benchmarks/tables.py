@@ -17,6 +17,7 @@ NAMES = {
     "inf_cl": "Inf-CL",
     "memeff": "memeff",
     "siglip_kernel": "siglip-kernel",
+    "late_interaction_kernels": "late-interaction-kernels",
 }
 OURS = "itm_kernels"
 

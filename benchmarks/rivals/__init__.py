@@ -18,6 +18,7 @@ PACKAGES = {
     "keops": "pykeops",
     "scikit-learn": "scikit-learn",
     "faiss": "faiss-cpu",
+    "late_interaction_kernels": "late-interaction-kernels",
     # Triton kernels for CUDA only: `pip install --no-deps` beside a CUDA build of torch.
     "inf_cl": "inf-cl",
     "memeff": "memeff",

@@ -134,6 +134,19 @@ def siglip_kernel() -> Function:
     return function
 
 
+def late_interaction_kernels() -> Function:
+    """Build late-interaction-kernels' MaxSimScorer: Triton on a GPU, plain PyTorch on a CPU.
+
+    It normalises rows and sums over the words of a text; the scores of texts are rows.
+    """
+    score = load("late_interaction_kernels").MaxSimScorer(normalize=True)
+
+    def function(regions: Tensor, words: Tensor) -> Tensor:  # [N, R, D], [M, L, D] -> [N, M]
+        return score(words, regions).T / words.shape[1]
+
+    return function
+
+
 def scikit_learn_kmeans(init: Tensor, iterations: int) -> Function:
     """Build scikit-learn's KMeans (Lloyd), which stops early when no assignment changes."""
     cluster = load("sklearn.cluster")

@@ -1,4 +1,4 @@
-"""Calls of rivals that run on CUDA only, against stand-ins for their documented functions.
+"""Calls of rivals that may not be installed, against stand-ins for their documented functions.
 
 Each stand-in is the package's own formula in plain PyTorch, with its scales and its reduction.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from benchmarks import rivals
-from benchmarks.rivals import Builder, Function, UnavailableError, eager, packages
+from benchmarks.rivals import Builder, Function, UnavailableError, eager, fine_grained, packages
 
 
 def inf_cl(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -41,7 +41,21 @@ def siglip(image: Tensor, text: Tensor, log_temperature: Tensor, bias: Tensor) -
     return -logsigmoid((2 * torch.eye(len(image)) - 1) * logits).sum() / len(image)
 
 
+class MaxSimScorer(torch.nn.Module):
+    """Sum over the tokens of a query; `normalize` is the package's default."""
+
+    def __init__(self, *, normalize: bool = True) -> None:
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, queries: Tensor, documents: Tensor) -> Tensor:  # [queries, documents]
+        if self.normalize:
+            queries, documents = normalize(queries, dim=2), normalize(documents, dim=2)
+        return torch.einsum("ild,jtd->ijlt", queries, documents).amax(3).sum(2)
+
+
 STAND_INS = {
+    "late_interaction_kernels": SimpleNamespace(MaxSimScorer=MaxSimScorer),
     "inf_cl": SimpleNamespace(cal_flash_loss=inf_cl),
     "memeff": SimpleNamespace(MemoryEfficientCLIPLoss=Memeff),
     "siglip_kernel": SimpleNamespace(fused_siglip_loss=siglip),
@@ -66,7 +80,20 @@ def test_a_rival_on_cuda_is_called_for_our_loss(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, name, STAND_INS[name])
     rows = [torch.randn(7, 5, requires_grad=True) for _ in range(2)]
-    found, wanted = builder()(*rows), formula(*rows)
+    assert_same(builder(), formula, rows)
+
+
+def test_late_interaction_kernels_scores_images_by_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "late_interaction_kernels"
+    assert name in rivals.PACKAGES
+    monkeypatch.setitem(sys.modules, name, STAND_INS[name])
+    sets = [torch.randn(shape, requires_grad=True) for shape in ((3, 6, 5), (4, 2, 5))]
+    assert_same(packages.late_interaction_kernels(), fine_grained.max_sim, sets)
+
+
+def assert_same(rival: Function, formula: Function, rows: list[Tensor]) -> None:
+    """Compare values and gradients."""
+    found, wanted = rival(*rows), formula(*rows)
     torch.testing.assert_close(found, wanted)
-    of_found, of_wanted = (torch.autograd.grad(loss, rows) for loss in (found, wanted))
+    of_found, of_wanted = (torch.autograd.grad(of.sum(), rows) for of in (found, wanted))
     torch.testing.assert_close(of_found, of_wanted)
