@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--seconds", type=float, default=3.0, help="measured time per row, over all contenders")
     add("--quick", action="store_true", help="tiny sizes: only check that values are equal")
     add("--resume", action="store_true", help="keep the rows that this machine has measured")
-    add("--goals", action="store_true", help="only rows that have a goal, against eager only")
+    add("--goals", action="store_true", help="only rows that have a goal, and its contenders")
     add("--results", type=Path, help="folder of the JSON file; a quick run writes only if given")
 
 
@@ -106,9 +106,10 @@ def compare(
         if store is not None and config.getoption("resume") and row.key in store.section("rows"):
             pytest.skip("kept from an earlier run")
         if config.getoption("goals"):
-            if row.key not in goals.GOALS:
+            wanted = goals.of(row.key, torch.backends.cpu.get_cpu_capability())
+            if not wanted:
                 pytest.skip("has no goal")
-            others = {"eager": others["eager"]}
+            others = {name: others[name] for name in wanted}
         exact = Run(row, truth, device, double=True)
         exact()
         expected = exact.found()

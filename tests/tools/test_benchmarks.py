@@ -8,11 +8,20 @@ import json
 import pytest
 import torch
 
-from benchmarks import cluster_model, goals, host_time, inputs, report, results, scaling
+from benchmarks import (
+    bench_fine_grained,
+    cluster_model,
+    goals,
+    host_time,
+    inputs,
+    report,
+    results,
+    scaling,
+)
 from benchmarks.interleaved import Contender, Row, Run, summary
 from benchmarks.limits import Work
 from benchmarks.rivals import UnavailableError, eager, plain
-from benchmarks.shapes import LARGE, Size
+from benchmarks.shapes import LARGE, WORDS, Size
 from itm_kernels import functional
 from processes import ROOT
 
@@ -146,7 +155,13 @@ def test_goals_are_held_against_rows_of_their_instruction_set():
     everything = report.load()
     on_cpus = [content for content in everything.values() if content["machine"]["device"] == "cpu"]
     assert on_cpus
-    assert all(goals.GOALS.keys() <= content["rows"].keys() for content in on_cpus)
+    for content in on_cpus:
+        chosen, rows = content["machine"]["instruction_set"], content["rows"]
+        measured = {row["operator"] for row in rows.values()}
+        for key in goals.GOALS:
+            wanted = goals.of(key, chosen).keys()
+            if wanted and key.split("/")[0] in measured:
+                assert wanted <= rows[key]["contenders"].keys()
     key = "max_of_hinges/N=128,D=1024,float32"
     record = made([1.0, 1.0, 1.0], [2.7, 2.7, 2.7])
     files = {
@@ -154,11 +169,30 @@ def test_goals_are_held_against_rows_of_their_instruction_set():
         for name in ("AVX512", "AVX2", "DEFAULT")
     }
     files["GPU"] = files["AVX512"] | {"machine": {"device": "cuda", "instruction_set": "AVX512"}}
-    cells = "2.70 (2.70 to 2.70)"
+    cells = "PyTorch eager | 2.70 (2.70 to 2.70)"
     assert goals.table(files).splitlines()[2:] == [
         f"| AVX512 | {key} | {cells} | 3 | no |",
         f"| AVX2 | {key} | {cells} | 2.5 | yes |",
     ]
+
+
+def test_a_goal_names_its_contender():
+    key = "cross_attention/R=36 L=20/N=128,D=1024,float32"
+    record = made([1.0, 1.0], [3.0, 3.0])
+    gram = record["contenders"]["eager"]
+    record["contenders"] |= {"gram": gram, "scan": {"status": "not installed"}}
+    content = {"machine": {"device": "cpu", "instruction_set": "AVX512"}, "rows": {key: record}}
+    assert goals.table({"file": content}).splitlines()[2:] == [
+        f"| AVX512 | {key} | SCAN's loop | not installed | 15 | no |",
+        f"| AVX512 | {key} | Gram form in eager | 3.00 (3.00 to 3.00) | 1.5 | yes |",
+        f"| AVX512 | {key} | PyTorch eager | 3.00 (3.00 to 3.00) | 4 | no |",
+    ]
+
+
+def test_goals_of_words_and_regions_are_of_rows_that_are_measured():
+    size = bench_fine_grained.SIZES[0]
+    for operator in ("cross_attention", "late_interaction"):
+        assert bench_fine_grained.row_of(operator, size, WORDS[0], "cpu").key in goals.GOALS
 
 
 def test_rows_are_kept_for_the_same_machine_and_versions_alone(tmp_path):
