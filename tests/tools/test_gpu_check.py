@@ -9,35 +9,48 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import interleaved
 from benchmarks.interleaved import Contender
 from benchmarks.rivals import plain
 from benchmarks.shapes import Size
 from itm_kernels import backends, functional
+from processes import Forked, run
 from tools.gpu_check import bench, runner, suite, summary, values
 from tools.gpu_check.goal_table import ENTRIES
-from tools.gpu_check.journal import ROOT, Check, Journal, Setting, SkippedError, Worker
+from tools.gpu_check.journal import Check, Journal, Setting, SkippedError, Worker
 
 FIRST_MINUTES = 9.0  # of a call of ten: predictions must fit into them
 RUN = "1.0.1"  # the first of one process
 compiled = pytest.mark.skipif(bool(backends.NOT_BUILT), reason="the extension is not built")
 
 
-def check(out: Path, *steps: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tools.gpu_check", "--device", "cpu", "--tiny", "--out", out]
-    return subprocess.run(
-        [str(word) for word in (*command, "--steps", *steps)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def command(out: Path, *steps: str) -> list[str]:
+    """Return the arguments of a rehearsal of some steps."""
+    return ["--device", "cpu", "--tiny", "--out", str(out), "--steps", *steps]
+
+
+def test_the_command_line_starts_a_process_for_a_step(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "tools.gpu_check", *command(tmp_path, "facts"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = Journal(tmp_path / "records.jsonl").latest()
+    assert set(found) == {f"facts/{name}" for name in ("machine", "gpu", "picks", "rates")}
+    assert found["facts/rates"]["status"] == "passed"
+    assert "| facts | " in done.stdout
 
 
 @compiled
-def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
+def test_every_step_runs_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(step: str, setting: Setting, run: str) -> Forked:
+        return Forked(runner.work, step, setting, run)
+
+    # Steps are forks of this process, which has imported torch and its compiler already.
+    torch.compile(functional.max_of_hinges_loss, backend="aot_eager")(*torch.eye(4).expand(2, 4, 4))
+    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(interleaved, "MOST", 1)  # runs of a contender in a round
     steps = [step for step in runner.STEPS if step != "build"]  # would replace the loaded extension
-    done = check(tmp_path, *steps)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert runner.main(command(tmp_path, *steps)) == 0
     lines = Journal(tmp_path / "records.jsonl").latest()
     assert {key.split("/")[0] for key in lines} == set(steps)
     passed = {key for key, line in lines.items() if line["status"] == "passed"}
@@ -51,7 +64,7 @@ def test_every_step_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 8  # the most that a rented machine may send back
 
     size = (tmp_path / "records.jsonl").stat().st_size
-    assert check(tmp_path, "values").returncode == 0
+    assert runner.main(command(tmp_path, "values")) == 0
     assert (tmp_path / "records.jsonl").stat().st_size == size
 
 

@@ -147,11 +147,7 @@ def supervise(step: str, options: argparse.Namespace, minutes: float, run: str) 
     setting = Setting(options.device, options.tiny, options.out, deadline)
     worker = Worker(step, setting, run)
     while True:
-        left = (deadline - time.time()) / 60
-        command = [sys.executable, "-m", "tools.gpu_check", "--worker", run, "--steps", step]
-        command += ["--out", options.out, "--device", options.device, "--minutes", f"{left:.3f}"]
-        command += ["--tiny"] * options.tiny
-        process = subprocess.Popen([str(word) for word in command], cwd=ROOT)
+        process = start(step, setting, run)
         status, words = watch(process, setting, run)
         line = setting.journal.unfinished(run)
         if line is not None and process.returncode:
@@ -168,6 +164,15 @@ def supervise(step: str, options: argparse.Namespace, minutes: float, run: str) 
             return
         if time.time() > deadline or INTERRUPTED.is_set():
             return
+
+
+def start(step: str, setting: Setting, run: str) -> subprocess.Popen[bytes]:
+    """Start a worker process, which ends at the deadline of the setting."""
+    left = (setting.deadline - time.time()) / 60
+    command = [sys.executable, "-m", "tools.gpu_check", "--worker", run, "--steps", step]
+    command += ["--out", str(setting.out), "--device", setting.device, "--minutes", f"{left:.3f}"]
+    command += ["--tiny"] * setting.tiny
+    return subprocess.Popen(command, cwd=ROOT)
 
 
 def watch(process: subprocess.Popen[bytes], setting: Setting, run: str) -> tuple[str, str]:
