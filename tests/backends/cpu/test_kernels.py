@@ -60,18 +60,25 @@ def results(case: Case, backend: str, rows: Sequence[Tensor], **ids: Tensor) -> 
     return [loss.detach(), *gradients(loss, *rows)]
 
 
+def many(name: str) -> int:
+    """Return a ragged number of rows: more than one tile of 512 (per thread) x 512 both ways.
+
+    Synthesis solves a system of all rows of a cluster, whose cost grows with their cube.
+    """
+    return 1100 if name.startswith("info_cmr") else 2100
+
+
 @cache
 def wanted(name: str, five: bool) -> list[Tensor]:
     """Return the result of the formula, once for all ways of the kernels."""
-    rows, ids = captions(430, 3) if five else (batch(2100, 3), {})
+    rows, ids = captions(430, 3) if five else (batch(many(name), 3), {})
     return results(BY_NAME[name], "reference", rows, **ids)
 
 
 @pytest.mark.any_set
 @pytest.mark.parametrize(("case", "scores"), in_every_way(CASES), indirect=["scores"])
 def test_many_tiles_are_one_matrix(case: Case, scores: None) -> None:
-    # 2,100 rows and columns: more than one tile of 512 (per thread) x 512 both ways, ragged.
-    found = results(case, "auto", batch(2100, 3))
+    found = results(case, "auto", batch(many(case.name), 3))
     torch.testing.assert_close(found, wanted(case.name, five=False))
 
 
