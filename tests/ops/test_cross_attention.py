@@ -117,6 +117,13 @@ def test_error_is_at_most_twice_eagers(
     assert_precise(ops.cross_attention, sets, backend, **options)
 
 
+@pytest.mark.parametrize("options", SCAN, ids=DIRECTIONS)
+def test_error_at_queries_of_one_row(options: dict[str, Any], backend: str) -> None:
+    """Divided by its own norm, a product is constant: its gradient is a difference that cancels."""
+    sets = drawn((5, 4, 36, 50, 24), counts=True, seed=2, dtype=torch.float32)
+    assert_precise(ops.cross_attention, sets, backend, **options)
+
+
 def opposite(dtype: torch.dtype, difference: float) -> Sets:
     """Return regions in pairs of almost opposite rows: what is attended to nearly cancels."""
     generator = torch.Generator().manual_seed(0)

@@ -40,6 +40,7 @@ struct Vector<double> {
 #include "cpu/simd/screening.inl"
 #include "cpu/simd/softmax.inl"
 #include "cpu/simd/stacked_attention.inl"
+#include "cpu/simd/stacked_attention_gradient.inl"
 #include "cpu/simd/tile_maximum.inl"
 #include "cpu/simd/unit_rows.inl"
 
