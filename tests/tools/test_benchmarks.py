@@ -151,17 +151,20 @@ def test_a_run_with_chosen_instructions_has_a_file_of_its_own(monkeypatch):
     assert "1 threads (AVX2: `ATEN_CPU_CAPABILITY=avx2`), commit c" in sentence
 
 
+# Operators with goals that no committed file has measured yet.
+NOT_MEASURED = ("cross_attention/", "late_interaction/")
+
+
 def test_goals_are_held_against_rows_of_their_instruction_set():
     everything = report.load()
     on_cpus = [content for content in everything.values() if content["machine"]["device"] == "cpu"]
     assert on_cpus
+    new = {key for key in goals.GOALS if key.startswith(NOT_MEASURED)}
     for content in on_cpus:
         chosen, rows = content["machine"]["instruction_set"], content["rows"]
-        measured = {row["operator"] for row in rows.values()}
-        for key in goals.GOALS:
-            wanted = goals.of(key, chosen).keys()
-            if wanted and key.split("/")[0] in measured:
-                assert wanted <= rows[key]["contenders"].keys()
+        assert goals.GOALS.keys() - rows.keys() <= new
+        for key in goals.GOALS.keys() & rows.keys():
+            assert goals.of(key, chosen).keys() <= rows[key]["contenders"].keys()
     key = "max_of_hinges/N=128,D=1024,float32"
     record = made([1.0, 1.0, 1.0], [2.7, 2.7, 2.7])
     files = {
