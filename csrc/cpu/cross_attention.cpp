@@ -8,6 +8,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -64,20 +65,22 @@ template <typename T>
 class SideGradients {
  public:
   explicit SideGradients(const AttendedSets<T>& p)
-      : of_context(at::zeros_like(p.context.rows)),
-        of_query(at::zeros_like(p.query.rows)),
+      : of_context(uninitialised(p.context, p.query)),
+        of_query(uninitialised(p.query, p.context)),
         p_(p),
         own_(p.query.total()) {}
 
   const Tensor of_context, of_query;
 
-  // Turns the products of a tile into their gradient, which is multiplied by both sides.
-  void add(const SetTile<T>& t, const std::vector<Gram<T>>& grams, const T* grad,
-           std::vector<std::vector<double>>& of_grams) {
+  // Writes the gradient of the products of a tile to `to`, which may be that tile, and multiplies
+  // it by both sides. Returns how many cosines were computed in fp64.
+  int64_t add(const SetTile<T>& t, const SetTile<T>& to, const std::vector<Gram<T>>& grams,
+              const T* grad, std::vector<std::vector<double>>& of_grams) {
     const int64_t M = p_.query.number, columns = p_.query.rows_of(t.queries);
     const int64_t first = p_.query.first[t.queries.begin], rows = p_.context.rows_of(t.contexts);
     std::vector<T> own((t.contexts.end - t.contexts.begin) * columns);
-    const auto to_gradient = [&](const Attention<T>& a, T* s, int64_t stride, int64_t n,
+    const int64_t first_row = p_.context.first[t.contexts.begin];
+    const auto to_gradient = [&](const Attention<T>& a, const T* s, int64_t stride, int64_t n,
                                  Span group) {
       const int64_t from = p_.query.first[group.begin];
       for (int64_t m = group.begin; m < group.end; ++m) {
@@ -85,22 +88,25 @@ class SideGradients {
         if (size) p_.options.aggregated(a.cosine() + at, size, grad[n * M + m], a.of_cosine() + at);
       }
       const int64_t i = n - t.contexts.begin;
-      loops<T>().attention_gradient(a, s, stride, &own[i * columns + from - first],
+      T* out = to.data + (p_.context.first[n] - first_row) * to.stride + from - first;
+      loops<T>().attention_gradient(a, s, stride, out, to.stride, &own[i * columns + from - first],
                                     of_grams[i].data());
     };
-    p_.for_each_attention(t, grams, to_gradient);
+    const int64_t exact = p_.for_each_attention(t, grams, to_gradient);
     for (int64_t i = 0; i < t.contexts.end - t.contexts.begin; ++i)
       for (int64_t c = 0; c < columns; ++c) own_[first + c] += own[i * columns + c];
-    const Tensor of_products = at::from_blob(t.data, {rows, columns}, p_.query.rows.options());
+    const Tensor of_products =
+        at::from_blob(to.data, {rows, columns}, {to.stride, 1}, p_.query.rows.options());
     const Tensor x = p_.context.part(p_.context.rows, t.contexts);
     const Tensor y = p_.query.part(p_.query.rows, t.queries);
     add_product(p_.context.part(of_context, t.contexts), of_products, y, t.queries.begin == 0);
     add_product(p_.query.part(of_query, t.queries), of_products.t(), x, t.contexts.begin == 0);
+    return exact;
   }
 
-  // Adds the part through the norms of what is attended to, in fp64: rows that cancel in these
-  // norms cancel here again.
-  void add_grams(Span contexts, std::vector<std::vector<double>>& of_grams) const {
+  // Adds the part through the norms of what is attended to. Rows that cancel in these norms, which
+  // were then computed in fp64, cancel here again.
+  void add_grams(Span contexts, std::vector<std::vector<double>>& of_grams, bool in_double) const {
     parallel_for(contexts.begin, contexts.end, 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView below_autograd;  // of this thread
       for (int64_t n = begin; n < end; ++n) {
@@ -108,9 +114,13 @@ class SideGradients {
         double* gram = of_grams[n - contexts.begin].data();
         for (int64_t r = 0; r < C; ++r)
           for (int64_t c = 0; c < r; ++c) gram[r * C + c] = gram[c * C + r];
-        const Tensor rows = p_.context.part(p_.context.rows, {n, n + 1}).to(at::kDouble);
-        const Tensor factors = at::from_blob(gram, {C, C}, rows.options());
-        p_.context.part(of_context, {n, n + 1}).add_(factors.mm(rows));
+        const Tensor rows = p_.context.part(p_.context.rows, {n, n + 1});
+        const Tensor factors = at::from_blob(gram, {C, C}, rows.options().dtype(at::kDouble));
+        Tensor to = p_.context.part(of_context, {n, n + 1});
+        if (in_double)
+          to.add_(factors.mm(rows.to(at::kDouble)));
+        else
+          to.addmm_(factors.to(rows.scalar_type()), rows);
       }
     });
   }
@@ -130,6 +140,12 @@ class SideGradients {
  private:
   const AttendedSets<T>& p_;
   std::vector<double> own_;  // factors of the query rows
+
+  // Returns the gradient of the rows of a side, which the first product overwrites, if there is
+  // one.
+  static Tensor uninitialised(const Sets<T>& side, const Sets<T>& other) {
+    return other.total() ? at::empty_like(side.rows) : at::zeros_like(side.rows);
+  }
 };
 
 std::tuple<Tensor, Tensor> cross_attention_backward(
@@ -147,11 +163,14 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
       const auto grams = grams_of(p.context, contexts);
       std::vector<std::vector<double>> of_grams;
       for (const auto& gram : grams) of_grams.emplace_back(gram.exact.size());
-      for (const Span queries : tiles.queries)
-        gradients.add(
-            kept.numel() ? kept_tiles.copied(contexts, queries) : tiles.computed(contexts, queries),
-            grams, of_scores.const_data_ptr<scalar_t>(), of_grams);
-      gradients.add_grams(contexts, of_grams);
+      int64_t exact = 0;
+      for (const Span queries : tiles.queries) {
+        const auto to =
+            kept.numel() ? tiles.empty(contexts, queries) : tiles.computed(contexts, queries);
+        exact += gradients.add(kept.numel() ? kept_tiles.kept(contexts, queries) : to, to, grams,
+                               of_scores.const_data_ptr<scalar_t>(), of_grams);
+      }
+      gradients.add_grams(contexts, of_grams, exact > 0);
     }
     gradients.add_own();
     found = {p.context.gradient(gradients.of_context), p.query.gradient(gradients.of_query)};

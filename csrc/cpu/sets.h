@@ -139,10 +139,15 @@ class SetTiles {
     return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
   }
 
-  // Returns a copy of a tile of kept products, which may be overwritten.
-  SetTile<T> copied(Span of_context, Span of_query) {
+  // Returns a tile of kept products, only to be read.
+  SetTile<T> kept(Span of_context, Span of_query) const {
+    const Tensor tile = kept_part(of_context, of_query);
+    return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
+  }
+
+  // Returns a tile to write, in the buffer.
+  SetTile<T> empty(Span of_context, Span of_query) {
     const Tensor tile = buffer(of_context, of_query);
-    tile.copy_(kept_part(of_context, of_query));
     return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
   }
 

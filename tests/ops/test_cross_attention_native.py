@@ -31,3 +31,20 @@ def test_fp64_takes_over_where_attended_rows_nearly_cancel(norm: str) -> None:
     sets = Sets(near.requires_grad_(), words.requires_grad_(), None, None)
     options = {"feature_norm": norm, "smooth": 1e-3, "aggregate": "mean"}
     assert_precise(ops.cross_attention, sets, "native", **options)
+
+
+@pytest.mark.parametrize("seed", [4, 13, 21])
+def test_error_of_a_softmax_over_the_query(seed: int) -> None:
+    """The gradient of attention is a difference from its mean, whose rounding all rows share."""
+    sets = drawn((5, 4, 36, 50, 24), counts=True, seed=seed, dtype=torch.float32)
+    options = {"feature_norm": "softmax", "smooth": 9.0, "scale": 6.0}
+    assert_precise(ops.cross_attention, sets, "native", **options)
+
+
+@pytest.mark.parametrize("norm", EVERY_NORM)
+def test_large_exponents_do_not_overflow(norm: str) -> None:
+    """A maximum is subtracted above an exponent of 30."""
+    sets = drawn((5, 4, 36, 12, 24), counts=True, dtype=torch.float32)
+    for smooth in (-200.0, -30.0, 30.0, 31.0, 200.0):
+        options = {"feature_norm": norm, "smooth": smooth, "aggregate": "mean"}
+        assert_precise(ops.cross_attention, sets, "native", **options)

@@ -193,10 +193,11 @@ struct Loops {
   // Computes the attention and the cosines from products s; returns how many cosines are computed
   // in fp64, because the rows that are attended to nearly cancel.
   int64_t (*attend)(const Attention<T>& a, const T* s, int64_t stride);
-  // After attend: turns products into their gradient from that of the cosines. own[w] is the factor
-  // of the query row in its gradient through its norm. Adds twice the gradient of the Gram matrix
-  // to of_gram, whose entries below the diagonal are not defined.
-  void (*attention_gradient)(const Attention<T>& a, T* s, int64_t stride, T* own, double* of_gram);
+  // After attend: writes the gradient of the products s from that of the cosines to `out`, which
+  // may be s. own[w] is the factor of the query row in its gradient through its norm. Adds twice
+  // the gradient of the Gram matrix to of_gram, whose entries below the diagonal are not defined.
+  void (*attention_gradient)(const Attention<T>& a, const T* s, int64_t stride, T* out,
+                             int64_t out_stride, T* own, double* of_gram);
 };
 
 // Loops over bf16 scores, as 16-bit words.

@@ -4,7 +4,8 @@
 // Lanes run along query rows. Only the normalisation over a query sums along them.
 
 constexpr double kLeastNorms = 1e-8;  // added to the norm of products; the least product of norms
-constexpr double kSlope = 0.1;        // of the leaky rectifier at products up to 0
+constexpr double kLargestExponent = 30;  // whose exponentials may be added
+constexpr double kSlope = 0.1;           // of the leaky rectifier at products up to 0
 
 // Returns x . y of two short rows.
 template <typename T>
@@ -57,27 +58,44 @@ inline void logits(const Attention<T>& a, const T* r, T* out, T* over) {
   }
 }
 
+// Replaces the logits of a context row by exponentials and adds these, and their products with s.
+template <typename T>
+inline void add_exponentials(const Attention<T>& a, const T* s, T* e) {
+  const T* highest = a.column(0);
+  T *sum = a.column(1), *p = a.product();
+  for (int64_t w = 0; w < a.columns; ++w) {
+    e[w] = exponential(e[w] - highest[w]);
+    sum[w] += e[w];
+    p[w] += e[w] * s[w];
+  }
+}
+
 // Writes alpha, and p = sum of alpha s.
+//
+// Products that are normalised over a query are at most 1. Times a small `smooth` no maximum must
+// be subtracted from them, and one pass over s does.
 template <typename T>
 inline void softmax_over_context(const Attention<T>& a, const T* s, int64_t stride) {
   T *highest = a.column(0), *sum = a.column(1), *r = a.column(2), *p = a.product();
-  for (int64_t w = 0; w < a.columns; ++w)
-    highest[w] = -std::numeric_limits<T>::infinity(), sum[w] = 0, p[w] = 0;
+  const bool bounded = a.over_query != OverQuery::kNothing && a.smooth <= T(kLargestExponent) &&
+                       a.smooth >= -T(kLargestExponent);
+  const T least = bounded ? T(0) : -std::numeric_limits<T>::infinity();
+  for (int64_t w = 0; w < a.columns; ++w) highest[w] = least, sum[w] = 0, p[w] = 0;
   for (int64_t c = 0; c < a.rows; ++c) {
+    const T* row = s + c * stride;
     T* out = a.alpha + c * a.stride;
-    rectify(a, s + c * stride, r);
+    if (c + 1 < a.rows)
+      for (int64_t w = 0; w < a.columns; w += 64 / sizeof(T)) __builtin_prefetch(row + stride + w);
+    rectify(a, row, r);
     logits(a, r, out, a.over + 2 * c * a.queries);
-    for (int64_t w = 0; w < a.columns; ++w) highest[w] = out[w] > highest[w] ? out[w] : highest[w];
+    if (bounded)
+      add_exponentials(a, row, out);
+    else
+      for (int64_t w = 0; w < a.columns; ++w)
+        highest[w] = out[w] > highest[w] ? out[w] : highest[w];
   }
-  for (int64_t c = 0; c < a.rows; ++c) {
-    T* e = a.alpha + c * a.stride;
-    const T* x = s + c * stride;
-    for (int64_t w = 0; w < a.columns; ++w) {
-      e[w] = exponential(e[w] - highest[w]);
-      sum[w] += e[w];
-      p[w] += e[w] * x[w];
-    }
-  }
+  for (int64_t c = 0; c < a.rows && !bounded; ++c)
+    add_exponentials(a, s + c * stride, a.alpha + c * a.stride);
   for (int64_t w = 0; w < a.columns; ++w) sum[w] = 1 / sum[w], p[w] *= sum[w];
   for (int64_t c = 0; c < a.padded_rows(); ++c) {
     T* alpha = a.alpha + c * a.stride;

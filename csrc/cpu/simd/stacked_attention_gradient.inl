@@ -98,18 +98,21 @@ inline void normalisation_gradient(const Attention<T>& a, const T* r, T* t, cons
       continue;
     }
     for (int64_t w = begin; w < end; ++w) y[w] = exponential(r[w] - over[0]) * over[1];
-    const T along = short_product(t + begin, y + begin, end - begin);
-    for (int64_t w = begin; w < end; ++w) t[w] = y[w] * (t[w] - along);
+    double along, square;
+    products_in_double(t + begin, y + begin, end - begin, along, square);
+    for (int64_t w = begin; w < end; ++w) t[w] = y[w] * static_cast<T>(t[w] - along);
   }
 }
 
-// After attend(): turns the products s into their gradient from that of the cosines, without the
-// part through the query's own norm, which own[w] times the query row is. Adds the gradient of the
-// Gram matrix, times 2, to of_gram, on and above the diagonal.
+// After attend(): writes the gradient of the products s from that of the cosines to `out`, which
+// may be s, without the part through the query's own norm, which own[w] times the query row is.
+// Adds the gradient of the Gram matrix, times 2, to of_gram, on and above the diagonal.
 //
-// The softmax subtracts the mean of its gradient: 0 of a cosine, which does not depend on |a|.
+// The softmax subtracts the mean of its gradient, which is 0 for a cosine: a cosine does not depend
+// on |a|. The computed mean has the rounding that all rows share, several times that of one row.
 template <typename T>
-void attention_gradient(const Attention<T>& a, T* s, int64_t stride, T* own, double* of_gram) {
+void attention_gradient(const Attention<T>& a, const T* s, int64_t stride, T* out,
+                        int64_t out_stride, T* own, double* of_gram) {
   T *direct = a.column(0), *h = a.column(1), *r = a.column(2), *mean = a.column(4);
   const T *p = a.product(), *square = a.square(), *norms = a.norms(), *cosine = a.cosine(),
           *grad = a.of_cosine();
@@ -118,7 +121,7 @@ void attention_gradient(const Attention<T>& a, T* s, int64_t stride, T* own, dou
     const bool small = norms[w] < least;
     direct[w] = grad[w] / (small ? least : norms[w]);
     h[w] = small ? T(0) : -direct[w] * p[w] / square[w];
-    mean[w] = small ? direct[w] * p[w] : T(0);
+    mean[w] = 0;
     own[w] = small ? T(0) : -grad[w] * cosine[w] / (a.query_norm[w] * a.query_norm[w]);
   }
   T* rest = a.column(3);  // the factors of columns in fp32; 1 in those in fp64
@@ -128,16 +131,23 @@ void attention_gradient(const Attention<T>& a, T* s, int64_t stride, T* own, dou
   }
   add_gram_gradient(a, rest, of_gram);
   for (int64_t c = 0; c < a.rows; ++c) {
-    T *x = s + c * stride, *t = a.attended + c * a.stride;
-    const T* alpha = a.alpha + c * a.stride;
-    for (int64_t w = 0; w < a.columns; ++w)
-      t[w] = a.smooth * alpha[w] * (direct[w] * x[w] + h[w] * t[w] - mean[w]);
+    const T *x = s + c * stride, *alpha = a.alpha + c * a.stride;
+    T* t = a.attended + c * a.stride;
+    for (int64_t w = 0; w < a.columns; ++w) {
+      t[w] = direct[w] * x[w] + h[w] * t[w];
+      mean[w] += alpha[w] * t[w];
+    }
+  }
+  for (int64_t c = 0; c < a.rows; ++c) {
+    const T *x = s + c * stride, *alpha = a.alpha + c * a.stride;
+    T *t = a.attended + c * a.stride, *to = out + c * out_stride;
+    for (int64_t w = 0; w < a.columns; ++w) t[w] = a.smooth * alpha[w] * (t[w] - mean[w]);
     rectify(a, x, r);
     normalisation_gradient(a, r, t, a.over + 2 * c * a.queries);
     if (a.clipped)
       for (int64_t w = 0; w < a.columns; ++w)
-        x[w] = (x[w] > 0 ? t[w] : T(kSlope) * t[w]) + alpha[w] * direct[w];
+        to[w] = (x[w] > 0 ? t[w] : T(kSlope) * t[w]) + alpha[w] * direct[w];
     else
-      for (int64_t w = 0; w < a.columns; ++w) x[w] = t[w] + alpha[w] * direct[w];
+      for (int64_t w = 0; w < a.columns; ++w) to[w] = t[w] + alpha[w] * direct[w];
   }
 }
