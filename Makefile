@@ -90,17 +90,18 @@ sanitize: $(VENV)/dev
 		$(BIN)/python setup.py build_ext --inplace
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -m native tests/contract/test_ops.py \
+		$(BIN)/python -m pytest -m "native and not compiles" tests/contract/test_ops.py \
 		tests/contract/test_every_loss.py tests/backends/cpu tests/ops
 
 # Tests the compiled kernels with the loops of each lower instruction set of this CPU. The marker
-# any_set excludes tests that do not depend on the instruction set (torch.compile, whole losses over
-# tiles that are cut before any loop runs) and tests that start a process per instruction set.
+# any_set excludes tests that do not depend on the instruction set (whole losses over tiles that are
+# cut before any loop runs) and tests that start a process per instruction set; compiles excludes
+# those of graphs.
 capabilities: $(VENV)/dev $(VENV)/built
 	for capability in $$(PYTHONPATH=.:tests/support $(BIN)/python -c \
 			"from compiled import HERE; print(*HERE[:-1])"); do \
 		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest \
-			-m "native and not any_set" || exit 1; \
+			-m "native and not any_set and not compiles" || exit 1; \
 	done
 
 # Tests the loops on emulated CPUs if Debian's qemu-user is installed, with g++-aarch64-linux-gnu

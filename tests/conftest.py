@@ -10,12 +10,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
 from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
+from graphs import BACKENDS
 from interpreted import INTERPRETED
-from itm_kernels import backends
+from itm_kernels import backends, synthesis
 from kernels import MARKS, running
 from loss_cases import CASES, Case
 
@@ -98,11 +100,6 @@ def on_device(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_default_device(None)
 
 
-BACKENDS = ["reference", "eager", "auto"]
-if INTERPRETED:
-    BACKENDS.append("triton")  # `make test-triton`
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
     """Run on the reference, on operators in eager PyTorch, and on the kernels of this build.
@@ -120,6 +117,21 @@ def backend(request: pytest.FixtureRequest, on_device: str) -> Iterator[str]:
         return
     with as_native():
         yield "native" if request.param == "eager" else "reference"
+
+
+@pytest.fixture
+def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let k-means take two of its ten equal steps, which a graph unrolls: the first and another.
+
+    Ten take half a minute in symbols. `test_compiles_into_one_graph` has all of them.
+    """
+    kmeans = synthesis.fused_kmeans
+
+    def short(x: Tensor, member: Tensor | None, K: int, iterations: int, *how: object) -> object:
+        assert iterations == 10
+        return kmeans(x, member, K, 2, *how)
+
+    monkeypatch.setattr(synthesis, "fused_kmeans", short)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

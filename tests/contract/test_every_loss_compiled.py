@@ -4,28 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from itm_kernels import synthesis
+from graphs import of_each_graph
 from loss_cases import BY_NAME, CASES, Case, batch, gradients
 
-pytestmark = pytest.mark.any_set  # a graph does not depend on the CPU's loops
-
-
-@pytest.fixture
-def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let k-means take two of its ten equal steps, which a graph unrolls: the first and another.
-
-    Ten take half a minute in symbols. `test_compiles_into_one_graph` has all of them.
-    """
-    kmeans = synthesis.fused_kmeans
-
-    def short(x: Tensor, member: Tensor | None, K: int, iterations: int, *how: object) -> object:
-        assert iterations == 10
-        return kmeans(x, member, K, 2, *how)
-
-    monkeypatch.setattr(synthesis, "fused_kmeans", short)
+pytestmark = pytest.mark.compiles
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES))
+@of_each_graph
 def test_compiles_into_one_graph(name: str, backend: str) -> None:
     case = BY_NAME[name]
     image, text = batch(6, 8, torch.float32)
@@ -44,6 +30,7 @@ def test_compiles_into_one_graph(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(case.name for case in CASES if case.takes_ids))
+@of_each_graph
 @pytest.mark.usefixtures("two_steps")
 def test_compiles_with_ids(name: str, backend: str) -> None:
     case = BY_NAME[name]
@@ -97,6 +84,7 @@ def test_exports(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_of_hinges", "info_nce", "imc-l1"])
+@of_each_graph
 def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
     """The default compiler, once per family: it takes seconds a graph."""
     case = BY_NAME[name]

@@ -204,6 +204,7 @@ def test_numpy_integers_and_floats_are_numbers() -> None:
             losses.InfoCMRLoss(num_noise=wrong)
 
 
+@pytest.mark.usefixtures("two_steps")
 def test_numpy_options_of_a_module_compile() -> None:
     module = losses.InfoCMRLoss(np.float32(0.1), num_clusters=np.int64(2), num_noise=np.int64(3))
     torch._dynamo.reset()

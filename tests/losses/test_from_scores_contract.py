@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from graphs import of_each_graph
 from itm_kernels import losses
 from loss_cases import gradients
 from oracles.comparing import tensor
@@ -123,6 +124,8 @@ def test_gradients_are_derivatives(scored: Scored, ids: dict[str, Tensor], backe
     assert torch.autograd.gradcheck(value, inputs)
 
 
+@pytest.mark.compiles
+@of_each_graph
 def test_compiles_into_one_graph(scored: Scored, backend: str) -> None:
     image, text = rows(6, 6, torch.float32)
     scores = scores_of(image, text, True).detach().requires_grad_()

@@ -69,7 +69,7 @@ def test_wrong_ids_that_were_not_checked(kernels: Any) -> None:
     assert all(grad.isnan().all() for grad in torch.autograd.grad(loss, sides))
 
 
-@pytest.mark.any_set
+@pytest.mark.compiles
 @on("native", "emulated")
 def test_it_compiles(kernels: Any) -> None:
     sides = [t.detach().float().requires_grad_() for t in batch(6, 8)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphs import of_each_graph
 from itm_kernels import losses, ops
 from sets_of_rows import drawn
 
@@ -18,6 +19,8 @@ def score(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     return SCORES[request.param]
 
 
+@pytest.mark.compiles
+@of_each_graph
 def test_a_training_step_is_one_graph(score: Callable[..., Tensor], backend: str) -> None:
     criterion = losses.MaxOfHingesLoss()
 
