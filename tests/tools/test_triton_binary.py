@@ -20,7 +20,14 @@ import triton.language as tl
 
 from tools.compile_report import recorded
 from tools.compile_report.triton_binary import AMD, SHARED
-from tools.compile_report.triton_jobs import Job, compiled, key_of, planning, uses, without_repeats
+from tools.compile_report.triton_jobs import (
+    Job,
+    key_of,
+    planning,
+    source_key_of,
+    without_repeats,
+)
+from tools.compile_report.triton_reports import Record, compiled, uses
 
 
 @triton.jit
@@ -64,14 +71,14 @@ def kernel(x, out, SIZE: tl.constexpr):
 """
 
 
-def key_of_source(folder: Path, source: str, size: int = 64, architecture: int = 80) -> str:
+def job_of_source(folder: Path, source: str, size: int = 64, architecture: int = 80) -> Job:
     folder.mkdir()
     (folder / "kernels.py").write_text(source)
     spec = importlib.util.spec_from_file_location("kernels", folder / "kernels.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     x = torch.empty(size, device="meta")
-    return key_of(job_of(lambda: module.kernel[(1,)](x, x, size), architecture))
+    return job_of(lambda: module.kernel[(1,)](x, x, size), architecture)
 
 
 def job_of(launch: Callable[[], None], architecture: int | str) -> Job:
@@ -158,25 +165,88 @@ def test_passes_are_kept_and_failures_are_not(tmp_path: Path) -> None:
 def test_a_recorded_kernel_is_compiled_again_only_in_the_sample(tmp_path: Path) -> None:
     job = job_of(product, 80)
     (first,) = uses([job], 1, tmp_path / "first")
-    (again,) = uses([job], 1, tmp_path / "again", {first.key: first.use}, lambda key: True)
+    record = Record(first.key, first.use)
+    (again,) = uses([job], 1, tmp_path / "again", {first.source: record}, lambda key: True)
     assert again == first
-    wrong = {first.key: first.use._replace(registers=777)}
-    (unseen,) = uses([job], 1, tmp_path, wrong, lambda key: False)
-    assert (unseen.use.registers, unseen.compiled) == (777, False)
-    (seen,) = uses([job], 1, tmp_path, wrong, lambda key: True)
-    assert seen.use.registers == first.use.registers
-    assert seen.use.complaints == (f"recorded as {tuple(wrong[first.key][:-1])}",)
+    wrong = Record(first.key, first.use._replace(registers=777))
+    # Recorded under this source, and under another that has the same IR.
+    for source in (first.source, "another"):
+        (unseen,) = uses([job], 1, tmp_path, {source: wrong}, lambda key: False)
+        assert (unseen.use.registers, unseen.compiled) == (777, False)
+        assert (unseen.source, unseen.key) == (first.source, first.key)
+        (seen,) = uses([job], 1, tmp_path, {source: wrong}, lambda key: True)
+        assert seen.use.registers == first.use.registers
+        assert seen.use.complaints == (f"recorded as {tuple(wrong)}",)
 
 
-def test_a_key_depends_on_the_code_and_not_on_comments(tmp_path: Path) -> None:
+def test_the_sample_finds_a_source_that_is_recorded_with_other_ir(tmp_path: Path) -> None:
+    job = job_of(product, 80)
+    (first,) = uses([job], 1, tmp_path)
+    other = Record("0" * 16, first.use)
+    (seen,) = uses([job], 1, tmp_path, {first.source: other}, lambda key: True)
+    assert seen.use.complaints == (f"recorded as {tuple(other)}",)
+    assert seen.key == first.key
+
+
+@pytest.mark.parametrize("key", [key_of, source_key_of])
+def test_a_key_depends_on_the_code_and_not_on_comments(
+    tmp_path: Path, key: Callable[[Job], str]
+) -> None:
     commented = KERNEL.replace("    at =", "    # A comment.\n    at =")
     doubled = KERNEL.replace("at, values)", "at, 2 * values)")
-    key = key_of_source(tmp_path / "first", KERNEL)
-    assert key_of_source(tmp_path / "second", KERNEL) == key
-    assert key_of_source(tmp_path / "commented", commented) == key
-    assert key_of_source(tmp_path / "doubled", doubled) != key
-    assert key_of_source(tmp_path / "size", KERNEL, size=32) != key
-    assert key_of_source(tmp_path / "architecture", KERNEL, architecture=90) != key
+    first = key(job_of_source(tmp_path / "first", KERNEL))
+    assert key(job_of_source(tmp_path / "second", KERNEL)) == first
+    assert key(job_of_source(tmp_path / "commented", commented)) == first
+    assert key(job_of_source(tmp_path / "doubled", doubled)) != first
+    assert key(job_of_source(tmp_path / "size", KERNEL, size=32)) != first
+    assert key(job_of_source(tmp_path / "architecture", KERNEL, architecture=90)) != first
+
+
+CALLING = """import types
+
+import triton
+import triton.language as tl
+
+FACTOR = tl.constexpr(2)
+limits = types.ModuleType("limits")
+limits.LOWEST = tl.constexpr(3)
+
+
+@triton.constexpr_function
+def half(size):
+    return size // 2
+
+
+@triton.jit
+def scaled(values, LEFT: tl.constexpr):
+    '''Scale twice.'''
+    if LEFT > 0:
+        values = scaled(values, LEFT - 1)
+    return values * FACTOR + limits.LOWEST
+
+
+@triton.jit
+def kernel(x, out, SIZE: tl.constexpr):
+    at = tl.arange(0, half(SIZE))
+    tl.store(out + at, scaled(tl.load(x + at), 1))
+"""
+
+
+@pytest.mark.parametrize("key", [key_of, source_key_of])
+def test_a_key_depends_on_functions_and_constants_of_a_kernel(
+    tmp_path: Path, key: Callable[[Job], str]
+) -> None:
+    first = key(job_of_source(tmp_path / "first", CALLING))
+    documented = CALLING.replace("Scale twice", "Multiply")
+    assert key(job_of_source(tmp_path / "documented", documented)) == first
+    changes = (
+        *(("constexpr(2)", "constexpr(4)"), ("constexpr(3)", "constexpr(5)"), ("// 2", "// 4")),
+        *(("values * F", "values + F"), ("LEFT > 0", "LEFT > 1")),
+    )
+    for number, change in enumerate(changes):
+        changed = CALLING.replace(*change)
+        assert changed != CALLING
+        assert key(job_of_source(tmp_path / str(number), changed)) != first
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:

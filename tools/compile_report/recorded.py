@@ -1,8 +1,9 @@
 """Committed reports of compiled kernels: CI only compiles the kernels that have changed.
 
-A report is stored under a hash of everything that it depends on: the IR or source of the kernel,
-the options and version of the compiler, and the code that checks the report. CI also recompiles one
-in SAMPLE recorded kernels, a different selection for each commit, and compares the reports.
+A report is stored under a hash of everything that it depends on: the source of the kernel (for
+Triton also its IR), the options and version of the compiler, and the code that checks the report.
+CI also recompiles one in SAMPLE recorded kernels, a different selection for each commit, and
+compares hashes of IR and reports.
 """
 
 import ast
@@ -24,7 +25,11 @@ def key_of(*parts: object) -> str:
 @cache
 def code_of(path: Path) -> str:
     """Return the code of a module without comments and docstrings, which do not affect a report."""
-    tree = ast.parse(path.read_text())
+    return undocumented(ast.parse(path.read_text()))
+
+
+def undocumented(tree: ast.Module) -> str:
+    """Return the code of a syntax tree without comments and docstrings; it changes the tree."""
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node) is not None:

@@ -1,18 +1,15 @@
 """Compile Triton kernels as their launchers would launch them, for GPUs that are not present.
 
 A stand-in driver reports the architecture. Launchers run on meta tensors and launch nothing: every
-launch becomes a job, launches that compile to the same kernel share one, and separate processes
-compile the jobs. A report is stored under a hash of everything that it depends on (`recorded.py`).
+launch becomes a job, and launches that compile to the same kernel share one. A report is stored
+under hashes of everything that it depends on (`recorded.py`).
 """
 
 import contextlib
 import hashlib
 import heapq
-import json
-import multiprocessing
 import os
-import tempfile
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +21,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 from tools.compile_report import recorded, triton_binary
-from tools.compile_report.triton_binary import Use
+from tools.compile_report.triton_sources import source_of, value_of
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default changes in 3.10
 PATHS = ("extern_libs",)
@@ -169,108 +166,34 @@ def without_repeats(jobs: Sequence[Job]) -> list[Job]:
     return [jobs[place] for place in sorted(chosen)]
 
 
+def _context_of(job: Job) -> tuple[Any, tuple[object, ...]]:
+    """Return the backend of a job, and what its report depends on besides the code."""
+    triton.runtime.driver.set_active(StandIn(job.architecture))
+    backend = make_backend(triton.runtime.driver.active.get_current_target())
+    rules = recorded.code_of(Path(triton_binary.__file__))
+    # Paths differ between machines; the libraries behind them belong to the version of Triton.
+    options = vars(job.arguments[5]).items()
+    settings = sorted((name, value) for name, value in options if name not in PATHS)
+    return backend, ((triton.__version__, backend.hash(), rules), settings)
+
+
+def source_key_of(job: Job) -> str:
+    """Return the hash of everything that a kernel's IR and report depend on: code and arguments."""
+    function, _, signature, _, constants, _, attributes, _ = job.arguments
+    known = sorted((path, value_of(constant)) for path, constant in constants.items())
+    _, context = _context_of(job)
+    arguments = sorted(signature.items()), known, sorted(attributes.items())
+    return recorded.key_of(context, source_of(function), arguments)
+
+
 def key_of(job: Job) -> str:
     """Return the hash of everything that a kernel's report depends on: IR, options and versions."""
-    triton.runtime.driver.set_active(StandIn(job.architecture))
+    backend, (versions, settings) = _context_of(job)
     function, _, signature, _, constants, options, attributes, _ = job.arguments
-    backend = make_backend(triton.runtime.driver.active.get_current_target())
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     source = ASTSource(function, signature, constants, attributes)
     functions = backend.get_codegen_implementation(options), backend.get_module_map()
     module = source.make_ir(backend.target, options, *functions, context)
-    rules = recorded.code_of(Path(triton_binary.__file__))
-    versions = triton.__version__, backend.hash(), rules
-    # Paths differ between machines; the libraries behind them belong to the version of Triton.
-    settings = sorted((name, value) for name, value in vars(options).items() if name not in PATHS)
     return recorded.key_of(versions, settings, module.str_nodebug())
-
-
-def compiled(job: Job) -> Use:
-    """Compile a kernel and return its resource use."""
-    triton.runtime.driver.set_active(StandIn(job.architecture))
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder
-        try:
-            return triton_binary.use_of(COMPILE(*job.arguments), job.architecture)
-        except Exception as error:  # the compiler raises many types
-            return failed(error)
-        finally:
-            # A later launch that found the kernel in the cache would run it instead of planning it.
-            job.function.device_caches[job.architecture][0].clear()
-
-
-def failed(error: Exception) -> Use:
-    """Return the report of a kernel that does not compile."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return Use(0, 0, 0, 0, 0, (f"{type(error).__name__}: {' '.join(lines)[:200]}",))
-
-
-class Found(NamedTuple):
-    """The report of one job."""
-
-    key: str
-    use: Use
-    compiled: bool  # by this run; otherwise recorded or stored by an earlier run
-
-
-class _Pending(NamedTuple):
-    """State that forked processes inherit from their parent, since a job cannot be pickled."""
-
-    jobs: Sequence[Job]
-    folder: Path
-    known: Mapping[str, Use]
-    sampled: Callable[[str], bool]
-
-
-_pending: _Pending | None = None
-
-
-def _found(number: int) -> Found:
-    assert _pending is not None
-    job, folder, known, sampled = _pending.jobs[number], *_pending[1:]
-    try:
-        key = key_of(job)
-    except Exception as error:
-        return Found("", failed(error), True)
-    file = folder / f"{key}.json"
-    again = key in known and sampled(key)
-    if key in known and not again:
-        return Found(key, known[key], False)
-    if file.exists() and not again:
-        return Found(key, Use._make((*json.loads(file.read_text()), ())), False)
-    use = compiled(job)
-    if not use.complaints:
-        file.write_text(json.dumps(use[:-1]))
-    if again and use != known[key]:
-        use = use._replace(complaints=(*use.complaints, f"recorded as {tuple(known[key][:-1])}"))
-    return Found(key, use, True)
-
-
-def never(key: str) -> bool:
-    """Select no recorded kernel for recompilation."""
-    return False
-
-
-def uses(
-    jobs: Sequence[Job],
-    processes: int,
-    folder: Path,
-    known: Mapping[str, Use] | None = None,
-    sampled: Callable[[str], bool] = never,
-) -> Iterator[Found]:
-    """Yield the report of every job, in order.
-
-    Args:
-        jobs: the kernels.
-        processes: the number of processes that compile.
-        folder: stores the reports without complaints of this and earlier runs.
-        known: the recorded reports by key, none of which has a complaint.
-        sampled: selects recorded kernels to recompile; a difference is a complaint.
-    """
-    global _pending
-    folder.mkdir(parents=True, exist_ok=True)
-    _pending = _Pending(jobs, folder, known or {}, sampled)
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        yield from pool.imap(_found, range(len(jobs)), chunksize=4)

@@ -1,9 +1,10 @@
 """Compile every Triton kernel as its launcher would, for GPUs that are not present.
 
 `python -m tools.compile_report.triton_kernels [operator ...]` runs the launchers on meta tensors
-(`triton_launches.py`), compiles the kernels that they would launch (`triton_jobs.py`) and reads
-their resource use from the binaries (`triton_binary.py`): registers, spills, shared memory,
-tensor-core instructions, asynchronous copies. TRITON_INTERPRET must not be set.
+(`triton_launches.py`), compiles the kernels that they would launch (`triton_jobs.py`,
+`triton_reports.py`) and reads their resource use from the binaries (`triton_binary.py`): registers,
+spills, shared memory, tensor-core instructions, asynchronous copies. TRITON_INTERPRET must not be
+set.
 """
 
 import argparse
@@ -22,8 +23,9 @@ from torch import Tensor
 from itm_kernels import _devices
 from tools.compile_report import recorded
 from tools.compile_report.triton_binary import AMD, SHARED, Use
-from tools.compile_report.triton_jobs import Job, never, planning, uses, without_repeats
+from tools.compile_report.triton_jobs import Job, planning, without_repeats
 from tools.compile_report.triton_launches import LAUNCHES
+from tools.compile_report.triton_reports import Record, never, uses
 
 FOUND = recorded.ROOT / "build" / "triton-offline"  # reports of earlier runs
 TABLE = Path(__file__).parent / "triton.tsv"
@@ -144,18 +146,24 @@ def unused(taken: dict[int | str, set[Any]]) -> list[str]:
 
 
 HEADER = f"{'case':32s}{'kernel':40s}{'tile':18s}{'sm':>6s} regs spill  shared  mma  cp"
-HEADING = f"triton {triton.__version__}: key, kernel, tile, sm, {', '.join(Use._fields[:-1])}, case"
+HEADING = (
+    f"triton {triton.__version__}: key of the source, kernel, tile, sm, "
+    f"{', '.join(Use._fields[:-1])}, case, key of the IR"
+)
 
 
-def line_of(job: Job, use: Use) -> str:
+def line_of(job: Job, key: str, use: Use) -> str:
     """Return the line of a job in the recorded table."""
-    return "\t".join(map(str, (job.kernel, job.tile, job.architecture, *use[:-1], job.case)))
+    return "\t".join(map(str, (job.kernel, job.tile, job.architecture, *use[:-1], job.case, key)))
 
 
-def recorded_uses() -> dict[str, Use]:
-    """Return the recorded reports, none of which has a complaint."""
-    reports = {key: lines[0].split("\t") for key, lines in recorded.read(TABLE).items()}
-    return {key: Use._make((*map(int, line[3:8]), ())) for key, line in reports.items()}
+def recorded_uses() -> dict[str, Record]:
+    """Return the recorded reports by `source_key_of`, none of which has a complaint."""
+    reports = {source: lines[0].split("\t") for source, lines in recorded.read(TABLE).items()}
+    return {
+        source: Record(line[-1], Use._make((*map(int, line[3:8]), ())))
+        for source, line in reports.items()
+    }
 
 
 def parsed() -> argparse.Namespace:
@@ -188,7 +196,7 @@ def main() -> int:
     reports: dict[str, list[str]] = {}
     compiled = 0
     results = uses(jobs, options.processes, FOUND, known, sampled)
-    for job, (key, use, fresh) in zip(jobs, results, strict=True):
+    for job, (source, key, use, fresh) in zip(jobs, results, strict=True):
         line = (
             f"{job.case:32s}{job.kernel:40s}{job.tile:18s}{job.architecture!s:>6s} "
             f"{use.registers:4d} {use.spills:5d} {use.shared:7d} {use.products:4d} {use.copies:3d}"
@@ -198,7 +206,7 @@ def main() -> int:
         if use.complaints:
             bad += [f"{line}  {', '.join(use.complaints)}"]
         else:
-            reports[key] = [line_of(job, use)]
+            reports[source] = [line_of(job, key, use)]
     print(f"{len(jobs)} kernels in {time.time() - start:.0f} s, {compiled} of them compiled")
     if everything and options.few:
         if options.update:
