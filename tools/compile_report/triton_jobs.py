@@ -52,6 +52,18 @@ class StandIn:
         return 0
 
 
+class Planned:
+    """A kernel that launches nothing: Triton finds it instead of planning a launch again."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *arguments: object) -> None:
+        """Return nothing, as without hooks."""
+
+    def run(self, *arguments: object) -> None:
+        """Launch nothing."""
+
+
 class Job(NamedTuple):
     """A kernel to be compiled."""
 
@@ -112,6 +124,7 @@ def _type(signature: dict[str, Any], path: tuple[int, ...]) -> str:
 def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
     """Collect a job for every launched kernel, by key, without compiling or launching it."""
     jobs: dict[str, Job] = {}
+    planned: list[tuple[dict[str, Any], str]] = []
 
     def note(
         self: JITFunction,
@@ -132,12 +145,14 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
         constant |= {names[path] for path, c in constants.items() if isinstance(c, tl.constexpr)}
         declared = tuple(sorted(constant))
         values |= {"warps": str(options.num_warps), "stages": str(options.num_stages)}
-        backend = self.device_caches[device][3]
+        cache, _, _, backend, _ = self.device_caches[device]
         source = ASTSource(self, signature, constants, attributes).hash()
         parts = triton.__version__, backend.hash(), source, options.hash()
         same = hashlib.sha256(repr(parts).encode()).hexdigest()
         arguments = self, key, signature, device, constants, options, attributes, True
         jobs.setdefault(same, Job(case, architecture, self, arguments, values, declared, same))
+        cache[key] = Planned()
+        planned.append((cache, key))
 
     triton.runtime.driver.set_active(StandIn(architecture))
     JITFunction._do_compile = note
@@ -145,6 +160,8 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
         yield jobs
     finally:
         JITFunction._do_compile = COMPILE
+        for cache, key in planned:
+            del cache[key]
 
 
 def without_repeats(jobs: Sequence[Job]) -> list[Job]:
