@@ -11,8 +11,10 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.inl %.cpp %.cu %.cuh,$(CSRC) \
 	$(wildcard tests/support/*.cpp tests/support/emulator/*))
 
-# Python compiles the modules that it imports: less than half of what pip would compile.
+# Python compiles the modules that it imports: less than half of what pip would compile. Without the
+# compiled files, which images of containers often switch off, every import of torch takes 3 s more.
 INSTALL := -m pip install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch looks for ninja on PATH.
 export PATH := $(BIN):$(PATH)
