@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -87,44 +88,66 @@ def serve_steps(
     connection.send(found)
 
 
-def outcomes(
-    size: int,
-    folder: Path,
-    serve: Callable[..., None],
-    *arguments: Any,
-    prepare: Callable[[list[Any]], None] | None = None,
-    listen: int | None = None,
-) -> tuple[list[Any], int | None]:
-    """Return what the first `listen` ranks ended with, and the exit code of the last rank.
-
-    `prepare` is called with the pipes of all ranks before the first step. No process is left.
-    """
+@contextmanager
+def _running(
+    size: int, store: Path, serve: Callable[..., None], arguments: Sequence[Any]
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Give the pipes and the processes of a group's ranks. No process is left."""
     context = forking()
     pipes, processes = [], []
     try:
         for rank in range(size):
             ours, theirs = context.Pipe()
-            given = rank, size, str(folder / "store"), theirs, *arguments
+            given = rank, size, str(store), theirs, *arguments
             process = context.Process(target=serve, args=given, daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        if prepare is not None:
-            prepare(pipes)
-        for pipe in pipes:
-            value = _received(pipe)
-            assert isinstance(value, float), value
-        for pipe in pipes:
-            pipe.send(None)
-        found = [_received(pipe) for pipe in pipes[:listen]]
-        processes[-1].join(1)
-        return found, processes[-1].exitcode
+        yield pipes, processes
     finally:
         for process in processes:
             process.kill()
             process.join()
             process.close()
+
+
+def outcomes(
+    size: int,
+    folder: Path,
+    serve: Callable[..., None],
+    cases: Sequence[Sequence[Any]],
+    *,
+    prepare: Callable[[list[Any]], None] | None = None,
+    listen: int | None = None,
+) -> list[tuple[list[Any], int | None]]:
+    """Return per case what its first `listen` ranks ended with, and its last rank's exit code.
+
+    A case holds the last arguments of `serve`. Each has a group of its own, and all groups wait for
+    their time-outs at the same time. `prepare` is called with the pipes of a group before its first
+    step.
+    """
+    with ExitStack() as stack:
+        groups = [
+            stack.enter_context(_running(size, folder / f"store{n}", serve, case))
+            for n, case in enumerate(cases)
+        ]
+        for pipes, _ in groups:
+            if prepare is not None:
+                prepare(pipes)
+        for pipes, _ in groups:
+            for pipe in pipes:
+                value = _received(pipe)
+                assert isinstance(value, float), value
+        for pipes, _ in groups:
+            for pipe in pipes:
+                pipe.send(None)
+        found = [[_received(pipe) for pipe in pipes[:listen]] for pipes, _ in groups]
+        last = [processes[-1] for _, processes in groups]
+        end = time.monotonic() + 1
+        for process in last:
+            process.join(max(0.0, end - time.monotonic()))
+        return [(each, process.exitcode) for each, process in zip(found, last, strict=True)]
 
 
 def _received(pipe: Any) -> Any:
