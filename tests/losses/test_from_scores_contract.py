@@ -99,6 +99,7 @@ def test_autocast_changes_nothing(scored: Scored, backend: str) -> None:
 
 
 @pytest.mark.parametrize("ids", [{}, IDS], ids=["diagonal", "ids"])
+@pytest.mark.usefixtures("two_steps")  # clusters do not depend on the scores
 def test_gradients_are_derivatives(scored: Scored, ids: dict[str, Tensor], backend: str) -> None:
     image, text = (t.detach() for t in rows(M=5 if ids else 3))
     scores = scores_of(image, text, True)
