@@ -4,13 +4,21 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from processes import run
+from processes import ROOT, run, run_forked
+
+# torch reads the environment when it is imported: its compilers, and where CUDA is.
+ANEW = "import sys; sys.modules.pop('torch.utils.cpp_extension', None)"
 
 
-def build(folder: Path, *options: str, **env: str) -> CompletedProcess[str]:
-    """Compile into a folder of its own, so that the checkout's extension stays as it is."""
-    into = ("--build-lib", folder, "--build-temp", folder)
-    return run(sys.executable, "setup.py", "build_ext", *into, *options, env=env)
+def build(folder: Path, *options: str, before: str = "", **env: str) -> CompletedProcess[str]:
+    """Compile into a folder of its own, so that the checkout's extension stays as it is.
+
+    `before` is code that runs before setup.py. With a PYTHONPATH it runs in a new process.
+    """
+    command = ("build_ext", "--build-lib", folder, "--build-temp", folder, *options)
+    if "PYTHONPATH" in env:
+        return run(sys.executable, "setup.py", *command, env=env)
+    return run_forked(ROOT / "setup.py", *command, env=env, before=f"{ANEW}\n{before}")
 
 
 # A compiler that records its command lines and writes empty files.

@@ -23,13 +23,12 @@ torch._C._cuda_getDeviceCount = lambda: 0
 
 
 def with_nvcc(folder: Path, compile: str) -> dict[str, str]:
-    """Return the environment of a CUDA build of torch with such a toolkit."""
-    (folder / "sitecustomize.py").write_text(WITH_CUDA)
+    """Return the arguments of `build` for a CUDA build of torch with such a toolkit."""
     nvcc = folder / "cuda" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(NVCC.format(compile=compile))
     nvcc.chmod(0o755)
-    return {"PYTHONPATH": str(folder), "CUDA_HOME": str(folder / "cuda"), "MAX_JOBS": "2"}
+    return {"before": WITH_CUDA, "CUDA_HOME": str(folder / "cuda"), "MAX_JOBS": "2"}
 
 
 def test_a_failed_cuda_build_keeps_the_cpu_kernels(tmp_path: Path) -> None:
