@@ -8,7 +8,8 @@ import pytest
 from emulated import CSRC, EMULATOR, library, needs_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover")
-FLAGS = ("-O1", "-DITM_ADDRESSES", *SANITIZERS)
+# -Og builds the kernels in 39 CPU seconds, -O1 in 66.
+FLAGS = ("-Og", "-DITM_ADDRESSES", *SANITIZERS)
 
 pytestmark = needs_compiler
 
