@@ -58,9 +58,14 @@ def keeps_winners(context: Tensor, query: Tensor) -> bool:
     return N * M * Q * 2 <= KEPT_BYTES and C < 2**15
 
 
-def keeps_products(namespace: str, context: Tensor, query: Tensor) -> bool:
-    """Return whether cross attention keeps the products of all rows for the backward pass."""
-    return keeps_scores(namespace, context.flatten(0, 1), query.flatten(0, 1))
+def keeps_products(context: Tensor, query: Tensor) -> bool:
+    """Return whether cross attention keeps the products of all rows for the backward pass.
+
+    In Triton they are one chunk, which the backward pass would compute and hold again.
+    """
+    size = 8 if context.dtype == torch.float64 else 4
+    (N, C, _), (M, Q, _) = context.shape, query.shape
+    return N * C * M * Q * size <= KEPT_BYTES
 
 
 def keeps_synthesis_scores(namespace: str, operator: str, anchors: Tensor, members: Tensor) -> bool:
@@ -147,7 +152,7 @@ POLICIES = (
     ),
     Policy(
         "kept products",
-        "native kernels keep the products of cross attention up to 64 MiB; Triton recomputes them",
+        "cross attention keeps the products of all rows for the backward pass up to 64 MiB",
         "the backward pass takes one product less; beyond, memory is that of a chunk",
         *(_HERE, "keeps_products"),
     ),

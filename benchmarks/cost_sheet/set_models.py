@@ -2,9 +2,9 @@
 
 import math
 
-from benchmarks.cost_sheet.counts import Count, Launch
+from benchmarks.cost_sheet.counts import Count, Launch, unique_bytes
 from benchmarks.cost_sheet.kernels import model, passes, rounding
-from benchmarks.cost_sheet.rates import RESIDENT
+from benchmarks.cost_sheet.rates import RESIDENT, ceiling_of
 
 
 def padded(size: int, to: int) -> int:
@@ -45,61 +45,69 @@ def _weights(launch: Launch) -> Count:
     return over_pairs(launch, elements, instructions, launch.operands["weights"].bytes)
 
 
-def columns_of(launch: Launch) -> float:
-    """Return the columns of the programs of a kernel over blocks of queries."""
-    return launch.QUERIES * padded(launch.Q, launch.COLUMNS)
-
-
-@model("_attention._norms_kernel")
-def _norms(launch: Launch) -> Count:
-    # A product is scaled twice, masked, clipped, squared and added; a softmax takes an exponential.
-    elements = launch.programs * columns_of(launch) * launch.ROWS
-    moved = launch.operands["products"].bytes + launch.operands["norm"].bytes
-    found = over_pairs(launch, elements, 10, moved)
-    return found._replace(exponentials=elements * (launch.NORM == "softmax"))
-
-
 @model("_attention._attention_kernel")
 def _attention(launch: Launch) -> Count:
-    # Two passes scale, mask, clip and divide a product [12 each] and take an exponential.
-    elements = launch.programs * launch.COLUMNS * padded(launch.C, launch.ROWS)
-    moved = launch.operands["products"].bytes + launch.operands["alpha"].bytes
-    found = over_pairs(launch, elements, 30, moved)
-    each = 2 + 2 * (launch.NORM == "softmax")
-    return found._replace(
-        exponentials=elements * each, l2=found.l2 + launch.operands["products"].bytes
+    # A product is scaled twice, masked, clipped, squared and added for its norm [10]. Attention
+    # scales, masks, clips and divides it, takes an exponential and adds twice [18]; without a bound
+    # a pass for the maximum precedes [12]. A row of the Gram matrix takes C multiplications, and a
+    # load of an entry for every 4 of them; scores need half of the matrix. No batch here has rows
+    # that cancel, which would take the fp64 loop.
+    C, Q, M, (n, programs) = launch.C, launch.Q, launch.M, launch.grid
+    rows, queries = n * padded(C, launch.ROWS), programs * launch.QUERIES
+    attended = rows * programs * padded(launch.QUERIES * Q, launch.COLUMNS)
+    entries = C if launch.GRADIENTS else (C + launch.ROWS) / 2
+    instructions = attended * ((18 if launch.BOUNDED else 30) + 6 + 1.25 * entries)
+    exponentials = attended * (1 + (launch.NORM == "softmax")) * (1 if launch.BOUNDED else 2)
+    if launch.NORM != "none":
+        of_norms = rows * queries * padded(Q, launch.OF_QUERY)
+        instructions += 10 * of_norms
+        exponentials += of_norms * (launch.NORM == "softmax")
+    # What a block of columns reads again is in the L1, what a program reads again in the L2.
+    size = launch.operands["products"].bytes
+    hbm, l2 = size, (3 if launch.NORM == "none" else 4) * size
+    if launch.GRADIENTS:
+        # A product is scaled and normalised, and its gradient formed from alpha and the Gram matrix
+        # [28]; twice for queries longer than a step. Then weights and outer products are written.
+        weighted = rows * queries * padded(Q, launch.OF_WEIGHTS)
+        passes = 1 if launch.WHOLE or launch.NORM == "none" else 2
+        instructions += weighted * (28 * passes + 12 + 4 * launch.PARTS + rounding(launch))
+        exponentials += weighted * passes * (launch.NORM == "softmax")
+        # Numbers of columns: cosines, lengths and divisors, then the multiples.
+        columns, weights = 7 * n * M * Q * size / (n * C * M * Q), launch.operands["weights"].bytes
+        hbm += 2 * size + weights + columns
+        l2 += (3 * passes + 2) * size + weights + 2 * columns
+    return Count(
+        launch.kernel,
+        triton=True,
+        instructions=instructions,
+        exponentials=exponentials,
+        hbm=hbm if size > RESIDENT else 0,
+        l2=l2,
     )
 
 
-@model("_attention._cosine_kernel")
-def _cosine(launch: Launch) -> Count:
-    # The rows of no batch here cancel, which would take the fp64 loop. A row of the Gram matrix
-    # takes C multiplications, and a load of an entry for every 4 of them.
-    elements = launch.programs * launch.COLUMNS * padded(launch.C, launch.ROWS)
-    moved = (1 + launch.GRADIENTS) * launch.operands["alpha"].bytes
-    return over_pairs(launch, elements, 6 + 1.25 * launch.C, moved)
-
-
-@model("_attention_gradients._weights_kernel")
-def _attention_weights(launch: Launch) -> Count:
-    # A norm over the query takes two passes. Each scales a product, normalises it and forms the
-    # gradient from alpha and the Gram matrix [30]; the last also writes the weights and outer
-    # products.
-    elements = launch.programs * columns_of(launch) * padded(launch.C, launch.ROWS)
-    passes = 1 if launch.NORM == "none" else 2
-    read = 3 * launch.operands["alpha"].bytes
-    written = launch.operands["alpha"].bytes + launch.operands["weights"].bytes
-    instructions = 30 * passes + 12 + 4 * launch.PARTS + rounding(launch)
-    found = over_pairs(launch, elements, instructions, read + written)
-    exponentials = elements * passes * (launch.NORM == "softmax")
-    return found._replace(l2=passes * read + written, exponentials=exponentials)
+@model("_attention_gram._through_gram_kernel")
+def _through_gram(launch: Launch) -> Count:
+    # Two parts of a Gram matrix, padded to whole steps, times tiles of rows.
+    n, columns, steps = launch.grid
+    flop = 4.0 * n * columns * launch.COLUMNS * (steps * launch.ROWS) ** 2
+    size, sums = unique_bytes(launch.operands), launch.operands["into"].bytes
+    return Count(
+        launch.kernel,
+        triton=True,
+        flop=flop,
+        depth=launch.ROWS,
+        ceiling=ceiling_of("half", launch.ROWS, launch.COLUMNS, 4),
+        instructions=launch.programs * launch.ROWS * (launch.COLUMNS + 10 * launch.ROWS * steps),
+        exposed=0.5,
+        hbm=size + sums if size > RESIDENT else 0,
+        l2=size + sums,
+    )
 
 
 @model(
     "_split_weights._split_kernel",
     "_split_weights._unit_kernel",
-    "_attention_gradients._of_cosines_kernel",
-    "cross_attention._aggregate_kernel",
 )
 def _chunk(launch: Launch) -> Count:
     return passes(launch)

@@ -64,7 +64,7 @@ class CrossAttentionFunction(torch.autograd.Function):
     ) -> Tensor:
         inputs = context, query, context_counts, query_counts
         options = feature_norm, smooth, aggregate, scale
-        keep = any(ctx.needs_input_grad) and keeps_products(namespace, context, query)
+        keep = any(ctx.needs_input_grad) and keeps_products(context, query)
         forward = torch_op(namespace, "cross_attention_forward")
         scores, products = forward(*inputs, *options, keep)
         ctx.save_for_backward(scores, products, *inputs)

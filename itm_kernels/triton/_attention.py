@@ -1,300 +1,296 @@
-"""Cross attention of a chunk of contexts: normalised products, their softmax, and cosines.
+"""Cross attention of a chunk of contexts in one kernel, from the products of all rows.
 
 The products are a matrix of all rows of the contexts and all query rows, one column per query row.
 A column attends to the rows of its context; a row is normalised over the columns of a query.
+
+A program has some queries of one context: the products that it reads several times stay in the
+caches. It computes the norms of its rows, then for every block of columns the attention and the
+cosines, and last the scores. For gradients it recomputes these and writes weights of rows instead.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from itm_kernels.triton._attention_aggregates import aggregate, write_multiples
+from itm_kernels.triton._attention_columns import (
+    negative_entries,
+    squared_lengths,
+    write_alpha,
+    write_norms,
+)
+from itm_kernels.triton._attention_gradients import write_weights
 from itm_kernels.triton._attention_tiles import (
+    COLUMNS,
     LEAST,
+    ROWS,
+    Options,
     arguments,
     asked,
-    clipped,
     kind_of_norm,
-    normalised,
-    query_blocks,
     rows_of,
-    tile_of_products,
+    spans,
 )
 from itm_kernels.triton._attention_vectors import attended_in_double
 from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import square_root
-from itm_kernels.triton._row_sets import RowSets, products
+from itm_kernels.triton._products import precision_of, weights_empty
+from itm_kernels.triton._row_sets import RowSets
+from itm_kernels.triton._split_weights import split
 from itm_kernels.triton._tile_table import architecture
 
-ROWS = 16  # of a context per step
-_COLUMNS, _STEP = 64, 8  # columns of a program, rows per step
+# Exponents up to this size need no maximum: squares of exponentials are 1e-14 to 1e14.
+_LARGEST_EXPONENT = 16.0
 # If this multiple of |a|^2 is less than its negative terms may be, more than 3 bits may be lost.
 _SHARE = tl.constexpr(4)
 
 
-class Attention(NamedTuple):
-    """The attention of the query rows in n contexts, with M Q columns."""
+class Gradients(NamedTuple):
+    """What the gradients of a chunk of n contexts are products of."""
 
-    products: Tensor  # [n C, M Q], without factors
-    norm: Tensor  # [2, n C, M] of products: the norm, or maximum and sum of exponentials
-    alpha: Tensor  # [n C, M Q], not divided by its sum: the cosine does not depend on its scale
-    times_gram: Tensor  # [n C, M Q]: Gram matrix times alpha
-    along: Tensor  # [n, M Q]: dot product of the query row and what it attends to
-    least: Tensor  # [n, M Q]: the least divisor of cosines, on the scale of alpha
-    length: Tensor  # [n, M Q]: norm of what it attends to
-    cosine: Tensor  # [n, M Q]
+    weights: Tensor  # [parts, n C, M Q]: the gradients of products, times factors and unit
+    unit: Tensor | None  # []
+    alpha: Tensor  # [n C, M Q], not divided by its sum
+    outer: Tensor  # [n C, M Q]: its product with alpha is twice the gradient of Gram matrices
+    along: Tensor  # [n, M Q]: the multiple of a query row in its gradient
 
 
-def attend(
+def write_scores(
     context: RowSets,
     chunk: slice,
     query: RowSets,
+    products: Tensor,  # [n C, M Q], without factors
     gram: Tensor,  # [n, C, C]
-    feature_norm: str,
-    smooth: float,
-    gradients: bool,
-) -> Attention:
-    """Compute the attention of all query rows in a chunk, for scores or also for gradients."""
-    (_, C, _), (M, Q, _), n = context.rows.shape, query.rows.shape, chunk.stop - chunk.start
-    found, kind = products(context, chunk, query), kind_of_norm(feature_norm)
-    sides = arguments(context, chunk, query)
-    norm = found.new_empty((2, n * C if kind["NORM"] != "none" else 0, M))
-    if kind["NORM"] != "none":
-        blocks = query_blocks(M, Q)
-        _norms_kernel[(n, cdiv(C, ROWS), cdiv(M, blocks["QUERIES"]))](
-            found, norm, **sides, **kind, **blocks, ROWS=ROWS
-        )
-    alpha = torch.empty_like(found)
-    times_gram = torch.empty_like(found) if gradients else found
-    along, least, length, cosine = found.new_empty((4, n, M * Q)).unbind()
-    grid = n, cdiv(M * Q, _COLUMNS)
-    options = {"ROWS": _STEP, "COLUMNS": _COLUMNS}
-    # By default 16 bytes spill on sm_100.
-    most = {"maxnreg": 128} if isinstance(architecture(), int) else {}
+    options: Options,
+    scores: Tensor,  # [n, M], to write
+) -> None:
+    """Write the scores of all queries with a chunk of contexts."""
+    grid, given = _arguments(context, chunk, query, products, gram, options)
+    alpha = products.new_empty((*grid, context.rows.shape[1], COLUMNS))
+    own = products.new_empty((1, grid[0], products.shape[1]))
     _attention_kernel[grid](
-        found, norm, alpha, along, least, **sides, **kind, smooth=smooth, **options, num_warps=2
-    )
-    _cosine_kernel[grid](
-        norm, alpha, gram, times_gram, context.rows[chunk], query.rows, along, least, query.norm,
-        length, cosine, *context.rows.stride(), *query.rows.stride(), context.counts[chunk],
-        query.counts, M, C, Q, context.rows.shape[2], smooth, **kind,
-        HAS_CONTEXT_COUNTS=context.has_counts, HAS_QUERY_COUNTS=query.has_counts,
-        GRADIENTS=gradients, num_warps=4, **options, **most,
+        alpha=alpha, times_gram=alpha, own=own, multiples=own, weights=own, largest=own, grad=own,
+        scores=scores, part=0, stride=0, grad_stride=0, grad_column=0,
+        scores_stride=scores.stride(0), scores_column=scores.stride(1), GRADIENTS=False, PARTS=1,
+        PRECISION="ieee", LARGEST=False, **given,
     )  # fmt: skip
-    return Attention(found, norm, alpha, times_gram, along, least, length, cosine)
 
 
-@jit
-def _norms_kernel(
-    products,  # [n C, M Q]
-    norm,  # [2, n C, M]
-    context_factor,
-    query_factor,
-    context_counts,
-    query_counts,
-    M,
-    C,
-    Q,
-    HAS_CONTEXT_COUNTS: tl.constexpr,
-    HAS_QUERY_COUNTS: tl.constexpr,
-    NORM: tl.constexpr,
-    CLIPPED: tl.constexpr,
-    ROWS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    m = tl.program_id(2).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)
-    DTYPE: tl.constexpr = products.dtype.element_ty
-    rows = rows_of(context_counts, n, C, HAS_CONTEXT_COUNTS)
-    asks = asked(query_counts, m, M, Q, HAS_QUERY_COUNTS)
-    factor = tl.load(context_factor + n * C + c, mask=c < rows, other=0.0)
-    columns = tl.cast(M, tl.int64) * Q
-    total = tl.zeros((ROWS, QUERIES), DTYPE)
-    top = tl.full((ROWS, QUERIES), float("-inf"), DTYPE)
-    for first in range(0, Q, COLUMNS):
-        q = first + tl.arange(0, COLUMNS)
-        column = m[:, None] * Q + q[None, :]
-        there = q[None, :] < asks[:, None]
-        inside = (c < rows)[:, None, None] & there[None, :, :]
-        at = products + ((n * C + c) * columns)[:, None, None] + column[None, :, :]
-        of_query = tl.load(query_factor + column, mask=there, other=0.0)
-        s = tl.load(at, mask=inside, other=0.0) * factor[:, None, None] * of_query[None, :, :]
-        if NORM == "softmax":
-            y = tl.where(inside, clipped(s, CLIPPED), float("-inf"))
-            higher = tl.maximum(top, tl.max(y, 2))
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp(top - base) + tl.sum(tl.exp(y - base[:, :, None]), 2)
-            top = higher
-        else:
-            y = tl.where(inside, clipped(s, CLIPPED), 0.0)
-            total += tl.sum(y * y, 2)
-    at = norm + (n * C + c)[:, None] * M + m[None, :]
-    mask = (c < C)[:, None] & (m < M)[None, :]
-    if NORM == "softmax":
-        tl.store(at, top, mask=mask)
-        tl.store(at + tl.num_programs(0).to(tl.int64) * C * M, total, mask=mask)
-    else:
-        tl.store(at, square_root(total), mask=mask)
+def gradients_of(
+    context: RowSets,
+    chunk: slice,
+    query: RowSets,
+    products: Tensor,  # [n C, M Q], without factors
+    gram: Tensor,  # [n, C, C]
+    options: Options,
+    grad: Tensor,  # [n, M]
+    scores: Tensor,  # [n, M]
+    overwrite: bool,
+) -> Gradients:
+    """Return the gradients of products, and what those of Gram matrices and query rows need.
+
+    With `overwrite`, weights of the products' dtype take their place.
+
+    Weights of fp16 rows are multiplied by a power of two, which the largest determines: they are
+    written twice.
+    """
+    (_, C, _), columns, n = context.rows.shape, products.shape[1], chunk.stop - chunk.start
+    grid, given = _arguments(context, chunk, query, products, gram, options)
+    like, kind, twice = context.rows.flatten(0, 1), context.kind, context.powers
+    wide = twice or kind == "ieee"
+    weights = products[None] if wide else weights_empty(n * C, columns, like, kind=kind)
+    if wide and not overwrite:
+        weights = torch.empty_like(weights)
+    alpha, outer = torch.empty_like(products), torch.empty_like(products)
+    own, multiples = products.new_empty((3, n, columns)), products.new_empty((4, n, columns))
+    largest = products.new_empty(grid)
+    _attention_kernel[grid](
+        alpha=alpha, times_gram=outer, own=own, multiples=multiples, weights=weights,
+        largest=largest, grad=grad, scores=scores, part=weights.stride(0),
+        stride=weights.stride(1), grad_stride=grad.stride(0), grad_column=grad.stride(1),
+        scores_stride=scores.stride(0), scores_column=scores.stride(1), GRADIENTS=True,
+        PARTS=weights.shape[0], PRECISION="ieee" if wide else precision_of(weights),
+        LARGEST=twice, **given,
+    )  # fmt: skip
+    unit = None
+    if twice:
+        weights, unit = split(weights[0], weights_empty(n * C, columns, like), largest)
+    return Gradients(weights, unit, alpha, outer, multiples[3])
+
+
+def _arguments(
+    context: RowSets, chunk: slice, query: RowSets, products: Tensor, gram: Tensor, options: Options
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return the grid and the arguments that scores and gradients have in common."""
+    n, C, (M, Q, _) = chunk.stop - chunk.start, context.rows.shape[1], query.rows.shape
+    kind, blocks = kind_of_norm(options.feature_norm), spans(n, M, Q)
+    parts = {"none": 0, "softmax": 2}.get(kind["NORM"], 1)
+    return (n, cdiv(M, blocks["QUERIES"])), {
+        "products": products,
+        "norm": products.new_empty((parts, n * C, M)),
+        "gram": gram,
+        **arguments(context, chunk, query),
+        "smooth": options.smooth,
+        "scale": options.scale,
+        "AGGREGATE": options.aggregate,
+        "BOUNDED": parts > 0 and abs(options.smooth) <= _LARGEST_EXPONENT,
+        **{"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4},
+        # By default the compiler spills a few registers to keep some for other programs.
+        **({"maxnreg": 255} if isinstance(architecture(), int) else {}),
+        **kind,
+        **blocks,
+    }
 
 
 @jit
 def _attention_kernel(
     products,  # [n C, M Q]
-    norm,  # [2, n C, M]
-    alpha,  # [n C, M Q]
-    along,  # [n, M Q]
-    least,  # [n, M Q]
+    norm,  # [1 or 2, n C, M], to write
+    alpha,  # [n C, M Q], or [programs, C, COLUMNS]; to write
+    times_gram,  # [n C, M Q], to write
+    gram,  # [n, C, C]
+    context,  # [n, C, D]
+    query,  # [M, Q, D]
+    query_norm,  # [M Q]
+    own,  # [1 or 3, n, M Q], to write: cosines, lengths, least divisors
+    multiples,  # [4, n, M Q], to write
+    weights,  # [PARTS, n C, M Q], to write
+    largest,  # [programs], to write
+    scores,  # [n, M]
+    grad,  # [n, M]
     context_factor,
     query_factor,
     context_counts,
     query_counts,
-    M,
-    C,
-    Q,
-    smooth,
-    HAS_CONTEXT_COUNTS: tl.constexpr,
-    HAS_QUERY_COUNTS: tl.constexpr,
-    NORM: tl.constexpr,
-    CLIPPED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    columns = tl.cast(M, tl.int64) * Q
-    contexts = tl.num_programs(0).to(tl.int64) * C
-    m = column // Q
-    DTYPE: tl.constexpr = products.dtype.element_ty
-    rows = rows_of(context_counts, n, C, HAS_CONTEXT_COUNTS)
-    there = column - m * Q < asked(query_counts, m, M, Q, HAS_QUERY_COUNTS)
-    there &= rows > 0
-    of_query = tl.load(query_factor + column, mask=there, other=0.0)
-    top = tl.full((COLUMNS,), float("-inf"), DTYPE)
-    total = tl.zeros((COLUMNS,), DTYPE)
-    for row in range(0, rows, ROWS):
-        c = row + tl.arange(0, ROWS)
-        exists = (c < rows)[:, None]
-        factor = tl.load(context_factor + n * C + c, mask=c < rows, other=0.0)
-        s, own, sums = tile_of_products(
-            products, norm, contexts, n * C + c, factor, of_query, column, m,
-            exists & there[None, :], M, columns, CLIPPED, NORM,
-        )  # fmt: skip
-        x = normalised(s, own, sums, CLIPPED, NORM) * tl.cast(smooth, DTYPE)
-        x = tl.where(exists, x, float("-inf"))
-        higher = tl.maximum(top, tl.max(x, 0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher[None, :]), 0)
-        top = higher
-    dots = tl.zeros((COLUMNS,), DTYPE)
-    for row in range(0, C, ROWS):
-        c = row + tl.arange(0, ROWS)
-        inside = (c < rows)[:, None] & there[None, :]
-        factor = tl.load(context_factor + n * C + c, mask=c < rows, other=0.0)
-        s, own, sums = tile_of_products(
-            products, norm, contexts, n * C + c, factor, of_query, column, m, inside, M, columns,
-            CLIPPED, NORM,
-        )  # fmt: skip
-        x = normalised(s, own, sums, CLIPPED, NORM) * tl.cast(smooth, DTYPE)
-        x = tl.where(inside, x - tl.where(there, top, 0.0)[None, :], float("-inf"))
-        share = tl.exp(x)
-        dots += tl.sum(share * s, 0)
-        at = alpha + ((n * C + c) * columns)[:, None] + column[None, :]
-        tl.store(at, share, mask=(c < C)[:, None] & (column < columns)[None, :])
-    tl.store(along + n * columns + column, dots, mask=column < columns)
-    total = tl.where(there, total, 1.0)
-    tl.store(least + n * columns + column, total * LEAST, mask=column < columns)
-
-
-@jit
-def _cosine_kernel(
-    norm,  # [2, n C, M] of products
-    alpha,  # [n C, M Q]
-    gram,  # [n, C, C]
-    times_gram,  # [n C, M Q] to write for gradients
-    context,  # [n, C, D]
-    query,  # [M, Q, D]
-    along,  # [n, M Q]
-    least,  # [n, M Q]
-    query_norm,  # [M Q]
-    length,  # [n, M Q]
-    cosine,  # [n, M Q]
     context_set,
     context_stride,
     context_column,
     query_set,
     query_stride,
     query_column,
-    context_counts,
-    query_counts,
+    part,
+    stride,
+    scores_stride,
+    scores_column,
+    grad_stride,
+    grad_column,
     M,
     C,
     Q,
     D,
     smooth,
+    scale,
     HAS_CONTEXT_COUNTS: tl.constexpr,
     HAS_QUERY_COUNTS: tl.constexpr,
     NORM: tl.constexpr,
     CLIPPED: tl.constexpr,
+    AGGREGATE: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    LARGEST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    GRADIENTS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    OF_QUERY: tl.constexpr,  # columns of a query per step
+    AT_ONCE: tl.constexpr,  # queries whose weights are computed at once
+    OF_WEIGHTS: tl.constexpr,  # columns of these per step
+    WHOLE: tl.constexpr,  # all of them
 ):
     n = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    first_query = tl.program_id(1).to(tl.int64) * QUERIES
+    block = first_query + tl.arange(0, QUERIES)
     columns = tl.cast(M, tl.int64) * Q
-    there = column < columns
-    DTYPE: tl.constexpr = alpha.dtype.element_ty
+    contexts = tl.num_programs(0).to(tl.int64) * C
+    part_of_columns = tl.num_programs(0) * columns
+    DTYPE: tl.constexpr = products.dtype.element_ty
     rows = rows_of(context_counts, n, C, HAS_CONTEXT_COUNTS)
-    square = tl.zeros((COLUMNS,), DTYPE)
-    squares = tl.zeros((COLUMNS,), DTYPE)  # of alpha
-    largest = tl.zeros((ROWS,), DTYPE)  # of entries of the Gram matrix below 0
-    highest = tl.zeros((ROWS,), DTYPE)  # sum of those of a row
-    from_alpha = alpha + n * C * columns + column
-    for row in range(0, rows, ROWS):
-        c = row + tl.arange(0, ROWS)
-        turned = tl.zeros((ROWS, COLUMNS), DTYPE)
-        below = tl.zeros((ROWS,), DTYPE)
-        for k in range(0, rows):
-            entry = tl.load(gram + (n * C + k) * C + c, mask=c < rows, other=0.0)
-            other = tl.load(from_alpha + k * columns, mask=there, other=0.0)
-            turned += entry[:, None] * other[None, :]
-            largest = tl.maximum(largest, -entry)
-            below += tl.maximum(-entry, 0.0)
-        highest = tl.maximum(highest, below)
-        inside = (c < rows)[:, None] & there[None, :]
-        at = ((n * C + c) * columns)[:, None] + column[None, :]
-        own = tl.load(alpha + at, mask=inside, other=0.0)
-        square += tl.sum(own * turned, 0)
-        squares += tl.sum(own * own, 0)
-        if GRADIENTS:
-            tl.store(times_gram + at, turned, mask=(c < C)[:, None] & there[None, :])
-    at = n * columns + column
-    dots = tl.load(along + at, mask=there, other=0.0)
-    smallest = tl.load(least + at, mask=there, other=1.0)
+    if NORM != "none":
+        write_norms(
+            products, norm, context_factor, query_factor, query_counts, n, contexts, block, rows, M,
+            C, Q, HAS_QUERY_COUNTS, CLIPPED, NORM, ROWS, OF_QUERY,
+        )  # fmt: skip
+        tl.debug_barrier()
+    begin = first_query * Q
+    end = tl.minimum(begin + QUERIES * Q, columns)
+    to_own = own + n * columns
     if DTYPE == tl.float32:
-        # The terms below 0 of |a|^2 = sum of alpha alpha' G add up to at most `largest` times the
-        # squared sum of alpha, and to at most `highest` |alpha|^2, since `highest` bounds the
-        # eigenvalues of the matrix of these entries.
-        total = smallest / LEAST
-        most = tl.minimum(tl.max(highest, 0) * squares, tl.max(largest, 0) * total * total)
-        cancels = there & (_SHARE * square < most)
-        if tl.max(cancels.to(tl.int32), 0) > 0:
-            m = column // Q
-            from_query = query + m * query_set + (column - m * Q) * query_stride
-            of_query = cancels & (column - m * Q < asked(query_counts, m, M, Q, HAS_QUERY_COUNTS))
-            exact_dots, exact = attended_in_double(
-                from_alpha, times_gram + n * C * columns + column, norm + n * C * M + m,
-                tl.num_programs(0).to(tl.int64) * C * M, M, context + n * context_set, from_query,
-                of_query, columns, context_stride, context_column, query_column, rows, D, smooth,
-                CLIPPED, NORM, GRADIENTS,
+        below, below_in_row = negative_entries(gram, n, rows, C, ROWS)
+    for start in range(begin, end, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        within = column < end
+        m = column // Q
+        there = within & (column - m * Q < asked(query_counts, m, M, Q, HAS_QUERY_COUNTS))
+        there &= rows > 0
+        alpha_stride = columns
+        from_alpha = alpha + n * C * columns + column
+        if not GRADIENTS:
+            alpha_stride = tl.cast(COLUMNS, tl.int64)
+            program = n * tl.num_programs(1) + tl.program_id(1)
+            from_alpha = alpha + program * C * COLUMNS + tl.arange(0, COLUMNS)
+            tl.debug_barrier()  # other threads have read the exponentials of the last block
+        to_gram = times_gram + n * C * columns + column
+        dots, total = write_alpha(
+            products, norm, from_alpha, alpha_stride, context_factor, query_factor, n, contexts,
+            rows, column, m, there, within, M, C, columns, smooth, CLIPPED, NORM, BOUNDED, ROWS,
+        )  # fmt: skip
+        total = tl.where(there, total, 1.0)
+        tl.debug_barrier()
+        square, squares = squared_lengths(
+            gram, from_alpha, to_gram, alpha_stride, columns, n, rows, C, within, GRADIENTS, ROWS
+        )
+        if DTYPE == tl.float32:
+            # The terms below 0 of |a|^2 = sum of alpha alpha' G add up to at most the largest entry
+            # times the squared sum of alpha, and to at most the largest sum of a row times
+            # |alpha|^2, since that sum bounds the eigenvalues of the matrix of these entries.
+            most = tl.minimum(below_in_row * squares, below * total * total)
+            cancels = within & (_SHARE * square < most)
+            if tl.max(cancels.to(tl.int32), 0) > 0:
+                from_query = query + m * query_set + (column - m * Q) * query_stride
+                exact_dots, exact = attended_in_double(
+                    from_alpha, to_gram, norm + n * C * M + m, contexts * M, M,
+                    context + n * context_set, from_query, cancels & there, alpha_stride, columns,
+                    context_stride, context_column, query_column, rows, D, smooth, CLIPPED, NORM,
+                    BOUNDED, GRADIENTS,
+                )  # fmt: skip
+                dots = tl.where(cancels, exact_dots, dots)
+                square = tl.where(cancels, exact, square)
+        length = square_root(tl.where(square < 0, 0.0, square))
+        norms = length * tl.load(query_norm + column, mask=within, other=0.0)
+        least = total * LEAST
+        tl.store(to_own + column, dots / tl.where(norms < least, least, norms), mask=within)
+        if GRADIENTS:
+            tl.store(to_own + part_of_columns + column, length, mask=within)
+            tl.store(to_own + 2 * part_of_columns + column, least, mask=within)
+    tl.debug_barrier()
+    at = scores + n * scores_stride + block * scores_column
+    if GRADIENTS:
+        score = tl.load(at, mask=block < M, other=0.0)
+        at = grad + n * grad_stride + block * grad_column
+        given = tl.load(at, mask=block < M, other=0.0).to(DTYPE)
+        of_context = multiples + n * columns
+        write_multiples(
+            to_own, of_context, part_of_columns, query_norm, query_counts, given, score, block,
+            rows, M, Q, scale, HAS_QUERY_COUNTS, AGGREGATE, OF_QUERY,
+        )  # fmt: skip
+        tl.debug_barrier()
+        most = tl.zeros((1,), DTYPE)
+        for some in range(0, QUERIES, AT_ONCE):
+            found = write_weights(
+                products, norm, alpha, times_gram, of_context, part_of_columns, weights, part,
+                stride, context_factor, query_factor, query_counts, n, contexts,
+                first_query + some + tl.arange(0, AT_ONCE), rows, M, C, Q, smooth, HAS_QUERY_COUNTS,
+                CLIPPED, NORM, PARTS, PRECISION, ROWS, OF_WEIGHTS, WHOLE,
             )  # fmt: skip
-            dots = tl.where(cancels, exact_dots, dots)
-            square = tl.where(cancels, exact, square)
-            tl.store(along + at, dots, mask=there)
-    own = square_root(tl.where(square < 0, 0.0, square))
-    norms = own * tl.load(query_norm + column, mask=there, other=0.0)
-    divisor = tl.where(norms < smallest, smallest, norms)
-    tl.store(length + at, own, mask=there)
-    tl.store(cosine + at, dots / divisor, mask=there)
+            most = tl.maximum(most, found)
+        if LARGEST:
+            program = n * tl.num_programs(1) + tl.program_id(1)
+            tl.store(largest + program + tl.arange(0, 1), most)
+    else:
+        found = aggregate(
+            to_own, query_counts, block, rows, M, Q, scale, HAS_QUERY_COUNTS, AGGREGATE, OF_QUERY
+        )
+        tl.store(at, found, mask=block < M)

@@ -1,43 +1,76 @@
 """Tiles of the products of rows of contexts and query rows, and what kernels over them know."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from itm_kernels.triton._launch import cdiv, next_power_of_2
+from itm_kernels.triton._operands import INTERPRETED
 from itm_kernels.triton._row_sets import RowSets
 
-COLUMNS = 128  # of the products per program
+ROWS, COLUMNS = (16 if INTERPRETED else 8), 64  # of the products per step
+SPAN = 128 if INTERPRETED else 256  # columns of a program, about
+PROGRAMS = 1 if INTERPRETED else 512  # at least: four per processor of an H200
 LEAST = tl.constexpr(1e-8)  # as in `reference._cross_attention`
 SLOPE = tl.constexpr(0.1)
 
 
-def kind_of_norm(feature_norm: str) -> dict[str, object]:
+class Options(NamedTuple):
+    """Options of cross attention."""
+
+    feature_norm: str
+    smooth: float
+    aggregate: str
+    scale: float
+
+
+def kind_of_norm(feature_norm: str) -> dict[str, Any]:
     """Return a feature norm as arguments of kernels."""
     clipped = feature_norm.startswith("clipped")
     norm = feature_norm.removeprefix("clipped_") if clipped else feature_norm
     return {"NORM": "none" if norm == "clipped" else norm, "CLIPPED": clipped}
 
 
-def query_blocks(M: int, Q: int, numbers: int = COLUMNS) -> dict[str, int]:
-    """Return queries and their rows per step of a program."""
-    columns = min(triton.next_power_of_2(Q), numbers)
-    queries = max(1, min(numbers // columns, triton.next_power_of_2(M)))
-    return {"QUERIES": queries, "COLUMNS": columns}
+def spans(n: int, M: int, Q: int) -> dict[str, Any]:
+    """Return the queries of a program, and how many of their columns it reads per step.
 
-
-def arguments(context: RowSets, chunk: slice, query: RowSets) -> dict[str, object]:
-    """Return what kernels over the products of a chunk know of both sides."""
-    C = context.rows.shape[1]
+    Spans are longer than blocks of columns, so that they have little padding; but at least
+    PROGRAMS programs occupy the processors.
+    """
+    queries = next_power_of_2(max(1, SPAN // Q))
+    while queries > 1 and n * cdiv(M, queries) < PROGRAMS and queries * Q > COLUMNS:
+        queries //= 2
+    queries = min(queries, next_power_of_2(M))
+    columns = min(next_power_of_2(Q), COLUMNS)
     return {
+        "QUERIES": queries,
+        "OF_QUERY": min(next_power_of_2(Q), max(1, 2 * COLUMNS // queries)),
+        "AT_ONCE": min(queries, COLUMNS // columns),
+        "OF_WEIGHTS": columns,
+        "WHOLE": columns >= Q,
+    }
+
+
+def arguments(context: RowSets, chunk: slice, query: RowSets) -> dict[str, Any]:
+    """Return what a kernel over the products of a chunk knows of both sides."""
+    (_, C, D), (M, Q, _) = context.rows.shape, query.rows.shape
+    found = {
+        "context": context.rows[chunk],
+        "query": query.rows,
+        "query_norm": query.norm,
         "context_factor": context.factor[chunk.start * C :],
         "query_factor": query.factor,
         "context_counts": context.counts[chunk],
         "query_counts": query.counts,
-        "M": query.rows.shape[0],
-        "C": C,
-        "Q": query.rows.shape[1],
         "HAS_CONTEXT_COUNTS": context.has_counts,
         "HAS_QUERY_COUNTS": query.has_counts,
+        **{"M": M, "C": C, "Q": Q, "D": D},
     }
+    for side, rows in (("context", context.rows), ("query", query.rows)):
+        names = (f"{side}_{part}" for part in ("set", "stride", "column"))
+        found |= zip(names, rows.stride(), strict=True)
+    return found
 
 
 @triton.jit

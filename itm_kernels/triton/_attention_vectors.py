@@ -28,12 +28,12 @@ def _products(from_row, from_query, cancels, column_stride, query_column, D):
 
 @triton.jit
 def _write_alpha(
-    alpha, norm, norms, M, from_context, from_query, cancels, columns, stride, column_stride,
-    query_column, rows, D, smooth, CLIPPED: tl.constexpr, NORM: tl.constexpr,
+    alpha, norm, norms, M, from_context, from_query, cancels, alpha_stride, stride, column_stride,
+    query_column, rows, D, smooth, CLIPPED: tl.constexpr, NORM: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """Write exponentials again, computed in fp64 and rounded once."""
-    top = tl.full(cancels.shape, float("-inf"), tl.float64)
-    for step in range(0, 2):
+    top = tl.full(cancels.shape, 0.0 if BOUNDED else float("-inf"), tl.float64)
+    for step in range(1 if BOUNDED else 0, 2):
         for row in range(0, rows):
             s = _products(
                 from_context + tl.cast(row, tl.int64) * stride, from_query, cancels, column_stride,
@@ -53,14 +53,14 @@ def _write_alpha(
             if step == 0:
                 top = tl.maximum(top, x)
             else:
-                to = alpha + tl.cast(row, tl.int64) * columns
+                to = alpha + tl.cast(row, tl.int64) * alpha_stride
                 tl.store(to, tl.exp(x - top).to(tl.float32), mask=cancels)
     tl.debug_barrier()  # other threads read them
 
 
 @triton.jit
 def _attended(
-    from_alpha, from_context, from_query, cancels, columns, stride, column_stride,
+    from_alpha, from_context, from_query, cancels, alpha_stride, stride, column_stride,
     query_column, rows, D,
 ):  # fmt: skip
     """Form what columns attend to in fp64; return its product with their query rows, its square."""
@@ -70,7 +70,7 @@ def _attended(
         d = (first + tl.arange(0, DEPTH)).to(tl.int64)
         attended = tl.zeros((DEPTH, cancels.shape[0]), tl.float64)
         for row in range(0, rows):
-            of_row = from_alpha + tl.cast(row, tl.int64) * columns
+            of_row = from_alpha + tl.cast(row, tl.int64) * alpha_stride
             share = tl.load(of_row, mask=cancels, other=0.0).to(tl.float64)
             at = from_context + tl.cast(row, tl.int64) * stride + d * column_stride
             value = tl.load(at, mask=d < D, other=0.0).to(tl.float64)
@@ -85,7 +85,7 @@ def _attended(
 
 @triton.jit
 def _times_gram_row(
-    from_alpha, from_context, row, cancels, columns, stride, column_stride, rows, D
+    from_alpha, from_context, row, cancels, alpha_stride, stride, column_stride, rows, D
 ):  # fmt: skip
     """Return a row of the Gram matrix times alpha in fp64, for the columns of `from_alpha`."""
     found = tl.zeros(cancels.shape, tl.float64)
@@ -98,16 +98,16 @@ def _times_gram_row(
             left = tl.load(own + d * column_stride, mask=d < D, other=0.0).to(tl.float64)
             right = tl.load(at + d * column_stride, mask=d < D, other=0.0).to(tl.float64)
             products += left * right
-        of_row = from_alpha + tl.cast(other, tl.int64) * columns
+        of_row = from_alpha + tl.cast(other, tl.int64) * alpha_stride
         found += tl.sum(products, 0) * tl.load(of_row, mask=cancels, other=0.0).to(tl.float64)
     return found
 
 
 @triton.jit
 def attended_in_double(
-    alpha, times_gram, norm, norms, M, from_context, from_query, cancels, columns, stride,
-    column_stride, query_column, rows, D, smooth, CLIPPED: tl.constexpr, NORM: tl.constexpr,
-    GRADIENTS: tl.constexpr,
+    alpha, times_gram, norm, norms, M, from_context, from_query, cancels, alpha_stride, columns,
+    stride, column_stride, query_column, rows, D, smooth, CLIPPED: tl.constexpr, NORM: tl.constexpr,
+    BOUNDED: tl.constexpr, GRADIENTS: tl.constexpr,
 ):  # fmt: skip
     """Return the products of query rows and what they attend to, and its squares, through fp64.
 
@@ -122,7 +122,8 @@ def attended_in_double(
         from_context: pointer to the context.
         from_query: pointers to the query rows.
         cancels: the columns to compute; 0 is returned for others.
-        columns: elements between rows of alpha.
+        alpha_stride: elements between rows of alpha.
+        columns: between rows of the Gram matrix times alpha.
         stride: between rows of the context.
         column_stride: between its columns.
         query_column: between columns of the query.
@@ -131,20 +132,21 @@ def attended_in_double(
         smooth: inverse temperature.
         CLIPPED: of `clipped`.
         NORM: the normalisation.
+        BOUNDED: no maximum is subtracted from exponents.
         GRADIENTS: whether gradients are needed.
     """
     _write_alpha(
-        alpha, norm, norms, M, from_context, from_query, cancels, columns, stride, column_stride,
-        query_column, rows, D, smooth, CLIPPED, NORM,
+        alpha, norm, norms, M, from_context, from_query, cancels, alpha_stride, stride,
+        column_stride, query_column, rows, D, smooth, CLIPPED, NORM, BOUNDED,
     )  # fmt: skip
     if GRADIENTS:
         for row in range(0, rows):
             found = _times_gram_row(
-                alpha, from_context, row, cancels, columns, stride, column_stride, rows, D
+                alpha, from_context, row, cancels, alpha_stride, stride, column_stride, rows, D
             )
             to = times_gram + tl.cast(row, tl.int64) * columns
             tl.store(to, found.to(tl.float32), mask=cancels)
     return _attended(
-        alpha, from_context, from_query, cancels, columns, stride, column_stride, query_column,
+        alpha, from_context, from_query, cancels, alpha_stride, stride, column_stride, query_column,
         rows, D,
     )  # fmt: skip

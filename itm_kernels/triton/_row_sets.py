@@ -247,8 +247,13 @@ def contexts_at_once(context: RowSets, query: RowSets) -> int:
     return cdiv(N, cdiv(N, most))
 
 
-def products(context: RowSets, chunk: slice, query: RowSets) -> Tensor:  # [n C, M Q]
+def products(
+    context: RowSets,
+    chunk: slice,
+    query: RowSets,
+    out: Tensor | None = None,  # the result
+) -> Tensor:  # [n C, M Q]
     """Return the products of a chunk, without factors."""
     C = context.rows.shape[1]
     rows = context.joined[chunk.start * C : chunk.stop * C]
-    return add_product(None, rows[None], query.joined.mT[None])
+    return add_product(None, rows[None], query.joined.mT[None], out=out)

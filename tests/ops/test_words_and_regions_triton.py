@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itm_kernels import ops
 from kernels import MARKS
-from sets_of_rows import assert_precise, close, drawn, graded
+from sets_of_rows import Sets, assert_precise, close, drawn, graded
 
 pytest.importorskip("triton")
 
@@ -108,3 +108,56 @@ def test_the_first_of_equal_matches_wins_across_steps() -> None:
     (grad,) = torch.autograd.grad(found.sum(), regions)
     assert found.item() == 2
     assert grad.nonzero().tolist() == [[0, 3, 0]]
+
+
+# -- cross attention -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_that_were_not_kept_are_computed_again(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+) -> None:
+    sets = drawn(ODD[1], counts=True, dtype=dtype)
+    kept = graded(ops.cross_attention, sets, backend="triton")
+    monkeypatch.setattr("itm_kernels.ops._cross_attention.keeps_products", lambda *rows: False)
+    for ours, theirs in zip(graded(ops.cross_attention, sets, backend="triton"), kept, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_backward_pass_leaves_kept_products(dtype: torch.dtype) -> None:
+    """Without kept products, weights of these dtypes overwrite the products."""
+    sets = drawn((3, 2, 4, 3, 40), dtype=dtype)
+    scores = ops.cross_attention(*sets, backend="triton").sum()
+    first, second = (torch.autograd.grad(scores, sets.leaves, retain_graph=True) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("feature_norm", ["clipped_l2norm", "softmax"])
+@pytest.mark.parametrize("smooth", [16.0, -16.0, 17.0])
+def test_exponents_with_and_without_a_maximum(smooth: float, feature_norm: str) -> None:
+    options: dict[str, Any] = {"feature_norm": feature_norm, "smooth": smooth}
+    sets = drawn(ODD[1], counts=True)
+    expected = graded(ops.cross_attention, sets, **options, backend="reference")
+    found = graded(ops.cross_attention, sets, **options, backend="triton")
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("feature_norm", ["clipped_l2norm", "softmax"])
+@pytest.mark.parametrize("smooth", [16.0, -16.0])
+def test_error_without_a_maximum(smooth: float, feature_norm: str) -> None:
+    options: dict[str, Any] = {"feature_norm": feature_norm, "smooth": smooth}
+    sets = drawn(ODD[1], counts=True, dtype=torch.float32)
+    assert_precise(ops.cross_attention, sets, "triton", **options)
+
+
+@pytest.mark.parametrize("feature_norm", ["clipped_l2norm", "softmax"])
+def test_near_opposite_rows_without_a_maximum(feature_norm: str) -> None:
+    words = drawn((2, 3, 4, 5, 24)).words
+    half = drawn((2, 3, 4, 5, 24), seed=1).regions.detach()
+    near = -half + 1e-3 * drawn((2, 3, 4, 5, 24), seed=2).regions.detach()
+    sets = Sets(torch.cat([half, near], 1), words, None, None).cast(torch.float32)
+    options: dict[str, Any] = {"feature_norm": feature_norm, "smooth": 1e-4}
+    assert_precise(ops.cross_attention, sets, "triton", **options)
