@@ -39,7 +39,7 @@ class Report {
     bands();
     rows();
     distances();
-    attention();
+    attention(9), attention(40);
   }
 
  private:
@@ -187,7 +187,8 @@ class Report {
     emit("add_sign_panels", to_left), emit("add_sign_panels", to_right);
   }
 
-  void attention() const {
+  // With a large `smooth` a maximum is subtracted from exponents.
+  void attention(T smooth) const {
     using A = itm::simd::Attention<T>;
     constexpr int64_t kPadded = (kRows + A::kRows - 1) / A::kRows * A::kRows, kStride = 160;
     const int64_t first[] = {0, 40, 100, kColumns};
@@ -208,7 +209,7 @@ class Report {
     // With such bounds of cancelling entries some columns are computed in fp64.
     const A a{.clipped = true,
               .over_query = itm::simd::OverQuery::kNorm,
-              .smooth = T(9),
+              .smooth = smooth,
               .rows = kRows,
               .gram = gram.data(),
               .exact_gram = exact.data(),
@@ -231,8 +232,10 @@ class Report {
     emit("attend", std::vector<T>(a.cosine(), a.cosine() + kColumns));
     emit("attend in fp64", std::vector<int64_t>{again});
     for (int64_t c = 0; c < kColumns; ++c) a.of_cosine()[c] = tile_[c];
-    loop_.attention_gradient(a, s.data(), kColumns, own.data(), of_gram.data());
-    emit("attention_gradient", s), emit("attention_gradient", own);
+    std::vector<T> of_s(s.size());
+    loop_.attention_gradient(a, s.data(), kColumns, of_s.data(), kColumns, own.data(),
+                             of_gram.data());
+    emit("attention_gradient", of_s), emit("attention_gradient", own);
     for (int64_t r = 0; r < kRows; ++r)  // what is below the diagonal is not defined
       std::fill_n(&of_gram[r * kRows], r, 0.);
     emit("attention_gradient", of_gram);
