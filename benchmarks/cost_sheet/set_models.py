@@ -52,7 +52,7 @@ def _attention(launch: Launch) -> Count:
     # a pass for the maximum precedes [12]. A row of the Gram matrix takes C multiplications, and a
     # load of an entry for every 4 of them; scores need half of the matrix. No batch here has rows
     # that cancel, which would take the fp64 loop.
-    C, Q, M, (n, programs) = launch.C, launch.Q, launch.M, launch.grid
+    C, Q, (n, programs) = launch.C, launch.Q, launch.grid
     rows, queries = n * padded(C, launch.ROWS), programs * launch.QUERIES
     attended = rows * programs * padded(launch.QUERIES * Q, launch.COLUMNS)
     entries = C if launch.GRADIENTS else (C + launch.ROWS) / 2
@@ -62,7 +62,7 @@ def _attention(launch: Launch) -> Count:
         of_norms = rows * queries * padded(Q, launch.OF_QUERY)
         instructions += 10 * of_norms
         exponentials += of_norms * (launch.NORM == "softmax")
-    # What a block of columns reads again is in the L1, what a program reads again in the L2.
+    # A block of columns reads products again from the L1, a program from the L2.
     size = launch.operands["products"].bytes
     hbm, l2 = size, (3 if launch.NORM == "none" else 4) * size
     if launch.GRADIENTS:
@@ -73,7 +73,7 @@ def _attention(launch: Launch) -> Count:
         instructions += weighted * (28 * passes + 12 + 4 * launch.PARTS + rounding(launch))
         exponentials += weighted * passes * (launch.NORM == "softmax")
         # Numbers of columns: cosines, lengths and divisors, then the multiples.
-        columns, weights = 7 * n * M * Q * size / (n * C * M * Q), launch.operands["weights"].bytes
+        columns, weights = 7 * size / C, launch.operands["weights"].bytes
         hbm += 2 * size + weights + columns
         l2 += (3 * passes + 2) * size + weights + 2 * columns
     return Count(
@@ -105,9 +105,6 @@ def _through_gram(launch: Launch) -> Count:
     )
 
 
-@model(
-    "_split_weights._split_kernel",
-    "_split_weights._unit_kernel",
-)
+@model("_split_weights._split_kernel", "_split_weights._unit_kernel")
 def _chunk(launch: Launch) -> Count:
     return passes(launch)

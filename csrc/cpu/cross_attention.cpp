@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
       for (const Span queries : tiles.queries)
         p.for_each_attention(
             tiles.computed(contexts, queries), grams,
-            [&](const Attention<scalar_t>& a, scalar_t*, int64_t, int64_t n, Span group) {
+            [&](const Attention<scalar_t>& a, const scalar_t*, int64_t, int64_t n, Span group) {
               for (int64_t m = group.begin; m < group.end; ++m)
                 if (p.query.size(m))
                   score[n * M + m] = static_cast<scalar_t>(p.options.aggregated(
@@ -165,9 +165,9 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
       for (const auto& gram : grams) of_grams.emplace_back(gram.exact.size());
       int64_t exact = 0;
       for (const Span queries : tiles.queries) {
-        const auto to =
-            kept.numel() ? tiles.empty(contexts, queries) : tiles.computed(contexts, queries);
-        exact += gradients.add(kept.numel() ? kept_tiles.kept(contexts, queries) : to, to, grams,
+        const auto tile =
+            kept.numel() ? kept_tiles.kept(contexts, queries) : tiles.computed(contexts, queries);
+        exact += gradients.add(tile, tiles.buffered(contexts, queries), grams,
                                of_scores.const_data_ptr<scalar_t>(), of_grams);
       }
       gradients.add_grams(contexts, of_grams, exact > 0);

@@ -209,8 +209,8 @@ struct AttendedSets {
       for (int64_t n = begin; n < end; ++n) {
         if (!context.size(n)) continue;
         for (const Span queries : workspace.groups) {
-          T* s = t.data + (context.first[n] - first_row) * t.stride + query.first[queries.begin] -
-                 first_column;
+          const T* s = t.data + (context.first[n] - first_row) * t.stride +
+                       query.first[queries.begin] - first_column;
           const Gram<T>& gram = grams[n - t.contexts.begin];
           const Attention<T> a = workspace.at(gram, n, queries);
           exact += loops<T>().attend(a, s, t.stride);

@@ -136,24 +136,26 @@ class SetTiles {
         kept_.defined() ? kept_part(of_context, of_query) : buffer(of_context, of_query);
     at::addmm_out(const_cast<Tensor&>(tile), tile, context_.part(context_.rows, of_context),
                   query_.part(query_.rows, of_query).t(), /*beta=*/0);
-    return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
+    return of_tensor(tile, of_context, of_query);
   }
 
   // Returns a tile of kept products, only to be read.
   SetTile<T> kept(Span of_context, Span of_query) const {
-    const Tensor tile = kept_part(of_context, of_query);
-    return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
+    return of_tensor(kept_part(of_context, of_query), of_context, of_query);
   }
 
-  // Returns a tile to write, in the buffer.
-  SetTile<T> empty(Span of_context, Span of_query) {
-    const Tensor tile = buffer(of_context, of_query);
-    return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
+  // Returns a tile to write in the buffer, where `computed` products are if none are kept.
+  SetTile<T> buffered(Span of_context, Span of_query) {
+    return of_tensor(buffer(of_context, of_query), of_context, of_query);
   }
 
  private:
   const Sets<T>&context_, &query_;
   Tensor kept_, buffer_;
+
+  static SetTile<T> of_tensor(const Tensor& tile, Span of_context, Span of_query) {
+    return {of_context, of_query, tile.mutable_data_ptr<T>(), tile.stride(0)};
+  }
 
   Tensor kept_part(Span of_context, Span of_query) const {
     return context_.part(kept_, of_context)

@@ -48,7 +48,7 @@ _SHARE = tl.constexpr(4)
 
 
 class Gradients(NamedTuple):
-    """What the gradients of a chunk of n contexts are products of."""
+    """Factors of the gradients of a chunk of n contexts."""
 
     weights: Tensor  # [parts, n C, M Q]: the gradients of products, times factors and unit
     unit: Tensor | None  # []

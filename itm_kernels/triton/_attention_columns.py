@@ -1,6 +1,6 @@
 """Device functions of a program of cross attention: norms, exponentials and lengths of columns.
 
-What the other threads of the program wrote is read after a barrier.
+The caller has a barrier before each function that reads what other threads of the program wrote.
 """
 
 import triton
