@@ -120,7 +120,7 @@ def precision_of(weights: Tensor) -> str:
 
 
 @triton.jit
-def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.constexpr = "ieee"):
+def store_parts(at, part, value, mask, PARTS: tl.constexpr, PRECISION: tl.constexpr):
     """Store a value as a sum of PARTS values of the pointers' type, high to low; return the rest.
 
     Args:

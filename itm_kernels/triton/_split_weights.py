@@ -54,4 +54,4 @@ def _split_kernel(
     value = tl.load(at, mask=inside, other=0.0) * tl.load(unit)
     to = weights + (row * stride)[:, None] + column[None, :]
     mask = (row < rows)[:, None] & whole_groups(column, columns)[None, :]
-    store_parts(to, tl.cast(part, tl.int64), value, mask, PARTS)
+    store_parts(to, tl.cast(part, tl.int64), value, mask, PARTS, "ieee")
