@@ -50,13 +50,15 @@ def _attention(launch: Launch) -> Count:
     # A product is scaled twice, masked, clipped, squared and added for its norm [10]. Attention
     # scales, masks, clips and divides it, takes an exponential and adds twice [18]; without a bound
     # a pass for the maximum precedes [12]. A row of the Gram matrix takes C multiplications, and a
-    # load of an entry for every 4 of them; scores need half of the matrix. No batch here has rows
-    # that cancel, which would take the fp64 loop.
+    # load of an entry for every 4 of them; scores need half of the matrix. Gradients sum two
+    # products in fp64: a conversion at 16 per clock, an addition at half the rate of fp32 [2 x 10].
+    # No batch here has rows that cancel, which would take the fp64 loop.
     C, Q, (n, programs) = launch.C, launch.Q, launch.grid
     rows, queries = n * padded(C, launch.ROWS), programs * launch.QUERIES
     attended = rows * programs * padded(launch.QUERIES * Q, launch.COLUMNS)
     entries = C if launch.GRADIENTS else (C + launch.ROWS) / 2
-    instructions = attended * ((18 if launch.BOUNDED else 30) + 6 + 1.25 * entries)
+    sums = 26 if launch.GRADIENTS else 6
+    instructions = attended * ((18 if launch.BOUNDED else 30) + sums + 1.25 * entries)
     exponentials = attended * (1 + (launch.NORM == "softmax")) * (1 if launch.BOUNDED else 2)
     if launch.NORM != "none":
         of_norms = rows * queries * padded(Q, launch.OF_QUERY)
@@ -72,8 +74,8 @@ def _attention(launch: Launch) -> Count:
         passes = 1 if launch.WHOLE or launch.NORM == "none" else 2
         instructions += weighted * (28 * passes + 12 + 4 * launch.PARTS + rounding(launch))
         exponentials += weighted * passes * (launch.NORM == "softmax")
-        # Numbers of columns: cosines, lengths and divisors, then the multiples.
-        columns, weights = 7 * size / C, launch.operands["weights"].bytes
+        # Numbers of columns: cosines and three multiples, then their gradients and a multiple.
+        columns, weights = 6 * size / C, launch.operands["weights"].bytes
         hbm += 2 * size + weights + columns
         l2 += (3 * passes + 2) * size + weights + 2 * columns
     return Count(

@@ -149,8 +149,8 @@ class SideGradients {
 };
 
 std::tuple<Tensor, Tensor> cross_attention_backward(
-    const Tensor& grad, const Tensor&, const Tensor& kept, const Tensor& context,
-    const Tensor& query, const OptionalTensor& context_counts, const OptionalTensor& query_counts,
+    const Tensor& grad, const Tensor& kept, const Tensor& context, const Tensor& query,
+    const OptionalTensor& context_counts, const OptionalTensor& query_counts,
     std::string_view feature_norm, double smooth, std::string_view aggregate, double scale) {
   const Tensor of_scores = wide(grad);
   std::tuple<Tensor, Tensor> found;

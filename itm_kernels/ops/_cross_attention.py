@@ -23,7 +23,7 @@ def _forward_fake(context: Tensor, query: Tensor, *inputs: Any) -> tuple[Tensor,
 
 
 def _backward_fake(
-    grad: Tensor, scores: Tensor, products: Tensor, context: Tensor, query: Tensor, *inputs: Any
+    grad: Tensor, products: Tensor, context: Tensor, query: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
     return context.new_empty(context.shape), query.new_empty(query.shape)
 
@@ -41,7 +41,7 @@ define(
 )
 define(
     "cross_attention_backward",
-    f"(Tensor grad, Tensor scores, Tensor products, {_INPUTS}) -> (Tensor, Tensor)",
+    f"(Tensor grad, Tensor products, {_INPUTS}) -> (Tensor, Tensor)",
     _backward_fake,
 )
 
@@ -67,7 +67,7 @@ class CrossAttentionFunction(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and keeps_products(context, query)
         forward = torch_op(namespace, "cross_attention_forward")
         scores, products = forward(*inputs, *options, keep)
-        ctx.save_for_backward(scores, products, *inputs)
+        ctx.save_for_backward(products, *inputs)
         ctx.options = namespace, *options
         return scores
 

@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from itm_kernels.triton._attention_aggregates import aggregate, write_multiples
+from itm_kernels.triton._attention_aggregates import aggregate, write_cosines, write_multiples
 from itm_kernels.triton._attention_columns import (
     negative_entries,
     squared_lengths,
@@ -24,7 +24,6 @@ from itm_kernels.triton._attention_columns import (
 from itm_kernels.triton._attention_gradients import write_weights
 from itm_kernels.triton._attention_tiles import (
     COLUMNS,
-    LEAST,
     ROWS,
     Options,
     arguments,
@@ -35,7 +34,6 @@ from itm_kernels.triton._attention_tiles import (
 )
 from itm_kernels.triton._attention_vectors import attended_in_double
 from itm_kernels.triton._launch import cdiv, jit
-from itm_kernels.triton._norms import square_root
 from itm_kernels.triton._products import precision_of, weights_empty
 from itm_kernels.triton._row_sets import RowSets
 from itm_kernels.triton._split_weights import split
@@ -71,8 +69,8 @@ def write_scores(
     alpha = products.new_empty((*grid, context.rows.shape[1], COLUMNS))
     own = products.new_empty((1, grid[0], products.shape[1]))
     _attention_kernel[grid](
-        alpha=alpha, times_gram=alpha, own=own, multiples=own, weights=own, largest=own, grad=own,
-        scores=scores, part=0, stride=0, grad_stride=0, grad_column=0,
+        alpha=alpha, times_gram=alpha, own=own, multiples=own, weights=own, largest=own,
+        scores=scores, part=0, stride=0,
         scores_stride=scores.stride(0), scores_column=scores.stride(1), GRADIENTS=False, PARTS=1,
         PRECISION="ieee", LARGEST=False, **given,
     )  # fmt: skip
@@ -86,7 +84,6 @@ def gradients_of(
     gram: Tensor,  # [n, C, C]
     options: Options,
     grad: Tensor,  # [n, M]
-    scores: Tensor,  # [n, M]
     overwrite: bool,
 ) -> Gradients:
     """Return the gradients of products, and what those of Gram matrices and query rows need.
@@ -104,20 +101,19 @@ def gradients_of(
     if wide and not overwrite:
         weights = torch.empty_like(weights)
     alpha, outer = torch.empty_like(products), torch.empty_like(products)
-    own, multiples = products.new_empty((3, n, columns)), products.new_empty((4, n, columns))
+    own, multiples = products.new_empty((4, n, columns)), products.new_empty((2, n, columns))
     largest = products.new_empty(grid)
     _attention_kernel[grid](
         alpha=alpha, times_gram=outer, own=own, multiples=multiples, weights=weights,
-        largest=largest, grad=grad, scores=scores, part=weights.stride(0),
-        stride=weights.stride(1), grad_stride=grad.stride(0), grad_column=grad.stride(1),
-        scores_stride=scores.stride(0), scores_column=scores.stride(1), GRADIENTS=True,
+        largest=largest, scores=grad, part=weights.stride(0), stride=weights.stride(1),
+        scores_stride=grad.stride(0), scores_column=grad.stride(1), GRADIENTS=True,
         PARTS=weights.shape[0], PRECISION="ieee" if wide else precision_of(weights),
         LARGEST=twice, **given,
     )  # fmt: skip
     unit = None
     if twice:
         weights, unit = split(weights[0], weights_empty(n * C, columns, like), largest)
-    return Gradients(weights, unit, alpha, outer, multiples[3])
+    return Gradients(weights, unit, alpha, outer, multiples[1])
 
 
 def _arguments(
@@ -154,12 +150,11 @@ def _attention_kernel(
     context,  # [n, C, D]
     query,  # [M, Q, D]
     query_norm,  # [M Q]
-    own,  # [1 or 3, n, M Q], to write: cosines, lengths, least divisors
-    multiples,  # [4, n, M Q], to write
+    own,  # [1 or 4, n, M Q], to write: cosines, and what multiplies their gradients
+    multiples,  # [2, n, M Q], to write: gradients of cosines, what multiplies query rows
     weights,  # [PARTS, n C, M Q], to write
     largest,  # [programs], to write
-    scores,  # [n, M]
-    grad,  # [n, M]
+    scores,  # [n, M], to write; their gradients for gradients
     context_factor,
     query_factor,
     context_counts,
@@ -174,8 +169,6 @@ def _attention_kernel(
     stride,
     scores_stride,
     scores_column,
-    grad_stride,
-    grad_column,
     M,
     C,
     Q,
@@ -207,6 +200,8 @@ def _attention_kernel(
     contexts = tl.num_programs(0).to(tl.int64) * C
     part_of_columns = tl.num_programs(0) * columns
     DTYPE: tl.constexpr = products.dtype.element_ty
+    # A gradient subtracts a mean that is a difference of sums, whose rounding all rows would share.
+    SUM: tl.constexpr = tl.float64 if GRADIENTS else DTYPE
     rows = rows_of(context_counts, n, C, HAS_CONTEXT_COUNTS)
     if NORM != "none":
         write_norms(
@@ -236,11 +231,23 @@ def _attention_kernel(
         dots, total = write_alpha(
             products, norm, from_alpha, alpha_stride, context_factor, query_factor, n, contexts,
             rows, column, m, there, within, M, C, columns, smooth, CLIPPED, NORM, BOUNDED, ROWS,
+            SUM,
         )  # fmt: skip
         total = tl.where(there, total, 1.0)
         tl.debug_barrier()
         square, squares = squared_lengths(
-            gram, from_alpha, to_gram, alpha_stride, columns, n, rows, C, within, GRADIENTS, ROWS
+            gram,
+            from_alpha,
+            to_gram,
+            alpha_stride,
+            columns,
+            n,
+            rows,
+            C,
+            within,
+            GRADIENTS,
+            ROWS,
+            SUM,
         )
         if DTYPE == tl.float32:
             # The terms below 0 of |a|^2 = sum of alpha alpha' G add up to at most the largest entry
@@ -256,32 +263,26 @@ def _attention_kernel(
                     context_stride, context_column, query_column, rows, D, smooth, CLIPPED, NORM,
                     BOUNDED, GRADIENTS,
                 )  # fmt: skip
-                dots = tl.where(cancels, exact_dots, dots)
-                square = tl.where(cancels, exact, square)
-        length = square_root(tl.where(square < 0, 0.0, square))
-        norms = length * tl.load(query_norm + column, mask=within, other=0.0)
-        least = total * LEAST
-        tl.store(to_own + column, dots / tl.where(norms < least, least, norms), mask=within)
-        if GRADIENTS:
-            tl.store(to_own + part_of_columns + column, length, mask=within)
-            tl.store(to_own + 2 * part_of_columns + column, least, mask=within)
+                dots = tl.where(cancels, exact_dots.to(SUM), dots)
+                square = tl.where(cancels, exact.to(SUM), square)
+        write_cosines(
+            to_own, part_of_columns, query_norm, column, dots, square, total, within, GRADIENTS
+        )  # fmt: skip
     tl.debug_barrier()
     at = scores + n * scores_stride + block * scores_column
     if GRADIENTS:
-        score = tl.load(at, mask=block < M, other=0.0)
-        at = grad + n * grad_stride + block * grad_column
         given = tl.load(at, mask=block < M, other=0.0).to(DTYPE)
         of_context = multiples + n * columns
         write_multiples(
-            to_own, of_context, part_of_columns, query_norm, query_counts, given, score, block,
-            rows, M, Q, scale, HAS_QUERY_COUNTS, AGGREGATE, OF_QUERY,
+            to_own, of_context, part_of_columns, query_norm, query_counts, given, block, rows,
+            M, Q, scale, HAS_QUERY_COUNTS, AGGREGATE, OF_QUERY,
         )  # fmt: skip
         tl.debug_barrier()
         most = tl.zeros((1,), DTYPE)
         for some in range(0, QUERIES, AT_ONCE):
             found = write_weights(
-                products, norm, alpha, times_gram, of_context, part_of_columns, weights, part,
-                stride, context_factor, query_factor, query_counts, n, contexts,
+                products, norm, alpha, times_gram, to_own, of_context, part_of_columns, weights,
+                part, stride, context_factor, query_factor, query_counts, n, contexts,
                 first_query + some + tl.arange(0, AT_ONCE), rows, M, C, Q, smooth, HAS_QUERY_COUNTS,
                 CLIPPED, NORM, PARTS, PRECISION, ROWS, OF_WEIGHTS, WHOLE,
             )  # fmt: skip

@@ -78,7 +78,7 @@ def write_norms(
 def write_alpha(
     products, norm, alpha, stride, context_factor, query_factor, n, contexts, rows, column, m,
     there, within, M, C, columns, smooth, CLIPPED: tl.constexpr, NORM: tl.constexpr,
-    BOUNDED: tl.constexpr, ROWS: tl.constexpr,
+    BOUNDED: tl.constexpr, ROWS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Write exponentials; return the sum of their products with s, and their own sum.
 
@@ -104,6 +104,7 @@ def write_alpha(
         NORM: of `normalised`.
         BOUNDED: the exponents are so small that none must be subtracted from them.
         ROWS: per step.
+        SUM: dtype of the sum of products.
     """
     DTYPE: tl.constexpr = products.dtype.element_ty
     of_query = tl.load(query_factor + column, mask=there, other=0.0)
@@ -122,7 +123,7 @@ def write_alpha(
             x = normalised(s, own, sums, CLIPPED, NORM) * tl.cast(smooth, DTYPE)
             top = tl.maximum(top, tl.max(tl.where(inside, x, float("-inf")), 0))
         top = tl.where(there, top, 0.0)
-    dots = tl.zeros(column.shape, DTYPE)
+    dots = tl.zeros(column.shape, SUM)
     for row in range(0, C, ROWS):
         c = row + tl.arange(0, ROWS)
         inside = (c < rows)[:, None] & there[None, :]
@@ -135,7 +136,7 @@ def write_alpha(
         if not BOUNDED:
             x -= top[None, :]
         share = tl.exp(tl.where(inside, x, float("-inf")))
-        dots += tl.sum(share * s, 0)
+        dots += tl.sum((share * s).to(SUM), 0)
         total += tl.sum(share, 0)
         tl.store(
             alpha + tl.cast(c, tl.int64)[:, None] * stride, share,
@@ -166,7 +167,7 @@ def negative_entries(gram, n, rows, C, ROWS: tl.constexpr):
 @triton.jit
 def squared_lengths(
     gram, alpha, times_gram, alpha_stride, columns, n, rows, C, within,
-    GRADIENTS: tl.constexpr, ROWS: tl.constexpr,
+    GRADIENTS: tl.constexpr, ROWS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Return the squared norms of what columns attend to, and the sums of squares of alpha.
 
@@ -185,9 +186,10 @@ def squared_lengths(
         within: `[K]`, which columns to compute.
         GRADIENTS: whether gradients are needed.
         ROWS: per step.
+        SUM: dtype of the squared norms.
     """
     DTYPE: tl.constexpr = gram.dtype.element_ty
-    square = tl.zeros(within.shape, DTYPE)
+    square = tl.zeros(within.shape, SUM)
     squares = tl.zeros(within.shape, DTYPE)
     for row in range(0, rows, ROWS):
         c = row + tl.arange(0, ROWS)
@@ -201,7 +203,7 @@ def squared_lengths(
         inside = (c < rows)[:, None] & within[None, :]
         at = alpha + tl.cast(c, tl.int64)[:, None] * alpha_stride
         own = tl.load(at, mask=inside, other=0.0)
-        square += tl.sum(own * turned, 0)
+        square += tl.sum((own * turned).to(SUM), 0)
         squares += tl.sum(own * own, 0)
         if GRADIENTS:
             to = times_gram + tl.cast(c, tl.int64)[:, None] * columns

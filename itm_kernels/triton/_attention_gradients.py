@@ -16,7 +16,7 @@ from itm_kernels.triton._products import store_parts
 
 @triton.jit
 def write_weights(
-    products, norm, alpha, times_gram, multiples, multiples_part, weights, part, stride,
+    products, norm, alpha, times_gram, own, of_cosine, own_part, weights, part, stride,
     context_factor, query_factor, query_counts, n, contexts, block, rows, M, C, Q, smooth,
     HAS_COUNTS: tl.constexpr, CLIPPED: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
@@ -31,8 +31,9 @@ def write_weights(
         norm: of `write_norms`.
         alpha: `[n C, M Q]`.
         times_gram: `[n C, M Q]`, overwritten.
-        multiples: `[4 parts]`, of `write_multiples`.
-        multiples_part: elements of a part.
+        own: `[4 parts]`, of which the last three multiply the gradients of cosines.
+        of_cosine: `[M Q]`, gradients of cosines.
+        own_part: elements of a part.
         weights: `[PARTS, n C, M Q]`, to write; may be the products.
         part: elements between parts of the weights.
         stride: elements between rows of the weights.
@@ -78,21 +79,22 @@ def write_weights(
                 there = tl.reshape(q[None, :] < asks[:, None], (SIZE,))
                 inside = (c < rows)[:, None] & there[None, :]
                 of_query = tl.load(query_factor + column, mask=there, other=0.0)
-                s, own, total = tile_of_products(
+                s, norms, total = tile_of_products(
                     products, norm, contexts, n * C + c, factor, of_query, column, m, inside, M,
                     columns, CLIPPED, NORM,
                 )  # fmt: skip
-                at = multiples + column
+                at = own + own_part + column
                 one = tl.load(at, mask=there, other=0.0)
-                two = tl.load(at + multiples_part, mask=there, other=0.0)
-                level = tl.load(at + 2 * multiples_part, mask=there, other=0.0)
+                two = tl.load(at + own_part, mask=there, other=0.0)
+                mean = tl.load(at + 2 * own_part, mask=there, other=0.0)
                 to = ((n * C + c) * columns)[:, None] + column[None, :]
                 share = tl.load(alpha + to, mask=inside, other=0.0)
+                share *= tl.load(of_cosine + column, mask=there, other=0.0)[None, :]
                 turned = tl.load(times_gram + to, mask=inside, other=0.0)
-                of_alpha = one[None, :] * s - two[None, :] * turned
+                of_alpha = one[None, :] * s - two[None, :] * turned - mean[None, :]
                 # Of the normalised products.
-                grad = share * (of_alpha - level[None, :]) * tl.cast(smooth, DTYPE)
-                y = normalised(s, own, total, CLIPPED, NORM)
+                grad = share * of_alpha * tl.cast(smooth, DTYPE)
+                y = normalised(s, norms, total, CLIPPED, NORM)
                 if NORM == "l2norm":
                     # The gradient of a query of one row is 0: the difference of two numbers that
                     # cancel, divided by the norm. fp64 keeps it below the error of the rest.

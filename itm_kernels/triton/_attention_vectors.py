@@ -80,7 +80,7 @@ def _attended(
         own = tl.load(at, mask=inside, other=0.0).to(tl.float64)
         dots += tl.sum(own * attended, 0)
         square += tl.sum(attended * attended, 0)
-    return dots.to(tl.float32), square.to(tl.float32)
+    return dots, square
 
 
 @triton.jit

@@ -46,7 +46,6 @@ def cross_attention_forward(
 
 def cross_attention_backward(
     grad: Tensor,  # [N, M]
-    scores: Tensor,  # [N, M]
     kept: Tensor,  # [N, C, M, Q] or [0, 0, 0, 0]
     context: Tensor,  # [N, C, D]
     query: Tensor,  # [M, Q, D]
@@ -67,8 +66,7 @@ def cross_attention_backward(
         at, keeps = slice(chunk.start * C, chunk.stop * C), kept.shape[0] > 0
         of_rows = kept[chunk].view(-1, M * Q) if keeps else products(rows, chunk, others)
         gram = gram_matrices(rows, chunk)
-        given = grad[chunk], scores[chunk], not keeps
-        found = gradients_of(rows, chunk, others, of_rows, gram, options, *given)
+        found = gradients_of(rows, chunk, others, of_rows, gram, options, grad[chunk], not keeps)
         weights, unit = found.weights, found.unit
         of_gram, along = gradients_of_gram(found.outer, found.alpha, rows), found.along.sum(0)
         del found, of_rows

@@ -133,6 +133,14 @@ def opposite(dtype: torch.dtype, difference: float) -> Sets:
     return Sets(torch.cat([half, near], 1), words, None, None).cast(dtype)
 
 
+@pytest.mark.parametrize("seed", [4, 12, 13, 21])
+def test_error_of_a_softmax_over_the_query(seed: int, backend: str) -> None:
+    """The gradient of attention is a difference from its mean, whose rounding all rows share."""
+    sets = drawn((5, 4, 36, 50, 24), counts=True, seed=seed, dtype=torch.float32)
+    options = {"feature_norm": "softmax", "smooth": 9.0, "scale": 6.0}
+    assert_precise(ops.cross_attention, sets, backend, **options)
+
+
 @pytest.mark.parametrize("difference", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_near_opposite_rows(direction: str, difference: float, backend: str) -> None:

@@ -231,7 +231,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "late_interaction_forward": late_interaction_forward,
     "late_interaction_backward": recomputing(reference.late_interaction, 1, [0, 1], saved=1),
     "cross_attention_forward": cross_attention_forward,
-    "cross_attention_backward": recomputing(reference.cross_attention, 1, [0, 1], saved=2),
+    "cross_attention_backward": recomputing(reference.cross_attention, 1, [0, 1], saved=1),
     **eager_scores.kernels(differentiate),
     "unit_rows_forward": unit_rows_forward,
     "unit_rows_backward": unit_rows_backward,

@@ -276,7 +276,7 @@ def cross_attention(N: int, D: int, dtype: torch.dtype) -> None:
     for own, feature_norm, aggregate in options:
         given = context, query, *own, feature_norm, 9.0, aggregate, 6.0
         scores, products = kernels.cross_attention_forward(*given, False)
-        kernels.cross_attention_backward(scores, scores, products, *given)
+        kernels.cross_attention_backward(scores, products, *given)
 
 
 LAUNCHES: dict[str, Callable[[int, int, torch.dtype], None]] = {
