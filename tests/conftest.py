@@ -15,6 +15,7 @@ from torch import Tensor
 from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
+from faster import in_one_chunk, measures_no_guards
 from graphs import BACKENDS
 from interpreted import INTERPRETED
 from itm_kernels import backends, synthesis
@@ -30,6 +31,9 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
 # Tests are small: more threads would only wait for one another, above all on a busy machine.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
+
+# Dynamo collects garbage after every graph, 40 ms: `pytest_collection_finish` makes it rare.
+os.environ.setdefault("TORCH_DYNAMO_RUN_GC_AFTER_COMPILE", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +62,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    if any(item.get_closest_marker("compiles") for item in session.items):
+        measures_no_guards()
+
+
+def pytest_runtestloop(session: pytest.Session) -> object:
+    """Run the tests in one chunk of the interpreter's stack of frames."""
+    plugins = session.config.pluginmanager
+    others = [plugin for name, plugin in plugins.list_name_plugin() if name != "main"]
+    loop = plugins.subset_hook_caller("pytest_runtestloop", others)
+    return in_one_chunk(lambda: loop(session=session))
 
 
 # The markers that make selects by: of a folder, and of a value of the parameter `backend`.
