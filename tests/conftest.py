@@ -15,7 +15,7 @@ from torch import Tensor
 from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
-from faster import in_one_chunk, measures_no_guards
+from faster import in_one_chunk, keep_freed_memory, measure_no_guards
 from graphs import BACKENDS
 from interpreted import INTERPRETED
 from itm_kernels import backends, synthesis
@@ -32,6 +32,7 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 
+keep_freed_memory()
 # Dynamo collects garbage after every graph, 40 ms: `pytest_collection_finish` makes it rare.
 os.environ.setdefault("TORCH_DYNAMO_RUN_GC_AFTER_COMPILE", "0")
 
@@ -63,7 +64,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     if any(item.get_closest_marker("compiles") for item in session.items):
-        measures_no_guards()
+        measure_no_guards()
 
 
 def pytest_runtestloop(session: pytest.Session) -> object:
