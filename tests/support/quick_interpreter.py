@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
@@ -69,6 +70,17 @@ class Patches:
         """Undo the patches of the launch."""
         self.scope.restore()
         self.done = None
+
+
+def patch_attr(at: object, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """Replace a function of the language by one that passes the interpreter, without checks."""
+    function, semantic = getattr(member, "__wrapped__", member), TritonSemantic(builder)
+
+    def replacement(*args: Any, **named: Any) -> Any:
+        named["_semantic"] = semantic
+        return function(*args, **named)
+
+    scope.set_attr(at, name, replacement)
 
 
 def block_type(self: Any, element_ty: Any, shape: Any) -> None:
@@ -151,6 +163,28 @@ def operands(self: Any, lhs: Any, rhs: Any, *rules: Any, **named: Any) -> tuple[
     return (lhs, _numbers[key]) if left else (_numbers[key], rhs)
 
 
+def binary(name: str, function: Callable[[Any, Any], Any]) -> Any:
+    """Return an operation that leaves the broadcasting of tensors of one type to NumPy."""
+    original = getattr(TritonSemantic, name)
+
+    def operation(self: Any, lhs: Any, rhs: Any, *rest: Any, **named: Any) -> Any:
+        if not isinstance(lhs, tl.tensor) or not isinstance(rhs, tl.tensor):
+            return original(self, lhs, rhs, *rest, **named)
+        kind = lhs.dtype.name
+        if kind != rhs.dtype.name or kind not in _PROMOTED_TO_ITSELF:
+            return original(self, lhs, rhs, *rest, **named)
+        key = name, kind, id(lhs.shape), id(rhs.shape)
+        if key not in _results:
+            found = original(self, lhs, rhs, *rest, **named)
+            _results[key] = found.type
+            return found
+        data = function(lhs.handle.data, rhs.handle.data)
+        # A comparison's result, too, has a handle of the operands' type.
+        return tl.tensor(interpreter.TensorHandle(data, lhs.handle.dtype.scalar), _results[key])
+
+    return operation
+
+
 def dtype_of(dtype: Any) -> Any:
     """Cache the NumPy type of every Triton type, whose table is otherwise built at every call."""
     if dtype.name not in _dtypes:
@@ -166,15 +200,23 @@ _shapes: dict[int, tuple[Any, Any, Any]] = {}
 _by_value: dict[Any, tuple[Any, Any]] = {}
 _common: dict[tuple[int, int], list[Any]] = {}
 _numbers: dict[Any, Any] = {}
+_results: dict[Any, Any] = {}
 _dtypes: dict[str, Any] = {}
 _type_init, _tensor_init, _equal = tl.block_type.__init__, tl.tensor.__init__, tl.dtype.__eq__
 _broadcast, _dtype_of = TritonSemantic.broadcast_impl_value, interpreter._get_np_dtype
 _operands = TritonSemantic.binary_op_type_checking_impl
 _BUILDER = interpreter.interpreter_builder
 assert not _BUILDER.options.debug  # in debug mode overflow is reported
+_FUNCTIONS = {
+    **{"add": np.add, "sub": np.subtract, "mul": np.multiply},
+    **{"and_": np.bitwise_and, "or_": np.bitwise_or, "equal": np.equal, "not_equal": np.not_equal},
+    **{"less_than": np.less, "less_equal": np.less_equal},
+    **{"greater_than": np.greater, "greater_equal": np.greater_equal},
+}
 QUICK: tuple[tuple[object, str, Any], ...] = (
     (_BUILDER, "options", replace(_BUILDER.options, sanitize_overflow=False)),
     (interpreter, "_patch_lang", Patches()),
+    (interpreter, "_patch_attr", patch_attr),
     (interpreter, "_get_np_dtype", dtype_of),
     (tl.block_type, "__init__", block_type),
     (tl.block_type, "with_element_ty", with_element_ty),
@@ -182,6 +224,7 @@ QUICK: tuple[tuple[object, str, Any], ...] = (
     (tl.tensor, "__init__", tensor),
     (TritonSemantic, "binary_op_type_checking_impl", operands),
     (TritonSemantic, "broadcast_impl_value", broadcast_impl_value),
+    *((TritonSemantic, name, binary(name, function)) for name, function in _FUNCTIONS.items()),
 )
 SHIPPED = tuple((at, name, getattr(at, name)) for at, name, _ in QUICK)
 

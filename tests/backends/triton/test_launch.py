@@ -1,6 +1,5 @@
 """Launches by key run the kernel that Triton would have selected."""
 
-import ast
 import gc
 import itertools
 import re
@@ -285,19 +284,6 @@ def test_every_kernel_is_launched_by_key() -> None:
     assert [name for module, name in found if module] == []
     slow = [name for name, source in sources.items() if re.search(r"\btriton\.cdiv\(", source)]
     assert slow == []
-
-
-def test_no_device_function_has_a_default_that_is_a_string() -> None:
-    """Triton 3.6 compiles a call that uses the default as if it were a tensor."""
-    found = []
-    for file in sorted(Path(_launch.__file__).parent.glob("*.py")):
-        functions = [
-            n for n in ast.walk(ast.parse(file.read_text())) if hasattr(n, "decorator_list")
-        ]
-        jitted = [f for f in functions if any("jit" in ast.dump(d) for d in f.decorator_list)]
-        defaults = [(f.name, d) for f in jitted for d in f.args.defaults]
-        found += [name for name, d in defaults if isinstance(getattr(d, "value", None), str)]
-    assert not found
 
 
 def test_sizes_of_grids_equal_those_of_triton() -> None:

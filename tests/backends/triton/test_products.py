@@ -1,5 +1,8 @@
 """Library products of weights in parts, and cosines of unnormalised rows."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -178,3 +181,16 @@ def test_weights_that_the_library_multiplies_as_tf32_are_rounded(
     assert low.any() == (setting == "highest")
     assert torch.equal(rest, value - weights[0])
     assert (rest.abs() <= value * 2.0**-11).all()
+
+
+def test_no_device_function_has_a_default_that_is_a_string() -> None:
+    """Triton 3.6 compiles a call that uses the default as if it were a tensor."""
+    found = []
+    for file in sorted(Path(_products.__file__).parent.glob("*.py")):
+        functions = [
+            n for n in ast.walk(ast.parse(file.read_text())) if hasattr(n, "decorator_list")
+        ]
+        jitted = [f for f in functions if any("jit" in ast.dump(d) for d in f.decorator_list)]
+        defaults = [(f.name, d) for f in jitted for d in f.args.defaults]
+        found += [name for name, d in defaults if isinstance(getattr(d, "value", None), str)]
+    assert not found
