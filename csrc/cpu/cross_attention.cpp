@@ -148,10 +148,12 @@ class SideGradients {
   }
 };
 
-std::tuple<Tensor, Tensor> cross_attention_backward(
-    const Tensor& grad, const Tensor& kept, const Tensor& context, const Tensor& query,
-    const OptionalTensor& context_counts, const OptionalTensor& query_counts,
-    std::string_view feature_norm, double smooth, std::string_view aggregate, double scale) {
+std::tuple<Tensor, Tensor> cross_attention_backward(const Tensor& grad, const Tensor& kept,
+                                                    const Tensor& context, const Tensor& query,
+                                                    const OptionalTensor& context_counts,
+                                                    const OptionalTensor& query_counts,
+                                                    std::string_view feature_norm, double smooth,
+                                                    std::string_view aggregate, double scale) {
   const Tensor of_scores = wide(grad);
   std::tuple<Tensor, Tensor> found;
   AT_DISPATCH_FLOATING_TYPES(of_scores.scalar_type(), "cross_attention_backward", [&] {
