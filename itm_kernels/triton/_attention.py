@@ -70,9 +70,9 @@ def write_scores(
     own = products.new_empty((1, grid[0], products.shape[1]))
     _attention_kernel[grid](
         alpha=alpha, times_gram=alpha, own=own, multiples=own, weights=own, largest=own,
-        scores=scores, part=0, stride=0,
-        scores_stride=scores.stride(0), scores_column=scores.stride(1), GRADIENTS=False, PARTS=1,
-        PRECISION="ieee", LARGEST=False, **given,
+        scores=scores, part=0, stride=0, scores_stride=scores.stride(0),
+        scores_column=scores.stride(1), GRADIENTS=False, PARTS=1, PRECISION="ieee", LARGEST=False,
+        **given,
     )  # fmt: skip
 
 
@@ -236,19 +236,9 @@ def _attention_kernel(
         total = tl.where(there, total, 1.0)
         tl.debug_barrier()
         square, squares = squared_lengths(
-            gram,
-            from_alpha,
-            to_gram,
-            alpha_stride,
-            columns,
-            n,
-            rows,
-            C,
-            within,
-            GRADIENTS,
-            ROWS,
+            gram, from_alpha, to_gram, alpha_stride, columns, n, rows, C, within, GRADIENTS, ROWS,
             SUM,
-        )
+        )  # fmt: skip
         if DTYPE == tl.float32:
             # The terms below 0 of |a|^2 = sum of alpha alpha' G add up to at most the largest entry
             # times the squared sum of alpha, and to at most the largest sum of a row times

@@ -43,6 +43,7 @@ def write_cosines(
         two = tl.where(constant, 0.0, cosine / tl.where(constant, 1.0, square)).to(DTYPE)
         tl.store(own + part + column, one, mask=within)
         tl.store(own + 2 * part + column, two, mask=within)
+        # Before these stores, the conversions to fp64 are an error of Triton 3.7.1.
         mean = (one.to(tl.float64) * dots - two.to(tl.float64) * square) / total
         tl.store(own + 3 * part + column, mean.to(DTYPE), mask=within)
 

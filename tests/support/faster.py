@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
 def in_one_chunk(run: Callable[[], object]) -> object:
     """Call a function with room for the frames of what it calls.
 
-    CPython (3.11 to 3.14) maps 16 KiB where the last chunk of its stack of frames is full, and
+    CPython, from 3.11, maps 16 KiB where the last chunk of its stack of frames is full, and
     unmaps them when the first frame in them returns. A loop at such a depth does so in every
     iteration: 900,000 times in 50 compilations, a fifth of their time. This function's own frame
     is so large that it takes 1 MiB, of which half is left.
