@@ -15,7 +15,7 @@ from torch import Tensor
 from compiled import left_out
 from complete import Complete
 from eager_backend import as_native
-from faster import in_one_chunk, keep_freed_memory, measure_no_guards
+from faster import exempt_objects, in_one_chunk, keep_freed_memory, measure_no_guards
 from graphs import BACKENDS
 from interpreted import INTERPRETED
 from itm_kernels import backends, synthesis
@@ -60,8 +60,7 @@ def pytest_report_header() -> str:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Exempt torch and the tests from garbage collection: 16% of the time of compiling, then 8%."""
-    gc.collect()
-    gc.freeze()
+    exempt_objects()
     gc.set_threshold(20_000, 50, 100)
     if any(item.get_closest_marker("compiles") for item in session.items):
         measure_no_guards()
@@ -95,8 +94,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def freeze_what_remains() -> Iterator[None]:
     """Exempt what a module's tests leave behind: a collection would otherwise take up to 1 s."""
     yield
-    gc.collect()
-    gc.freeze()
+    exempt_objects()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -107,7 +107,7 @@ def test_inductor_gives_the_eager_value(name: str, backend: str) -> None:
     # dynamic=True also takes D and options as symbols, and traces floats twice.
     [
         *((name, None) for name in sorted(case.name for case in CASES)),
-        *((f, True) for f in FAMILIES),
+        *((name, True) for name in FAMILIES),
     ],
 )
 @pytest.mark.usefixtures("two_steps")

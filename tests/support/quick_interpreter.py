@@ -142,13 +142,18 @@ def _stretched(self: Any, x: Any, like: Any) -> Any:
     return self.tensor(self.builder.create_splat(block.to_ir(self.builder), x.handle), block)
 
 
+def of_one_type(lhs: Any, rhs: Any) -> bool:
+    """Return whether two operands are tensors of a type that no operation converts."""
+    if not isinstance(lhs, tl.tensor) or not isinstance(rhs, tl.tensor):
+        return False
+    return lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in _PROMOTED_TO_ITSELF
+
+
 def operands(self: Any, lhs: Any, rhs: Any, *rules: Any, **named: Any) -> tuple[Any, Any]:
     """Convert two operands: numbers from a cache, tensors of equal type by their shapes only."""
+    if of_one_type(lhs, rhs):
+        return self.broadcast_impl_value(lhs, rhs)
     left, right = isinstance(lhs, tl.tensor), isinstance(rhs, tl.tensor)
-    if left and right:
-        if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in _PROMOTED_TO_ITSELF:
-            return self.broadcast_impl_value(lhs, rhs)
-        return _operands(self, lhs, rhs, *rules, **named)
     number, given = (rhs, lhs) if left else (lhs, rhs)
     if left == right or type(number) not in (int, float, bool):
         return _operands(self, lhs, rhs, *rules, **named)
@@ -168,12 +173,9 @@ def binary(name: str, function: Callable[[Any, Any], Any]) -> Any:
     original = getattr(TritonSemantic, name)
 
     def operation(self: Any, lhs: Any, rhs: Any, *rest: Any, **named: Any) -> Any:
-        if not isinstance(lhs, tl.tensor) or not isinstance(rhs, tl.tensor):
+        if not of_one_type(lhs, rhs):
             return original(self, lhs, rhs, *rest, **named)
-        kind = lhs.dtype.name
-        if kind != rhs.dtype.name or kind not in _PROMOTED_TO_ITSELF:
-            return original(self, lhs, rhs, *rest, **named)
-        key = name, kind, id(lhs.shape), id(rhs.shape)
+        key = name, lhs.dtype.name, id(lhs.shape), id(rhs.shape)
         if key not in _results:
             found = original(self, lhs, rhs, *rest, **named)
             _results[key] = found.type
