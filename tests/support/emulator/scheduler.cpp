@@ -213,7 +213,6 @@ void Block::stop(const std::string& what) {
 static int64_t launches = 0;
 
 unsigned atomic_add(unsigned* to, unsigned value) {
-  const Unseen own;
   acquire(to);
   const unsigned before = *to;
   *to = before + value;

@@ -2,7 +2,6 @@
 
 void* Block::access(size_t first, size_t bytes, size_t end, bool write) {
   if (first + bytes > end) fail("shared memory: " + who(running_) + " is out of bounds");
-  const Unseen own;
   mark(first, bytes, write);
   return shared() + first;
 }

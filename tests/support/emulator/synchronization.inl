@@ -3,11 +3,8 @@
 int Block::barrier(int value, const Place& at) {
   char* tag = &fibers_->passed[time_ % 2];
   release(tag);
-  {
-    const Unseen own;
-    lanes_[running_].value = value;
-    wait(State::kAtBarrier, at);
-  }
+  lanes_[running_].value = value;
+  wait(State::kAtBarrier, at);
   acquire(tag);
   return votes_;
 }
@@ -35,12 +32,13 @@ void Block::release_barrier() {
 }
 
 void Block::exchange(unsigned mask, const void* mine, size_t size, const Place& at) {
-  const Unseen own;  // an exchange orders no memory accesses
   Lane& lane = lanes_[running_];
   if (!(mask >> running_ % kWarp & 1)) fail("warp: the calling lane is not in its mask");
   lane.mask = mask;
   lane.turn ^= 1;
-  std::memcpy(slots_[running_][lane.turn].data(), mine, size);
+  // memcpy would be a call that the thread sanitizer records.
+  const auto* from = static_cast<const volatile unsigned char*>(mine);
+  std::copy_n(from, size, slots_[running_][lane.turn].data());
   wait(State::kAtWarp, at);
 }
 
