@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import goals, limits, memory, results, rivals
 from benchmarks.interleaved import SLOW, Contender, Row, Run, summary
-from benchmarks.rivals import Builder
+from benchmarks.rivals import Builder, keops
 from benchmarks.shapes import Size
 
 QUICK_ROUNDS, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 40
@@ -29,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Do not turn the warnings of other packages into errors."""
     config.addinivalue_line("filterwarnings", "default")
+    if config.getoption("quick"):
+        keops.compile_quickly()
 
 
 def pytest_benchmark_update_machine_info(
