@@ -1,7 +1,6 @@
 """`python -m benchmarks.cost_sheet`: recompute the sheet and compare it with the committed one."""
 
 import argparse
-import gc
 import sys
 import time
 from pathlib import Path
@@ -65,7 +64,6 @@ def main() -> int:
         print(compare(committed, options.compare), end="")
         return 0
     start = time.time()
-    gc.freeze()  # exempts modules from the collection before every trace
     chosen = sheet.cases(options.all or options.update, options.only or losses.LOSSES)
     rows = {case.key: sheet.row_of(case) for case in chosen}
     report(rows, committed)
