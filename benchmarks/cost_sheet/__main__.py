@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.cost_sheet import goals, losses, sheet, small_batch, words_and_regions
 from benchmarks.cost_sheet.compare import compare
 from benchmarks.tables import table
+from tools.native_meta import native_meta
 
 
 def complaints(rows: dict[str, sheet.Row], committed: dict[str, Any]) -> list[str]:
@@ -45,6 +46,7 @@ def _key(item: str) -> str:
     return f"{name}/N={N.removeprefix('N = ').replace(',', '')},{rest.split(':')[0]}"
 
 
+@native_meta()
 def main() -> int:
     """Recompute and report the sheet, then check it or write it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_sheet", description=__doc__)

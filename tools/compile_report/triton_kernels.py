@@ -26,6 +26,7 @@ from tools.compile_report.triton_binary import AMD, SHARED, Use
 from tools.compile_report.triton_jobs import Job, planning, without_repeats
 from tools.compile_report.triton_launches import LAUNCHES
 from tools.compile_report.triton_reports import Record, never, uses
+from tools.native_meta import native_meta
 
 FOUND = recorded.ROOT / "build" / "triton-offline"  # reports of earlier runs
 TABLE = Path(__file__).parent / "triton.tsv"
@@ -182,10 +183,11 @@ def main() -> int:
     options = parsed()
     start, jobs, bad = time.time(), [], []
     taken: dict[int | str, set[Any]] = {}
-    for name in options.architectures:
-        architecture = int(name) if name.isdigit() else name
-        these, taken[architecture] = planned(options.operators, architecture, options.few)
-        jobs += without_repeats(these) if options.few else these
+    with native_meta():
+        for name in options.architectures:
+            architecture = int(name) if name.isdigit() else name
+            these, taken[architecture] = planned(options.operators, architecture, options.few)
+            jobs += without_repeats(these) if options.few else these
     # Only a run of all operators and architectures must use every row of the tile table.
     everything = options.operators == list(LAUNCHES) and len(taken) == len(SHARED)
     if everything:
