@@ -8,14 +8,13 @@ A storage is alive from the call that allocates it to its last reference.
 import contextlib
 import importlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.cost_sheet import aten, cluster_models
 from benchmarks.cost_sheet.counts import Count, Launch, operand
@@ -29,6 +28,7 @@ PRECISIONS = {
     "tf32": (torch.float32, "high"),
 }
 ARCHITECTURE = 90
+_ATOMS = set[Any]()  # operators that do not decompose into others
 
 
 class Trace(NamedTuple):
@@ -69,14 +69,15 @@ class Watch(TorchDispatchMode):
             launcher = _launcher(func._opname)
             with self:
                 return launcher(*args, **kwargs)
-        if func.namespace == "aten":
+        if func.namespace == "aten" and func not in _ATOMS:
             with self:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            _ATOMS.add(func)
+        given = [*_tensors(args), *_tensors(kwargs.values())]
         found = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        made = [found] if isinstance(found, Tensor) else [*_tensors((found,))]
         hidden = 0
         if any(each.is_meta for each in (*given, *made)):
             inputs, outputs = [operand(each) for each in given], [operand(each) for each in made]
@@ -109,6 +110,15 @@ class Watch(TorchDispatchMode):
         """Record a kernel."""
         self.launches.append(launch)
         self.counts.append(count_of(launch))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or results of a call, also those of lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
 
 
 def _launcher(name: str) -> Callable[..., Any]:
