@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import heapq
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,18 +52,6 @@ class StandIn:
         return 0
 
 
-class Planned:
-    """A kernel that launches nothing: Triton finds it instead of planning a launch again."""
-
-    function = packed_metadata = None
-
-    def launch_metadata(self, *arguments: object) -> None:
-        """Return nothing, as without hooks."""
-
-    def run(self, *arguments: object) -> None:
-        """Launch nothing."""
-
-
 class Job(NamedTuple):
     """A kernel to be compiled."""
 
@@ -104,6 +92,22 @@ class Job(NamedTuple):
         return shown
 
 
+class Planned:
+    """A kernel that launches nothing: Triton finds it instead of planning a launch again."""
+
+    function = packed_metadata = None
+
+    def __init__(self, job: Job, found: Callable[[Job], None]) -> None:
+        self.job, self.found = job, found
+
+    def launch_metadata(self, *arguments: object) -> None:
+        """Return nothing, as without hooks."""
+
+    def run(self, *arguments: object) -> None:
+        """Note the job, and launch nothing."""
+        self.found(self.job)
+
+
 def _names(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str]]:
     """Yield the path and name of every parameter and of every member of a named tuple."""
     for place, (name, of) in enumerate(signature.items()):
@@ -121,10 +125,22 @@ def _type(signature: dict[str, Any], path: tuple[int, ...]) -> str:
 
 
 @contextlib.contextmanager
-def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
-    """Collect a job for every launched kernel, by key, without compiling or launching it."""
-    jobs: dict[str, Job] = {}
+def planner(architecture: int | str) -> Iterator[Callable[[str], dict[str, Job]]]:
+    """Provide a function that begins a case: it returns a dictionary of jobs, by key.
+
+    The dictionary receives a job for every kernel that is launched until the next case begins, and
+    nothing is compiled or launched. A kernel is described once for all cases.
+    """
+    case, jobs = "", dict[str, Job]()
     planned: list[tuple[dict[str, Any], str]] = []
+
+    def begin(name: str) -> dict[str, Job]:
+        nonlocal case, jobs
+        case, jobs = name, {}
+        return jobs
+
+    def found(job: Job) -> None:
+        jobs.setdefault(job.key, job)
 
     def note(
         self: JITFunction,
@@ -150,18 +166,26 @@ def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
         parts = triton.__version__, backend.hash(), source, options.hash()
         same = hashlib.sha256(repr(parts).encode()).hexdigest()
         arguments = self, key, signature, device, constants, options, attributes, True
-        jobs.setdefault(same, Job(case, architecture, self, arguments, values, declared, same))
-        cache[key] = Planned()
+        job = Job(case, architecture, self, arguments, values, declared, same)
+        cache[key] = Planned(job, found)
         planned.append((cache, key))
+        found(job)
 
     triton.runtime.driver.set_active(StandIn(architecture))
     JITFunction._do_compile = note
     try:
-        yield jobs
+        yield begin
     finally:
         JITFunction._do_compile = COMPILE
         for cache, key in planned:
             del cache[key]
+
+
+@contextlib.contextmanager
+def planning(case: str, architecture: int | str) -> Iterator[dict[str, Job]]:
+    """Collect a job for every launched kernel, by key, without compiling or launching it."""
+    with planner(architecture) as begin:
+        yield begin(case)
 
 
 def without_repeats(jobs: Sequence[Job]) -> list[Job]:

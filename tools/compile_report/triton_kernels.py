@@ -23,7 +23,7 @@ from torch import Tensor
 from itm_kernels import _devices
 from tools.compile_report import recorded
 from tools.compile_report.triton_binary import AMD, SHARED, Use
-from tools.compile_report.triton_jobs import Job, planning, without_repeats
+from tools.compile_report.triton_jobs import Job, planner, without_repeats
 from tools.compile_report.triton_launches import LAUNCHES
 from tools.compile_report.triton_reports import Record, never, uses
 from tools.native_meta import native_meta
@@ -108,25 +108,25 @@ def planned(
 
     spans = cached_by_shape(_clusters.spans_of)
     before = torch.get_float32_matmul_precision()
-    for operator in operators:
-        for precision, N, D in cases_of(operator, architecture, few):
-            dtype, setting = PRECISIONS[precision]
-            torch.set_float32_matmul_precision(setting)
-            case = f"{operator} {precision} {N} x {D}"
-            try:
-                with (
-                    planning(case, architecture) as found,
-                    patch.object(_tile_table, "table_row", noted),
-                    patch.object(gluon, "PROVEN", frozenset()),  # `gluon_kernels` compiles those
-                    patch.object(_cholesky, "spans_of", spans),
-                    patch.object(_clusters, "spans_of", spans),
-                    patch.object(_synthesis_backward, "spans_of", spans),
-                    patch.object(_gram_gradient, "spans_of", spans),
-                ):
+    with (
+        planner(architecture) as begin,
+        patch.object(_tile_table, "table_row", noted),
+        patch.object(gluon, "PROVEN", frozenset()),  # `gluon_kernels` compiles those
+        patch.object(_cholesky, "spans_of", spans),
+        patch.object(_clusters, "spans_of", spans),
+        patch.object(_synthesis_backward, "spans_of", spans),
+        patch.object(_gram_gradient, "spans_of", spans),
+    ):
+        for operator in operators:
+            for precision, N, D in cases_of(operator, architecture, few):
+                dtype, setting = PRECISIONS[precision]
+                torch.set_float32_matmul_precision(setting)
+                found = begin(f"{operator} {precision} {N} x {D}")
+                try:
                     LAUNCHES[operator](N, D, dtype)
-            finally:
-                torch.set_float32_matmul_precision(before)
-            jobs = {**found, **jobs}
+                finally:
+                    torch.set_float32_matmul_precision(before)
+                jobs = {**found, **jobs}
     return list(jobs.values()), used
 
 
