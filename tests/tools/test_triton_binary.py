@@ -100,10 +100,10 @@ def test_a_kernel_without_faults_has_no_complaints(architecture: int | str) -> N
 @pytest.mark.parametrize(
     ("complaint", "architecture", "launch"),
     [
-        # 32 threads with 512 numbers and 255 registers each; AMD has 512, and 64 threads.
+        # Threads with 512 numbers each: 32 with 255 registers, on AMD 64 with 512.
         ("spills", 80, lambda: kept(1 << 14)),
         ("spills", 90, lambda: kept(1 << 14)),
-        ("spills", AMD, lambda: kept(1 << 16)),
+        ("spills", AMD, lambda: kept(1 << 15)),
         # 4 stages of 2 x 128 x 128 numbers are 256 KB.
         ("shared memory", 80, lambda: product(128, 128, 128, num_warps=8, num_stages=4)),
         ("shared memory", 90, lambda: product(128, 128, 128, num_warps=8, num_stages=5)),
