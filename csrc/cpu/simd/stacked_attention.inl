@@ -22,6 +22,34 @@ inline T short_product(const T* x, const T* y, int64_t size) {
   return total;
 }
 
+// As many numbers as a vector of fp64 has.
+template <typename T>
+struct Narrow;
+template <>
+struct Narrow<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes / 2)));
+};
+template <>
+struct Narrow<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+
+// Returns the sum of a short row in fp64.
+template <typename T>
+inline double short_sum(const T* x, int64_t size) {
+  using V = typename Vector<double>::type;
+  constexpr int64_t kLanes = sizeof(V) / sizeof(double);
+  V sum = {};
+  int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes)
+    sum += __builtin_convertvector(load<typename Narrow<T>::type>(x + k), V);
+  double lane[kLanes];
+  __builtin_memcpy(lane, &sum, sizeof(lane));
+  double total = sum_of_lanes(lane);
+  for (; k < size; ++k) total += x[k];
+  return total;
+}
+
 template <typename T>
 inline void rectify(const Attention<T>& a, const T* x, T* out) {
   if (a.clipped)
@@ -47,12 +75,12 @@ inline void logits(const Attention<T>& a, const T* r, T* out, T* over) {
       for (int64_t w = begin; w < end; ++w) out[w] = factor * r[w];
       continue;
     }
-    T highest = -std::numeric_limits<T>::infinity(), sum = 0;
+    T highest = -std::numeric_limits<T>::infinity();
     for (int64_t w = begin; w < end; ++w) highest = r[w] > highest ? r[w] : highest;
     for (int64_t w = begin; w < end; ++w) out[w] = exponential(r[w] - highest);
-    for (int64_t w = begin; w < end; ++w) sum += out[w];
     over[0] = highest;
-    over[1] = 1 / sum;
+    // All columns of the query share the rounding of the sum, which would be several ulps in fp32.
+    over[1] = static_cast<T>(1 / short_sum(out + begin, end - begin));
     const T factor = a.smooth * over[1];
     for (int64_t w = begin; w < end; ++w) out[w] *= factor;
   }

@@ -44,18 +44,6 @@ inline void add_gram_gradient(const Attention<T>& a, const T* h, double* of_gram
     }
 }
 
-// As many numbers as a vector of fp64 has.
-template <typename T>
-struct Narrow;
-template <>
-struct Narrow<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes / 2)));
-};
-template <>
-struct Narrow<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-};
-
 // Returns x . y and y . y of two short rows in fp64. Reads up to a vector beyond their ends.
 template <typename T>
 inline void products_in_double(const T* x, const T* y, int64_t size, double& both, double& square) {
