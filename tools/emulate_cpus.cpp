@@ -194,7 +194,7 @@ class Report {
     const int64_t first[] = {0, 40, 100, kColumns};
     const std::vector<T> x = draw<T>(kRows * kWidth, 12), y = draw<T>(kColumns * kWidth, 13);
     std::vector<T> s(kRows * kColumns), gram(kRows * kPadded), norms(kColumns), own(kColumns);
-    std::vector<double> exact(kRows * kRows), of_gram(kRows * kRows), numbers(2 * kRows);
+    std::vector<double> exact(kRows * kRows), of_gram(kRows * kRows), numbers(3 * kRows);
     for (int64_t r = 0; r < kRows; ++r) {
       for (int64_t c = 0; c < kColumns; ++c)
         s[r * kColumns + c] = static_cast<T>(loop_.product(&x[r * kWidth], &y[c * kWidth], kWidth));

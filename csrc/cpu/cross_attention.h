@@ -113,7 +113,7 @@ class Workspace {
     base_.stride = (columns + kStep - 1) / kStep * kStep;
     rows = (rows + kRows - 1) / kRows * kRows;
     memory_.resize((2 * rows + Attention<T>::kColumns) * base_.stride + 2 * rows * number);
-    exact_.resize(2 * rows);
+    exact_.resize(3 * rows);
     base_.clipped = o.clipped;
     base_.over_query = o.over_query;
     base_.smooth = static_cast<T>(o.smooth);

@@ -47,6 +47,8 @@ def _write_alpha(
                 if NORM == "softmax":
                     total = tl.load(at + norms, mask=cancels, other=1.0)
                     x = tl.exp(x - own.to(tl.float64)) * (1 / total).to(tl.float64)
+                    # The largest product is rounded to fp32: alone, it still has a share of 1.
+                    x = tl.where((total == 1) & (x > 0.5), 1.0, x)
                 else:
                     x *= (1 / (own + LEAST)).to(tl.float64)
             x *= tl.cast(smooth, tl.float64)

@@ -152,6 +152,22 @@ def test_near_opposite_rows(direction: str, difference: float, backend: str) -> 
     assert_precise(ops.cross_attention, sets, backend, direction=direction, **options)
 
 
+@pytest.mark.parametrize("feature_norm", ["l2norm", "softmax"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_near_opposite_rows_at_queries_of_one_row(
+    direction: str, feature_norm: str, backend: str
+) -> None:
+    """Over a query of one row all rows have a share of 1: other roundings would not cancel."""
+    regions, words, *_ = opposite(torch.float32, 1e-3)
+    sets = Sets(regions, words[:, :1], None, None)
+    if direction == "i2t":
+        sets = Sets(sets.words, sets.regions, None, None)
+    options = {"feature_norm": feature_norm, "smooth": 1.0, "aggregate": "mean"}
+    assert_precise(
+        ops.cross_attention, sets.cast(torch.float32), backend, direction=direction, **options
+    )
+
+
 def test_rows_of_zeros_score_zero_with_finite_gradients(backend: str) -> None:
     regions = torch.zeros(2, 3, 4, requires_grad=True)
     words = torch.ones(3, 2, 4, requires_grad=True)

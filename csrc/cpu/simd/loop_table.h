@@ -71,7 +71,7 @@ struct Attention {
   const T *context_rows, *query_rows;
   int64_t width;
   // Workspace: attention alpha and G alpha, [padded rows, stride]; two numbers per context row and
-  // query; two fp64 numbers per context row; numbers per query row. stride is a multiple of 128
+  // query; three fp64 numbers per context row; numbers per query row. stride is a multiple of 128
   // bytes.
   int64_t stride;
   T *alpha, *attended, *over;

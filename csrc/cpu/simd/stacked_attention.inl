@@ -152,6 +152,33 @@ inline void gram_product(const Attention<T>& a, int64_t w) {
   }
 }
 
+// Returns the product of context row c and query row w in fp64.
+template <typename T>
+inline double product_in_double(const Attention<T>& a, int64_t c, int64_t w) {
+  return product(a.context_rows + c * a.width, a.query_rows + w * a.width, a.width);
+}
+
+template <typename T>
+inline double rectified(const Attention<T>& a, double s) {
+  return a.clipped && !(s > 0) ? kSlope * s : s;
+}
+
+// Writes the factor that normalises the products of each context row over query j in fp64. With the
+// factor of rounded products, those of a query of one row would no longer be equal, or opposite.
+template <typename T>
+inline void factors_in_double(const Attention<T>& a, int64_t j) {
+  for (int64_t c = 0; c < a.rows; ++c) {
+    const double highest = a.over[2 * (c * a.queries + j)];
+    double sum = 0;
+    for (int64_t w = a.first[j] - a.first[0]; w < a.first[j + 1] - a.first[0]; ++w) {
+      const double x = rectified(a, product_in_double(a, c, w));
+      sum += a.over_query == OverQuery::kNorm ? x * x : __builtin_exp(x - highest);
+    }
+    a.exact[2 * a.rows + c] =
+        1 / (a.over_query == OverQuery::kNorm ? __builtin_sqrt(sum) + kLeastNorms : sum);
+  }
+}
+
 // Computes column w, which is of query j, in fp64: its products with the context, alpha, G alpha, p
 // and |a|^2. The sum p of products that were rounded to fp32 would cancel like the norm.
 template <typename T>
@@ -159,11 +186,10 @@ inline void in_double(const Attention<T>& a, int64_t j, int64_t w) {
   double *alpha = a.exact, *attended = a.exact + a.rows, sum = 0, along = 0, square = 0;
   double highest = -std::numeric_limits<double>::infinity();
   for (int64_t c = 0; c < a.rows; ++c) {
-    const double s = product(a.context_rows + c * a.width, a.query_rows + w * a.width, a.width);
-    const T* over = a.over + 2 * (c * a.queries + j);
-    double x = a.clipped && !(s > 0) ? kSlope * s : s;
-    if (a.over_query == OverQuery::kNorm) x *= over[1];
-    if (a.over_query == OverQuery::kSoftmax) x = __builtin_exp(x - over[0]) * over[1];
+    const double s = product_in_double(a, c, w);
+    double x = rectified(a, s);
+    if (a.over_query == OverQuery::kSoftmax) x = __builtin_exp(x - a.over[2 * (c * a.queries + j)]);
+    if (a.over_query != OverQuery::kNothing) x *= a.exact[2 * a.rows + c];
     attended[c] = s;
     alpha[c] = a.smooth * x;
     highest = alpha[c] > highest ? alpha[c] : highest;
@@ -209,14 +235,18 @@ int64_t attend(const Attention<T>& a, const T* s, int64_t stride) {
   T* exact = a.column(3);  // attention_gradient reads it
   for (int64_t w = 0; w < a.stride; ++w) exact[w] = 0;
   int64_t again = 0;
-  for (int64_t j = 0; j < a.queries && a.exact_gram; ++j)
+  for (int64_t j = 0; j < a.queries && a.exact_gram; ++j) {
+    bool known = a.over_query == OverQuery::kNothing;  // the factors of the query
     for (int64_t w = a.first[j] - a.first[0]; w < a.first[j + 1] - a.first[0]; ++w) {
       const T of_row = a.row * squares[w];
       if (!(4 * square[w] < (of_row < a.largest ? of_row : a.largest))) continue;
+      if (!known) factors_in_double(a, j);
+      known = true;
       in_double(a, j, w);
       exact[w] = 1;
       ++again;
     }
+  }
   T *cosine = a.cosine(), *norms = a.norms();
   const T *p = a.product(), least = T(kLeastNorms);
   for (int64_t w = 0; w < a.columns; ++w) {
