@@ -187,8 +187,8 @@ def headline(content: dict[str, Any], on_gpu: dict[str, Any]) -> str:
     ratios = [found["both"]["ratio"]["median"] for found in eager if found]
     large = [_saving(loss, title, content) for loss, title in OVERVIEW.items()]
     last = (
-        f"- Batches of 128, D = {small[0]['D']:,}: **{min(ratios):.2f} to {max(ratios):.2f} times "
-        "as fast**, depending on the loss.\n"
+        f"- CPU, batches of 128, D = {small[0]['D']:,}: **{min(ratios):.2f} to {max(ratios):.2f} "
+        "times as fast**, depending on the loss.\n"
     )
     gpu = [_saving_on_gpu(loss, title, on_gpu) for loss, title in OVERVIEW.items()]
     return "\n".join((*large, last[:-1], *gpu)) + "\n"
