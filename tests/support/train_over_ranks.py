@@ -7,6 +7,7 @@ folder for the list of exit codes of every rank.
 import json
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def main() -> None:
             for command in json.loads(commands.read_text())
         ]
     (folder / f"codes{rank}.json").write_text(json.dumps(codes))
+    # The last exchange was just now. A thread of gloo that frees its tensor while the interpreter
+    # ends would abort the process.
+    time.sleep(0.2)
 
 
 if __name__ == "__main__":
