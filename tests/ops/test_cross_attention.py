@@ -124,13 +124,14 @@ def test_error_at_queries_of_one_row(options: dict[str, Any], backend: str) -> N
     assert_precise(ops.cross_attention, sets, backend, **options)
 
 
-def opposite(dtype: torch.dtype, difference: float) -> Sets:
-    """Return regions in pairs of almost opposite rows: what is attended to nearly cancels."""
+def opposite(direction: str, difference: float, queries: int = 4) -> Sets:
+    """Return contexts in pairs of almost opposite rows: what is attended to nearly cancels."""
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(4, 3, 64, generator=generator, dtype=torch.float64)
     near = -half + difference * torch.randn(4, 3, 64, generator=generator, dtype=torch.float64)
-    words = torch.randn(5, 4, 64, generator=generator, dtype=torch.float64)
-    return Sets(torch.cat([half, near], 1), words, None, None).cast(dtype)
+    asking = torch.randn(5, 4, 64, generator=generator, dtype=torch.float64)[:, :queries]
+    sides = torch.cat([half, near], 1), asking
+    return Sets(*(sides if direction == "t2i" else sides[::-1]), None, None).cast(torch.float32)
 
 
 @pytest.mark.parametrize("seed", [4, 9, 12, 13, 21])
@@ -145,9 +146,7 @@ def test_error_of_a_softmax_over_the_query(seed: int, backend: str) -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_near_opposite_rows(direction: str, difference: float, backend: str) -> None:
     """|a|^2 from a Gram matrix in fp32 would have no digits left at the smallest difference."""
-    sets = opposite(torch.float32, difference)
-    if direction == "i2t":
-        sets = Sets(sets.words, sets.regions, None, None)
+    sets = opposite(direction, difference)
     options = {"feature_norm": "none", "smooth": 1e-3, "aggregate": "mean"}
     assert_precise(ops.cross_attention, sets, backend, direction=direction, **options)
 
@@ -158,14 +157,9 @@ def test_near_opposite_rows_at_queries_of_one_row(
     direction: str, feature_norm: str, backend: str
 ) -> None:
     """Over a query of one row all rows have a share of 1: other roundings would not cancel."""
-    regions, words, *_ = opposite(torch.float32, 1e-3)
-    sets = Sets(regions, words[:, :1], None, None)
-    if direction == "i2t":
-        sets = Sets(sets.words, sets.regions, None, None)
+    sets = opposite(direction, 1e-3, queries=1)
     options = {"feature_norm": feature_norm, "smooth": 1.0, "aggregate": "mean"}
-    assert_precise(
-        ops.cross_attention, sets.cast(torch.float32), backend, direction=direction, **options
-    )
+    assert_precise(ops.cross_attention, sets, backend, direction=direction, **options)
 
 
 def test_rows_of_zeros_score_zero_with_finite_gradients(backend: str) -> None:

@@ -174,7 +174,7 @@ inline void factors_in_double(const Attention<T>& a, int64_t j) {
       const double x = rectified(a, product_in_double(a, c, w));
       sum += a.over_query == OverQuery::kNorm ? x * x : __builtin_exp(x - highest);
     }
-    a.exact[2 * a.rows + c] =
+    a.factors()[c] =
         1 / (a.over_query == OverQuery::kNorm ? __builtin_sqrt(sum) + kLeastNorms : sum);
   }
 }
@@ -189,7 +189,7 @@ inline void in_double(const Attention<T>& a, int64_t j, int64_t w) {
     const double s = product_in_double(a, c, w);
     double x = rectified(a, s);
     if (a.over_query == OverQuery::kSoftmax) x = __builtin_exp(x - a.over[2 * (c * a.queries + j)]);
-    if (a.over_query != OverQuery::kNothing) x *= a.exact[2 * a.rows + c];
+    if (a.over_query != OverQuery::kNothing) x *= a.factors()[c];
     attended[c] = s;
     alpha[c] = a.smooth * x;
     highest = alpha[c] > highest ? alpha[c] : highest;
