@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Do not turn the warnings of other packages into errors."""
+    """Do not turn the warnings of other packages into errors; shorten compilation if quick."""
     config.addinivalue_line("filterwarnings", "default")
     if config.getoption("quick"):
         keops.compile_quickly()

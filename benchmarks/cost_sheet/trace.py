@@ -77,7 +77,7 @@ class Watch(TorchDispatchMode):
             _ATOMS.add(func)
         given = [*_tensors(args), *_tensors(kwargs.values())]
         found = func(*args, **kwargs)
-        made = [found] if isinstance(found, Tensor) else [*_tensors((found,))]
+        made = [*_tensors((found,))]
         hidden = 0
         if any(each.is_meta for each in (*given, *made)):
             inputs, outputs = [operand(each) for each in given], [operand(each) for each in made]

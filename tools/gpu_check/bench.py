@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import limits, memory, results, rivals
 from benchmarks.interleaved import Contender, Row, Run, summary
-from benchmarks.rivals import Builder, Function, keops, plain
+from benchmarks.rivals import Builder, Function, plain
 from benchmarks.shapes import WIDTH, Size
 from tools.gpu_check.goal_table import ENTRIES, Prepared
 from tools.gpu_check.journal import Check, Setting
@@ -53,8 +53,6 @@ def race(
     builders: dict[str, Builder] = {"ours": plain(found.ours), "eager": plain(found.formula)}
     if others:
         backend = "eager" if setting.tiny else "inductor"
-        if setting.tiny:
-            keops.compile_quickly()
         builders["compile"] = rivals.compiled(found.formula, backend)
         builders |= entry.packages(size)
     contenders = []
