@@ -17,9 +17,8 @@ SCALE = 20.0  # 1 / temperature, which is .05 in the papers
 BIAS = -10.0
 
 
-def _hinges(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def _hinges(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two cost matrices of VSE++'s `ContrastiveLoss.forward`, before the reduction."""
-    scores = image @ text.T  # [N, N]
     diagonal = scores.diagonal().view(-1, 1)
     text_cost = (MARGIN + scores - diagonal.expand_as(scores)).clamp(min=0)
     image_cost = (MARGIN + scores - diagonal.T.expand_as(scores)).clamp(min=0)
@@ -29,13 +28,18 @@ def _hinges(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 def sum_of_hinges(image: Tensor, text: Tensor) -> Tensor:
     """Return VSE++'s loss without `max_violation`."""
-    text_cost, image_cost = _hinges(image, text)
+    text_cost, image_cost = _hinges(image @ text.T)
     return text_cost.sum() + image_cost.sum()
 
 
 def max_of_hinges(image: Tensor, text: Tensor) -> Tensor:
     """Return VSE++'s loss with `max_violation`."""
-    text_cost, image_cost = _hinges(image, text)
+    return max_of_hinges_from_scores(image @ text.T)
+
+
+def max_of_hinges_from_scores(scores: Tensor) -> Tensor:
+    """Return the loss of VSE++ and SCAN with `max_violation` from scores `[N, N]`."""
+    text_cost, image_cost = _hinges(scores)
     return text_cost.max(1)[0].sum() + image_cost.max(0)[0].sum()
 
 

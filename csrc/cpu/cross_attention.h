@@ -180,10 +180,8 @@ Tensor norms_of(const Sets<T>& sets) {
 template <typename T>
 std::vector<Gram<T>> grams_of(const Sets<T>& context, Span contexts) {
   std::vector<std::optional<Gram<T>>> found(contexts.end - contexts.begin);
-  parallel_for(contexts.begin, contexts.end, 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;  // of this thread
-    for (int64_t n = begin; n < end; ++n) found[n - contexts.begin].emplace(context, n);
-  });
+  for_each_set(contexts,
+               [&](Span n) { found[n.begin - contexts.begin].emplace(context, n.begin); });
   std::vector<Gram<T>> grams;
   for (auto& gram : found) grams.push_back(std::move(*gram));
   return grams;
@@ -196,11 +194,11 @@ struct AttendedSets {
   const Tensor norms = norms_of(query);
 
   // Calls visit(attention, its products, their stride, context, queries) for the contexts of a tile
-  // and groups of its queries, on several threads; all groups of a context on one. Returns how many
-  // cosines were computed in fp64.
+  // and groups of its queries, or some pairs, on several threads; all of a context on one. Returns
+  // how many cosines were computed in fp64.
   template <typename Visit>
-  int64_t for_each_attention(const SetTile<T>& t, const std::vector<Gram<T>>& grams,
-                             Visit&& visit) const {
+  int64_t for_each_attention(const SetTile<T>& t, const std::vector<Gram<T>>& grams, Visit&& visit,
+                             const SetPairs* pairs = nullptr) const {
     const int64_t first_row = context.first[t.contexts.begin];
     const int64_t first_column = query.first[t.queries.begin];
     std::atomic<int64_t> exact = 0;
@@ -208,7 +206,7 @@ struct AttendedSets {
       const Workspace<T> workspace(context, query, norms, options, t.queries);
       for (int64_t n = begin; n < end; ++n) {
         if (!context.size(n)) continue;
-        for (const Span queries : workspace.groups) {
+        for (const Span queries : pairs ? pairs->queries[n - t.contexts.begin] : workspace.groups) {
           const T* s = t.data + (context.first[n] - first_row) * t.stride +
                        query.first[queries.begin] - first_column;
           const Gram<T>& gram = grams[n - t.contexts.begin];

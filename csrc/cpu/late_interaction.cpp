@@ -1,5 +1,6 @@
 // Late interaction: tiles of products are reduced to the best context row of every query row. The
-// gradient adds one row per query row and context to each side, and needs no product.
+// gradient adds one row per query row and context to each side, and needs no product. Losses of
+// hardest negatives give most scores no gradient: their pairs add no row.
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -93,15 +94,17 @@ class RowGradients {
       std::fill(&query_of[0] + query_.first[m] - first, &query_of[0] + query_.first[m + 1] - first,
                 m);
     const int64_t D = context_.width, number = contexts.end - contexts.begin;
+    const auto adds = [&](int64_t i, int64_t c) {
+      return index[i * columns + c] >= 0 && weight(contexts.begin + i, query_of[c]) != 0;
+    };
     parallel_for(0, columns, grain(2 * number * D), [&](int64_t begin, int64_t end) {
       std::vector<int64_t> rows(number);
       std::vector<T> weights(number);
       for (int64_t c = begin; c < end; ++c) {
         int64_t count = 0;
         for (int64_t i = 0; i < number; ++i) {
-          const int64_t best = index[i * columns + c];
-          if (best < 0) continue;
-          rows[count] = context_.first[contexts.begin + i] + best;
+          if (!adds(i, c)) continue;
+          rows[count] = context_.first[contexts.begin + i] + index[i * columns + c];
           weights[count++] = weight(contexts.begin + i, query_of[c]);
         }
         add_rows(of_query, first + c, context_, count, rows, weights);
@@ -115,10 +118,10 @@ class RowGradients {
         const int64_t n = contexts.begin + i, *best = &index[i * columns];
         place.assign(context_.size(n) + 1, 0);
         for (int64_t c = 0; c < columns; ++c)
-          if (best[c] >= 0) ++place[best[c] + 1];
+          if (adds(i, c)) ++place[best[c] + 1];
         for (int64_t r = 0; r < context_.size(n); ++r) place[r + 1] += place[r];
         for (int64_t c = 0; c < columns; ++c) {
-          if (best[c] < 0) continue;
+          if (!adds(i, c)) continue;
           const int64_t k = place[best[c]]++;
           rows[k] = first + c;
           weights[k] = weight(n, query_of[c]);

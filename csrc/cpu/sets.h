@@ -2,9 +2,12 @@
 // Batches of sets of rows, padded to the same number of rows: the rows that exist, and the products
 // of all rows of two batches in tiles of whole sets.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -21,6 +24,15 @@ namespace itm::cpu {
 struct Span {
   int64_t begin, end;
 };
+
+// Calls work(span) for every set of a span, as a span of one, on several threads.
+template <typename Work>
+void for_each_set(Span sets, Work&& work) {
+  parallel_for(sets.begin, sets.end, 1, [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;  // of this thread
+    for (int64_t n = begin; n < end; ++n) work(Span{n, n + 1});
+  });
+}
 
 // The existing rows of all sets, packed: padded rows are never read.
 template <typename T>
@@ -110,6 +122,23 @@ struct SetTile {
   int64_t stride;
 };
 
+// Returns the products of a part of a tile as a matrix.
+template <typename T>
+Tensor products_of(const SetTile<T>& t, const Sets<T>& context, const Sets<T>& query, Span contexts,
+                   Span queries) {
+  const int64_t row = context.first[contexts.begin] - context.first[t.contexts.begin];
+  const int64_t column = query.first[queries.begin] - query.first[t.queries.begin];
+  return at::from_blob(t.data + row * t.stride + column,
+                       {context.rows_of(contexts), query.rows_of(queries)}, {t.stride, 1},
+                       context.rows.options());
+}
+
+// Some pairs of a tile, each as a span of one.
+struct SetPairs {
+  std::vector<std::vector<Span>> queries;   // of every context of the tile
+  std::vector<std::vector<Span>> contexts;  // of every query of the tile
+};
+
 // Rows and columns of a tile. They do not depend on the number of threads, so that results do not.
 constexpr int64_t kSetRows = 1024, kSetColumns = 4096;
 
@@ -137,6 +166,18 @@ class SetTiles {
     at::addmm_out(const_cast<Tensor&>(tile), tile, context_.part(context_.rows, of_context),
                   query_.part(query_.rows, of_query).t(), /*beta=*/0);
     return of_tensor(tile, of_context, of_query);
+  }
+
+  // Computes the products of some pairs of a tile, in the buffer.
+  SetTile<T> computed(Span of_context, Span of_query, const SetPairs& pairs) {
+    const SetTile<T> t = buffered(of_context, of_query);
+    for_each_set(of_context, [&](Span n) {
+      for (const Span m : pairs.queries[n.begin - of_context.begin]) {
+        Tensor of_pair = products_of(t, context_, query_, n, m);
+        at::mm_out(of_pair, context_.part(context_.rows, n), query_.part(query_.rows, m).t());
+      }
+    });
+    return t;
   }
 
   // Returns a tile of kept products, only to be read.

@@ -12,9 +12,11 @@ from itm_kernels import _policies, ops
 from itm_kernels.backends import NAMESPACES
 from kernels import MARKS
 from operator_inputs import sample_inputs
-from sets_of_rows import Sets, close, drawn, graded
+from sets_of_rows import Sets, assert_precise, close, drawn, graded
 
 pytestmark = MARKS["native"]
+# The gradient is 0 but for every n-th score: kernels leave other pairs out if they are most.
+EVERY = [1, 2, 9, 1000]
 ODD = [(1, 2, 3, 4, 1), (2, 1, 5, 7, 3), (33, 2, 1, 5, 96), (3, 33, 7, 1, 333), (2, 3, 9, 8, 1000)]
 # More than the 1,024 rows of contexts and the 4,096 of queries that a tile has.
 TILES = (55, 84, 20, 50, 3)
@@ -65,10 +67,12 @@ def on_kernels(case: Case, sets: Sets, **options: Any) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [*ODD, TILES], ids=str)
 def test_sizes_and_tiles(shape: tuple[int, ...], direction: str, case: Case) -> None:
     sets = drawn(shape, counts=shape != TILES)
-    expected = graded(case.score, sets, direction=direction, backend="reference")
-    found = on_kernels(case, sets, direction=direction)
-    for ours, theirs in zip(found, expected, strict=True):
-        close(ours, theirs, case.tolerance)
+    for every in EVERY:
+        options = {"direction": direction, "every": every}
+        expected = graded(case.score, sets, **options, backend="reference")
+        found = on_kernels(case, sets, **options)
+        for ours, theirs in zip(found, expected, strict=True):
+            close(ours, theirs, case.tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -85,6 +89,36 @@ def test_recomputed_values_give_the_same_gradients(
     assert all(torch.equal(a, b) for a, b in zip(kept, computed, strict=True))
 
 
+def test_recomputed_values_of_few_pairs(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of a pair are rounded otherwise than in the product of a tile."""
+    sets = drawn((6, 9, 36, 12, 96), counts=True)
+    kept = on_kernels(case, sets, every=9)
+    for most in ("KEPT_BYTES", "KEPT_PRODUCTS"):
+        monkeypatch.setattr(_policies, most, 0)
+    for ours, theirs in zip(on_kernels(case, sets, every=9), kept, strict=True):
+        close(ours, theirs, case.tolerance)
+
+
+def test_few_pairs_of_some_tiles(case: Case) -> None:
+    """Tiles with a gradient for all, some and no pairs follow each other on both sides."""
+    sets = drawn(TILES)
+    gradients = torch.zeros(TILES[:2], dtype=torch.float64)
+    gradients[:20, :40] = 1  # all contexts of the first tile, and all queries
+    gradients[40, 1::5] = gradients[1, 60] = -2
+    expected, found = (
+        torch.autograd.grad(case.score(*sets, backend=backend), sets.leaves, gradients)
+        for backend in ("reference", "native")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs, case.tolerance)
+
+
+def test_few_pairs_are_precise(case: Case) -> None:
+    for counts, every in ((False, 9), (True, 11)):
+        sets = drawn((12, 11, 36, 20, 128), counts=counts, dtype=torch.float32)
+        assert_precise(case.score, sets, "native", every=every)
+
+
 @pytest.mark.any_set
 def test_any_number_of_threads_gives_the_same_bits(case: Case) -> None:
     sets = drawn(case.threaded, counts=True, dtype=torch.float32)
@@ -93,7 +127,8 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case) -> None:
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(on_kernels(case, sets))
+            every = on_kernels(case, sets)
+            results.append([*every, *on_kernels(case, sets, every=41)[1:]])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -74,10 +74,14 @@ def padded_with(sets: Sets, value: float) -> Sets:
     return Sets(*rows, *sets[2:]).cast(sets.regions.dtype)
 
 
-def graded(score: Callable[..., Tensor], sets: Sets, **options: Any) -> list[Tensor]:
-    """Return scores, and gradients for upstream gradients of both signs."""
+def graded(
+    score: Callable[..., Tensor], sets: Sets, *, every: int = 1, **options: Any
+) -> list[Tensor]:
+    """Return scores, and gradients for upstream gradients of both signs, 0 but for every n-th."""
     scores = score(*sets, **options)
-    upstream = torch.linspace(-1, 2, scores.numel(), dtype=scores.dtype).view(scores.shape)
+    upstream = torch.linspace(-1, 2, scores.numel(), dtype=scores.dtype)
+    upstream[torch.arange(scores.numel()) % every != 0] = 0
+    upstream = upstream.view(scores.shape)
     return [scores.detach(), *torch.autograd.grad(scores, sets.leaves, upstream)]
 
 
