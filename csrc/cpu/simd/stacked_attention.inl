@@ -58,6 +58,16 @@ inline void rectify(const Attention<T>& a, const T* x, T* out) {
     for (int64_t w = 0; w < a.columns; ++w) out[w] = x[w];
 }
 
+// Writes the exponentials of a context row, relative to the maxima of the queries in `over`. One
+// query at a time would leave most lanes of a vector empty.
+template <typename T>
+inline void exponentials(const Attention<T>& a, const T* r, const T* over, T* out) {
+  for (int64_t j = 0; j < a.queries; ++j)
+    for (int64_t w = a.first[j] - a.first[0]; w < a.first[j + 1] - a.first[0]; ++w)
+      out[w] = r[w] - over[2 * j];
+  for (int64_t w = 0; w < a.columns; ++w) out[w] = exponential(out[w]);
+}
+
 // Writes the logits of a context row to out, and to `over` two numbers for every query: norm and
 // reciprocal, or maximum and reciprocal sum.
 template <typename T>
@@ -66,23 +76,26 @@ inline void logits(const Attention<T>& a, const T* r, T* out, T* over) {
     for (int64_t w = 0; w < a.columns; ++w) out[w] = a.smooth * r[w];
     return;
   }
+  const bool softmax = a.over_query == OverQuery::kSoftmax;
+  for (int64_t j = 0; j < a.queries && softmax; ++j) {
+    T highest = -std::numeric_limits<T>::infinity();
+    for (int64_t w = a.first[j] - a.first[0]; w < a.first[j + 1] - a.first[0]; ++w)
+      highest = r[w] > highest ? r[w] : highest;
+    over[2 * j] = highest;
+  }
+  if (softmax) exponentials(a, r, over, out);
+  const T* from = softmax ? out : r;
   for (int64_t j = 0; j < a.queries; ++j, over += 2) {
     const int64_t begin = a.first[j] - a.first[0], end = a.first[j + 1] - a.first[0];
-    if (a.over_query == OverQuery::kNorm) {
+    if (softmax) {
+      // All columns of the query share the rounding of the sum, several ulps in fp32.
+      over[1] = static_cast<T>(1 / short_sum(out + begin, end - begin));
+    } else {
       over[0] = static_cast<T>(__builtin_sqrt(short_product(r + begin, r + begin, end - begin)));
       over[1] = 1 / (over[0] + T(kLeastNorms));
-      const T factor = a.smooth * over[1];
-      for (int64_t w = begin; w < end; ++w) out[w] = factor * r[w];
-      continue;
     }
-    T highest = -std::numeric_limits<T>::infinity();
-    for (int64_t w = begin; w < end; ++w) highest = r[w] > highest ? r[w] : highest;
-    for (int64_t w = begin; w < end; ++w) out[w] = exponential(r[w] - highest);
-    over[0] = highest;
-    // All columns of the query share the rounding of the sum, which would be several ulps in fp32.
-    over[1] = static_cast<T>(1 / short_sum(out + begin, end - begin));
     const T factor = a.smooth * over[1];
-    for (int64_t w = begin; w < end; ++w) out[w] *= factor;
+    for (int64_t w = begin; w < end; ++w) out[w] = factor * from[w];
   }
 }
 

@@ -74,6 +74,7 @@ template <typename T>
 inline void normalisation_gradient(const Attention<T>& a, const T* r, T* t, const T* over) {
   if (a.over_query == OverQuery::kNothing) return;
   T* y = a.column(3);
+  if (a.over_query == OverQuery::kSoftmax) exponentials(a, r, over, y);
   for (int64_t j = 0; j < a.queries; ++j, over += 2) {
     const int64_t begin = a.first[j] - a.first[0], end = a.first[j + 1] - a.first[0];
     if (a.over_query == OverQuery::kNorm) {
@@ -85,7 +86,7 @@ inline void normalisation_gradient(const Attention<T>& a, const T* r, T* t, cons
       for (int64_t w = begin; w < end; ++w) t[w] = static_cast<T>(t[w] - r[w] * back) * factor;
       continue;
     }
-    for (int64_t w = begin; w < end; ++w) y[w] = exponential(r[w] - over[0]) * over[1];
+    for (int64_t w = begin; w < end; ++w) y[w] *= over[1];
     double along, square;
     products_in_double(t + begin, y + begin, end - begin, along, square);
     for (int64_t w = begin; w < end; ++w) t[w] = y[w] * static_cast<T>(t[w] - along);
