@@ -28,8 +28,8 @@ def gradients(
         of_query if unit is None else unit, context.norm, query.norm,
         of_query if along is None else along, *outs, *x.stride(), *y.stride(), *totals,
         x.shape[1], y.shape[1], x.shape[2], X_COUNTS=context.has_counts, Y_COUNTS=query.has_counts,
-        HAS_UNIT=unit is not None, ALONG=along is not None, COSINE=context.cosine,
-        POWERS=context.powers, **options,
+        X_ZERO=context.of_zero, Y_ZERO=query.of_zero, HAS_UNIT=unit is not None,
+        ALONG=along is not None, COSINE=context.cosine, POWERS=context.powers, **options,
     )  # fmt: skip
     return outs[0].to(x.dtype), outs[1].to(y.dtype)
 
@@ -61,6 +61,8 @@ def _gradient_kernel(
     D,
     X_COUNTS: tl.constexpr,
     Y_COUNTS: tl.constexpr,
+    X_ZERO: tl.constexpr,
+    Y_ZERO: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     ALONG: tl.constexpr,
     COSINE: tl.constexpr,
@@ -71,14 +73,14 @@ def _gradient_kernel(
     if tl.program_id(1) == 0:
         _gradient(
             x, x_counts, x_sums, unit, x_norm, along, x_out, x_set_stride, x_stride,
-            x_column_stride, x_total, C, D, X_COUNTS, HAS_UNIT, False, COSINE, POWERS, ROWS,
-            COLUMNS,
+            x_column_stride, x_total, C, D, X_COUNTS, X_ZERO, HAS_UNIT, False, COSINE, POWERS,
+            ROWS, COLUMNS,
         )  # fmt: skip
     else:
         _gradient(
             y, y_counts, y_sums, unit, y_norm, along, y_out, y_set_stride, y_stride,
-            y_column_stride, y_total, Q, D, Y_COUNTS, HAS_UNIT, ALONG, COSINE, POWERS, ROWS,
-            COLUMNS,
+            y_column_stride, y_total, Q, D, Y_COUNTS, Y_ZERO, HAS_UNIT, ALONG, COSINE, POWERS,
+            ROWS, COLUMNS,
         )  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def _gradient(
     C,
     D,
     HAS_COUNTS: tl.constexpr,
+    ZERO: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     ALONG: tl.constexpr,
     COSINE: tl.constexpr,
@@ -111,7 +114,7 @@ def _gradient(
     own = tl.load(norm + n, mask=there, other=1.0)
     factor = tl.full((ROWS,), 1.0, DTYPE)
     if POWERS:
-        factor = power_of(own)
+        factor = power_of(own, ZERO)
     if HAS_UNIT:
         factor /= tl.load(unit)
     from_row = x + (of * set_stride + number * stride)[:, None]

@@ -37,6 +37,9 @@ from itm_kernels.triton._products import add_product
 # [C]: three that stay in the L2 beside the rows would save 9 us of traffic and cost ten launches.
 CHUNK_BYTES = 1 << 26
 _TRUNCATES = not INTERPRETED  # tensor cores truncate tf32, the interpreter multiplies in fp32
+# Powers of two of zero rows. Weights are divided by them: that of a query row of cross attention,
+# which is divided by 1e-8 instead of a norm, would otherwise leave those of other rows 0 in fp16.
+_ZERO_ROW, _ZERO_QUERY = 2.0**24, 2.0**37
 
 
 class RowSets(NamedTuple):
@@ -50,6 +53,7 @@ class RowSets(NamedTuple):
     norm: Tensor  # [N C]
     kind: str
     cosine: bool
+    of_zero: float  # the power of two of a zero row
     has_counts: bool
     whole: bool  # `joined` is the input
 
@@ -92,22 +96,24 @@ def prepared(
         factor, norm = factors.split(totals, 1)[k]
         sides.append(RowSets(
             rows, rows if counts is None else counts, joined.view(totals[k], -1), parts, factor,
-            norm, kind, cosine, counts is not None, whole,
+            norm, kind, cosine, _ZERO_QUERY if k and not split else _ZERO_ROW,
+            counts is not None, whole,
         ))  # fmt: skip
     x, y = sides
     _prepare_kernel[(cdiv(max(totals), options["ROWS"]), 2)](
         x.rows, y.rows, x.counts, y.counts, x.joined, y.joined, x.factor, y.factor, x.norm, y.norm,
         *x.rows.stride(), *y.rows.stride(), *totals, x.rows.shape[1], y.rows.shape[1], D, width,
         X_COUNTS=x.has_counts, Y_COUNTS=y.has_counts, X_WRITES=not x.whole, Y_WRITES=not y.whole,
-        COSINE=cosine, POWERS=powers, COPIES=copies, TF32=truncated and _TRUNCATES, **options,
+        X_ZERO=x.of_zero, Y_ZERO=y.of_zero, COSINE=cosine, POWERS=powers, COPIES=copies,
+        TF32=truncated and _TRUNCATES, **options,
     )  # fmt: skip
     return x, y
 
 
 @triton.jit
-def power_of(norm):
-    """Return the power of two that scales a norm to between 2^13 and 2^14; 1 for a zero row."""
-    return tl.where(norm == 0, 1.0, power_of_two_scale(norm, 14))
+def power_of(norm, OF_ZERO: tl.constexpr):
+    """Return the power of two that scales a norm to 2^13 to 2^14, or that of a zero row."""
+    return tl.where(norm == 0, OF_ZERO, power_of_two_scale(norm, 14))
 
 
 @triton.jit
@@ -151,6 +157,8 @@ def _prepare_kernel(
     Y_COUNTS: tl.constexpr,
     X_WRITES: tl.constexpr,
     Y_WRITES: tl.constexpr,
+    X_ZERO: tl.constexpr,
+    Y_ZERO: tl.constexpr,
     COSINE: tl.constexpr,
     POWERS: tl.constexpr,
     COPIES: tl.constexpr,
@@ -161,14 +169,14 @@ def _prepare_kernel(
     if tl.program_id(1) == 0:
         _prepare(
             x, x_counts, x_joined, x_factor, x_norm, x_set_stride, x_stride, x_column_stride,
-            x_total, C, D, width, X_COUNTS, X_WRITES, COSINE, POWERS, COPIES, 1, TF32, ROWS,
-            COLUMNS,
+            x_total, C, D, width, X_COUNTS, X_WRITES, X_ZERO, COSINE, POWERS, COPIES, 1, TF32,
+            ROWS, COLUMNS,
         )  # fmt: skip
     else:
         _prepare(
             y, y_counts, y_joined, y_factor, y_norm, y_set_stride, y_stride, y_column_stride,
-            y_total, Q, D, width, Y_COUNTS, Y_WRITES, COSINE, POWERS, COPIES, 2, TF32, ROWS,
-            COLUMNS,
+            y_total, Q, D, width, Y_COUNTS, Y_WRITES, Y_ZERO, COSINE, POWERS, COPIES, 2, TF32,
+            ROWS, COLUMNS,
         )  # fmt: skip
 
 
@@ -188,6 +196,7 @@ def _prepare(
     width,
     HAS_COUNTS: tl.constexpr,
     WRITES: tl.constexpr,
+    ZERO: tl.constexpr,
     COSINE: tl.constexpr,
     POWERS: tl.constexpr,
     COPIES: tl.constexpr,
@@ -209,7 +218,7 @@ def _prepare(
     own = square_root(tl.sum(squares, 1))
     power = tl.full((ROWS,), 1.0, DTYPE)
     if POWERS:
-        power = power_of(own)
+        power = power_of(own, ZERO)
     found = reciprocal(norm_divisor(own, SMALLEST)) if COSINE else tl.full((ROWS,), 1.0, DTYPE)
     tl.store(factor + n, found / power, mask=there)
     tl.store(norm + n, own, mask=there)

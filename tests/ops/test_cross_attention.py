@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 import oracles
 from itm_kernels import ops
@@ -171,6 +172,23 @@ def test_rows_of_zeros_score_zero_with_finite_gradients(backend: str) -> None:
         assert (scores == 0).all()
         grads = torch.autograd.grad(scores.sum(), (regions, words))
         assert all(grad.isfinite().all() for grad in grads)
+
+
+# In fp16, the gradient of a row of zeros is infinite; the interpreter warns.
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-2, 1.0, 30.0])
+def test_error_beside_rows_of_zeros(size: float, dtype: torch.dtype, backend: str) -> None:
+    """The gradient of a word of zeros is divided by 1e-8; that of others must not be lost."""
+    sets = drawn((4, 3, 5, 6, 40), dtype=dtype)
+    rows = (size * side.detach() for side in sets.leaves)
+    sets = Sets(*rows, None, None).cast(dtype)
+
+    def padded(regions: Tensor, words: Tensor, *counts: None, **options: Any) -> Tensor:
+        return ops.cross_attention(*(pad(t, (0, 0, 0, 2)) for t in (regions, words)), **options)
+
+    for options in SCAN:
+        assert_precise(padded, sets, backend, **options)
 
 
 def test_of_equal_maxima_the_first_word_takes_the_gradient(backend: str) -> None:
