@@ -19,11 +19,9 @@ def gram_matrices(rows: RowSets, chunk: slice) -> Tensor:  # [n, C, C]
 
     Tensor cores multiply rows of half precision, whose products are exact in fp32.
     """
+    own, C = operands(rows, chunk), rows.rows.shape[1]
     if rows.kind != "half":
-        wide = wide_rows(rows, chunk)
-        return torch.bmm(wide, wide.mT)
-    C = rows.rows.shape[1]
-    own = rows.joined.view(-1, C, rows.joined.shape[1])[chunk]
+        return torch.bmm(own, own.mT)
     if own.device.type == "cpu":  # no half-precision product with an fp32 result
         gram = torch.bmm(own.float(), own.float().mT)
     else:
@@ -34,13 +32,9 @@ def gram_matrices(rows: RowSets, chunk: slice) -> Tensor:  # [n, C, C]
     return gram
 
 
-def wide_rows(rows: RowSets, chunk: slice) -> Tensor:  # [n, C, D]
-    """Return the rows of a chunk in fp32 or fp64, 0 for padded rows."""
-    wide = rows.rows[chunk].to(rows.factor.dtype)
-    if not rows.has_counts:
-        return wide
-    exists = torch.arange(wide.shape[1], device=wide.device) < rows.counts[chunk][:, None]
-    return wide.masked_fill(~exists[..., None], 0)
+def operands(rows: RowSets, chunk: slice) -> Tensor:  # [n, C, D or more]
+    """Return the operands of a chunk: 0 for padded rows, in tf32 the rounded rows."""
+    return rows.joined.view(-1, rows.rows.shape[1], rows.joined.shape[1])[chunk]
 
 
 def gradients_of_gram(outer: Tensor, alpha: Tensor, rows: RowSets) -> Tensor:  # [n, C, C]
@@ -66,15 +60,15 @@ def add_through_gram(
     into: Tensor,  # [n C, D], divided by unit and accumulated
 ) -> None:
     """Add the products of the gradients of Gram matrices and the rows of a chunk."""
-    C, at = rows.rows.shape[1], slice(chunk.start * rows.rows.shape[1], None)
+    _, C, D = rows.rows.shape
+    at = slice(chunk.start * C, None)
     if rows.kind != "half":
-        wide, sums = wide_rows(rows, chunk), into.view(-1, C, into.shape[1])
+        own, sums = operands(rows, chunk)[..., :D], into.view(-1, C, D)
         if of_gram.dtype == into.dtype:
-            sums.baddbmm_(of_gram, wide)
+            sums.baddbmm_(of_gram, own)
         else:
-            sums.add_(torch.bmm(of_gram, wide.to(of_gram.dtype)))
+            sums.add_(torch.bmm(of_gram, own.to(of_gram.dtype)))
         return
-    D = into.shape[1]
     _through_gram_kernel[(of_gram.shape[0], cdiv(D, _COLUMNS), cdiv(C, _ROWS))](
         of_gram, rows.joined[at], rows.factor[at], into if unit is None else unit, into,
         rows.joined.stride(0), C, D, POWERS=rows.powers, ROWS=_ROWS, COLUMNS=_COLUMNS,

@@ -214,6 +214,9 @@ def _prepare(
         d = (first + columns)[None, :].to(tl.int64)
         inside = exists[:, None] & (d < D)
         value = tl.load(from_row + d * column_stride, mask=inside, other=0.0).to(DTYPE)
+        if TF32 and not COSINE:
+            # The norm of what is multiplied: the error of a cosine then is that of its angle only.
+            value = to_tf32(value)
         squares += value * value
     own = square_root(tl.sum(squares, 1))
     power = tl.full((ROWS,), 1.0, DTYPE)
