@@ -4,6 +4,7 @@ Launchers allocate meta tensors here, which may be of any size, and launch nothi
 Tiles and precisions are those of a GPU.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -74,6 +75,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterator
 
     from itm_kernels.triton import _operands, _tile_table
 
+    # A module that is imported first under these settings would keep them.
+    for operator in OPERATORS:
+        importlib.import_module(f"itm_kernels.triton.{backends.triton_file(operator)}")
     for kernel in (InterpretedFunction, JITFunction):
         monkeypatch.setattr(kernel, "run", lambda *args, **options: None)
     monkeypatch.setattr(_operands, "INTERPRETED", False)
