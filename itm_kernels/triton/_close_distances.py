@@ -18,6 +18,8 @@ from itm_kernels.triton._score_tiles import difference_tile, wide_type
 
 # Below an eighth of |x|^2 + |y|^2 three bits of the products are lost: 4e-6 of the distance.
 _CLOSE = tl.constexpr(1 / 8)
+# Products of two rows below 2^-24 have less than 22 bits (`_scaled_operands`).
+_TINY = tl.constexpr(2.0**-46)
 _SIDE = 64
 _MOST = tl.constexpr(16)  # pairs of a row; as many steps take as long as a whole tile
 
@@ -27,7 +29,7 @@ def are_close(raw, compared, rows, columns):
     """Mark the pairs `[R, C]` whose distances products do not resolve."""
     square = compared * compared if raw.METRIC == "l2" else compared
     lengths = tl.load(raw.x_term + rows)[:, None] + tl.load(raw.y_term + columns)[None, :]
-    return square < lengths * _CLOSE
+    return (square < lengths * _CLOSE) | (lengths < _TINY)
 
 
 @jit

@@ -90,12 +90,14 @@ def hardest(
     # Semi-hard mining compares scores with a threshold, so scores are computed to fp32 accuracy.
     # Small tiles: with bounds and ids, 128 x 128 keys cause 14 spills on sm_100.
     pairs, pair_ids = positive_images(image, image_ids, positive)
-    both = _scaled_operands.scaled_operands(pairs, text, cosine=False, shape=(1, 1))
+    both = _scaled_operands.scaled_operands(pairs, text, cosine=False, weighted=False, shape=(1, 1))
     bound = positive_scores(both)
     if positive is None:
         return _hardest_of_tiles(both, None, None, bound, True, True)
     best_text, _ = _hardest_of_tiles(both, pair_ids, text_ids, bound, True, False)
-    images = _scaled_operands.scaled_operands(image, text, cosine=False, shape=(1, 1))
+    images = _scaled_operands.scaled_operands(
+        image, text, cosine=False, weighted=False, shape=(1, 1)
+    )
     _, best_image = _hardest_of_tiles(images, image_ids, text_ids, bound, False, True)
     return best_text, best_image
 

@@ -139,7 +139,9 @@ def _gradient_of_rows(
             products += value * tl.load(at, mask=d < D, other=0.0)
         norm = square_root(tl.sum(squares, 1))
         if POWERS:
-            factor = tl.full((ROWS,), POWER, DTYPE) if UNIT_ROWS else row_power(tl.max(largest, 1))
+            factor = tl.full((ROWS,), POWER, DTYPE)
+            if not UNIT_ROWS:
+                factor = row_power(tl.max(largest, 1), not COSINE)
         if COSINE:
             # The gradient of a unit row is orthogonal to it, unless the norm is below the smallest
             # divisor.

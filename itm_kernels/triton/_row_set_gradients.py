@@ -28,7 +28,7 @@ def gradients(
         of_query if unit is None else unit, context.norm, query.norm,
         of_query if along is None else along, *outs, *x.stride(), *y.stride(), *totals,
         x.shape[1], y.shape[1], x.shape[2], X_COUNTS=context.has_counts, Y_COUNTS=query.has_counts,
-        X_ZERO=context.of_zero, Y_ZERO=query.of_zero, HAS_UNIT=unit is not None,
+        X_POWER=context.largest_power, Y_POWER=query.largest_power, HAS_UNIT=unit is not None,
         ALONG=along is not None, COSINE=context.cosine, POWERS=context.powers, **options,
     )  # fmt: skip
     return outs[0].to(x.dtype), outs[1].to(y.dtype)
@@ -61,8 +61,8 @@ def _gradient_kernel(
     D,
     X_COUNTS: tl.constexpr,
     Y_COUNTS: tl.constexpr,
-    X_ZERO: tl.constexpr,
-    Y_ZERO: tl.constexpr,
+    X_POWER: tl.constexpr,
+    Y_POWER: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     ALONG: tl.constexpr,
     COSINE: tl.constexpr,
@@ -73,13 +73,13 @@ def _gradient_kernel(
     if tl.program_id(1) == 0:
         _gradient(
             x, x_counts, x_sums, unit, x_norm, along, x_out, x_set_stride, x_stride,
-            x_column_stride, x_total, C, D, X_COUNTS, X_ZERO, HAS_UNIT, False, COSINE, POWERS,
+            x_column_stride, x_total, C, D, X_COUNTS, X_POWER, HAS_UNIT, False, COSINE, POWERS,
             ROWS, COLUMNS,
         )  # fmt: skip
     else:
         _gradient(
             y, y_counts, y_sums, unit, y_norm, along, y_out, y_set_stride, y_stride,
-            y_column_stride, y_total, Q, D, Y_COUNTS, Y_ZERO, HAS_UNIT, ALONG, COSINE, POWERS,
+            y_column_stride, y_total, Q, D, Y_COUNTS, Y_POWER, HAS_UNIT, ALONG, COSINE, POWERS,
             ROWS, COLUMNS,
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ def _gradient(
     C,
     D,
     HAS_COUNTS: tl.constexpr,
-    ZERO: tl.constexpr,
+    LARGEST: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     ALONG: tl.constexpr,
     COSINE: tl.constexpr,
@@ -114,7 +114,7 @@ def _gradient(
     own = tl.load(norm + n, mask=there, other=1.0)
     factor = tl.full((ROWS,), 1.0, DTYPE)
     if POWERS:
-        factor = power_of(own, ZERO)
+        factor = power_of(own, LARGEST)
     if HAS_UNIT:
         factor /= tl.load(unit)
     from_row = x + (of * set_stride + number * stride)[:, None]

@@ -32,14 +32,15 @@ from itm_kernels.triton._operands import (
     wide_dtype,
 )
 from itm_kernels.triton._products import add_product
+from itm_kernels.triton._scaled_operands import LARGEST_POWER
 
 # Bytes of the products of a chunk at most. The 47 MB of 128 x 36 rows times 128 x 20 are one chunk
 # [C]: three that stay in the L2 beside the rows would save 9 us of traffic and cost ten launches.
 CHUNK_BYTES = 1 << 26
 _TRUNCATES = not INTERPRETED  # tensor cores truncate tf32, the interpreter multiplies in fp32
-# Powers of two of zero rows. Weights are divided by them: that of a query row of cross attention,
-# which is divided by 1e-8 instead of a norm, would otherwise leave those of other rows 0 in fp16.
-_ZERO_ROW, _ZERO_QUERY = 2.0**24, 2.0**37
+# The largest power of two of a row. The weights of query rows of cross attention are divided by
+# their norms, and by 1e-8 for a row of zeros: in fp16 they would leave those of other rows 0.
+_OF_COSINE, _OF_QUERY = 2.0**113, 2.0**38
 
 
 class RowSets(NamedTuple):
@@ -53,7 +54,7 @@ class RowSets(NamedTuple):
     norm: Tensor  # [N C]
     kind: str
     cosine: bool
-    of_zero: float  # the power of two of a zero row
+    largest_power: float  # of a row
     has_counts: bool
     whole: bool  # `joined` is the input
 
@@ -83,6 +84,9 @@ def prepared(
     copies, width = 3 if kind == "parts" else 1, D + -D % 16
     changed = powers or (truncated and _TRUNCATES) or D % 16 != 0
     totals = [rows.shape[0] * rows.shape[1] for rows, _ in given]
+    largest = [_OF_COSINE if cosine else LARGEST_POWER.value] * 2
+    if not split:
+        largest[1] = _OF_QUERY
     factors = torch.empty((2, sum(totals)), dtype=wide_dtype(context), device=context.device)
     dtype, sides, options = torch.float16 if powers else context.dtype, [], row_blocks(D)
     for k, (rows, counts) in enumerate(given):
@@ -96,24 +100,23 @@ def prepared(
         factor, norm = factors.split(totals, 1)[k]
         sides.append(RowSets(
             rows, rows if counts is None else counts, joined.view(totals[k], -1), parts, factor,
-            norm, kind, cosine, _ZERO_QUERY if k and not split else _ZERO_ROW,
-            counts is not None, whole,
+            norm, kind, cosine, largest[k], counts is not None, whole,
         ))  # fmt: skip
     x, y = sides
     _prepare_kernel[(cdiv(max(totals), options["ROWS"]), 2)](
         x.rows, y.rows, x.counts, y.counts, x.joined, y.joined, x.factor, y.factor, x.norm, y.norm,
         *x.rows.stride(), *y.rows.stride(), *totals, x.rows.shape[1], y.rows.shape[1], D, width,
         X_COUNTS=x.has_counts, Y_COUNTS=y.has_counts, X_WRITES=not x.whole, Y_WRITES=not y.whole,
-        X_ZERO=x.of_zero, Y_ZERO=y.of_zero, COSINE=cosine, POWERS=powers, COPIES=copies,
-        TF32=truncated and _TRUNCATES, **options,
+        X_POWER=x.largest_power, Y_POWER=y.largest_power, COSINE=cosine, POWERS=powers,
+        COPIES=copies, TF32=truncated and _TRUNCATES, **options,
     )  # fmt: skip
     return x, y
 
 
 @triton.jit
-def power_of(norm, OF_ZERO: tl.constexpr):
-    """Return the power of two that scales a norm to 2^13 to 2^14, or that of a zero row."""
-    return tl.where(norm == 0, OF_ZERO, power_of_two_scale(norm, 14))
+def power_of(norm, LARGEST: tl.constexpr):
+    """Return the power of two that scales a norm to between 2^13 and 2^14, at most LARGEST."""
+    return tl.minimum(power_of_two_scale(norm, 14), LARGEST)
 
 
 @triton.jit
@@ -157,8 +160,8 @@ def _prepare_kernel(
     Y_COUNTS: tl.constexpr,
     X_WRITES: tl.constexpr,
     Y_WRITES: tl.constexpr,
-    X_ZERO: tl.constexpr,
-    Y_ZERO: tl.constexpr,
+    X_POWER: tl.constexpr,
+    Y_POWER: tl.constexpr,
     COSINE: tl.constexpr,
     POWERS: tl.constexpr,
     COPIES: tl.constexpr,
@@ -169,13 +172,13 @@ def _prepare_kernel(
     if tl.program_id(1) == 0:
         _prepare(
             x, x_counts, x_joined, x_factor, x_norm, x_set_stride, x_stride, x_column_stride,
-            x_total, C, D, width, X_COUNTS, X_WRITES, X_ZERO, COSINE, POWERS, COPIES, 1, TF32,
+            x_total, C, D, width, X_COUNTS, X_WRITES, X_POWER, COSINE, POWERS, COPIES, 1, TF32,
             ROWS, COLUMNS,
         )  # fmt: skip
     else:
         _prepare(
             y, y_counts, y_joined, y_factor, y_norm, y_set_stride, y_stride, y_column_stride,
-            y_total, Q, D, width, Y_COUNTS, Y_WRITES, Y_ZERO, COSINE, POWERS, COPIES, 2, TF32,
+            y_total, Q, D, width, Y_COUNTS, Y_WRITES, Y_POWER, COSINE, POWERS, COPIES, 2, TF32,
             ROWS, COLUMNS,
         )  # fmt: skip
 
@@ -196,7 +199,7 @@ def _prepare(
     width,
     HAS_COUNTS: tl.constexpr,
     WRITES: tl.constexpr,
-    ZERO: tl.constexpr,
+    LARGEST: tl.constexpr,
     COSINE: tl.constexpr,
     POWERS: tl.constexpr,
     COPIES: tl.constexpr,
@@ -221,7 +224,7 @@ def _prepare(
     own = square_root(tl.sum(squares, 1))
     power = tl.full((ROWS,), 1.0, DTYPE)
     if POWERS:
-        power = power_of(own, ZERO)
+        power = power_of(own, LARGEST)
     found = reciprocal(norm_divisor(own, SMALLEST)) if COSINE else tl.full((ROWS,), 1.0, DTYPE)
     tl.store(factor + n, found / power, mask=there)
     tl.store(norm + n, own, mask=there)

@@ -5,7 +5,9 @@ are 1 / |x|. fp16 and fp32 rows are multiplied by a power of two per row, so tha
 fits fp16: fp16 rows are one exact part, fp32 rows two parts (three products), which are as accurate
 as fp32 itself. bf16 would need three parts (six products). The power is that of the largest
 element, which forward and backward kernels find exactly; norms are sums, whose rounding differs
-between kernels, and a norm of about 1 lies between two powers.
+between kernels, and a norm of about 1 lies between two powers. Weights that multiply a row are
+divided by its power. A limit keeps the weights of rows of zeros, and of tiny rows, among those of
+other rows; cosines need none, since the gradient of a row grows as the row shrinks.
 
 Fine operands, for a softmax with a large scale:
 - bf16 rows are also converted to fp16 with powers of two, exact but for bits below 2^-38 of the
@@ -47,7 +49,12 @@ from itm_kernels.triton._operands import (
 
 
 def scaled_operands(
-    x: Tensor, y: Tensor, cosine: bool, fine: bool = False, **options: Any
+    x: Tensor,
+    y: Tensor,
+    cosine: bool,
+    fine: bool = False,
+    weighted: bool = True,
+    **options: Any,
 ) -> Operands:
     """Prepare rows as `_operands.operands`, with factors for `_score_tiles.scale_scores`.
 
@@ -56,10 +63,12 @@ def scaled_operands(
         y: `[M, D]`.
         cosine: the scores are cosines, 0 for a zero row; otherwise dot products.
         fine: see above.
+        weighted: weights multiply the rows, in a gradient.
         options: of `_operands.operands`.
     """
     kind = kind_of(x)
-    rows = _scaled([x] if y is x else [x, y], kind, cosine, fine)
+    sides = [x] if y is x else [x, y]
+    rows = _scaled(sides, kind, cosine, fine, limited=weighted and not cosine)
     tile, precision = _operands.tile_and_precision(kind, x, y, **options)
     (x_rows, x_factor), (y_rows, y_factor) = rows[0], rows[-1]
     return Operands(x_rows, y_rows, kind, precision, tile, x_factor, y_factor)
@@ -84,14 +93,24 @@ def layout_of(x: Tensor, kind: str, cosine: bool, fine: bool) -> _Layout:
 
 
 def scaled_rows(
-    x: Tensor, kind: str, cosine: bool, fine: bool = False, padded: int = PADDED
+    x: Tensor,
+    kind: str,
+    cosine: bool,
+    fine: bool = False,
+    weighted: bool = True,
+    padded: int = PADDED,
 ) -> tuple[Tensor, Tensor]:
     """Return prepared rows `[parts, N, D]` and their factors `[N]`, or `[0]` for none."""
-    return _scaled([x], kind, cosine, fine, padded)[0]
+    return _scaled([x], kind, cosine, fine, weighted and not cosine, padded)[0]
 
 
 def _scaled(
-    sides: list[Tensor], kind: str, cosine: bool, fine: bool, padded: int = PADDED
+    sides: list[Tensor],
+    kind: str,
+    cosine: bool,
+    fine: bool,
+    limited: bool,
+    padded: int = PADDED,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the rows and factors of one side, or of two sides in one launch."""
     x, y = sides[0], sides[-1]
@@ -111,8 +130,8 @@ def _scaled(
     N, M = x.shape[0], y.shape[0]
     _scale_kernel[(cdiv(max(N, M), options["ROWS"]), len(sides))](
         x, y, rows[0], rows[-1], factors[0], factors[-1], *x.stride(), *y.stride(), N, M, D, width,
-        PARTS=parts, COSINE=cosine, UNIT_ROWS=unit_rows, POWERS=powers, FACTOR=has_factor,
-        **options,
+        PARTS=parts, COSINE=cosine, UNIT_ROWS=unit_rows, POWERS=powers, LIMITED=limited,
+        FACTOR=has_factor, **options,
     )  # fmt: skip
     if not powers:
         rows = [prepare(r[0] if unit_rows else s, kind) for r, s in zip(rows, sides, strict=True)]
@@ -125,18 +144,22 @@ def unit_rows(x: Tensor) -> Tensor:  # [N, D]
     rows = torch.empty((N, D), dtype=wide_dtype(x), device=x.device)
     _scale_kernel[(cdiv(N, options["ROWS"]),)](
         x, x, rows, rows, rows, rows, *x.stride(), *x.stride(), N, N, D, D, PARTS=1, COSINE=True,
-        UNIT_ROWS=True, POWERS=False, FACTOR=False, **options,
+        UNIT_ROWS=True, POWERS=False, LIMITED=False, FACTOR=False, **options,
     )  # fmt: skip
     return rows
 
 
 POWER = tl.constexpr(2.0**13)  # the norm of unit rows in fp16
+# Rows above 2^-24 = 6e-8 keep 22 bits in two parts, and so do the weights of a row of zeros beside
+# those of rows of norm 1.
+LARGEST_POWER = tl.constexpr(2.0**28)
 
 
 @triton.jit
-def row_power(largest):
+def row_power(largest, LIMITED: tl.constexpr):
     """Return the power of two that scales a row's largest element to between 2^13 and 2^14."""
-    return power_of_two_scale(largest.to(tl.float32), 14)
+    power = power_of_two_scale(largest.to(tl.float32), 14)
+    return tl.minimum(power, LARGEST_POWER) if LIMITED else power
 
 
 @jit(do_not_specialize=["N", "M"])
@@ -159,6 +182,7 @@ def _scale_kernel(
     COSINE: tl.constexpr,
     UNIT_ROWS: tl.constexpr,
     POWERS: tl.constexpr,
+    LIMITED: tl.constexpr,
     FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -166,12 +190,12 @@ def _scale_kernel(
     if tl.program_id(1) == 0:
         _scale_rows(
             x, x_parts, x_factor, x_stride, x_column_stride, N, D, width,
-            PARTS, COSINE, UNIT_ROWS, POWERS, FACTOR, ROWS, COLUMNS,
+            PARTS, COSINE, UNIT_ROWS, POWERS, LIMITED, FACTOR, ROWS, COLUMNS,
         )  # fmt: skip
     else:
         _scale_rows(
             y, y_parts, y_factor, y_stride, y_column_stride, M, D, width,
-            PARTS, COSINE, UNIT_ROWS, POWERS, FACTOR, ROWS, COLUMNS,
+            PARTS, COSINE, UNIT_ROWS, POWERS, LIMITED, FACTOR, ROWS, COLUMNS,
         )  # fmt: skip
 
 
@@ -189,6 +213,7 @@ def _scale_rows(
     COSINE: tl.constexpr,
     UNIT_ROWS: tl.constexpr,
     POWERS: tl.constexpr,
+    LIMITED: tl.constexpr,
     FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -201,7 +226,7 @@ def _scale_rows(
     found = tl.full((ROWS,), 1.0, norm.dtype)
     power = found
     if POWERS:
-        power = tl.full((ROWS,), POWER, norm.dtype) if UNIT_ROWS else row_power(largest)
+        power = tl.full((ROWS,), POWER, norm.dtype) if UNIT_ROWS else row_power(largest, LIMITED)
     if COSINE and not UNIT_ROWS:
         found = reciprocal(norm_divisor(norm, SMALLEST))
     if FACTOR:

@@ -227,6 +227,9 @@ def _score_gradients_kernel(
         lengths = tl.load(x_square + rows)[:, None] + tl.load(y_square + columns)[None, :]
         # Below a quarter of the norms, two bits of a difference are lost.
         close = (square < lengths / 32) & (value != 0)
+        if METRIC == "l2" and FACTORS:  # the weight of two tiny rows may not fit fp16
+            limit = 32768 / (tl.load(unit) * tl.load(x_factor + rows))
+            close |= tl.abs(value) * tl.load(y_factor + columns)[None, :] > limit[:, None]
         found = tl.max(tl.max(close.to(tl.int32), 1), 0)
         tl.store(has_close + row_tile * tl.num_programs(0) + column_tile, found)
         if found > 0:

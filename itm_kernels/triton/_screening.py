@@ -162,7 +162,7 @@ def screened_hardest(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # key and index [1, N], [1, M]
     """Find the hardest row of y for every row of x, and vice versa, to fp32 accuracy."""
     # Two maxima and an index for both axes: 259 spills in tiles of 128 x 256 on sm_90.
-    both = _scaled_operands.scaled_operands(x, y, cosine=False)
+    both = _scaled_operands.scaled_operands(x, y, cosine=False, weighted=False)
     (N, M), tile, D = both.shape, both.tile, x.shape[1]
     assert both.x_factor is not None
     assert both.y_factor is not None

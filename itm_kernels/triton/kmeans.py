@@ -226,7 +226,7 @@ def _operands(
     shape = (M, M) if problems == 1 else (1, 1)
     tile, precision = tile_and_precision(kind, x, x, shape, "nearest")
     if kind in ("half", "parts"):
-        left, factor = scaled_rows(x, kind, False, fine=True)
+        left, factor = scaled_rows(x, kind, False, fine=True, weighted=False)
         rows, parts = prepare(x, "half" if kind == "half" else "ieee")[0], 2
     else:
         left, factor = prepare(x, kind), flat.new_empty(0)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from interpreted import beyond_finite
 from itm_kernels import losses, mining, ops
@@ -157,6 +158,56 @@ def test_a_zero_row_has_no_cosine_and_no_gradient(backend: str, dtype: torch.dty
         assert rows.grad.isfinite().all()
         assert rows.grad.count_nonzero() > 0
         assert rows is y or rows.grad[zero].count_nonzero() == 0
+
+
+def of_rows(operation: str, x: Tensor, y: Tensor, backend: str) -> Tensor:
+    """Apply an operation that does not divide rows by their norms."""
+    if operation == "sum of hinges":
+        return losses.SumOfHingesLoss(backend=backend)(x, y)
+    if operation == "log-sum-exp":
+        return torch.stack(ops.log_sum_exp(x, y, 3.0, backend=backend))
+    if operation == "synthesis":
+        clusters = torch.arange(len(y)) % 3
+        return ops.rbf_synthesis(x, y, clusters, 3, 0.8, backend=backend).vectors
+    if operation == "distances":
+        return ops.intra_modal_sum(x, 0.1, 1.2, "l2", backend=backend) + y.sum(1)
+    return ops.similarity(x, y, operation, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [0.0, 1e-14])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        *("dot", "l2", "sqeuclidean", "distances", "sum of hinges", "log-sum-exp"),
+        "synthesis",
+    ],
+)
+def test_tiny_rows_have_their_gradients(
+    operation: str, size: float, dtype: torch.dtype, backend: str
+) -> None:
+    """A power of two that scales such a row for fp16 must not scale its weights out of range."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 33, 40, generator=generator, dtype=torch.float64) + 0.5
+    rows /= rows.norm(dim=2, keepdim=True)
+    rows[0, 3] *= size
+    rows[1, 5:7] *= size
+    inputs = [side.to(dtype).requires_grad_() for side in rows]
+    upstream: Tensor | None = None
+
+    def graded(sides: list[Tensor], backend: str) -> list[Tensor]:
+        nonlocal upstream
+        found = of_rows(operation, *sides, backend)
+        if upstream is None:
+            upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+        return [found.detach(), *torch.autograd.grad(found, sides, upstream.to(found.dtype))]
+
+    exact = graded([side.detach().double().requires_grad_() for side in inputs], "reference")
+    for true, theirs, ours in zip(
+        exact, graded(inputs, "reference"), graded(inputs, backend), strict=True
+    ):
+        error, allowed = ((t.double() - true).abs().max() for t in (ours, theirs))
+        assert error <= 2 * allowed + 64 * torch.finfo(torch.float32).eps * true.abs().max()
 
 
 # Multiples of the blocks that a product is cut into, and sizes between them.
