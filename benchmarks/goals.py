@@ -33,6 +33,12 @@ GOALS = {
         "gram": {"AVX512": 1.5},
         "eager": {"AVX512": 4.0},
     },
+    # A step of SCAN's training: few scores have a gradient.
+    "scan max_violation/R=36 L=20/N=128,D=1024,float32": {
+        "scan": {"AVX512": 15.0},
+        "gram": {"AVX512": 1.5},
+        "eager": {"AVX512": 4.0},
+    },
     "late_interaction/R=36 L=20/N=128,D=1024,float32": {"eager": {"AVX512": 2.0}},
 }
 

@@ -194,7 +194,7 @@ def test_a_goal_names_its_contender():
 
 def test_goals_of_words_and_regions_are_of_rows_that_are_measured():
     size = bench_fine_grained.SIZES[0]
-    for operator in ("cross_attention", "late_interaction"):
+    for operator in ("cross_attention", "scan max_violation", "late_interaction"):
         assert bench_fine_grained.row_of(operator, size, WORDS[0], "cpu").key in goals.GOALS
 
 
