@@ -16,6 +16,7 @@ from tests.contract.test_edge_cases import (  # noqa: F401
     test_a_zero_row_has_no_cosine_and_no_gradient,
     test_an_infinite_row_shows_in_its_gradient_without_a_mask,
     test_equal_scores_go_to_the_lowest_index,
+    test_tiny_rows_have_their_gradients,
 )
 from tests.contract.test_every_loss import (  # noqa: F401
     test_a_zero_row_has_no_gradient,
