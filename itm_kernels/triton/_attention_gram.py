@@ -8,7 +8,7 @@ from itm_kernels.triton._launch import cdiv, jit
 from itm_kernels.triton._norms import power_of_two_scale
 from itm_kernels.triton._operands import INTERPRETED
 from itm_kernels.triton._products import rounded
-from itm_kernels.triton._row_sets import RowSets
+from itm_kernels.triton._row_sets import CHUNK_BYTES, RowSets
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 _ROWS, _COLUMNS = 64, 64  # of a context per program, and elements of rows
@@ -47,7 +47,8 @@ def gradients_of_gram(outer: Tensor, alpha: Tensor, rows: RowSets) -> Tensor:  #
     outer, alpha = (pairs.view(-1, C, pairs.shape[1]) for pairs in (outer, alpha))
     if rows.kind != "ieee":
         return torch.bmm(outer, alpha.mT)
-    size = cdiv(outer.shape[0], 16)  # of the contexts whose copies in fp64 exist at once
+    # Contexts whose two copies in fp64 exist at once.
+    size = max(1, CHUNK_BYTES // 2 // (2 * 8 * C * outer.shape[2]))
     parts = zip(outer.split(size), alpha.split(size), strict=True)
     return torch.cat([torch.bmm(one.double(), other.double().mT) for one, other in parts])
 
