@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> cross_attention_forward(const Tensor& context, const 
 }
 
 // Pair by pair, the gradient of one pair takes about twice as long as its share of a tile with
-// 36 x 20 x 1,024 multiplications per pair, and eight times with 8 x 6 x 64.
+// 36 x 20 x 1,024 multiplications per pair, and ten times with 8 x 6 x 64.
 constexpr int64_t kPairsPerGradient = 8;
 
 // Returns the pairs of a tile whose scores have a gradient other than 0, if they are few.
