@@ -15,7 +15,7 @@ from operator_inputs import sample_inputs
 from sets_of_rows import Sets, assert_precise, close, drawn, graded
 
 pytestmark = MARKS["native"]
-# The gradient is 0 but for every n-th score: kernels leave other pairs out if they are most.
+# The gradient is 0 but for every n-th score: if n is large, kernels leave out the other pairs.
 EVERY = [1, 2, 9, 1000]
 ODD = [(1, 2, 3, 4, 1), (2, 1, 5, 7, 3), (33, 2, 1, 5, 96), (3, 33, 7, 1, 333), (2, 3, 9, 8, 1000)]
 # More than the 1,024 rows of contexts and the 4,096 of queries that a tile has.
