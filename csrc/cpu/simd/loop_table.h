@@ -80,7 +80,7 @@ struct Attention {
 
   int64_t padded_rows() const { return (rows + kRows - 1) / kRows * kRows; }
   T* column(int64_t k) const { return of_columns + k * stride; }
-  // What products are multiplied by over a query of which columns are computed in fp64.
+  // For a query with columns in fp64: the factor that normalises the products of each row.
   double* factors() const { return exact + 2 * rows; }
   // p = sum of alpha s, |a|^2, |a| |e|, the cosine, and its gradient, which the caller writes.
   T* product() const { return column(5); }
