@@ -146,9 +146,9 @@ constexpr int64_t kSetRows = 1024, kSetColumns = 4096;
 // Computes tiles of the products of all rows, one at a time: in one buffer, or, if a tensor is
 // given to keep, in its first entries as a matrix [rows of contexts, rows of queries].
 //
-// MKL multiplies them, which runs AVX2 code on AMD CPUs with AVX-512. oneDNN's AVX-512 kernels for
-// blocks (at::native::cpublas::brgemm), with both sides copied to panels, multiply tiles there at
-// 1.07 to 1.19 times the rate, but a step of cross attention is not faster with them.
+// torch's BLAS library multiplies them. MKL runs AVX2 code on AMD CPUs with AVX-512. oneDNN's
+// kernels for blocks (at::native::cpublas::brgemm), with the second matrix copied to panels, have
+// 1.07 to 1.19 times its rate there, but a step of cross attention is not faster.
 template <typename T>
 class SetTiles {
  public:
